@@ -1,0 +1,20 @@
+"""Confide: private language models on machines nobody has to trust."""
+
+from typing import TYPE_CHECKING
+
+from confide.errors import ConfideError
+
+if TYPE_CHECKING:
+    from confide.hybrid.model import HybridModel
+
+__all__ = ["ConfideError", "HybridModel"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    # transformers takes seconds to import, and the command line's help should not wait for it.
+    if name == "HybridModel":
+        from confide.hybrid.model import HybridModel
+
+        return HybridModel
+    raise AttributeError(f"module 'confide' has no attribute {name!r}")

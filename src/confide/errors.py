@@ -1,0 +1,150 @@
+"""One tree of typed errors. Every message is a sentence that says what to do next.
+
+Each class has a stable `code`, which is what crosses the wire and what `--json` prints; nothing secret ever
+enters a message.
+"""
+
+from typing import ClassVar
+
+
+class ConfideError(Exception):
+    """Base of everything Confide raises on purpose."""
+
+    code: ClassVar[str] = "error"
+
+
+class InsecureParameters(ConfideError):
+    """The parameters asked for miss the security table, the drowning ratio or the failure probability."""
+
+    code = "insecure-parameters"
+
+
+class ModelNotSupported(ConfideError):
+    """The model's architecture cannot be split."""
+
+    code = "model-not-supported"
+
+
+class InvalidPackage(ConfideError):
+    """A package folder is missing something, is malformed or does not belong with its counterpart."""
+
+    code = "invalid-package"
+
+
+class InvalidActivation(ConfideError):
+    """An activation is not finite, so it has no integer representation."""
+
+    code = "invalid-activation"
+
+
+class PackError(ConfideError):
+    """Something about the client's pack folder."""
+
+    code = "pack"
+
+
+class PackInUse(PackError):
+    """Another process, or the parent of this fork, owns the pack folder."""
+
+    code = "pack-in-use"
+
+
+class PackExhausted(PackError):
+    """No unused mask is left."""
+
+    code = "pack-exhausted"
+
+
+class PackCorrupted(PackError):
+    """A pack file does not hold what was written to it."""
+
+    code = "pack-corrupted"
+
+
+class ProtocolError(ConfideError):
+    """The other side did not keep to the protocol."""
+
+    code = "protocol"
+
+
+class VersionMismatch(ProtocolError):
+    """The two sides speak different versions of the protocol."""
+
+    code = "version-mismatch"
+
+
+class ModelMismatch(ProtocolError):
+    """The server's package and the client's shell were not made together."""
+
+    code = "model-mismatch"
+
+
+class MalformedMessage(ProtocolError):
+    """A frame is truncated, oversized, of an unknown type or out of bounds."""
+
+    code = "malformed-message"
+
+
+class UnknownGroup(ProtocolError):
+    """The layer group named does not exist in the model served."""
+
+    code = "unknown-group"
+
+
+class WrongShape(ProtocolError):
+    """A payload does not have the width or the number of rows that its group needs."""
+
+    code = "wrong-shape"
+
+
+class UnknownPack(ProtocolError):
+    """The server has no offline request on record for this pack and group."""
+
+    code = "unknown-pack"
+
+
+class RequestConflict(ProtocolError):
+    """A second, different offline request came for one pack and group."""
+
+    code = "request-conflict"
+
+
+class IndexUsed(ProtocolError):
+    """A mask index was already answered for other data, or was burned."""
+
+    code = "index-used"
+
+
+class ServerBusy(ProtocolError):
+    """A limit of the server (connections, memory) is reached for the moment."""
+
+    code = "server-busy"
+
+
+class ServerFault(ProtocolError):
+    """The server failed inside; its own log says why."""
+
+    code = "server-fault"
+
+
+class ConnectionLost(ConfideError):
+    """The server cannot be reached, or the connection broke."""
+
+    code = "connection-lost"
+
+
+class InsecureConnection(ConfideError):
+    """A plain connection to something that is not this machine was refused."""
+
+    code = "insecure-connection"
+
+
+def error_class(code: str) -> type[ConfideError]:
+    """The class whose `code` this is; ProtocolError for a code this version does not know."""
+    pending: list[type[ConfideError]] = [ConfideError]
+    while pending:
+        candidate = pending.pop()
+        if candidate.code == code:
+            return candidate
+        pending.extend(candidate.__subclasses__())
+    return ProtocolError

@@ -1,0 +1,68 @@
+"""The exact integer matrix product everything rests on: int8 x int8 -> int32, on any device.
+
+`torch._int_mm` is exact on processors with VNNI, AMX or tensor cores; elsewhere int8 kernels may saturate. So the
+kernel is tested with extreme values the first time a device is used, and where it fails, or where the environment
+says CONFIDE_GEMM=fp32, the product is taken in chunks of float32, which are exact.
+"""
+
+import functools
+import os
+
+import torch
+from torch import Tensor
+
+FP32_CHUNK = 1024
+"""127 * 128 * 1024 < 2^24: a float32 sum of this many products is exact in any order."""
+
+
+def int8_matmul(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
+    """left (m, k) int8 times right (k, n) int8 -> (m, n) int32, exact for k < 2^17.
+
+    `out`, an int32 tensor of the result's shape, is filled and returned where it is given.
+    """
+    if _kernel_is_exact(left.device, os.environ.get("CONFIDE_GEMM", "")):
+        return _int8_kernel(left, right, out)
+    return _fp32_kernel(left, right, out)
+
+
+@functools.cache
+def _kernel_is_exact(device: torch.device, choice: str) -> bool:
+    if choice not in ("", "int8", "fp32"):
+        raise ValueError(f"CONFIDE_GEMM is {choice!r}; set it to int8 or fp32, or leave it unset.")
+    return choice != "fp32" and _self_test(device)
+
+
+def _self_test(device: torch.device) -> bool:
+    """Does the int8 kernel agree with int64 arithmetic where saturation would show?"""
+    shapes = [(64, 256, 64), (32, 1024, 4), (17, 72, 8)]
+    signs = torch.tensor([[127, 127], [-127, -127], [127, -127]], dtype=torch.int8)
+    for rows, inner, columns in shapes:
+        for pair in signs:
+            left = pair.repeat(rows, inner // 2)
+            for digit in (-128, 127):
+                right = torch.full((inner, columns), digit, dtype=torch.int8)
+                expected = (left.long() @ right.long()).int()
+                if not torch.equal(_int8_kernel(left.to(device), right.to(device), None).cpu(), expected):
+                    return False
+    return True
+
+
+def _int8_kernel(left: Tensor, right: Tensor, out: Tensor | None) -> Tensor:
+    if left.device.type != "cuda":
+        return torch._int_mm(left, right) if out is None else torch._int_mm(left, right, out=out)
+    rows, inner, columns = left.shape[0], left.shape[1], right.shape[1]
+    # cuBLASLt takes more than 16 rows and multiples of 8 otherwise; zeros change no product.
+    padded_left = torch.nn.functional.pad(left, (0, -inner % 8, 0, max(0, 24 - rows)))
+    padded_right = torch.nn.functional.pad(right, (0, -columns % 8, 0, -inner % 8))
+    product = torch._int_mm(padded_left, padded_right)[:rows, :columns]
+    return product.contiguous() if out is None else out.copy_(product)
+
+
+def _fp32_kernel(left: Tensor, right: Tensor, out: Tensor | None) -> Tensor:
+    if out is None:
+        out = torch.empty(left.shape[0], right.shape[1], dtype=torch.int32, device=left.device)
+    out.zero_()
+    for start in range(0, left.shape[1], FP32_CHUNK):
+        chunk = slice(start, start + FP32_CHUNK)
+        out += (left[:, chunk].float() @ right[chunk].float()).int()
+    return out
