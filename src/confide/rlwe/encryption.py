@@ -98,9 +98,10 @@ class PackSecret:
         values = torch.empty(high.shape[1:], dtype=torch.int32)
         for start in range(0, values.shape[0], TILE_ROWS):
             tile = slice(start, start + TILE_ROWS)
-            kept = (high[:, tile].to(self._device).long() << 8) + low[:, tile].to(self._device)
-            phase = inverse(transform(kept[0]).mul_(self._transform)).round_().long().add_(kept[1])
-            values[tile] = phase.sub_(128).bitwise_right_shift_(8).to(torch.int32)
+            (a_high, b_high), (a_low, b_low) = high[:, tile].to(self._device), low[:, tile].to(self._device)
+            a = a_high.to(torch.float64).mul_(256).add_(a_low)
+            phase = inverse(transform(a).mul_(self._transform)).add_(b_low).sub_(128 - 0.5).floor_()
+            values[tile] = phase.to(torch.int64).bitwise_right_shift_(8).to(torch.int32).add_(b_high)
         return values
 
 

@@ -21,10 +21,10 @@ from confide.rlwe.parameters import Parameters, Profile
 from confide.rlwe.random import Stream, derive_key, drowning, rounded_gaussian, ternary
 from confide.rlwe.ring import product, transform
 
-BLOCK_ROWS = 256
-"""Output rows computed, and sent, at a time."""
+BLOCK_ROWS = 512
+"""Output rows computed at a time."""
 BLOCK_COLUMNS = 1024
-"""Tokens in one product: a block's int32 plane is 1 MiB and stays in cache through the carry."""
+"""Tokens in one product: a block's int32 plane is 2 MiB and stays in cache through the carry."""
 MEMORY_LIMIT = 1 << 30
 """Above this the digit planes live in a temporary file that the operating system pages."""
 
