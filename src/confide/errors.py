@@ -61,6 +61,12 @@ class PackCorrupted(PackError):
     code = "pack-corrupted"
 
 
+class LedgerInUse(ConfideError):
+    """Another server process owns the ledger."""
+
+    code = "ledger-in-use"
+
+
 class ProtocolError(ConfideError):
     """The other side did not keep to the protocol."""
 

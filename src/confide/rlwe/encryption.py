@@ -5,14 +5,14 @@ client chose, and so is the public key's p1 from seeds that both chose, because 
 polynomial itself would read the other's secret from the product with it.
 """
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from confide.rlwe.digits import carry_to_digit_words, digit_word_values
 from confide.rlwe.parameters import ANSWER_BITS, Parameters
-from confide.rlwe.random import ERROR_STREAM_BYTES, Stream, derive_key, rounded_gaussian, ternary
+from confide.rlwe.random import ERROR_STREAM_BYTES, rounded_gaussian, ternary
 from confide.rlwe.ring import inverse, product, transform
+from confide.rlwe.streams import Stream, derive_key
 
 TILE_ROWS = 32
 """Polynomials handled at a time: their transforms (1 MiB) stay in cache."""
@@ -103,10 +103,3 @@ class PackSecret:
             phase = inverse(transform(a).mul_(self._transform)).add_(b_low).sub_(128 - 0.5).floor_()
             values[tile] = phase.to(torch.int64).bitwise_right_shift_(8).to(torch.int32).add_(b_high)
         return values
-
-
-def uniform_masks(key: bytes, parameters: Parameters, tokens: int) -> np.ndarray:
-    """One-time pads for `tokens` consecutive tokens: int32 (tokens, columns), uniform in [0, t)."""
-    masks = Stream(key).words(tokens, parameters.columns)
-    masks &= (1 << parameters.plaintext_bits) - 1
-    return masks

@@ -18,8 +18,9 @@ from confide.rlwe.digits import carry_to_words, digit_word_values, words_to_plan
 from confide.rlwe.encryption import TILE_ROWS, ciphertext_mask, public_key_mask
 from confide.rlwe.gemm import int8_matmul
 from confide.rlwe.parameters import Parameters, Profile
-from confide.rlwe.random import Stream, derive_key, drowning, rounded_gaussian, ternary
+from confide.rlwe.random import drowning, rounded_gaussian, ternary
 from confide.rlwe.ring import product, transform
+from confide.rlwe.streams import Stream, derive_key
 
 BLOCK_ROWS = 512
 """Output rows computed at a time."""
@@ -173,7 +174,7 @@ class _FreshZero:
         return zeros[0], zeros[1]
 
     def _fill(self, zeros: Tensor) -> None:
-        _, words, rows, degree = zeros.shape
+        rows, degree = zeros.shape[2:]
         blinding = transform(ternary(self._ternary, rows, degree).to(self._device))[:, None]
         errors = (
             rounded_gaussian(self._error, rows, degree),

@@ -1,24 +1,13 @@
-"""The online phase: one-time pads at the client, one int8 product at the server, all arithmetic in 32-bit words.
+"""The server's half of the online phase: one int8 product a request, all arithmetic in 32-bit words.
 
-With t = 2^30 and 32-bit answers every step wraps around by itself: the server answers 4 W d - share, the client adds
-4 W r + share + noise / 256, which leaves 4 W x plus less than half a step.
+The server answers 4 W d - share; what the client makes of it stands in `masks`.
 """
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from confide.rlwe.digits import value_digits
 from confide.rlwe.gemm import int8_matmul
 from confide.rlwe.parameters import ANSWER_BITS, Parameters
-
-
-def mask(activations: NDArray[np.int32], masks: NDArray[np.int32], parameters: Parameters) -> NDArray[np.int32]:
-    """d = x - r mod t: int32 (tokens, columns) in [0, t), uniform whatever x is."""
-    masked = activations - masks
-    masked &= (1 << parameters.plaintext_bits) - 1
-    return masked
 
 
 def answer(weights: Tensor, masked: Tensor, share: Tensor | None, parameters: Parameters) -> Tensor:
@@ -45,12 +34,3 @@ def matrix_product(weights: Tensor, values: Tensor) -> Tensor:
     for place in range(1, 4):
         result.add_(planes[place], alpha=1 << (8 * place))
     return result
-
-
-def unmask(answers: NDArray[np.int32], values: NDArray[np.int32], parameters: Parameters) -> NDArray[np.int32]:
-    """W x from the server's answers and the pack's values: int32 (tokens, rows), centred by the arithmetic shift."""
-    shift = ANSWER_BITS - parameters.plaintext_bits
-    total = answers + values
-    total += 1 << (shift - 1)
-    total >>= shift
-    return total

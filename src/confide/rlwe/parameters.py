@@ -119,7 +119,7 @@ class Parameters:
             )
 
     def _require_arithmetic_fits(self) -> None:
-        if not (1 <= self.columns <= MAX_COLUMNS and 1 <= self.rows):
+        if not (1 <= self.columns <= MAX_COLUMNS and self.rows >= 1):
             raise InsecureParameters(
                 f"A group of {self.rows} x {self.columns} weights is outside 1..{MAX_COLUMNS} columns; split it."
             )

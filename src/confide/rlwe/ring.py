@@ -21,9 +21,10 @@ def _twist(degree: int, device: torch.device) -> Tensor:
 def transform(polynomials: Tensor) -> Tensor:
     """Coefficients (..., N), any real dtype -> complex128 transforms (..., N/2)."""
     degree = polynomials.shape[-1]
-    halves = polynomials.to(torch.float64).unflatten(-1, (2, degree // 2))
-    folded = torch.complex(halves[..., 0, :], halves[..., 1, :]).mul_(_twist(degree, polynomials.device))
-    return torch.fft.fft(folded, out=folded)
+    lower, upper = polynomials.to(torch.float64).chunk(2, dim=-1)
+    folded = torch.complex(lower, upper).mul_(_twist(degree, polynomials.device))
+    transformed: Tensor = torch.fft.fft(folded, out=folded)
+    return transformed
 
 
 def inverse(transforms: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""A language model whose linear layers run encrypted on a server: client shell, layer server, messages, ledger."""

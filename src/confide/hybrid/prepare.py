@@ -1,0 +1,118 @@
+"""The client's offline phase: encrypt a pack's masks, have the server multiply them, keep what unmasks the answers."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from confide.errors import ProtocolError, WrongShape
+from confide.hybrid import wire
+from confide.hybrid.connection import LayerConnection
+from confide.hybrid.packs import MaskPack, PackStore
+from confide.models.package import Manifest
+from confide.rlwe.parameters import Parameters
+from confide.rlwe.scheme import ClientHalf, Scheme
+
+FRAME_ROWS = 128
+"""Encrypted inputs in one frame: 12 bytes x 4096 x 128 is 6 MiB."""
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What preparing one pack costs: bytes each way on the wire, bytes on the client's disk, tokens it serves."""
+
+    tokens: int
+    bytes_up: int
+    bytes_down: int
+    bytes_on_disk: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a preparation stands: the group being prepared, and bytes over the wire, done and in all."""
+
+    group: str
+    bytes_done: int
+    bytes_total: int
+
+
+OnProgress = Callable[[Progress], None]
+
+
+def group_traffic(parameters: Parameters) -> tuple[int, int]:
+    """Bytes up and down for one group of a pack: planes bytes an input, 2 x 5 bytes an output, for each token."""
+    up = parameters.planes * parameters.tokens * (parameters.columns + 1)
+    down = 2 * parameters.kept_planes * parameters.tokens * parameters.rows
+    return up, down
+
+
+def pack_traffic(store: PackStore, groups: list[Parameters]) -> Traffic:
+    """What one pack costs."""
+    up, down = (sum(direction) for direction in zip(*map(group_traffic, groups), strict=True))
+    return Traffic(groups[0].tokens, up, down, store.disk_bytes())
+
+
+def prepare_pack(
+    manifest: Manifest,
+    connection: LayerConnection,
+    pack: MaskPack,
+    scheme: Scheme,
+    on_progress: OnProgress | None = None,
+) -> None:
+    """Run the offline phase for all groups of a pack that are not done yet; safe to interrupt and call again.
+
+    A group that was interrupted is sent again with identical bytes, because everything hangs on the pack's seed.
+    """
+    groups = [group.parameters(manifest.profile) for group in manifest.groups]
+    total = sum(sum(group_traffic(parameters)) for parameters in groups)
+    state = connection.request(wire.OpenPack(pack.id), wire.PackState)
+    if state.mark:
+        raise ProtocolError("The server has already answered for this pack, which is still being prepared here.")
+    secret = scheme.client(pack.seed, groups[0].ring_degree)
+    done = sum(sum(group_traffic(parameters)) for parameters in groups[: pack.groups_done])
+    for index in range(pack.groups_done, len(groups)):
+        for sent in _exchange_group(connection, pack, index, groups[index], secret):
+            done += sent
+            if on_progress:
+                on_progress(Progress(manifest.groups[index].name, done, total))
+    pack.finish()
+
+
+def _exchange_group(
+    connection: LayerConnection, pack: MaskPack, group: int, parameters: Parameters, secret: ClientHalf
+) -> Iterator[int]:
+    """One group's offline request and answer; yields the bytes of every payload that crossed the wire."""
+    nonce = bytes.fromhex(pack.facts.client_nonce)
+    p0 = secret.public_key(wire.p1_seed(connection.server_seed, nonce, pack.id), parameters)
+    begin = wire.OfflineBegin(pack.id, group, nonce, secret.public_seed(group), p0.numpy().tobytes())
+    connection.send(begin)
+    yield len(begin.public_key)
+    masks = torch.from_numpy(pack.group_masks(group)).t().contiguous()
+    for first in range(0, parameters.columns, FRAME_ROWS):
+        words = secret.encrypt_rows(masks[first : first + FRAME_ROWS], parameters, group, first)
+        payload = memoryview(words.numpy()).cast("B")
+        connection.send(wire.OfflineRows(first, payload))
+        yield len(payload)
+    values = torch.empty(parameters.rows, parameters.tokens, dtype=torch.int32)
+    received = 0
+    while received < parameters.rows:
+        block = connection.receive(wire.OfflineBlock)
+        high, low = _block_arrays(block, received, parameters)
+        values[received : received + high.shape[1]] = secret.decrypt_rows(high, low)
+        received += high.shape[1]
+        yield len(block.high) + len(block.low)
+    pack.write_group(group, values.t().contiguous().numpy())
+
+
+def _block_arrays(block: wire.OfflineBlock, received: int, parameters: Parameters) -> tuple[Tensor, Tensor]:
+    """The kept bits in a block that must continue at row `received`: int32 and uint8 (2, rows, N)."""
+    rows, rest = divmod(len(block.low), 2 * parameters.tokens)
+    if rest or not rows or block.first_row != received or received + rows > parameters.rows:
+        raise WrongShape("The server's offline answer does not have this layer group's shape; use a matching server.")
+    wire.require_bytes(block.high, 4 * len(block.low))
+    shape = (2, rows, parameters.tokens)
+    high = np.frombuffer(block.high, np.int32).reshape(shape)
+    low = np.frombuffer(block.low, np.uint8).reshape(shape)
+    return torch.from_numpy(high.copy()), torch.from_numpy(low.copy())

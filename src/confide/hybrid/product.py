@@ -1,0 +1,82 @@
+"""The matrix products of a private model: each is one round trip to the layer server, under one-time pads."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from confide.errors import ConnectionLost
+from confide.hybrid import wire
+from confide.hybrid.connection import LayerConnection
+from confide.hybrid.packs import MaskPack
+from confide.hybrid.supply import MaskSupply, Segment
+from confide.rlwe import masks
+from confide.rlwe.parameters import Parameters
+
+
+@dataclass
+class OnlineTraffic:
+    """What went over the wire online: payload bytes and round trips."""
+
+    bytes_up: int = 0
+    bytes_down: int = 0
+    round_trips: int = 0
+
+
+class RemoteProduct:
+    """W x for a layer group, computed by the server on masked activations. Exact.
+
+    `connect` gives a greeted connection; it is called again, once for each request, where the connection broke.
+    """
+
+    def __init__(
+        self, connect: Callable[[], LayerConnection], supply: MaskSupply, parameters: list[Parameters]
+    ) -> None:
+        self._connect = connect
+        self._connection = connect()
+        self._supply = supply
+        self._parameters = parameters
+        self._most = [wire.MAX_FRAME // (4 * max(group.rows, group.columns)) for group in parameters]
+        self.traffic = OnlineTraffic()
+
+    def __call__(self, group: int, x: Tensor) -> Tensor:
+        """x int32 (tokens, columns) -> W x int32 (tokens, rows)."""
+        values = x.cpu().numpy()
+        results = []
+        done = 0
+        for segment in self._supply.take(group, len(values), self._most[group]):
+            count = len(segment.masks)
+            results.append(self._segment(group, values[done : done + count], segment))
+            done += count
+        result = results[0] if len(results) == 1 else np.concatenate(results)
+        return torch.from_numpy(result).to(x.device)
+
+    def _segment(self, group: int, values: masks.Int32Array, segment: Segment) -> masks.Int32Array:
+        parameters = self._parameters[group]
+        masked = masks.mask(values, segment.masks, parameters)
+        message = wire.Online(segment.pack, group, segment.first, len(masked), memoryview(masked).cast("B"))
+        answer = self._exchange(message)
+        wire.require_bytes(answer.values, len(masked) * parameters.rows * 4)
+        self.traffic.bytes_up += len(message.masked)
+        self.traffic.bytes_down += len(answer.values)
+        self.traffic.round_trips += 1
+        return masks.unmask(np.frombuffer(answer.values, np.int32).reshape(len(masked), -1), segment.values, parameters)
+
+    def _exchange(self, message: wire.Online) -> wire.Answer:
+        try:
+            return self._connection.request(message, wire.Answer)
+        except ConnectionLost:
+            # The same indexes may be asked again for the same data, and for nothing else.
+            self._connection.close()
+            self._connection = self._connect()
+            return self._connection.request(message, wire.Answer)
+
+    def add_packs(self, packs: list[MaskPack]) -> None:
+        """Go on with these packs once the present ones are spent."""
+        self._supply.add(packs)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()

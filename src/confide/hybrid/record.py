@@ -1,0 +1,42 @@
+"""A record of everything the layer server sees online, for audits and tests: that it learns nothing, anyone can check.
+
+The file is a sequence of the very messages received, each behind its length in four bytes.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from confide.hybrid import wire
+
+
+class Recorder:
+    """Appends every online message to a file, before it is answered."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("ab", buffering=0)
+
+    def __call__(self, message: wire.Online) -> None:
+        frame = wire.encode(message)
+        self._file.write(len(frame).to_bytes(4, "little") + frame)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+def read_record(path: Path) -> Iterator[wire.Online]:
+    """The messages in a record, oldest first. An incomplete one at the end is left out."""
+    with path.open("rb") as file:
+        while len(size := file.read(4)) == 4:
+            frame = file.read(int.from_bytes(size, "little"))
+            if len(frame) < int.from_bytes(size, "little"):
+                return
+            message = wire.decode_from_client(frame)
+            if isinstance(message, wire.Online):
+                yield message

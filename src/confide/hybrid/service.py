@@ -1,0 +1,202 @@
+"""What the layer server does with each message, without the network: bytes in, bytes out.
+
+One `LayerService` holds the weights and the ledger for all clients; one `Session` follows one client's connection.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from cryptography.hazmat.primitives.poly1305 import Poly1305
+from torch import Tensor
+
+from confide.errors import (
+    MalformedMessage,
+    ModelMismatch,
+    ProtocolError,
+    UnknownGroup,
+    VersionMismatch,
+    WrongShape,
+)
+from confide.hybrid import wire
+from confide.hybrid.ledger import Ledger
+from confide.models.package import Manifest
+from confide.rlwe import online
+from confide.rlwe.evaluation import RequestKey, shares
+from confide.rlwe.parameters import Parameters, Profile
+from confide.rlwe.scheme import Scheme, ServerHalf
+from confide.rlwe.streams import fresh_key
+
+FRAME_ROWS = 128
+"""Output rows in one frame of the offline answer: 10 bytes x 4096 x 128 is 5 MiB."""
+
+Observer = Callable[[wire.Online], None]
+"""Called with every online message before it is answered: what the server sees, for audits and tests."""
+
+
+class LayerService:
+    """The protected layers of one model, their parameters, and the record of what was answered.
+
+    weights: one int8 matrix (rows, columns) per group of the manifest, in order.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        weights: list[Tensor],
+        ledger: Ledger,
+        scheme: Scheme,
+        observer: Observer | None = None,
+    ) -> None:
+        self.manifest = manifest
+        self.ledger = ledger
+        self.scheme = scheme
+        self.model_digest = bytes.fromhex(manifest.model_digest)
+        self.table_digest = manifest.table_digest()
+        self._weights = weights
+        self._parameters = [group.parameters(manifest.profile) for group in manifest.groups]
+        self._observer = observer
+        self._requests: dict[tuple[bytes, int], RequestKey] = {}
+        # Retries are recognised by a tag under a key that lives as long as the process: nobody sees the tags, so a
+        # polynomial hash cannot be made to collide.
+        self._tag_key = fresh_key()
+
+    def welcome(self, hello: wire.Hello) -> wire.Welcome:
+        """Check that the client's version, scheme and shell are this server's."""
+        if hello.version != wire.PROTOCOL_VERSION:
+            raise VersionMismatch(
+                f"The client speaks protocol version {hello.version} and the server {wire.PROTOCOL_VERSION}; "
+                "install the same version of Confide on both sides."
+            )
+        if hello.scheme != self.scheme.name:
+            raise VersionMismatch(f"The server encrypts with {self.scheme.name}; use a client that does the same.")
+        if (hello.model_digest, hello.table_digest) != (self.model_digest, self.table_digest):
+            raise ModelMismatch(
+                "The shell and the server's package were not made by the same split; "
+                "use the client folder that was written together with this server's."
+            )
+        return wire.Welcome(wire.PROTOCOL_VERSION, self.ledger.server_seed)
+
+    def pack_state(self, message: wire.OpenPack) -> wire.PackState:
+        """What the ledger knows of a pack; an unknown pack has no groups."""
+        groups = self.ledger.prepared_groups(message.pack)
+        mark = self.ledger.usage(message.pack).mark if groups else 0
+        return wire.PackState(message.pack, mark, groups)
+
+    def group(self, index: int) -> tuple[Tensor, Parameters]:
+        """The weights and parameters of a group; UnknownGroup where there is none."""
+        if index >= len(self._weights):
+            raise UnknownGroup(
+                f"The model has {len(self._weights)} protected layer groups and the request names number {index}; "
+                "use the client folder that belongs to this server's package."
+            )
+        return self._weights[index], self._parameters[index]
+
+    def answer(self, message: wire.Online) -> wire.Answer:
+        """The online product. The indexes are spent, durably, before the answer exists."""
+        weights, parameters = self.group(message.group)
+        count = message.count
+        if message.first + count > parameters.tokens:
+            raise WrongShape(f"A pack has {parameters.tokens} mask indexes; ask for indexes below that.")
+        wire.require_bytes(message.masked, count * parameters.columns * 4)
+        request = self._request(message.pack, message.group)
+        if self._observer:
+            self._observer(message)
+        tag = Poly1305.generate_tag(self._tag_key, message.masked)
+        self.ledger.spend(message.pack, message.group, message.first, count, tag, parameters.tokens)
+        # A copy, because torch only wraps writable memory and this is the decoder's.
+        masked = torch.from_numpy(np.frombuffer(message.masked, np.int32).reshape(count, -1).copy())
+        private = parameters.profile is Profile.PRIVATE_WEIGHTS
+        share = shares(request, parameters.rows, message.first, count) if private else None
+        values = online.answer(weights, masked, share, parameters)
+        return wire.Answer(memoryview(values.numpy()).cast("B"))
+
+    def _request(self, pack: bytes, group: int) -> RequestKey:
+        known = self._requests.get((pack, group))
+        if known is None:
+            if len(self._requests) > 1 << 16:
+                self._requests.clear()
+            known = RequestKey.bind(self.ledger.server_key, self.ledger.request_digest(pack, group))
+            self._requests[pack, group] = known
+        return known
+
+
+class OfflineRequest:
+    """One group's offline request while its rows arrive, and its answer."""
+
+    def __init__(self, service: LayerService, begin: wire.OfflineBegin) -> None:
+        weights, self._parameters = service.group(begin.group)
+        self._service = service
+        self._begin = begin
+        wire.require_bytes(begin.public_key, self._parameters.planes * self._parameters.ring_degree)
+        self._digest = wire.RequestDigest(service.model_digest, service.table_digest, service.ledger.server_seed, begin)
+        self._product: ServerHalf = service.scheme.server(weights, self._parameters)
+        self._received = 0
+
+    def add_rows(self, message: wire.OfflineRows) -> None:
+        """Take the next rows."""
+        row_bytes = self._parameters.planes * self._parameters.ring_degree
+        rows, rest = divmod(len(message.words), row_bytes)
+        if rest or not rows or message.first_row != self._received or self._received + rows > self._parameters.columns:
+            raise WrongShape("Encrypted masks must come in whole rows, in order; prepare the pack again.")
+        self._digest.add_rows(message.words)
+        words = np.frombuffer(message.words, np.int32).copy()
+        shape = (rows, self._parameters.words, self._parameters.ring_degree)
+        self._product.add_rows(self._received, torch.from_numpy(words.reshape(shape)))
+        self._received += rows
+
+    @property
+    def complete(self) -> bool:
+        """Whether all rows are here."""
+        return self._received == self._parameters.columns
+
+    def answer(self) -> Iterator[wire.OfflineBlock]:
+        """The answer in frames. The request's digest is durable before the first one exists."""
+        digest = self._digest.digest()
+        begin = self._begin
+        ledger = self._service.ledger
+        ledger.bind_request(begin.pack, begin.group, digest)
+        request = RequestKey.bind(ledger.server_key, digest)
+        shape = (self._parameters.words, self._parameters.ring_degree)
+        p0 = torch.from_numpy(np.frombuffer(begin.public_key, np.int32).reshape(shape).copy())
+        seed = wire.p1_seed(ledger.server_seed, begin.client_nonce, begin.pack)
+        for first, high, low in self._product.answer(begin.mask_seed, seed, p0, request):
+            for start in range(0, high.shape[1], FRAME_ROWS):
+                rows = slice(start, start + FRAME_ROWS)
+                yield wire.OfflineBlock(first + start, _contiguous(high[:, rows]), _contiguous(low[:, rows]))
+
+
+def _contiguous(block: Tensor) -> memoryview:
+    return memoryview(np.ascontiguousarray(block.cpu().numpy())).cast("B")
+
+
+class Session:
+    """One client's connection: greets first, then asks."""
+
+    def __init__(self, service: LayerService) -> None:
+        self._service = service
+        self._greeted = False
+
+    def handle(self, message: wire.FromClient) -> wire.FromServer:
+        """The reply to a greeting, an online request or a question about a pack."""
+        if isinstance(message, wire.Hello):
+            welcome = self._service.welcome(message)
+            self._greeted = True
+            return welcome
+        self._require_greeting()
+        match message:
+            case wire.Online():
+                return self._service.answer(message)
+            case wire.OpenPack():
+                return self._service.pack_state(message)
+            case _:
+                raise MalformedMessage("Encrypted masks came outside an offline request; prepare the pack again.")
+
+    def begin_offline(self, begin: wire.OfflineBegin) -> OfflineRequest:
+        """The offline request that a message begins."""
+        self._require_greeting()
+        return OfflineRequest(self._service, begin)
+
+    def _require_greeting(self) -> None:
+        if not self._greeted:
+            raise ProtocolError("The first message must be a greeting; connect with a Confide client.")
