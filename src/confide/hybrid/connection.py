@@ -51,7 +51,7 @@ class LayerConnection:
             )
         self.url = url
         self._events: deque[object] = deque()
-        self._protocol = ClientProtocol(uri, max_size=wire.MAX_FRAME + 4096)
+        self._protocol = ClientProtocol(uri, max_size=wire.MAX_FRAME + wire.FRAME_OVERHEAD)
         try:
             self._socket = socket.create_connection((uri.host, uri.port), timeout=CONNECT_SECONDS)
         except OSError as error:

@@ -161,7 +161,7 @@ class MaskPack:
             file.seek(self._value_offsets[group])
             for index, key in enumerate(self._keys.all()):
                 block = np.ascontiguousarray(values[index * BLOCK_TOKENS : (index + 1) * BLOCK_TOKENS])
-                file.write(_cipher(key).encrypt(_nonce(group), memoryview(block).cast("B"), None))
+                file.write(_cipher(key).encrypt(_nonce(group), block.reshape(-1).view(np.uint8).data, None))
             file.flush()
             os.fsync(file.fileno())
         replace_file(self.folder / "groups-done", str(group + 1).encode())

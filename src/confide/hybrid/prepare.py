@@ -92,7 +92,7 @@ def _exchange_group(
     masks = torch.from_numpy(pack.group_masks(group)).t().contiguous()
     for first in range(0, parameters.columns, FRAME_ROWS):
         words = secret.encrypt_rows(masks[first : first + FRAME_ROWS], parameters, group, first)
-        payload = memoryview(words.numpy()).cast("B")
+        payload = wire.payload(words.numpy())
         connection.send(wire.OfflineRows(first, payload))
         yield len(payload)
     values = torch.empty(parameters.rows, parameters.tokens, dtype=torch.int32)

@@ -56,7 +56,7 @@ class RemoteProduct:
     def _segment(self, group: int, values: masks.Int32Array, segment: Segment) -> masks.Int32Array:
         parameters = self._parameters[group]
         masked = masks.mask(values, segment.masks, parameters)
-        message = wire.Online(segment.pack, group, segment.first, len(masked), memoryview(masked).cast("B"))
+        message = wire.Online(segment.pack, group, segment.first, len(masked), wire.payload(masked))
         answer = self._exchange(message)
         wire.require_bytes(answer.values, len(masked) * parameters.rows * 4)
         self.traffic.bytes_up += len(message.masked)
@@ -76,6 +76,11 @@ class RemoteProduct:
     def add_packs(self, packs: list[MaskPack]) -> None:
         """Go on with these packs once the present ones are spent."""
         self._supply.add(packs)
+
+    @property
+    def tokens_left(self) -> int:
+        """Masks that are ready."""
+        return self._supply.tokens_left
 
     def close(self) -> None:
         """Close the connection."""

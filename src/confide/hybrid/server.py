@@ -7,7 +7,8 @@ change of threads. Long prompts and offline work run in threads, a bounded numbe
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import uvicorn
@@ -157,19 +158,23 @@ def load_service(package_folder: Path, state_folder: Path, recorder: Recorder | 
     return LayerService(package.manifest, weights, Ledger(state_folder), RLWE, recorder)
 
 
-def serve(service: LayerService, host: str, port: int, *, insecure_no_tls: bool = False) -> None:
-    """Serve until SIGINT or SIGTERM. InsecureConnection for a host that is not loopback, unless allowed."""
+def require_loopback(host: str, *, insecure_no_tls: bool) -> None:
+    """InsecureConnection for a host that is not this machine's own, unless that is allowed."""
     if not is_loopback(host) and not insecure_no_tls:
         raise InsecureConnection(
             f"Serving on {host} without TLS lets anyone on the way see who asks what and when; "
             "use a loopback host, or --insecure-no-tls on a network you trust."
         )
+
+
+def serve(service: LayerService, host: str, port: int, *, on_ready: Callable[[str], None] | None = None) -> None:
+    """Serve until SIGINT or SIGTERM. `on_ready` is called with the address once clients can connect."""
     config = uvicorn.Config(
         create_app(service),
         host=host,
         port=port,
         ws="websockets-sansio",
-        ws_max_size=wire.MAX_FRAME + 4096,
+        ws_max_size=wire.MAX_FRAME + wire.FRAME_OVERHEAD,
         ws_per_message_deflate=False,
         ws_ping_interval=None,
         lifespan="on",
@@ -177,4 +182,16 @@ def serve(service: LayerService, host: str, port: int, *, insecure_no_tls: bool 
         access_log=False,
         timeout_graceful_shutdown=5,
     )
-    uvicorn.Server(config).run()
+    server = _AnnouncingServer(config)
+    server.on_ready = on_ready
+    server.run()
+
+
+class _AnnouncingServer(uvicorn.Server):
+    on_ready: Callable[[str], None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and self.on_ready:
+            port = self.servers[0].sockets[0].getsockname()[1]
+            self.on_ready(f"ws://{self.config.host}:{port}")

@@ -109,7 +109,7 @@ class LayerService:
         private = parameters.profile is Profile.PRIVATE_WEIGHTS
         share = shares(request, parameters.rows, message.first, count) if private else None
         values = online.answer(weights, masked, share, parameters)
-        return wire.Answer(memoryview(values.numpy()).cast("B"))
+        return wire.Answer(wire.payload(values.numpy()))
 
     def _request(self, pack: bytes, group: int) -> RequestKey:
         known = self._requests.get((pack, group))
@@ -167,7 +167,7 @@ class OfflineRequest:
 
 
 def _contiguous(block: Tensor) -> memoryview:
-    return memoryview(np.ascontiguousarray(block.cpu().numpy())).cast("B")
+    return wire.payload(block.cpu().numpy())
 
 
 class Session:

@@ -8,13 +8,17 @@ import hashlib
 from typing import Annotated, Final
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from confide.errors import ConfideError, MalformedMessage, WrongShape, error_class
 
 PROTOCOL_VERSION: Final = 1
 PATH: Final = "/v1/layers"
 MAX_FRAME: Final = 8 << 20
-"""Largest frame either side sends, in bytes."""
+"""Largest payload of a frame either side sends, in bytes."""
+FRAME_OVERHEAD: Final = 1 << 12
+"""Room for a frame's other fields; public keys travel in frames of their own."""
 LICENCE: Final = b"anonymous"
 """Stands in every request digest where a licence's identity will."""
 
@@ -29,7 +33,7 @@ Sentence = Annotated[str, msgspec.Meta(max_length=1000)]
 Payload = Annotated[memoryview, msgspec.Meta(max_length=MAX_FRAME)]
 
 
-class _Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
+class _Message(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False):
     pass
 
 
@@ -119,8 +123,8 @@ FromClient = Hello | OpenPack | OfflineBegin | OfflineRows | Online
 FromServer = Welcome | PackState | OfflineBlock | Answer | Failure
 
 _encoder = msgspec.msgpack.Encoder()
-_from_client = msgspec.msgpack.Decoder(FromClient)
-_from_server = msgspec.msgpack.Decoder(FromServer)
+_from_client: msgspec.msgpack.Decoder[FromClient] = msgspec.msgpack.Decoder(FromClient)
+_from_server: msgspec.msgpack.Decoder[FromServer] = msgspec.msgpack.Decoder(FromServer)
 
 
 def encode(message: FromClient | FromServer) -> bytes:
@@ -150,6 +154,11 @@ def _malformed() -> MalformedMessage:
         f"A frame is not a message of protocol version {PROTOCOL_VERSION}; "
         "use the same version of Confide on both sides."
     )
+
+
+def payload(array: NDArray[np.generic]) -> memoryview:
+    """An array's bytes, without a copy where it is contiguous."""
+    return memoryview(np.ascontiguousarray(array).data).cast("B")
 
 
 def failure(error: ConfideError) -> Failure:

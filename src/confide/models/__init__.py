@@ -1,1 +1,1 @@
-"""A causal language model before protection: opened, quantized, and cut into a shell and a server package."""
+"""A causal language model before protection: opened, quantized, cut into a shell and a server package."""

@@ -1,19 +1,49 @@
-"""The quantized model in the clear: the reference that every private run must equal, integer for integer."""
+"""The quantized model in the clear: the same shell, its integer products taken here on the server's own matrices.
+
+It protects nothing. It is the reference that a private run must equal, integer for integer.
+"""
+
+from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from confide.models.package import read_manifest
 from confide.models.server_package import ServerPackage
-from confide.rlwe.online import matrix_product
+from confide.models.shell import load_shell
+from confide.rlwe.gemm import int8_matmul
 
 
 class ClearProduct:
-    """The integer products of a server package, computed here, without encryption."""
+    """The IntegerProduct on matrices that lie on this machine."""
 
     def __init__(self, package: ServerPackage, device: torch.device | str = "cpu") -> None:
-        package.verify()
         self._weights = [package.weights(index).to(device) for index in range(len(package.manifest.groups))]
 
     def __call__(self, group: int, x: Tensor) -> Tensor:
-        """x int32 (tokens, columns) -> W x int32 (tokens, rows)."""
-        return matrix_product(self._weights[group], x)
+        """x int32 (T, columns), |x| < 2^14 -> W x int32 (T, rows), exact."""
+        weights = self._weights[group]
+        digits = _balanced_digits(x)
+        if len(x) == 1:
+            low, high = int8_matmul(weights, digits[0]).t()[:, None]
+        else:
+            tokens, columns = x.shape
+            stacked = digits.permute(2, 0, 1).reshape(2 * tokens, columns)
+            low, high = int8_matmul(stacked, weights.t()).view(2, tokens, -1)
+        return torch.add(low, high, alpha=256)
+
+
+def _balanced_digits(x: Tensor) -> Tensor:
+    """x int32 (T, n), |x| < 2^14 -> int8 (T, n, 2) with x = low + 256 high.
+
+    Adding 128 carries where the low byte is negative as a signed one; the xor takes the 128 off it again.
+    """
+    return x.to(torch.int16).add_(128).bitwise_xor_(128).view(torch.int8).view(*x.shape, 2)
+
+
+def load_clear(shell: Path | str, server: Path | str, device: torch.device | str = "cpu") -> PreTrainedModel:
+    """The quantized model of the two folders of one split. InvalidPackage where they do not belong together."""
+    package = ServerPackage.open(server)
+    package.manifest.require_counterpart(read_manifest(shell))
+    return load_shell(shell, ClearProduct(package, device), device)

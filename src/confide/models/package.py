@@ -1,51 +1,77 @@
-"""The manifest of a package folder: what kind it is, which model it belongs to, and its layer table.
+"""The layer table of a package folder: what `manifest.json` may hold, how it is read and what both sides compare.
 
-Reading it needs no tensor library, so that light clients can. Everything read is bounded and typed.
+Everything in it is public to both sides, but for the row norms, which only the server's has. Needs neither torch nor
+transformers: a client that only prepares packs, or a tool that only looks, reads it in milliseconds.
 """
 
 import hashlib
+import re
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal, NoReturn
 
 import msgspec
 
-from confide.errors import InvalidPackage
-from confide.files import replace_file
+from confide.errors import InsecureParameters, InvalidPackage
 from confide.rlwe.parameters import MAX_ACTIVATION_BITS, MAX_COLUMNS, MIN_ACTIVATION_BITS, Parameters, Profile
 
-MANIFEST: Final = "manifest.json"
-SHELL_KIND: Final = "hybrid-shell"
-SERVER_KIND: Final = "hybrid-server"
-_MAX_MANIFEST_BYTES = 16 << 20
+FORMAT: Final = 1
+MANIFEST_NAME: Final = "manifest.json"
+MAX_MANIFEST_BYTES: Final = 16 << 20
+MAX_GROUPS: Final = 1 << 16
+MAX_GROUP_LAYERS: Final = 64
+MAX_ROWS: Final = 1 << 20
 
-Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
-Rows = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
+Name = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9_.\-]{1,256}\Z")]
+Digest = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+Rows = Annotated[int, msgspec.Meta(ge=1, le=MAX_ROWS)]
+Columns = Annotated[int, msgspec.Meta(ge=1, le=MAX_COLUMNS)]
+ActivationBits = Annotated[int, msgspec.Meta(ge=MIN_ACTIVATION_BITS, le=MAX_ACTIVATION_BITS)]
+RowL1 = Annotated[int, msgspec.Meta(ge=0, le=127 * MAX_COLUMNS)]
+RowL2 = Annotated[float, msgspec.Meta(ge=0, le=127 * MAX_COLUMNS)]
 
 
-class Layer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One linear layer: its module's full name and its outputs."""
+class PackageKind(StrEnum):
+    """What a package folder holds."""
+
+    SHELL = "hybrid-shell"
+    SERVER = "hybrid-server"
+
+
+class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    pass
+
+
+class Layer(_Record, frozen=True):
+    """A protected layer: its module name, and how many outputs it has."""
 
     name: Name
     rows: Rows
 
 
-class Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Layers that share an input of `columns` integers. The norms stand in the server's manifest only."""
+class Group(_Record, frozen=True):
+    """Layers that share an input of `columns` values; their matrices are stacked in this order.
+
+    row_l1, row_l2: the largest norms of a row of the stacked int8 matrix; None in a shell, which must not know them.
+    """
 
     name: Name
-    layers: Annotated[tuple[Layer, ...], msgspec.Meta(min_length=1, max_length=64)]
-    columns: Annotated[int, msgspec.Meta(ge=1, le=MAX_COLUMNS)]
-    activation_bits: Annotated[int, msgspec.Meta(ge=MIN_ACTIVATION_BITS, le=MAX_ACTIVATION_BITS)]
-    row_l1: Annotated[int, msgspec.Meta(ge=0, le=1 << 24)] | None = None
-    row_l2: Annotated[float, msgspec.Meta(ge=0, le=1 << 24)] | None = None
+    layers: Annotated[tuple[Layer, ...], msgspec.Meta(min_length=1, max_length=MAX_GROUP_LAYERS)]
+    columns: Columns
+    activation_bits: ActivationBits
+    row_l1: RowL1 | None = None
+    row_l2: RowL2 | None = None
 
     @property
     def rows(self) -> int:
-        """Outputs of all layers together."""
+        """Outputs of all its layers together."""
         return sum(layer.rows for layer in self.layers)
 
     def parameters(self, profile: Profile) -> Parameters:
-        """The encryption parameters; their constructor refuses insecure ones."""
+        """The group's encryption parameters: from the norms where they are known, from the shape where not.
+
+        Raises InsecureParameters, though never for a group that came through `read_manifest` with this profile.
+        """
         return Parameters.for_shape(
             profile,
             rows=self.rows,
@@ -55,48 +81,102 @@ class Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
             row_l2=self.row_l2,
         )
 
+    def without_norms(self) -> "Group":
+        """What a shell may know of the group."""
+        return msgspec.structs.replace(self, row_l1=None, row_l2=None)
 
-class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What `manifest.json` says. model_digest: hexadecimal SHA-256 over all int8 matrices and their names."""
 
-    format: Annotated[int, msgspec.Meta(ge=1, le=1)]
-    kind: Annotated[str, msgspec.Meta(pattern="^(hybrid-shell|hybrid-server)$")]
+class Manifest(_Record, frozen=True):
+    """A package's layer table. `model_digest` names the int8 weights: see ModelDigest."""
+
+    format: Literal[1]
+    kind: PackageKind
     profile: Profile
     model_type: Name
-    model_digest: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
-    groups: Annotated[tuple[Group, ...], msgspec.Meta(min_length=1, max_length=1 << 14)]
+    model_digest: Digest
+    groups: Annotated[tuple[Group, ...], msgspec.Meta(min_length=1, max_length=MAX_GROUPS)]
 
     def table_digest(self) -> bytes:
-        """SHA-256 over what shell and server share of the layer table; equal for the two."""
+        """SHA-256 over what a shell and its server's package must agree on: equal for the two, 32 bytes."""
         table = [
-            (group.name, [(layer.name, layer.rows) for layer in group.layers], group.columns, group.activation_bits)
+            [
+                group.name,
+                [[layer.name, layer.rows] for layer in group.layers],
+                group.columns,
+                group.activation_bits,
+                group.parameters(self.profile).name,
+            ]
             for group in self.groups
         ]
-        names = [group.parameters(self.profile).name for group in self.groups]
-        return hashlib.sha256(msgspec.msgpack.encode((self.profile, self.model_type, table, names))).digest()
+        return hashlib.sha256(msgspec.json.encode(["confide layer table 1", self.profile, table])).digest()
+
+    def require_counterpart(self, other: "Manifest") -> None:
+        """Raise InvalidPackage unless `other` is the other half of the same split."""
+        same_model = self.model_digest == other.model_digest and self.table_digest() == other.table_digest()
+        if self.kind is other.kind or not same_model:
+            raise InvalidPackage(
+                "The two folders were not made by the same split; use the client and the server folder of one."
+            )
+
+
+class ModelDigest:
+    """SHA-256 over names, shapes and bytes of int8 matrices, in the layer table's order."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256(b"confide int8 matrices 1\0")
+
+    def add(self, name: str, rows: int, columns: int, content: memoryview) -> None:
+        """Take in one layer's matrix, row by row: rows * columns bytes."""
+        # The JSON list ends itself and the shape says how many bytes follow, so no two models read alike.
+        self._hash.update(msgspec.json.encode([name, rows, columns]))
+        self._hash.update(content)
+
+    def hexdigest(self) -> str:
+        """64 hexadecimal digits."""
+        return self._hash.hexdigest()
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `manifest.json`."""
-    replace_file(folder / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
+    """Write a package's layer table."""
+    (folder / MANIFEST_NAME).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
 
 
-def read_manifest(folder: Path, kind: str | None = None) -> Manifest:
-    """Read a package's manifest, which must be of `kind` where that is given; InvalidPackage for anything else."""
-    path = folder / MANIFEST
+def read_manifest(folder: Path | str) -> Manifest:
+    """Read and check a package's layer table. Raises InvalidPackage for whatever is wrong with it."""
+    path = Path(folder) / MANIFEST_NAME
     try:
         with path.open("rb") as file:
-            content = file.read(_MAX_MANIFEST_BYTES + 1)
+            content = file.read(MAX_MANIFEST_BYTES + 1)
     except OSError as error:
         raise InvalidPackage(
-            f"{folder} holds no {MANIFEST}; give the client or server folder that `confide split` wrote."
+            f"{path} cannot be read; give the client or server folder that `confide split` made."
         ) from error
-    if len(content) > _MAX_MANIFEST_BYTES:
-        raise InvalidPackage(f"{path} is too large to be a manifest; split the model again.")
+    if len(content) > MAX_MANIFEST_BYTES:
+        _refuse(path, f"it is larger than {MAX_MANIFEST_BYTES >> 20} MiB")
     try:
         manifest = msgspec.json.decode(content, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidPackage(f"{path} is not a manifest of this version of Confide; split the model again.") from error
-    if kind is not None and manifest.kind != kind:
-        raise InvalidPackage(f"{folder} is a {manifest.kind} package and a {kind} one is needed; give the other folder.")
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        _refuse(path, str(error), error)
+    _check(path, manifest)
     return manifest
+
+
+def _check(path: Path, manifest: Manifest) -> None:
+    names = [group.name for group in manifest.groups]
+    layers = [layer.name for group in manifest.groups for layer in group.layers]
+    if len(set(names)) < len(names) or len(set(layers)) < len(layers):
+        _refuse(path, "a group or layer is named twice")
+    is_server = manifest.kind is PackageKind.SERVER
+    for group in manifest.groups:
+        if (group.row_l1 is not None, group.row_l2 is not None) != (is_server, is_server):
+            _refuse(path, f"row norms belong in the server's table and nowhere else (group {group.name})")
+        try:
+            group.parameters(manifest.profile)
+        except InsecureParameters as error:
+            _refuse(path, f"group {group.name}: {error}", error)
+
+
+def _refuse(path: Path, reason: str, cause: BaseException | None = None) -> NoReturn:
+    # What a damaged file says about itself goes to a terminal: printable and short.
+    reason = re.sub(r"[^\x20-\x7e]", "?", reason)[:300].rstrip(". ")
+    raise InvalidPackage(f"{path} is not a valid layer table: {reason}. Run `confide split` again.") from cause

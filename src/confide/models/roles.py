@@ -1,94 +1,113 @@
-"""Which linear layers each architecture has, and which of them share an input and so form one layer group."""
+"""Which linear layers each architecture has, which of them share an input, and which a user chose to protect.
+
+One table, and the choice made from it by names alone; it has never seen a weight.
+"""
 
 import re
-from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal
 
-from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
+from transformers import PreTrainedConfig
 
-from confide.errors import ModelNotSupported
+from confide.errors import ConfideError, ModelNotSupported
 
-ATTENTION, MLP = "attention", "mlp"
+Kind = Literal["attention", "mlp"]
 
 
 @dataclass(frozen=True)
 class Role:
-    """A group's layers by their names inside a transformer block, in calling order; the first names the group."""
+    """Layers of one block that read the same activations, by their names inside the block."""
 
-    kind: str
+    name: str
     layers: tuple[str, ...]
-
-
-ROLES: dict[str, tuple[Role, ...]] = {
-    "gpt2": (
-        Role(ATTENTION, ("attn.c_attn",)),
-        Role(ATTENTION, ("attn.c_proj",)),
-        Role(MLP, ("mlp.c_fc",)),
-        Role(MLP, ("mlp.c_proj",)),
-    ),
-    "llama": (
-        Role(ATTENTION, ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
-        Role(ATTENTION, ("self_attn.o_proj",)),
-        Role(MLP, ("mlp.gate_proj", "mlp.up_proj")),
-        Role(MLP, ("mlp.down_proj",)),
-    ),
-}
-"""Module roles by `model_type`."""
+    kind: Kind
 
 
 @dataclass(frozen=True)
-class LinearGroup:
-    """A layer group of one model: full module names of linear layers that share an input."""
+class Architecture:
+    """blocks: the module list of transformer blocks; roles: a block's layer groups, in the order they run."""
+
+    blocks: str
+    roles: tuple[Role, ...]
+
+
+@dataclass(frozen=True)
+class LayerGroup:
+    """A group of one model: full module names."""
 
     name: str
     layers: tuple[str, ...]
 
 
-def protected_groups(model: PreTrainedModel, protect: str) -> list[LinearGroup]:
-    """The layer groups to protect, in calling order.
+def _alone(layer: str, kind: Kind) -> Role:
+    return Role(layer, (layer,), kind)
 
-    protect: `all`, `attention`, `mlp`, or a regular expression searched for in the layers' full names.
-    ModelNotSupported where the architecture is unknown or nothing matches.
-    """
-    model_type = str(model.config.model_type)
-    if model_type not in ROLES:
+
+ARCHITECTURES = {
+    "gpt2": Architecture(
+        "transformer.h",
+        (
+            _alone("attn.c_attn", "attention"),
+            _alone("attn.c_proj", "attention"),
+            _alone("mlp.c_fc", "mlp"),
+            _alone("mlp.c_proj", "mlp"),
+        ),
+    ),
+    "llama": Architecture(
+        "model.layers",
+        (
+            Role("self_attn.qkv", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "attention"),
+            _alone("self_attn.o_proj", "attention"),
+            Role("mlp.gate_up", ("mlp.gate_proj", "mlp.up_proj"), "mlp"),
+            _alone("mlp.down_proj", "mlp"),
+        ),
+    ),
+}
+
+
+def all_groups(config: PreTrainedConfig) -> list[tuple[LayerGroup, Kind]]:
+    """Every layer group of a model, in the order they run; ModelNotSupported for an unknown architecture."""
+    architecture = ARCHITECTURES.get(config.model_type)
+    if architecture is None:
         raise ModelNotSupported(
-            f"The architecture {model_type!r} is not known; known ones are {', '.join(sorted(ROLES))}."
+            f"The architecture {config.model_type!r} cannot be split yet; use a model of one of these: "
+            f"{', '.join(ARCHITECTURES)}."
         )
     groups = []
-    for block, role in _blocks(model, ROLES[model_type]):
-        names = tuple(name for layer in role.layers if _chosen(name := f"{block}.{layer}", role.kind, protect))
-        if names:
-            groups.append(LinearGroup(names[0], names))
-    if not groups:
-        raise ModelNotSupported(f"No layer of this model matches {protect!r}; use all, attention, mlp or a layer's name.")
+    for block in range(config.num_hidden_layers):
+        for role in architecture.roles:
+            prefix = f"{architecture.blocks}.{block}."
+            group = LayerGroup(prefix + role.name, tuple(prefix + layer for layer in role.layers))
+            groups.append((group, role.kind))
     return groups
 
 
-def _blocks(model: PreTrainedModel, roles: tuple[Role, ...]) -> list[tuple[str, Role]]:
-    """Every (block name, role) of the model, in module order, which is calling order."""
-    suffixes = {layer: (place, role) for place, role in enumerate(roles) for layer in role.layers}
-    found: dict[str, set[int]] = defaultdict(set)
-    for name, module in model.named_modules():
-        for suffix, (place, _) in suffixes.items():
-            if name.endswith(f".{suffix}") and isinstance(module, nn.Linear | Conv1D):
-                found[name.removesuffix(f".{suffix}")].add(place)
-    return [(block, roles[place]) for block, places in found.items() for place in sorted(places)]
+def select_groups(config: PreTrainedConfig, protect: str) -> list[LayerGroup]:
+    """The layer groups to protect: `all`, `attention`, `mlp`, or a regular expression on full layer names.
+
+    A group holds just the layers that were chosen; groups without any are left out. Raises ModelNotSupported for an
+    unknown architecture, ConfideError where the choice is no regular expression or matches nothing.
+    """
+    groups = all_groups(config)
+    if protect == "all":
+        return [group for group, _ in groups]
+    if protect in ("attention", "mlp"):
+        return [group for group, kind in groups if kind == protect]
+    matches = _pattern(protect)
+    chosen = [LayerGroup(group.name, tuple(filter(matches, group.layers))) for group, _ in groups]
+    if not any(group.layers for group in chosen):
+        raise ConfideError(
+            f"No layer's name matches {protect!r}; they look like {groups[0][0].layers[0]}. "
+            "Use all, attention, mlp or another regular expression."
+        )
+    return [group for group in chosen if group.layers]
 
 
-def _chosen(name: str, kind: str, protect: str) -> bool:
-    if protect in ("all", ATTENTION, MLP):
-        return protect in ("all", kind)
+def _pattern(protect: str) -> Callable[[str], object]:
     try:
-        return re.search(protect, name) is not None
+        return re.compile(protect).search
     except re.error as error:
-        raise ModelNotSupported(f"{protect!r} is not a regular expression ({error}); use all, attention or mlp.") from error
-
-
-def linear_weight(module: nn.Module) -> Tensor:
-    """A linear layer's matrix as (outputs, inputs), whichever way the module stores it."""
-    weight = cast(Tensor, module.weight)
-    return weight.t() if isinstance(module, Conv1D) else weight
+        raise ConfideError(
+            f"{protect!r} is not a regular expression ({error}); use all, attention, mlp or a valid one."
+        ) from error

@@ -1,62 +1,85 @@
-"""The server's half of a split model: int8 matrices and the layer table, and nothing else."""
+"""A server's package: the int8 matrices of the protected layers, one safetensors file for each layer group.
 
-import hashlib
-from collections.abc import Iterable
+Holds no scale, no bias and nothing else of the model; what the matrices mean, it can't know.
+"""
+
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from confide.errors import InvalidPackage
-from confide.models.package import SERVER_KIND, Manifest, read_manifest
-
-WEIGHTS = "weights.safetensors"
+from confide.models.package import Group, Manifest, ModelDigest, PackageKind, read_manifest
 
 
-def weights_digest(matrices: Iterable[tuple[str, Tensor]]) -> str:
-    """Hexadecimal SHA-256 over the names, shapes and bytes of int8 matrices, in order."""
-    digest = hashlib.sha256(b"confide model 1")
-    for name, matrix in matrices:
-        header = f"{name}\0{matrix.shape[0]}\0{matrix.shape[1]}\0".encode()
-        digest.update(len(header).to_bytes(4, "big") + header)
-        digest.update(matrix.contiguous().numpy().data)
-    return digest.hexdigest()
+def group_file(folder: Path, index: int) -> Path:
+    """Where the matrices of the group of this index lie."""
+    return folder / f"group-{index:05d}.safetensors"
 
 
+def row_norms(weights: Tensor) -> tuple[int, float]:
+    """The largest L1 and the largest L2 norm of a row of an int8 matrix."""
+    # One row of at most 2^16 columns sums to less than 2^31 squared magnitudes, so int32 sums are exact.
+    magnitudes = weights.abs().to(torch.int32)
+    l1 = magnitudes.sum(dim=1).max()
+    l2 = magnitudes.square_().sum(dim=1).max()
+    return int(l1), float(l2.double().sqrt())
+
+
+@dataclass(frozen=True)
 class ServerPackage:
-    """A server folder, opened; matrices are read when they are asked for."""
+    """An opened package; matrices are read when they are asked for."""
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.folder = folder
-        self.manifest = manifest
+    folder: Path
+    manifest: Manifest
 
     @classmethod
-    def open(cls, folder: Path | str) -> "ServerPackage":
-        """Open a server folder; InvalidPackage where it is not one."""
-        return cls(Path(folder), read_manifest(Path(folder), SERVER_KIND))
+    def open(cls, folder: Path | str) -> Self:
+        """Read the layer table. InvalidPackage where it is malformed or the folder is a shell."""
+        manifest = read_manifest(folder)
+        if manifest.kind is not PackageKind.SERVER:
+            raise InvalidPackage(f"{folder} is a client's shell; give the server folder of the same split.")
+        return cls(Path(folder), manifest)
 
-    def weights(self, group: int) -> Tensor:
-        """A group's stacked matrix, int8 (rows, columns); InvalidPackage where the file does not hold it."""
-        entry = self.manifest.groups[group]
-        return torch.cat([self._matrix(layer.name, layer.rows, entry.columns) for layer in entry.layers])
+    def weights(self, index: int) -> Tensor:
+        """The stacked matrix of a layer group: int8 (rows, columns), contiguous, on the CPU.
 
-    def _matrix(self, name: str, rows: int, columns: int) -> Tensor:
+        Raises InvalidPackage where the file is damaged or does not hold what the layer table says.
+        """
+        group = self.manifest.groups[index]
+        path = group_file(self.folder, index)
+        stacked = torch.empty(group.rows, group.columns, dtype=torch.int8)
+        start = 0
         try:
-            with safe_open(self.folder / WEIGHTS, framework="pt") as file:
-                matrix: Tensor = file.get_tensor(f"{name}.weight")
+            with safe_open(path, framework="pt") as file:
+                _require(path, set(file.keys()) == {layer.name for layer in group.layers})
+                for layer in group.layers:
+                    stored = file.get_slice(layer.name)
+                    _require(path, stored.get_shape() == [layer.rows, group.columns] and stored.get_dtype() == "I8")
+                    stacked[start : start + layer.rows] = file.get_tensor(layer.name)
+                    start += layer.rows
         except (OSError, SafetensorError) as error:
-            raise InvalidPackage(f"{self.folder} lacks the matrix of {name}; split the model again.") from error
-        if matrix.dtype != torch.int8 or matrix.shape != (rows, columns):
-            raise InvalidPackage(f"The matrix of {name} in {self.folder} has a wrong shape; split the model again.")
-        return matrix
+            raise InvalidPackage(f"{path} is missing or damaged; run `confide split` again.") from error
+        return stacked
 
     def verify(self) -> None:
-        """InvalidPackage unless the matrices have the digest that the manifest states."""
-        matrices = (
-            (layer.name, self._matrix(layer.name, layer.rows, group.columns))
-            for group in self.manifest.groups
-            for layer in group.layers
-        )
-        if weights_digest(matrices) != self.manifest.model_digest:
-            raise InvalidPackage(f"The weights in {self.folder} are not those of its manifest; split the model again.")
+        """Read every matrix; InvalidPackage unless they are those that the layer table was made for."""
+        digest = ModelDigest()
+        for index, group in enumerate(self.manifest.groups):
+            weights = self.weights(index)
+            _require(group_file(self.folder, index), row_norms(weights) == (group.row_l1, group.row_l2))
+            _add_to_digest(digest, group, weights)
+        _require(self.folder, digest.hexdigest() == self.manifest.model_digest)
+
+
+def _add_to_digest(digest: ModelDigest, group: Group, stacked: Tensor) -> None:
+    for layer, matrix in zip(group.layers, stacked.split([layer.rows for layer in group.layers]), strict=True):
+        digest.add(layer.name, layer.rows, group.columns, matrix.numpy().data)
+
+
+def _require(path: Path, condition: bool) -> None:
+    if not condition:
+        raise InvalidPackage(f"{path} does not hold the matrices of its layer table; run `confide split` again.")

@@ -1,51 +1,93 @@
-"""Where a model comes from: the built-in demo, a local Hugging Face folder, or a model hub. Runs no code of theirs."""
+"""Where a model comes from: a hub id, a local folder, or the small GPT-2 that ships with Confide.
+
+Knows nothing of quantization or of protection. Code that a model brings along is never run.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.configuration_utils import PreTrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils.hub import has_file
 
-from confide.errors import ModelNotSupported
+from confide.errors import ConfideError, ModelNotSupported
 
-DEMO_FOLDER = Path(__file__).with_name("demo_gpt2")
+DEMO_NAME = "demo"
+DEMO_FOLDER = Path(__file__).parent / "demo_gpt2"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model that can be loaded: its name or path, and its configuration."""
+    """A causal language model that was found, with its configuration read and its weights not yet."""
 
+    name: str
     location: str
     config: PreTrainedConfig
 
-    def model(self) -> PreTrainedModel:
-        """The model in float32, ready to generate."""
-        model = AutoModelForCausalLM.from_pretrained(self.location, dtype=torch.float32)
-        return model.eval()  # type: ignore[no-any-return]
+    def load_model(self) -> PreTrainedModel:
+        """The stock model in float32, on the CPU, in evaluation mode.
 
-    def tokenizer(self) -> PreTrainedTokenizerBase | None:
-        """The tokenizer, or None where the model came without one."""
-        return tokenizer_in(self.location)
+        Raises ModelNotSupported where weights are missing: transformers would make them up at random.
+        """
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            self.location, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+        )
+        model, report = cast(tuple[PreTrainedModel, dict[str, set[str]]], loaded)
+        if missing := sorted(report["missing_keys"]):
+            raise ModelNotSupported(
+                f"{self.name} is not a whole causal language model: {missing[0]} and {len(missing) - 1} more weights "
+                "are missing; give a model that was saved with its language-modelling head."
+            )
+        model.eval()
+        return model
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The model's tokenizer, or None where it comes without one."""
+        return load_tokenizer(self.location)
 
 
-def open_model(name: str) -> Source:
-    """Find a model: `demo`, a local folder in Hugging Face layout, or a hub id. ModelNotSupported where there is none."""
-    location = str(DEMO_FOLDER) if name == "demo" else name
+def open_model(model: str) -> Source:
+    """Find a model: `demo`, an existing folder, or else a hub id.
+
+    Raises ConfideError where there is none, ModelNotSupported where transformers does not know its architecture.
+    """
+    location = _location(model)
     try:
-        return Source(location, AutoConfig.from_pretrained(location))
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelNotSupported(
-            f"No model can be read at {name!r}; give `demo`, a folder with config.json and safetensors, "
-            "or the id of a model on a hub that this machine reaches."
+        values, _ = PreTrainedConfig.get_config_dict(location)
+    except OSError as error:
+        raise ConfideError(
+            f"There is no model {model!r}: it is neither a folder with a config.json nor a hub model that can be "
+            f"reached from here; check the name, or use {DEMO_NAME!r} for the built-in one."
         ) from error
-
-
-def tokenizer_in(location: str) -> PreTrainedTokenizerBase | None:
-    """The tokenizer of a local folder or a hub id, or None where there is none."""
-    if Path(location).is_dir() and not list(Path(location).glob("tokenizer*")):
-        return None
     try:
-        return AutoTokenizer.from_pretrained(location)  # type: ignore[no-any-return]
-    except (OSError, ValueError):
+        config = AutoConfig.from_pretrained(location, trust_remote_code=False)
+    except (ValueError, KeyError) as error:
+        raise ModelNotSupported(
+            f"{model} has the architecture {values.get('model_type')!r}, which transformers does not know without "
+            "running code that comes with the model; use a model of a stock architecture."
+        ) from error
+    return Source(model, location, config)
+
+
+def _location(model: str) -> str:
+    if model == DEMO_NAME:
+        return str(DEMO_FOLDER)
+    folder = Path(model).expanduser()
+    return str(folder) if folder.is_dir() else model
+
+
+def load_tokenizer(location: str) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a folder or hub model, or None where it has no tokenizer files."""
+    # AutoTokenizer would make an empty tokenizer of the right class rather than say that there is none.
+    if not any(has_file(location, name) for name in TOKENIZER_FILES):
         return None
+    return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(location, trust_remote_code=False))

@@ -1,41 +1,53 @@
-"""Cuts a model in two: a shell for the client, and the protected layers' int8 matrices for the server."""
+"""Cutting a causal language model in two: a shell for the client, int8 matrices for the server.
+
+Goes layer by layer and lets go of each float matrix once it is quantized. Folders get their names at the end, so that
+an interrupted split leaves nothing that looks whole.
+"""
 
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
-from confide.errors import InvalidPackage
-from confide.models.package import SERVER_KIND, SHELL_KIND, Group, Layer, Manifest, write_manifest
-from confide.models.quantize import quantize_weight
-from confide.models.roles import LinearGroup, linear_weight, protected_groups
-from confide.models.server_package import WEIGHTS, weights_digest
+from confide.errors import ConfideError, InsecureParameters, ModelNotSupported
+from confide.models.package import FORMAT, Group, Layer, Manifest, ModelDigest, PackageKind, write_manifest
+from confide.models.quantize import quantize_weights
+from confide.models.roles import LayerGroup, all_groups, select_groups
+from confide.models.server_package import group_file, row_norms
+from confide.models.shell import SHELL_WEIGHTS
 from confide.models.source import Source
 from confide.rlwe.parameters import Parameters, Profile
 
-SHELL_WEIGHTS = "model.safetensors"
-SCALES = "scales.safetensors"
+OnProgress = Callable[[str, int, int], None]
+"""Called with a layer group's name when it is written, the groups done so far, and the groups there are."""
 
 
 @dataclass(frozen=True)
 class SplitSummary:
-    """What a split did: folders, layer groups, parameters, and the encryption parameters used, by name."""
+    """What a split made. Parameters are counted once where weights are tied; bytes are of whole folders."""
 
     client: Path
     server: Path
+    model_type: str
+    profile: Profile
     groups: int
+    layers: int
     protected_parameters: int
     total_parameters: int
-    encryption: tuple[str, ...]
+    parameter_names: tuple[str, ...]
+    client_bytes: int
+    server_bytes: int
 
     @property
     def protected_share(self) -> float:
-        """Protected parameters over all parameters."""
+        """Protected parameters, of all."""
         return self.protected_parameters / self.total_parameters
 
 
@@ -45,108 +57,151 @@ def split(
     *,
     protect: str = "all",
     profile: Profile = Profile.PRIVATE_WEIGHTS,
-    on_group: Callable[[int, int], None] | None = None,
+    progress: OnProgress | None = None,
 ) -> SplitSummary:
-    """Write `out/client` and `out/server`. An interrupted split leaves neither.
+    """Write the shell to out/client and the server's package to out/server, both or neither.
 
-    protect: see `roles.protected_groups`. on_group: called with groups done and in all. InvalidPackage where the
-    folders exist already.
+    protect: see `roles.select_groups`. Raises ConfideError where either folder exists, ModelNotSupported for an
+    architecture that is not in the table, InsecureParameters where a layer's rows are too long.
     """
     out = Path(out)
-    client, server = out / "client", out / "server"
-    for folder in (client, server):
-        if folder.exists():
-            raise InvalidPackage(f"{folder} exists already; give another --out, or delete it first.")
-    model = source.model()
-    total = sum(parameter.numel() for parameter in model.parameters())
-    chosen = protected_groups(model, protect)
-    drafts = [_empty(folder.with_name(f".{folder.name}.draft")) for folder in (client, server)]
+    chosen = select_groups(source.config, protect)
+    for name in ("client", "server"):
+        if (out / name).exists():
+            raise ConfideError(f"{out / name} exists already; choose another folder, or remove it first.")
+    out.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=".unfinished-split-", dir=out))
     try:
-        matrices, scales, groups = _quantize_groups(model, chosen, profile, on_group)
-        protected = sum(matrix.numel() for matrix in matrices.values())
-        digest = weights_digest(matrices.items())
-        _write_server(drafts[1], _manifest(model, SERVER_KIND, profile, digest, groups), matrices)
-        shell = _manifest(model, SHELL_KIND, profile, digest, [_without_norms(group) for group in groups])
-        _write_shell(drafts[0], shell, source, model, scales)
-        drafts[0].rename(client)
-        drafts[1].rename(server)
+        cut = _Cut(source, draft, profile)
+        for done, group in enumerate(chosen, start=1):
+            cut.write_group(group)
+            if progress:
+                progress(group.name, done, len(chosen))
+        summary = cut.finish(out)
+        cut.server.rename(summary.server)
+        try:
+            cut.client.rename(summary.client)
+        except BaseException:
+            shutil.rmtree(summary.server)
+            raise
+        return summary
     finally:
-        for draft in drafts:
-            shutil.rmtree(draft, ignore_errors=True)
-    names = tuple(sorted({group.parameters(profile).name for group in groups}))
-    return SplitSummary(client, server, len(groups), protected, total, names)
+        shutil.rmtree(draft)
+        if not any(out.iterdir()):
+            out.rmdir()
 
 
-def _empty(folder: Path) -> Path:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    return folder
+class _Cut:
+    """A split on its way: the loaded model, losing one matrix after another to the server's folder."""
+
+    def __init__(self, source: Source, draft: Path, profile: Profile) -> None:
+        self.client, self.server = draft / "client", draft / "server"
+        self.client.mkdir()
+        self.server.mkdir()
+        self._source = source
+        self._profile = profile
+        self._model = source.load_model()
+        self._total = self._model.num_parameters()
+        _require_known_layers(self._model)
+        self._digest = ModelDigest()
+        self._groups: list[Group] = []
+        self._scales: dict[str, Tensor] = {}
+
+    def write_group(self, group: LayerGroup) -> None:
+        """Quantize a group's layers, write their matrices and drop the float ones."""
+        matrices = {name: self._take_matrix(name) for name in group.layers}
+        save_file(matrices, group_file(self.server, len(self._groups)))
+        norms = [row_norms(matrix) for matrix in matrices.values()]
+        row_l1, row_l2 = max(l1 for l1, _ in norms), max(l2 for _, l2 in norms)
+        rows = sum(len(matrix) for matrix in matrices.values())
+        columns = next(iter(matrices.values())).shape[1]
+        try:
+            parameters = Parameters.derive(self._profile, rows=rows, columns=columns, row_l1=row_l1, row_l2=row_l2)
+        except InsecureParameters as error:
+            raise InsecureParameters(f"{group.name} cannot be protected. {error}") from error
+        layers = tuple(Layer(name, len(matrix)) for name, matrix in matrices.items())
+        self._groups.append(Group(group.name, layers, columns, parameters.activation_bits, row_l1, row_l2))
+
+    def _take_matrix(self, name: str) -> Tensor:
+        layer = self._model.get_submodule(name)
+        weights = layer.get_parameter("weight").detach()
+        # Conv1D stores (inputs, outputs).
+        matrix, scale = quantize_weights(weights.t() if isinstance(layer, Conv1D) else weights)
+        if not torch.isfinite(scale).all():
+            raise ModelNotSupported(f"The weights of {name} are not all finite; get an undamaged copy of the model.")
+        layer.register_parameter("weight", None)
+        matrix = matrix.contiguous()
+        rows, columns = matrix.shape
+        self._digest.add(name, rows, columns, matrix.numpy().data)
+        self._scales[f"{name}.weight_scale"] = scale
+        return matrix
+
+    def finish(self, out: Path) -> SplitSummary:
+        """Write the shell and both layer tables."""
+        tokenizer = self._source.load_tokenizer()
+        if tokenizer is not None:
+            tokenizer.save_pretrained(self.client)
+        self._write_shell_model()
+        server = Manifest(
+            FORMAT,
+            PackageKind.SERVER,
+            self._profile,
+            self._model.config.model_type,
+            self._digest.hexdigest(),
+            tuple(self._groups),
+        )
+        write_manifest(self.server, server)
+        shell_groups = tuple(group.without_norms() for group in self._groups)
+        shell = Manifest(
+            FORMAT, PackageKind.SHELL, server.profile, server.model_type, server.model_digest, shell_groups
+        )
+        write_manifest(self.client, shell)
+        return SplitSummary(
+            client=out / "client",
+            server=out / "server",
+            model_type=server.model_type,
+            profile=self._profile,
+            groups=len(self._groups),
+            layers=len(self._scales),
+            protected_parameters=sum(group.rows * group.columns for group in self._groups),
+            total_parameters=self._total,
+            parameter_names=tuple(sorted({group.parameters(self._profile).name for group in self._groups})),
+            client_bytes=_folder_bytes(self.client),
+            server_bytes=_folder_bytes(self.server),
+        )
+
+    def _write_shell_model(self) -> None:
+        model = self._model
+        tied = model.all_tied_weights_keys
+        # A checkpoint may hold two different matrices although its configuration says that they are tied; then
+        # transformers does not tie them, and neither must the shell.
+        model.config.tie_word_embeddings = bool(tied)
+        model.config.dtype = torch.float32
+        model.config.save_pretrained(self.client)
+        if model.generation_config is not None:
+            # save_pretrained would refuse settings that loading lets pass with a warning.
+            model.generation_config.to_json_file(self.client / "generation_config.json")
+        kept = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name not in tied}
+        save_file(kept | self._scales, self.client / SHELL_WEIGHTS)
 
 
-def _quantize_groups(
-    model: PreTrainedModel,
-    chosen: list[LinearGroup],
-    profile: Profile,
-    on_group: Callable[[int, int], None] | None,
-) -> tuple[dict[str, Tensor], dict[str, Tensor], list[Group]]:
-    """Int8 matrices and scales by layer name, and the layer table with norms. Frees each float matrix on the way."""
-    matrices: dict[str, Tensor] = {}
-    scales: dict[str, Tensor] = {}
-    groups = []
-    for done, group in enumerate(chosen, 1):
-        layers, l1, l2 = [], 0, 0.0
-        for name in group.layers:
-            module = model.get_submodule(name)
-            matrix, scale = quantize_weight(linear_weight(module).detach())
-            module.weight = torch.nn.Parameter(torch.empty(0), requires_grad=False)
-            matrices[name], scales[name] = matrix.contiguous(), scale
-            layers.append(Layer(name, matrix.shape[0]))
-            l1 = max(l1, int(matrix.abs().sum(dim=1, dtype=torch.int64).max()))
-            l2 = max(l2, float(torch.linalg.vector_norm(matrix.to(torch.float32), dim=1).max()))
-        rows, columns = sum(layer.rows for layer in layers), matrices[group.name].shape[1]
-        parameters = Parameters.derive(profile, rows=rows, columns=columns, row_l1=l1, row_l2=l2)
-        groups.append(Group(group.name, tuple(layers), columns, parameters.activation_bits, l1, l2))
-        if on_group:
-            on_group(done, len(chosen))
-    return matrices, scales, groups
+def _require_known_layers(model: PreTrainedModel) -> None:
+    """Refuse a variant whose blocks hold linear layers that the table of roles does not name, or others than it says.
+
+    Otherwise `--protect all` would leave some of them to the client without a word.
+    """
+    groups = all_groups(model.config)
+    known = {layer for group, _ in groups for layer in group.layers}
+    head = model.get_output_embeddings()
+    linear = {
+        name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D) and module is not head
+    }
+    if odd := sorted(known ^ linear):
+        raise ModelNotSupported(
+            f"This {model.config.model_type} model is a variant whose layer {odd[0]} cannot be protected; "
+            "use one with the standard layers."
+        )
 
 
-def _without_norms(group: Group) -> Group:
-    """What the client may know: the norms say more of the weights than it needs."""
-    return Group(group.name, group.layers, group.columns, group.activation_bits)
-
-
-def _manifest(model: PreTrainedModel, kind: str, profile: Profile, digest: str, groups: list[Group]) -> Manifest:
-    return Manifest(1, kind, profile, str(model.config.model_type), digest, tuple(groups))
-
-
-def _write_server(folder: Path, manifest: Manifest, matrices: dict[str, Tensor]) -> None:
-    save_file({f"{name}.weight": matrix for name, matrix in matrices.items()}, folder / WEIGHTS)
-    write_manifest(folder, manifest)
-
-
-def _write_shell(
-    folder: Path, manifest: Manifest, source: Source, model: PreTrainedModel, scales: dict[str, Tensor]
-) -> None:
-    save_file(scales, folder / SCALES)
-    save_file(_unprotected(model, set(scales)), folder / SHELL_WEIGHTS)
-    model.config.architectures = [type(model).__name__]
-    model.config.save_pretrained(folder)
-    if model.generation_config is not None:
-        model.generation_config.save_pretrained(folder)
-    tokenizer = source.tokenizer()
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
-    write_manifest(folder, manifest)
-
-
-def _unprotected(model: PreTrainedModel, protected: set[str]) -> dict[str, Tensor]:
-    """The weights that stay with the client, each tied tensor once."""
-    kept: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in model.state_dict().items():
-        if name.removesuffix(".weight") in protected or (tensor.numel() and tensor.data_ptr() in seen):
-            continue
-        seen.add(tensor.data_ptr())
-        kept[name] = tensor.contiguous()
-    return kept
+def _folder_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

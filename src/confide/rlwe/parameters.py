@@ -19,6 +19,8 @@ ERROR_STD = math.sqrt(ERROR_BITS) / 2
 DROWNING_TERMS = 4
 """Drowning noise is a sum of this many uniforms (Irwin-Hall): bounded, and with finite Fisher information."""
 
+PLAINTEXT_BITS = 30
+"""t = 2^30: two bits below the answers' 32 leave room for noise, and all online arithmetic wraps in 32-bit words."""
 ANSWER_BITS = 32
 """Online answers, and the client's unmasking values, are the kept modulus's top 32 bits."""
 MAX_ACTIVATION_BITS = 15
@@ -58,7 +60,7 @@ class Parameters:
     activation_bits: int
     ring_degree: int = 4096
     modulus_bits: int = 96
-    plaintext_bits: int = 30
+    plaintext_bits: int = PLAINTEXT_BITS
     kept_bits: int = 40
     drowning_bits: int = 60
 

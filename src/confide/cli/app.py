@@ -1,0 +1,50 @@
+"""The verbs, and what happens to an error that reaches the top: one sentence, exit code 1, no traceback."""
+
+import logging
+import os
+import sys
+
+import typer
+
+from confide.cli import output
+from confide.errors import ConfideError
+
+# Two processes share the machine in the demo and the benchmarks, and an idle thread of one must not spin while the
+# other computes. Read once, when torch starts its threads.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+app = typer.Typer(
+    name="confide",
+    help="Private language models on machines nobody has to trust.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _register() -> None:
+    from confide.cli import demo, generate, prepare, serve, split
+
+    for module in (split, serve, prepare, generate, demo):
+        app.command(module.__name__.rpartition(".")[2])(module.command)
+
+
+def main() -> None:
+    """Run the command line."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    _register()
+    try:
+        app(standalone_mode=False)
+    except ConfideError as error:
+        output.error(error, as_json="--json" in sys.argv)
+        sys.exit(1)
+    except (typer.Abort, KeyboardInterrupt):
+        output.note("Interrupted; what was prepared is kept, and the same command goes on from there.")
+        sys.exit(130)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except Exception as error:
+        if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "show"):
+            error.show()
+            sys.exit(2)
+        raise

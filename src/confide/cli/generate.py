@@ -1,0 +1,140 @@
+"""`confide generate`: text from a shell, with its layers on a server or, as the reference, in the clear."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from confide.cli import output
+from confide.cli.options import InsecureNoTls, Json, Packs, Shell
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def command(
+    shell: Shell,
+    prompt: Annotated[str | None, typer.Argument(help="The text to go on from.")] = None,
+    prompt_ids: Annotated[str | None, typer.Option(help="Token ids instead of text, such as 1,2,3.")] = None,
+    server: Annotated[str | None, typer.Option(help="Address of the layer server.")] = None,
+    clear_with: Annotated[
+        Path | None, typer.Option(help="Compute in the clear with this server folder: the reference of private runs.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate at most.", min=1)] = 64,
+    temperature: Annotated[float | None, typer.Option(help="Sample at this temperature; greedy without.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Sample among this many likeliest tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Sample among tokens of this total probability.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the sampling.")] = None,
+    packs: Packs = None,
+    insecure_no_tls: InsecureNoTls = False,
+    json: Json = False,
+) -> None:
+    """Generate text; it streams as the tokens come. Masks are prepared first if none are left."""
+    if (server is None) == (clear_with is None):
+        raise typer.BadParameter("give either --server or --clear-with")
+    if (prompt is None) == (prompt_ids is None):
+        raise typer.BadParameter("give either a PROMPT or --prompt-ids")
+    sampling = _sampling(temperature, top_k, top_p)
+    request = _Request(prompt, prompt_ids, max_new_tokens, sampling, seed, json)
+    if clear_with is not None:
+        from confide.models.clear import load_clear
+        from confide.models.shell import shell_tokenizer
+
+        request.run(load_clear(shell, clear_with), shell_tokenizer(shell), None)
+        return
+    from confide.hybrid.model import HybridModel
+
+    with output.preparing(quiet=json) as progress:
+        model = HybridModel.from_shell(
+            shell, server=str(server), packs=packs, insecure_no_tls=insecure_no_tls, on_progress=progress
+        )
+    with model:
+        request.run(model.model, model.tokenizer, model)
+
+
+def _sampling(temperature: float | None, top_k: int | None, top_p: float | None) -> dict[str, Any]:
+    chosen = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    given = {name: value for name, value in chosen.items() if value is not None}
+    return {"do_sample": bool(given), **given}
+
+
+class _Request:
+    def __init__(
+        self,
+        prompt: str | None,
+        prompt_ids: str | None,
+        max_new_tokens: int,
+        sampling: dict[str, Any],
+        seed: int | None,
+        json: bool,
+    ) -> None:
+        self._prompt = prompt
+        self._prompt_ids = prompt_ids
+        self._max_new_tokens = max_new_tokens
+        self._sampling = sampling
+        self._seed = seed
+        self._json = json
+
+    def run(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase | None", private: Any) -> None:
+        import torch
+        from transformers import TextStreamer
+
+        from confide.evaluate.timing import TokenClock
+
+        ids = self._ids(tokenizer, int(model.config.vocab_size))
+        if private is not None:
+            self._ensure_masks(private, ids.shape[1] + self._max_new_tokens)
+        if self._seed is not None:
+            torch.manual_seed(self._seed)
+        streams = tokenizer is not None and not self._json
+        clock = TokenClock(TextStreamer(tokenizer) if streams else None)
+        sequence = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=self._max_new_tokens,
+            streamer=clock,
+            pad_token_id=model.config.eos_token_id,
+            **self._sampling,
+        )[0].tolist()
+        generated = sequence[ids.shape[1] :]
+        online = private.traffic.bytes_up + private.traffic.bytes_down if private else 0
+        if self._json:
+            output.result(
+                {
+                    "text": tokenizer.decode(sequence, skip_special_tokens=True) if tokenizer else None,
+                    "token_ids": sequence,
+                    "generated_tokens": len(generated),
+                    "ms_to_first_token": clock.ms_to_first_token,
+                    "ms_per_token": clock.ms_per_token,
+                    "online_bytes": online,
+                }
+            )
+            return
+        if tokenizer is None:
+            output.console.print(",".join(map(str, sequence)))
+        traffic = f", {output.megabytes(online)} online" if private else ""
+        output.note(f"{len(generated)} tokens, {clock.ms_per_token:.1f} ms each{traffic}")
+
+    def _ids(self, tokenizer: "PreTrainedTokenizerBase | None", vocabulary: int) -> Any:
+        import torch
+
+        if self._prompt_ids is None:
+            if tokenizer is None:
+                raise typer.BadParameter("this model has no tokenizer; give --prompt-ids")
+            ids = tokenizer(self._prompt)["input_ids"]
+        else:
+            try:
+                ids = [int(part) for part in self._prompt_ids.split(",")]
+            except ValueError:
+                raise typer.BadParameter("--prompt-ids takes numbers separated by commas") from None
+        if not ids or not all(0 <= token < vocabulary for token in ids):
+            raise typer.BadParameter(f"the prompt must be at least one token, each below {vocabulary}")
+        return torch.tensor([ids])
+
+    def _ensure_masks(self, private: Any, needed: int) -> None:
+        left = private.tokens_left
+        if left >= needed:
+            return
+        output.note(f"Masks for {left:,} tokens are left and this may take {needed:,}: preparing more first.")
+        with output.preparing(quiet=self._json) as progress:
+            private.prepare(needed - left, progress)

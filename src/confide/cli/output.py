@@ -1,0 +1,75 @@
+"""What people and machines read: results on standard output, everything else on standard error."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from confide.errors import ConfideError
+from confide.hybrid.prepare import OnProgress
+from confide.hybrid.prepare import Progress as Preparation
+
+console = Console(highlight=False)
+messages = Console(stderr=True, highlight=False)
+
+
+def result(value: dict[str, Any]) -> None:
+    """One JSON object on standard output."""
+    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()
+
+
+def error(problem: ConfideError, *, as_json: bool) -> None:
+    """An error with its way out."""
+    if as_json:
+        result({"error": {"code": problem.code, "message": str(problem)}})
+    else:
+        messages.print(f"[bold red]{problem.code}[/]  {escape(str(problem))}")
+
+
+def note(text: str) -> None:
+    """A remark for the person at the terminal."""
+    messages.print(f"[dim]{escape(text)}[/]")
+
+
+def quiet_transformers() -> None:
+    """Keep transformers' own progress bars off the terminal; ours say more."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+def megabytes(count: float) -> str:
+    """A number of bytes for people."""
+    return f"{count / 1e6:,.1f} MB" if count < 1e9 else f"{count / 1e9:,.2f} GB"
+
+
+@contextmanager
+def preparing(*, quiet: bool = False) -> Iterator[OnProgress]:
+    """A progress bar for the offline phase: layer group, MB over the wire, time left."""
+    columns = (
+        TextColumn("[dim]preparing[/] {task.fields[group]:<28}"),
+        BarColumn(bar_width=30),
+        TextColumn("{task.fields[done]} of {task.fields[total_text]}"),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=messages, transient=True, disable=quiet) as bar:
+        task = bar.add_task("", total=None, group="", done="", total_text="")
+
+        def update(step: Preparation) -> None:
+            bar.update(
+                task,
+                total=step.bytes_total,
+                completed=step.bytes_done,
+                group=step.group[-28:],
+                done=megabytes(step.bytes_done),
+                total_text=megabytes(step.bytes_total),
+            )
+
+        yield update

@@ -1,0 +1,54 @@
+"""`confide split`: cut a model in two."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from confide.cli import output
+from confide.cli.options import Json
+from confide.rlwe.parameters import Profile
+
+
+def command(
+    model: Annotated[str, typer.Argument(help="`demo`, a local Hugging Face folder, or a hub id.")],
+    out: Annotated[Path, typer.Option(help="Where to write client/ and server/.")],
+    protect: Annotated[str, typer.Option(help="all, attention, mlp, or a regular expression of layer names.")] = "all",
+    profile: Annotated[
+        Profile, typer.Option(help="Whether the weights are secret too, or only what users ask.")
+    ] = Profile.PRIVATE_WEIGHTS,
+    json: Json = False,
+) -> None:
+    """Cut a model into a shell for the client and int8 matrices for an untrusted server."""
+    from confide.models.source import open_model
+    from confide.models.split import split
+
+    output.quiet_transformers()
+    with output.messages.status("quantizing and splitting") as status:
+        summary = split(
+            open_model(model),
+            out,
+            protect=protect,
+            profile=profile,
+            progress=lambda _, done, total: status.update(f"quantized {done} of {total} layer groups"),
+        )
+    if json:
+        output.result(
+            {
+                "client": str(summary.client),
+                "server": str(summary.server),
+                "groups": summary.groups,
+                "protected_parameters": summary.protected_parameters,
+                "total_parameters": summary.total_parameters,
+                "protected_share": summary.protected_share,
+                "profile": profile.value,
+                "encryption": list(summary.parameter_names),
+            }
+        )
+        return
+    output.console.print(
+        f"Protected {summary.protected_parameters:,} of {summary.total_parameters:,} parameters "
+        f"({summary.protected_share:.1%}) in {summary.groups} layer groups; encryption {', '.join(summary.parameter_names)}."
+    )
+    output.console.print(f"For the client:  [bold]{summary.client}[/]")
+    output.console.print(f"For the server:  [bold]{summary.server}[/]   next: confide serve {summary.server}")
