@@ -47,7 +47,7 @@ def saturating_kernel_of_the_transpose(left, right, out):
     return result if out is None else out.copy_(result)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(1, 40), st.integers(1, 300), st.integers(1, 40), st.integers(0, 2**32))
 def test_products_are_exact_for_any_shape(kernel, rows, inner, columns, seed):
     left, right = random_int8(rows, inner, seed), random_int8(inner, columns, seed + 1)

@@ -70,7 +70,7 @@ def test_extreme_products_are_exact_with_a_margin(words, small):
     assert torch.equal(product(transform(left), transform(right)), expected)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.integers(0, 2**32))
 def test_random_products_at_full_degree_are_exact_with_a_margin(seed):
     generator = torch.Generator().manual_seed(seed)

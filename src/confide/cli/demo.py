@@ -209,7 +209,7 @@ class _Demo:
             f"Of the last token, at one layer: {first}, …\n"
             f"All {sum(map(len, seen)):,} numbers it received, as {PLAINTEXT_BITS}-bit integers: chi-square test of "
             f"uniformity, p = {p_value:.3f}\n"
-            "[dim](An illustration, not a proof. The proof is that each is the sum of an activation and a one-time pad.)[/]"
+            "[dim](An illustration, not a proof. The proof is that each is an activation under a one-time pad.)[/]"
         )
         return p_value
 

@@ -48,7 +48,8 @@ def command(
         return
     output.console.print(
         f"Protected {summary.protected_parameters:,} of {summary.total_parameters:,} parameters "
-        f"({summary.protected_share:.1%}) in {summary.groups} layer groups; encryption {', '.join(summary.parameter_names)}."
+        f"({summary.protected_share:.1%}) in {summary.groups} layer groups; "
+        f"encryption {', '.join(summary.parameter_names)}."
     )
     output.console.print(f"For the client:  [bold]{summary.client}[/]")
     output.console.print(f"For the server:  [bold]{summary.server}[/]   next: confide serve {summary.server}")

@@ -167,10 +167,10 @@ def require_loopback(host: str, *, insecure_no_tls: bool) -> None:
         )
 
 
-def serve(service: LayerService, host: str, port: int, *, on_ready: Callable[[str], None] | None = None) -> None:
-    """Serve until SIGINT or SIGTERM. `on_ready` is called with the address once clients can connect."""
-    config = uvicorn.Config(
-        create_app(service),
+def server_config(app: Starlette, host: str, port: int) -> uvicorn.Config:
+    """How the application is served: bounded frames, no compression of what cannot be compressed."""
+    return uvicorn.Config(
+        app,
         host=host,
         port=port,
         ws="websockets-sansio",
@@ -182,7 +182,11 @@ def serve(service: LayerService, host: str, port: int, *, on_ready: Callable[[st
         access_log=False,
         timeout_graceful_shutdown=5,
     )
-    server = _AnnouncingServer(config)
+
+
+def serve(service: LayerService, host: str, port: int, *, on_ready: Callable[[str], None] | None = None) -> None:
+    """Serve until SIGINT or SIGTERM. `on_ready` is called with the address once clients can connect."""
+    server = _AnnouncingServer(server_config(create_app(service), host, port))
     server.on_ready = on_ready
     server.run()
 

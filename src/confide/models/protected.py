@@ -53,7 +53,7 @@ class SharedProduct:
 
     def _compute(self, x: Tensor) -> Tensor:
         integers, scale = quantize_activations(x.reshape(-1, self._columns), self._bits)
-        return self._product(self._group, integers) * scale
+        return self._product(self._group, integers).float().mul_(scale)
 
 
 class ProtectedLinear(nn.Module):

@@ -1,0 +1,195 @@
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from confide.errors import InvalidPackage
+from confide.models import package
+from confide.models.package import Manifest, ModelDigest, read_manifest
+from confide.rlwe.parameters import Profile
+
+SERVER: dict[str, Any] = {
+    "format": 1,
+    "kind": "hybrid-server",
+    "profile": "private-weights",
+    "model_type": "llama",
+    "model_digest": "ab" * 32,
+    "groups": [
+        {
+            "name": "layers.0.qkv",
+            "layers": [{"name": "layers.0.q", "rows": 16}, {"name": "layers.0.k", "rows": 8}],
+            "columns": 32,
+            "activation_bits": 14,
+            "row_l1": 3000,
+            "row_l2": 600.5,
+        },
+        {
+            "name": "layers.0.o",
+            "layers": [{"name": "layers.0.o", "rows": 32}],
+            "columns": 16,
+            "activation_bits": 15,
+            "row_l1": 0,
+            "row_l2": 0.0,
+        },
+    ],
+}
+
+
+def changed(path: str, value: object) -> dict[str, Any]:
+    """SERVER with one value replaced, or removed where it is `...`."""
+    copy: Any = msgspec.json.decode(msgspec.json.encode(SERVER))
+    *parents, leaf = [int(part) if part.isdigit() else part for part in path.split("/")]
+    place = copy
+    for part in parents:
+        place = place[part]
+    if value is ...:
+        del place[leaf]
+    else:
+        place[leaf] = value
+    result: dict[str, Any] = copy
+    return result
+
+
+def read(folder: Path, content: bytes | dict[str, Any]) -> Manifest:
+    data = content if isinstance(content, bytes) else msgspec.json.encode(content)
+    (folder / "manifest.json").write_bytes(data)
+    return read_manifest(folder)
+
+
+def test_a_table_is_read_back(tmp_path: Path) -> None:
+    manifest = read(tmp_path, SERVER)
+    assert [group.rows for group in manifest.groups] == [24, 32]
+    parameters = manifest.groups[0].parameters(manifest.profile)
+    assert (parameters.row_l1, parameters.row_l2, parameters.activation_bits) == (3000, 600.5, 14)
+    package.write_manifest(tmp_path, manifest)
+    assert read_manifest(tmp_path) == manifest
+
+
+def test_both_sides_have_one_table_digest(tmp_path: Path) -> None:
+    server = read(tmp_path, SERVER)
+    groups = tuple(group.without_norms() for group in server.groups)
+    shell = msgspec.structs.replace(server, kind=package.PackageKind.SHELL, groups=groups)
+    assert b"row_l" not in msgspec.json.encode(shell)
+    assert shell.table_digest() == server.table_digest()
+    shell.require_counterpart(server)
+    for own, other in [(shell, shell), (shell, msgspec.structs.replace(server, model_digest="cd" * 32))]:
+        with pytest.raises(InvalidPackage, match="same split"):
+            own.require_counterpart(other)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("profile", "open-weights"),
+        ("groups/0/name", "other"),
+        ("groups/0/layers/0/name", "other"),
+        ("groups/0/layers/0/rows", 17),
+        ("groups/0/columns", 33),
+        ("groups/0/activation_bits", 13),
+        ("groups/1", ...),
+    ],
+)
+def test_the_table_digest_depends_on_everything_shared(tmp_path: Path, path: str, value: object) -> None:
+    assert read(tmp_path, changed(path, value)).table_digest() != read(tmp_path, SERVER).table_digest()
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("format", 2),
+        ("kind", "enclave"),
+        ("kind", "hybrid-shell"),  # with norms
+        ("profile", "none"),
+        ("model_type", ""),
+        ("model_digest", "AB" * 32),
+        ("model_digest", "ab" * 32 + "\n"),
+        ("groups", []),
+        ("groups", {}),
+        ("unknown", 1),
+        ("groups/0/name", "x" * 257),
+        ("groups/0/name", "\x1b[31m"),
+        ("groups/0/name", "layers.0.o"),
+        ("groups/0/layers", []),
+        ("groups/0/layers/1/name", "layers.0.o"),
+        ("groups/0/layers/0/rows", 0),
+        ("groups/0/layers/0/rows", 1 << 62),
+        ("groups/0/layers/0/rows", 1.5),
+        ("groups/0/layers/0/rows", True),
+        ("groups/0/columns", -1),
+        ("groups/0/columns", ...),
+        ("groups/0/columns", (1 << 16) + 1),
+        ("groups/0/activation_bits", 16),
+        ("groups/0/activation_bits", 7),
+        ("groups/0/row_l1", ...),
+        ("groups/0/row_l2", ...),
+        ("groups/0/row_l1", 1 << 17),  # would wrap around the plaintext modulus
+        ("groups/0/row_l2", -1.0),
+        ("groups/0/row_l2", 1e300),
+    ],
+)
+def test_what_is_out_of_bounds_is_refused(tmp_path: Path, path: str, value: object) -> None:
+    with pytest.raises(InvalidPackage, match="confide split") as caught:
+        read(tmp_path, changed(path, value))
+    assert str(caught.value).isprintable()
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.data())
+def test_mutated_bytes_give_a_manifest_or_invalid_package(tmp_path: Path, data: st.DataObject) -> None:
+    content = bytearray(msgspec.json.encode(SERVER))
+    for _ in range(data.draw(st.integers(1, 4))):
+        start = data.draw(st.integers(0, len(content)))
+        end = data.draw(st.integers(start, min(len(content), start + 20)))
+        content[start:end] = data.draw(st.binary(max_size=6) | st.sampled_from([b"1e999", b"[" * 50, b"null", b"-0"]))
+    try:
+        assert isinstance(read(tmp_path, bytes(content)), Manifest)
+    except InvalidPackage as error:
+        assert str(error).isprintable()  # noqa: PT017
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[" * 100_000, b'{"groups":' * 50_000, b'"\\ud800"', b"\x00" * 64])
+def test_what_is_no_json_is_refused(tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(InvalidPackage):
+        read(tmp_path, content)
+
+
+def test_a_large_file_is_not_read(tmp_path: Path) -> None:
+    with pytest.raises(InvalidPackage, match="larger than"):
+        read(tmp_path, b" " * (package.MAX_MANIFEST_BYTES + 1))
+
+
+def test_a_folder_without_a_table_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidPackage, match="confide split"):
+        read_manifest(tmp_path / "nowhere")
+
+
+def test_the_model_digest_separates_matrices() -> None:
+    def digest(*layers: tuple[str, int, int, bytes]) -> str:
+        result = ModelDigest()
+        for name, rows, columns, content in layers:
+            result.add(name, rows, columns, memoryview(content))
+        return result.hexdigest()
+
+    variants = [
+        digest(("a", 2, 2, b"abcd")),
+        digest(("b", 2, 2, b"abcd")),
+        digest(("a", 4, 1, b"abcd")),
+        digest(("a", 2, 2, b"abce")),
+        digest(("a", 2, 1, b"ab"), ("a", 2, 1, b"cd")),
+        digest(("a", 2, 2, b"abcd"), ("b", 1, 1, b"x")),
+    ]
+    assert len(set(variants)) == len(variants)
+
+
+def test_reading_a_table_needs_no_tensor_library() -> None:
+    program = "import sys, confide.models.package; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_profiles_are_those_of_the_parameters(tmp_path: Path) -> None:
+    assert read(tmp_path, changed("profile", "open-weights")).profile is Profile.OPEN_WEIGHTS

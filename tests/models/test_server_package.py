@@ -1,0 +1,86 @@
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from confide.errors import InvalidPackage
+from confide.models.server_package import ServerPackage, group_file, row_norms
+from confide.models.split import SplitSummary
+
+
+@pytest.fixture
+def server(llama_halves: SplitSummary, tmp_path: Path) -> Path:
+    """A copy of a server's package that a test may damage."""
+    return Path(shutil.copytree(llama_halves.server, tmp_path / "server"))
+
+
+def test_layers_are_stacked_in_order(llama_halves: SplitSummary) -> None:
+    package = ServerPackage.open(llama_halves.server)
+    package.verify()
+    stored = load_file(group_file(llama_halves.server, 0))
+    stacked = torch.cat([stored[f"model.layers.0.self_attn.{name}_proj"] for name in "qkv"])
+    weights = package.weights(0)
+    assert torch.equal(weights, stacked)
+    assert weights.dtype == torch.int8
+    assert weights.is_contiguous()
+
+
+def test_a_shell_is_refused(llama_halves: SplitSummary) -> None:
+    with pytest.raises(InvalidPackage, match="server folder"):
+        ServerPackage.open(llama_halves.client)
+
+
+def test_one_changed_weight_is_noticed(server: Path) -> None:
+    matrices = load_file(group_file(server, 3))
+    matrix = next(iter(matrices.values()))
+    matrix[1, 2] *= -1  # keeps the norms
+    assert matrix[1, 2] != 0
+    save_file(matrices, group_file(server, 3))
+    package = ServerPackage.open(server)
+    package.weights(3)
+    with pytest.raises(InvalidPackage, match="layer table"):
+        package.verify()
+
+
+def test_norms_are_checked_against_the_weights(server: Path) -> None:
+    path = server / "manifest.json"
+    text = path.read_text()
+    norm = ServerPackage.open(server).manifest.groups[0].row_l1
+    assert norm is not None
+    path.write_text(text.replace(f'"row_l1": {norm}', f'"row_l1": {norm - 1}', 1))
+    with pytest.raises(InvalidPackage):
+        ServerPackage.open(server).verify()
+
+
+@pytest.mark.parametrize("damage", ["remove", "truncate", "missing", "superfluous", "shape", "type"])
+def test_damage_is_refused(server: Path, damage: str) -> None:
+    path = group_file(server, 0)
+    matrices = load_file(path)
+    name = next(iter(matrices))
+    if damage == "remove":
+        path.unlink()
+    elif damage == "truncate":
+        path.write_bytes(path.read_bytes()[:-1])
+    else:
+        if damage == "missing":
+            del matrices[name]
+        elif damage == "superfluous":
+            matrices["more"] = matrices[name].clone()
+        elif damage == "shape":
+            matrices[name] = matrices[name].t().contiguous()
+        else:
+            matrices[name] = matrices[name].float()
+        if damage == "shape":
+            matrices[name] = matrices[name][:-1].clone()
+        save_file(matrices, path)
+    with pytest.raises(InvalidPackage):
+        ServerPackage.open(server).weights(0)
+
+
+def test_row_norms_are_exact_at_the_extremes() -> None:
+    weights = torch.full((2, 1 << 16), 127, dtype=torch.int8)
+    weights[0] = -127
+    assert row_norms(weights) == (127 << 16, 127.0 * 256)
+    assert row_norms(torch.tensor([[3, -4], [1, 1]], dtype=torch.int8)) == (7, 5.0)

@@ -1,0 +1,110 @@
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from confide.errors import InvalidPackage
+from confide.models.protected import ProtectedLinear
+from confide.models.shell import load_shell, shell_tokenizer
+from confide.models.source import Source
+from confide.models.split import SplitSummary
+
+
+def no_product(group: int, x: Tensor) -> Tensor:
+    raise AssertionError("asked for a product")
+
+
+def test_all_but_the_protected_layers_is_the_stock_model(source: Source, halves: SplitSummary) -> None:
+    shell = load_shell(halves.client, no_product)
+    stock = source.load_model()
+    assert type(shell) is type(stock)
+    assert not shell.training
+    protected = {name for name, module in shell.named_modules() if isinstance(module, ProtectedLinear)}
+    assert len(protected) == halves.layers
+    given = dict(shell.named_parameters()) | dict(shell.named_buffers())
+    expected = dict(stock.named_parameters()) | dict(stock.named_buffers())
+    assert set(given) - {f"{name}.weight_scale" for name in protected} == set(expected) - {
+        f"{name}.weight" for name in protected
+    }
+    for name in given.keys() & expected.keys():
+        assert torch.equal(given[name], expected[name]), name
+        assert given[name].device.type == "cpu"
+    assert not any(parameter.requires_grad for parameter in shell.parameters())
+    tied = shell.get_input_embeddings().weight is shell.get_output_embeddings().weight
+    assert tied == bool(source.config.tie_word_embeddings)
+    assert shell.generation_config.eos_token_id == stock.generation_config.eos_token_id
+
+
+def test_rotary_frequencies_are_computed(tiny_llama: Source, llama_halves: SplitSummary) -> None:
+    given = dict(load_shell(llama_halves.client, no_product).named_buffers())["model.rotary_emb.inv_freq"]
+    expected = dict(tiny_llama.load_model().named_buffers())["model.rotary_emb.inv_freq"]
+    assert torch.equal(given, expected)
+    assert given[0] == 1
+    assert given[-1] < 0.05  # scaled down, as llama3's rule for long contexts has it
+
+
+def test_the_tokenizer_comes_along(source: Source, halves: SplitSummary) -> None:
+    tokenizer = shell_tokenizer(halves.client)
+    original = source.load_tokenizer()
+    assert (tokenizer is None) == (original is None)
+    if tokenizer is not None and original is not None:
+        text = "The Mock Turtle sighed."
+        assert tokenizer(text).input_ids == original(text).input_ids
+        assert tokenizer.decode(tokenizer(text).input_ids) == text
+
+
+@pytest.fixture
+def client(llama_halves: SplitSummary, tmp_path: Path) -> Path:
+    """A copy of a shell that a test may damage."""
+    return Path(shutil.copytree(llama_halves.client, tmp_path / "client"))
+
+
+@pytest.mark.parametrize(
+    "damage", ["missing", "superfluous", "shape", "type", "truncated", "no file", "no config", "other config"]
+)
+def test_damage_is_refused(client: Path, damage: str) -> None:
+    path = client / "model.safetensors"
+    tensors = load_file(path)
+    name = "model.layers.0.self_attn.q_proj.weight_scale"
+    match damage:
+        case "missing":
+            del tensors[name]
+        case "superfluous":
+            tensors["model.layers.0.self_attn.q_proj.weight"] = torch.zeros(32, 32)
+        case "shape":
+            tensors[name] = tensors[name][:-1].clone()
+        case "type":
+            tensors[name] = tensors[name].half()
+    save_file(tensors, path)
+    match damage:
+        case "truncated":
+            path.write_bytes(path.read_bytes()[:-1])
+        case "no file":
+            path.unlink()
+        case "no config":
+            (client / "config.json").unlink()
+        case "other config":
+            (client / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(InvalidPackage, match="confide split"):
+        load_shell(client, no_product)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [('"model.layers.0.mlp.up_proj"', '"model.layers.9.mlp.up_proj"'), ('"columns": 44', '"columns": 45')],
+)
+def test_a_table_that_names_other_layers_is_refused(client: Path, old: str, new: str) -> None:
+    path = client / "manifest.json"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(InvalidPackage, match="layer table"):
+        load_shell(client, no_product)
+
+
+def test_a_server_package_is_refused(llama_halves: SplitSummary) -> None:
+    with pytest.raises(InvalidPackage, match="client folder"):
+        load_shell(llama_halves.server, no_product)

@@ -1,0 +1,68 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from confide.errors import ConfideError, ModelNotSupported
+from confide.models.source import DEMO_FOLDER, Source, open_model
+
+
+def test_the_demo_model_is_built_in() -> None:
+    source = open_model("demo")
+    assert source.config.model_type == "gpt2"
+    model = source.load_model()
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert not model.training
+
+
+def test_the_demo_tokenizer_round_trips() -> None:
+    tokenizer = open_model("demo").load_tokenizer()
+    assert tokenizer is not None
+    text = 'The rabbit said, "I\'m late!" — and ran 42 miles; naïve, isn’t it?\n'
+    assert tokenizer.decode(tokenizer(text).input_ids) == text
+
+
+def test_a_folder_without_tokenizer_has_none(tiny_gpt2: Source) -> None:
+    assert tiny_gpt2.load_tokenizer() is None
+
+
+@pytest.mark.parametrize("name", ["no/such/folder", "./missing", "not a name"])
+def test_what_does_not_exist_is_said_so(name: str) -> None:
+    with pytest.raises(ConfideError, match="built-in"):
+        open_model(name)
+
+
+def test_an_empty_folder_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(ConfideError, match=r"config\.json"):
+        open_model(str(tmp_path))
+
+
+def test_code_that_comes_with_a_model_is_not_run(tmp_path: Path) -> None:
+    (tmp_path / "evil.py").write_text("raise SystemExit('ran')")
+    config = {"model_type": "evil-net", "auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Net"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelNotSupported, match="evil-net"):
+        open_model(str(tmp_path))
+
+
+def test_missing_weights_are_not_made_up(tmp_path: Path) -> None:
+    weights = load_file(DEMO_FOLDER / "model.safetensors")
+    del weights["transformer.h.3.mlp.c_fc.weight"]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    (tmp_path / "config.json").write_bytes((DEMO_FOLDER / "config.json").read_bytes())
+    with pytest.raises(ModelNotSupported, match=r"transformer\.h\.3\.mlp\.c_fc\.weight"):
+        open_model(str(tmp_path)).load_model()
+
+
+def test_the_llama_in_the_test_data_writes_its_reference_text(test_data: Path) -> None:
+    folder = test_data / "models" / "stories260k-llama"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there")
+    reference = json.loads((folder / "reference.json").read_text())
+    expected = reference["greedy_ids"]
+    prompt = torch.tensor([reference["prompt_ids"]])
+    model = open_model(str(folder)).load_model()
+    ids = model.generate(prompt, do_sample=False, max_length=len(expected))
+    assert ids[0].tolist() == expected
