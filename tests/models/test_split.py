@@ -29,8 +29,6 @@ def test_the_shell_holds_no_protected_weight(source: Source, halves: SplitSummar
     originals = dict(model.named_parameters())
     assert protected < set(originals)
     assert not protected & set(shell)
-    # Whatever its name, no tensor of the shell is as large as the smallest protected matrix unless it is one of
-    # the model's other parameters, unchanged.
     others = {name for name in originals if name not in protected}
     scales = {f"{name}.weight_scale" for name in matrices}
     assert set(shell) == others | scales
@@ -40,14 +38,10 @@ def test_the_shell_holds_no_protected_weight(source: Source, halves: SplitSummar
         assert shell[name].shape == (len(matrices[name.removesuffix(".weight_scale")]),)
     assert all(tensor.dtype == torch.float32 for tensor in shell.values())
     for original in (originals[name].detach() for name in protected):
-        assert not any(
-            tensor.shape in (original.shape, original.t().shape) and torch.equal(tensor, original)
-            for tensor in shell.values()
-            if tensor.shape == original.shape
-        )
-    assert sum(
-        tensor.numel() for tensor in shell.values()
-    ) == halves.total_parameters - halves.protected_parameters + sum(len(matrix) for matrix in matrices.values())
+        for form in (original, original.t()):
+            assert not any(
+                tensor.shape == form.shape and torch.allclose(tensor, form, atol=0.02) for tensor in shell.values()
+            )
     assert all(group.row_l1 is None and group.row_l2 is None for group in read_manifest(halves.client).groups)
     files = {path.name for path in halves.client.iterdir()}
     tokenizer = {"tokenizer.json", "tokenizer_config.json"} if source.name == "demo" else set()

@@ -61,13 +61,16 @@ def open_model(model: str) -> Source:
     Raises ConfideError where there is none, ModelNotSupported where transformers does not know its architecture.
     """
     location = _location(model)
+    nothing = ConfideError(
+        f"There is no model {model!r}: it is neither a folder with a config.json nor a hub model that can be "
+        f"reached from here; check the name, or use {DEMO_NAME!r} for the built-in one."
+    )
     try:
         values, _ = PreTrainedConfig.get_config_dict(location)
     except OSError as error:
-        raise ConfideError(
-            f"There is no model {model!r}: it is neither a folder with a config.json nor a hub model that can be "
-            f"reached from here; check the name, or use {DEMO_NAME!r} for the built-in one."
-        ) from error
+        raise nothing from error
+    if not values:
+        raise nothing
     try:
         config = AutoConfig.from_pretrained(location, trust_remote_code=False)
     except (ValueError, KeyError) as error:

@@ -1,0 +1,52 @@
+"""Private generation with two processes on one machine: split a model, serve its layers, generate with the shell.
+
+`confide demo` shows more and measures. This is what a program of your own would do.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from transformers import TextStreamer
+
+import confide
+from confide.models.source import open_model
+from confide.models.split import split
+
+PROMPT = "The old man opened the door and"
+
+
+@contextmanager
+def layer_server(package: Path) -> Iterator[str]:
+    """`confide serve` in a process of its own; yields its address."""
+    command = [sys.executable, "-m", "confide", "serve", str(package), "--port", "0", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603 - our own command
+        try:
+            yield json.loads(process.stdout.readline())["url"]
+        finally:
+            process.terminate()
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        parts = split(open_model("demo"), folder)  # a local Hugging Face folder or a hub id will do as well
+        print(f"{parts.protected_share:.0%} of the parameters go to the server, the rest stays here")
+        with layer_server(parts.server) as url, confide.HybridModel.from_shell(parts.client, server=url) as model:
+            traffic = model.client.traffic
+            print(f"preparing masks for {traffic.tokens} tokens ...")
+            model.prepare()
+
+            inputs = model.tokenizer(PROMPT, return_tensors="pt")
+            streamer = TextStreamer(model.tokenizer)
+            tokens = model.generate(**inputs, max_new_tokens=24, do_sample=False, streamer=streamer)
+
+            print(f"{tokens.shape[1] - inputs['input_ids'].shape[1]} tokens, {model.traffic.round_trips} round trips")
+            print(f"masks for {model.tokens_left} tokens are left")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""Whole models, encrypted for real: private generation equals the clear quantized model's, token for token."""
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    TextIteratorStreamer,
+)
+
+from confide import HybridModel
+from confide.hybrid.ledger import Ledger
+from confide.hybrid.service import LayerService
+from confide.models.clear import ClearProduct, load_clear
+from confide.models.server_package import ServerPackage
+from confide.models.source import open_model
+from confide.models.split import split
+from confide.rlwe.parameters import Profile
+from confide.rlwe.scheme import RLWE
+
+from .small import running
+
+
+@dataclass
+class Pair:
+    """A private model on a running server, and its clear reference."""
+
+    private: HybridModel
+    clear: PreTrainedModel
+
+
+def opened(model: str, folder: Path, profile: Profile = Profile.PRIVATE_WEIGHTS) -> Iterator[Pair]:
+    summary = split(open_model(model), folder / "split", profile=profile)
+    package = ServerPackage.open(summary.server)
+    weights = [package.weights(index) for index in range(len(package.manifest.groups))]
+    service = LayerService(package.manifest, weights, Ledger(folder / "state"), RLWE)
+    with running(service) as url, HybridModel.from_shell(summary.client, server=url) as private:
+        private.prepare(1)
+        yield Pair(private, load_clear(summary.client, summary.server))
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("gpt2")
+    config = GPT2Config(vocab_size=97, n_positions=64, n_embd=32, n_layer=2, n_head=2, eos_token_id=0, bos_token_id=0)
+    GPT2LMHeadModel(config).save_pretrained(folder / "model")
+    yield from opened(str(folder / "model"), folder)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    torch.manual_seed(2)
+    folder = tmp_path_factory.mktemp("llama")
+    config = LlamaConfig(
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=44,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        eos_token_id=0,
+        bos_token_id=1,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    yield from opened(str(folder / "model"), folder, Profile.OPEN_WEIGHTS)
+
+
+@pytest.fixture(params=["gpt2", "llama"])
+def pair(request: pytest.FixtureRequest) -> Pair:
+    return request.getfixturevalue(request.param)  # type: ignore[no-any-return]
+
+
+def generated(pair: Pair, ids: Tensor, mask: Tensor | None = None, seed: int = 0, **options: object) -> list[Tensor]:
+    """The private and the clear model's sequences."""
+    results = []
+    for model in (pair.private, pair.clear):
+        torch.manual_seed(seed)
+        arguments = {
+            "max_new_tokens": 12,
+            "pad_token_id": 0,
+            "attention_mask": torch.ones_like(ids) if mask is None else mask,
+        }
+        results.append(model.generate(ids, **(arguments | options)))
+    return results
+
+
+PROMPT = torch.tensor([[5, 17, 60, 2, 33]])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"do_sample": False},
+        {"do_sample": True, "temperature": 0.9, "top_k": 20, "seed": 4},
+        {"do_sample": True, "top_p": 0.8, "seed": 5},
+        {"do_sample": False, "num_beams": 3},
+        {"do_sample": False, "use_cache": False, "max_new_tokens": 3},
+    ],
+    ids=["greedy", "top-k", "top-p", "beams", "no cache"],
+)
+def test_tokens_equal_the_clear_models(pair: Pair, options: dict[str, object]) -> None:
+    private, clear = generated(pair, PROMPT, **options)  # type: ignore[arg-type]
+    assert torch.equal(private, clear)
+    assert private.shape[1] > PROMPT.shape[1]
+
+
+def test_a_batch_with_left_padding_equals_the_clear_models(pair: Pair) -> None:
+    ids = torch.tensor([[0, 0, 5, 17], [3, 9, 27, 81]])
+    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+    private, clear = generated(pair, ids, mask, do_sample=False)
+    assert torch.equal(private, clear)
+
+
+def test_logits_are_equal_bit_for_bit(pair: Pair) -> None:
+    with torch.inference_mode():
+        private, clear = pair.private(PROMPT).logits, pair.clear(PROMPT).logits
+    assert torch.equal(private, clear)
+
+
+def test_a_forward_pass_counts_its_traffic(pair: Pair) -> None:
+    before = pair.private.traffic.bytes_up, pair.private.traffic.bytes_down, pair.private.traffic.round_trips
+    with torch.inference_mode():
+        pair.private(PROMPT)
+    groups = pair.private.client.parameters
+    tokens = PROMPT.shape[1]
+    assert pair.private.traffic.round_trips - before[2] == len(groups)
+    assert pair.private.traffic.bytes_up - before[0] == 4 * tokens * sum(group.columns for group in groups)
+    assert pair.private.traffic.bytes_down - before[1] == 4 * tokens * sum(group.rows for group in groups)
+
+
+def test_the_trained_llama_tells_its_story_privately(test_data: Path, tmp_path: Path) -> None:
+    import json
+
+    folder = test_data / "models" / "stories260k-llama"
+    reference = json.loads((folder / "reference.json").read_text())["greedy_ids"]
+    for pair in opened(str(folder), tmp_path):
+        private, clear = generated(pair, torch.tensor([[1]]), do_sample=False, max_new_tokens=40)
+        assert torch.equal(private, clear)
+        agreement = sum(a == b for a, b in zip(private[0].tolist(), reference, strict=False)) / private.shape[1]
+        assert agreement > 0.5
+        warnings.warn(f"agreement with the fp32 story: {agreement:.0%} of {private.shape[1]} tokens", stacklevel=1)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    yield from opened("demo", tmp_path_factory.mktemp("demo"))
+
+
+def test_the_demo_model_streams_and_equals_its_clear_self(demo: Pair) -> None:
+    import threading
+
+    tokenizer = demo.private.tokenizer
+    assert tokenizer is not None
+    inputs = tokenizer("The wolf said", return_tensors="pt")
+    streamer = TextIteratorStreamer(tokenizer)
+    options = {"max_new_tokens": 20, "do_sample": False, "pad_token_id": 0}
+    thread = threading.Thread(target=demo.private.generate, kwargs={**inputs, **options, "streamer": streamer})
+    thread.start()
+    text = "".join(streamer)
+    thread.join()
+    clear = demo.clear.generate(**inputs, **options)  # type: ignore[arg-type]
+    assert text == tokenizer.decode(clear[0])
+
+
+def test_every_integer_of_the_demo_model_is_the_clear_one(demo: Pair) -> None:
+    products: dict[str, list[Tensor]] = {"private": [], "clear": []}
+
+    def recording(name: str, product: object) -> object:
+        def call(group: int, x: Tensor) -> Tensor:
+            result = product(group, x)  # type: ignore[operator]
+            products[name].append(result)
+            return result
+
+        return call
+
+    client = demo.private.client
+    package = ServerPackage.open(client.folder.parent / "server")
+    from confide.models.shell import load_shell
+
+    ids = torch.tensor([[7, 8, 9]])
+    with torch.inference_mode():
+        load_shell(client.folder, recording("private", demo.private._product))(ids)  # type: ignore[arg-type]
+        load_shell(client.folder, recording("clear", ClearProduct(package)))(ids)  # type: ignore[arg-type]
+    assert len(products["private"]) == 24
+    assert all(torch.equal(a, b) for a, b in zip(products["private"], products["clear"], strict=True))
