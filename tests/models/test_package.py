@@ -152,7 +152,10 @@ def test_mutated_bytes_give_a_manifest_or_invalid_package(tmp_path: Path, data: 
         assert str(error).isprintable()  # noqa: PT017
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff", b"[" * 100_000, b'{"groups":' * 50_000, b'"\\ud800"', b"\x00" * 64])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\xff", b"[" * 100_000, b'{"groups":' * 50_000, b'"\\ud800"', b"\x00" * 64, b'{"x":' + b"[" * 100_000],
+)
 def test_what_is_no_json_is_refused(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(InvalidPackage):
         read(tmp_path, content)

@@ -1,3 +1,5 @@
+import weakref
+
 import pytest
 import torch
 from torch import Tensor
@@ -79,7 +81,16 @@ def test_a_new_input_asks_again(product: RecordingProduct, layers: list[Protecte
     assert len(product.asked) == 4
 
 
-def test_nothing_is_kept_once_all_siblings_had_theirs(product: RecordingProduct, layers: list[ProtectedLinear]) -> None:
+def test_nothing_is_kept_once_all_siblings_had_theirs(layers: list[ProtectedLinear]) -> None:
+    x = torch.randn(2, COLUMNS)
+    for layer in layers:
+        layer(x)
+    kept = weakref.ref(x)
+    del x
+    assert kept() is None
+
+
+def test_a_reused_buffer_is_a_new_input(product: RecordingProduct, layers: list[ProtectedLinear]) -> None:
     x = torch.randn(2, COLUMNS)
     for layer in layers:
         layer(x)

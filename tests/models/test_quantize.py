@@ -2,23 +2,24 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from confide.errors import InvalidActivation
 from confide.models.quantize import quantize_activations, quantize_weights
 
 SIZES = st.integers(1, 9)
-MAGNITUDES = st.sampled_from([1e-42, 1e-30, 1e-6, 1.0, 3e4, 1e38])
+MAGNITUDES = st.sampled_from([1e-42, 1e-20, 1e-6, 1.0, 3e4, 1e37])
 
 
+@settings(deadline=None)
 @given(rows=SIZES, columns=SIZES, magnitude=MAGNITUDES, seed=st.integers(0, 99))
 def test_weights_are_within_half_a_scale(rows: int, columns: int, magnitude: float, seed: int) -> None:
     weights = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)) * magnitude
     integers, scale = quantize_weights(weights)
     assert (integers.dtype, scale.dtype, scale.shape) == (torch.int8, torch.float32, (rows,))
     assert integers.min() >= -127
-    if magnitude > 1e-36:  # below, the scale itself has too few bits left
+    if magnitude > 1e-40:  # below, the scale itself has too few bits left
         assert (integers.abs().amax(1) == 127).all()
         error = (integers.double() * scale.double()[:, None] - weights.double()).abs()
         assert (error <= 0.5001 * scale.double()[:, None]).all()
@@ -30,6 +31,7 @@ def test_a_row_of_zeros_has_scale_one() -> None:
     assert integers.tolist() == [[0, 0], [64, -127]]
 
 
+@settings(deadline=None)
 @given(tokens=SIZES, columns=SIZES, bits=st.integers(8, 15), magnitude=MAGNITUDES, seed=st.integers(0, 99))
 def test_activations_fill_their_range(tokens: int, columns: int, bits: int, magnitude: float, seed: int) -> None:
     x = torch.randn(tokens, columns, generator=torch.Generator().manual_seed(seed)) * magnitude
@@ -39,7 +41,7 @@ def test_activations_fill_their_range(tokens: int, columns: int, bits: int, magn
     assert (integers.dtype, scale.dtype, scale.shape) == (torch.int32, torch.float32, (tokens, 1))
     assert integers[0].abs().max() == 0
     assert integers.abs().max() <= limit
-    if magnitude > 1e-20:
+    if magnitude > 1e-7:
         assert (integers[1:].abs().amax(1) == limit).all()
     assert ((integers * scale.double() - x.double()).abs() <= 0.51 * scale.double()).all()
 

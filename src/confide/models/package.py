@@ -155,7 +155,7 @@ def read_manifest(folder: Path | str) -> Manifest:
         _refuse(path, f"it is larger than {MAX_MANIFEST_BYTES >> 20} MiB")
     try:
         manifest = msgspec.json.decode(content, type=Manifest)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+    except (msgspec.MsgspecError, ValueError) as error:
         _refuse(path, str(error), error)
     _check(path, manifest)
     return manifest
