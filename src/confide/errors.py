@@ -55,6 +55,12 @@ class PackExhausted(PackError):
     code = "pack-exhausted"
 
 
+class UnusablePack(PackError):
+    """A pack in preparation can never be finished."""
+
+    code = "unusable-pack"
+
+
 class PackCorrupted(PackError):
     """A pack file does not hold what was written to it."""
 

@@ -2,6 +2,7 @@ import os
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -227,6 +228,12 @@ class TestSupply:
             list(supply.take(0, 1, 100))
         refilled = MaskSupply(store, [], 2, refill=lambda: prepared(store))
         assert next(iter(refilled.take(0, 3, 100))).first == 0
+
+    def test_threads_never_share_a_mask(self, store: PackStore) -> None:
+        supply = MaskSupply(store, [prepared(store)], 2)
+        with ThreadPoolExecutor(8) as pool:
+            taken = list(pool.map(lambda _: [s.first for s in supply.take(0, 1, 1)], range(800)))
+        assert sorted(first for firsts in taken for first in firsts) == list(range(800))
 
     def test_secrets_stay_out_of_repr(self, store: PackStore) -> None:
         pack = prepared(store)

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from confide.errors import ConnectionLost, RequestConflict
+from confide.errors import ConnectionLost, ProtocolError, RequestConflict
 from confide.hybrid import wire
 from confide.hybrid.connection import LayerConnection
 from confide.hybrid.prepare import Progress
@@ -104,6 +104,23 @@ def test_an_interrupted_preparation_resumes_with_identical_bytes(
         assert len({key[0] for key in sent}) == 1, "a second pack was begun"
         assert repeated or step % 3 == 0, "nothing was sent again"
         check_products(client)
+
+
+def test_a_server_that_changes_its_seed_gets_no_second_public_key(
+    shell: Path, server: tuple[str, LayerService], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two public keys of one secret under two p1 would be two equations for it."""
+    url, service = server
+
+    def interrupt(progress: Progress) -> None:
+        raise Interrupt
+
+    with twin_client(shell, url) as client:
+        with pytest.raises(Interrupt):
+            client.prepare(1, interrupt)
+        service.ledger.server_seed = b"another seed, chosen with care!!"
+        with pytest.raises(ProtocolError, match="changed its seed"):
+            client.prepare(1)
 
 
 def test_the_answer_to_a_repeated_request_is_identical(tmp_path: Path) -> None:

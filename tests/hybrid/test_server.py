@@ -231,7 +231,7 @@ def test_the_record_is_what_the_server_saw(tmp_path: Path, shell: Path) -> None:
     assert len(list(read_record(path))) == 1
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "example.com", "::"])
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "example.com", "127.0.0.1.example.com", "::"])  # noqa: S104
 def test_plain_serving_and_connecting_stay_on_this_machine(host: str, service: LayerService) -> None:
     with pytest.raises(errors.InsecureConnection):
         require_loopback(host, insecure_no_tls=False)

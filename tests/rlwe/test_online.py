@@ -45,13 +45,7 @@ def test_extreme_products_are_exact_mod_32_bits(kernel, weight, value, tokens, m
     assert torch.equal(matrix_product(weights, values), wrapped(values.long() @ weights.long().t()))
 
 
-MISREAD = pytest.mark.xfail(strict=False, reason="the int8 kernel misreads a transposed matrix with one column")
-
-
-@pytest.mark.parametrize(
-    ("rows", "tokens"),
-    [(1, 1), (1, 5), (8, 1), pytest.param(2, 2, marks=MISREAD), pytest.param(8, 5, marks=MISREAD)],
-)
+@pytest.mark.parametrize(("rows", "tokens"), [(1, 1), (1, 5), (8, 1), (2, 2), (8, 5)])
 def test_one_column_is_exact_too(rows, tokens):
     weights, values = random_weights(rows, 1), random_int32(tokens, 1)
     assert torch.equal(matrix_product(weights, values), wrapped(values.long() @ weights.long().t()))
@@ -94,7 +88,7 @@ def check_tokens(done, generator: np.random.Generator, tokens: list[int]) -> Non
         assert np.array_equal(done.online(activations, token), clear_product(done.weights, activations))
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(
     st.sampled_from(list(Profile)),
     st.integers(1, 40),
@@ -148,7 +142,7 @@ def test_a_real_layer_computes_w_x(profile):
 
 
 @pytest.mark.slow
-@settings(max_examples=200)
+@settings(max_examples=40)
 @given(st.sampled_from(list(Profile)), st.integers(1, 80), st.integers(2, 300), WORDS)
 def test_the_client_computes_w_x_at_length(profile, rows, columns, seed):
     generator = np.random.default_rng(seed)

@@ -30,12 +30,12 @@ def chi_square(values: torch.Tensor, probabilities: list[float]) -> float:
     return (statistic - freedom) / math.sqrt(2 * freedom)
 
 
-@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("key", KEYS, ids=range(4))
 def test_ternary_is_uniform(key):
     assert abs(chi_square(ternary(Stream(key), SAMPLES) + 1, [1 / 3] * 3)) < 6
 
 
-@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("key", KEYS, ids=range(4))
 def test_neighbouring_trits_are_independent(key):
     trits = ternary(Stream(key), SAMPLES).long() + 1
     for distance in range(1, 6):
@@ -71,7 +71,7 @@ def test_ternary_takes_any_shape():
     assert torch.equal(values.flatten(), ternary(Stream(KEY), 105))
 
 
-@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("key", KEYS, ids=range(4))
 def test_errors_are_the_centred_binomial(key):
     values = rounded_gaussian(Stream(key), SAMPLES).long()
     inner = values[values.abs() <= 11] + 11
@@ -82,7 +82,7 @@ def test_errors_are_the_centred_binomial(key):
     assert (len(values) - len(inner)) < 10 + 2 * outside * SAMPLES
 
 
-@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("key", KEYS, ids=range(4))
 def test_errors_have_the_stated_moments(key):
     values = rounded_gaussian(Stream(key), SAMPLES).double()
     assert abs(float(values.mean())) < 6 * ERROR_STD / math.sqrt(SAMPLES)
@@ -125,7 +125,7 @@ def test_drowning_stays_within_its_bounds_at_the_extremes(bits):
     assert drowning(Constant(2**63 - 1), bits, 3).tolist() == [DROWNING_TERMS * (2 ** (bits - 1) - 1)] * 3
 
 
-@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("key", KEYS, ids=range(4))
 def test_drowning_has_the_stated_moments(key):
     values = drowning(Stream(key), 60, SAMPLES).double() / 2.0**60
     std = math.sqrt(4 / 12)

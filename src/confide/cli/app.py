@@ -1,17 +1,12 @@
 """The verbs, and what happens to an error that reaches the top: one sentence, exit code 1, no traceback."""
 
 import logging
-import os
 import sys
 
 import typer
 
 from confide.cli import output
 from confide.errors import ConfideError
-
-# Two processes share the machine in the demo and the benchmarks, and an idle thread of one must not spin while the
-# other computes. Read once, when torch starts its threads.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 app = typer.Typer(
     name="confide",

@@ -1,5 +1,6 @@
 """Addresses of layer servers, and which of them are this machine's own."""
 
+import ipaddress
 from urllib.parse import urlsplit
 
 from confide.errors import ProtocolError
@@ -8,7 +9,12 @@ from confide.hybrid.wire import PATH
 
 def is_loopback(host: str) -> bool:
     """Whether a host name or address is this machine's own."""
-    return host in ("localhost", "::1") or host.startswith("127.")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def websocket_url(url: str) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from confide.errors import InvalidPackage
+from confide.errors import InvalidPackage, UnusablePack
 from confide.hybrid import wire
 from confide.hybrid.connection import LayerConnection
 from confide.hybrid.packs import MaskPack, PackStore
@@ -107,7 +107,12 @@ class HybridClient:
         with self.connect() as connection:
             while sum(pack.tokens_left for pack in made) < tokens:
                 pack = unfinished.pop(0) if unfinished else self.store.create(self._server_seed)
-                prepare_pack(self.manifest, connection, pack, self._scheme, on_progress)
+                try:
+                    prepare_pack(self.manifest, connection, pack, self._scheme, on_progress)
+                except UnusablePack as error:
+                    _log.warning("Pack %s is discarded: %s", pack.facts.pack[:8], error)
+                    self.store.discard(pack)
+                    continue
                 made.append(pack)
         return made
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from confide.hybrid.client import HybridClient
 from confide.hybrid.prepare import OnProgress
@@ -16,13 +16,14 @@ class HybridModel:
     """A causal language model whose protected layers run on a server that sees uniform numbers only.
 
     `generate` is that of transformers, with KV cache, sampling, beams, batches and streamers; `model` is the stock
-    model behind it.
+    model behind it, `tokenizer` the shell's, or None where it came without one.
     """
 
     def __init__(self, client: HybridClient, model: PreTrainedModel, product: RemoteProduct) -> None:
         self.client = client
         self.model = model
         self._product = product
+        self.tokenizer = shell_tokenizer(client.folder)
 
     @classmethod
     def from_shell(
@@ -43,11 +44,6 @@ class HybridModel:
         except BaseException:
             client.close()
             raise
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase | None:
-        """The shell's tokenizer, or None for a model that came without one."""
-        return shell_tokenizer(self.client.folder)
 
     @property
     def traffic(self) -> OnlineTraffic:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from confide.errors import ProtocolError, WrongShape
+from confide.errors import ProtocolError, UnusablePack, WrongShape
 from confide.hybrid import wire
 from confide.hybrid.connection import LayerConnection
 from confide.hybrid.packs import MaskPack, PackStore
@@ -66,10 +66,13 @@ def prepare_pack(
     A group that was interrupted is sent again with identical bytes, because everything hangs on the pack's seed.
     """
     groups = [group.parameters(manifest.profile) for group in manifest.groups]
+    if connection.server_seed.hex() != pack.facts.server_seed:
+        # Going on under another p1 would show the server two public keys of one secret.
+        raise ProtocolError("The server has changed its seed since this client connected; connect again.")
     total = sum(sum(group_traffic(parameters)) for parameters in groups)
     state = connection.request(wire.OpenPack(pack.id), wire.PackState)
     if state.mark:
-        raise ProtocolError("The server has already answered for this pack, which is still being prepared here.")
+        raise UnusablePack("The server has answered for this pack before it was prepared; another one is needed.")
     secret = scheme.client(pack.seed, groups[0].ring_degree)
     done = sum(sum(group_traffic(parameters)) for parameters in groups[: pack.groups_done])
     for index in range(pack.groups_done, len(groups)):

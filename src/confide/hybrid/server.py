@@ -198,4 +198,5 @@ class _AnnouncingServer(uvicorn.Server):
         await super().startup(sockets)
         if self.started and self.on_ready:
             port = self.servers[0].sockets[0].getsockname()[1]
-            self.on_ready(f"ws://{self.config.host}:{port}")
+            host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
+            self.on_ready(f"ws://{host}:{port}")

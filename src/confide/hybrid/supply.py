@@ -1,6 +1,7 @@
 """Hands out masks, each once: the next indexes of the next pack, for one layer group at a time."""
 
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -58,6 +59,7 @@ class MaskSupply:
         self._taken: list[_Taken] = []
         self._dropped = 0
         self._positions = [0] * groups
+        self._mutex = threading.Lock()
 
     @property
     def tokens_left(self) -> int:
@@ -69,18 +71,23 @@ class MaskSupply:
         """Go on with these packs once the present ones are spent."""
         self._packs.extend(packs)
 
-    def take(self, group: int, tokens: int, most: int) -> Iterator[Segment]:
-        """Masks for `tokens` tokens of a group, in segments of at most `most` consecutive indexes."""
+    def take(self, group: int, tokens: int, most: int) -> list[Segment]:
+        """Masks for `tokens` tokens of a group, in segments of at most `most` consecutive indexes.
+
+        Threads may call it at once; each gets masks of its own.
+        """
         self._store.require_owner()
-        position = self._positions[group]
-        self._reserve(position + tokens)
-        self._positions[group] = position + tokens
-        while tokens:
-            segment = self._segment(group, position, min(tokens, most))
-            position += len(segment.masks)
-            tokens -= len(segment.masks)
-            yield segment
-        self._drop_finished()
+        with self._mutex:
+            position = self._positions[group]
+            end = position + tokens
+            self._reserve(end)
+            self._positions[group] = end
+            segments = []
+            while position < end:
+                segments.append(self._segment(group, position, min(end - position, most)))
+                position += len(segments[-1].masks)
+            self._drop_finished()
+        return segments
 
     def _segment(self, group: int, position: int, most: int) -> Segment:
         """The longest run of consecutive indexes from a position."""

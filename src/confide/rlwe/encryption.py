@@ -56,9 +56,12 @@ class PackSecret:
         return derive_key(self._seed, "ciphertext seed", group.to_bytes(4, "big"))
 
     def public_key(self, p1_seed: bytes, parameters: Parameters) -> Tensor:
-        """p0 = -p1 s + e as int32 digit words (words, N)."""
+        """p0 = -p1 s + e as int32 digit words (words, N).
+
+        The error hangs on p1 as well: one error under two p1 would leave (p1 - p1') s in their difference, and so s.
+        """
         mask = public_key_mask(p1_seed, parameters).to(self._device)
-        stream = Stream(derive_key(self._seed, "public key error"))
+        stream = Stream(derive_key(self._seed, "public key error", p1_seed))
         error = rounded_gaussian(stream, parameters.ring_degree).to(self._device)
         return self._hide(mask[None], error[None], None, parameters)[0].cpu()
 

@@ -6,6 +6,7 @@ that hides what the decryption noise would say of W, and the server's share, whi
 All of them are drawn from a key that is bound to the whole request, so the same request gets the same bytes.
 """
 
+import functools
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -44,16 +45,24 @@ class RequestKey:
     def __repr__(self) -> str:
         return "RequestKey(<hidden>)"
 
-    def stream(self, label: str, offset: int = 0) -> Stream:
+    @functools.cached_property
+    def _share_key(self) -> bytes:
+        return derive_key(self.key, "share")
+
+    def stream(self, label: str) -> Stream:
         """The stream of one purpose within the request."""
-        return Stream(derive_key(self.key, label), offset=offset)
+        return Stream(derive_key(self.key, label))
+
+    def share_stream(self, offset: int) -> Stream:
+        """The stream of the shares, from an offset; its key is kept, since every token comes here."""
+        return Stream(self._share_key, offset=offset)
 
 
 def shares(request: RequestKey, rows: int, first_token: int, tokens: int) -> Tensor:
     """The server's secret shares of consecutive tokens: int32 (tokens, rows), the top 32 of each share's 40 bits."""
     # Whole cipher blocks a token, so that any token's shares can be read without the ones before.
     width = -(-rows // 4) * 4
-    words = request.stream("share", offset=first_token * width * 4).words(tokens, width)
+    words = request.share_stream(first_token * width * 4).words(tokens, width)
     return torch.from_numpy(words)[:, :rows]
 
 

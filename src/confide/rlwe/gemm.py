@@ -49,6 +49,9 @@ def _self_test(device: torch.device) -> bool:
 
 def _int8_kernel(left: Tensor, right: Tensor, out: Tensor | None) -> Tensor:
     if left.device.type != "cuda":
+        if 1 in right.shape or 1 in left.shape:
+            # Strides along a dimension of one are arbitrary, and the kernel takes them for leading dimensions.
+            left, right = (x.clone(memory_format=torch.contiguous_format) for x in (left, right))
         return torch._int_mm(left, right) if out is None else torch._int_mm(left, right, out=out)
     rows, inner, columns = left.shape[0], left.shape[1], right.shape[1]
     # cuBLASLt takes more than 16 rows and multiples of 8 otherwise; zeros change no product.

@@ -3,6 +3,9 @@
 The server answers 4 W d - share; what the client makes of it stands in `masks`.
 """
 
+import functools
+
+import torch
 from torch import Tensor
 
 from confide.rlwe.digits import value_digits
@@ -26,11 +29,18 @@ def matrix_product(weights: Tensor, values: Tensor) -> Tensor:
     tokens, columns = values.shape
     digits = value_digits(values)
     if tokens == 1:
-        planes = int8_matmul(weights, digits[0]).t()[:, None]
-    else:
-        stacked = digits.permute(2, 0, 1).reshape(4 * tokens, columns)
-        planes = int8_matmul(stacked, weights.t()).view(4, tokens, -1)
-    result = planes[0].contiguous()
+        # Decoding comes here for every layer group: few operations, and the weights as the left operand.
+        places = _places(weights.device)
+        return (int8_matmul(weights, digits[0]) * places).sum(-1, dtype=torch.int32)[None]
+    stacked = digits.permute(2, 0, 1).reshape(4 * tokens, columns)
+    planes = int8_matmul(stacked, weights.t()).view(4, tokens, -1)
+    result = planes[0]
     for place in range(1, 4):
         result.add_(planes[place], alpha=1 << (8 * place))
     return result
+
+
+@functools.cache
+def _places(device: torch.device) -> Tensor:
+    """What the four digits of a value count."""
+    return torch.tensor([1 << (8 * place) for place in range(4)], dtype=torch.int32, device=device)

@@ -28,6 +28,8 @@ MIN_ACTIVATION_BITS = 8
 MAX_COLUMNS = 1 << 16
 """int8 x int8 sums of this many products stay below 2^30, so int32 accumulation is exact."""
 
+MAX_DROWNING_BITS = 60
+"""The sum of four uniforms of 2^60 stays below 2^62, which 64-bit limbs carry exactly."""
 MIN_DROWNING_RATIO = 2.0**40
 MAX_LOG2_FAILURE = -64.0
 
@@ -127,6 +129,8 @@ class Parameters:
             )
         if self.modulus_bits % 32 or self.kept_bits != ANSWER_BITS + 8 or self.kept_bits > self.modulus_bits:
             raise InsecureParameters("The modulus must be whole 32-bit words, of which the top 40 bits are kept.")
+        if not 0 <= self.drowning_bits <= MAX_DROWNING_BITS:
+            raise InsecureParameters(f"Drowning noise of {self.drowning_bits} bits is outside 0..{MAX_DROWNING_BITS}.")
         if self.plaintext_bits >= ANSWER_BITS:
             raise InsecureParameters(f"Use a plaintext modulus below 2^{ANSWER_BITS}: answers need room for noise.")
         if not MIN_ACTIVATION_BITS <= self.activation_bits <= MAX_ACTIVATION_BITS:

@@ -1,0 +1,62 @@
+"""Timing both sides of a comparison in one run: turn by turn, medians and ratios."""
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+RESULTS = Path(__file__).with_name("results")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One row of the table: what was measured, what to reach, and what it is compared with."""
+
+    what: str
+    value: float
+    unit: str
+    reach: float
+    moonshot: float
+    detail: str
+
+    @property
+    def reached(self) -> str:
+        if self.value <= self.moonshot:
+            return "moonshot"
+        return "yes" if self.value <= self.reach else "no"
+
+
+def in_turn(ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> tuple[float, float, float]:
+    """Median seconds of both, run alternately, and the median of the ratios ours / theirs."""
+    ours(), theirs()
+    pairs = []
+    for _ in range(rounds):
+        pairs.append((seconds(ours), seconds(theirs)))
+    mine, other = zip(*pairs, strict=True)
+    return statistics.median(mine), statistics.median(other), statistics.median(a / b for a, b in pairs)
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """How long a call takes."""
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def write(name: str, figures: list[Figure]) -> None:
+    """Write one question's figures to results/NAME.json."""
+    RESULTS.mkdir(exist_ok=True)
+    machine = {"processor": _processor(), "cores": os.cpu_count(), "python": platform.python_version()}
+    content = {"machine": machine, "figures": [asdict(figure) | {"reached": figure.reached} for figure in figures]}
+    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    features = [name for name in ("avx512_vnni", "avx_vnni", "amx_int8") if f" {name}" in flags]
+    return f"{platform.machine()} ({', '.join(features) or 'no int8 extension'})"

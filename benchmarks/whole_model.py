@@ -1,0 +1,112 @@
+"""A model of GPT-2-small's shape, all block matrices protected: decode, prefill, offline and bytes against stock fp32.
+
+Weights are random; 12 layers, 768 wide. The layer server is a process of its own on loopback.
+"""
+
+import gc
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
+
+from benchmarks.measure import Figure, seconds, write
+from confide import HybridModel
+from confide.models.source import open_model
+from confide.models.split import split
+
+PREFILL_TOKENS = 128
+DECODE_TOKENS = 48
+ROUNDS = 5
+
+
+def main() -> list[Figure]:
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        GPT2LMHeadModel(GPT2Config()).save_pretrained(Path(folder) / "model")
+        source = open_model(str(Path(folder) / "model"))
+        summary = split(source, Path(folder) / "split")
+        gc.collect()
+        with _server(summary.server) as url, HybridModel.from_shell(summary.client, server=url) as private:
+            figures = _measure(private, source.load_model())
+    write("whole_model", figures)
+    return figures
+
+
+def _measure(private: HybridModel, clear: PreTrainedModel) -> list[Figure]:
+    traffic = private.client.traffic
+    private.prepare(1)  # the first pack warms both processes up
+    offline = seconds(lambda: private.prepare(1)) / traffic.tokens
+    before = private.traffic.bytes_up + private.traffic.bytes_down
+    runs = [(_decode(private.model), _decode(clear)) for _ in range(ROUNDS)]
+    prefills = [(_prefill(private.model), _prefill(clear)) for _ in range(2 * ROUNDS)]
+    tokens = ROUNDS * (1 + DECODE_TOKENS) + 2 * ROUNDS * PREFILL_TOKENS
+    online_bytes = (private.traffic.bytes_up + private.traffic.bytes_down - before) / tokens
+    decode = [statistics.median(side) for side in zip(*runs, strict=True)]
+    prefill = [statistics.median(side) for side in zip(*prefills, strict=True)]
+    return [
+        Figure(
+            "GPT-2-small shape, decode / stock fp32",
+            statistics.median(ours / theirs for ours, theirs in runs),
+            "ratio",
+            1.3,
+            0.8,
+            f"{decode[0] * 1e3:.1f} ms against {decode[1] * 1e3:.1f} ms a token",
+        ),
+        Figure(
+            "the same, prefill of 128 tokens / stock fp32",
+            statistics.median(ours / theirs for ours, theirs in prefills),
+            "ratio",
+            1.2,
+            0.6,
+            f"{prefill[0] * 1e3:.0f} ms against {prefill[1] * 1e3:.0f} ms",
+        ),
+        Figure("the same, offline per token, all parties", offline * 1e3, "ms", 12, 7, "over loopback, disk included"),
+        Figure("bytes per token, online", online_bytes / 1e6, "MB", 0.68, 0.55, "payloads, both ways"),
+        Figure(
+            "bytes per token, offline",
+            (traffic.bytes_up + traffic.bytes_down) / traffic.tokens / 1e6,
+            "MB",
+            1.7,
+            1.2,
+            "payloads, both ways",
+        ),
+    ]
+
+
+@torch.inference_mode()
+def _decode(model: PreTrainedModel) -> float:
+    """Median seconds of a decoding step, with KV cache."""
+    step = model(torch.tensor([[11]]), use_cache=True)
+    times = []
+    for token in range(DECODE_TOKENS):
+        started = time.perf_counter()
+        step = model(torch.tensor([[token]]), past_key_values=step.past_key_values, use_cache=True)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+@torch.inference_mode()
+def _prefill(model: PreTrainedModel) -> float:
+    """Seconds of a prompt, with the logits of its last token, as `generate` asks for them."""
+    prompt = torch.arange(PREFILL_TOKENS)[None]
+    return seconds(lambda: model(prompt, use_cache=True, logits_to_keep=1))
+
+
+@contextmanager
+def _server(package: Path) -> Iterator[str]:
+    command = [sys.executable, "-m", "confide", "serve", str(package), "--port", "0", "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        yield json.loads(process.stdout.readline())["url"]
+    finally:
+        process.terminate()
+        process.wait()
