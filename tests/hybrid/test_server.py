@@ -133,8 +133,7 @@ def test_an_oversized_frame_is_refused_by_name(server: tuple[str, LayerService])
     with connect(url, service) as connection:
         connection._protocol.send_binary(bytes(wire.MAX_FRAME + wire.FRAME_OVERHEAD + 1))
         with pytest.raises(errors.ConnectionLost):
-            connection._flush()
-            connection.receive(wire.Answer)
+            _flush_and_receive(connection)
     still_serves(url, service)
 
 
@@ -154,10 +153,19 @@ def test_a_wrong_offline_request_is_refused(server: tuple[str, LayerService], wr
     with connect(url, service) as connection:
         connection.send(begin)
         with pytest.raises(errors.ProtocolError):
-            connection.send(follow)
-            connection.receive(wire.OfflineBlock)
+            _send_and_receive(connection, follow)
     assert service.ledger.prepared_groups(PACK) == 0
     still_serves(url, service)
+
+
+def _flush_and_receive(connection: LayerConnection) -> None:
+    connection._flush()
+    connection.receive(wire.Answer)
+
+
+def _send_and_receive(connection: LayerConnection, message: wire.FromClient) -> None:
+    connection.send(message)
+    connection.receive(wire.OfflineBlock)
 
 
 def still_serves(url: str, service: LayerService) -> None:

@@ -263,10 +263,10 @@ def test_rows_may_come_in_any_pieces(request_of_one_group):
 
 
 def test_streams_of_a_request_are_separate():
-    labels = ["u", "e1", "e2", "share", "share, low byte"]
-    starts = {REQUEST.stream(label).bytes(32).tobytes() for label in labels}
+    starts = {REQUEST.stream(label).bytes(32).tobytes() for label in ("u", "e1", "e2", "share, low byte")}
+    starts.add(REQUEST.share_stream(0).bytes(32).tobytes())
     assert len(starts) == 5
-    assert REQUEST.stream("u", 100).bytes(8).tobytes() == REQUEST.stream("u").bytes(108)[100:].tobytes()
+    assert REQUEST.share_stream(100).bytes(8).tobytes() == REQUEST.share_stream(0).bytes(108)[100:].tobytes()
 
 
 def test_a_request_key_is_derived_from_key_and_digest():

@@ -61,12 +61,12 @@ class HybridModel:
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """transformers' `generate`, unchanged."""
-        return self.model.generate(*args, **kwargs)
+        model: Any = self.model  # its stubs do not say that it generates
+        return model.generate(*args, **kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """transformers' forward pass, unchanged."""
-        forward: Any = self.model
-        return forward(*args, **kwargs)
+        return self.model.forward(*args, **kwargs)
 
     def close(self) -> None:
         """Close the connection and give the packs up; masks taken and not used are burned."""

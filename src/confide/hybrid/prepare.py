@@ -17,6 +17,9 @@ from confide.rlwe.scheme import ClientHalf, Scheme
 
 FRAME_ROWS = 128
 """Encrypted inputs in one frame: 12 bytes x 4096 x 128 is 6 MiB."""
+CHUNK_BYTES = 128 << 20
+"""Encrypted, or received, before the other side has its turn. On one machine, two processes whose threads wait for
+each other at every step are several times slower side by side than in turn."""
 
 
 @dataclass(frozen=True)
@@ -92,21 +95,41 @@ def _exchange_group(
     begin = wire.OfflineBegin(pack.id, group, nonce, secret.public_seed(group), p0.numpy().tobytes())
     connection.send(begin)
     yield len(begin.public_key)
-    masks = torch.from_numpy(pack.group_masks(group)).t().contiguous()
-    for first in range(0, parameters.columns, FRAME_ROWS):
-        words = secret.encrypt_rows(masks[first : first + FRAME_ROWS], parameters, group, first)
-        payload = wire.payload(words.numpy())
-        connection.send(wire.OfflineRows(first, payload))
-        yield len(payload)
+    yield from _send_masks(connection, pack, group, parameters, secret)
     values = torch.empty(parameters.rows, parameters.tokens, dtype=torch.int32)
-    received = 0
-    while received < parameters.rows:
-        block = connection.receive(wire.OfflineBlock)
-        high, low = _block_arrays(block, received, parameters)
-        values[received : received + high.shape[1]] = secret.decrypt_rows(high, low)
-        received += high.shape[1]
-        yield len(block.high) + len(block.low)
+    yield from _receive_values(connection, parameters, secret, values)
     pack.write_group(group, values.t().contiguous().numpy())
+
+
+def _send_masks(
+    connection: LayerConnection, pack: MaskPack, group: int, parameters: Parameters, secret: ClientHalf
+) -> Iterator[int]:
+    masks = torch.from_numpy(pack.group_masks(group)).t().contiguous()
+    chunk_rows = max(1, CHUNK_BYTES // (parameters.planes * parameters.tokens * FRAME_ROWS)) * FRAME_ROWS
+    for start in range(0, parameters.columns, chunk_rows):
+        words = secret.encrypt_rows(masks[start : start + chunk_rows], parameters, group, start)
+        for offset in range(0, len(words), FRAME_ROWS):
+            payload = wire.payload(words[offset : offset + FRAME_ROWS].numpy())
+            connection.send(wire.OfflineRows(start + offset, payload))
+            yield len(payload)
+
+
+def _receive_values(
+    connection: LayerConnection, parameters: Parameters, secret: ClientHalf, values: Tensor
+) -> Iterator[int]:
+    """Fill `values`, int32 (rows, tokens), with what the server's answer decrypts to."""
+    received = decrypted = 0
+    waiting: list[tuple[Tensor, Tensor]] = []
+    while decrypted < parameters.rows:
+        block = connection.receive(wire.OfflineBlock)
+        waiting.append(_block_arrays(block, received, parameters))
+        received += waiting[-1][0].shape[1]
+        if received == parameters.rows or sum(high.nbytes for high, _ in waiting) >= CHUNK_BYTES:
+            for high, low in waiting:
+                values[decrypted : decrypted + high.shape[1]] = secret.decrypt_rows(high, low)
+                decrypted += high.shape[1]
+            waiting.clear()
+        yield len(block.high) + len(block.low)
 
 
 def _block_arrays(block: wire.OfflineBlock, received: int, parameters: Parameters) -> tuple[Tensor, Tensor]:

@@ -9,11 +9,12 @@ import contextlib
 import logging
 import socket
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, TypeVar
 
 import uvicorn
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -41,6 +42,8 @@ OFFLINE_ROWS_SECONDS = 60.0
 INLINE_TOKENS = 4
 """Online requests of more tokens than this leave the event loop to others."""
 
+Result = TypeVar("Result")
+
 _log = logging.getLogger(__name__)
 
 
@@ -61,6 +64,10 @@ class _Endpoint:
         self._service = service
         self._offline_slots = asyncio.Semaphore(MAX_OFFLINE)
         self._connections = 0
+        # One thread for each kind of work, because every thread that enters a parallel region of torch gets workers
+        # of its own, and those of several threads stand in each other's way.
+        self._offline_worker = ThreadPoolExecutor(1, "offline")
+        self._online_worker = ThreadPoolExecutor(1, "online")
 
     async def serve(self, socket: WebSocket) -> None:
         """One client's connection, from greeting to goodbye; whatever it sends, other clients go on."""
@@ -100,24 +107,28 @@ class _Endpoint:
 
     async def _reply(self, socket: WebSocket, session: Session, message: wire.FromClient) -> None:
         if isinstance(message, wire.Online) and message.count > INLINE_TOKENS:
-            reply = await run_in_threadpool(session.handle, message)
+            reply = await _run(self._online_worker, session.handle, message)
         else:
             reply = session.handle(message)
         await socket.send_bytes(wire.encode(reply))
 
     async def _offline(self, socket: WebSocket, session: Session, begin: wire.OfflineBegin) -> None:
-        request = await run_in_threadpool(session.begin_offline, begin)
+        request = await _run(self._offline_worker, session.begin_offline, begin)
         async with asyncio.timeout(OFFLINE_ROWS_SECONDS) as patience:
             while not request.complete:
                 message = await _receive(socket)
                 if not isinstance(message, wire.OfflineRows):
                     raise MalformedMessage("An offline request was interrupted by another message; prepare it again.")
-                await run_in_threadpool(request.add_rows, message)
+                await _run(self._offline_worker, request.add_rows, message)
                 patience.reschedule(asyncio.get_running_loop().time() + OFFLINE_ROWS_SECONDS)
-        await _send_blocks(socket, request)
+        await _send_blocks(socket, request, self._offline_worker)
 
 
-async def _send_blocks(socket: WebSocket, request: OfflineRequest) -> None:
+async def _run(worker: ThreadPoolExecutor, call: Callable[..., Result], *arguments: Any) -> Result:
+    return await asyncio.get_running_loop().run_in_executor(worker, call, *arguments)
+
+
+async def _send_blocks(socket: WebSocket, request: OfflineRequest, worker: ThreadPoolExecutor) -> None:
     """Send an offline answer, computing the next block while the last one is on its way."""
     blocks = request.answer()
 
@@ -125,9 +136,9 @@ async def _send_blocks(socket: WebSocket, request: OfflineRequest) -> None:
         block = next(blocks, None)
         return wire.encode(block) if block is not None else None
 
-    frame = await run_in_threadpool(next_frame)
+    frame = await _run(worker, next_frame)
     while frame is not None:
-        upcoming = asyncio.create_task(run_in_threadpool(next_frame))
+        upcoming = asyncio.create_task(_run(worker, next_frame))
         try:
             await socket.send_bytes(frame)
         finally:

@@ -29,16 +29,17 @@ def carry_to_digit_words(limbs: list[Tensor]) -> list[Tensor]:
     return words
 
 
-def carry_to_words(limbs: list[Tensor]) -> list[Tensor]:
-    """int64 limbs as in `carry_to_digit_words` -> int32 words of the plain value (two's complement)."""
-    words = []
+def carry_to_words(limbs: list[Tensor], words: Tensor) -> None:
+    """int64 limbs as in `carry_to_digit_words` -> int32 words of the plain value (two's complement).
+
+    They are written into `words`, (len(limbs), ...), which saves a pass over memory.
+    """
     carry: Tensor | None = None
-    for limb in limbs:
+    for limb, word in zip(limbs, words, strict=True):
         if carry is not None:
             limb += carry
-        words.append(limb.to(torch.int32))
+        word.copy_(limb)
         carry = limb.bitwise_right_shift_(32)
-    return words
 
 
 def digit_word_values(words: Tensor) -> Tensor:

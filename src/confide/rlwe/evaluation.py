@@ -170,14 +170,18 @@ class _FreshZero:
         self._device = device
         p1 = public_key_mask(p1_seed, parameters)
         self._public_key = transform(digit_word_values(torch.stack([p1, p0])).to(device))
+        shape = (2, parameters.words, min(parameters.rows, BLOCK_ROWS), parameters.ring_degree)
+        self._buffer = torch.empty(shape, dtype=torch.int32, device=device)
         self._ternary = request.stream("u")
         self._error = request.stream("e1")
         self._drowning = request.stream("e2")
 
     def next_rows(self, rows: int) -> tuple[Tensor, Tensor]:
-        """The next rows' a and b halves, each as int32 words (words, rows, N)."""
-        shape = (2, self._parameters.words, rows, self._parameters.ring_degree)
-        zeros = torch.empty(shape, dtype=torch.int32, device=self._device)
+        """The next rows' a and b halves, each as int32 words (words, rows, N), in a buffer that the next call reuses.
+
+        At most BLOCK_ROWS rows at a time.
+        """
+        zeros = self._buffer[:, :, :rows]
         for start in range(0, rows, TILE_ROWS):
             self._fill(zeros[:, :, start : start + TILE_ROWS])
         return zeros[0], zeros[1]
@@ -192,22 +196,26 @@ class _FreshZero:
         for half, key, error in zip(zeros, self._public_key, errors, strict=True):
             limbs = list(product(blinding, key).unbind(1))
             limbs[0] += error.to(self._device)
-            for word, value in zip(half, carry_to_words(limbs), strict=True):
-                word.copy_(value)
+            carry_to_words(limbs, half)
 
 
 class _Share:
     """The server's share of a whole pack, added to every bit of the b half."""
 
     def __init__(self, parameters: Parameters, request: RequestKey, device: torch.device) -> None:
-        self._top = shares(request, parameters.rows, 0, parameters.ring_degree).to(device)
+        self._top = shares(request, parameters.rows, 0, parameters.ring_degree).to(device).t().contiguous()
         self._low = request.stream("share, low byte")
         self._device = device
 
     def add(self, first: int, high: Tensor, low: Tensor) -> None:
         """Add the share of rows first.. to high int32 (rows, N) and low uint8 (rows, N), in place, mod 2^40."""
-        byte = torch.from_numpy(self._low.bytes(low.numel())).view(low.shape).to(self._device)
-        total = low.int() + byte
-        low.copy_(total & 0xFF)
-        high += total >> 8
-        high += self._top[:, first : first + high.shape[0]].t()
+        for start in range(0, high.shape[0], TILE_ROWS):
+            tile = slice(start, start + TILE_ROWS)
+            top = self._top[first + start : first + start + TILE_ROWS]
+            self._add_tile(high[tile], low[tile], top[: high[tile].shape[0]])
+
+    def _add_tile(self, high: Tensor, low: Tensor, top: Tensor) -> None:
+        bottom = torch.from_numpy(self._low.bytes(low.numel())).view(low.shape).to(self._device)
+        total = low.to(torch.int16) + bottom
+        low.copy_(total)  # keeps the low byte
+        high.add_(total.bitwise_right_shift_(8)).add_(top)
