@@ -111,7 +111,7 @@ def weights_from_the_low_byte(low_phase: Tensor, multipliers: Tensor) -> tuple[T
 
 def top_only(self, first: int, high: Tensor, low: Tensor) -> None:
     """The share of an earlier design: the top 32 of the 40 bits."""
-    high += self._top[:, first : first + high.shape[0]].t()
+    high += self._top[first : first + high.shape[0]]
 
 
 @SWITCH

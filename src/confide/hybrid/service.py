@@ -30,6 +30,11 @@ from confide.rlwe.streams import fresh_key
 FRAME_ROWS = 128
 """Output rows in one frame of the offline answer: 10 bytes x 4096 x 128 is 5 MiB."""
 
+SHARE_TOKENS = 16
+"""Tokens whose shares are made at a time while decoding."""
+SHARE_BLOCKS = 4096
+"""Blocks of shares kept: at most 16 x 4 bytes an output each."""
+
 Observer = Callable[[wire.Online], None]
 """Called with every online message before it is answered: what the server sees, for audits and tests."""
 
@@ -57,6 +62,7 @@ class LayerService:
         self._parameters = [group.parameters(manifest.profile) for group in manifest.groups]
         self._observer = observer
         self._requests: dict[tuple[bytes, int], RequestKey] = {}
+        self._shares: dict[tuple[bytes, int], tuple[int, Tensor]] = {}
         # Retries are recognised by a tag under a key that lives as long as the process: nobody sees the tags, so a
         # polynomial hash cannot be made to collide.
         self._tag_key = fresh_key()
@@ -92,6 +98,7 @@ class LayerService:
             )
         return self._weights[index], self._parameters[index]
 
+    @torch.inference_mode()
     def answer(self, message: wire.Online) -> wire.Answer:
         """The online product. The indexes are spent, durably, before the answer exists."""
         weights, parameters = self.group(message.group)
@@ -107,9 +114,24 @@ class LayerService:
         # A copy, because torch only wraps writable memory and this is the decoder's.
         masked = torch.from_numpy(np.frombuffer(message.masked, np.int32).reshape(count, -1).copy())
         private = parameters.profile is Profile.PRIVATE_WEIGHTS
-        share = shares(request, parameters.rows, message.first, count) if private else None
+        share = self._share(message, request, parameters) if private else None
         values = online.answer(weights, masked, share, parameters)
         return wire.Answer(wire.payload(values.numpy()))
+
+    def _share(self, message: wire.Online, request: RequestKey, parameters: Parameters) -> Tensor:
+        """The shares of the tokens asked for; while decoding, those of the next tokens are made along with them."""
+        if message.count >= SHARE_TOKENS:
+            return shares(request, parameters.rows, message.first, message.count)
+        key = (message.pack, message.group)
+        start, block = self._shares.get(key, (0, None))
+        offset = message.first - start
+        if block is None or not 0 <= offset <= len(block) - message.count:
+            tokens = min(SHARE_TOKENS, parameters.tokens - message.first)
+            start, block, offset = message.first, shares(request, parameters.rows, message.first, tokens), 0
+            if len(self._shares) >= SHARE_BLOCKS:
+                self._shares.clear()
+            self._shares[key] = (start, block)
+        return block[offset : offset + message.count]
 
     def _request(self, pack: bytes, group: int) -> RequestKey:
         known = self._requests.get((pack, group))

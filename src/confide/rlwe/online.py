@@ -27,17 +27,24 @@ def answer(weights: Tensor, masked: Tensor, share: Tensor | None, parameters: Pa
 def matrix_product(weights: Tensor, values: Tensor) -> Tensor:
     """int8 (rows, columns) times int32 (tokens, columns) -> int32 (tokens, rows), exact mod 2^32."""
     tokens, columns = values.shape
-    digits = value_digits(values)
     if tokens == 1:
-        # Decoding comes here for every layer group: few operations, and the weights as the left operand.
-        places = _places(weights.device)
-        return (int8_matmul(weights, digits[0]) * places).sum(-1, dtype=torch.int32)[None]
+        return _one_token(weights, values)
+    digits = value_digits(values)
     stacked = digits.permute(2, 0, 1).reshape(4 * tokens, columns)
     planes = int8_matmul(stacked, weights.t()).view(4, tokens, -1)
     result = planes[0]
     for place in range(1, 4):
         result.add_(planes[place], alpha=1 << (8 * place))
     return result
+
+
+def _one_token(weights: Tensor, values: Tensor) -> Tensor:
+    """`matrix_product` for one token, as in decoding: few operations, and the weights as the left operand.
+
+    The weights have just swept the processor's cache, so every operation costs several times what it does alone.
+    """
+    digits = value_digits(values)[0]
+    return (int8_matmul(weights, digits) * _places(weights.device)).sum(-1, dtype=torch.int32)[None]
 
 
 @functools.cache
