@@ -23,7 +23,7 @@ from confide.errors import ServerFault
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-PROMPT = "Once upon a time there was a little girl who lived in"
+PROMPT = "The old king called his three sons and said,"
 
 
 @dataclass(frozen=True)

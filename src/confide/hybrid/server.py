@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 import uvicorn
 from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute
@@ -39,8 +40,8 @@ MAX_OFFLINE = 2
 MAX_CONNECTIONS = 256
 GREETING_SECONDS = 10.0
 OFFLINE_ROWS_SECONDS = 60.0
-INLINE_TOKENS = 4
-"""Online requests of more tokens than this leave the event loop to others."""
+INLINE_WORK = 4 << 20
+"""Online requests of more weights times tokens than this leave the event loop to others."""
 
 Result = TypeVar("Result")
 
@@ -53,6 +54,9 @@ def create_app(service: LayerService) -> Starlette:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        # Answers on the event loop are too short to share out: waiting for a second thread that the client on the
+        # same machine keeps from running can take a hundred times as long. Workers set their own number.
+        torch.set_num_threads(1)
         yield
         service.ledger.close()
 
@@ -66,8 +70,9 @@ class _Endpoint:
         self._connections = 0
         # One thread for each kind of work, because every thread that enters a parallel region of torch gets workers
         # of its own, and those of several threads stand in each other's way.
-        self._offline_worker = ThreadPoolExecutor(1, "offline")
-        self._online_worker = ThreadPoolExecutor(1, "online")
+        threads = torch.get_num_threads()
+        self._offline_worker = ThreadPoolExecutor(1, "offline", torch.set_num_threads, (threads,))
+        self._online_worker = ThreadPoolExecutor(1, "online", torch.set_num_threads, (threads,))
 
     async def serve(self, socket: WebSocket) -> None:
         """One client's connection, from greeting to goodbye; whatever it sends, other clients go on."""
@@ -106,7 +111,7 @@ class _Endpoint:
                 await socket.send_bytes(wire.encode(wire.failure(error)))
 
     async def _reply(self, socket: WebSocket, session: Session, message: wire.FromClient) -> None:
-        if isinstance(message, wire.Online) and message.count > INLINE_TOKENS:
+        if isinstance(message, wire.Online) and self._service.work(message) > INLINE_WORK:
             reply = await _run(self._online_worker, session.handle, message)
         else:
             reply = session.handle(message)

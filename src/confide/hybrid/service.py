@@ -98,6 +98,12 @@ class LayerService:
             )
         return self._weights[index], self._parameters[index]
 
+    def work(self, message: wire.Online) -> int:
+        """Weights times tokens that an online message asks for; 0 where it names no group."""
+        if message.group >= len(self._weights):
+            return 0
+        return message.count * self._weights[message.group].numel()
+
     @torch.inference_mode()
     def answer(self, message: wire.Online) -> wire.Answer:
         """The online product. The indexes are spent, durably, before the answer exists."""
