@@ -57,6 +57,7 @@ def pack_traffic(store: PackStore, groups: list[Parameters]) -> Traffic:
     return Traffic(groups[0].tokens, up, down, store.disk_bytes())
 
 
+@torch.inference_mode()
 def prepare_pack(
     manifest: Manifest,
     connection: LayerConnection,

@@ -45,6 +45,9 @@ INLINE_WORK = 4 << 20
 
 Result = TypeVar("Result")
 
+WORKER_THREADS = torch.get_num_threads()
+"""Threads of the long products, as torch chose them for this machine."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -68,11 +71,9 @@ class _Endpoint:
         self._service = service
         self._offline_slots = asyncio.Semaphore(MAX_OFFLINE)
         self._connections = 0
-        # One thread for each kind of work, because every thread that enters a parallel region of torch gets workers
-        # of its own, and those of several threads stand in each other's way.
-        threads = torch.get_num_threads()
-        self._offline_worker = ThreadPoolExecutor(1, "offline", torch.set_num_threads, (threads,))
-        self._online_worker = ThreadPoolExecutor(1, "online", torch.set_num_threads, (threads,))
+        # One thread for all long work: every thread that enters a parallel region of torch gets helpers of its own,
+        # and with more of them than processors each region takes half as long again.
+        self._worker = ThreadPoolExecutor(1, "worker", torch.set_num_threads, (WORKER_THREADS,))
 
     async def serve(self, socket: WebSocket) -> None:
         """One client's connection, from greeting to goodbye; whatever it sends, other clients go on."""
@@ -112,21 +113,21 @@ class _Endpoint:
 
     async def _reply(self, socket: WebSocket, session: Session, message: wire.FromClient) -> None:
         if isinstance(message, wire.Online) and self._service.work(message) > INLINE_WORK:
-            reply = await _run(self._online_worker, session.handle, message)
+            reply = await _run(self._worker, session.handle, message)
         else:
             reply = session.handle(message)
         await socket.send_bytes(wire.encode(reply))
 
     async def _offline(self, socket: WebSocket, session: Session, begin: wire.OfflineBegin) -> None:
-        request = await _run(self._offline_worker, session.begin_offline, begin)
+        request = await _run(self._worker, session.begin_offline, begin)
         async with asyncio.timeout(OFFLINE_ROWS_SECONDS) as patience:
             while not request.complete:
                 message = await _receive(socket)
                 if not isinstance(message, wire.OfflineRows):
                     raise MalformedMessage("An offline request was interrupted by another message; prepare it again.")
-                await _run(self._offline_worker, request.add_rows, message)
+                await _run(self._worker, request.add_rows, message)
                 patience.reschedule(asyncio.get_running_loop().time() + OFFLINE_ROWS_SECONDS)
-        await _send_blocks(socket, request, self._offline_worker)
+        await _send_blocks(socket, request, self._worker)
 
 
 async def _run(worker: ThreadPoolExecutor, call: Callable[..., Result], *arguments: Any) -> Result:
@@ -137,6 +138,7 @@ async def _send_blocks(socket: WebSocket, request: OfflineRequest, worker: Threa
     """Send an offline answer, computing the next block while the last one is on its way."""
     blocks = request.answer()
 
+    @torch.inference_mode()
     def next_frame() -> bytes | None:
         block = next(blocks, None)
         return wire.encode(block) if block is not None else None
@@ -168,6 +170,7 @@ async def _part(socket: WebSocket, error: ConfideError) -> None:
 
 def load_service(package_folder: Path, state_folder: Path, recorder: Recorder | None = None) -> LayerService:
     """A service for a server package, with its ledger in `state_folder`. Reads and checks every weight."""
+    torch.set_num_threads(1)  # this thread will be the event loop's, and must not gather helpers: see _Endpoint
     package = ServerPackage.open(package_folder)
     package.verify()
     weights = [package.weights(index) for index in range(len(package.manifest.groups))]
