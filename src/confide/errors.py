@@ -73,6 +73,54 @@ class LedgerInUse(ConfideError):
     code = "ledger-in-use"
 
 
+class LedgerCorrupted(ConfideError):
+    """The ledger's files do not hold what was written to them."""
+
+    code = "ledger-corrupted"
+
+
+class LedgerCopied(ConfideError):
+    """The state folder is a copy, or came back from a backup, and may not know what was answered since."""
+
+    code = "ledger-copied"
+
+
+class LedgerUnavailable(ConfideError):
+    """The ledger cannot be written, for want of disk space most likely; nothing was answered."""
+
+    code = "ledger-unavailable"
+
+
+class ClockWentBackwards(ConfideError):
+    """The clock stands before the ledger's last record."""
+
+    code = "clock-went-backwards"
+
+
+class LicenceError(ConfideError):
+    """A licence does not allow what was asked for."""
+
+    code = "licence"
+
+
+class LicenceRefused(LicenceError):
+    """The licence key is missing, unknown, revoked or expired."""
+
+    code = "licence-refused"
+
+
+class BudgetExhausted(LicenceError):
+    """The licence's tokens, or its packs of the day, are used up."""
+
+    code = "budget-exhausted"
+
+
+class DisclosureLimit(LicenceError):
+    """More tokens would let the licensee solve a layer's weights, and the owner has not allowed that."""
+
+    code = "disclosure-limit"
+
+
 class ProtocolError(ConfideError):
     """The other side did not keep to the protocol."""
 
@@ -131,6 +179,12 @@ class ServerBusy(ProtocolError):
     """A limit of the server (connections, memory) is reached for the moment."""
 
     code = "server-busy"
+
+
+class RateLimited(ServerBusy):
+    """The licence's tokens of the minute are used up."""
+
+    code = "rate-limited"
 
 
 class ServerFault(ProtocolError):

@@ -1,21 +1,21 @@
 """A tiny model that is nothing but layer groups, and a running server for it: what protocol tests need."""
 
 import asyncio
-import socket
+import queue
 import threading
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-import uvicorn
 from torch import Tensor
 
 from confide.hybrid import wire
 from confide.hybrid.client import HybridClient
 from confide.hybrid.connection import LayerConnection
 from confide.hybrid.ledger import Ledger
-from confide.hybrid.server import create_app, server_config
+from confide.hybrid.limits import Limits
+from confide.hybrid.server import LayerServer
 from confide.hybrid.service import LayerService, Observer
 from confide.models.package import Group, Layer, Manifest, ModelDigest, PackageKind, write_manifest
 from confide.models.server_package import group_file, row_norms
@@ -71,26 +71,43 @@ def small_service(
     scheme: Scheme = TWIN,
     observer: Observer | None = None,
     profile: Profile = Profile.PRIVATE_WEIGHTS,
+    *,
+    insecure_no_licences: bool = True,
 ) -> LayerService:
     weights = small_weights()
     manifest = manifest_for(weights, PackageKind.SERVER, profile)
-    return LayerService(manifest, weights, Ledger(state), scheme, observer)
+    ledger = Ledger(state)
+    return LayerService(manifest, weights, ledger, scheme, observer, insecure_no_licences=insecure_no_licences)
 
 
 @contextmanager
-def running(service: LayerService) -> Iterator[str]:
+def running(service: LayerService, limits: Limits | None = None, port: int = 0) -> Iterator[str]:
     """Serve in a thread; yields the address."""
-    with closing(socket.socket()) as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        server = uvicorn.Server(server_config(create_app(service), "127.0.0.1", 0))
-        thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
-        thread.start()
+    ready: queue.Queue[str | BaseException] = queue.Queue()
+    stopping: list[Callable[[], object]] = []
+
+    async def main() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        stopping.append(lambda: loop.call_soon_threadsafe(stop.set))
         try:
-            yield f"ws://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join()
+            async with LayerServer(service, limits).listening("127.0.0.1", port, metrics_port=None) as url:
+                ready.put(url)
+                await stop.wait()
+        except BaseException as error:
+            ready.put(error)
+            raise
+
+    thread = threading.Thread(target=lambda: asyncio.run(main()))
+    thread.start()
+    try:
+        url = ready.get(timeout=30)
+        if isinstance(url, BaseException):
+            raise url
+        yield url
+    finally:
+        stopping[0]()
+        thread.join()
 
 
 def connect(url: str, service: LayerService) -> LayerConnection:

@@ -179,7 +179,7 @@ def test_a_server_that_lost_its_record_burns_the_packs(shell: Path, tmp_path: Pa
     service = small_service(tmp_path / "state")
     with running(service) as url, twin_client(shell, url) as client:
         client.prepare(1)
-        service.ledger._database.execute("DELETE FROM requests")
+        service.ledger._store.clear("requests")
         service.ledger._packs.clear()
         assert client.ready_packs() == []
         assert client.tokens_left == 0

@@ -45,10 +45,10 @@ def masked(service: LayerService, count: int = 1) -> bytes:
 @pytest.mark.parametrize(
     ("change", "error"),
     [
-        (lambda s: wire.Hello(2, s.scheme.name, s.model_digest, s.table_digest), errors.VersionMismatch),
-        (lambda s: wire.Hello(1, "other", s.model_digest, s.table_digest), errors.VersionMismatch),
-        (lambda s: wire.Hello(1, s.scheme.name, bytes(32), s.table_digest), errors.ModelMismatch),
-        (lambda s: wire.Hello(1, s.scheme.name, s.model_digest, bytes(32)), errors.ModelMismatch),
+        (lambda s: wire.Hello(9, s.scheme.name, s.model_digest, s.table_digest), errors.VersionMismatch),
+        (lambda s: wire.Hello(wire.PROTOCOL_VERSION, "other", s.model_digest, s.table_digest), errors.VersionMismatch),
+        (lambda s: wire.Hello(wire.PROTOCOL_VERSION, s.scheme.name, bytes(32), s.table_digest), errors.ModelMismatch),
+        (lambda s: wire.Hello(wire.PROTOCOL_VERSION, s.scheme.name, s.model_digest, bytes(32)), errors.ModelMismatch),
         (lambda s: wire.OpenPack(PACK), errors.ProtocolError),
         (lambda s: online(PACK, 0, 0, 1, masked(s)), errors.ProtocolError),
         (lambda s: wire.OfflineRows(0, memoryview(b"")), errors.ProtocolError),
@@ -154,7 +154,7 @@ def test_a_wrong_offline_request_is_refused(server: tuple[str, LayerService], wr
         connection.send(begin)
         with pytest.raises(errors.ProtocolError):
             _send_and_receive(connection, follow)
-    assert service.ledger.prepared_groups(PACK) == 0
+    assert service.ledger.prepared_groups(service.ledger.anonymous(), PACK) == 0
     still_serves(url, service)
 
 
@@ -191,7 +191,7 @@ def test_inside_failures_tell_the_client_nothing(
 ) -> None:
     url, service = server
 
-    def explode(message: wire.OpenPack) -> wire.PackState:
+    def explode(account: object, message: wire.OpenPack) -> wire.PackState:
         raise RuntimeError("a secret detail")
 
     with connect(url, service) as connection:
@@ -287,7 +287,7 @@ def test_something_else_listening_is_a_clear_error(service: LayerService) -> Non
 
 def test_a_server_that_answers_nonsense_is_malformed(service: LayerService, monkeypatch: pytest.MonkeyPatch) -> None:
     with running(service) as url:
-        monkeypatch.setattr(service, "welcome", lambda hello: wire.PackState(PACK, 0, 0))
+        monkeypatch.setattr(service, "welcome", lambda hello: (service.ledger.anonymous(), wire.PackState(PACK, 0, 0)))
         with pytest.raises(errors.MalformedMessage, match="out of turn"):
             LayerConnection(
                 url, scheme=service.scheme.name, model_digest=service.model_digest, table_digest=service.table_digest

@@ -99,12 +99,17 @@ def test_the_p1_seed_depends_on_both_sides_and_the_pack() -> None:
 
 def test_the_request_digest_depends_on_every_part() -> None:
     def digest(
-        model: bytes = DIGEST, table: bytes = DIGEST, seed: bytes = DIGEST, rows: bytes = b"r", **changes: object
+        model: bytes = DIGEST,
+        table: bytes = DIGEST,
+        licence: bytes = b"licence1",
+        seed: bytes = DIGEST,
+        rows: bytes = b"r",
+        **changes: object,
     ) -> bytes:
         fields: dict[str, object] = {
             "pack": PACK, "group": 1, "client_nonce": DIGEST, "mask_seed": DIGEST, "public_key": b"p0"
         }  # fmt: skip
-        request = wire.RequestDigest(model, table, seed, wire.OfflineBegin(**(fields | changes)))  # type: ignore[arg-type]
+        request = wire.RequestDigest(model, table, licence, seed, wire.OfflineBegin(**(fields | changes)))  # type: ignore[arg-type]
         request.add_rows(memoryview(rows))
         return request.digest()
 
@@ -113,6 +118,7 @@ def test_the_request_digest_depends_on_every_part() -> None:
         digest(),
         digest(model=other),
         digest(table=other),
+        digest(licence=b"licence2"),
         digest(seed=other),
         digest(rows=b"s"),
         digest(pack=bytes(16)),

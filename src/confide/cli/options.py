@@ -11,3 +11,7 @@ Packs = Annotated[Path | None, typer.Option(help="Folder of the mask packs; SHEL
 InsecureNoTls = Annotated[
     bool, typer.Option("--insecure-no-tls", help="Allow a plain connection beyond this machine. Not for production.")
 ]
+Licence = Annotated[
+    str, typer.Option(envvar="CONFIDE_LICENCE", show_default=False, help="The licence key that the model's owner gave.")
+]
+State = Annotated[Path, typer.Argument(help="The layer server's state folder.", metavar="STATE")]

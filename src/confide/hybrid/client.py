@@ -28,7 +28,8 @@ def _read_shell_manifest(folder: Path) -> Manifest:
 class HybridClient:
     """The client of one layer server for one shell: its packs, its connections, its offline phase.
 
-    folder: the shell. packs: where mask packs lie, `packs` inside the shell by default.
+    folder: the shell. packs: where mask packs lie, `packs` inside the shell by default. licence: the bearer key that
+    the model's owner gave, where the server wants one.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class HybridClient:
         server: str,
         *,
         packs: Path | str | None = None,
+        licence: str = "",
         insecure_no_tls: bool = False,
         scheme: Scheme = RLWE,
     ) -> None:
@@ -45,6 +47,7 @@ class HybridClient:
         self.parameters = [group.parameters(self.manifest.profile) for group in self.manifest.groups]
         self._server = server
         self._scheme = scheme
+        self._licence = licence
         self._insecure_no_tls = insecure_no_tls
         with self.connect() as connection:
             self._server_seed = connection.server_seed
@@ -57,6 +60,7 @@ class HybridClient:
             scheme=self._scheme.name,
             model_digest=bytes.fromhex(self.manifest.model_digest),
             table_digest=self.manifest.table_digest(),
+            licence=self._licence,
             insecure_no_tls=self._insecure_no_tls,
         )
 

@@ -41,6 +41,7 @@ class LayerConnection:
         scheme: str,
         model_digest: bytes,
         table_digest: bytes,
+        licence: str = "",
         insecure_no_tls: bool = False,
     ) -> None:
         uri = parse_uri(websocket_url(url))
@@ -62,8 +63,10 @@ class LayerConnection:
         try:
             self._upgrade()
             self._socket.settimeout(ANSWER_SECONDS)
-            greeting = wire.Hello(wire.PROTOCOL_VERSION, scheme, model_digest, table_digest)
-            self.server_seed = self.request(greeting, wire.Welcome).server_seed
+            greeting = wire.Hello(wire.PROTOCOL_VERSION, scheme, model_digest, table_digest, licence)
+            welcome = self.request(greeting, wire.Welcome)
+            self.server_seed = welcome.server_seed
+            self.tokens_left = welcome.tokens_left
         except BaseException:
             self._socket.close()
             raise

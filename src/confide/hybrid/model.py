@@ -33,11 +33,12 @@ class HybridModel:
         server: str,
         packs: Path | str | None = None,
         device: str = "cpu",
+        licence: str = "",
         insecure_no_tls: bool = False,
         on_progress: OnProgress | None = None,
     ) -> Self:
         """Open a shell for the layer server at an address such as ws://127.0.0.1:8470."""
-        client = HybridClient(folder, server, packs=packs, insecure_no_tls=insecure_no_tls)
+        client = HybridClient(folder, server, packs=packs, licence=licence, insecure_no_tls=insecure_no_tls)
         try:
             product = client.product(on_progress)
             return cls(client, load_shell(client.folder, product, device), product)

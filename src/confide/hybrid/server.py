@@ -1,47 +1,43 @@
-"""The layer server on the network: one WebSocket endpoint over a `LayerService`.
+"""The layer server on the network: WebSocket connections over a `LayerService`, and what an operator asks for.
 
-Online answers are computed where they arrive, on the event loop: they take a fraction of a millisecond, less than a
-change of threads. Long prompts and offline work run in threads, a bounded number at a time.
+Decoding requests are checked where they arrive, on the event loop, and answered there in batches: that takes a
+fraction of a millisecond, less than a change of threads. Long prompts and offline work run in threads.
 """
 
 import asyncio
 import contextlib
 import logging
-import socket
+import os
+import signal
+import ssl
+import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import uvicorn
-from starlette.applications import Starlette
-from starlette.routing import WebSocketRoute
-from starlette.websockets import WebSocket, WebSocketDisconnect
+import uvloop
+from picows import WSListener, WSUpgradeRequest, WSUpgradeResponse, WSUpgradeResponseWithListener, ws_create_server
 
-from confide.errors import (
-    ConfideError,
-    InsecureConnection,
-    MalformedMessage,
-    ProtocolError,
-    ServerBusy,
-    ServerFault,
-)
+from confide.errors import InsecureConnection
 from confide.hybrid import wire
 from confide.hybrid.address import is_loopback
+from confide.hybrid.batch import Batcher
+from confide.hybrid.conversation import Conversation
 from confide.hybrid.ledger import Ledger
+from confide.hybrid.limits import Limits
+from confide.hybrid.metrics import Metrics
 from confide.hybrid.record import Recorder
-from confide.hybrid.service import LayerService, OfflineRequest, Session
+from confide.hybrid.service import LayerService
 from confide.models.server_package import ServerPackage
 from confide.rlwe.scheme import RLWE
 
-MAX_OFFLINE = 2
-"""Offline requests held at a time; each needs up to 24 x 4096 bytes an input, in memory or paged."""
-MAX_CONNECTIONS = 256
-GREETING_SECONDS = 10.0
-OFFLINE_ROWS_SECONDS = 60.0
-INLINE_WORK = 4 << 20
-"""Online requests of more weights times tokens than this leave the event loop to others."""
+CHECKPOINT_SECONDS = 30.0
+SWEEP_SECONDS = 1.0
+DRAIN_SECONDS = 10.0
+"""How long a server that was told to stop lets offline requests go on."""
+_OFFLINE_NICENESS = 19
 
 Result = TypeVar("Result")
 
@@ -51,130 +47,138 @@ WORKER_THREADS = torch.get_num_threads()
 _log = logging.getLogger(__name__)
 
 
-def create_app(service: LayerService) -> Starlette:
-    """The ASGI application; closing it settles the ledger."""
-    endpoint = _Endpoint(service)
+class LayerServer:
+    """Serves a service on the running event loop; `async with LayerServer(service).listening(...)`."""
+
+    def __init__(self, service: LayerService, limits: Limits | None = None) -> None:
+        self.service = service
+        self.limits = limits or Limits()
+        self.metrics = Metrics()
+        self.conversations: set[Conversation] = set()
+        self.offline_slots = asyncio.Semaphore(self.limits.offline_requests)
+        self.draining = False
+        # One thread each for long prompts and for offline work: every thread that enters a parallel region of torch
+        # gets helpers of its own. Offline work gives way to everything else.
+        self._online_worker = ThreadPoolExecutor(1, "online", _prepare_worker, (0,))
+        self._offline_worker = ThreadPoolExecutor(1, "offline", _prepare_worker, (_OFFLINE_NICENESS,))
+        self.batcher = Batcher(service, self._online_worker, self.metrics.batch.observe)
+
+    async def offline(self, call: Callable[..., Result], *arguments: Any) -> Result:
+        """Run a step of an offline request in its thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._offline_worker, call, *arguments)
 
     @contextlib.asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+    async def listening(
+        self, host: str, port: int, *, tls: ssl.SSLContext | None = None, metrics_port: int | None = None
+    ) -> AsyncIterator[str]:
+        """Listen; yields the address. At the end clients are let go, and the ledger is settled and closed."""
         # Answers on the event loop are too short to share out: waiting for a second thread that the client on the
         # same machine keeps from running can take a hundred times as long. Workers set their own number.
         torch.set_num_threads(1)
-        yield
-        service.ledger.close()
+        async with contextlib.AsyncExitStack() as stack:
+            stack.callback(self._close)
+            listener = await self._listen(self._route, host, port, tls)
+            stack.callback(listener.close)
+            if metrics_port is not None:
+                private = await self._listen(self._route_private, "127.0.0.1", metrics_port, None)
+                stack.callback(private.close)
+            housekeeping = asyncio.create_task(self._keep_house())
+            stack.callback(housekeeping.cancel)
+            stack.push_async_callback(self._drain)
+            bound = listener.sockets[0].getsockname()[1]
+            name = f"[{host}]" if ":" in host else host
+            yield f"{'wss' if tls else 'ws'}://{name}:{bound}"
+            listener.close()
 
-    return Starlette(routes=[WebSocketRoute(wire.PATH, endpoint.serve)], lifespan=lifespan)
+    async def _listen(
+        self, route: Callable[[WSUpgradeRequest], Any], host: str, port: int, tls: ssl.SSLContext | None
+    ) -> asyncio.Server:
+        return await ws_create_server(
+            route,
+            host,
+            port,
+            ssl=tls,
+            max_frame_size=wire.MAX_FRAME + wire.FRAME_OVERHEAD,
+            websocket_handshake_timeout=self.limits.greeting_seconds,
+            logger_name=_quiet_logger(),
+        )
 
+    def _route(self, request: WSUpgradeRequest) -> WSListener | WSUpgradeResponseWithListener | None:
+        path = request.path.decode("ascii", "replace")
+        if path == wire.PATH:
+            return Conversation(self)
+        return _page(b"draining\n" if self.draining else b"ok\n") if path == "/health" else None
 
-class _Endpoint:
-    def __init__(self, service: LayerService) -> None:
-        self._service = service
-        self._offline_slots = asyncio.Semaphore(MAX_OFFLINE)
-        self._connections = 0
-        # One thread for all long work: every thread that enters a parallel region of torch gets helpers of its own,
-        # and with more of them than processors each region takes half as long again.
-        self._worker = ThreadPoolExecutor(1, "worker", torch.set_num_threads, (WORKER_THREADS,))
+    def _route_private(self, request: WSUpgradeRequest) -> WSUpgradeResponseWithListener | None:
+        match request.path:
+            case b"/metrics":
+                return _page(self.metrics.text())
+            case b"/health":
+                return _page(b"draining\n" if self.draining else b"ok\n")
+        return None
 
-    async def serve(self, socket: WebSocket) -> None:
-        """One client's connection, from greeting to goodbye; whatever it sends, other clients go on."""
-        await socket.accept()
-        self._connections += 1
-        try:
-            if self._connections > MAX_CONNECTIONS:
-                raise ServerBusy("The server has all the connections it takes; try again in a minute.")
-            await self._converse(socket, Session(self._service))
-        except (WebSocketDisconnect, ConnectionError):
-            pass
-        except TimeoutError:
-            await _part(socket, ProtocolError("The client was silent for too long; connect again."))
-        except ConfideError as error:
-            await _part(socket, error)
-        except Exception:  # noqa: BLE001 - one client's trouble must not reach the others
-            _log.exception("A connection failed inside the server")
-            await _part(socket, ServerFault("The server failed inside; ask its operator to look at its log."))
-        finally:
-            self._connections -= 1
-
-    async def _converse(self, socket: WebSocket, session: Session) -> None:
-        async with asyncio.timeout(GREETING_SECONDS):
-            await self._reply(socket, session, await _receive(socket))
+    async def _keep_house(self) -> None:
+        """Part with silent clients, and bring the ledger up to date now and then."""
+        loop = asyncio.get_running_loop()
+        settle_at = loop.time() + CHECKPOINT_SECONDS
         while True:
-            message = await _receive(socket)
-            if isinstance(message, wire.OfflineBegin):
-                async with self._offline_slots:
-                    await self._offline(socket, session, message)
-                continue
-            try:
-                await self._reply(socket, session, message)
-            except MalformedMessage:
-                raise
-            except ConfideError as error:  # the client may go on: nothing of its stream was lost
-                await socket.send_bytes(wire.encode(wire.failure(error)))
+            await asyncio.sleep(SWEEP_SECONDS)
+            for conversation in list(self.conversations):
+                conversation.part_if_silent()
+            if loop.time() >= settle_at:
+                settle_at = loop.time() + CHECKPOINT_SECONDS
+                try:
+                    await loop.run_in_executor(None, self.service.ledger.checkpoint)
+                except Exception:  # noqa: BLE001 - serving goes on, and the next answer says what is wrong
+                    _log.exception("The ledger could not be brought up to date")
 
-    async def _reply(self, socket: WebSocket, session: Session, message: wire.FromClient) -> None:
-        if isinstance(message, wire.Online) and self._service.work(message) > INLINE_WORK:
-            reply = await _run(self._worker, session.handle, message)
-        else:
-            reply = session.handle(message)
-        await socket.send_bytes(wire.encode(reply))
+    async def _drain(self) -> None:
+        """Let offline requests in progress finish, for a while; online requests are answered at once anyway."""
+        self.draining = True
+        deadline = asyncio.get_running_loop().time() + DRAIN_SECONDS
+        while any(one.busy for one in self.conversations) and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.02)
+        for conversation in list(self.conversations):
+            conversation.say_goodbye()
+        await asyncio.sleep(0)
 
-    async def _offline(self, socket: WebSocket, session: Session, begin: wire.OfflineBegin) -> None:
-        request = await _run(self._worker, session.begin_offline, begin)
-        async with asyncio.timeout(OFFLINE_ROWS_SECONDS) as patience:
-            while not request.complete:
-                message = await _receive(socket)
-                if not isinstance(message, wire.OfflineRows):
-                    raise MalformedMessage("An offline request was interrupted by another message; prepare it again.")
-                await _run(self._worker, request.add_rows, message)
-                patience.reschedule(asyncio.get_running_loop().time() + OFFLINE_ROWS_SECONDS)
-        await _send_blocks(socket, request, self._worker)
+    def _close(self) -> None:
+        for worker in (self._online_worker, self._offline_worker):
+            worker.shutdown(cancel_futures=True)
+        self.service.ledger.close()
 
 
-async def _run(worker: ThreadPoolExecutor, call: Callable[..., Result], *arguments: Any) -> Result:
-    return await asyncio.get_running_loop().run_in_executor(worker, call, *arguments)
+def _prepare_worker(niceness: int) -> None:
+    torch.set_num_threads(WORKER_THREADS)
+    with contextlib.suppress(OSError):  # a platform where threads have no priority of their own
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
 
 
-async def _send_blocks(socket: WebSocket, request: OfflineRequest, worker: ThreadPoolExecutor) -> None:
-    """Send an offline answer, computing the next block while the last one is on its way."""
-    blocks = request.answer()
-
-    @torch.inference_mode()
-    def next_frame() -> bytes | None:
-        block = next(blocks, None)
-        return wire.encode(block) if block is not None else None
-
-    frame = await _run(worker, next_frame)
-    while frame is not None:
-        upcoming = asyncio.create_task(_run(worker, next_frame))
-        try:
-            await socket.send_bytes(frame)
-        finally:
-            frame = await upcoming
+def _page(body: bytes) -> WSUpgradeResponseWithListener:
+    return WSUpgradeResponseWithListener(WSUpgradeResponse.create_ok_response(body), None)
 
 
-async def _receive(socket: WebSocket) -> wire.FromClient:
-    event = await socket.receive()
-    if event["type"] == "websocket.disconnect":
-        raise WebSocketDisconnect(event.get("code", 1006))
-    frame = event.get("bytes")
-    if frame is None:
-        raise MalformedMessage("A text frame arrived where the protocol has only binary ones; use a Confide client.")
-    return wire.decode_from_client(frame)
+def _quiet_logger() -> logging.Logger:
+    """The transport's own remarks on clients that misbehave are not for the operator's log."""
+    logger = logging.getLogger("confide.hybrid.transport")
+    logger.setLevel(logging.CRITICAL)
+    return logger
 
 
-async def _part(socket: WebSocket, error: ConfideError) -> None:
-    with contextlib.suppress(RuntimeError, WebSocketDisconnect, ConnectionError):
-        await socket.send_bytes(wire.encode(wire.failure(error)))
-        await socket.close(code=1008, reason=error.code)
-
-
-def load_service(package_folder: Path, state_folder: Path, recorder: Recorder | None = None) -> LayerService:
+def load_service(
+    package_folder: Path,
+    state_folder: Path,
+    recorder: Recorder | None = None,
+    *,
+    insecure_no_licences: bool = False,
+) -> LayerService:
     """A service for a server package, with its ledger in `state_folder`. Reads and checks every weight."""
-    torch.set_num_threads(1)  # this thread will be the event loop's, and must not gather helpers: see _Endpoint
+    torch.set_num_threads(1)  # this thread will be the event loop's, and must not gather helpers: see LayerServer
     package = ServerPackage.open(package_folder)
     package.verify()
     weights = [package.weights(index) for index in range(len(package.manifest.groups))]
-    return LayerService(package.manifest, weights, Ledger(state_folder), RLWE, recorder)
+    ledger = Ledger(state_folder)
+    return LayerService(package.manifest, weights, ledger, RLWE, recorder, insecure_no_licences=insecure_no_licences)
 
 
 def require_loopback(host: str, *, insecure_no_tls: bool) -> None:
@@ -186,36 +190,28 @@ def require_loopback(host: str, *, insecure_no_tls: bool) -> None:
         )
 
 
-def server_config(app: Starlette, host: str, port: int) -> uvicorn.Config:
-    """How the application is served: bounded frames, no compression of what cannot be compressed."""
-    return uvicorn.Config(
-        app,
-        host=host,
-        port=port,
-        ws="websockets-sansio",
-        ws_max_size=wire.MAX_FRAME + wire.FRAME_OVERHEAD,
-        ws_per_message_deflate=False,
-        ws_ping_interval=None,
-        lifespan="on",
-        log_level="warning",
-        access_log=False,
-        timeout_graceful_shutdown=5,
-    )
-
-
-def serve(service: LayerService, host: str, port: int, *, on_ready: Callable[[str], None] | None = None) -> None:
+def serve(
+    service: LayerService,
+    host: str,
+    port: int,
+    *,
+    limits: Limits | None = None,
+    tls: ssl.SSLContext | None = None,
+    metrics_port: int | None = None,
+    on_ready: Callable[[str], None] | None = None,
+) -> None:
     """Serve until SIGINT or SIGTERM. `on_ready` is called with the address once clients can connect."""
-    server = _AnnouncingServer(server_config(create_app(service), host, port))
-    server.on_ready = on_ready
-    server.run()
 
+    async def until_told_to_stop() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for name in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(name, stop.set)
+        server = LayerServer(service, limits)
+        async with server.listening(host, port, tls=tls, metrics_port=metrics_port) as url:
+            if on_ready:
+                on_ready(url)
+            await stop.wait()
+            _log.info("Told to stop; letting offline requests finish.")
 
-class _AnnouncingServer(uvicorn.Server):
-    on_ready: Callable[[str], None] | None = None
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started and self.on_ready:
-            port = self.servers[0].sockets[0].getsockname()[1]
-            host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
-            self.on_ready(f"ws://{host}:{port}")
+    uvloop.run(until_told_to_stop())

@@ -3,14 +3,18 @@
 One `LayerService` holds the weights and the ledger for all clients; one `Session` follows one client's connection.
 """
 
+import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from cryptography.hazmat.primitives.poly1305 import Poly1305
+from numpy.typing import NDArray
 from torch import Tensor
 
 from confide.errors import (
+    LicenceRefused,
     MalformedMessage,
     ModelMismatch,
     ProtocolError,
@@ -20,12 +24,14 @@ from confide.errors import (
 )
 from confide.hybrid import wire
 from confide.hybrid.ledger import Ledger
+from confide.hybrid.ledger.journal import Entry
+from confide.hybrid.ledger.usage import Account, Answerable, solving_tokens
 from confide.models.package import Manifest
 from confide.rlwe import online
 from confide.rlwe.evaluation import RequestKey, shares
 from confide.rlwe.parameters import Parameters, Profile
 from confide.rlwe.scheme import Scheme, ServerHalf
-from confide.rlwe.streams import fresh_key
+from confide.rlwe.streams import derive_key
 
 FRAME_ROWS = 128
 """Output rows in one frame of the offline answer: 10 bytes x 4096 x 128 is 5 MiB."""
@@ -39,10 +45,20 @@ Observer = Callable[[wire.Online], None]
 """Called with every online message before it is answered: what the server sees, for audits and tests."""
 
 
+@dataclass(frozen=True)
+class Admitted:
+    """An online request that was checked and spent, and waits for its answer. masked: int32 (count, columns)."""
+
+    pack: bytes
+    first: int
+    masked: NDArray[np.int32]
+
+
 class LayerService:
     """The protected layers of one model, their parameters, and the record of what was answered.
 
-    weights: one int8 matrix (rows, columns) per group of the manifest, in order.
+    weights: one int8 matrix (rows, columns) per group of the manifest, in order. insecure_no_licences: answer clients
+    without a licence too; with private weights that gives the weights away in time.
     """
 
     def __init__(
@@ -52,6 +68,8 @@ class LayerService:
         ledger: Ledger,
         scheme: Scheme,
         observer: Observer | None = None,
+        *,
+        insecure_no_licences: bool = False,
     ) -> None:
         self.manifest = manifest
         self.ledger = ledger
@@ -60,15 +78,17 @@ class LayerService:
         self.table_digest = manifest.table_digest()
         self._weights = weights
         self._parameters = [group.parameters(manifest.profile) for group in manifest.groups]
+        self._answerable = [_answerable(parameters) for parameters in self._parameters]
         self._observer = observer
+        self._licences_optional = insecure_no_licences or manifest.profile is Profile.OPEN_WEIGHTS
         self._requests: dict[tuple[bytes, int], RequestKey] = {}
         self._shares: dict[tuple[bytes, int], tuple[int, Tensor]] = {}
-        # Retries are recognised by a tag under a key that lives as long as the process: nobody sees the tags, so a
-        # polynomial hash cannot be made to collide.
-        self._tag_key = fresh_key()
+        # Retries are recognised by a tag, also after a restart. Nobody sees the tags, so a polynomial hash cannot be
+        # made to collide although its key serves many messages.
+        self._tag_key = derive_key(ledger.server_key, "retry tags")
 
-    def welcome(self, hello: wire.Hello) -> wire.Welcome:
-        """Check that the client's version, scheme and shell are this server's."""
+    def welcome(self, hello: wire.Hello) -> tuple[Account, wire.Welcome]:
+        """Check that the client's version, scheme and shell are this server's, and that it has a licence."""
         if hello.version != wire.PROTOCOL_VERSION:
             raise VersionMismatch(
                 f"The client speaks protocol version {hello.version} and the server {wire.PROTOCOL_VERSION}; "
@@ -81,12 +101,23 @@ class LayerService:
                 "The shell and the server's package were not made by the same split; "
                 "use the client folder that was written together with this server's."
             )
-        return wire.Welcome(wire.PROTOCOL_VERSION, self.ledger.server_seed)
+        account = self._account(hello.licence)
+        return account, wire.Welcome(wire.PROTOCOL_VERSION, self.ledger.server_seed, account.tokens_left)
 
-    def pack_state(self, message: wire.OpenPack) -> wire.PackState:
+    def _account(self, key: str) -> Account:
+        if key:
+            return self.ledger.authenticate(key)
+        if not self._licences_optional:
+            raise LicenceRefused(
+                "This server answers licensed clients only; ask the model's owner for a key, and give it with "
+                "--licence or in CONFIDE_LICENCE."
+            )
+        return self.ledger.anonymous()
+
+    def pack_state(self, account: Account, message: wire.OpenPack) -> wire.PackState:
         """What the ledger knows of a pack; an unknown pack has no groups."""
-        groups = self.ledger.prepared_groups(message.pack)
-        mark = self.ledger.usage(message.pack).mark if groups else 0
+        groups = self.ledger.prepared_groups(account, message.pack)
+        mark = self.ledger.mark(account, message.pack) if groups else 0
         return wire.PackState(message.pack, mark, groups)
 
     def group(self, index: int) -> tuple[Tensor, Parameters]:
@@ -104,40 +135,60 @@ class LayerService:
             return 0
         return message.count * self._weights[message.group].numel()
 
-    @torch.inference_mode()
-    def answer(self, message: wire.Online) -> wire.Answer:
-        """The online product. The indexes are spent, durably, before the answer exists."""
-        weights, parameters = self.group(message.group)
-        count = message.count
-        if message.first + count > parameters.tokens:
+    def admit(self, account: Account, message: wire.Online) -> Admitted:
+        """Check an online request and spend its indexes, durably, before any answer exists.
+
+        Raises what `Ledger.spend` does, UnknownGroup and WrongShape.
+        """
+        _, parameters = self.group(message.group)
+        if message.first + message.count > parameters.tokens:
             raise WrongShape(f"A pack has {parameters.tokens} mask indexes; ask for indexes below that.")
-        wire.require_bytes(message.masked, count * parameters.columns * 4)
-        request = self._request(message.pack, message.group)
+        wire.require_bytes(message.masked, message.count * parameters.columns * 4)
+        self._request(message.pack, message.group)
         if self._observer:
             self._observer(message)
         tag = Poly1305.generate_tag(self._tag_key, message.masked)
-        self.ledger.spend(message.pack, message.group, message.first, count, tag, parameters.tokens)
-        # A copy, because torch only wraps writable memory and this is the decoder's.
-        masked = torch.from_numpy(np.frombuffer(message.masked, np.int32).reshape(count, -1).copy())
-        private = parameters.profile is Profile.PRIVATE_WEIGHTS
-        share = self._share(message, request, parameters) if private else None
-        values = online.answer(weights, masked, share, parameters)
-        return wire.Answer(wire.payload(values.numpy()))
+        entry = Entry(message.pack, message.group, message.first, message.count, tag)
+        self.ledger.spend(account, entry, self._answerable[message.group])
+        masked = np.frombuffer(message.masked, np.int32).reshape(message.count, -1)
+        return Admitted(message.pack, message.first, masked)
 
-    def _share(self, message: wire.Online, request: RequestKey, parameters: Parameters) -> Tensor:
+    @torch.inference_mode()
+    def answers(self, group: int, admitted: list[Admitted]) -> list[wire.Answer]:
+        """The answers to admitted requests of one group, by one matrix product."""
+        weights, parameters = self.group(group)
+        # A copy also of a single one, because torch only wraps writable memory.
+        masked = torch.from_numpy(np.concatenate([request.masked for request in admitted]))
+        values = online.answer(weights, masked, self._shares_of(group, admitted, parameters), parameters).numpy()
+        ends = np.cumsum([len(request.masked) for request in admitted])
+        return [wire.Answer(wire.payload(part)) for part in np.split(values, ends[:-1])]
+
+    def answer(self, account: Account, message: wire.Online) -> wire.Answer:
+        """Check, spend and answer one online request."""
+        return self.answers(message.group, [self.admit(account, message)])[0]
+
+    def _shares_of(self, group: int, admitted: list[Admitted], parameters: Parameters) -> Tensor | None:
+        if parameters.profile is Profile.OPEN_WEIGHTS:
+            return None
+        found = [self._share(group, request, parameters) for request in admitted]
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def _share(self, group: int, request: Admitted, parameters: Parameters) -> Tensor:
         """The shares of the tokens asked for; while decoding, those of the next tokens are made along with them."""
-        if message.count >= SHARE_TOKENS:
-            return shares(request, parameters.rows, message.first, message.count)
-        key = (message.pack, message.group)
+        bound = self._request(request.pack, group)
+        first, count = request.first, len(request.masked)
+        if count >= SHARE_TOKENS:
+            return shares(bound, parameters.rows, first, count)
+        key = (request.pack, group)
         start, block = self._shares.get(key, (0, None))
-        offset = message.first - start
-        if block is None or not 0 <= offset <= len(block) - message.count:
-            tokens = min(SHARE_TOKENS, parameters.tokens - message.first)
-            start, block, offset = message.first, shares(request, parameters.rows, message.first, tokens), 0
+        offset = first - start
+        if block is None or not 0 <= offset <= len(block) - count:
+            tokens = min(SHARE_TOKENS, parameters.tokens - first)
+            start, block, offset = first, shares(bound, parameters.rows, first, tokens), 0
             if len(self._shares) >= SHARE_BLOCKS:
                 self._shares.clear()
             self._shares[key] = (start, block)
-        return block[offset : offset + message.count]
+        return block[offset : offset + count]
 
     def _request(self, pack: bytes, group: int) -> RequestKey:
         known = self._requests.get((pack, group))
@@ -152,12 +203,15 @@ class LayerService:
 class OfflineRequest:
     """One group's offline request while its rows arrive, and its answer."""
 
-    def __init__(self, service: LayerService, begin: wire.OfflineBegin) -> None:
+    def __init__(self, service: LayerService, account: Account, begin: wire.OfflineBegin) -> None:
         weights, self._parameters = service.group(begin.group)
         self._service = service
+        self._account = account
         self._begin = begin
         wire.require_bytes(begin.public_key, self._parameters.planes * self._parameters.ring_degree)
-        self._digest = wire.RequestDigest(service.model_digest, service.table_digest, service.ledger.server_seed, begin)
+        self._digest = wire.RequestDigest(
+            service.model_digest, service.table_digest, account.licence.id, service.ledger.server_seed, begin
+        )
         self._product: ServerHalf = service.scheme.server(weights, self._parameters)
         self._received = 0
 
@@ -183,7 +237,7 @@ class OfflineRequest:
         digest = self._digest.digest()
         begin = self._begin
         ledger = self._service.ledger
-        ledger.bind_request(begin.pack, begin.group, digest)
+        ledger.bind_request(self._account, begin.pack, begin.group, digest)
         request = RequestKey.bind(ledger.server_key, digest)
         shape = (self._parameters.words, self._parameters.ring_degree)
         p0 = torch.from_numpy(np.frombuffer(begin.public_key, np.int32).reshape(shape).copy())
@@ -199,32 +253,43 @@ def _contiguous(block: Tensor) -> memoryview:
 
 
 class Session:
-    """One client's connection: greets first, then asks."""
+    """One client's conversation: greets first, then asks."""
 
     def __init__(self, service: LayerService) -> None:
         self._service = service
-        self._greeted = False
+        self._account: Account | None = None
+
+    @property
+    def account(self) -> Account:
+        """Whose licence the client has. ProtocolError before the greeting."""
+        if self._account is None:
+            raise ProtocolError("The first message must be a greeting; connect with a Confide client.")
+        return self._account
+
+    @property
+    def greeted(self) -> bool:
+        """Whether the client has said who it is."""
+        return self._account is not None
 
     def handle(self, message: wire.FromClient) -> wire.FromServer:
         """The reply to a greeting, an online request or a question about a pack."""
-        if isinstance(message, wire.Hello):
-            welcome = self._service.welcome(message)
-            self._greeted = True
-            return welcome
-        self._require_greeting()
         match message:
+            case wire.Hello():
+                self._account, welcome = self._service.welcome(message)
+                return welcome
             case wire.Online():
-                return self._service.answer(message)
+                return self._service.answer(self.account, message)
             case wire.OpenPack():
-                return self._service.pack_state(message)
+                return self._service.pack_state(self.account, message)
             case _:
+                _ = self.account
                 raise MalformedMessage("Encrypted masks came outside an offline request; prepare the pack again.")
 
     def begin_offline(self, begin: wire.OfflineBegin) -> OfflineRequest:
         """The offline request that a message begins."""
-        self._require_greeting()
-        return OfflineRequest(self._service, begin)
+        return OfflineRequest(self._service, self.account, begin)
 
-    def _require_greeting(self) -> None:
-        if not self._greeted:
-            raise ProtocolError("The first message must be a greeting; connect with a Confide client.")
+
+def _answerable(parameters: Parameters) -> Answerable:
+    secret = parameters.profile is Profile.PRIVATE_WEIGHTS
+    return Answerable(parameters.tokens, solving_tokens(parameters.columns) if secret else math.inf)

@@ -13,14 +13,12 @@ from numpy.typing import NDArray
 
 from confide.errors import ConfideError, MalformedMessage, WrongShape, error_class
 
-PROTOCOL_VERSION: Final = 1
+PROTOCOL_VERSION: Final = 2
 PATH: Final = "/v1/layers"
 MAX_FRAME: Final = 8 << 20
 """Largest payload of a frame either side sends, in bytes."""
 FRAME_OVERHEAD: Final = 1 << 12
 """Room for a frame's other fields; public keys travel in frames of their own."""
-LICENCE: Final = b"anonymous"
-"""Stands in every request digest where a licence's identity will."""
 
 Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 PackId = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
@@ -28,6 +26,7 @@ GroupIndex = Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
 RowIndex = Annotated[int, msgspec.Meta(ge=0, lt=1 << 24)]
 TokenIndex = Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
 TokenCount = Annotated[int, msgspec.Meta(ge=1, le=1 << 16)]
+LicenceKey = Annotated[str, msgspec.Meta(max_length=128)]
 Name = Annotated[str, msgspec.Meta(max_length=64)]
 Sentence = Annotated[str, msgspec.Meta(max_length=1000)]
 Payload = Annotated[memoryview, msgspec.Meta(max_length=MAX_FRAME)]
@@ -38,19 +37,24 @@ class _Message(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=F
 
 
 class Hello(_Message, tag=1):
-    """The client's first message."""
+    """The client's first message. licence: a bearer key, or nothing."""
 
     version: Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
     scheme: Name
     model_digest: Digest
     table_digest: Digest
+    licence: LicenceKey = ""
 
 
 class Welcome(_Message, tag=2):
-    """The server's answer to Hello. server_seed: public, the server's part of every p1 seed."""
+    """The server's answer to Hello.
+
+    server_seed: public, the server's part of every p1 seed. tokens_left: what the licence still allows, if it limits.
+    """
 
     version: Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
     server_seed: Digest
+    tokens_left: Annotated[int, msgspec.Meta(ge=0)] | None = None
 
 
 class OpenPack(_Message, tag=3):
@@ -179,14 +183,16 @@ def p1_seed(server_seed: bytes, client_nonce: bytes, pack: bytes) -> bytes:
 class RequestDigest:
     """SHA-256 of a whole offline request, absorbed as it arrives: what all of the server's randomness is bound to."""
 
-    def __init__(self, model_digest: bytes, table_digest: bytes, server_seed: bytes, begin: OfflineBegin) -> None:
+    def __init__(
+        self, model_digest: bytes, table_digest: bytes, licence: bytes, server_seed: bytes, begin: OfflineBegin
+    ) -> None:
         self._hash = hashlib.sha256()
         fields = (
             b"confide request",
             PROTOCOL_VERSION.to_bytes(2, "big"),
             model_digest,
             table_digest,
-            LICENCE,
+            licence,
             begin.pack,
             begin.group.to_bytes(4, "big"),
             p1_seed(server_seed, begin.client_nonce, begin.pack),

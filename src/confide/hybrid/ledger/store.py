@@ -1,0 +1,160 @@
+"""The ledger's database file: a few small tables, every row with a checksum of its own.
+
+SQLite finds damage to its structure; the checksums find damage to what it holds.
+"""
+
+import hashlib
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from confide.errors import LedgerCorrupted, LedgerUnavailable
+
+Row = dict[str, Any]
+
+_KEYS: Final = {
+    "server": ("name",),
+    "licences": ("id",),
+    "packs": ("pack",),
+    "requests": ("pack", "layer_group"),
+    "usage": ("licence", "day"),
+    "disclosed": ("licence", "layer_group"),
+}
+_COLUMNS: Final = {
+    "server": ("name", "value"),
+    "licences": (
+        "id",
+        "key_hash",
+        "name",
+        "created",
+        "expires",
+        "tokens",
+        "tokens_per_minute",
+        "packs_per_day",
+        "disclosure",
+        "revoked",
+    ),
+    "packs": ("pack", "licence", "day", "leased_to", "used_to", "floor"),
+    "requests": ("pack", "layer_group", "digest"),
+    "usage": ("licence", "day", "tokens"),
+    "disclosed": ("licence", "layer_group", "tokens"),
+}
+
+
+class Store:
+    """An open database. Safe to call from several threads; other processes may read, and write other tables."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.mutex = threading.RLock()
+        with self._reporting():
+            self._database = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+            self._database.row_factory = sqlite3.Row
+            self._database.execute("PRAGMA journal_mode=WAL")
+            self._database.execute("PRAGMA synchronous=FULL")
+            for table, columns in _COLUMNS.items():
+                self._database.execute(
+                    f"CREATE TABLE IF NOT EXISTS {table} "
+                    f"({', '.join(columns)}, sum NOT NULL, PRIMARY KEY ({', '.join(_KEYS[table])})) WITHOUT ROWID"
+                )
+            self._database.execute("CREATE INDEX IF NOT EXISTS packs_by_licence ON packs (licence, day)")
+
+    def verify(self) -> None:
+        """Read everything. LedgerCorrupted where any of it is not what was written."""
+        with self._reporting():
+            verdict = self._database.execute("PRAGMA integrity_check").fetchone()[0]
+        if verdict != "ok":
+            raise _corrupted(self.path)
+        for table in _COLUMNS:
+            self.rows(table)
+
+    def rows(self, table: str, **where: Any) -> list[Row]:
+        """The rows whose columns have these values, each checked against its sum."""
+        condition = " AND ".join(f"{column} = ?" for column in where) or "1"
+        with self._reporting():
+            # The names come from this module and its callers, never from outside.
+            query = f"SELECT * FROM {table} WHERE {condition}"  # noqa: S608
+            found = [dict(row) for row in self._database.execute(query, tuple(where.values()))]
+        for row in found:
+            if row.pop("sum") != _row_sum(table, row):
+                raise _corrupted(self.path)
+        return found
+
+    def row(self, table: str, **where: Any) -> Row | None:
+        """The one row with these values, or None."""
+        found = self.rows(table, **where)
+        return found[0] if found else None
+
+    def count(self, table: str, **where: Any) -> int:
+        """How many rows have these values."""
+        condition = " AND ".join(f"{column} = ?" for column in where) or "1"
+        with self._reporting():
+            query = f"SELECT count(*) FROM {table} WHERE {condition}"  # noqa: S608
+            return int(self._database.execute(query, tuple(where.values())).fetchone()[0])
+
+    def put(self, table: str, **values: Any) -> None:
+        """Insert a row, or replace the one with its key."""
+        places = ", ".join("?" * (len(values) + 1))
+        command = f"INSERT OR REPLACE INTO {table} ({', '.join(values)}, sum) VALUES ({places})"  # noqa: S608
+        with self._reporting():
+            self._database.execute(command, (*values.values(), _row_sum(table, values)))
+
+    def clear(self, table: str) -> None:
+        """Delete all rows."""
+        with self._reporting():
+            self._database.execute(f"DELETE FROM {table}")  # noqa: S608
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All of what is written inside, durably at its end, or none of it."""
+        with self.mutex, self._reporting():
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._database.execute("COMMIT")
+            except BaseException:
+                if self._database.in_transaction:
+                    self._database.execute("ROLLBACK")
+                raise
+
+    def copy_to(self, path: Path) -> None:
+        """A consistent copy of the database in another file, while both sides go on."""
+        with self._reporting():
+            target = sqlite3.connect(path)
+            try:
+                self._database.backup(target)
+            finally:
+                target.close()
+
+    @contextmanager
+    def _reporting(self) -> Iterator[None]:
+        with self.mutex:
+            try:
+                yield
+            except sqlite3.OperationalError as error:
+                raise LedgerUnavailable(
+                    f"{self.path} cannot be read or written ({error}); make room on its disk, check its permissions, "
+                    "or wait for the other command that is using it. Nothing was answered and no token billed."
+                ) from error
+            except sqlite3.DatabaseError as error:
+                raise _corrupted(self.path) from error
+
+    def close(self) -> None:
+        """Close the file."""
+        self._database.close()
+
+
+def _row_sum(table: str, row: Row) -> bytes:
+    ordered = [row.get(column) for column in _COLUMNS[table]]
+    return hashlib.blake2b(msgspec.msgpack.encode([table, ordered]), digest_size=8).digest()
+
+
+def _corrupted(path: Path) -> LedgerCorrupted:
+    return LedgerCorrupted(
+        f"{path} is damaged; do not serve from it. Restore the last backup with `confide ledger restore`."
+    )
