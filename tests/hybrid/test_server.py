@@ -45,10 +45,13 @@ def masked(service: LayerService, count: int = 1) -> bytes:
 @pytest.mark.parametrize(
     ("change", "error"),
     [
-        (lambda s: wire.Hello(2, s.scheme.name, s.model_digest, s.table_digest), errors.VersionMismatch),
-        (lambda s: wire.Hello(1, "other", s.model_digest, s.table_digest), errors.VersionMismatch),
-        (lambda s: wire.Hello(1, s.scheme.name, bytes(32), s.table_digest), errors.ModelMismatch),
-        (lambda s: wire.Hello(1, s.scheme.name, s.model_digest, bytes(32)), errors.ModelMismatch),
+        (
+            lambda s: wire.Hello(wire.PROTOCOL_VERSION + 1, s.scheme.name, s.model_digest, s.table_digest),
+            errors.VersionMismatch,
+        ),
+        (lambda s: wire.Hello(wire.PROTOCOL_VERSION, "other", s.model_digest, s.table_digest), errors.VersionMismatch),
+        (lambda s: wire.Hello(wire.PROTOCOL_VERSION, s.scheme.name, bytes(32), s.table_digest), errors.ModelMismatch),
+        (lambda s: wire.Hello(wire.PROTOCOL_VERSION, s.scheme.name, s.model_digest, bytes(32)), errors.ModelMismatch),
         (lambda s: wire.OpenPack(PACK), errors.ProtocolError),
         (lambda s: online(PACK, 0, 0, 1, masked(s)), errors.ProtocolError),
         (lambda s: wire.OfflineRows(0, memoryview(b"")), errors.ProtocolError),
@@ -289,6 +292,4 @@ def test_a_server_that_answers_nonsense_is_malformed(service: LayerService, monk
     with running(service) as url:
         monkeypatch.setattr(service, "welcome", lambda hello: wire.PackState(PACK, 0, 0))
         with pytest.raises(errors.MalformedMessage, match="out of turn"):
-            LayerConnection(
-                url, scheme=service.scheme.name, model_digest=service.model_digest, table_digest=service.table_digest
-            )
+            LayerConnection(url, scheme=service.scheme.name, release=service.release)

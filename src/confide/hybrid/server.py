@@ -172,9 +172,7 @@ def load_service(package_folder: Path, state_folder: Path, recorder: Recorder | 
     """A service for a server package, with its ledger in `state_folder`. Reads and checks every weight."""
     torch.set_num_threads(1)  # this thread will be the event loop's, and must not gather helpers: see _Endpoint
     package = ServerPackage.open(package_folder)
-    package.verify()
-    weights = [package.weights(index) for index in range(len(package.manifest.groups))]
-    return LayerService(package.manifest, weights, Ledger(state_folder), RLWE, recorder)
+    return LayerService(package.signed, package.load(), Ledger(state_folder), RLWE, recorder)
 
 
 def require_loopback(host: str, *, insecure_no_tls: bool) -> None:

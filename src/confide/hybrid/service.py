@@ -20,7 +20,7 @@ from confide.errors import (
 )
 from confide.hybrid import wire
 from confide.hybrid.ledger import Ledger
-from confide.models.package import Manifest
+from confide.models.seal import SignedManifest
 from confide.rlwe import online
 from confide.rlwe.evaluation import RequestKey, shares
 from confide.rlwe.parameters import Parameters, Profile
@@ -47,17 +47,19 @@ class LayerService:
 
     def __init__(
         self,
-        manifest: Manifest,
+        signed: SignedManifest,
         weights: list[Tensor],
         ledger: Ledger,
         scheme: Scheme,
         observer: Observer | None = None,
     ) -> None:
-        self.manifest = manifest
+        self.manifest = manifest = signed.manifest
+        self.release = signed.release
         self.ledger = ledger
         self.scheme = scheme
-        self.model_digest = bytes.fromhex(manifest.model_digest)
-        self.table_digest = manifest.table_digest()
+        self.model_digest = self.release.model_digest
+        self.table_digest = self.release.table_digest
+        self._release_signature = bytes.fromhex(signed.signature.release)
         self._weights = weights
         self._parameters = [group.parameters(manifest.profile) for group in manifest.groups]
         self._observer = observer
@@ -81,7 +83,9 @@ class LayerService:
                 "The shell and the server's package were not made by the same split; "
                 "use the client folder that was written together with this server's."
             )
-        return wire.Welcome(wire.PROTOCOL_VERSION, self.ledger.server_seed)
+        return wire.Welcome(
+            wire.PROTOCOL_VERSION, self.ledger.server_seed, self.release.owner.raw, self._release_signature
+        )
 
     def pack_state(self, message: wire.OpenPack) -> wire.PackState:
         """What the ledger knows of a pack; an unknown pack has no groups."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from confide.errors import ConfideError, MalformedMessage, WrongShape, error_class
 
-PROTOCOL_VERSION: Final = 1
+PROTOCOL_VERSION: Final = 2
 PATH: Final = "/v1/layers"
 MAX_FRAME: Final = 8 << 20
 """Largest payload of a frame either side sends, in bytes."""
@@ -23,6 +23,8 @@ LICENCE: Final = b"anonymous"
 """Stands in every request digest where a licence's identity will."""
 
 Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+PublicKey = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+Signature = Annotated[bytes, msgspec.Meta(min_length=64, max_length=64)]
 PackId = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 GroupIndex = Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
 RowIndex = Annotated[int, msgspec.Meta(ge=0, lt=1 << 24)]
@@ -47,10 +49,15 @@ class Hello(_Message, tag=1):
 
 
 class Welcome(_Message, tag=2):
-    """The server's answer to Hello. server_seed: public, the server's part of every p1 seed."""
+    """The server's answer to Hello. server_seed: public, the server's part of every p1 seed.
+
+    owner, release: the public key and the signature of the model's owner; see models.seal.Release.
+    """
 
     version: Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
     server_seed: Digest
+    owner: PublicKey
+    release: Signature
 
 
 class OpenPack(_Message, tag=3):
