@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from confide.errors import ConfideError
+
 
 def home() -> Path:
     """CONFIDE_HOME, else `confide` in the user's configuration folder. It need not exist."""
@@ -13,7 +15,12 @@ def home() -> Path:
 
 
 def make_home() -> Path:
-    """The same, made where it is missing, closed to others."""
+    """The same, made where it is missing, closed to others. ConfideError where it cannot be."""
     folder = home()
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfideError(
+            f"Your Confide folder {folder} cannot be made ({error.strerror}); set CONFIDE_HOME to a folder of yours."
+        ) from error
     return folder

@@ -54,9 +54,14 @@ def trust(key: OwnerPublicKey, name: str = "") -> None:
     """Add an owner, or give one a new name. OwnerKeyError where the name cannot stand on a line."""
     owners = trusted_owners()
     owners[key] = _checked_name(name) or owners.get(key, "")
-    make_home()
     lines = [f"{owner} {called}".rstrip() + "\n" for owner, called in owners.items()]
-    replace_file(trusted_path(), "".join(lines).encode())
+    make_home()
+    try:
+        replace_file(trusted_path(), "".join(lines).encode())
+    except OSError as error:
+        raise OwnerKeyError(
+            f"{trusted_path()} cannot be written ({error.strerror}); set CONFIDE_HOME to a folder of yours."
+        ) from error
 
 
 def _checked_name(name: str) -> str:
