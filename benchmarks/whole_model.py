@@ -19,6 +19,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from benchmarks.measure import Figure, seconds, write
 from confide import HybridModel
+from confide.models.owner import OwnerKey
 from confide.models.source import open_model
 from confide.models.split import split
 
@@ -32,10 +33,12 @@ def main() -> list[Figure]:
     with tempfile.TemporaryDirectory() as folder:
         GPT2LMHeadModel(GPT2Config()).save_pretrained(Path(folder) / "model")
         source = open_model(str(Path(folder) / "model"))
-        summary = split(source, Path(folder) / "split")
+        owner = OwnerKey.generate()
+        summary = split(source, Path(folder) / "split", owner=owner)
         gc.collect()
-        with _server(summary.server) as url, HybridModel.from_shell(summary.client, server=url) as private:
-            figures = _measure(private, source.load_model())
+        with _server(summary.server) as url:
+            with HybridModel.from_shell(summary.client, server=url, owner=owner.public.raw) as private:
+                figures = _measure(private, source.load_model())
     write("whole_model", figures)
     return figures
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from transformers import TextStreamer
 
 import confide
+from confide.models.owner import OwnerKey
 from confide.models.source import open_model
 from confide.models.split import split
 
@@ -33,19 +34,23 @@ def layer_server(package: Path) -> Iterator[str]:
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        parts = split(open_model("demo"), folder)  # a local Hugging Face folder or a hub id will do as well
+        owner = OwnerKey.generate()  # signs both halves; the client pins its public key
+        parts = split(open_model("demo"), folder, owner=owner)  # a local folder or a hub id will do as well
         print(f"{parts.protected_share:.0%} of the parameters go to the server, the rest stays here")
-        with layer_server(parts.server) as url, confide.HybridModel.from_shell(parts.client, server=url) as model:
-            traffic = model.client.traffic
-            print(f"preparing masks for {traffic.tokens} tokens ...")
-            model.prepare()
+        with layer_server(parts.server) as url:
+            with confide.HybridModel.from_shell(parts.client, server=url, owner=owner.public.raw) as model:
+                traffic = model.client.traffic
+                print(f"preparing masks for {traffic.tokens} tokens ...")
+                model.prepare()
 
-            inputs = model.tokenizer(PROMPT, return_tensors="pt")
-            streamer = TextStreamer(model.tokenizer)
-            tokens = model.generate(**inputs, max_new_tokens=24, do_sample=False, streamer=streamer)
+                inputs = model.tokenizer(PROMPT, return_tensors="pt")
+                streamer = TextStreamer(model.tokenizer)
+                tokens = model.generate(**inputs, max_new_tokens=24, do_sample=False, streamer=streamer)
 
-            print(f"{tokens.shape[1] - inputs['input_ids'].shape[1]} tokens, {model.traffic.round_trips} round trips")
-            print(f"masks for {model.tokens_left} tokens are left")
+                print(
+                    f"{tokens.shape[1] - inputs['input_ids'].shape[1]} tokens, {model.traffic.round_trips} round trips"
+                )
+                print(f"masks for {model.tokens_left} tokens are left")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,20 @@
 """What all tests share."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def confide_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A home for owner keys that is nobody's; the processes that tests start inherit it."""
+    folder = tmp_path_factory.mktemp("confide-home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CONFIDE_HOME", str(folder))
+        patch.delenv("CONFIDE_OWNER_PASSPHRASE", raising=False)
+        yield folder
 
 
 @pytest.fixture(scope="session")

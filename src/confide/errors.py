@@ -31,6 +31,18 @@ class InvalidPackage(ConfideError):
     code = "invalid-package"
 
 
+class OwnerKeyError(ConfideError):
+    """An owner's key cannot be made, read or understood."""
+
+    code = "owner-key"
+
+
+class UntrustedOwner(ConfideError):
+    """A package or a release is signed by somebody who is not trusted here."""
+
+    code = "untrusted-owner"
+
+
 class InvalidActivation(ConfideError):
     """An activation is not finite, so it has no integer representation."""
 

@@ -1,6 +1,7 @@
 """Writing files so that they survive a crash."""
 
 import os
+import tempfile
 from pathlib import Path
 
 
@@ -22,4 +23,18 @@ def replace_file(path: Path, content: bytes, mode: int = 0o644) -> None:
         file.flush()
         os.fsync(file.fileno())
     draft.rename(path)
+    sync_folder(path.parent)
+
+
+def create_file(path: Path, content: bytes) -> None:
+    """Write a new file durably and for its owner only, or not at all. FileExistsError where there is one already."""
+    descriptor, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(draft, path)  # unlike a rename, never replaces anything
+    finally:
+        os.unlink(draft)
     sync_folder(path.parent)

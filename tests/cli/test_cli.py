@@ -43,6 +43,15 @@ def parts(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
     return answer("split", model, "--out", tmp_path_factory.mktemp("split"))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A home of these tests' own, not there at first."""
+    folder = tmp_path_factory.mktemp("home") / "confide"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CONFIDE_HOME", str(folder))
+        yield folder
+
+
 @pytest.fixture(scope="module")
 def url(parts: dict[str, Any]) -> Iterator[str]:
     command = [sys.executable, "-m", "confide", "serve", parts["server"], "--port", "0", "--json"]
@@ -59,6 +68,62 @@ def test_split_says_what_it_protected(parts: dict[str, Any]) -> None:
     assert parts["groups"] == 4
     assert 0 < parts["protected_share"] < 1
     assert parts["encryption"] == ["n4096_q96_t30_keep40"]
+
+
+def test_the_first_split_makes_an_owner_key(parts: dict[str, Any], home: Path) -> None:
+    own = answer("owner", "show")
+    assert own["owner"] == parts["owner"]
+    assert own["file"] == str(home / "owner.key")
+    assert (home / "owner.key").stat().st_mode & 0o777 == 0o600
+    trusted = answer("owner", "list")["owners"]
+    assert trusted == [{"owner": own["owner"], "fingerprint": own["fingerprint"], "name": "own key"}]
+
+
+def test_owner_keys_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONFIDE_HOME", str(tmp_path / "home"))
+    assert "Nobody is trusted" in confide("owner", "list").stderr
+    made = answer("owner", "init")
+    assert answer("owner", "init", check=1)["error"]["code"] == "owner-key"
+    assert answer("owner", "show") == made
+    friend = "ab" * 32
+    assert answer("owner", "trust", friend, "--name", "a friend")["name"] == "a friend"
+    assert answer("owner", "trust", friend)["name"] == "a friend"
+    assert answer("owner", "trust", "ab", check=1)["error"]["code"] == "owner-key"
+    shown = confide("owner", "list").stdout
+    assert shown.count("\n") == 2
+    assert made["owner"] in shown
+    assert f"{friend}  a friend" in shown
+    assert made["fingerprint"] in confide("owner", "show").stdout
+
+
+def test_a_passphrase_protects_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
+    monkeypatch.setenv("CONFIDE_HOME", str(tmp_path / "home"))
+    path = tmp_path / "mine.key"
+    assert "CONFIDE_OWNER_PASSPHRASE" in answer("owner", "init", "--passphrase", check=1)["error"]["message"]
+    monkeypatch.setenv("CONFIDE_OWNER_PASSPHRASE", "open sesame")
+    made = answer("owner", "init", "--out", path, "--passphrase")
+    assert b"ENCRYPTED" in path.read_bytes()
+    parts = answer("split", model, "--out", tmp_path / "split", "--owner", path)
+    assert parts["owner"] == made["owner"]
+    assert not (tmp_path / "home" / "owner.key").exists()
+    monkeypatch.setenv("CONFIDE_OWNER_PASSPHRASE", "open barley")
+    refused = answer("owner", "show", "--owner", path, check=1)["error"]
+    assert "passphrase is wrong" in refused["message"]
+
+
+def test_the_client_pins_the_owner(
+    parts: dict[str, Any], url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("prepare", parts["client"], "--server", url, "--packs", tmp_path / "packs")
+    assert answer(*arguments, "--owner", "ab" * 32, check=1)["error"]["code"] == "untrusted-owner"
+    monkeypatch.setenv("CONFIDE_HOME", str(tmp_path))
+    refused = answer(*arguments, check=1)["error"]
+    assert refused["code"] == "untrusted-owner"
+    assert f"confide owner trust {parts['owner']}" in refused["message"]
+    assert answer(*arguments, "--owner", parts["owner"])["tokens_left"] == 4096
+    answer("owner", "trust", parts["owner"])
+    generate = ("generate", parts["client"], *arguments[2:], "--prompt-ids", "5", "--max-new-tokens", 1)
+    assert answer(*generate)["generated_tokens"] == 1
 
 
 def test_prepare_says_what_it_costs_and_rounds_up(parts: dict[str, Any], url: str) -> None:
@@ -92,6 +157,7 @@ def test_generation_prepares_when_nothing_is_left(parts: dict[str, Any], url: st
     ("arguments", "code"),
     [
         (("split", "no/such/model", "--out", "x"), "error"),
+        (("split", "demo", "--out", "x", "--owner", "no/such.key"), "owner-key"),
         (("serve", "no/such/folder"), "invalid-package"),
         (("serve", "{client}"), "invalid-package"),
         (("serve", "{server}", "--host", "0.0.0.0"), "insecure-connection"),  # noqa: S104

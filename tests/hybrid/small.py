@@ -17,10 +17,13 @@ from confide.hybrid.ledger import Ledger
 from confide.hybrid.limits import Limits
 from confide.hybrid.server import LayerServer
 from confide.hybrid.service import LayerService, Observer
-from confide.models.package import Group, Layer, Manifest, ModelDigest, PackageKind, write_manifest
+from confide.models.owner import OwnerKey
+from confide.models.package import FORMAT, Group, Layer, Manifest, ModelDigest, PackageKind
+from confide.models.seal import SignedManifest, seal_package, sign_manifest
 from confide.models.server_package import group_file, row_norms
 from confide.rlwe.parameters import Parameters, Profile
 from confide.rlwe.scheme import Scheme
+from owners import OWNER
 
 from .twin import TWIN
 
@@ -45,24 +48,27 @@ def manifest_for(weights: list[Tensor], kind: PackageKind, profile: Profile = Pr
         parameters = Parameters.derive(profile, rows=rows, columns=columns, row_l1=l1, row_l2=l2)
         group = Group(f"g{index}", tuple(layers), columns, parameters.activation_bits, l1, l2)
         groups.append(group if kind is PackageKind.SERVER else group.without_norms())
-    return Manifest(1, kind, profile, "small", digest.hexdigest(), tuple(groups))
+    return Manifest(FORMAT, kind, profile, "small", digest.hexdigest(), tuple(groups), {})
 
 
-def write_packages(folder: Path, profile: Profile = Profile.PRIVATE_WEIGHTS) -> tuple[Path, Path]:
+def write_packages(
+    folder: Path, profile: Profile = Profile.PRIVATE_WEIGHTS, owner: OwnerKey = OWNER
+) -> tuple[Path, Path]:
     """A client and a server folder; the client has no model in it, only the layer table."""
     from safetensors.torch import save_file
 
     weights = small_weights()
     client, server = folder / "client", folder / "server"
-    for path, kind in ((client, PackageKind.SHELL), (server, PackageKind.SERVER)):
-        path.mkdir(parents=True)
-        write_manifest(path, manifest_for(weights, kind, profile))
+    client.mkdir(parents=True)
+    server.mkdir()
     for index, matrix in enumerate(weights):
         parts = matrix.split([len(matrix) - 2, 2])
         save_file(
             {f"g{index}.{name}": part.clone() for name, part in zip("ab", parts, strict=True)},
             group_file(server, index),
         )
+    for path, kind in ((client, PackageKind.SHELL), (server, PackageKind.SERVER)):
+        seal_package(path, manifest_for(weights, kind, profile), owner)
     return client, server
 
 
@@ -72,12 +78,14 @@ def small_service(
     observer: Observer | None = None,
     profile: Profile = Profile.PRIVATE_WEIGHTS,
     *,
+    owner: OwnerKey = OWNER,
     insecure_no_licences: bool = True,
 ) -> LayerService:
     weights = small_weights()
     manifest = manifest_for(weights, PackageKind.SERVER, profile)
+    signed = SignedManifest(manifest, sign_manifest(b"in memory", manifest, owner))
     ledger = Ledger(state)
-    return LayerService(manifest, weights, ledger, scheme, observer, insecure_no_licences=insecure_no_licences)
+    return LayerService(signed, weights, ledger, scheme, observer, insecure_no_licences=insecure_no_licences)
 
 
 @contextmanager
@@ -111,13 +119,11 @@ def running(service: LayerService, limits: Limits | None = None, port: int = 0) 
 
 
 def connect(url: str, service: LayerService) -> LayerConnection:
-    return LayerConnection(
-        url, scheme=service.scheme.name, model_digest=service.model_digest, table_digest=service.table_digest
-    )
+    return LayerConnection(url, scheme=service.scheme.name, release=service.release)
 
 
 def twin_client(folder: Path, url: str, **options: object) -> HybridClient:
-    return HybridClient(folder, url, scheme=TWIN, **options)  # type: ignore[arg-type]
+    return HybridClient(folder, url, scheme=TWIN, **{"owner": OWNER.public.raw} | options)  # type: ignore[arg-type]
 
 
 def exact(weights: Tensor, x: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from confide.models.source import open_model
 from confide.models.split import split
 from confide.rlwe.parameters import Profile
 from confide.rlwe.scheme import RLWE
+from owners import OWNER
 
 from .small import running
 
@@ -39,11 +40,11 @@ class Pair:
 
 
 def opened(model: str, folder: Path, profile: Profile = Profile.PRIVATE_WEIGHTS) -> Iterator[Pair]:
-    summary = split(open_model(model), folder / "split", profile=profile)
+    summary = split(open_model(model), folder / "split", owner=OWNER, profile=profile)
     package = ServerPackage.open(summary.server)
-    weights = [package.weights(index) for index in range(len(package.manifest.groups))]
-    service = LayerService(package.manifest, weights, Ledger(folder / "state"), RLWE, insecure_no_licences=True)
-    with running(service) as url, HybridModel.from_shell(summary.client, server=url) as private:
+    ledger = Ledger(folder / "state")
+    service = LayerService(package.signed, package.load(), ledger, RLWE, insecure_no_licences=True)
+    with running(service) as url, HybridModel.from_shell(summary.client, server=url, owner=OWNER.public.raw) as private:
         private.prepare(1)
         yield Pair(private, load_clear(summary.client, summary.server))
 

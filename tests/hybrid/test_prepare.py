@@ -10,6 +10,7 @@ from confide.hybrid.prepare import Progress
 from confide.hybrid.service import LayerService
 from confide.rlwe.parameters import Profile
 from confide.rlwe.scheme import RLWE
+from owners import OWNER
 
 from .small import activations, exact, running, small_service, small_weights, twin_client, write_packages
 
@@ -34,7 +35,10 @@ def test_products_are_exact_with_the_encryption(tmp_path: Path, profile: Profile
     from confide.hybrid.client import HybridClient
 
     shell, _ = write_packages(tmp_path / "packages", profile)
-    with running(small_service(tmp_path / "state", RLWE, profile=profile)) as url, HybridClient(shell, url) as client:
+    with (
+        running(small_service(tmp_path / "state", RLWE, profile=profile)) as url,
+        HybridClient(shell, url, owner=OWNER.public.raw) as client,
+    ):
         client.prepare(1)
         check_products(client)
 

@@ -45,7 +45,10 @@ def masked(service: LayerService, count: int = 1) -> bytes:
 @pytest.mark.parametrize(
     ("change", "error"),
     [
-        (lambda s: wire.Hello(9, s.scheme.name, s.model_digest, s.table_digest), errors.VersionMismatch),
+        (
+            lambda s: wire.Hello(wire.PROTOCOL_VERSION + 1, s.scheme.name, s.model_digest, s.table_digest),
+            errors.VersionMismatch,
+        ),
         (lambda s: wire.Hello(wire.PROTOCOL_VERSION, "other", s.model_digest, s.table_digest), errors.VersionMismatch),
         (lambda s: wire.Hello(wire.PROTOCOL_VERSION, s.scheme.name, bytes(32), s.table_digest), errors.ModelMismatch),
         (lambda s: wire.Hello(wire.PROTOCOL_VERSION, s.scheme.name, s.model_digest, bytes(32)), errors.ModelMismatch),
@@ -289,6 +292,4 @@ def test_a_server_that_answers_nonsense_is_malformed(service: LayerService, monk
     with running(service) as url:
         monkeypatch.setattr(service, "welcome", lambda hello: (service.ledger.anonymous(), wire.PackState(PACK, 0, 0)))
         with pytest.raises(errors.MalformedMessage, match="out of turn"):
-            LayerConnection(
-                url, scheme=service.scheme.name, model_digest=service.model_digest, table_digest=service.table_digest
-            )
+            LayerConnection(url, scheme=service.scheme.name, release=service.release)

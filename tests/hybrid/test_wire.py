@@ -17,7 +17,7 @@ FROM_CLIENT = [
     wire.Online(PACK, 3, 4095, 1, memoryview(b"\0" * 16)),
 ]
 FROM_SERVER = [
-    wire.Welcome(1, DIGEST),
+    wire.Welcome(2, DIGEST, 5, DIGEST, DIGEST * 2),
     wire.PackState(PACK, 17, 48),
     wire.OfflineBlock(0, memoryview(b"high"), memoryview(b"low")),
     wire.Answer(memoryview(b"values")),

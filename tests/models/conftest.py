@@ -8,6 +8,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from confide.models.source import Source, open_model
 from confide.models.split import SplitSummary, split
+from owners import OWNER
 
 TINY_GPT2 = GPT2Config(vocab_size=64, n_positions=64, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=1)
 TINY_LLAMA = LlamaConfig(
@@ -64,12 +65,12 @@ def source(request: pytest.FixtureRequest) -> Source:
 @pytest.fixture(scope="session")
 def halves(source: Source, tmp_path_factory: pytest.TempPathFactory) -> SplitSummary:
     """The split of `source`, everything protected."""
-    return split(source, tmp_path_factory.mktemp("split"))
+    return split(source, tmp_path_factory.mktemp("split"), owner=OWNER)
 
 
 @pytest.fixture(scope="session")
 def llama_halves(tiny_llama: Source, tmp_path_factory: pytest.TempPathFactory) -> SplitSummary:
-    return split(tiny_llama, tmp_path_factory.mktemp("split"))
+    return split(tiny_llama, tmp_path_factory.mktemp("split"), owner=OWNER)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from confide.models.server_package import ServerPackage
 from confide.models.shell import load_shell
 from confide.models.source import Source, open_model
 from confide.models.split import SplitSummary, split
+from owners import OWNER
 
 
 @pytest.fixture(scope="session")
@@ -137,7 +138,7 @@ def test_beams_and_seeded_sampling(clear: PreTrainedModel, ids: Tensor) -> None:
 
 
 def test_folders_of_two_splits_do_not_go_together(llama_halves: SplitSummary, tiny_llama: Source, folder: Path) -> None:
-    other = split(tiny_llama, folder, protect="mlp")
+    other = split(tiny_llama, folder, owner=OWNER, protect="mlp")
     with pytest.raises(InvalidPackage, match="same split"):
         load_clear(other.client, llama_halves.server)
     with pytest.raises(InvalidPackage):
@@ -150,7 +151,7 @@ def test_the_demo_model_keeps_its_quality(tmp_path: Path) -> None:
     source = open_model("demo")
     tokenizer = source.load_tokenizer()
     assert tokenizer is not None
-    halves = split(source, tmp_path)
+    halves = split(source, tmp_path, owner=OWNER)
     ids = tokenizer("Once upon a time there was a king who had three sons.", return_tensors="pt").input_ids
     stock = source.load_model()
     ids = stock.generate(ids, do_sample=False, max_new_tokens=40)
@@ -170,7 +171,7 @@ def test_the_llama_in_the_test_data_keeps_its_text(test_data: Path, tmp_path: Pa
     if not location.is_dir():
         pytest.skip(f"{location} is not there")
     source = open_model(str(location))
-    halves = split(source, tmp_path)
+    halves = split(source, tmp_path, owner=OWNER)
     model = load_clear(halves.client, halves.server)
     start = torch.tensor([[1]])
     given = model.generate(start, do_sample=False, max_new_tokens=40)

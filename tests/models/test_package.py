@@ -14,7 +14,7 @@ from confide.models.package import Manifest, ModelDigest, read_manifest
 from confide.rlwe.parameters import Profile
 
 SERVER: dict[str, Any] = {
-    "format": 1,
+    "format": 2,
     "kind": "hybrid-server",
     "profile": "private-weights",
     "model_type": "llama",
@@ -37,6 +37,7 @@ SERVER: dict[str, Any] = {
             "row_l2": 0.0,
         },
     ],
+    "files": {"group-00000.safetensors": "cd" * 32, "templates/chat-1.jinja": "ef" * 32},
 }
 
 
@@ -72,8 +73,8 @@ def test_a_table_is_read_back(tmp_path: Path) -> None:
 
 def test_both_sides_have_one_table_digest(tmp_path: Path) -> None:
     server = read(tmp_path, SERVER)
-    groups = tuple(group.without_norms() for group in server.groups)
-    shell = msgspec.structs.replace(server, kind=package.PackageKind.SHELL, groups=groups)
+    shell = server.for_shell()
+    assert (shell.kind, shell.files) == (package.PackageKind.SHELL, {})
     assert b"row_l" not in msgspec.json.encode(shell)
     assert shell.table_digest() == server.table_digest()
     shell.require_counterpart(server)
@@ -101,7 +102,7 @@ def test_the_table_digest_depends_on_everything_shared(tmp_path: Path, path: str
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        ("format", 2),
+        ("format", 1),
         ("kind", "enclave"),
         ("kind", "hybrid-shell"),  # with norms
         ("profile", "none"),
@@ -111,6 +112,20 @@ def test_the_table_digest_depends_on_everything_shared(tmp_path: Path, path: str
         ("groups", []),
         ("groups", {}),
         ("unknown", 1),
+        ("files", ...),
+        ("files", []),
+        ("files", {"config.json": "ab" * 31}),
+        ("files", {"": "ab" * 32}),
+        ("files", {"../config.json": "ab" * 32}),
+        ("files", {"/etc/passwd": "ab" * 32}),
+        ("files", {"a/../../b": "ab" * 32}),
+        ("files", {"a//b": "ab" * 32}),
+        ("files", {"a/": "ab" * 32}),
+        ("files", {".hidden": "ab" * 32}),
+        ("files", {"a/b/c/d/e": "ab" * 32}),
+        ("files", {"a\x00": "ab" * 32}),
+        ("files", {"a\n": "ab" * 32}),
+        ("files", {"a" * 129: "ab" * 32}),
         ("groups/0/name", "x" * 257),
         ("groups/0/name", "\x1b[31m"),
         ("groups/0/name", "layers.0.o"),

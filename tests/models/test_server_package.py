@@ -6,8 +6,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from confide.errors import InvalidPackage
+from confide.models import server_package
+from confide.models.package import read_bounded
 from confide.models.server_package import ServerPackage, group_file, row_norms
 from confide.models.split import SplitSummary
+from owners import reseal
 
 
 @pytest.fixture
@@ -18,10 +21,11 @@ def server(llama_halves: SplitSummary, tmp_path: Path) -> Path:
 
 def test_layers_are_stacked_in_order(llama_halves: SplitSummary) -> None:
     package = ServerPackage.open(llama_halves.server)
-    package.verify()
+    matrices = package.load()
     stored = load_file(group_file(llama_halves.server, 0))
     stacked = torch.cat([stored[f"model.layers.0.self_attn.{name}_proj"] for name in "qkv"])
-    weights = package.weights(0)
+    weights = matrices[0]
+    assert torch.equal(weights, package.weights(0))
     assert torch.equal(weights, stacked)
     assert weights.dtype == torch.int8
     assert weights.is_contiguous()
@@ -39,9 +43,14 @@ def test_one_changed_weight_is_noticed(server: Path) -> None:
     assert matrix[1, 2] != 0
     save_file(matrices, group_file(server, 3))
     package = ServerPackage.open(server)
+    package.weights(2)
+    with pytest.raises(InvalidPackage, match="layer table"):
+        package.weights(3)
+    reseal(server)
+    package = ServerPackage.open(server)
     package.weights(3)
     with pytest.raises(InvalidPackage, match="layer table"):
-        package.verify()
+        package.load()
 
 
 def test_norms_are_checked_against_the_weights(server: Path) -> None:
@@ -50,8 +59,9 @@ def test_norms_are_checked_against_the_weights(server: Path) -> None:
     norm = ServerPackage.open(server).manifest.groups[0].row_l1
     assert norm is not None
     path.write_text(text.replace(f'"row_l1": {norm}', f'"row_l1": {norm - 1}', 1))
+    reseal(server)
     with pytest.raises(InvalidPackage):
-        ServerPackage.open(server).verify()
+        ServerPackage.open(server).load()
 
 
 @pytest.mark.parametrize("damage", ["remove", "truncate", "missing", "superfluous", "shape", "type"])
@@ -75,8 +85,33 @@ def test_damage_is_refused(server: Path, damage: str) -> None:
         if damage == "shape":
             matrices[name] = matrices[name][:-1].clone()
         save_file(matrices, path)
+    reseal(server)
     with pytest.raises(InvalidPackage):
         ServerPackage.open(server).weights(0)
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_a_file_of_any_size_is_not_read(server: Path, sealed: bool) -> None:
+    path = group_file(server, 0)
+    path.write_bytes(path.read_bytes() + bytes(1 << 18))
+    if sealed:
+        reseal(server)
+    with pytest.raises(InvalidPackage, match="larger than"):
+        ServerPackage.open(server).weights(0)
+
+
+def test_each_file_is_read_once_and_no_other(server: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (server / "group-99999.safetensors").write_bytes(b"nobody looks here")
+    read: list[str] = []
+
+    def watched(path: Path, limit: int) -> bytes:
+        read.append(path.name)
+        return read_bounded(path, limit)
+
+    monkeypatch.setattr(server_package, "read_bounded", watched)
+    package = ServerPackage.open(server)
+    package.load()
+    assert read == [group_file(server, index).name for index in range(len(package.manifest.groups))]
 
 
 def test_row_norms_are_exact_at_the_extremes() -> None:

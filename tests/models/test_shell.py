@@ -6,11 +6,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from confide.errors import InvalidPackage
+from confide.errors import InvalidPackage, UntrustedOwner
+from confide.models import shell as shell_module
 from confide.models.protected import ProtectedLinear
 from confide.models.shell import load_shell, shell_tokenizer
 from confide.models.source import Source
 from confide.models.split import SplitSummary
+from owners import OWNER, STRANGER, reseal
 
 
 def no_product(group: int, x: Tensor) -> Tensor:
@@ -88,6 +90,7 @@ def test_damage_is_refused(client: Path, damage: str) -> None:
             (client / "config.json").unlink()
         case "other config":
             (client / "config.json").write_text('{"model_type": "gpt2"}')
+    reseal(client)
     with pytest.raises(InvalidPackage, match="confide split"):
         load_shell(client, no_product)
 
@@ -101,6 +104,7 @@ def test_a_table_that_names_other_layers_is_refused(client: Path, old: str, new:
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new, 1))
+    reseal(client)
     with pytest.raises(InvalidPackage, match="layer table"):
         load_shell(client, no_product)
 
@@ -108,3 +112,25 @@ def test_a_table_that_names_other_layers_is_refused(client: Path, old: str, new:
 def test_a_server_package_is_refused(llama_halves: SplitSummary) -> None:
     with pytest.raises(InvalidPackage, match="client folder"):
         load_shell(llama_halves.server, no_product)
+
+
+def test_nothing_is_read_that_the_owner_did_not_sign(client: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (client / "generation_config.json").write_text('{"eos_token_id": 7}')
+    for reader in ("AutoConfig", "GenerationConfig", "load_file"):
+        monkeypatch.setattr(shell_module, reader, None)
+    with pytest.raises(InvalidPackage, match="after it was signed"):
+        load_shell(client, no_product)
+
+
+@pytest.mark.parametrize("name", ["special_tokens_map.json", "evil.py", "model-2.safetensors", "more/x.jinja"])
+def test_a_surplus_file_is_refused(client: Path, name: str) -> None:
+    (client / name).parent.mkdir(exist_ok=True)
+    (client / name).write_text("{}")
+    with pytest.raises(InvalidPackage, match="not part of the package"):
+        load_shell(client, no_product)
+
+
+def test_only_the_owner_asked_for_will_do(client: Path) -> None:
+    load_shell(client, no_product, trusted={OWNER.public})
+    with pytest.raises(UntrustedOwner):
+        load_shell(client, no_product, trusted={STRANGER.public})

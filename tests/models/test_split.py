@@ -14,6 +14,7 @@ from confide.models.server_package import ServerPackage, group_file
 from confide.models.source import Source, open_model
 from confide.models.split import SplitSummary, split
 from confide.rlwe.parameters import Profile
+from owners import OWNER
 
 
 def server_matrices(halves: SplitSummary) -> dict[str, torch.Tensor]:
@@ -45,19 +46,22 @@ def test_the_shell_holds_no_protected_weight(source: Source, halves: SplitSummar
     assert all(group.row_l1 is None and group.row_l2 is None for group in read_manifest(halves.client).groups)
     files = {path.name for path in halves.client.iterdir()}
     tokenizer = {"tokenizer.json", "tokenizer_config.json"} if source.name == "demo" else set()
-    assert files == {"config.json", "generation_config.json", "manifest.json", "model.safetensors"} | tokenizer
+    signed = {"config.json", "generation_config.json", "model.safetensors"} | tokenizer
+    assert files == signed | {"manifest.json", "signature.json"}
+    assert set(read_manifest(halves.client).files) == signed
 
 
 def test_the_server_holds_int8_matrices_and_nothing_else(source: Source, halves: SplitSummary) -> None:
-    expected = {group_file(halves.server, index).name for index in range(halves.groups)} | {"manifest.json"}
-    assert {path.name for path in halves.server.iterdir()} == expected
+    expected = {group_file(halves.server, index).name for index in range(halves.groups)}
+    assert {path.name for path in halves.server.iterdir()} == expected | {"manifest.json", "signature.json"}
+    assert set(read_manifest(halves.server).files) == expected
     matrices = server_matrices(halves)
     assert {matrix.dtype for matrix in matrices.values()} == {torch.int8}
     assert {matrix.ndim for matrix in matrices.values()} == {2}
     manifest = read_manifest(halves.server)
     assert set(matrices) == {layer.name for group in manifest.groups for layer in group.layers}
     assert sum(matrix.numel() for matrix in matrices.values()) == halves.protected_parameters
-    ServerPackage.open(halves.server).verify()
+    ServerPackage.open(halves.server).load()
 
 
 def test_matrices_times_scales_are_the_weights(source: Source, halves: SplitSummary) -> None:
@@ -84,7 +88,8 @@ def test_other_weights_have_another_digest(tiny_gpt2: Source, folder: Path, tmp_
     with torch.no_grad():
         model.transformer.h[1].mlp.c_fc.weight[3, 4] *= -1
     model.save_pretrained(tmp_path / "other")
-    one, other = split(tiny_gpt2, folder), split(open_model(str(tmp_path / "other")), tmp_path / "out2")
+    one = split(tiny_gpt2, folder, owner=OWNER)
+    other = split(open_model(str(tmp_path / "other")), tmp_path / "out2", owner=OWNER)
     assert read_manifest(one.client).model_digest != read_manifest(other.client).model_digest
 
 
@@ -96,6 +101,7 @@ def test_profile_and_choice(tiny_llama: Source, folder: Path) -> None:
         protect=r"1\.self_attn\.[qv]_proj",
         profile=Profile.OPEN_WEIGHTS,
         progress=lambda *step: steps.append(step),
+        owner=OWNER,
     )
     assert summary.parameter_names == ("n4096_q64_t30_keep40",)
     assert summary.protected_parameters == 32 * 32 + 16 * 32
@@ -110,7 +116,7 @@ def test_profile_and_choice(tiny_llama: Source, folder: Path) -> None:
 def test_existing_folders_are_left_alone(tiny_gpt2: Source, folder: Path, existing: str) -> None:
     (folder / existing).mkdir(parents=True)
     with pytest.raises(ConfideError, match="exists already"):
-        split(tiny_gpt2, folder)
+        split(tiny_gpt2, folder, owner=OWNER)
     assert [path.name for path in folder.iterdir()] == [existing]
 
 
@@ -128,12 +134,12 @@ def test_an_interrupted_split_leaves_nothing(
     if moment == "shell":
         monkeypatch.setattr(GPT2LMHeadModel, "state_dict", interrupt)
     elif moment == "table":
-        monkeypatch.setattr(split_module, "write_manifest", interrupt)
+        monkeypatch.setattr(split_module, "seal_package", interrupt)
     elif moment == "rename":
         rename = Path.rename
         monkeypatch.setattr(Path, "rename", lambda a, b: interrupt() if b.name == "client" else rename(a, b))
     with pytest.raises(KeyboardInterrupt):
-        split(tiny_gpt2, folder, progress=progress)
+        split(tiny_gpt2, folder, owner=OWNER, progress=progress)
     assert not folder.exists()
 
 
@@ -141,7 +147,7 @@ def test_a_refusal_touches_nothing(tiny_gpt2: Source, folder: Path) -> None:
     folder.mkdir()
     (folder / "mine.txt").write_text("keep")
     with pytest.raises(ConfideError, match="matches"):
-        split(tiny_gpt2, folder, protect="no such layer")
+        split(tiny_gpt2, folder, owner=OWNER, protect="no such layer")
     assert [path.name for path in folder.iterdir()] == ["mine.txt"]
 
 
@@ -150,7 +156,7 @@ def test_a_variant_with_more_linear_layers_is_refused(tiny_gpt2: Source, folder:
     config.add_cross_attention = True
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "cross")
     with pytest.raises(ModelNotSupported, match="crossattention"):
-        split(open_model(str(tmp_path / "cross")), folder)
+        split(open_model(str(tmp_path / "cross")), folder, owner=OWNER)
     assert not folder.exists()
 
 
@@ -160,13 +166,13 @@ def test_weights_that_are_not_finite_are_refused(tiny_llama: Source, folder: Pat
         model.model.layers[1].mlp.up_proj.weight[0, 0] = torch.nan
     model.save_pretrained(tmp_path / "broken")
     with pytest.raises(ModelNotSupported, match=r"layers\.1\.mlp\.up_proj"):
-        split(open_model(str(tmp_path / "broken")), folder)
+        split(open_model(str(tmp_path / "broken")), folder, owner=OWNER)
 
 
 def test_insecure_parameters_name_their_group(tiny_gpt2: Source, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(split_module, "row_norms", lambda _: (1 << 24, 127.0))
     with pytest.raises(InsecureParameters, match=r"transformer\.h\.0\.attn\.c_attn"):
-        split(tiny_gpt2, folder)
+        split(tiny_gpt2, folder, owner=OWNER)
 
 
 def test_matrices_that_are_not_tied_stay_so(tiny_gpt2: Source, folder: Path, tmp_path: Path) -> None:
@@ -175,7 +181,7 @@ def test_matrices_that_are_not_tied_stay_so(tiny_gpt2: Source, folder: Path, tmp
     weights = load_file(untied / "model.safetensors")
     weights["lm_head.weight"] = weights["transformer.wte.weight"] + 1
     save_file(weights, untied / "model.safetensors", {"format": "pt"})
-    summary = split(open_model(str(untied)), folder)
+    summary = split(open_model(str(untied)), folder, owner=OWNER)
     model = load_clear(summary.client, summary.server)
     assert isinstance(model, GPT2LMHeadModel)
     assert torch.equal(model.lm_head.weight, model.transformer.wte.weight + 1)

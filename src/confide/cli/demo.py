@@ -87,20 +87,22 @@ class _Demo:
         self._record = folder / "seen-by-the-server"
 
     def run(self) -> DemoResult:
+        from confide.models.owner import OwnerKey
         from confide.models.source import open_model
         from confide.models.split import split
 
         output.quiet_transformers()
         self._title("1  A model cut in two")
         source = open_model("demo")
-        summary = split(source, self._folder)
+        owner = OwnerKey.generate()
+        summary = split(source, self._folder, owner=owner)
         self._say(
             f"Every matrix of the transformer blocks, [bold]{summary.protected_share:.0%}[/] of "
             f"{summary.total_parameters:,} parameters, goes to the server as int8.\n"
             f"Embeddings, norms, attention and sampling stay with the client. Encryption: {summary.parameter_names[0]}."
         )
         with layer_server(summary.server, self._record) as url:
-            private = self._private(summary.client, url)
+            private = self._private(summary.client, url, str(owner.public))
         self._title("3  The same model in the clear")
         clear, fp32 = self._compare(summary, source.load_model(), private)
         seen = self._what_the_server_saw()
@@ -124,11 +126,11 @@ class _Demo:
 
     # -- the three runs --------------------------------------------------------------------------------------
 
-    def _private(self, shell: Path, url: str) -> dict[str, Any]:
+    def _private(self, shell: Path, url: str, owner: str) -> dict[str, Any]:
         from confide.hybrid.model import HybridModel
 
         self._title("2  Private generation")
-        with HybridModel.from_shell(shell, server=url) as model:
+        with HybridModel.from_shell(shell, server=url, owner=owner) as model:
             traffic = model.client.traffic
             self._say(
                 f"The server is another process, at {url}. Offline phase: {traffic.tokens:,} one-time pads, encrypted, "

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from confide.cli import output
-from confide.cli.options import InsecureNoTls, Json, Licence, Packs, Shell
+from confide.cli.options import InsecureNoTls, Json, Licence, Packs, Shell, TrustedOwner
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -25,6 +25,7 @@ def command(
     top_k: Annotated[int | None, typer.Option(help="Sample among this many likeliest tokens.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Sample among tokens of this total probability.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the sampling.")] = None,
+    owner: TrustedOwner = None,
     packs: Packs = None,
     licence: Licence = "",
     insecure_no_tls: InsecureNoTls = False,
@@ -49,6 +50,7 @@ def command(
         model = HybridModel.from_shell(
             shell,
             server=str(server),
+            owner=owner,
             packs=packs,
             licence=licence,
             insecure_no_tls=insecure_no_tls,

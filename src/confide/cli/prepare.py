@@ -5,13 +5,14 @@ from typing import Annotated
 import typer
 
 from confide.cli import output
-from confide.cli.options import InsecureNoTls, Json, Licence, Packs, Shell
+from confide.cli.options import InsecureNoTls, Json, Licence, Packs, Shell, TrustedOwner
 
 
 def command(
     shell: Shell,
     server: Annotated[str, typer.Option(help="Address of the layer server, such as ws://127.0.0.1:8470.")],
     tokens: Annotated[int, typer.Option(help="Masks to prepare, in tokens; rounds up to whole packs.", min=1)] = 1,
+    owner: TrustedOwner = None,
     packs: Packs = None,
     licence: Licence = "",
     insecure_no_tls: InsecureNoTls = False,
@@ -22,7 +23,9 @@ def command(
 
     from confide.hybrid.client import HybridClient
 
-    with HybridClient(shell, server, packs=packs, licence=licence, insecure_no_tls=insecure_no_tls) as client:
+    with HybridClient(
+        shell, server, owner=owner, packs=packs, licence=licence, insecure_no_tls=insecure_no_tls
+    ) as client:
         traffic = client.traffic
         count = -(-tokens // traffic.tokens)
         travel = count * (traffic.bytes_up + traffic.bytes_down)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from confide.cli import output
-from confide.cli.options import Json
+from confide.cli.options import Json, OwnerFile
 from confide.rlwe.parameters import Profile
 
 
@@ -17,17 +17,22 @@ def command(
     profile: Annotated[
         Profile, typer.Option(help="Whether the weights are secret too, or only what users ask.")
     ] = Profile.PRIVATE_WEIGHTS,
+    owner: OwnerFile = None,
     json: Json = False,
 ) -> None:
     """Cut a model into a shell for the client and int8 matrices for an untrusted server."""
+    from confide.cli.owner import read_or_make_key
     from confide.models.source import open_model
     from confide.models.split import split
 
     output.quiet_transformers()
+    source = open_model(model)
+    key = read_or_make_key(owner)
     with output.messages.status("quantizing and splitting") as status:
         summary = split(
-            open_model(model),
+            source,
             out,
+            owner=key,
             protect=protect,
             profile=profile,
             progress=lambda _, done, total: status.update(f"quantized {done} of {total} layer groups"),
@@ -43,6 +48,7 @@ def command(
                 "protected_share": summary.protected_share,
                 "profile": profile.value,
                 "encryption": list(summary.parameter_names),
+                "owner": str(key.public),
             }
         )
         return
@@ -51,5 +57,6 @@ def command(
         f"({summary.protected_share:.1%}) in {summary.groups} layer groups; "
         f"encryption {', '.join(summary.parameter_names)}."
     )
+    output.console.print(f"Signed by {key.public.fingerprint}; publish your key: [bold]{key.public}[/]", soft_wrap=True)
     output.console.print(f"For the client:  [bold]{summary.client}[/]")
     output.console.print(f"For the server:  [bold]{summary.server}[/]   next: confide serve {summary.server}")

@@ -5,31 +5,28 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from confide.errors import InvalidPackage, UnusablePack
+from confide.errors import UnusablePack
 from confide.hybrid import wire
 from confide.hybrid.connection import LayerConnection
 from confide.hybrid.packs import MaskPack, PackStore
 from confide.hybrid.prepare import OnProgress, Traffic, pack_traffic, prepare_pack
 from confide.hybrid.product import RemoteProduct
 from confide.hybrid.supply import MaskSupply
-from confide.models.package import Manifest, PackageKind, read_manifest
+from confide.models.owner import OwnerPublicKey
+from confide.models.package import PackageKind
+from confide.models.seal import open_package
+from confide.models.trust import trusted_owners
 from confide.rlwe.scheme import RLWE, Scheme
 
 _log = logging.getLogger(__name__)
 
 
-def _read_shell_manifest(folder: Path) -> Manifest:
-    manifest = read_manifest(folder)
-    if manifest.kind is not PackageKind.SHELL:
-        raise InvalidPackage(f"{folder} is a server's package; give the client folder of the same split.")
-    return manifest
-
-
 class HybridClient:
     """The client of one layer server for one shell: its packs, its connections, its offline phase.
 
-    folder: the shell. packs: where mask packs lie, `packs` inside the shell by default. licence: the bearer key that
-    the model's owner gave, where the server wants one.
+    folder: the shell. packs: where mask packs lie, `packs` inside the shell by default. owner: the public key that
+    must have signed the shell; without it, any of the `trusted_owners`. licence: the bearer key that the model's owner
+    gave, where the server wants one. Raises UntrustedOwner for the shell of another.
     """
 
     def __init__(
@@ -37,13 +34,17 @@ class HybridClient:
         folder: Path | str,
         server: str,
         *,
+        owner: str | bytes | None = None,
         packs: Path | str | None = None,
         licence: str = "",
         insecure_no_tls: bool = False,
         scheme: Scheme = RLWE,
     ) -> None:
         self.folder = Path(folder)
-        self.manifest = _read_shell_manifest(self.folder)
+        trusted = trusted_owners() if owner is None else {OwnerPublicKey.parse(owner)}
+        signed = open_package(self.folder, PackageKind.SHELL, trusted)
+        self.manifest = signed.manifest
+        self.release = signed.release
         self.parameters = [group.parameters(self.manifest.profile) for group in self.manifest.groups]
         self._server = server
         self._scheme = scheme
@@ -58,9 +59,8 @@ class HybridClient:
         return LayerConnection(
             self._server,
             scheme=self._scheme.name,
-            model_digest=bytes.fromhex(self.manifest.model_digest),
-            table_digest=self.manifest.table_digest(),
             licence=self._licence,
+            release=self.release,
             insecure_no_tls=self._insecure_no_tls,
         )
 

@@ -19,6 +19,7 @@ from websockets.uri import parse_uri
 from confide.errors import ConnectionLost, InsecureConnection, MalformedMessage
 from confide.hybrid import wire
 from confide.hybrid.address import is_loopback, websocket_url
+from confide.models.seal import Release
 
 CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 600.0
@@ -31,7 +32,8 @@ class LayerConnection:
     """A greeted connection to a layer server. One thread at a time.
 
     Raises ConnectionLost where the server cannot be reached, InsecureConnection where it is not on this machine and
-    `insecure_no_tls` is not set, and what the server reports as the error it is.
+    `insecure_no_tls` is not set, what the server reports as the error it is, and UntrustedOwner or ModelMismatch
+    where it does not present the release that is asked for.
     """
 
     def __init__(
@@ -39,8 +41,7 @@ class LayerConnection:
         url: str,
         *,
         scheme: str,
-        model_digest: bytes,
-        table_digest: bytes,
+        release: Release,
         licence: str = "",
         insecure_no_tls: bool = False,
     ) -> None:
@@ -63,8 +64,9 @@ class LayerConnection:
         try:
             self._upgrade()
             self._socket.settimeout(ANSWER_SECONDS)
-            greeting = wire.Hello(wire.PROTOCOL_VERSION, scheme, model_digest, table_digest, licence)
+            greeting = wire.Hello(wire.PROTOCOL_VERSION, scheme, release.model_digest, release.table_digest, licence)
             welcome = self.request(greeting, wire.Welcome)
+            release.require_signed(welcome.owner, welcome.release)
             self.server_seed = welcome.server_seed
             self.tokens_left = welcome.tokens_left
         except BaseException:

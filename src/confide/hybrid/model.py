@@ -31,17 +31,24 @@ class HybridModel:
         folder: Path | str,
         *,
         server: str,
+        owner: str | bytes | None = None,
         packs: Path | str | None = None,
         device: str = "cpu",
         licence: str = "",
         insecure_no_tls: bool = False,
         on_progress: OnProgress | None = None,
     ) -> Self:
-        """Open a shell for the layer server at an address such as ws://127.0.0.1:8470."""
-        client = HybridClient(folder, server, packs=packs, licence=licence, insecure_no_tls=insecure_no_tls)
+        """Open a shell for the layer server at an address such as ws://127.0.0.1:8470.
+
+        owner: the public key that must have signed the shell; licence: the key that the server wants; see HybridClient.
+        """
+        client = HybridClient(
+            folder, server, owner=owner, packs=packs, licence=licence, insecure_no_tls=insecure_no_tls
+        )
         try:
             product = client.product(on_progress)
-            return cls(client, load_shell(client.folder, product, device), product)
+            model = load_shell(client.folder, product, device, {client.release.owner})
+            return cls(client, model, product)
         except BaseException:
             client.close()
             raise

@@ -175,10 +175,10 @@ def load_service(
     """A service for a server package, with its ledger in `state_folder`. Reads and checks every weight."""
     torch.set_num_threads(1)  # this thread will be the event loop's, and must not gather helpers: see LayerServer
     package = ServerPackage.open(package_folder)
-    package.verify()
-    weights = [package.weights(index) for index in range(len(package.manifest.groups))]
     ledger = Ledger(state_folder)
-    return LayerService(package.manifest, weights, ledger, RLWE, recorder, insecure_no_licences=insecure_no_licences)
+    return LayerService(
+        package.signed, package.load(), ledger, RLWE, recorder, insecure_no_licences=insecure_no_licences
+    )
 
 
 def require_loopback(host: str, *, insecure_no_tls: bool) -> None:

@@ -26,7 +26,7 @@ from confide.hybrid import wire
 from confide.hybrid.ledger import Ledger
 from confide.hybrid.ledger.journal import Entry
 from confide.hybrid.ledger.usage import Account, Answerable, solving_tokens
-from confide.models.package import Manifest
+from confide.models.seal import SignedManifest
 from confide.rlwe import online
 from confide.rlwe.evaluation import RequestKey, shares
 from confide.rlwe.parameters import Parameters, Profile
@@ -63,7 +63,7 @@ class LayerService:
 
     def __init__(
         self,
-        manifest: Manifest,
+        signed: SignedManifest,
         weights: list[Tensor],
         ledger: Ledger,
         scheme: Scheme,
@@ -71,11 +71,13 @@ class LayerService:
         *,
         insecure_no_licences: bool = False,
     ) -> None:
-        self.manifest = manifest
+        self.manifest = manifest = signed.manifest
+        self.release = signed.release
         self.ledger = ledger
         self.scheme = scheme
-        self.model_digest = bytes.fromhex(manifest.model_digest)
-        self.table_digest = manifest.table_digest()
+        self.model_digest = self.release.model_digest
+        self.table_digest = self.release.table_digest
+        self._release_signature = bytes.fromhex(signed.signature.release)
         self._weights = weights
         self._parameters = [group.parameters(manifest.profile) for group in manifest.groups]
         self._answerable = [_answerable(parameters) for parameters in self._parameters]
@@ -102,7 +104,14 @@ class LayerService:
                 "use the client folder that was written together with this server's."
             )
         account = self._account(hello.licence)
-        return account, wire.Welcome(wire.PROTOCOL_VERSION, self.ledger.server_seed, account.tokens_left)
+        welcome = wire.Welcome(
+            wire.PROTOCOL_VERSION,
+            self.ledger.server_seed,
+            account.tokens_left,
+            self.release.owner.raw,
+            self._release_signature,
+        )
+        return account, welcome
 
     def _account(self, key: str) -> Account:
         if key:

@@ -21,6 +21,8 @@ FRAME_OVERHEAD: Final = 1 << 12
 """Room for a frame's other fields; public keys travel in frames of their own."""
 
 Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+PublicKey = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+Signature = Annotated[bytes, msgspec.Meta(min_length=64, max_length=64)]
 PackId = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 GroupIndex = Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
 RowIndex = Annotated[int, msgspec.Meta(ge=0, lt=1 << 24)]
@@ -50,11 +52,14 @@ class Welcome(_Message, tag=2):
     """The server's answer to Hello.
 
     server_seed: public, the server's part of every p1 seed. tokens_left: what the licence still allows, if it limits.
+    owner, release: the public key and the signature of the model's owner; see models.seal.Release.
     """
 
     version: Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
     server_seed: Digest
-    tokens_left: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    tokens_left: Annotated[int, msgspec.Meta(ge=0)] | None
+    owner: PublicKey
+    release: Signature
 
 
 class OpenPack(_Message, tag=3):

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from confide.models.package import read_manifest
+from confide.models.package import PackageKind
+from confide.models.seal import open_package
 from confide.models.server_package import ServerPackage
 from confide.models.shell import load_shell
 from confide.rlwe.gemm import int8_matmul
@@ -45,5 +46,5 @@ def _balanced_digits(x: Tensor) -> Tensor:
 def load_clear(shell: Path | str, server: Path | str, device: torch.device | str = "cpu") -> PreTrainedModel:
     """The quantized model of the two folders of one split. InvalidPackage where they do not belong together."""
     package = ServerPackage.open(server)
-    package.manifest.require_counterpart(read_manifest(shell))
+    package.manifest.require_counterpart(open_package(shell, PackageKind.SHELL).manifest)
     return load_shell(shell, ClearProduct(package, device), device)

@@ -15,15 +15,18 @@ import msgspec
 from confide.errors import InsecureParameters, InvalidPackage
 from confide.rlwe.parameters import MAX_ACTIVATION_BITS, MAX_COLUMNS, MIN_ACTIVATION_BITS, Parameters, Profile
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 MANIFEST_NAME: Final = "manifest.json"
 MAX_MANIFEST_BYTES: Final = 16 << 20
 MAX_GROUPS: Final = 1 << 16
 MAX_GROUP_LAYERS: Final = 64
 MAX_ROWS: Final = 1 << 20
+MAX_FILES: Final = MAX_GROUPS + (1 << 10)
 
 Name = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9_.\-]{1,256}\Z")]
 Digest = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+FileName = Annotated[str, msgspec.Meta(pattern=r"\A([A-Za-z0-9_][A-Za-z0-9_. \-]{0,127}(/(?!\Z)|\Z)){1,4}\Z")]
+"""A path inside the package: no part begins with a dot, so none leads out of it."""
 Rows = Annotated[int, msgspec.Meta(ge=1, le=MAX_ROWS)]
 Columns = Annotated[int, msgspec.Meta(ge=1, le=MAX_COLUMNS)]
 ActivationBits = Annotated[int, msgspec.Meta(ge=MIN_ACTIVATION_BITS, le=MAX_ACTIVATION_BITS)]
@@ -38,18 +41,18 @@ class PackageKind(StrEnum):
     SERVER = "hybrid-server"
 
 
-class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    pass
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What a package's JSON files are made of: nothing in them is unknown, nothing changes."""
 
 
-class Layer(_Record, frozen=True):
+class Layer(Record, frozen=True):
     """A protected layer: its module name, and how many outputs it has."""
 
     name: Name
     rows: Rows
 
 
-class Group(_Record, frozen=True):
+class Group(Record, frozen=True):
     """Layers that share an input of `columns` values; their matrices are stacked in this order.
 
     row_l1, row_l2: the largest norms of a row of the stacked int8 matrix; None in a shell, which must not know them.
@@ -86,15 +89,19 @@ class Group(_Record, frozen=True):
         return msgspec.structs.replace(self, row_l1=None, row_l2=None)
 
 
-class Manifest(_Record, frozen=True):
-    """A package's layer table. `model_digest` names the int8 weights: see ModelDigest."""
+class Manifest(Record, frozen=True):
+    """A package's layer table. `model_digest` names the int8 weights: see ModelDigest.
 
-    format: Literal[1]
+    files: SHA-256 of every file that belongs to the package, but for this one and the signature over it.
+    """
+
+    format: Literal[2]
     kind: PackageKind
     profile: Profile
     model_type: Name
     model_digest: Digest
     groups: Annotated[tuple[Group, ...], msgspec.Meta(min_length=1, max_length=MAX_GROUPS)]
+    files: Annotated[dict[FileName, Digest], msgspec.Meta(max_length=MAX_FILES)]
 
     def table_digest(self) -> bytes:
         """SHA-256 over what a shell and its server's package must agree on: equal for the two, 32 bytes."""
@@ -109,6 +116,11 @@ class Manifest(_Record, frozen=True):
             for group in self.groups
         ]
         return hashlib.sha256(msgspec.json.encode(["confide layer table 1", self.profile, table])).digest()
+
+    def for_shell(self) -> "Manifest":
+        """The table of the client's half, for a server's; its files are yet to come."""
+        groups = tuple(group.without_norms() for group in self.groups)
+        return msgspec.structs.replace(self, kind=PackageKind.SHELL, groups=groups, files={})
 
     def require_counterpart(self, other: "Manifest") -> None:
         """Raise InvalidPackage unless `other` is the other half of the same split."""
@@ -136,29 +148,41 @@ class ModelDigest:
         return self._hash.hexdigest()
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write a package's layer table."""
-    (folder / MANIFEST_NAME).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
+def write_manifest(folder: Path, manifest: Manifest) -> bytes:
+    """Write a package's layer table; the bytes are what its owner signs."""
+    content = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
+    (folder / MANIFEST_NAME).write_bytes(content)
+    return content
 
 
 def read_manifest(folder: Path | str) -> Manifest:
-    """Read and check a package's layer table. Raises InvalidPackage for whatever is wrong with it."""
+    """A package's layer table, whoever wrote it. Raises InvalidPackage for whatever is wrong with it."""
     path = Path(folder) / MANIFEST_NAME
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_MANIFEST_BYTES + 1)
-    except OSError as error:
-        raise InvalidPackage(
-            f"{path} cannot be read; give the client or server folder that `confide split` made."
-        ) from error
-    if len(content) > MAX_MANIFEST_BYTES:
-        _refuse(path, f"it is larger than {MAX_MANIFEST_BYTES >> 20} MiB")
+    return parse_manifest(path, read_bounded(path, MAX_MANIFEST_BYTES))
+
+
+def parse_manifest(path: Path, content: bytes) -> Manifest:
+    """The layer table in the content of the file `path`. Raises InvalidPackage for whatever is wrong with it."""
     try:
         manifest = msgspec.json.decode(content, type=Manifest)
     except (msgspec.MsgspecError, ValueError) as error:
         _refuse(path, str(error), error)
     _check(path, manifest)
     return manifest
+
+
+def read_bounded(path: Path, limit: int) -> bytes:
+    """The bytes of a package's file. InvalidPackage where it is missing or larger than `limit`."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(limit + 1)
+    except OSError as error:
+        raise InvalidPackage(
+            f"{path} cannot be read; give the client or server folder that `confide split` made."
+        ) from error
+    if len(content) > limit:
+        raise InvalidPackage(f"{path} is larger than its {limit:,} bytes at most; run `confide split` again.")
+    return content
 
 
 def _check(path: Path, manifest: Manifest) -> None:

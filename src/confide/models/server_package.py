@@ -1,18 +1,25 @@
 """A server's package: the int8 matrices of the protected layers, one safetensors file for each layer group.
 
-Holds no scale, no bias and nothing else of the model; what the matrices mean, it can't know.
+Holds no scale, no bias and nothing else of the model; what the matrices mean, it can't know. Only files that its
+layer table names are read, each once, and digested as it is read; what else lies in the folder does not matter.
 """
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load
 from torch import Tensor
 
 from confide.errors import InvalidPackage
-from confide.models.package import Group, Manifest, ModelDigest, PackageKind, read_manifest
+from confide.models.package import Group, Manifest, ModelDigest, PackageKind, read_bounded
+from confide.models.seal import SignedManifest, open_package
+
+_MAX_HEADER: Final = 1 << 17
+"""Room for the names and shapes before the matrices in a file."""
 
 
 def group_file(folder: Path, index: int) -> Path:
@@ -34,45 +41,51 @@ class ServerPackage:
     """An opened package; matrices are read when they are asked for."""
 
     folder: Path
-    manifest: Manifest
+    signed: SignedManifest
 
     @classmethod
     def open(cls, folder: Path | str) -> Self:
-        """Read the layer table. InvalidPackage where it is malformed or the folder is a shell."""
-        manifest = read_manifest(folder)
-        if manifest.kind is not PackageKind.SERVER:
-            raise InvalidPackage(f"{folder} is a client's shell; give the server folder of the same split.")
-        return cls(Path(folder), manifest)
+        """Read the layer table. InvalidPackage where it is malformed, not what was signed, or that of a shell.
+
+        Whoever signed it will do: a server need not trust what it serves.
+        """
+        return cls(Path(folder), open_package(folder, PackageKind.SERVER))
+
+    @property
+    def manifest(self) -> Manifest:
+        """The layer table."""
+        return self.signed.manifest
 
     def weights(self, index: int) -> Tensor:
         """The stacked matrix of a layer group: int8 (rows, columns), contiguous, on the CPU.
 
-        Raises InvalidPackage where the file is damaged or does not hold what the layer table says.
+        Raises InvalidPackage where the file is not the one that was signed, or not what the layer table says.
         """
         group = self.manifest.groups[index]
         path = group_file(self.folder, index)
-        stacked = torch.empty(group.rows, group.columns, dtype=torch.int8)
-        start = 0
+        content = read_bounded(path, group.rows * group.columns + _MAX_HEADER)
+        _require(path, hashlib.sha256(content).hexdigest() == self.manifest.files.get(path.name))
         try:
-            with safe_open(path, framework="pt") as file:
-                _require(path, set(file.keys()) == {layer.name for layer in group.layers})
-                for layer in group.layers:
-                    stored = file.get_slice(layer.name)
-                    _require(path, stored.get_shape() == [layer.rows, group.columns] and stored.get_dtype() == "I8")
-                    stacked[start : start + layer.rows] = file.get_tensor(layer.name)
-                    start += layer.rows
-        except (OSError, SafetensorError) as error:
-            raise InvalidPackage(f"{path} is missing or damaged; run `confide split` again.") from error
-        return stacked
+            matrices = load(content)
+        except SafetensorError as error:
+            raise InvalidPackage(f"{path} is damaged; run `confide split` again.") from error
+        _require(path, matrices.keys() == {layer.name for layer in group.layers})
+        for layer in group.layers:
+            matrix = matrices[layer.name]
+            _require(path, matrix.shape == (layer.rows, group.columns) and matrix.dtype == torch.int8)
+        return torch.cat([matrices[layer.name] for layer in group.layers])
 
-    def verify(self) -> None:
-        """Read every matrix; InvalidPackage unless they are those that the layer table was made for."""
+    def load(self) -> list[Tensor]:
+        """Every group's matrix; InvalidPackage unless they are those that the layer table was made for."""
         digest = ModelDigest()
+        matrices = []
         for index, group in enumerate(self.manifest.groups):
             weights = self.weights(index)
             _require(group_file(self.folder, index), row_norms(weights) == (group.row_l1, group.row_l2))
             _add_to_digest(digest, group, weights)
+            matrices.append(weights)
         _require(self.folder, digest.hexdigest() == self.manifest.model_digest)
+        return matrices
 
 
 def _add_to_digest(digest: ModelDigest, group: Group, stacked: Tensor) -> None:

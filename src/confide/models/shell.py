@@ -1,9 +1,10 @@
 """A shell becomes a model: the stock transformers architecture without the protected matrices.
 
 Those are never allocated; their layers ask an IntegerProduct. What it is made of, and where it runs, the shell
-does not know.
+does not know. No file is read before it is known to be the one that the owner signed.
 """
 
+from collections.abc import Container
 from pathlib import Path
 from typing import cast
 
@@ -15,22 +16,29 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from transformers.pytorch_utils import Conv1D
 
 from confide.errors import InvalidPackage
-from confide.models.package import Manifest, PackageKind, read_manifest
+from confide.models.owner import OwnerPublicKey
+from confide.models.package import Manifest, PackageKind
 from confide.models.protected import IntegerProduct, ProtectedLinear, SharedProduct
+from confide.models.seal import open_package, require_files
 from confide.models.source import load_tokenizer
 
 SHELL_WEIGHTS = "model.safetensors"
 
 
-def load_shell(folder: Path | str, product: IntegerProduct, device: torch.device | str = "cpu") -> PreTrainedModel:
+def load_shell(
+    folder: Path | str,
+    product: IntegerProduct,
+    device: torch.device | str = "cpu",
+    trusted: Container[OwnerPublicKey] | None = None,
+) -> PreTrainedModel:
     """The shell's model in float32 on `device`, in evaluation mode, without gradients.
 
-    Raises InvalidPackage where the folder is no shell, or holds too few, too many or misshapen tensors.
+    trusted: see `open_package`. Raises InvalidPackage where the folder is no shell, is not what its owner signed, or
+    holds too few, too many or misshapen tensors.
     """
     folder = Path(folder)
-    manifest = read_manifest(folder)
-    if manifest.kind is not PackageKind.SHELL:
-        raise InvalidPackage(f"{folder} is a server's package; give the client folder of the same split.")
+    manifest = open_package(folder, PackageKind.SHELL, trusted).manifest
+    require_files(folder, manifest)
     model = _empty_model(folder, manifest)
     _replace_protected(model, manifest, product)
     _load_weights(model, folder, device)

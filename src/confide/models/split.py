@@ -17,9 +17,11 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from confide.errors import ConfideError, InsecureParameters, ModelNotSupported
-from confide.models.package import FORMAT, Group, Layer, Manifest, ModelDigest, PackageKind, write_manifest
+from confide.models.owner import OwnerKey
+from confide.models.package import FORMAT, Group, Layer, Manifest, ModelDigest, PackageKind
 from confide.models.quantize import quantize_weights
 from confide.models.roles import LayerGroup, all_groups, select_groups
+from confide.models.seal import seal_package
 from confide.models.server_package import group_file, row_norms
 from confide.models.shell import SHELL_WEIGHTS
 from confide.models.source import Source
@@ -55,14 +57,16 @@ def split(
     source: Source,
     out: Path | str,
     *,
+    owner: OwnerKey,
     protect: str = "all",
     profile: Profile = Profile.PRIVATE_WEIGHTS,
     progress: OnProgress | None = None,
 ) -> SplitSummary:
     """Write the shell to out/client and the server's package to out/server, both or neither.
 
-    protect: see `roles.select_groups`. Raises ConfideError where either folder exists, ModelNotSupported for an
-    architecture that is not in the table, InsecureParameters where a layer's rows are too long.
+    owner: signs both. protect: see `roles.select_groups`. Raises ConfideError where either folder exists,
+    ModelNotSupported for an architecture that is not in the table, InsecureParameters where a layer's rows are too
+    long.
     """
     out = Path(out)
     chosen = select_groups(source.config, protect)
@@ -77,7 +81,7 @@ def split(
             cut.write_group(group)
             if progress:
                 progress(group.name, done, len(chosen))
-        summary = cut.finish(out)
+        summary = cut.finish(out, owner)
         cut.server.rename(summary.server)
         try:
             cut.client.rename(summary.client)
@@ -136,8 +140,8 @@ class _Cut:
         self._scales[f"{name}.weight_scale"] = scale
         return matrix
 
-    def finish(self, out: Path) -> SplitSummary:
-        """Write the shell and both layer tables."""
+    def finish(self, out: Path, owner: OwnerKey) -> SplitSummary:
+        """Write the shell, and sign both halves."""
         tokenizer = self._source.load_tokenizer()
         if tokenizer is not None:
             tokenizer.save_pretrained(self.client)
@@ -149,13 +153,10 @@ class _Cut:
             self._model.config.model_type,
             self._digest.hexdigest(),
             tuple(self._groups),
+            {},
         )
-        write_manifest(self.server, server)
-        shell_groups = tuple(group.without_norms() for group in self._groups)
-        shell = Manifest(
-            FORMAT, PackageKind.SHELL, server.profile, server.model_type, server.model_digest, shell_groups
-        )
-        write_manifest(self.client, shell)
+        seal_package(self.server, server, owner)
+        seal_package(self.client, server.for_shell(), owner)
         return SplitSummary(
             client=out / "client",
             server=out / "server",

@@ -1,0 +1,20 @@
+from pathlib import Path
+
+import pytest
+
+from confide.errors import ConfideError
+from confide.home import home, make_home
+
+
+def test_the_home_is_closed_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONFIDE_HOME", str(tmp_path / "new" / "home"))
+    assert not home().exists()
+    assert make_home() == make_home() == home()
+    assert home().stat().st_mode & 0o777 == 0o700
+
+
+def test_a_home_that_cannot_be_made_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("CONFIDE_HOME", str(tmp_path / "file" / "home"))
+    with pytest.raises(ConfideError, match="CONFIDE_HOME"):
+        make_home()
