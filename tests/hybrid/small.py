@@ -2,10 +2,12 @@
 
 import asyncio
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import uvicorn
@@ -78,25 +80,25 @@ def small_service(
 
 
 @contextmanager
-def running(service: LayerService) -> Iterator[str]:
+def running(service: LayerService, port: int = 0, tls: ssl.SSLContext | None = None) -> Iterator[str]:
     """Serve in a thread; yields the address."""
     with closing(socket.socket()) as listener:
-        listener.bind(("127.0.0.1", 0))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))
         listener.listen()
-        server = uvicorn.Server(server_config(create_app(service), "127.0.0.1", 0))
+        server = uvicorn.Server(server_config(create_app(service), "127.0.0.1", 0, tls))
         thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
         thread.start()
         try:
-            yield f"ws://127.0.0.1:{listener.getsockname()[1]}"
+            yield f"{'wss' if tls else 'ws'}://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True
             thread.join()
 
 
-def connect(url: str, service: LayerService) -> LayerConnection:
-    return LayerConnection(
-        url, scheme=service.scheme.name, model_digest=service.model_digest, table_digest=service.table_digest
-    )
+def connect(url: str, service: LayerService, **options: Any) -> LayerConnection:
+    digests = {"model_digest": service.model_digest, "table_digest": service.table_digest}
+    return LayerConnection(url, scheme=service.scheme.name, **digests, **options)
 
 
 def twin_client(folder: Path, url: str, **options: object) -> HybridClient:

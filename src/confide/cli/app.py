@@ -18,10 +18,11 @@ app = typer.Typer(
 
 
 def _register() -> None:
-    from confide.cli import demo, generate, prepare, serve, split
+    from confide.cli import demo, generate, prepare, serve, split, tls
 
     for module in (split, serve, prepare, generate, demo):
         app.command(module.__name__.rpartition(".")[2])(module.command)
+    app.add_typer(tls.app, name="tls")
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from confide.cli import output
-from confide.cli.options import InsecureNoTls, Json, Packs, Shell
+from confide.cli.options import Ca, InsecureNoTls, Json, Packs, Patience, Shell
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -26,6 +26,8 @@ def command(
     top_p: Annotated[float | None, typer.Option(help="Sample among tokens of this total probability.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the sampling.")] = None,
     packs: Packs = None,
+    ca: Ca = None,
+    patience: Patience = 60,
     insecure_no_tls: InsecureNoTls = False,
     json: Json = False,
 ) -> None:
@@ -46,7 +48,13 @@ def command(
 
     with output.preparing(quiet=json) as progress:
         model = HybridModel.from_shell(
-            shell, server=str(server), packs=packs, insecure_no_tls=insecure_no_tls, on_progress=progress
+            shell,
+            server=str(server),
+            packs=packs,
+            ca=ca,
+            patience=patience,
+            insecure_no_tls=insecure_no_tls,
+            on_progress=progress,
         )
     with model:
         request.run(model.model, model.tokenizer, model)

@@ -8,6 +8,12 @@ import typer
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 Shell = Annotated[Path, typer.Argument(help="The client folder that `confide split` wrote.", metavar="SHELL")]
 Packs = Annotated[Path | None, typer.Option(help="Folder of the mask packs; SHELL/packs by default.")]
+Ca = Annotated[
+    Path | None, typer.Option(help="PEM file of the authorities to trust at a wss:// address; the system's without.")
+]
+Patience = Annotated[
+    float, typer.Option(help="Seconds to wait for a server that goes away meanwhile, before giving up.", min=0)
+]
 InsecureNoTls = Annotated[
     bool, typer.Option("--insecure-no-tls", help="Allow a plain connection beyond this machine. Not for production.")
 ]

@@ -5,14 +5,16 @@ from typing import Annotated
 import typer
 
 from confide.cli import output
-from confide.cli.options import InsecureNoTls, Json, Packs, Shell
+from confide.cli.options import Ca, InsecureNoTls, Json, Packs, Patience, Shell
 
 
 def command(
     shell: Shell,
-    server: Annotated[str, typer.Option(help="Address of the layer server, such as ws://127.0.0.1:8470.")],
+    server: Annotated[str, typer.Option(help="Address of the layer server, such as wss://layers.example:8470.")],
     tokens: Annotated[int, typer.Option(help="Masks to prepare, in tokens; rounds up to whole packs.", min=1)] = 1,
     packs: Packs = None,
+    ca: Ca = None,
+    patience: Patience = 60,
     insecure_no_tls: InsecureNoTls = False,
     json: Json = False,
 ) -> None:
@@ -21,7 +23,7 @@ def command(
 
     from confide.hybrid.client import HybridClient
 
-    with HybridClient(shell, server, packs=packs, insecure_no_tls=insecure_no_tls) as client:
+    with HybridClient(shell, server, packs=packs, ca=ca, patience=patience, insecure_no_tls=insecure_no_tls) as client:
         traffic = client.traffic
         count = -(-tokens // traffic.tokens)
         travel = count * (traffic.bytes_up + traffic.bytes_down)

@@ -19,14 +19,23 @@ def command(
     record: Annotated[
         Path | None, typer.Option(help="Append everything the server sees online to this file, for audits.")
     ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="PEM file of the server's certificate chain; with it, --host may be public.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file of the certificate's private key.")] = None,
     insecure_no_tls: InsecureNoTls = False,
     json: Json = False,
 ) -> None:
     """Serve the protected layers of a model. Sees uniform numbers, answers with masked products."""
+    if (tls_cert is None) != (tls_key is None):
+        raise typer.BadParameter("give both --tls-cert and --tls-key")
     from confide.hybrid.record import Recorder
     from confide.hybrid.server import load_service, require_loopback, serve
+    from confide.hybrid.tls import server_context
 
-    require_loopback(host, insecure_no_tls=insecure_no_tls)
+    tls = server_context(tls_cert, tls_key) if tls_cert and tls_key else None
+    if tls is None:
+        require_loopback(host, insecure_no_tls=insecure_no_tls)
     recorder = Recorder(record) if record else None
     service = load_service(package, state or package / "state", recorder)
 
@@ -39,4 +48,4 @@ def command(
                 f"{service.manifest.profile}) at [bold]{url}[/]   Ctrl-C stops"
             )
 
-    serve(service, host, port, on_ready=ready)
+    serve(service, host, port, tls=tls, on_ready=ready)

@@ -1,18 +1,19 @@
 """A private language model: the stock transformers model of a shell, with its protected layers on a layer server."""
 
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from transformers import PreTrainedModel
 
 from confide.hybrid.client import HybridClient
+from confide.hybrid.closing import Closing
+from confide.hybrid.link import PATIENCE_SECONDS
 from confide.hybrid.prepare import OnProgress
 from confide.hybrid.product import OnlineTraffic, RemoteProduct
 from confide.models.shell import load_shell, shell_tokenizer
 
 
-class HybridModel:
+class HybridModel(Closing):
     """A causal language model whose protected layers run on a server that sees uniform numbers only.
 
     `generate` is that of transformers, with KV cache, sampling, beams, batches and streamers; `model` is the stock
@@ -33,11 +34,17 @@ class HybridModel:
         server: str,
         packs: Path | str | None = None,
         device: str = "cpu",
+        ca: Path | str | None = None,
+        patience: float = PATIENCE_SECONDS,
         insecure_no_tls: bool = False,
         on_progress: OnProgress | None = None,
     ) -> Self:
-        """Open a shell for the layer server at an address such as ws://127.0.0.1:8470."""
-        client = HybridClient(folder, server, packs=packs, insecure_no_tls=insecure_no_tls)
+        """Open a shell for the layer server at an address such as wss://layers.example:8470.
+
+        ca: file of the authorities to trust there, instead of the system's. patience: seconds to wait for a server
+        that goes away meanwhile.
+        """
+        client = HybridClient(folder, server, packs=packs, ca=ca, patience=patience, insecure_no_tls=insecure_no_tls)
         try:
             product = client.product(on_progress)
             return cls(client, load_shell(client.folder, product, device), product)
@@ -72,11 +79,3 @@ class HybridModel:
         """Close the connection and give the packs up; masks taken and not used are burned."""
         self._product.close()
         self.client.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

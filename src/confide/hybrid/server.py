@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -182,16 +183,17 @@ def require_loopback(host: str, *, insecure_no_tls: bool) -> None:
     if not is_loopback(host) and not insecure_no_tls:
         raise InsecureConnection(
             f"Serving on {host} without TLS lets anyone on the way see who asks what and when; "
-            "use a loopback host, or --insecure-no-tls on a network you trust."
+            "give --tls-cert and --tls-key (`confide tls make-local` makes them), or use a loopback host."
         )
 
 
-def server_config(app: Starlette, host: str, port: int) -> uvicorn.Config:
+def server_config(app: Starlette, host: str, port: int, tls: ssl.SSLContext | None = None) -> uvicorn.Config:
     """How the application is served: bounded frames, no compression of what cannot be compressed."""
     return uvicorn.Config(
         app,
         host=host,
         port=port,
+        ssl_context_factory=None if tls is None else lambda *_: tls,
         ws="websockets-sansio",
         ws_max_size=wire.MAX_FRAME + wire.FRAME_OVERHEAD,
         ws_per_message_deflate=False,
@@ -203,9 +205,16 @@ def server_config(app: Starlette, host: str, port: int) -> uvicorn.Config:
     )
 
 
-def serve(service: LayerService, host: str, port: int, *, on_ready: Callable[[str], None] | None = None) -> None:
+def serve(
+    service: LayerService,
+    host: str,
+    port: int,
+    *,
+    tls: ssl.SSLContext | None = None,
+    on_ready: Callable[[str], None] | None = None,
+) -> None:
     """Serve until SIGINT or SIGTERM. `on_ready` is called with the address once clients can connect."""
-    server = _AnnouncingServer(server_config(create_app(service), host, port))
+    server = _AnnouncingServer(server_config(create_app(service), host, port, tls))
     server.on_ready = on_ready
     server.run()
 
@@ -218,4 +227,4 @@ class _AnnouncingServer(uvicorn.Server):
         if self.started and self.on_ready:
             port = self.servers[0].sockets[0].getsockname()[1]
             host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
-            self.on_ready(f"ws://{host}:{port}")
+            self.on_ready(f"{'wss' if self.config.is_ssl else 'ws'}://{host}:{port}")
