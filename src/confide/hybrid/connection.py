@@ -34,6 +34,8 @@ ONLINE_SECONDS = 30.0
 OFFLINE_SECONDS = 600.0
 """An offline request may have to wait for those of others, and no byte moves meanwhile."""
 _READ_BYTES = 1 << 20
+_TLS_RECORD = 1 << 14
+"""What one read of a TLS socket gives at most; room for more would be allocated in vain, at half the throughput."""
 
 Reply = TypeVar("Reply", bound=wire.FromServer)
 
@@ -67,6 +69,7 @@ class LayerConnection(Closing):
         self.url = url
         self._events: deque[object] = deque()
         self._protocol = ClientProtocol(uri, max_size=wire.MAX_FRAME + wire.FRAME_OVERHEAD)
+        self._read_bytes = _TLS_RECORD if uri.secure else _READ_BYTES
         self._socket = _connect(url, uri.host, uri.port)
         try:
             if uri.secure:
@@ -138,7 +141,7 @@ class LayerConnection(Closing):
 
     def _read(self) -> None:
         try:
-            data = self._socket.recv(_READ_BYTES)
+            data = self._socket.recv(self._read_bytes)
         except OSError as error:
             raise self._lost(error) from error
         if not data:
