@@ -19,6 +19,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from benchmarks.measure import Figure, seconds, write
 from confide import HybridModel
+from confide.hybrid.ledger.licences import licence_book
 from confide.models.owner import OwnerKey
 from confide.models.source import open_model
 from confide.models.split import split
@@ -35,9 +36,11 @@ def main() -> list[Figure]:
         source = open_model(str(Path(folder) / "model"))
         owner = OwnerKey.generate()
         summary = split(source, Path(folder) / "split", owner=owner)
+        with licence_book(summary.server / "state") as book:
+            _, licence = book.create("benchmark", disclosure=None)
         gc.collect()
         with _server(summary.server) as url:
-            with HybridModel.from_shell(summary.client, server=url, owner=owner.public.raw) as private:
+            with HybridModel.from_shell(summary.client, server=url, owner=owner.public.raw, licence=licence) as private:
                 figures = _measure(private, source.load_model())
     write("whole_model", figures)
     return figures

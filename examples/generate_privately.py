@@ -14,6 +14,7 @@ from pathlib import Path
 from transformers import TextStreamer
 
 import confide
+from confide.hybrid.ledger.licences import licence_book
 from confide.models.owner import OwnerKey
 from confide.models.source import open_model
 from confide.models.split import split
@@ -37,8 +38,10 @@ def main() -> None:
         owner = OwnerKey.generate()  # signs both halves; the client pins its public key
         parts = split(open_model("demo"), folder, owner=owner)  # a local folder or a hub id will do as well
         print(f"{parts.protected_share:.0%} of the parameters go to the server, the rest stays here")
+        with licence_book(parts.server / "state") as book:
+            _, key = book.create("me", disclosure=None)  # for others, leave the limit on what they learn of the weights
         with layer_server(parts.server) as url:
-            with confide.HybridModel.from_shell(parts.client, server=url, owner=owner.public.raw) as model:
+            with confide.HybridModel.from_shell(parts.client, server=url, owner=owner.public.raw, licence=key) as model:
                 traffic = model.client.traffic
                 print(f"preparing masks for {traffic.tokens} tokens ...")
                 model.prepare()

@@ -199,6 +199,12 @@ class RateLimited(ServerBusy):
     code = "rate-limited"
 
 
+class ServerChanged(ProtocolError):
+    """The server is not the one that this client's packs were made with."""
+
+    code = "server-changed"
+
+
 class ServerFault(ProtocolError):
     """The server failed inside; its own log says why."""
 
@@ -211,10 +217,28 @@ class ConnectionLost(ConfideError):
     code = "connection-lost"
 
 
+class ServerSilent(ConnectionLost):
+    """The server took the connection and then did not answer for too long."""
+
+    code = "server-silent"
+
+
 class InsecureConnection(ConfideError):
     """A plain connection to something that is not this machine was refused."""
 
     code = "insecure-connection"
+
+
+class UntrustedCertificate(InsecureConnection):
+    """What answers could not prove that it is the server named."""
+
+    code = "untrusted-certificate"
+
+
+class InvalidCertificate(ConfideError):
+    """A file of certificates or a private key is missing or is not what it should be."""
+
+    code = "invalid-certificate"
 
 
 def error_class(code: str) -> type[ConfideError]:

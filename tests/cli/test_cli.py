@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +53,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-@pytest.fixture(scope="module")
-def url(parts: dict[str, Any]) -> Iterator[str]:
-    command = [sys.executable, "-m", "confide", "serve", parts["server"], "--port", "0", "--json"]
+@contextmanager
+def serving(*arguments: object) -> Iterator[str]:
+    command = [sys.executable, "-m", "confide", "serve", *map(str, arguments), "--port", "0", "--json"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     ready = json.loads(process.stdout.readline())
@@ -62,6 +63,12 @@ def url(parts: dict[str, Any]) -> Iterator[str]:
     yield ready["url"]
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) in (0, -signal.SIGTERM)
+
+
+@pytest.fixture(scope="module")
+def url(parts: dict[str, Any]) -> Iterator[str]:
+    with serving(parts["server"]) as address:
+        yield address
 
 
 def test_split_says_what_it_protected(parts: dict[str, Any]) -> None:
@@ -134,6 +141,19 @@ def test_prepare_says_what_it_costs_and_rounds_up(parts: dict[str, Any], url: st
     assert "round up to 4,096" in run.stderr
 
 
+def test_a_server_with_tls_may_be_public(parts: dict[str, Any], tmp_path: Path) -> None:
+    files = answer("tls", "make-local", "--out", tmp_path / "tls", "--name", "layers.example")
+    tls = ("--tls-cert", files["certificate"], "--tls-key", files["key"], "--state", tmp_path / "state")
+    with serving(parts["server"], "--host", "0.0.0.0", *tls) as url:  # noqa: S104
+        assert url.startswith("wss://0.0.0.0:")
+        server = ("--server", url.replace("0.0.0.0", "localhost"), "--packs", tmp_path / "packs")  # noqa: S104
+        prepare = ("prepare", parts["client"], *server)
+        assert answer(*prepare, check=1)["error"]["code"] == "untrusted-certificate"
+        assert answer(*prepare, "--ca", files["ca"])["tokens_left"] == 4096
+        generate = ("generate", parts["client"], "--prompt-ids", "5", "--max-new-tokens", 2, "--patience", 5)
+        assert answer(*generate, *server, "--ca", files["ca"])["generated_tokens"] <= 2
+
+
 def test_private_and_clear_generation_agree(parts: dict[str, Any], url: str) -> None:
     arguments = ("generate", parts["client"], "--prompt-ids", "5,6,7", "--max-new-tokens", 9)
     for sampling in ((), ("--temperature", 0.8, "--top-k", 12, "--top-p", 0.9, "--seed", 3)):
@@ -161,6 +181,9 @@ def test_generation_prepares_when_nothing_is_left(parts: dict[str, Any], url: st
         (("serve", "no/such/folder"), "invalid-package"),
         (("serve", "{client}"), "invalid-package"),
         (("serve", "{server}", "--host", "0.0.0.0"), "insecure-connection"),  # noqa: S104
+        (("serve", "{server}", "--tls-cert", "no.pem", "--tls-key", "no.key"), "invalid-certificate"),
+        (("tls", "make-local", "--name", "two words"), "invalid-certificate"),
+        (("prepare", "{client}", "--server", "wss://127.0.0.1:9", "--ca", "no.pem"), "invalid-certificate"),
         (("prepare", "{server}", "--server", "127.0.0.1:9"), "invalid-package"),
         (("prepare", "{client}", "--server", "127.0.0.1:9"), "connection-lost"),
         (("prepare", "{client}", "--server", "192.0.2.1:9"), "insecure-connection"),
@@ -185,6 +208,7 @@ def test_errors_are_one_sentence_with_a_code(parts: dict[str, Any], arguments: t
         ("generate", "{client}", "--clear-with", "{server}", "--prompt-ids", "1,two"),
         ("generate", "{client}", "--clear-with", "{server}", "--prompt-ids", "97"),
         ("generate", "{client}", "--clear-with", "{server}", "text"),
+        ("serve", "{server}", "--tls-cert", "server.pem"),
         ("conjure",),
     ],
 )

@@ -2,10 +2,12 @@
 
 import asyncio
 import queue
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,7 +91,9 @@ def small_service(
 
 
 @contextmanager
-def running(service: LayerService, limits: Limits | None = None, port: int = 0) -> Iterator[str]:
+def running(
+    service: LayerService, limits: Limits | None = None, port: int = 0, tls: ssl.SSLContext | None = None
+) -> Iterator[str]:
     """Serve in a thread; yields the address."""
     ready: queue.Queue[str | BaseException] = queue.Queue()
     stopping: list[Callable[[], object]] = []
@@ -99,7 +103,7 @@ def running(service: LayerService, limits: Limits | None = None, port: int = 0) 
         loop = asyncio.get_running_loop()
         stopping.append(lambda: loop.call_soon_threadsafe(stop.set))
         try:
-            async with LayerServer(service, limits).listening("127.0.0.1", port, metrics_port=None) as url:
+            async with LayerServer(service, limits).listening("127.0.0.1", port, tls=tls) as url:
                 ready.put(url)
                 await stop.wait()
         except BaseException as error:
@@ -118,8 +122,8 @@ def running(service: LayerService, limits: Limits | None = None, port: int = 0) 
         thread.join()
 
 
-def connect(url: str, service: LayerService) -> LayerConnection:
-    return LayerConnection(url, scheme=service.scheme.name, release=service.release)
+def connect(url: str, service: LayerService, **options: Any) -> LayerConnection:
+    return LayerConnection(url, scheme=service.scheme.name, release=service.release, **options)
 
 
 def twin_client(folder: Path, url: str, **options: object) -> HybridClient:

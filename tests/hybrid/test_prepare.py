@@ -190,7 +190,7 @@ def test_a_server_that_lost_its_record_burns_the_packs(shell: Path, tmp_path: Pa
 
 
 def test_nothing_is_half_done_when_the_server_dies(shell: Path, tmp_path: Path) -> None:
-    with running(small_service(tmp_path / "state")) as url, twin_client(shell, url) as client:
+    with running(small_service(tmp_path / "state")) as url, twin_client(shell, url, patience=0.1) as client:
         client.prepare(1)
         product = client.product()
         x = activations(client.parameters[0], 1)

@@ -18,11 +18,12 @@ app = typer.Typer(
 
 
 def _register() -> None:
-    from confide.cli import demo, generate, owner, prepare, serve, split
+    from confide.cli import demo, generate, ledger, licence, owner, prepare, serve, split, tls
 
     for module in (split, serve, prepare, generate, demo):
         app.command(module.__name__.rpartition(".")[2])(module.command)
-    app.add_typer(owner.app)
+    for group in (owner, tls, licence, ledger):
+        app.add_typer(group.app)
 
 
 def main() -> None:

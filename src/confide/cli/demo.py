@@ -87,6 +87,7 @@ class _Demo:
         self._record = folder / "seen-by-the-server"
 
     def run(self) -> DemoResult:
+        from confide.hybrid.ledger.licences import licence_book
         from confide.models.owner import OwnerKey
         from confide.models.source import open_model
         from confide.models.split import split
@@ -101,8 +102,10 @@ class _Demo:
             f"{summary.total_parameters:,} parameters, goes to the server as int8.\n"
             f"Embeddings, norms, attention and sampling stay with the client. Encryption: {summary.parameter_names[0]}."
         )
+        with licence_book(summary.server / "state") as book:
+            _, key = book.create("demo", disclosure=None)  # here the licensee is the owner
         with layer_server(summary.server, self._record) as url:
-            private = self._private(summary.client, url, str(owner.public))
+            private = self._private(summary.client, url, str(owner.public), key)
         self._title("3  The same model in the clear")
         clear, fp32 = self._compare(summary, source.load_model(), private)
         seen = self._what_the_server_saw()
@@ -126,11 +129,11 @@ class _Demo:
 
     # -- the three runs --------------------------------------------------------------------------------------
 
-    def _private(self, shell: Path, url: str, owner: str) -> dict[str, Any]:
+    def _private(self, shell: Path, url: str, owner: str, licence: str) -> dict[str, Any]:
         from confide.hybrid.model import HybridModel
 
         self._title("2  Private generation")
-        with HybridModel.from_shell(shell, server=url, owner=owner) as model:
+        with HybridModel.from_shell(shell, server=url, owner=owner, licence=licence) as model:
             traffic = model.client.traffic
             self._say(
                 f"The server is another process, at {url}. Offline phase: {traffic.tokens:,} one-time pads, encrypted, "

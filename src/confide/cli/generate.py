@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from confide.cli import output
-from confide.cli.options import InsecureNoTls, Json, Licence, Packs, Shell, TrustedOwner
+from confide.cli.options import Ca, InsecureNoTls, Json, Licence, Packs, Patience, Shell, TrustedOwner
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -28,6 +28,8 @@ def command(
     owner: TrustedOwner = None,
     packs: Packs = None,
     licence: Licence = "",
+    ca: Ca = None,
+    patience: Patience = 60,
     insecure_no_tls: InsecureNoTls = False,
     json: Json = False,
 ) -> None:
@@ -53,6 +55,8 @@ def command(
             owner=owner,
             packs=packs,
             licence=licence,
+            ca=ca,
+            patience=patience,
             insecure_no_tls=insecure_no_tls,
             on_progress=progress,
         )

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from confide.models.package import MANIFEST_NAME
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 Shell = Annotated[Path, typer.Argument(help="The client folder that `confide split` wrote.", metavar="SHELL")]
 OwnerFile = Annotated[
@@ -15,10 +17,23 @@ TrustedOwner = Annotated[
     typer.Option("--owner", help="Public key that must have signed the shell; any of `confide owner list` without."),
 ]
 Packs = Annotated[Path | None, typer.Option(help="Folder of the mask packs; SHELL/packs by default.")]
+Ca = Annotated[
+    Path | None, typer.Option(help="PEM file of the authorities to trust at a wss:// address; the system's without.")
+]
+Patience = Annotated[
+    float, typer.Option(help="Seconds to wait for a server that goes away meanwhile, before giving up.", min=0)
+]
 InsecureNoTls = Annotated[
     bool, typer.Option("--insecure-no-tls", help="Allow a plain connection beyond this machine. Not for production.")
 ]
 Licence = Annotated[
     str, typer.Option(envvar="CONFIDE_LICENCE", show_default=False, help="The licence key that the model's owner gave.")
 ]
-State = Annotated[Path, typer.Argument(help="The layer server's state folder.", metavar="STATE")]
+ServerFolder = Annotated[
+    Path, typer.Argument(help="The layer server's package folder, or its --state folder.", metavar="SERVER")
+]
+
+
+def state_of(server: Path) -> Path:
+    """The state folder that goes with what the user named: a package's own, unless it is one itself."""
+    return server / "state" if (server / MANIFEST_NAME).exists() else server

@@ -5,16 +5,18 @@ from typing import Annotated
 import typer
 
 from confide.cli import output
-from confide.cli.options import InsecureNoTls, Json, Licence, Packs, Shell, TrustedOwner
+from confide.cli.options import Ca, InsecureNoTls, Json, Licence, Packs, Patience, Shell, TrustedOwner
 
 
 def command(
     shell: Shell,
-    server: Annotated[str, typer.Option(help="Address of the layer server, such as ws://127.0.0.1:8470.")],
+    server: Annotated[str, typer.Option(help="Address of the layer server, such as wss://layers.example:8470.")],
     tokens: Annotated[int, typer.Option(help="Masks to prepare, in tokens; rounds up to whole packs.", min=1)] = 1,
     owner: TrustedOwner = None,
     packs: Packs = None,
     licence: Licence = "",
+    ca: Ca = None,
+    patience: Patience = 60,
     insecure_no_tls: InsecureNoTls = False,
     json: Json = False,
 ) -> None:
@@ -24,7 +26,14 @@ def command(
     from confide.hybrid.client import HybridClient
 
     with HybridClient(
-        shell, server, owner=owner, packs=packs, licence=licence, insecure_no_tls=insecure_no_tls
+        shell,
+        server,
+        owner=owner,
+        packs=packs,
+        licence=licence,
+        ca=ca,
+        patience=patience,
+        insecure_no_tls=insecure_no_tls,
     ) as client:
         traffic = client.traffic
         count = -(-tokens // traffic.tokens)

@@ -1,5 +1,7 @@
 """`confide serve`: serve what a package's manifest says it is."""
 
+import logging
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -7,6 +9,16 @@ import typer
 
 from confide.cli import output
 from confide.cli.options import InsecureNoTls, Json
+from confide.hybrid.address import is_loopback
+from confide.hybrid.limits import Limits
+from confide.logs import JsonLines
+
+
+class LogFormat(StrEnum):
+    """How log lines look."""
+
+    TEXT = "text"
+    JSON = "json"
 
 
 def command(
@@ -19,16 +31,39 @@ def command(
     record: Annotated[
         Path | None, typer.Option(help="Append everything the server sees online to this file, for audits.")
     ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="PEM file of the server's certificate chain; with it, --host may be public.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file of the certificate's private key.")] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Serve /metrics and /health to this machine on this port.", min=0, max=65535)
+    ] = None,
+    connections: Annotated[int, typer.Option(help="Connections at a time.", min=1)] = Limits.connections,
+    megabytes_per_second: Annotated[
+        int, typer.Option(help="What one connection may send in a second.", min=1)
+    ] = Limits.bytes_per_second >> 20,
+    log: Annotated[LogFormat, typer.Option(help="Log lines for people or for machines.")] = LogFormat.TEXT,
+    insecure_no_licences: Annotated[
+        bool, typer.Option("--insecure-no-licences", help="Answer anyone on this machine. Gives private weights away.")
+    ] = False,
     insecure_no_tls: InsecureNoTls = False,
     json: Json = False,
 ) -> None:
-    """Serve the protected layers of a model. Sees uniform numbers, answers with masked products."""
+    """Serve the protected layers of a model to licensed clients. Sees uniform numbers, answers with masked products."""
+    if (tls_cert is None) != (tls_key is None):
+        raise typer.BadParameter("give both --tls-cert and --tls-key")
     from confide.hybrid.record import Recorder
     from confide.hybrid.server import load_service, require_loopback, serve
+    from confide.hybrid.tls import server_context
 
-    require_loopback(host, insecure_no_tls=insecure_no_tls)
+    if insecure_no_licences and not is_loopback(host):
+        raise typer.BadParameter("--insecure-no-licences is for loopback hosts; make licences with `confide licence`")
+    _log_to_standard_error(log)
+    tls = server_context(tls_cert, tls_key) if tls_cert and tls_key else None
+    if tls is None:
+        require_loopback(host, insecure_no_tls=insecure_no_tls)
     recorder = Recorder(record) if record else None
-    service = load_service(package, state or package / "state", recorder)
+    service = load_service(package, state or package / "state", recorder, insecure_no_licences=insecure_no_licences)
 
     def ready(url: str) -> None:
         if json:
@@ -39,4 +74,14 @@ def command(
                 f"{service.manifest.profile}) at [bold]{url}[/]   Ctrl-C stops"
             )
 
-    serve(service, host, port, on_ready=ready)
+    limits = Limits(connections=connections, bytes_per_second=megabytes_per_second << 20)
+    serve(service, host, port, limits=limits, tls=tls, metrics_port=metrics_port, on_ready=ready)
+
+
+def _log_to_standard_error(form: LogFormat) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines() if form is LogFormat.JSON else logging.Formatter("%(message)s"))
+    logger = logging.getLogger("confide")
+    logger.setLevel(logging.INFO)
+    logger.handlers = [handler]
+    logger.propagate = False

@@ -6,6 +6,8 @@ from urllib.parse import urlsplit
 from confide.errors import ProtocolError
 from confide.hybrid.wire import PATH
 
+_SCHEMES = {"ws": "ws", "http": "ws", "wss": "wss", "https": "wss"}
+
 
 def is_loopback(host: str) -> bool:
     """Whether a host name or address is this machine's own."""
@@ -18,8 +20,9 @@ def is_loopback(host: str) -> bool:
 
 
 def websocket_url(url: str) -> str:
-    """ws://host:port/v1/layers for ws://, http:// or a bare host:port; ProtocolError for anything else."""
+    """The endpoint's URL, for ws(s)://, http(s):// or a bare host:port, which is plain; ProtocolError otherwise."""
     parts = urlsplit(url if "://" in url else f"ws://{url}")
-    if parts.scheme not in ("ws", "http") or not parts.hostname:
-        raise ProtocolError(f"{url!r} is not the address of a layer server; write ws://host:port.")
-    return f"ws://{parts.netloc}{PATH}"
+    scheme = _SCHEMES.get(parts.scheme)
+    if scheme is None or not parts.hostname:
+        raise ProtocolError(f"{url!r} is not the address of a layer server; write wss://host:port or ws://host:port.")
+    return f"{scheme}://{parts.netloc}{PATH}"

@@ -2,16 +2,17 @@
 
 import logging
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
-from confide.errors import UnusablePack
+from confide.errors import ServerChanged, UnusablePack
 from confide.hybrid import wire
-from confide.hybrid.connection import LayerConnection
+from confide.hybrid.closing import Closing
+from confide.hybrid.connection import OFFLINE_SECONDS, ONLINE_SECONDS, LayerConnection
+from confide.hybrid.link import PATIENCE_SECONDS, Link
 from confide.hybrid.packs import MaskPack, PackStore
 from confide.hybrid.prepare import OnProgress, Traffic, pack_traffic, prepare_pack
 from confide.hybrid.product import RemoteProduct
 from confide.hybrid.supply import MaskSupply
+from confide.hybrid.tls import client_context
 from confide.models.owner import OwnerPublicKey
 from confide.models.package import PackageKind
 from confide.models.seal import open_package
@@ -21,12 +22,14 @@ from confide.rlwe.scheme import RLWE, Scheme
 _log = logging.getLogger(__name__)
 
 
-class HybridClient:
+class HybridClient(Closing):
     """The client of one layer server for one shell: its packs, its connections, its offline phase.
 
     folder: the shell. packs: where mask packs lie, `packs` inside the shell by default. owner: the public key that
     must have signed the shell; without it, any of the `trusted_owners`. licence: the bearer key that the model's owner
-    gave, where the server wants one. Raises UntrustedOwner for the shell of another.
+    gave, where the server wants one. ca: file of the authorities to trust at a wss:// address, instead of the system's.
+    patience: seconds that preparing and generating wait for a server that is away; the first contact does not wait.
+    Raises UntrustedOwner for the shell of another.
     """
 
     def __init__(
@@ -37,6 +40,8 @@ class HybridClient:
         owner: str | bytes | None = None,
         packs: Path | str | None = None,
         licence: str = "",
+        ca: Path | str | None = None,
+        patience: float = PATIENCE_SECONDS,
         insecure_no_tls: bool = False,
         scheme: Scheme = RLWE,
     ) -> None:
@@ -49,18 +54,32 @@ class HybridClient:
         self._server = server
         self._scheme = scheme
         self._licence = licence
+        self._trust = client_context(ca)
+        self._patience = patience
         self._insecure_no_tls = insecure_no_tls
-        with self.connect() as connection:
+        with self._greet(ONLINE_SECONDS) as connection:
             self._server_seed = connection.server_seed
         self.store = PackStore(Path(packs or self.folder / "packs"), self.manifest.model_digest, self.parameters)
 
-    def connect(self) -> LayerConnection:
-        """A new greeted connection."""
+    def connect(self, silence: float = ONLINE_SECONDS) -> LayerConnection:
+        """A new greeted connection to the server of before; ServerChanged where another one answers."""
+        connection = self._greet(silence)
+        if connection.server_seed != self._server_seed:
+            connection.close()
+            raise ServerChanged(
+                "The server has changed its seed since this client connected: its state is new or was restored, and "
+                "the packs made with it are worthless; open the client again to make new ones."
+            )
+        return connection
+
+    def _greet(self, silence: float) -> LayerConnection:
         return LayerConnection(
             self._server,
             scheme=self._scheme.name,
-            licence=self._licence,
             release=self.release,
+            licence=self._licence,
+            trust=self._trust,
+            silence=silence,
             insecure_no_tls=self._insecure_no_tls,
         )
 
@@ -108,11 +127,11 @@ class HybridClient:
         """Prepare packs until at least `tokens` more masks are on disk; resumes an interrupted pack first."""
         made: list[MaskPack] = []
         unfinished = [pack for pack in self._packs() if not pack.prepared]
-        with self.connect() as connection:
+        with Link(lambda: self.connect(OFFLINE_SECONDS), self._patience) as link:
             while sum(pack.tokens_left for pack in made) < tokens:
                 pack = unfinished.pop(0) if unfinished else self.store.create(self._server_seed)
                 try:
-                    prepare_pack(self.manifest, connection, pack, self._scheme, on_progress)
+                    prepare_pack(self.manifest, link, pack, self._scheme, on_progress)
                 except UnusablePack as error:
                     _log.warning("Pack %s is discarded: %s", pack.facts.pack[:8], error)
                     self.store.discard(pack)
@@ -128,16 +147,8 @@ class HybridClient:
             return self.prepare(1, on_progress)[0]
 
         supply = MaskSupply(self.store, self.ready_packs(), len(self.parameters), refill)
-        return RemoteProduct(self.connect, supply, self.parameters)
+        return RemoteProduct(Link(self.connect, self._patience), supply, self.parameters)
 
     def close(self) -> None:
         """Give the pack folder up."""
         self.store.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

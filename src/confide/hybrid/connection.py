@@ -6,9 +6,9 @@ protocol of `websockets` on a plain socket takes about half of what its threaded
 
 import contextlib
 import socket
+import ssl
 from collections import deque
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import TypeVar
 
 from websockets.client import ClientProtocol
 from websockets.exceptions import InvalidState
@@ -16,24 +16,40 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import State
 from websockets.uri import parse_uri
 
-from confide.errors import ConnectionLost, InsecureConnection, MalformedMessage
+from confide.errors import (
+    ConnectionLost,
+    InsecureConnection,
+    MalformedMessage,
+    ServerSilent,
+    UntrustedCertificate,
+)
 from confide.hybrid import wire
 from confide.hybrid.address import is_loopback, websocket_url
+from confide.hybrid.closing import Closing
+from confide.hybrid.tls import client_context
 from confide.models.seal import Release
 
 CONNECT_SECONDS = 10.0
-ANSWER_SECONDS = 600.0
+GOODBYE_SECONDS = 1.0
+ONLINE_SECONDS = 30.0
+OFFLINE_SECONDS = 600.0
+"""An offline request may have to wait for those of others, and no byte moves meanwhile."""
 _READ_BYTES = 1 << 20
+_TLS_RECORD = 1 << 14
+"""What one read of a TLS socket gives at most; room for more would be allocated in vain, at half the throughput."""
 
 Reply = TypeVar("Reply", bound=wire.FromServer)
 
 
-class LayerConnection:
+class LayerConnection(Closing):
     """A greeted connection to a layer server. One thread at a time.
 
-    Raises ConnectionLost where the server cannot be reached, InsecureConnection where it is not on this machine and
-    `insecure_no_tls` is not set, what the server reports as the error it is, and UntrustedOwner or ModelMismatch
-    where it does not present the release that is asked for.
+    licence: the bearer key, if any. trust: what a certificate and host name at a wss:// address are checked against.
+    silence: the seconds that may pass without a single byte. Raises ConnectionLost where the server cannot be reached,
+    ServerSilent where it stops answering, InsecureConnection where the address is plain, not on this machine and
+    `insecure_no_tls` is not set, UntrustedCertificate where the server cannot prove who it is, UntrustedOwner or
+    ModelMismatch where it does not present the release that is asked for, and what the server reports as the error it
+    is.
     """
 
     def __init__(
@@ -43,27 +59,26 @@ class LayerConnection:
         scheme: str,
         release: Release,
         licence: str = "",
+        trust: ssl.SSLContext | None = None,
+        silence: float = ONLINE_SECONDS,
         insecure_no_tls: bool = False,
     ) -> None:
         uri = parse_uri(websocket_url(url))
-        if not is_loopback(uri.host) and not insecure_no_tls:
+        if not uri.secure and not is_loopback(uri.host) and not insecure_no_tls:
             raise InsecureConnection(
-                f"{uri.host} is another machine and the connection would be plain; use a tunnel to a loopback port, "
-                "or insecure_no_tls on a network you trust."
+                f"{uri.host} is another machine and the connection would be plain; use a wss:// address of a server "
+                "with TLS (`confide tls make-local` makes it a certificate), or a tunnel to a loopback port."
             )
         self.url = url
         self._events: deque[object] = deque()
         self._protocol = ClientProtocol(uri, max_size=wire.MAX_FRAME + wire.FRAME_OVERHEAD)
+        self._read_bytes = _TLS_RECORD if uri.secure else _READ_BYTES
+        self._socket = _connect(url, uri.host, uri.port)
         try:
-            self._socket = socket.create_connection((uri.host, uri.port), timeout=CONNECT_SECONDS)
-        except OSError as error:
-            raise ConnectionLost(
-                f"No layer server answers at {url} ({error.strerror or error}); start one with `confide serve`."
-            ) from error
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        try:
+            if uri.secure:
+                self._socket = _secure(self._socket, trust or client_context(), url, uri.host)
             self._upgrade()
-            self._socket.settimeout(ANSWER_SECONDS)
+            self._socket.settimeout(silence)
             greeting = wire.Hello(wire.PROTOCOL_VERSION, scheme, release.model_digest, release.table_digest, licence)
             welcome = self.request(greeting, wire.Welcome)
             release.require_signed(welcome.owner, welcome.release)
@@ -76,8 +91,16 @@ class LayerConnection:
     def _upgrade(self) -> None:
         self._protocol.send_request(self._protocol.connect())
         self._flush()
-        while self._protocol.state is State.CONNECTING and self._protocol.handshake_exc is None:
-            self._read()
+        try:
+            while self._protocol.state is State.CONNECTING and self._protocol.handshake_exc is None:
+                self._read()
+        except ServerSilent:
+            raise
+        except ConnectionLost as error:
+            raise ConnectionLost(
+                f"What answers at {self.url} hangs up at once; check the address, which starts with wss:// where the "
+                "server has TLS."
+            ) from error
         if self._protocol.handshake_exc is not None:
             raise ConnectionLost(f"What answers at {self.url} is not a layer server; check the address.")
         self._events.popleft()  # the handshake's response
@@ -87,6 +110,8 @@ class LayerConnection:
         try:
             self._protocol.send_binary(wire.encode(message))
             self._flush()
+        except ServerSilent:
+            raise
         except (ConnectionLost, InvalidState):
             while True:  # ends in ConnectionLost at the latest
                 parting = wire.decode_from_server(self._next_frame())
@@ -122,11 +147,9 @@ class LayerConnection:
 
     def _read(self) -> None:
         try:
-            data = self._socket.recv(_READ_BYTES)
-        except TimeoutError as error:
-            raise ConnectionLost(f"The server at {self.url} does not answer; try again later.") from error
+            data = self._socket.recv(self._read_bytes)
         except OSError as error:
-            raise self._lost() from error
+            raise self._lost(error) from error
         if not data:
             self._protocol.receive_eof()
             raise self._lost()
@@ -134,7 +157,9 @@ class LayerConnection:
         self._events.extend(self._protocol.events_received())
         self._flush()  # answers to pings
 
-    def _lost(self) -> ConnectionLost:
+    def _lost(self, error: OSError | None = None) -> ConnectionLost:
+        if isinstance(error, TimeoutError):
+            return ServerSilent(f"The server at {self.url} does not answer; try again later.")
         closed = self._protocol.close_rcvd
         if closed is not None and closed.code == 1009:
             return ConnectionLost(
@@ -145,22 +170,45 @@ class LayerConnection:
     def _flush(self) -> None:
         try:
             for data in self._protocol.data_to_send():
-                if data:
-                    self._socket.sendall(data)
+                rest = memoryview(data)
+                while rest:  # not sendall, whose time limit is one for the whole frame
+                    rest = rest[self._socket.send(rest) :]
         except OSError as error:
-            raise self._lost() from error
+            raise self._lost(error) from error
 
     def close(self) -> None:
         """Say goodbye and close the socket."""
-        with contextlib.suppress(ConnectionLost, InvalidState):
+        with contextlib.suppress(ConnectionLost, InvalidState, OSError):
+            self._socket.settimeout(GOODBYE_SECONDS)
             self._protocol.send_close()
             self._flush()
         self._socket.close()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+def _connect(url: str, host: str, port: int) -> socket.socket:
+    try:
+        connected = socket.create_connection((host, port), timeout=CONNECT_SECONDS)
+    except (OSError, UnicodeError) as error:  # the latter for what can be no host name
+        kind = ServerSilent if isinstance(error, TimeoutError) else ConnectionLost
+        reason = getattr(error, "strerror", None) or error
+        raise kind(f"No layer server answers at {url} ({reason}); start one with `confide serve`.") from error
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connected
+
+
+def _secure(plain: socket.socket, trust: ssl.SSLContext, url: str, host: str) -> ssl.SSLSocket:
+    """The socket under TLS, once its certificate and host name are proved."""
+    try:
+        return trust.wrap_socket(plain, server_hostname=host)
+    except ssl.SSLCertVerificationError as error:
+        raise UntrustedCertificate(
+            f"{host} could not prove that it is {host} ({error.verify_message.rstrip('.')}); "
+            "give the authority of its certificate with --ca, write a host name that is in the certificate, "
+            "or have its operator make a new one."
+        ) from error
+    except TimeoutError as error:
+        raise ServerSilent(f"The server at {url} does not answer; try again later.") from error
+    except OSError as error:
+        raise ConnectionLost(
+            f"What answers at {url} does not speak TLS; check the address, and that the server has --tls-cert."
+        ) from error

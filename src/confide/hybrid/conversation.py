@@ -148,8 +148,10 @@ class Conversation(WSListener):
             case wire.Online():
                 self._answer(message)
             case wire.Hello():
-                self._send(self._session.handle(message))
+                welcome = self._session.handle(message)
                 self._require_place()
+                self._send(welcome)
+                self._log("greeted")
             case _:
                 self._reply(message)
 
@@ -202,6 +204,7 @@ class Conversation(WSListener):
             await server.offline(request.add_rows, message)
         await self._send_blocks(request)
         server.metrics.offline.inc()
+        self._log("prepared", pack=begin.pack.hex()[:8], layer_group=begin.group)
 
     async def _next_of_request(self) -> wire.FromClient:
         async with asyncio.timeout(self._server.limits.rows_seconds):
@@ -228,6 +231,11 @@ class Conversation(WSListener):
             finally:
                 frame = await upcoming
 
+    def _log(self, event: str, **fields: str | int) -> None:
+        """A line for the operator: who, by the licence's public id, and what kind of thing happened."""
+        licence = self._session.account.licence.id.hex() if self._session.greeted else None
+        _log.info("client %s", event, extra={"fields": {"licence": licence} | fields})
+
     # -- writing and parting -----------------------------------------------------------------------------------
 
     @property
@@ -247,6 +255,7 @@ class Conversation(WSListener):
         if self._parted:
             return
         self._refuse(error)
+        self._log("parted with", code=error.code)
         self._parted = True
         self._transport.send_close(WSCloseCode.POLICY_VIOLATION, error.code)
         # Closing a socket with unread data resets the connection, and the client would never read why.

@@ -1,18 +1,19 @@
 """A private language model: the stock transformers model of a shell, with its protected layers on a layer server."""
 
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from transformers import PreTrainedModel
 
 from confide.hybrid.client import HybridClient
+from confide.hybrid.closing import Closing
+from confide.hybrid.link import PATIENCE_SECONDS
 from confide.hybrid.prepare import OnProgress
 from confide.hybrid.product import OnlineTraffic, RemoteProduct
 from confide.models.shell import load_shell, shell_tokenizer
 
 
-class HybridModel:
+class HybridModel(Closing):
     """A causal language model whose protected layers run on a server that sees uniform numbers only.
 
     `generate` is that of transformers, with KV cache, sampling, beams, batches and streamers; `model` is the stock
@@ -35,15 +36,24 @@ class HybridModel:
         packs: Path | str | None = None,
         device: str = "cpu",
         licence: str = "",
+        ca: Path | str | None = None,
+        patience: float = PATIENCE_SECONDS,
         insecure_no_tls: bool = False,
         on_progress: OnProgress | None = None,
     ) -> Self:
-        """Open a shell for the layer server at an address such as ws://127.0.0.1:8470.
+        """Open a shell for the layer server at an address such as wss://layers.example:8470.
 
-        owner: the public key that must have signed the shell; licence: the key that the server wants; see HybridClient.
+        owner, licence, ca, patience: see HybridClient.
         """
         client = HybridClient(
-            folder, server, owner=owner, packs=packs, licence=licence, insecure_no_tls=insecure_no_tls
+            folder,
+            server,
+            owner=owner,
+            packs=packs,
+            licence=licence,
+            ca=ca,
+            patience=patience,
+            insecure_no_tls=insecure_no_tls,
         )
         try:
             product = client.product(on_progress)
@@ -80,11 +90,3 @@ class HybridModel:
         """Close the connection and give the packs up; masks taken and not used are burned."""
         self._product.close()
         self.client.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

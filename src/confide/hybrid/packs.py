@@ -13,8 +13,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Annotated, Final, Self
+from typing import Annotated, Final
 
 import msgspec
 import numpy as np
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 
 from confide.errors import PackCorrupted, PackInUse
 from confide.files import replace_file, sync_folder
+from confide.hybrid.closing import Closing
 from confide.rlwe.masks import uniform_masks
 from confide.rlwe.parameters import Parameters
 from confide.rlwe.streams import KEY_BYTES, derive_key, fresh_key
@@ -183,7 +183,7 @@ class MaskPack:
             os.posix_fallocate(file.fileno(), 0, self._value_offsets[-1])
 
 
-class PackStore:
+class PackStore(Closing):
     """A folder of packs for one model, owned by one process at a time.
 
     PackInUse where another process holds the folder, and in the child of a fork.
@@ -253,14 +253,6 @@ class PackStore:
     def close(self) -> None:
         """Give the folder up."""
         self._lock.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class _KeyFile:

@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from confide.errors import ProtocolError, UnusablePack, WrongShape
+from confide.errors import ServerChanged, UnusablePack, WrongShape
 from confide.hybrid import wire
 from confide.hybrid.connection import LayerConnection
+from confide.hybrid.link import Link
 from confide.hybrid.packs import MaskPack, PackStore
 from confide.models.package import Manifest
 from confide.rlwe.parameters import Parameters
@@ -60,7 +62,7 @@ def pack_traffic(store: PackStore, groups: list[Parameters]) -> Traffic:
 @torch.inference_mode()
 def prepare_pack(
     manifest: Manifest,
-    connection: LayerConnection,
+    link: Link,
     pack: MaskPack,
     scheme: Scheme,
     on_progress: OnProgress | None = None,
@@ -70,20 +72,21 @@ def prepare_pack(
     A group that was interrupted is sent again with identical bytes, because everything hangs on the pack's seed.
     """
     groups = [group.parameters(manifest.profile) for group in manifest.groups]
-    if connection.server_seed.hex() != pack.facts.server_seed:
-        # Going on under another p1 would show the server two public keys of one secret.
-        raise ProtocolError("The server has changed its seed since this client connected; connect again.")
-    total = sum(sum(group_traffic(parameters)) for parameters in groups)
-    state = connection.request(wire.OpenPack(pack.id), wire.PackState)
+    traffic = [sum(group_traffic(parameters)) for parameters in groups]
+    state = link.run(lambda connection: connection.request(wire.OpenPack(pack.id), wire.PackState))
     if state.mark:
         raise UnusablePack("The server has answered for this pack before it was prepared; another one is needed.")
     secret = scheme.client(pack.seed, groups[0].ring_degree)
-    done = sum(sum(group_traffic(parameters)) for parameters in groups[: pack.groups_done])
-    for index in range(pack.groups_done, len(groups)):
-        for sent in _exchange_group(connection, pack, index, groups[index], secret):
-            done += sent
+
+    def prepare_group(index: int, connection: LayerConnection) -> None:
+        done = sum(traffic[:index])
+        for moved in _exchange_group(connection, pack, index, groups[index], secret):
+            done += moved
             if on_progress:
-                on_progress(Progress(manifest.groups[index].name, done, total))
+                on_progress(Progress(manifest.groups[index].name, done, sum(traffic)))
+
+    for index in range(pack.groups_done, len(groups)):
+        link.run(partial(prepare_group, index))
     pack.finish()
 
 
@@ -91,6 +94,9 @@ def _exchange_group(
     connection: LayerConnection, pack: MaskPack, group: int, parameters: Parameters, secret: ClientHalf
 ) -> Iterator[int]:
     """One group's offline request and answer; yields the bytes of every payload that crossed the wire."""
+    if connection.server_seed.hex() != pack.facts.server_seed:
+        # Going on under another p1 would show the server two public keys of one secret.
+        raise ServerChanged("This pack was begun with another server; open the client again to make a new one.")
     nonce = bytes.fromhex(pack.facts.client_nonce)
     p0 = secret.public_key(wire.p1_seed(connection.server_seed, nonce, pack.id), parameters)
     begin = wire.OfflineBegin(pack.id, group, nonce, secret.public_seed(group), p0.numpy().tobytes())

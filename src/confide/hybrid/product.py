@@ -1,15 +1,13 @@
 """The matrix products of a private model: each is one round trip to the layer server, under one-time pads."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from confide.errors import ConnectionLost
 from confide.hybrid import wire
-from confide.hybrid.connection import LayerConnection
+from confide.hybrid.link import Link
 from confide.hybrid.packs import MaskPack
 from confide.hybrid.supply import MaskSupply, Segment
 from confide.rlwe import masks
@@ -26,16 +24,10 @@ class OnlineTraffic:
 
 
 class RemoteProduct:
-    """W x for a layer group, computed by the server on masked activations. Exact.
+    """W x for a layer group, computed by the server on masked activations. Exact."""
 
-    `connect` gives a greeted connection; it is called again, once for each request, where the connection broke.
-    """
-
-    def __init__(
-        self, connect: Callable[[], LayerConnection], supply: MaskSupply, parameters: list[Parameters]
-    ) -> None:
-        self._connect = connect
-        self._connection = connect()
+    def __init__(self, link: Link, supply: MaskSupply, parameters: list[Parameters]) -> None:
+        self._link = link
         self._supply = supply
         self._parameters = parameters
         self._most = [wire.MAX_FRAME // (4 * max(group.rows, group.columns)) for group in parameters]
@@ -65,13 +57,8 @@ class RemoteProduct:
         return masks.unmask(np.frombuffer(answer.values, np.int32).reshape(len(masked), -1), segment.values, parameters)
 
     def _exchange(self, message: wire.Online) -> wire.Answer:
-        try:
-            return self._connection.request(message, wire.Answer)
-        except ConnectionLost:
-            # The same indexes may be asked again for the same data, and for nothing else.
-            self._connection.close()
-            self._connection = self._connect()
-            return self._connection.request(message, wire.Answer)
+        # The same indexes may be asked again for the same data, and for nothing else.
+        return self._link.run(lambda connection: connection.request(message, wire.Answer))
 
     def add_packs(self, packs: list[MaskPack]) -> None:
         """Go on with these packs once the present ones are spent."""
@@ -84,4 +71,4 @@ class RemoteProduct:
 
     def close(self) -> None:
         """Close the connection."""
-        self._connection.close()
+        self._link.close()

@@ -5,13 +5,12 @@ The file is a sequence of the very messages received, each behind its length in 
 
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from confide.hybrid import wire
+from confide.hybrid.closing import Closing
 
 
-class Recorder:
+class Recorder(Closing):
     """Appends every online message to a file, before it is answered."""
 
     def __init__(self, path: Path) -> None:
@@ -21,12 +20,8 @@ class Recorder:
         frame = wire.encode(message)
         self._file.write(len(frame).to_bytes(4, "little") + frame)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
 

@@ -186,7 +186,7 @@ def require_loopback(host: str, *, insecure_no_tls: bool) -> None:
     if not is_loopback(host) and not insecure_no_tls:
         raise InsecureConnection(
             f"Serving on {host} without TLS lets anyone on the way see who asks what and when; "
-            "use a loopback host, or --insecure-no-tls on a network you trust."
+            "give --tls-cert and --tls-key (`confide tls make-local` makes them), or use a loopback host."
         )
 
 

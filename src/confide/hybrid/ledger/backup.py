@@ -13,8 +13,8 @@ from pathlib import Path
 
 from confide.errors import ConfideError
 from confide.files import replace_file, sync_folder
-from confide.hybrid.ledger.ledger import DATABASE, SERVER_KEY, lock_folder
-from confide.hybrid.ledger.store import Store
+from confide.hybrid.ledger.ledger import SERVER_KEY, lock_folder
+from confide.hybrid.ledger.store import DATABASE, Store
 from confide.rlwe.streams import fresh_key
 
 

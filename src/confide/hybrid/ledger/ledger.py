@@ -28,7 +28,7 @@ from confide.errors import (
 from confide.files import replace_file
 from confide.hybrid.ledger.journal import Entry, Journal, Position
 from confide.hybrid.ledger.licences import ANONYMOUS, SECONDS_PER_DAY, Licence, LicenceBook
-from confide.hybrid.ledger.store import Store
+from confide.hybrid.ledger.store import DATABASE, Store
 from confide.hybrid.ledger.usage import WARN_DISCLOSED, Account, Answerable, PackUsage
 from confide.rlwe.streams import KEY_BYTES, fresh_key
 
@@ -39,7 +39,6 @@ PACKS_IN_MEMORY: Final = 64
 LICENCE_SECONDS: Final = 1.0
 """How long a change to a licence may take to be noticed."""
 CLOCK_TOLERANCE: Final = 120.0
-DATABASE: Final = "ledger.sqlite"
 SERVER_KEY: Final = "server.key"
 
 _log = logging.getLogger(__name__)

@@ -7,13 +7,16 @@ import hashlib
 import os
 import time
 from base64 import urlsafe_b64encode
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Self
 
 import msgspec
 
 from confide.errors import ConfideError
-from confide.hybrid.ledger.store import Row, Store
+from confide.hybrid.ledger.store import DATABASE, Row, Store
 
 KEY_PREFIX: Final = "confide-"
 SECONDS_PER_DAY: Final = 86_400
@@ -129,6 +132,14 @@ class LicenceBook:
     def _write(self, licence: Licence) -> None:
         with self._store.transaction():
             self._store.put("licences", **msgspec.structs.asdict(licence))
+
+
+@contextmanager
+def licence_book(state: Path) -> Iterator[LicenceBook]:
+    """The licences of the layer server whose state folder this is; it may be running, or not have run yet."""
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with closing(Store(state / DATABASE)) as store:
+        yield LicenceBook(store)
 
 
 def _hash(key: str) -> bytes:

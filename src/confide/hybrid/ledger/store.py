@@ -15,6 +15,8 @@ import msgspec
 
 from confide.errors import LedgerCorrupted, LedgerUnavailable
 
+DATABASE: Final = "ledger.sqlite"
+
 Row = dict[str, Any]
 
 _KEYS: Final = {

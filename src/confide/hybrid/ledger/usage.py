@@ -74,7 +74,7 @@ class Account:
         if limit is not None and self.share_disclosed(group, answerable, disclosed) > limit:
             raise DisclosureLimit(
                 f"With {disclosed} tokens more, the licence {self.licence.label} could solve a layer's weights; "
-                "only the model's owner can lift that limit (`confide licence lift`)."
+                "only the model's owner can lift that limit (`confide licence change --lift-disclosure`)."
             )
         self._require_rate(tokens)
 

@@ -1,0 +1,63 @@
+"""`confide ledger`: backups of what a layer server must not forget, and going on from one."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from confide.cli import output
+from confide.cli.options import Json, ServerFolder, state_of
+from confide.hybrid.ledger import backup as work
+
+app = typer.Typer(name="ledger", help="Backups of a layer server's ledger.", no_args_is_help=True)
+
+
+@app.command("backup")
+def backup(
+    server: ServerFolder,
+    out: Annotated[Path, typer.Option(help="The file to write; it must not exist.")],
+    json: Json = False,
+) -> None:
+    """Write licences and usage to a file, while the server goes on. The server key is not in it."""
+    work.backup(state_of(server), out)
+    if json:
+        output.result({"backup": str(out), "bytes": out.stat().st_size})
+    else:
+        output.console.print(f"Backup written to [bold]{escape(str(out))}[/].", soft_wrap=True)
+
+
+@app.command("restore")
+def restore(
+    server: ServerFolder,
+    source: Annotated[
+        Path | None, typer.Option("--from", help="The backup; without, the ledger that lies in the folder.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Go on from a backup, with the server stopped. The server key changes, so clients prepare new packs."""
+    restored = work.restore(state_of(server), source)
+    until = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(restored.known_until))
+    if json:
+        output.result(
+            {"licences": restored.licences, "tokens_used": restored.tokens_used, "known_until": restored.known_until}
+        )
+        return
+    output.console.print(
+        f"Restored {restored.licences} licences with {restored.tokens_used:,} tokens used, as of {until}. "
+        "What was used after that is unknown and not billed."
+    )
+    output.note(
+        "The server key is new: every mask pack made before is useless, and clients make new ones by themselves."
+    )
+
+
+@app.command("accept-clock")
+def accept_clock(server: ServerFolder, json: Json = False) -> None:
+    """Take the present time for right, although the ledger's last record is later."""
+    work.accept_clock(state_of(server))
+    if json:
+        output.result({"accepted": time.time()})
+    else:
+        output.console.print("Accepted; the server can start.")

@@ -1,0 +1,245 @@
+"""`confide licence`: who may use a layer server, for how many tokens, and what they have used and learned."""
+
+import csv
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from confide.cli import output
+from confide.cli.options import Json, ServerFolder, state_of
+from confide.hybrid.ledger.licences import SECONDS_PER_DAY, Licence, LicenceBook, licence_book
+from confide.hybrid.ledger.usage import CHECK_VECTOR_TOKENS, WARN_DISCLOSED, solving_tokens
+from confide.models.package import MANIFEST_NAME, read_manifest
+from confide.rlwe.parameters import Profile
+
+app = typer.Typer(name="licence", help="Who may use a layer server, and what they have used.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(help="The licence's name or id.", metavar="NAME")]
+Tokens = Annotated[int | None, typer.Option(help="Tokens it may use in all.", min=1)]
+Days = Annotated[int | None, typer.Option(help="Days from now until it expires.", min=1)]
+Rate = Annotated[int | None, typer.Option(help="Tokens a minute.", min=1)]
+PacksPerDay = Annotated[int | None, typer.Option(help="Mask packs it may prepare in a day.", min=1)]
+Disclosure = Annotated[
+    float | None, typer.Option(help="How much of what solves a layer it may learn; 1.0 is all of it.", min=0.0)
+]
+LiftDisclosure = Annotated[
+    bool, typer.Option("--lift-disclosure", help="Set no limit to what it learns of the weights.")
+]
+
+
+@app.command("create")
+def create(
+    server: ServerFolder,
+    name: Annotated[str, typer.Option(help="What you call the licensee.")],
+    tokens: Tokens = None,
+    days: Days = None,
+    rate: Rate = None,
+    packs_per_day: PacksPerDay = 32,
+    disclosure: Disclosure = 1.0,
+    lift_disclosure: LiftDisclosure = False,
+    json: Json = False,
+) -> None:
+    """Make a licence and show its key, this once. The server may be running."""
+    limits = _limits(tokens, days, rate, packs_per_day, disclosure, lift=lift_disclosure)
+    with licence_book(state_of(server)) as book:
+        licence, key = book.create(name, **limits)
+    if json:
+        output.result(_described(licence, 0) | {"key": key})
+        return
+    output.console.print(f"Licence [bold]{escape(licence.label)}[/]. Its key is shown once; hand it over safely:")
+    output.console.print(f"[bold]{key}[/]", soft_wrap=True)
+    _note_disclosure(server, licence)
+
+
+@app.command("list")
+def list_licences(server: ServerFolder, json: Json = False) -> None:
+    """List the licences and what is left of each."""
+    with licence_book(state_of(server)) as book:
+        rows = [_described(licence, _used(book, licence)) for licence in book.all()]
+    if json:
+        output.result({"licences": rows})
+        return
+    table = Table("licence", "id", "state", "tokens used", "of", "expires", "a minute", show_edge=False, pad_edge=False)
+    for row in rows:
+        numbers = (row["tokens_used"], row["tokens"], row["expires"], row["tokens_per_minute"])
+        table.add_row(escape(row["name"]), row["id"], row["state"], *map(_cell, numbers))
+    output.console.print(table if rows else "No licence yet; `confide licence create` makes one.")
+
+
+@app.command("show")
+def show(server: ServerFolder, name: Name, json: Json = False) -> None:
+    """Show one licence, and how much of each layer's weights its answers disclose."""
+    with licence_book(state_of(server)) as book:
+        licence = book.find(name)
+        described = _described(licence, _used(book, licence))
+        disclosed = book.disclosed(licence)
+    layers = _disclosure(server, disclosed)
+    if json:
+        output.result(described | {"disclosed": layers})
+        return
+    for field, value in described.items():
+        output.console.print(f"{field.replace('_', ' '):<20}{escape(_cell(value))}")
+    table = Table("layer group", "tokens", "bits disclosed", "of what solves it", show_edge=False, pad_edge=False)
+    for layer in layers:
+        colour = "red" if layer["share"] >= 1 else "yellow" if layer["share"] >= WARN_DISCLOSED else "green"
+        table.add_row(
+            layer["group"], f"{layer['tokens']:,}", f"{layer['bits']:,}", f"[{colour}]{layer['share']:.1%}[/]"
+        )
+    if layers:
+        output.console.print(table)
+
+
+@app.command("change")
+def change(
+    server: ServerFolder,
+    name: Name,
+    tokens: Tokens = None,
+    days: Days = None,
+    rate: Rate = None,
+    packs_per_day: PacksPerDay = None,
+    disclosure: Disclosure = None,
+    lift_disclosure: LiftDisclosure = False,
+    json: Json = False,
+) -> None:
+    """Change a licence's limits; those that are not given stay. A running server notices within a second."""
+    limits = _limits(tokens, days, rate, packs_per_day, disclosure, lift=lift_disclosure)
+    with licence_book(state_of(server)) as book:
+        licence = book.change(book.find(name), **limits)
+        used = _used(book, licence)
+    if json:
+        output.result(_described(licence, used))
+    else:
+        output.console.print(f"Licence [bold]{escape(licence.label)}[/] is changed.")
+        _note_disclosure(server, licence)
+
+
+@app.command("revoke")
+def revoke(server: ServerFolder, name: Name, json: Json = False) -> None:
+    """End a licence, for good. A running server notices within a second."""
+    with licence_book(state_of(server)) as book:
+        licence = book.change(book.find(name), revoked=int(time.time()))
+        used = _used(book, licence)
+    if json:
+        output.result(_described(licence, used))
+    else:
+        output.console.print(f"Licence [bold]{escape(licence.label)}[/] is revoked.")
+
+
+@app.command("usage")
+def usage(
+    server: ServerFolder,
+    name: Annotated[str | None, typer.Argument(help="One licence's name or id; all without.", metavar="[NAME]")] = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    json: Json = False,
+) -> None:
+    """Show billed tokens by licence and day (UTC), as of the server's last checkpoint, at most half a minute ago."""
+    with licence_book(state_of(server)) as book:
+        names = {licence.id: licence.name for licence in book.all()}
+        found = book.usage(book.find(name) if name else None)
+    rows = [
+        {"licence": names.get(one.licence, "anonymous"), "id": one.licence.hex(), "day": one.date, "tokens": one.tokens}
+        for one in found
+    ]
+    if json:
+        output.result({"usage": rows})
+    elif as_csv:
+        writer = csv.DictWriter(sys.stdout, ["licence", "id", "day", "tokens"])
+        writer.writeheader()
+        writer.writerows(rows)
+    else:
+        table = Table("day", "licence", "tokens", show_edge=False, pad_edge=False)
+        for row in rows:
+            table.add_row(str(row["day"]), escape(str(row["licence"])), f"{row['tokens']:,}")
+        output.console.print(table if rows else "Nothing was used yet.")
+
+
+def _limits(
+    tokens: int | None,
+    days: int | None,
+    rate: int | None,
+    packs_per_day: int | None,
+    disclosure: float | None,
+    *,
+    lift: bool,
+) -> dict[str, int | float | None]:
+    """The fields of a licence that were given."""
+    expires = None if days is None else int(time.time()) + days * SECONDS_PER_DAY
+    given: dict[str, int | float | None] = {
+        "tokens": tokens,
+        "expires": expires,
+        "tokens_per_minute": rate,
+        "packs_per_day": packs_per_day,
+        "disclosure": disclosure,
+    }
+    limits = {field: value for field, value in given.items() if value is not None}
+    return limits | {"disclosure": None} if lift else limits
+
+
+def _used(book: LicenceBook, licence: Licence) -> int:
+    return sum(usage.tokens for usage in book.usage(licence))
+
+
+def _described(licence: Licence, used: int) -> dict[str, Any]:
+    return {
+        "name": licence.name,
+        "id": licence.id.hex(),
+        "state": licence.state(time.time()),
+        "tokens_used": used,
+        "tokens": licence.tokens,
+        "expires": None if licence.expires is None else _date(licence.expires),
+        "tokens_per_minute": licence.tokens_per_minute,
+        "packs_per_day": licence.packs_per_day,
+        "disclosure_limit": licence.disclosure,
+        "created": _date(licence.created),
+    }
+
+
+def _disclosure(server: Path, disclosed: dict[int, int]) -> list[dict[str, Any]]:
+    """What the answers say of each layer group's weights; nothing where the package is not at hand or is public."""
+    if not (server / MANIFEST_NAME).exists():
+        return []
+    manifest = read_manifest(server)
+    if manifest.profile is Profile.OPEN_WEIGHTS:
+        return []
+    layers = []
+    for index, group in enumerate(manifest.groups):
+        tokens = disclosed.get(index, 0) + CHECK_VECTOR_TOKENS
+        share = tokens / solving_tokens(group.columns)
+        layers.append(
+            {
+                "group": group.name,
+                "tokens": tokens,
+                "bits": round(share * 8 * group.columns * group.rows),
+                "share": share,
+            }
+        )
+    return layers
+
+
+def _note_disclosure(server: Path, licence: Licence) -> None:
+    if licence.disclosure is None:
+        output.note(
+            "No limit is set to what this licensee can learn of the weights: after enough tokens they can be solved."
+        )
+    elif (server / MANIFEST_NAME).exists():
+        manifest = read_manifest(server)
+        if manifest.profile is Profile.PRIVATE_WEIGHTS:
+            narrowest = min(group.columns for group in manifest.groups)
+            tokens = int(licence.disclosure * solving_tokens(narrowest)) - CHECK_VECTOR_TOKENS
+            output.note(
+                f"It ends after {max(0, tokens):,} tokens, when answers could hold as many bits as a layer's weights; "
+                "`confide licence change --disclosure N` or --lift-disclosure allows more."
+            )
+
+
+def _date(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
+
+
+def _cell(value: object) -> str:
+    return "–" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
