@@ -31,6 +31,11 @@ def values_of(group: int) -> np.ndarray:
     return np.arange(TOKENS * rows, dtype=np.int32).reshape(TOKENS, rows)
 
 
+def x(tokens: int) -> np.ndarray:
+    """Some activations; their width is of no concern to the supply."""
+    return np.zeros((tokens, 1), np.int32)
+
+
 def prepared(store: PackStore) -> MaskPack:
     pack = store.create(SEED)
     for group in range(len(GROUPS)):
@@ -166,12 +171,12 @@ def test_a_second_process_gets_a_clear_error(store: PackStore) -> None:
 def test_a_fork_gets_a_clear_error(store: PackStore) -> None:
     pack = prepared(store)
     supply = MaskSupply(store, [pack], 2)
-    list(supply.take(0, 1, 100))
+    list(supply.take(0, x(1), 100))
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         try:
-            list(supply.take(0, 1, 100))
+            list(supply.take(0, x(1), 100))
             os.write(writing, b"took a mask")
         except PackInUse as error:
             os.write(writing, str(error).encode())
@@ -179,7 +184,7 @@ def test_a_fork_gets_a_clear_error(store: PackStore) -> None:
             os._exit(0)
     os.waitpid(child, 0)
     assert "forked" in os.read(reading, 1000).decode()
-    assert next(iter(supply.take(0, 1, 100))).first == 1
+    assert next(iter(supply.take(0, x(1), 100))).first == 1
 
 
 def test_discarding_erases_keys_before_the_files_go(store: PackStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +200,7 @@ class TestSupply:
         seen: dict[int, list[int]] = {0: [], 1: []}
         for tokens in (1, 15, 1, 40, 3, 16, 100):
             for group in (0, 1):
-                for segment in supply.take(group, tokens, 64):
+                for segment in supply.take(group, x(tokens), 64):
                     assert len(segment.masks) == len(segment.values) <= 64
                     indexes = range(segment.first, segment.first + len(segment.masks))
                     np.testing.assert_array_equal(segment.values, values_of(group)[indexes])
@@ -204,40 +209,40 @@ class TestSupply:
 
     def test_one_request_where_the_indexes_are_consecutive(self, store: PackStore) -> None:
         supply = MaskSupply(store, [prepared(store)], 2)
-        list(supply.take(0, 5, 1000))
-        assert [len(segment.masks) for segment in supply.take(0, 100, 1000)] == [100]
+        list(supply.take(0, x(5), 1000))
+        assert [len(segment.masks) for segment in supply.take(0, x(100), 1000)] == [100]
 
     def test_goes_on_with_the_next_pack(self, store: PackStore) -> None:
         packs = [prepared(store), prepared(store)]
         supply = MaskSupply(store, packs, 2)
-        list(supply.take(0, TOKENS - 10, TOKENS))
-        segments = list(supply.take(0, 30, 1000))
+        list(supply.take(0, x(TOKENS - 10), TOKENS))
+        segments = list(supply.take(0, x(30), 1000))
         assert [(segment.pack, segment.first, len(segment.masks)) for segment in segments] == [
             (packs[0].id, TOKENS - 10, 10),
             (packs[1].id, 0, 20),
         ]
-        list(supply.take(1, TOKENS + 5, TOKENS))
+        list(supply.take(1, x(TOKENS + 5), TOKENS))
         assert supply.tokens_left == TOKENS - 20
 
     def test_exhaustion_is_an_error_or_a_refill(self, store: PackStore) -> None:
         pack = prepared(store)
         pack.burn_to(TOKENS - BLOCK_TOKENS)
         supply = MaskSupply(store, [pack], 2)
-        list(supply.take(0, BLOCK_TOKENS, 100))
+        list(supply.take(0, x(BLOCK_TOKENS), 100))
         with pytest.raises(PackExhausted, match="confide prepare"):
-            list(supply.take(0, 1, 100))
+            list(supply.take(0, x(1), 100))
         refilled = MaskSupply(store, [], 2, refill=lambda: prepared(store))
-        assert next(iter(refilled.take(0, 3, 100))).first == 0
+        assert next(iter(refilled.take(0, x(3), 100))).first == 0
 
     def test_threads_never_share_a_mask(self, store: PackStore) -> None:
         supply = MaskSupply(store, [prepared(store)], 2)
         with ThreadPoolExecutor(8) as pool:
-            taken = list(pool.map(lambda _: [s.first for s in supply.take(0, 1, 1)], range(800)))
+            taken = list(pool.map(lambda _: [s.first for s in supply.take(0, x(1), 1)], range(800)))
         assert sorted(first for firsts in taken for first in firsts) == list(range(800))
 
     def test_secrets_stay_out_of_repr(self, store: PackStore) -> None:
         pack = prepared(store)
         block = pack.take(1)[0]
-        segment = next(iter(MaskSupply(store, [pack], 2).take(0, 1, 1)))
+        segment = next(iter(MaskSupply(store, [pack], 2).take(0, x(1), 1)))
         assert str(block.key) not in repr(block)
         assert "array" not in repr(segment)

@@ -78,9 +78,14 @@ class HybridModel(Closing):
         self._product.add_packs(self.client.prepare(tokens, on_progress))
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """transformers' `generate`, unchanged."""
+        """transformers' `generate`, unchanged.
+
+        After an interruption, of the connection or by the keyboard, the same call again repeats what was sent, which
+        costs no token twice, and goes on from there.
+        """
         model: Any = self.model  # its stubs do not say that it generates
-        return model.generate(*args, **kwargs)
+        with self._product.run():
+            return model.generate(*args, **kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """transformers' forward pass, unchanged."""

@@ -1,17 +1,23 @@
 """The matrix products of a private model: each is one round trip to the layer server, under one-time pads."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from confide.errors import ConfideError, ConnectionLost, LicenceError, PackExhausted, ServerBusy, ServerFault
 from confide.hybrid import wire
 from confide.hybrid.link import Link
 from confide.hybrid.packs import MaskPack
 from confide.hybrid.supply import MaskSupply, Segment
 from confide.rlwe import masks
 from confide.rlwe.parameters import Parameters
+
+_REPEATABLE = (ConnectionLost, LicenceError, PackExhausted, ServerBusy, ServerFault)
+"""After these the same requests may well be answered. After others, such as a refused index, they would fail again."""
 
 
 @dataclass
@@ -38,7 +44,7 @@ class RemoteProduct:
         values = x.cpu().numpy()
         results = []
         done = 0
-        for segment in self._supply.take(group, len(values), self._most[group]):
+        for segment in self._supply.take(group, values, self._most[group]):
             count = len(segment.masks)
             results.append(self._segment(group, values[done : done + count], segment))
             done += count
@@ -59,6 +65,18 @@ class RemoteProduct:
     def _exchange(self, message: wire.Online) -> wire.Answer:
         # The same indexes may be asked again for the same data, and for nothing else.
         return self._link.run(lambda connection: connection.request(message, wire.Answer))
+
+    @contextmanager
+    def run(self) -> Iterator[None]:
+        """One generation. Where it is interrupted, the next one repeats what it sent for as long as it is the same."""
+        self._supply.begin_run()
+        try:
+            yield
+        except ConfideError as error:
+            if not isinstance(error, _REPEATABLE):
+                self._supply.end_run()
+            raise
+        self._supply.end_run()
 
     def add_packs(self, packs: list[MaskPack]) -> None:
         """Go on with these packs once the present ones are spent."""

@@ -1,5 +1,12 @@
-"""Hands out masks, each once: the next indexes of the next pack, for one layer group at a time."""
+"""Hands out masks, each for one value: the next indexes of the next pack, for one layer group at a time.
 
+A run is one generation. While it lasts, the supply remembers which masks it gave for which activations, so that a run
+that was interrupted can be begun again: the same activations get the same masks, hence the same bytes go to the server
+again, which answers them again free of charge. Anything else gets masks that were never used.
+"""
+
+import hashlib
+import hmac
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -40,6 +47,47 @@ class _Taken:
         return found
 
 
+@dataclass(frozen=True)
+class _Given:
+    """Masks from a position on that were given for the activations with this digest, in segments of at most `most`."""
+
+    position: int
+    tokens: int
+    most: int
+    digest: bytes
+
+    def matches(self, tokens: int, most: int, digest: bytes) -> bool:
+        return (self.tokens, self.most) == (tokens, most) and hmac.compare_digest(self.digest, digest)
+
+
+class _Run:
+    """What was given to each group since a run began, in order, and how far it is being given again."""
+
+    def __init__(self, groups: int) -> None:
+        self._given: list[list[_Given]] = [[] for _ in range(groups)]
+        self._again = [0] * groups
+
+    def rewind(self) -> None:
+        self._again = [0] * len(self._again)
+
+    def add(self, group: int, given: _Given) -> None:
+        self._given[group].append(given)
+        self._again[group] = len(self._given[group])
+
+    def next(self, group: int) -> _Given | None:
+        """What the group was given at this place the last time."""
+        given, place = self._given[group], self._again[group]
+        return given[place] if place < len(given) else None
+
+    def advance(self, group: int) -> None:
+        self._again[group] += 1
+
+    def diverge(self) -> None:
+        """From here on the run is another one than the last time."""
+        for given, place in zip(self._given, self._again, strict=True):
+            del given[place:]
+
+
 class MaskSupply:
     """The masks of one session, over all packs that are left.
 
@@ -58,7 +106,10 @@ class MaskSupply:
         self._refill = refill
         self._taken: list[_Taken] = []
         self._dropped = 0
+        # The first position of each group that was never given. These only ever grow.
         self._positions = [0] * groups
+        self._run: _Run | None = None
+        self._run_start = 0
         self._mutex = threading.Lock()
 
     @property
@@ -71,23 +122,77 @@ class MaskSupply:
         """Go on with these packs once the present ones are spent."""
         self._packs.extend(packs)
 
-    def take(self, group: int, tokens: int, most: int) -> list[Segment]:
-        """Masks for `tokens` tokens of a group, in segments of at most `most` consecutive indexes.
+    # -- runs --------------------------------------------------------------------------------------------------
 
-        Threads may call it at once; each gets masks of its own.
+    def begin_run(self) -> None:
+        """Begin a run; or, where the last one did not end, begin it again.
+
+        Until `end_run` the keys of the masks given stay in memory. Whoever sees the requests can tell that a run is
+        begun again, and where it takes another course than the last time.
+        """
+        with self._mutex:
+            if self._run is not None:
+                self._run.rewind()
+                return
+            self._level()
+            self._run_start = max(self._positions, default=0)
+            self._run = _Run(len(self._positions))
+
+    def end_run(self) -> None:
+        """Forget what was given in the run: nothing of it can be given again."""
+        with self._mutex:
+            self._run = None
+            self._drop_finished()
+
+    def _level(self) -> None:
+        """Let all groups go on from the same position.
+
+        A run that was given up leaves some of them behind. What they skip is billed already, because of the others.
+        """
+        self._positions = [max(self._positions, default=0)] * len(self._positions)
+
+    # -- masks -------------------------------------------------------------------------------------------------
+
+    def take(self, group: int, values: NDArray[np.int32], most: int) -> list[Segment]:
+        """Masks for the activations `values`, int32 (tokens, columns), of a group: for them and nothing else.
+
+        They come in segments of at most `most` consecutive indexes. Threads may call it at once; each gets masks of
+        its own.
         """
         self._store.require_owner()
         with self._mutex:
-            position = self._positions[group]
-            end = position + tokens
-            self._reserve(end)
-            self._positions[group] = end
+            position = self._give(group, values, most)
+            end = position + len(values)
             segments = []
             while position < end:
                 segments.append(self._segment(group, position, min(end - position, most)))
                 position += len(segments[-1].masks)
             self._drop_finished()
         return segments
+
+    def _give(self, group: int, values: NDArray[np.int32], most: int) -> int:
+        """The position of masks for these activations: the last time's if these are the same, unused ones if not."""
+        run, tokens = self._run, len(values)
+        if run is None:
+            return self._fresh(group, tokens)
+        digest = hashlib.sha256(np.ascontiguousarray(values)).digest()
+        before = run.next(group)
+        if before is not None:
+            if before.matches(tokens, most, digest):
+                run.advance(group)
+                return before.position
+            run.diverge()
+            self._level()
+        position = self._fresh(group, tokens)
+        run.add(group, _Given(position, tokens, most, digest))
+        return position
+
+    def _fresh(self, group: int, tokens: int) -> int:
+        position = self._positions[group]
+        self._reserve(position + tokens)
+        # Before anybody sees a mask, so that an interrupt at any moment can waste masks and not repeat them.
+        self._positions[group] = position + tokens
+        return position
 
     def _segment(self, group: int, position: int, most: int) -> Segment:
         """The longest run of consecutive indexes from a position."""
@@ -129,8 +234,20 @@ class MaskSupply:
         return self._packs[0]
 
     def _drop_finished(self) -> None:
-        """Forget the keys and arrays of blocks that every group has passed."""
-        finished = min(self._positions) // BLOCK_TOKENS - self._dropped
+        """Forget the arrays of blocks that every group has passed, and their keys unless a run may want them again."""
+        passed = self._passed() // BLOCK_TOKENS - self._dropped
+        for taken in self._taken[: max(0, passed)]:
+            taken.arrays.clear()
+        finished = passed if self._run is None else self._run_start // BLOCK_TOKENS - self._dropped
         if finished > 0:
             del self._taken[:finished]
             self._dropped += finished
+
+    def _passed(self) -> int:
+        """The position that every group has passed, in this repetition of the run if it is one."""
+        if self._run is None:
+            return min(self._positions)
+        again = (self._run.next(group) for group in range(len(self._positions)))
+        return min(
+            fresh if given is None else given.position for fresh, given in zip(self._positions, again, strict=True)
+        )
