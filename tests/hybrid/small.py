@@ -17,8 +17,9 @@ from confide.hybrid.connection import LayerConnection
 from confide.hybrid.ledger import Ledger
 from confide.hybrid.server import create_app, server_config
 from confide.hybrid.service import LayerService, Observer
+from confide.models.checks import CHECKS_NAME, checks_for, write_checks
 from confide.models.package import Group, Layer, Manifest, ModelDigest, PackageKind, write_manifest
-from confide.models.server_package import group_file, row_norms
+from confide.models.server_package import ServerPackage, group_file, row_norms
 from confide.rlwe.parameters import Parameters, Profile
 from confide.rlwe.scheme import Scheme
 
@@ -63,6 +64,7 @@ def write_packages(folder: Path, profile: Profile = Profile.PRIVATE_WEIGHTS) -> 
             {f"g{index}.{name}": part.clone() for name, part in zip("ab", parts, strict=True)},
             group_file(server, index),
         )
+    write_checks(client / CHECKS_NAME, checks_for(ServerPackage.open(server)))
     return client, server
 
 

@@ -8,10 +8,13 @@ from typing import Self
 from confide.errors import InvalidPackage, UnusablePack
 from confide.hybrid import wire
 from confide.hybrid.connection import LayerConnection
+from confide.hybrid.distrust import Breach, RefusalList
 from confide.hybrid.packs import MaskPack, PackStore
+from confide.hybrid.padding import Padding
 from confide.hybrid.prepare import OnProgress, Traffic, pack_traffic, prepare_pack
-from confide.hybrid.product import RemoteProduct
+from confide.hybrid.product import CheckedGroup, RemoteProduct
 from confide.hybrid.supply import MaskSupply
+from confide.models.checks import CHECKS_NAME, read_checks
 from confide.models.package import Manifest, PackageKind, read_manifest
 from confide.rlwe.scheme import RLWE, Scheme
 
@@ -28,7 +31,9 @@ def _read_shell_manifest(folder: Path) -> Manifest:
 class HybridClient:
     """The client of one layer server for one shell: its packs, its connections, its offline phase.
 
-    folder: the shell. packs: where mask packs lie, `packs` inside the shell by default.
+    folder: the shell. packs: where mask packs lie, `packs` inside the shell by default. checks: the check vectors,
+    `checks.msgpack` in the shell by default. InvalidPackage without them: no answer is believed unchecked.
+    ServerDistrusted where this server gave a wrong answer before.
     """
 
     def __init__(
@@ -37,6 +42,7 @@ class HybridClient:
         server: str,
         *,
         packs: Path | str | None = None,
+        checks: Path | str | None = None,
         insecure_no_tls: bool = False,
         scheme: Scheme = RLWE,
     ) -> None:
@@ -46,9 +52,14 @@ class HybridClient:
         self._server = server
         self._scheme = scheme
         self._insecure_no_tls = insecure_no_tls
+        self._checks = read_checks(Path(checks or self.folder / CHECKS_NAME), self.manifest)
+        packs = Path(packs or self.folder / "packs")
+        self._refused = RefusalList(packs)
+        self._refused.require_trusted(self.manifest.model_digest, server=server)
         with self.connect() as connection:
             self._server_seed = connection.server_seed
-        self.store = PackStore(Path(packs or self.folder / "packs"), self.manifest.model_digest, self.parameters)
+        self._refused.require_trusted(self.manifest.model_digest, seed=self._server_seed)
+        self.store = PackStore(packs, self.manifest.model_digest, self.parameters)
 
     def connect(self) -> LayerConnection:
         """A new greeted connection."""
@@ -116,7 +127,7 @@ class HybridClient:
                 made.append(pack)
         return made
 
-    def product(self, on_progress: OnProgress | None = None) -> RemoteProduct:
+    def product(self, on_progress: OnProgress | None = None, padding: Padding | None = None) -> RemoteProduct:
         """The integer products of the shell's model. Where masks run out, another pack is prepared."""
 
         def refill() -> MaskPack:
@@ -124,7 +135,15 @@ class HybridClient:
             return self.prepare(1, on_progress)[0]
 
         supply = MaskSupply(self.store, self.ready_packs(), len(self.parameters), refill)
-        return RemoteProduct(self.connect, supply, self.parameters)
+        checks = self._checks.answer_checks(self.manifest.groups)
+        groups = list(map(CheckedGroup, self.manifest.groups, self.parameters, checks))
+        return RemoteProduct(self.connect, supply, groups, padding or Padding(), self.distrust)
+
+    def distrust(self, breach: Breach) -> None:
+        """Refuse this server from now on, durably, and burn every pack that was made with it."""
+        self._refused.add(self._server, self._server_seed, self.manifest.model_digest, breach)
+        for pack in self._packs():
+            self.store.discard(pack)
 
     def close(self) -> None:
         """Give the pack folder up."""

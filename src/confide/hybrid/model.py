@@ -7,6 +7,8 @@ from typing import Any, Self
 from transformers import PreTrainedModel
 
 from confide.hybrid.client import HybridClient
+from confide.hybrid.generation import Lengths, PaddedGeneration
+from confide.hybrid.padding import Padding
 from confide.hybrid.prepare import OnProgress
 from confide.hybrid.product import OnlineTraffic, RemoteProduct
 from confide.models.shell import load_shell, shell_tokenizer
@@ -17,13 +19,19 @@ class HybridModel:
 
     `generate` is that of transformers, with KV cache, sampling, beams, batches and streamers; `model` is the stock
     model behind it, `tokenizer` the shell's, or None where it came without one.
+
+    Every answer of the server is checked. After a wrong one `generate` goes on to the longest padded length with
+    numbers that mean nothing, and only then raises IntegrityError; the server is refused from then on.
     """
 
     def __init__(self, client: HybridClient, model: PreTrainedModel, product: RemoteProduct) -> None:
         self.client = client
         self.model = model
         self._product = product
+        self._generation: PaddedGeneration | None = None
         self.tokenizer = shell_tokenizer(client.folder)
+        model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
+        model.register_forward_hook(self._after_forward)
 
     @classmethod
     def from_shell(
@@ -32,14 +40,19 @@ class HybridModel:
         *,
         server: str,
         packs: Path | str | None = None,
+        checks: Path | str | None = None,
+        padding: Padding | None = None,
         device: str = "cpu",
         insecure_no_tls: bool = False,
         on_progress: OnProgress | None = None,
     ) -> Self:
-        """Open a shell for the layer server at an address such as ws://127.0.0.1:8470."""
-        client = HybridClient(folder, server, packs=packs, insecure_no_tls=insecure_no_tls)
+        """Open a shell for the layer server at an address such as ws://127.0.0.1:8470.
+
+        checks: the check vectors, `checks.msgpack` in the shell by default. padding: what the server sees of lengths.
+        """
+        client = HybridClient(folder, server, packs=packs, checks=checks, insecure_no_tls=insecure_no_tls)
         try:
-            product = client.product(on_progress)
+            product = client.product(on_progress, padding)
             return cls(client, load_shell(client.folder, product, device), product)
         except BaseException:
             client.close()
@@ -60,13 +73,26 @@ class HybridModel:
         self._product.add_packs(self.client.prepare(tokens, on_progress))
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """transformers' `generate`, unchanged."""
-        model: Any = self.model  # its stubs do not say that it generates
-        return model.generate(*args, **kwargs)
+        """transformers' `generate`; IntegrityError once it is over, if an answer was wrong."""
+        self._generation = PaddedGeneration(self.model, self._product)
+        return self._generation.run(*args, **kwargs)
+
+    @property
+    def lengths(self) -> Lengths | None:
+        """Of the last generation: its tokens, and what the server saw of them."""
+        return self._generation.lengths if self._generation else None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """transformers' forward pass, unchanged."""
-        return self.model.forward(*args, **kwargs)
+        """transformers' forward pass; IntegrityError when it is over, if an answer was wrong."""
+        return self.model(*args, **kwargs)
+
+    def _before_forward(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inputs = (*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
+        self._product.width = next((len(given) for given in inputs if given is not None), 1)
+
+    def _after_forward(self, *_: Any) -> None:
+        if not self._product.generating:
+            self._product.require_intact()
 
     def close(self) -> None:
         """Close the connection and give the packs up; masks taken and not used are burned."""

@@ -1,0 +1,166 @@
+"""transformers' `generate`, its lengths padded, and kept going to the padded length after a wrong answer.
+
+When `generate` is over, forward passes go on: on the same KV cache, with the same batch, so that to the server they
+look like any other step, while their results go nowhere.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel, StoppingCriteria
+from transformers.generation.streamers import BaseStreamer
+
+from confide.hybrid.product import RemoteProduct
+
+DEFAULT_NEW_TOKENS = 20
+"""What transformers generates where nothing says how much."""
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Of one generation, for each sequence: tokens of prompt and answer, and what the server saw of them."""
+
+    prompt: int
+    visible_prompt: int
+    answer: int
+    visible_answer: int
+
+
+class _Breach(StoppingCriteria):
+    """Stops once an answer was wrong."""
+
+    def __init__(self, product: RemoteProduct) -> None:
+        self._product = product
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        return torch.full((len(input_ids),), self._product.breach is not None, device=input_ids.device)
+
+
+class _Verified(BaseStreamer):
+    """Hands on what came before a wrong answer, and nothing after it; ends only once the server cannot tell."""
+
+    def __init__(self, inner: BaseStreamer, product: RemoteProduct) -> None:
+        self._inner = inner
+        self._product = product
+
+    def put(self, value: Tensor) -> None:
+        if self._product.breach is None:
+            self._inner.put(value)
+
+    def end(self) -> None:
+        if self._product.breach is None:
+            self._inner.end()
+
+    def end_late(self) -> None:
+        """The end of a text that broke off."""
+        self._inner.end()
+
+
+class _Steps:
+    """Watches a generation's forward passes: how many there were, and the last one's cache and batch."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.prompt = 0
+        self.ids = torch.zeros(1, 1, dtype=torch.long)
+        self.cache: Any = None
+
+    def __call__(self, _: Any, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
+        given = keywords.get("input_ids")
+        given = keywords.get("inputs_embeds") if given is None else given
+        given = arguments[0] if given is None else given
+        shape = given.shape[:2]
+        self.prompt = self.prompt or shape[1]
+        self.ids = torch.zeros(shape, dtype=torch.long, device=given.device)
+        self.cache = output.get("past_key_values")
+        self.count += 1
+
+
+class PaddedGeneration:
+    """One call of `generate` on a shell's model."""
+
+    def __init__(self, model: PreTrainedModel, product: RemoteProduct) -> None:
+        self._model = model
+        self._product = product
+        self._steps = _Steps()
+        self._most = 0
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """What `generate` returns; IntegrityError, after the longest padded length, if an answer was wrong."""
+        model: Any = self._model  # its stubs do not say that it generates
+        self._most = _longest_answer(model, args[0] if args else None, kwargs)
+        streamer = kwargs.get("streamer")
+        if streamer is not None:
+            streamer = kwargs["streamer"] = _Verified(streamer, self._product)
+        kwargs["stopping_criteria"] = [*(kwargs.get("stopping_criteria") or []), _Breach(self._product)]
+        try:
+            with self._product.generation():
+                with model.register_forward_hook(self._steps, with_kwargs=True):
+                    result = model.generate(*args, **kwargs)
+                kept = kwargs.get("past_key_values") is not None or not isinstance(result, Tensor)
+                self._pad(keep_cache=kept)
+        finally:
+            if streamer is not None and self._product.breach:
+                streamer.end_late()
+            self._product.require_intact()
+        return result
+
+    @property
+    def lengths(self) -> Lengths:
+        """What was asked for and what the server saw."""
+        prompt, answer = self._steps.prompt, self._steps.count
+        return Lengths(prompt, self._product.padding.prompt_tokens(prompt), answer, self._visible_answer())
+
+    def _visible_answer(self) -> int:
+        padding = self._product.padding
+        if self._product.breach is not None:
+            return padding.longest(self._most)
+        return padding.answer_tokens(self._steps.count, self._most)
+
+    @torch.inference_mode()
+    def _pad(self, *, keep_cache: bool) -> None:
+        """Go on to the padded length. The n-th token of an answer comes out of the n-th forward pass."""
+        steps = self._steps
+        missing = self._visible_answer() - steps.count
+        if missing <= 0:
+            return
+        cache, ids = steps.cache, steps.ids
+        if isinstance(cache, DynamicCache):
+            ids = ids[:, :1]
+            if keep_cache:
+                cache = copy.deepcopy(cache)
+        elif cache is not None:
+            # Of a fixed size, which is used up.
+            cache, ids = DynamicCache(config=self._model.config), ids[:, :1]
+        with self._product.idling():
+            for _ in range(missing):
+                self._idle_step(ids, cache)
+
+    def _idle_step(self, ids: Tensor, cache: DynamicCache | None) -> None:
+        """A forward pass of decoding, at the position it would have, as far as the model has positions."""
+        if cache is None:
+            self._model(input_ids=ids, use_cache=False, logits_to_keep=1)
+            return
+        limit = getattr(self._model.config, "max_position_embeddings", None)
+        position = cache.get_seq_length()
+        position = position if limit is None else min(position, limit - 1)
+        places = torch.full_like(ids, position)
+        self._model(input_ids=ids, position_ids=places, past_key_values=cache, use_cache=True, logits_to_keep=1)
+
+
+def _longest_answer(model: Any, inputs: Tensor | None, options: dict[str, Any]) -> int:
+    """The most tokens that `generate` could add, by the rules of transformers."""
+    sources = [options, vars(options.get("generation_config") or GenerationConfig()), vars(model.generation_config)]
+
+    def setting(name: str) -> int | None:
+        return next((source[name] for source in sources if source.get(name) is not None), None)
+
+    if (new := setting("max_new_tokens")) is not None:
+        return new
+    given = next((options[name] for name in ("input_ids", "inputs") if options.get(name) is not None), inputs)
+    prompt = 1 if given is None else given.shape[1]
+    longest = setting("max_length")
+    return DEFAULT_NEW_TOKENS if longest is None else max(1, longest - prompt)
