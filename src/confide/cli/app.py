@@ -18,9 +18,9 @@ app = typer.Typer(
 
 
 def _register() -> None:
-    from confide.cli import demo, generate, prepare, serve, split
+    from confide.cli import checks, demo, distrust, generate, prepare, serve, split
 
-    for module in (split, serve, prepare, generate, demo):
+    for module in (split, checks, serve, prepare, generate, distrust, demo):
         app.command(module.__name__.rpartition(".")[2])(module.command)
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from confide.cli import output
-from confide.cli.options import InsecureNoTls, Json, Packs, Shell
+from confide.cli.options import Checks, InsecureNoTls, Json, Packs, Shell
 
 
 def command(
@@ -13,6 +13,7 @@ def command(
     server: Annotated[str, typer.Option(help="Address of the layer server, such as ws://127.0.0.1:8470.")],
     tokens: Annotated[int, typer.Option(help="Masks to prepare, in tokens; rounds up to whole packs.", min=1)] = 1,
     packs: Packs = None,
+    checks: Checks = None,
     insecure_no_tls: InsecureNoTls = False,
     json: Json = False,
 ) -> None:
@@ -21,7 +22,7 @@ def command(
 
     from confide.hybrid.client import HybridClient
 
-    with HybridClient(shell, server, packs=packs, insecure_no_tls=insecure_no_tls) as client:
+    with HybridClient(shell, server, packs=packs, checks=checks, insecure_no_tls=insecure_no_tls) as client:
         traffic = client.traffic
         count = -(-tokens // traffic.tokens)
         travel = count * (traffic.bytes_up + traffic.bytes_down)

@@ -5,6 +5,7 @@ look like any other step, while their results go nowhere.
 """
 
 import copy
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,9 +55,10 @@ class _Verified(BaseStreamer):
         if self._product.breach is None:
             self._inner.end()
 
-    def end_late(self) -> None:
-        """The end of a text that broke off."""
-        self._inner.end()
+    def finish(self) -> None:
+        """The end of a text that broke off: whoever waits for it must not wait for ever."""
+        if self._product.breach is not None:
+            self._inner.end()
 
 
 class _Steps:
@@ -92,20 +94,17 @@ class PaddedGeneration:
         """What `generate` returns; IntegrityError, after the longest padded length, if an answer was wrong."""
         model: Any = self._model  # its stubs do not say that it generates
         self._most = _longest_answer(model, args[0] if args else None, kwargs)
-        streamer = kwargs.get("streamer")
-        if streamer is not None:
-            streamer = kwargs["streamer"] = _Verified(streamer, self._product)
         kwargs["stopping_criteria"] = [*(kwargs.get("stopping_criteria") or []), _Breach(self._product)]
-        try:
+        with ExitStack() as last:
+            last.callback(self._product.require_intact)
+            if kwargs.get("streamer") is not None:
+                streamer = kwargs["streamer"] = _Verified(kwargs["streamer"], self._product)
+                last.callback(streamer.finish)
             with self._product.generation():
                 with model.register_forward_hook(self._steps, with_kwargs=True):
                     result = model.generate(*args, **kwargs)
                 kept = kwargs.get("past_key_values") is not None or not isinstance(result, Tensor)
                 self._pad(keep_cache=kept)
-        finally:
-            if streamer is not None and self._product.breach:
-                streamer.end_late()
-            self._product.require_intact()
         return result
 
     @property
@@ -123,32 +122,28 @@ class PaddedGeneration:
     @torch.inference_mode()
     def _pad(self, *, keep_cache: bool) -> None:
         """Go on to the padded length. The n-th token of an answer comes out of the n-th forward pass."""
-        steps = self._steps
-        missing = self._visible_answer() - steps.count
-        if missing <= 0:
-            return
-        cache, ids = steps.cache, steps.ids
-        if isinstance(cache, DynamicCache):
-            ids = ids[:, :1]
-            if keep_cache:
-                cache = copy.deepcopy(cache)
-        elif cache is not None:
-            # Of a fixed size, which is used up.
-            cache, ids = DynamicCache(config=self._model.config), ids[:, :1]
+        missing = self._visible_answer() - self._steps.count
+        cache = self._steps.cache
+        if cache is not None and not isinstance(cache, DynamicCache):
+            cache = DynamicCache(config=self._model.config)  # the other kinds have a fixed size, which is used up
+        elif keep_cache:
+            cache = copy.deepcopy(cache)
         with self._product.idling():
-            for _ in range(missing):
-                self._idle_step(ids, cache)
+            for step in range(1, missing + 1):
+                self._idle_step(cache, step)
 
-    def _idle_step(self, ids: Tensor, cache: DynamicCache | None) -> None:
+    def _idle_step(self, cache: DynamicCache | None, step: int) -> None:
         """A forward pass of decoding, at the position it would have, as far as the model has positions."""
+        ids = self._steps.ids
+        last = int(getattr(self._model.config, "max_position_embeddings", 1 << 30)) - 1
         if cache is None:
+            # Without a cache each step is the whole text again.
+            ids = ids[:, :1].expand(-1, min(ids.shape[1] + step, last + 1))
             self._model(input_ids=ids, use_cache=False, logits_to_keep=1)
-            return
-        limit = getattr(self._model.config, "max_position_embeddings", None)
-        position = cache.get_seq_length()
-        position = position if limit is None else min(position, limit - 1)
-        places = torch.full_like(ids, position)
-        self._model(input_ids=ids, position_ids=places, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        else:
+            ids = ids[:, :1]
+            places = torch.full_like(ids, min(cache.get_seq_length(), last))
+            self._model(input_ids=ids, position_ids=places, past_key_values=cache, use_cache=True, logits_to_keep=1)
 
 
 def _longest_answer(model: Any, inputs: Tensor | None, options: dict[str, Any]) -> int:

@@ -78,6 +78,11 @@ class HybridModel:
         return self._generation.run(*args, **kwargs)
 
     @property
+    def padding(self) -> Padding:
+        """What the server sees of lengths."""
+        return self._product.padding
+
+    @property
     def lengths(self) -> Lengths | None:
         """Of the last generation: its tokens, and what the server saw of them."""
         return self._generation.lengths if self._generation else None

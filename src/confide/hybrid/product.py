@@ -178,8 +178,8 @@ class RemoteProduct:
             breach = self.breach
             self._over = IntegrityError(
                 f"The server's answer for layer group {breach.group} ({', '.join(breach.layers)}), token "
-                f"{breach.token}, is not what this model gives. Nothing it computed was used; its masks are burned, "
-                "and it is refused until `confide distrust --clear`. Ask whoever runs it why."
+                f"{breach.token}, is not what this model gives. It was not used; the masks made with this server "
+                "are burned, and it is refused from now on. Find out why, then see `confide distrust`."
             )
             self.close()
             self._on_breach(breach)

@@ -46,9 +46,9 @@ class Checks(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __repr__(self) -> str:
         return f"Checks({len(self.vectors)} groups, <hidden>)"
 
-    def __rich_repr__(self) -> Iterable[Any]:
-        # rich would otherwise list a struct's fields.
-        yield f"{len(self.vectors)} groups, <hidden>"
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        # The inherited one lists every field.
+        return [("groups", len(self.vectors))]
 
     @classmethod
     def make(cls, manifest: Manifest, vectors: Iterable[Field], seed: bytes) -> Self:

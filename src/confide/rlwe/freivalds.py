@@ -82,7 +82,8 @@ class AnswerCheck:
             block[:, : self._rows] = y[part]
             block[:, self._rows :] = x[part]
             np.matmul(block, self._limbs, out=sums[part])
-        return _evaluate(sums, self._bits) == 0
+        right: NDArray[np.bool_] = _evaluate(sums, self._bits) == 0
+        return right
 
 
 def _unsigned_limbs(values: Field) -> NDArray[np.float64]:
@@ -116,4 +117,5 @@ def _evaluate(sums: NDArray[np.float64], bits: int) -> Field:
     low = (integers - (high << (PRIME_BITS - places))) << places
     # Eight values below 2^61 fit 64 bits, and there are no more places than that.
     total = low.view(np.uint64).sum(axis=1) % np.uint64(PRIME)
-    return ((total.view(np.int64) + high.sum(axis=1)) % PRIME).view(np.uint64)
+    result: NDArray[np.int64] = (total.view(np.int64) + high.sum(axis=1)) % PRIME
+    return result.view(np.uint64)
