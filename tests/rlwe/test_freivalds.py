@@ -85,7 +85,7 @@ def test_sums_are_exact_at_the_extremes(length: int, sign: int) -> None:
     bits = AnswerCheck(np.ones(rows, np.uint64), np.ones(columns, np.uint64))._bits
     largest = sum(1 << (bits * place + bits - 1) for place in range(-(-61 // bits)))
     for u in (largest % PRIME, PRIME - 1, (1 << 60) - 1):
-        # u y is columns * u * value for y all at `value` in the first rows, and c = u makes x equal to it right.
+        # With c = u in every place, x is right where it equals y.
         y = np.zeros((2, rows), np.int32)
         y[:, :columns] = sign * MAX_VALUE
         x = np.full((2, columns), sign * MAX_VALUE, np.int32)

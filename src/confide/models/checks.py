@@ -5,7 +5,6 @@ knows the seed can forge answers: it is for one licensee, and never for whoever 
 neither torch nor transformers.
 """
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
@@ -99,14 +98,11 @@ def read_checks(path: Path, manifest: Manifest) -> Checks:
     try:
         with path.open("rb") as file:
             content = file.read(limit + 1)
-            private = not os.fstat(file.fileno()).st_mode & 0o077
     except OSError as error:
         raise InvalidPackage(
             f"There are no check vectors at {path}, and without them a server's answers would have to be believed. "
             "Get them from the model's owner, or make them with `confide checks SERVER_FOLDER --out FILE`."
         ) from error
-    if not private:
-        raise InvalidPackage(f"{path} can be read by others, and whoever reads it can forge answers; chmod 600 it.")
     try:
         checks = msgspec.msgpack.decode(content, type=Checks) if len(content) <= limit else None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
