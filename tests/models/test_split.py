@@ -45,7 +45,8 @@ def test_the_shell_holds_no_protected_weight(source: Source, halves: SplitSummar
     assert all(group.row_l1 is None and group.row_l2 is None for group in read_manifest(halves.client).groups)
     files = {path.name for path in halves.client.iterdir()}
     tokenizer = {"tokenizer.json", "tokenizer_config.json"} if source.name == "demo" else set()
-    assert files == {"config.json", "generation_config.json", "manifest.json", "model.safetensors"} | tokenizer
+    expected = {"config.json", "generation_config.json", "manifest.json", "checks.msgpack", "model.safetensors"}
+    assert files == expected | tokenizer
 
 
 def test_the_server_holds_int8_matrices_and_nothing_else(source: Source, halves: SplitSummary) -> None:

@@ -157,5 +157,7 @@ def _longest_answer(model: Any, inputs: Tensor | None, options: dict[str, Any]) 
         return new
     given = next((options[name] for name in ("input_ids", "inputs") if options.get(name) is not None), inputs)
     prompt = 1 if given is None else given.shape[1]
-    longest = setting("max_length")
-    return DEFAULT_NEW_TOKENS if longest is None else max(1, longest - prompt)
+    if (longest := setting("max_length")) is None:
+        longest = prompt + DEFAULT_NEW_TOKENS
+        longest = min(longest, getattr(model.config, "max_position_embeddings", longest))
+    return longest - prompt
