@@ -278,6 +278,31 @@ def test_the_longest_answer_of_the_models_own_settings(lab: Lab) -> None:
     assert model.lengths.visible_answer == 3
 
 
+def test_a_processor_that_chokes_on_a_failed_run_does_not_show(lab: Lab) -> None:
+    model = lab.model(FromFrame(2 * GROUPS))
+    calls = []
+
+    def fussy(ids: Tensor, scores: Tensor) -> Tensor:
+        calls.append(ids)
+        if len(calls) > 2:
+            raise ValueError("What is this?")
+        return scores
+
+    with pytest.raises(IntegrityError):
+        generate(model, logits_processor=[fussy])
+    assert len(shapes(model)) == NEW * GROUPS
+    with pytest.raises(ValueError, match="What is this"):
+        generate(lab.model(name="b"), logits_processor=[fussy])
+
+
+def test_positional_arguments_are_those_of_transformers(lab: Lab) -> None:
+    from transformers import GenerationConfig
+
+    model = lab.model()
+    model.generate(PROMPT, GenerationConfig(max_new_tokens=7, eos_token_id=list(range(97)), pad_token_id=0), None, [])
+    assert model.lengths == Lengths(5, 16, 1, 7)
+
+
 def test_padding_leaves_the_users_cache_alone(lab: Lab) -> None:
     model = lab.model(padding=Padding(answer=32))
     cache = DynamicCache(config=model.model.config)

@@ -22,7 +22,7 @@ from confide.models.package import PackageKind
 from confide.rlwe.parameters import PLAINTEXT_BITS
 from confide.rlwe.scheme import Scheme
 
-from .local import LocalClient, Tamper, add_one, values
+from .local import FromFrame, LocalClient, Tamper, add_one, values
 from .small import activations, exact, manifest_for, small_weights
 from .twin import TWIN, TwinClient, TwinServer
 
@@ -239,6 +239,17 @@ def test_the_rest_of_a_call_does_not_depend_on_what_was_asked(
     assert runs[0][1:] == runs[1][1:]
 
 
+def test_a_token_is_counted_over_all_frames_of_a_call(
+    shell: Path, service: LayerService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "MAX_FRAME", 10 * 4 * 12)
+    with LocalClient(shell, service, FromFrame(1)) as client:
+        product = client.product(padding=NO_PADDING)
+        product(0, activations(client.parameters[0], 25))
+        assert product.breach is not None
+        assert product.breach.token == 10
+
+
 def test_a_caught_server_is_refused_and_its_packs_are_burned(shell: Path, service: LayerService) -> None:
     with LocalClient(shell, service, add_one) as client:
         client.prepare(4097)
@@ -253,6 +264,9 @@ def test_a_caught_server_is_refused_and_its_packs_are_burned(shell: Path, servic
             product(0, x)
         assert list(client.store.folder.glob("pack-*")) == []
         assert client.tokens_left == 0
+        for attempt in (client.prepare, client.product):
+            with pytest.raises(ServerDistrusted):
+                attempt()
     with pytest.raises(ServerDistrusted, match=r"g0\.a, g0\.b"):
         LocalClient(shell, service)
     service.ledger.server_seed = b"another" + bytes(25)  # by its address

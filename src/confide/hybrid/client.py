@@ -58,8 +58,11 @@ class HybridClient:
         self._refused.require_trusted(self.manifest.model_digest, server=server)
         with self.connect() as connection:
             self._server_seed = connection.server_seed
-        self._refused.require_trusted(self.manifest.model_digest, seed=self._server_seed)
+        self._require_trusted()
         self.store = PackStore(packs, self.manifest.model_digest, self.parameters)
+
+    def _require_trusted(self) -> None:
+        self._refused.require_trusted(self.manifest.model_digest, seed=self._server_seed)
 
     def connect(self) -> LayerConnection:
         """A new greeted connection."""
@@ -113,6 +116,7 @@ class HybridClient:
 
     def prepare(self, tokens: int = 1, on_progress: OnProgress | None = None) -> list[MaskPack]:
         """Prepare packs until at least `tokens` more masks are on disk; resumes an interrupted pack first."""
+        self._require_trusted()
         made: list[MaskPack] = []
         unfinished = [pack for pack in self._packs() if not pack.prepared]
         with self.connect() as connection:
@@ -129,6 +133,8 @@ class HybridClient:
 
     def product(self, on_progress: OnProgress | None = None, padding: Padding | None = None) -> RemoteProduct:
         """The integer products of the shell's model. Where masks run out, another pack is prepared."""
+
+        self._require_trusted()
 
         def refill() -> MaskPack:
             _log.warning("No unused mask is left: preparing another pack of %d tokens.", self.traffic.tokens)

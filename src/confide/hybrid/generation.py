@@ -5,6 +5,7 @@ look like any other step, while their results go nowhere.
 """
 
 import copy
+import inspect
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
+from confide.errors import ConfideError
 from confide.hybrid.product import RemoteProduct
 
 DEFAULT_NEW_TOKENS = 20
@@ -93,19 +95,29 @@ class PaddedGeneration:
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """What `generate` returns; IntegrityError, after the longest padded length, if an answer was wrong."""
         model: Any = self._model  # its stubs do not say that it generates
-        self._most = _longest_answer(model, args[0] if args else None, kwargs)
-        kwargs["stopping_criteria"] = [*(kwargs.get("stopping_criteria") or []), _Breach(self._product)]
+        options = inspect.signature(model.generate).bind_partial(*args).arguments | kwargs
+        self._most = _longest_answer(model, options)
+        options["stopping_criteria"] = [*(options.get("stopping_criteria") or []), _Breach(self._product)]
         with ExitStack() as last:
             last.callback(self._product.require_intact)
-            if kwargs.get("streamer") is not None:
-                streamer = kwargs["streamer"] = _Verified(kwargs["streamer"], self._product)
+            if options.get("streamer") is not None:
+                streamer = options["streamer"] = _Verified(options["streamer"], self._product)
                 last.callback(streamer.finish)
             with self._product.generation():
-                with model.register_forward_hook(self._steps, with_kwargs=True):
-                    result = model.generate(*args, **kwargs)
-                kept = kwargs.get("past_key_values") is not None or not isinstance(result, Tensor)
-                self._pad(keep_cache=kept)
+                result = self._generate(options)
+                self._pad(keep_cache=options.get("past_key_values") is not None or not isinstance(result, Tensor))
         return result
+
+    def _generate(self, options: dict[str, Any]) -> Any:
+        model: Any = self._model
+        try:
+            with model.register_forward_hook(self._steps, with_kwargs=True):
+                return model.generate(**options)
+        except Exception as error:
+            # A caller's own processor may choke on what a failed run gives it; the server must not see that either.
+            if self._product.breach is None or isinstance(error, ConfideError):
+                raise
+            return None
 
     @property
     def lengths(self) -> Lengths:
@@ -126,8 +138,8 @@ class PaddedGeneration:
         cache = self._steps.cache
         if cache is not None and not isinstance(cache, DynamicCache):
             cache = DynamicCache(config=self._model.config)  # the other kinds have a fixed size, which is used up
-        elif keep_cache:
-            cache = copy.deepcopy(cache)
+        elif keep_cache and missing > 0:
+            cache = copy.deepcopy(cache)  # takes a moment, which a server with a clock may notice
         with self._product.idling():
             for step in range(1, missing + 1):
                 self._idle_step(cache, step)
@@ -146,7 +158,7 @@ class PaddedGeneration:
             self._model(input_ids=ids, position_ids=places, past_key_values=cache, use_cache=True, logits_to_keep=1)
 
 
-def _longest_answer(model: Any, inputs: Tensor | None, options: dict[str, Any]) -> int:
+def _longest_answer(model: Any, options: dict[str, Any]) -> int:
     """The most tokens that `generate` could add, by the rules of transformers."""
     sources = [options, vars(options.get("generation_config") or GenerationConfig()), vars(model.generation_config)]
 
@@ -155,7 +167,7 @@ def _longest_answer(model: Any, inputs: Tensor | None, options: dict[str, Any]) 
 
     if (new := setting("max_new_tokens")) is not None:
         return new
-    given = next((options[name] for name in ("input_ids", "inputs") if options.get(name) is not None), inputs)
+    given = next((options[name] for name in ("input_ids", "inputs") if options.get(name) is not None), None)
     prompt = 1 if given is None else given.shape[1]
     if (longest := setting("max_length")) is None:
         longest = prompt + DEFAULT_NEW_TOKENS

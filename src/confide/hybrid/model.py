@@ -22,13 +22,15 @@ class HybridModel:
 
     Every answer of the server is checked. After a wrong one `generate` goes on to the longest padded length with
     numbers that mean nothing, and only then raises IntegrityError; the server is refused from then on.
+
+    lengths: of the last generation, its tokens and what the server saw of them.
     """
 
     def __init__(self, client: HybridClient, model: PreTrainedModel, product: RemoteProduct) -> None:
         self.client = client
         self.model = model
         self._product = product
-        self._generation: PaddedGeneration | None = None
+        self.lengths: Lengths | None = None
         self.tokenizer = shell_tokenizer(client.folder)
         model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
         model.register_forward_hook(self._after_forward)
@@ -74,18 +76,16 @@ class HybridModel:
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """transformers' `generate`; IntegrityError once it is over, if an answer was wrong."""
-        self._generation = PaddedGeneration(self.model, self._product)
-        return self._generation.run(*args, **kwargs)
+        generation = PaddedGeneration(self.model, self._product)
+        try:
+            return generation.run(*args, **kwargs)
+        finally:
+            self.lengths = generation.lengths
 
     @property
     def padding(self) -> Padding:
         """What the server sees of lengths."""
         return self._product.padding
-
-    @property
-    def lengths(self) -> Lengths | None:
-        """Of the last generation: its tokens, and what the server saw of them."""
-        return self._generation.lengths if self._generation else None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """transformers' forward pass; IntegrityError when it is over, if an answer was wrong."""
