@@ -7,12 +7,15 @@ from confide.errors import ServerChanged, UnusablePack
 from confide.hybrid import wire
 from confide.hybrid.closing import Closing
 from confide.hybrid.connection import OFFLINE_SECONDS, ONLINE_SECONDS, LayerConnection
+from confide.hybrid.distrust import Breach, RefusalList
 from confide.hybrid.link import PATIENCE_SECONDS, Link
 from confide.hybrid.packs import MaskPack, PackStore
+from confide.hybrid.padding import Padding
 from confide.hybrid.prepare import OnProgress, Traffic, pack_traffic, prepare_pack
-from confide.hybrid.product import RemoteProduct
+from confide.hybrid.product import CheckedGroup, RemoteProduct
 from confide.hybrid.supply import MaskSupply
 from confide.hybrid.tls import client_context
+from confide.models.checks import CHECKS_NAME, read_checks
 from confide.models.owner import OwnerPublicKey
 from confide.models.package import PackageKind
 from confide.models.seal import open_package
@@ -27,9 +30,12 @@ class HybridClient(Closing):
 
     folder: the shell. packs: where mask packs lie, `packs` inside the shell by default. owner: the public key that
     must have signed the shell; without it, any of the `trusted_owners`. licence: the bearer key that the model's owner
-    gave, where the server wants one. ca: file of the authorities to trust at a wss:// address, instead of the system's.
-    patience: seconds that preparing and generating wait for a server that is away; the first contact does not wait.
-    Raises UntrustedOwner for the shell of another.
+    gave, where the server wants one. checks: the check vectors, `checks.msgpack` in the shell by default. ca: file of
+    the authorities to trust at a wss:// address, instead of the system's. patience: seconds that preparing and
+    generating wait for a server that is away; the first contact does not wait.
+
+    Raises UntrustedOwner for the shell of another owner, InvalidPackage without check vectors, for no answer is
+    believed unchecked, and ServerDistrusted where this server gave a wrong answer before.
     """
 
     def __init__(
@@ -39,6 +45,7 @@ class HybridClient(Closing):
         *,
         owner: str | bytes | None = None,
         packs: Path | str | None = None,
+        checks: Path | str | None = None,
         licence: str = "",
         ca: Path | str | None = None,
         patience: float = PATIENCE_SECONDS,
@@ -57,9 +64,17 @@ class HybridClient(Closing):
         self._trust = client_context(ca)
         self._patience = patience
         self._insecure_no_tls = insecure_no_tls
+        self._checks = read_checks(Path(checks or self.folder / CHECKS_NAME), self.manifest)
+        packs = Path(packs or self.folder / "packs")
+        self._refused = RefusalList(packs)
+        self._refused.require_trusted(self.manifest.model_digest, server=server)
         with self._greet(ONLINE_SECONDS) as connection:
             self._server_seed = connection.server_seed
-        self.store = PackStore(Path(packs or self.folder / "packs"), self.manifest.model_digest, self.parameters)
+        self._require_trusted()
+        self.store = PackStore(packs, self.manifest.model_digest, self.parameters)
+
+    def _require_trusted(self) -> None:
+        self._refused.require_trusted(self.manifest.model_digest, seed=self._server_seed)
 
     def connect(self, silence: float = ONLINE_SECONDS) -> LayerConnection:
         """A new greeted connection to the server of before; ServerChanged where another one answers."""
@@ -125,6 +140,7 @@ class HybridClient(Closing):
 
     def prepare(self, tokens: int = 1, on_progress: OnProgress | None = None) -> list[MaskPack]:
         """Prepare packs until at least `tokens` more masks are on disk; resumes an interrupted pack first."""
+        self._require_trusted()
         made: list[MaskPack] = []
         unfinished = [pack for pack in self._packs() if not pack.prepared]
         with Link(lambda: self.connect(OFFLINE_SECONDS), self._patience) as link:
@@ -139,15 +155,26 @@ class HybridClient(Closing):
                 made.append(pack)
         return made
 
-    def product(self, on_progress: OnProgress | None = None) -> RemoteProduct:
+    def product(self, on_progress: OnProgress | None = None, padding: Padding | None = None) -> RemoteProduct:
         """The integer products of the shell's model. Where masks run out, another pack is prepared."""
+
+        self._require_trusted()
 
         def refill() -> MaskPack:
             _log.warning("No unused mask is left: preparing another pack of %d tokens.", self.traffic.tokens)
             return self.prepare(1, on_progress)[0]
 
         supply = MaskSupply(self.store, self.ready_packs(), len(self.parameters), refill)
-        return RemoteProduct(Link(self.connect, self._patience), supply, self.parameters)
+        checks = self._checks.answer_checks(self.manifest.groups)
+        groups = list(map(CheckedGroup, self.manifest.groups, self.parameters, checks))
+        link = Link(self.connect, self._patience)
+        return RemoteProduct(link, supply, groups, padding or Padding(), self.distrust)
+
+    def distrust(self, breach: Breach) -> None:
+        """Refuse this server from now on, durably, and burn every pack that was made with it."""
+        self._refused.add(self._server, self._server_seed, self.manifest.model_digest, breach)
+        for pack in self._packs():
+            self.store.discard(pack)
 
     def close(self) -> None:
         """Give the pack folder up."""
