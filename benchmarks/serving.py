@@ -77,7 +77,8 @@ def main() -> list[Figure]:
 def _figures(alone: list[Load], beside: list[Load]) -> list[Figure]:
     ratio = alone[-1].throughput / alone[0].throughput
     lines = [
-        f"{clients}: {load.throughput:,.0f}/s, p50 {load.percentile(0.5) * 1e3:.2f}, p99 {load.percentile(0.99) * 1e3:.2f} ms"
+        f"{clients}: {load.throughput:,.0f}/s, "
+        f"p50 {load.percentile(0.5) * 1e3:.2f} ms, p99 {load.percentile(0.99) * 1e3:.2f} ms"
         for clients, load in zip(CLIENTS, alone, strict=True)
     ]
     figures = [

@@ -39,6 +39,7 @@ def command(
     licence: Licence = "",
     ca: Ca = None,
     patience: Patience = 60,
+    refill: Annotated[bool, typer.Option("--refill", help="Prepare the next pack in the background.")] = False,
     insecure_no_tls: InsecureNoTls = False,
     json: Json = False,
 ) -> None:
@@ -69,6 +70,7 @@ def command(
             licence=licence,
             ca=ca,
             patience=patience,
+            refill_ahead=refill,
             insecure_no_tls=insecure_no_tls,
             on_progress=progress,
         )

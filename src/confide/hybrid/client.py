@@ -13,6 +13,7 @@ from confide.hybrid.packs import MaskPack, PackStore
 from confide.hybrid.padding import Padding
 from confide.hybrid.prepare import OnProgress, Traffic, pack_traffic, prepare_pack
 from confide.hybrid.product import CheckedGroup, RemoteProduct
+from confide.hybrid.refill import BackgroundRefill, RefillOrder
 from confide.hybrid.supply import MaskSupply
 from confide.hybrid.tls import client_context
 from confide.models.checks import CHECKS_NAME, read_checks
@@ -61,10 +62,13 @@ class HybridClient(Closing):
         self._server = server
         self._scheme = scheme
         self._licence = licence
+        self._ca = ca
         self._trust = client_context(ca)
+        self._refill: BackgroundRefill | None = None
         self._patience = patience
         self._insecure_no_tls = insecure_no_tls
-        self._checks = read_checks(Path(checks or self.folder / CHECKS_NAME), self.manifest)
+        self._checks_path = Path(checks or self.folder / CHECKS_NAME)
+        self._checks = read_checks(self._checks_path, self.manifest)
         packs = Path(packs or self.folder / "packs")
         self._refused = RefusalList(packs)
         self._refused.require_trusted(self.manifest.model_digest, server=server)
@@ -114,6 +118,7 @@ class HybridClient(Closing):
     def ready_packs(self) -> list[MaskPack]:
         """The prepared packs with masks left, after burning what the server has answered; spent ones are deleted."""
         ready = []
+        self.store.adopt(self._ahead, self._server_seed)
         with self.connect() as connection:
             for pack in self._packs():
                 if pack.prepared:
@@ -155,27 +160,66 @@ class HybridClient(Closing):
                 made.append(pack)
         return made
 
-    def product(self, on_progress: OnProgress | None = None, padding: Padding | None = None) -> RemoteProduct:
-        """The integer products of the shell's model. Where masks run out, another pack is prepared."""
+    def product(
+        self, on_progress: OnProgress | None = None, padding: Padding | None = None, *, refill_ahead: bool = False
+    ) -> RemoteProduct:
+        """The integer products of the shell's model. Where masks run out, another pack is prepared.
 
+        refill_ahead: prepare the next pack in the background as soon as less than a pack is left.
+        """
         self._require_trusted()
+        if refill_ahead:
+            self._refill = BackgroundRefill(self._refill_order())
 
-        def refill() -> MaskPack:
+        def refill() -> list[MaskPack]:
+            if self._refill is not None and self._refill.wait():
+                return self.store.adopt(self._ahead, self._server_seed)
             _log.warning("No unused mask is left: preparing another pack of %d tokens.", self.traffic.tokens)
-            return self.prepare(1, on_progress)[0]
+            return self.prepare(1, on_progress)
 
-        supply = MaskSupply(self.store, self.ready_packs(), len(self.parameters), refill)
+        supply = MaskSupply(self.store, self.ready_packs(), len(self.parameters), refill, self._refill_early)
         checks = self._checks.answer_checks(self.manifest.groups)
         groups = list(map(CheckedGroup, self.manifest.groups, self.parameters, checks))
         link = Link(self.connect, self._patience)
         return RemoteProduct(link, supply, groups, padding or Padding(), self.distrust)
 
+    def _refill_early(self, tokens_left: int) -> list[MaskPack]:
+        """Keep a pack ahead: what has become ready in the background, and the order for the next."""
+        if self._refill is None or tokens_left >= self.parameters[0].tokens:
+            return []
+        if self._refill.finished():
+            return self.store.adopt(self._ahead, self._server_seed)
+        self._refill.start()
+        return []
+
+    @property
+    def _ahead(self) -> Path:
+        return self.store.folder / "ahead"
+
+    def _refill_order(self) -> RefillOrder:
+        return RefillOrder(
+            folder=str(self.folder.absolute()),
+            server=self._server,
+            packs=str(self._ahead.absolute()),
+            checks=str(self._checks_path.absolute()),
+            owner=str(self.release.owner),
+            licence=self._licence,
+            ca=None if self._ca is None else str(Path(self._ca).absolute()),
+            patience=self._patience,
+            insecure_no_tls=self._insecure_no_tls,
+        )
+
     def distrust(self, breach: Breach) -> None:
         """Refuse this server from now on, durably, and burn every pack that was made with it."""
         self._refused.add(self._server, self._server_seed, self.manifest.model_digest, breach)
+        if self._refill is not None:
+            self._refill.close()
+        self.store.adopt(self._ahead, self._server_seed, unfinished=True)
         for pack in self._packs():
             self.store.discard(pack)
 
     def close(self) -> None:
-        """Give the pack folder up."""
+        """Give the pack folder up; a pack that is being prepared in the background stays unfinished."""
+        if self._refill is not None:
+            self._refill.close()
         self.store.close()

@@ -50,12 +50,14 @@ class HybridModel(Closing):
         licence: str = "",
         ca: Path | str | None = None,
         patience: float = PATIENCE_SECONDS,
+        refill_ahead: bool = False,
         insecure_no_tls: bool = False,
         on_progress: OnProgress | None = None,
     ) -> Self:
         """Open a shell for the layer server at an address such as wss://layers.example:8470.
 
-        padding: what the server sees of lengths. owner, checks, licence, ca, patience: see HybridClient.
+        padding: what the server sees of lengths. refill_ahead: prepare the next pack in the background while the
+        present one is spent, which slows generating a little. owner, checks, licence, ca, patience: see HybridClient.
         """
         client = HybridClient(
             folder,
@@ -69,7 +71,7 @@ class HybridModel(Closing):
             insecure_no_tls=insecure_no_tls,
         )
         try:
-            product = client.product(on_progress, padding)
+            product = client.product(on_progress, padding, refill_ahead=refill_ahead)
             model = load_shell(client.folder, product, device, {client.release.owner})
             return cls(client, model, product)
         except BaseException:

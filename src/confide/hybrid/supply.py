@@ -43,7 +43,8 @@ class _Taken:
 class MaskSupply:
     """The masks of one session, over all packs that are left.
 
-    `refill` is called when no pack has a mask left, and gives the next one; without it, PackExhausted.
+    `refill` is called when no pack has a mask left, and gives the next ones; without it, PackExhausted. `refill_early`
+    is told how many masks are left whenever some were taken, and gives packs that have become ready meanwhile.
     """
 
     def __init__(
@@ -51,11 +52,13 @@ class MaskSupply:
         store: PackStore,
         packs: list[MaskPack],
         groups: int,
-        refill: Callable[[], MaskPack] | None = None,
+        refill: Callable[[], list[MaskPack]] | None = None,
+        refill_early: Callable[[int], list[MaskPack]] | None = None,
     ) -> None:
         self._store = store
         self._packs = list(packs)
         self._refill = refill
+        self._refill_early = refill_early
         self._taken: list[_Taken] = []
         self._dropped = 0
         self._positions = [0] * groups
@@ -118,6 +121,8 @@ class MaskSupply:
         while (missing := position - (self._dropped + len(self._taken)) * BLOCK_TOKENS) > 0:
             blocks = self._current_pack().take(-(-missing // BLOCK_TOKENS))
             self._taken.extend(map(_Taken, blocks))
+            if self._refill_early is not None:
+                self._packs.extend(self._refill_early(self.tokens_left))
 
     def _current_pack(self) -> MaskPack:
         while self._packs and not self._packs[0].tokens_left:
@@ -125,7 +130,7 @@ class MaskSupply:
         if not self._packs:
             if self._refill is None:
                 raise PackExhausted("No unused mask is left; prepare another pack with `confide prepare`.")
-            self._packs.append(self._refill())
+            self._packs.extend(self._refill())
         return self._packs[0]
 
     def _drop_finished(self) -> None:
