@@ -22,12 +22,16 @@ class Figure:
     reach: float
     moonshot: float
     detail: str
+    higher_is_better: bool = False
 
     @property
     def reached(self) -> str:
-        if self.value <= self.moonshot:
+        if self._at_least(self.moonshot):
             return "moonshot"
-        return "yes" if self.value <= self.reach else "no"
+        return "yes" if self._at_least(self.reach) else "no"
+
+    def _at_least(self, aim: float) -> bool:
+        return self.value >= aim if self.higher_is_better else self.value <= aim
 
 
 def in_turn(ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> tuple[float, float, float]:

@@ -211,6 +211,18 @@ class ServerFault(ProtocolError):
     code = "server-fault"
 
 
+class IntegrityError(ConfideError):
+    """The server's answer is not what the model's layer gives."""
+
+    code = "integrity"
+
+
+class ServerDistrusted(ConfideError):
+    """The server is on this client's refusal list, because an answer of its was wrong."""
+
+    code = "server-distrusted"
+
+
 class ConnectionLost(ConfideError):
     """The server cannot be reached, or the connection broke."""
 

@@ -173,6 +173,48 @@ def test_generation_prepares_when_nothing_is_left(parts: dict[str, Any], url: st
     assert run.stdout.strip().startswith("5,")
 
 
+@pytest.mark.parametrize(("multiple", "visible"), [(4, 8), ("full", 7)])
+def test_generation_says_what_padding_costs(parts: dict[str, Any], url: str, multiple: int | str, visible: int) -> None:
+    options = ("--max-new-tokens", 7, "--pad-prompt", 5, "--pad-answer", multiple)
+    private = answer("generate", parts["client"], "--prompt-ids", "5,6,7", *options, "--server", url)
+    count = private["generated_tokens"]
+    if multiple == 4 and count <= 4:
+        visible = 4
+    assert private["lengths"] == {"prompt": 3, "visible_prompt": 5, "answer": count, "visible_answer": visible}
+    run = confide("generate", parts["client"], "--prompt-ids", "5,6,7", *options, "--server", url)
+    assert f"the server saw 5 tokens for the prompt's 3 and {visible} for the answer's {count}" in " ".join(
+        run.stderr.split()
+    )
+
+
+def test_a_licensees_own_checks(parts: dict[str, Any], url: str, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    report = answer("checks", parts["server"], "--out", mine)
+    assert report == {"checks": str(mine), "groups": 4, "bytes": mine.stat().st_size}
+    assert answer("checks", parts["server"], "--out", mine, check=1)["error"]["code"] == "error"
+    assert "--checks" in confide("checks", parts["server"], "--out", tmp_path / "again").stdout
+    arguments = ("generate", parts["client"], "--prompt-ids", "5", "--max-new-tokens", 2, "--server", url)
+    assert len(answer(*arguments, "--checks", mine)["token_ids"]) == 3
+    missing = answer(*arguments, "--checks", tmp_path / "none", check=1)["error"]
+    assert missing["code"] == "invalid-package"
+
+
+def test_refused_servers_are_listed_and_forgiven(parts: dict[str, Any], url: str, tmp_path: Path) -> None:
+    from confide.hybrid.distrust import Breach, RefusalList
+    from confide.models.package import read_manifest
+
+    assert "No server is refused" in confide("distrust", tmp_path).stderr
+    digest = read_manifest(parts["client"]).model_digest
+    RefusalList(tmp_path).add(url, bytes(32), digest, Breach("h.0.mlp", ("h.0.mlp.up",), 3))
+    assert [entry["token"] for entry in answer("distrust", tmp_path)["distrusted"]] == [3]
+    assert "h.0.mlp.up), token 3" in " ".join(confide("distrust", tmp_path).stdout.split())
+    refused = answer("prepare", parts["client"], "--server", url, "--packs", tmp_path, check=1)["error"]
+    assert refused["code"] == "server-distrusted"
+    assert f"confide distrust {tmp_path} --clear" in refused["message"]
+    assert answer("distrust", tmp_path, "--clear") == {"distrusted": []}
+    assert answer("distrust", tmp_path) == {"distrusted": []}
+
+
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
@@ -209,6 +251,8 @@ def test_errors_are_one_sentence_with_a_code(parts: dict[str, Any], arguments: t
         ("generate", "{client}", "--clear-with", "{server}", "--prompt-ids", "97"),
         ("generate", "{client}", "--clear-with", "{server}", "text"),
         ("serve", "{server}", "--tls-cert", "server.pem"),
+        ("generate", "{client}", "--clear-with", "{server}", "--prompt-ids", "1", "--pad-answer", "0"),
+        ("generate", "{client}", "--clear-with", "{server}", "--prompt-ids", "1", "--pad-answer", "some"),
         ("conjure",),
     ],
 )

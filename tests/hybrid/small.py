@@ -19,10 +19,11 @@ from confide.hybrid.ledger import Ledger
 from confide.hybrid.limits import Limits
 from confide.hybrid.server import LayerServer
 from confide.hybrid.service import LayerService, Observer
+from confide.models.checks import CHECKS_NAME, checks_for, write_checks
 from confide.models.owner import OwnerKey
 from confide.models.package import FORMAT, Group, Layer, Manifest, ModelDigest, PackageKind
 from confide.models.seal import SignedManifest, seal_package, sign_manifest
-from confide.models.server_package import group_file, row_norms
+from confide.models.server_package import ServerPackage, group_file, row_norms
 from confide.rlwe.parameters import Parameters, Profile
 from confide.rlwe.scheme import Scheme
 from owners import OWNER
@@ -71,6 +72,7 @@ def write_packages(
         )
     for path, kind in ((client, PackageKind.SHELL), (server, PackageKind.SERVER)):
         seal_package(path, manifest_for(weights, kind, profile), owner)
+    write_checks(client / CHECKS_NAME, checks_for(ServerPackage.open(server)))
     return client, server
 
 

@@ -37,7 +37,7 @@ class Log:
 
 def start_client(shell: Path, url: str, seconds: float) -> subprocess.Popen[str]:
     tests = Path(__file__).resolve().parents[1]
-    environment = os.environ | {"PYTHONPATH": str(tests)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tests), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, "-m", "hybrid.restless_client", str(shell), url, str(seconds)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 

@@ -134,7 +134,8 @@ def test_a_forward_pass_counts_its_traffic(pair: Pair) -> None:
     with torch.inference_mode():
         pair.private(PROMPT)
     groups = pair.private.client.parameters
-    tokens = PROMPT.shape[1]
+    tokens = pair.private.padding.prompt_tokens(PROMPT.shape[1])
+    assert tokens == 16
     assert pair.private.traffic.round_trips - before[2] == len(groups)
     assert pair.private.traffic.bytes_up - before[0] == 4 * tokens * sum(group.columns for group in groups)
     assert pair.private.traffic.bytes_down - before[1] == 4 * tokens * sum(group.rows for group in groups)

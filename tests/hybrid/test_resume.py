@@ -16,8 +16,9 @@ from confide.hybrid import link as link_module
 from confide.hybrid import wire
 from confide.hybrid.connection import LayerConnection
 from confide.hybrid.packs import PackStore
-from confide.hybrid.product import RemoteProduct
-from confide.hybrid.service import LayerService
+from confide.hybrid.padding import NO_PADDING
+from confide.hybrid.product import CheckedGroup, RemoteProduct
+from confide.hybrid.service import Admitted, LayerService
 from confide.hybrid.supply import MaskSupply
 from confide.rlwe import masks
 
@@ -44,7 +45,8 @@ def send(supply: MaskSupply, sent: Sent, group: int, x: np.ndarray, most: int = 
     """Mask and 'send' activations; where it went. No mask may ever carry two values, and answers must unmask."""
     places, done = [], 0
     for segment in supply.take(group, x, most):
-        masked = masks.mask(x[done : done + len(segment.masks)], segment.masks, GROUPS[group])
+        np.testing.assert_array_equal(segment.inputs, x[done : done + len(segment.masks)])
+        masked = masks.mask(segment.inputs, segment.masks, GROUPS[group])
         for offset, row in enumerate(masked):
             hashes = sent.setdefault((segment.pack, group, segment.first + offset), set())
             hashes.add(row.tobytes())
@@ -57,7 +59,7 @@ def send(supply: MaskSupply, sent: Sent, group: int, x: np.ndarray, most: int = 
 class TestSupply:
     @pytest.fixture
     def supply(self, store: PackStore) -> MaskSupply:
-        return MaskSupply(store, [prepared(store)], 2, refill=lambda: prepared(store))
+        return MaskSupply(store, [prepared(store)], 2, refill=lambda: [prepared(store)])
 
     def test_a_run_begun_again_gets_the_same_masks_for_the_same_activations(self, supply: MaskSupply) -> None:
         sent: Sent = {}
@@ -156,7 +158,7 @@ def test_whatever_the_runs_no_mask_carries_two_values(
     store: PackStore, runs: list[tuple[list[tuple[int, int, int]], bool]], most: int
 ) -> None:
     """Runs that share beginnings, diverge, are cut off anywhere, end or do not; activations are few, so they recur."""
-    supply = MaskSupply(store, [prepared(store)], 2, refill=lambda: prepared(store))
+    supply = MaskSupply(store, [prepared(store)], 2, refill=lambda: [prepared(store)])
     sent: Sent = {}
     for steps, ends in runs:
         supply.begin_run()
@@ -188,7 +190,7 @@ def test_wherever_a_run_is_cut_its_repetition_uses_no_mask_more(
 def work(product: RemoteProduct, columns: list[Tensor], stop: Callable[[int], None] = lambda _: None) -> None:
     """A generation: a prompt and a few tokens through both groups, each product checked."""
     weights = small_weights()
-    with product.run():
+    with product.generation():
         for step, x in enumerate(columns):
             stop(step)
             assert torch.equal(product(step % 2, x), exact(weights[step % 2], x))
@@ -216,7 +218,7 @@ def test_a_generation_that_lost_its_server_is_repeated_without_a_token_more(
         port = int(url.rpartition(":")[2])
         with twin_client(shell, url, patience=0.1) as client:
             client.prepare(1)
-            product = client.product()
+            product = client.product(padding=NO_PADDING)
             for lost_at in (0, 1, 5, 8):
                 with pytest.raises(errors.ConnectionLost):
                     work(product, inputs(client.parameters), lambda s, at=lost_at: servers.close() if s == at else None)
@@ -237,7 +239,7 @@ def test_an_interrupt_between_request_and_answer_costs_nothing(
     real = LayerConnection.receive
     with twin_client(shell, url) as client:
         client.prepare(1)
-        product = client.product()
+        product = client.product(padding=NO_PADDING)
         for at in range(1, 10, 2):
             calls = iter(range(100))
 
@@ -260,7 +262,7 @@ def test_other_inputs_after_an_interrupt_get_other_masks(shell: Path, tmp_path: 
     service = small_service(tmp_path / "state", observer=log)
     with running(service) as url, twin_client(shell, url) as client:
         client.prepare(1)
-        product = client.product()
+        product = client.product(padding=NO_PADDING)
         x = inputs(client.parameters)
 
         def stop(step: int) -> None:
@@ -284,7 +286,7 @@ def test_a_refused_index_is_not_asked_for_again(
     url, service = server
     with twin_client(shell, url) as client:
         client.prepare(1)
-        product = client.product()
+        product = client.product(padding=NO_PADDING)
         with monkeypatch.context() as patch:
             patch.setattr(service.ledger, "spend", _refuse)
             with pytest.raises(errors.IndexUsed):
@@ -295,6 +297,68 @@ def test_a_refused_index_is_not_asked_for_again(
 
 def _refuse(*_: object) -> None:
     raise errors.IndexUsed("Burned.")
+
+
+def test_a_repetition_hides_a_wrong_answer_as_well(
+    shell: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that breaks a run off and answers its repetition wrongly must not see whether that was noticed."""
+    log = Log()
+    service = small_service(tmp_path / "state", observer=log)
+    real = LayerService.answers
+
+    def wrong(self: LayerService, group: int, admitted: list[Admitted]) -> list[wire.Answer]:
+        return [wire.Answer(memoryview(bytes(len(answer.values)))) for answer in real(self, group, admitted)]
+
+    with running(service) as url, twin_client(shell, url) as client:
+        client.prepare(1)
+        product = client.product(padding=NO_PADDING)
+        x = inputs(client.parameters)
+        with pytest.raises(KeyboardInterrupt):
+            work(product, x, lambda step: _interrupt() if step == 8 else None)
+        seen = {key: set(hashes) for key, hashes in log.seen.items()}
+        monkeypatch.setattr(LayerService, "answers", wrong)
+        with product.generation():
+            for step in range(8):
+                assert not product(step % 2, torch.full_like(x[step], step) if step else x[0]).any()
+        assert product.breach
+        assert log.seen == seen, "the repetition was another one"
+        assert used(service) == 23
+        with pytest.raises(errors.IntegrityError):
+            product.require_intact()
+
+
+def test_what_was_begun_before_a_wrong_answer_goes_out_as_it_was(
+    shell: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One call may take several requests, and their masks are these activations' whatever happens in between."""
+    log = Log()
+    service = small_service(tmp_path / "state", observer=log)
+    real = LayerService.answers
+    lies = iter([False, False, False, True])
+
+    def answers(self: LayerService, group: int, admitted: list[Admitted]) -> list[wire.Answer]:
+        found = real(self, group, admitted)
+        if not next(lies, False):
+            return found
+        return [wire.Answer(memoryview(bytes(len(answer.values)))) for answer in found]
+
+    with running(service) as url, twin_client(shell, url) as client:
+        client.prepare(1)
+        monkeypatch.setattr(CheckedGroup, "most_tokens", 4)
+        monkeypatch.setattr(LayerService, "answers", answers)
+        product = client.product(padding=NO_PADDING)
+        x = activations(client.parameters[0], 12)
+        with pytest.raises(KeyboardInterrupt), product.generation():
+            product(0, x)
+            raise KeyboardInterrupt
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt), product.generation():
+                product(0, x)
+                assert product.breach
+                product(0, x)
+                raise KeyboardInterrupt
+    assert log.keys_with_two_values() == []
 
 
 # -- a whole model ---------------------------------------------------------------------------------------------
@@ -340,5 +404,5 @@ def test_a_model_interrupted_while_generating_bills_each_token_once(tmp_path: Pa
             with pytest.raises(KeyboardInterrupt):
                 model.generate(prompt, **options, stopping_criteria=StoppingCriteriaList([Interrupt(length)]))
         assert torch.equal(model.generate(prompt, **options), whole)
-        assert used(service) == 2 * once == 2 * (5 + 8)
+        assert used(service) == 2 * once
         product.close()

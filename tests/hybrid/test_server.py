@@ -234,7 +234,7 @@ def test_the_record_is_what_the_server_saw(tmp_path: Path, shell: Path) -> None:
         product.close()
     (seen,) = read_record(path)
     values = np.frombuffer(seen.masked, np.int32)
-    assert (seen.group, seen.first, seen.count) == (0, 0, 3)
+    assert (seen.group, seen.first, seen.count) == (0, 0, 16)
     assert values.min() >= 0
     assert values.max() < 2**30
     assert not np.isin(values, x.numpy()).any()

@@ -47,7 +47,7 @@ def test_the_shell_holds_no_protected_weight(source: Source, halves: SplitSummar
     files = {path.name for path in halves.client.iterdir()}
     tokenizer = {"tokenizer.json", "tokenizer_config.json"} if source.name == "demo" else set()
     signed = {"config.json", "generation_config.json", "model.safetensors"} | tokenizer
-    assert files == signed | {"manifest.json", "signature.json"}
+    assert files == signed | {"manifest.json", "signature.json", "checks.msgpack"}
     assert set(read_manifest(halves.client).files) == signed
 
 

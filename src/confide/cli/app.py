@@ -18,9 +18,9 @@ app = typer.Typer(
 
 
 def _register() -> None:
-    from confide.cli import demo, generate, ledger, licence, owner, prepare, serve, split, tls
+    from confide.cli import checks, demo, distrust, generate, ledger, licence, owner, prepare, serve, split, tls
 
-    for module in (split, serve, prepare, generate, demo):
+    for module in (split, checks, serve, prepare, generate, distrust, demo):
         app.command(module.__name__.rpartition(".")[2])(module.command)
     for group in (owner, tls, licence, ledger):
         app.add_typer(group.app)

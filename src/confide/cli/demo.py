@@ -147,18 +147,18 @@ class _Demo:
                 f"Prepared in {seconds:.1f} s, before any word of the prompt was known. Now online; each layer is one "
                 "round trip with masked integers:\n"
             )
-            run = self._generate(model.model, model.tokenizer, stream=True)
+            run = self._generate(model, model.tokenizer, stream=True)
             online = model.traffic.bytes_up + model.traffic.bytes_down
-        forwarded = len(run["ids"]) - 1  # the last token is never fed back
+            lengths = model.lengths
+        # As many tokens as went forward, padding included; the last one is never fed back.
+        forwarded = lengths.visible_prompt + lengths.visible_answer - 1 if lengths else 0
         return run | {
             "offline_ms_per_token": seconds * 1e3 / traffic.tokens,
             "offline_bytes_per_token": (traffic.bytes_up + traffic.bytes_down) / traffic.tokens,
             "online_bytes_per_token": online / forwarded,
         }
 
-    def _generate(
-        self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase | None", *, stream: bool
-    ) -> dict[str, Any]:
+    def _generate(self, model: Any, tokenizer: "PreTrainedTokenizerBase | None", *, stream: bool) -> dict[str, Any]:
         from transformers import TextStreamer
 
         from confide.evaluate.timing import TokenClock

@@ -1,12 +1,14 @@
 """`confide generate`: text from a shell, with its layers on a server or, as the reference, in the clear."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from confide.cli import output
-from confide.cli.options import Ca, InsecureNoTls, Json, Licence, Packs, Patience, Shell, TrustedOwner
+from confide.cli.options import Ca, Checks, InsecureNoTls, Json, Licence, Packs, Patience, Shell, TrustedOwner
+from confide.hybrid.padding import Padding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -25,11 +27,19 @@ def command(
     top_k: Annotated[int | None, typer.Option(help="Sample among this many likeliest tokens.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Sample among tokens of this total probability.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the sampling.")] = None,
+    pad_prompt: Annotated[
+        int, typer.Option(help="Round the prompt up to a multiple of this, as the server sees it.", min=1)
+    ] = 16,
+    pad_answer: Annotated[
+        str, typer.Option(help="The same for the answer, or `full` for always the longest one.", metavar="N|full")
+    ] = "16",
     owner: TrustedOwner = None,
     packs: Packs = None,
+    checks: Checks = None,
     licence: Licence = "",
     ca: Ca = None,
     patience: Patience = 60,
+    refill: Annotated[bool, typer.Option("--refill", help="Prepare the next pack in the background.")] = False,
     insecure_no_tls: InsecureNoTls = False,
     json: Json = False,
 ) -> None:
@@ -39,6 +49,7 @@ def command(
     if (prompt is None) == (prompt_ids is None):
         raise typer.BadParameter("give either a PROMPT or --prompt-ids")
     sampling = _sampling(temperature, top_k, top_p)
+    padding = Padding(pad_prompt, _answer_multiple(pad_answer))
     request = _Request(prompt, prompt_ids, max_new_tokens, sampling, seed, json)
     if clear_with is not None:
         from confide.models.clear import load_clear
@@ -54,14 +65,25 @@ def command(
             server=str(server),
             owner=owner,
             packs=packs,
+            checks=checks,
+            padding=padding,
             licence=licence,
             ca=ca,
             patience=patience,
+            refill_ahead=refill,
             insecure_no_tls=insecure_no_tls,
             on_progress=progress,
         )
     with model:
         request.run(model.model, model.tokenizer, model)
+
+
+def _answer_multiple(text: str) -> int | None:
+    if text == "full":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise typer.BadParameter("--pad-answer takes a number of tokens or the word full")
+    return int(text)
 
 
 def _sampling(temperature: float | None, top_k: int | None, top_p: float | None) -> dict[str, Any]:
@@ -95,12 +117,14 @@ class _Request:
 
         ids = self._ids(tokenizer, int(model.config.vocab_size))
         if private is not None:
-            self._ensure_masks(private, ids.shape[1] + self._max_new_tokens)
+            padding = private.padding
+            self._ensure_masks(private, padding.prompt_tokens(ids.shape[1]) + padding.longest(self._max_new_tokens))
         if self._seed is not None:
             torch.manual_seed(self._seed)
         streams = tokenizer is not None and not self._json
         clock = TokenClock(TextStreamer(tokenizer) if streams else None)
-        sequence = model.generate(
+        generate: Any = (private or model).generate
+        sequence = generate(
             ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=self._max_new_tokens,
@@ -110,6 +134,7 @@ class _Request:
         )[0].tolist()
         generated = sequence[ids.shape[1] :]
         online = private.traffic.bytes_up + private.traffic.bytes_down if private else 0
+        lengths = private.lengths if private else None
         if self._json:
             output.result(
                 {
@@ -119,12 +144,18 @@ class _Request:
                     "ms_to_first_token": clock.ms_to_first_token,
                     "ms_per_token": clock.ms_per_token,
                     "online_bytes": online,
+                    "lengths": asdict(lengths) if lengths else None,
                 }
             )
             return
         if tokenizer is None:
             output.console.print(",".join(map(str, sequence)))
-        traffic = f", {output.megabytes(online)} online" if private else ""
+        traffic = ""
+        if lengths:
+            traffic = (
+                f", {output.megabytes(online)} online; the server saw {lengths.visible_prompt} tokens for the prompt's "
+                f"{lengths.prompt} and {lengths.visible_answer} for the answer's {lengths.answer}"
+            )
         output.note(f"{len(generated)} tokens, {clock.ms_per_token:.1f} ms each{traffic}")
 
     def _ids(self, tokenizer: "PreTrainedTokenizerBase | None", vocabulary: int) -> Any:

@@ -23,6 +23,7 @@ Ca = Annotated[
 Patience = Annotated[
     float, typer.Option(help="Seconds to wait for a server that goes away meanwhile, before giving up.", min=0)
 ]
+Checks = Annotated[Path | None, typer.Option(help="Check vectors of the model; SHELL/checks.msgpack by default.")]
 InsecureNoTls = Annotated[
     bool, typer.Option("--insecure-no-tls", help="Allow a plain connection beyond this machine. Not for production.")
 ]

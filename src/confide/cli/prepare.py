@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from confide.cli import output
-from confide.cli.options import Ca, InsecureNoTls, Json, Licence, Packs, Patience, Shell, TrustedOwner
+from confide.cli.options import Ca, Checks, InsecureNoTls, Json, Licence, Packs, Patience, Shell, TrustedOwner
 
 
 def command(
@@ -14,6 +14,7 @@ def command(
     tokens: Annotated[int, typer.Option(help="Masks to prepare, in tokens; rounds up to whole packs.", min=1)] = 1,
     owner: TrustedOwner = None,
     packs: Packs = None,
+    checks: Checks = None,
     licence: Licence = "",
     ca: Ca = None,
     patience: Patience = 60,
@@ -30,6 +31,7 @@ def command(
         server,
         owner=owner,
         packs=packs,
+        checks=checks,
         licence=licence,
         ca=ca,
         patience=patience,

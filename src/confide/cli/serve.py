@@ -82,6 +82,6 @@ def _log_to_standard_error(form: LogFormat) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines() if form is LogFormat.JSON else logging.Formatter("%(message)s"))
     logger = logging.getLogger("confide")
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.INFO if form is LogFormat.JSON else logging.WARNING)
     logger.handlers = [handler]
     logger.propagate = False

@@ -7,12 +7,16 @@ from confide.errors import ServerChanged, UnusablePack
 from confide.hybrid import wire
 from confide.hybrid.closing import Closing
 from confide.hybrid.connection import OFFLINE_SECONDS, ONLINE_SECONDS, LayerConnection
+from confide.hybrid.distrust import Breach, RefusalList
 from confide.hybrid.link import PATIENCE_SECONDS, Link
 from confide.hybrid.packs import MaskPack, PackStore
+from confide.hybrid.padding import Padding
 from confide.hybrid.prepare import OnProgress, Traffic, pack_traffic, prepare_pack
-from confide.hybrid.product import RemoteProduct
+from confide.hybrid.product import CheckedGroup, RemoteProduct
+from confide.hybrid.refill import BackgroundRefill, RefillOrder
 from confide.hybrid.supply import MaskSupply
 from confide.hybrid.tls import client_context
+from confide.models.checks import CHECKS_NAME, read_checks
 from confide.models.owner import OwnerPublicKey
 from confide.models.package import PackageKind
 from confide.models.seal import open_package
@@ -27,9 +31,12 @@ class HybridClient(Closing):
 
     folder: the shell. packs: where mask packs lie, `packs` inside the shell by default. owner: the public key that
     must have signed the shell; without it, any of the `trusted_owners`. licence: the bearer key that the model's owner
-    gave, where the server wants one. ca: file of the authorities to trust at a wss:// address, instead of the system's.
-    patience: seconds that preparing and generating wait for a server that is away; the first contact does not wait.
-    Raises UntrustedOwner for the shell of another.
+    gave, where the server wants one. checks: the check vectors, `checks.msgpack` in the shell by default. ca: file of
+    the authorities to trust at a wss:// address, instead of the system's. patience: seconds that preparing and
+    generating wait for a server that is away; the first contact does not wait.
+
+    Raises UntrustedOwner for the shell of another owner, InvalidPackage without check vectors, for no answer is
+    believed unchecked, and ServerDistrusted where this server gave a wrong answer before.
     """
 
     def __init__(
@@ -39,6 +46,7 @@ class HybridClient(Closing):
         *,
         owner: str | bytes | None = None,
         packs: Path | str | None = None,
+        checks: Path | str | None = None,
         licence: str = "",
         ca: Path | str | None = None,
         patience: float = PATIENCE_SECONDS,
@@ -54,12 +62,23 @@ class HybridClient(Closing):
         self._server = server
         self._scheme = scheme
         self._licence = licence
+        self._ca = ca
         self._trust = client_context(ca)
+        self._refill: BackgroundRefill | None = None
         self._patience = patience
         self._insecure_no_tls = insecure_no_tls
+        self._checks_path = Path(checks or self.folder / CHECKS_NAME)
+        self._checks = read_checks(self._checks_path, self.manifest)
+        packs = Path(packs or self.folder / "packs")
+        self._refused = RefusalList(packs)
+        self._refused.require_trusted(self.manifest.model_digest, server=server)
         with self._greet(ONLINE_SECONDS) as connection:
             self._server_seed = connection.server_seed
-        self.store = PackStore(Path(packs or self.folder / "packs"), self.manifest.model_digest, self.parameters)
+        self._require_trusted()
+        self.store = PackStore(packs, self.manifest.model_digest, self.parameters)
+
+    def _require_trusted(self) -> None:
+        self._refused.require_trusted(self.manifest.model_digest, seed=self._server_seed)
 
     def connect(self, silence: float = ONLINE_SECONDS) -> LayerConnection:
         """A new greeted connection to the server of before; ServerChanged where another one answers."""
@@ -99,6 +118,7 @@ class HybridClient(Closing):
     def ready_packs(self) -> list[MaskPack]:
         """The prepared packs with masks left, after burning what the server has answered; spent ones are deleted."""
         ready = []
+        self.store.adopt(self._ahead, self._server_seed)
         with self.connect() as connection:
             for pack in self._packs():
                 if pack.prepared:
@@ -125,6 +145,7 @@ class HybridClient(Closing):
 
     def prepare(self, tokens: int = 1, on_progress: OnProgress | None = None) -> list[MaskPack]:
         """Prepare packs until at least `tokens` more masks are on disk; resumes an interrupted pack first."""
+        self._require_trusted()
         made: list[MaskPack] = []
         unfinished = [pack for pack in self._packs() if not pack.prepared]
         with Link(lambda: self.connect(OFFLINE_SECONDS), self._patience) as link:
@@ -139,16 +160,66 @@ class HybridClient(Closing):
                 made.append(pack)
         return made
 
-    def product(self, on_progress: OnProgress | None = None) -> RemoteProduct:
-        """The integer products of the shell's model. Where masks run out, another pack is prepared."""
+    def product(
+        self, on_progress: OnProgress | None = None, padding: Padding | None = None, *, refill_ahead: bool = False
+    ) -> RemoteProduct:
+        """The integer products of the shell's model. Where masks run out, another pack is prepared.
 
-        def refill() -> MaskPack:
+        refill_ahead: prepare the next pack in the background as soon as less than a pack is left.
+        """
+        self._require_trusted()
+        if refill_ahead:
+            self._refill = BackgroundRefill(self._refill_order())
+
+        def refill() -> list[MaskPack]:
+            if self._refill is not None and self._refill.wait():
+                return self.store.adopt(self._ahead, self._server_seed)
             _log.warning("No unused mask is left: preparing another pack of %d tokens.", self.traffic.tokens)
-            return self.prepare(1, on_progress)[0]
+            return self.prepare(1, on_progress)
 
-        supply = MaskSupply(self.store, self.ready_packs(), len(self.parameters), refill)
-        return RemoteProduct(Link(self.connect, self._patience), supply, self.parameters)
+        supply = MaskSupply(self.store, self.ready_packs(), len(self.parameters), refill, self._refill_early)
+        checks = self._checks.answer_checks(self.manifest.groups)
+        groups = list(map(CheckedGroup, self.manifest.groups, self.parameters, checks))
+        link = Link(self.connect, self._patience)
+        return RemoteProduct(link, supply, groups, padding or Padding(), self.distrust)
+
+    def _refill_early(self, tokens_left: int) -> list[MaskPack]:
+        """Keep a pack ahead: what has become ready in the background, and the order for the next."""
+        if self._refill is None or tokens_left >= self.parameters[0].tokens:
+            return []
+        if self._refill.finished():
+            return self.store.adopt(self._ahead, self._server_seed)
+        self._refill.start()
+        return []
+
+    @property
+    def _ahead(self) -> Path:
+        return self.store.folder / "ahead"
+
+    def _refill_order(self) -> RefillOrder:
+        return RefillOrder(
+            folder=str(self.folder.absolute()),
+            server=self._server,
+            packs=str(self._ahead.absolute()),
+            checks=str(self._checks_path.absolute()),
+            owner=str(self.release.owner),
+            licence=self._licence,
+            ca=None if self._ca is None else str(Path(self._ca).absolute()),
+            patience=self._patience,
+            insecure_no_tls=self._insecure_no_tls,
+        )
+
+    def distrust(self, breach: Breach) -> None:
+        """Refuse this server from now on, durably, and burn every pack that was made with it."""
+        self._refused.add(self._server, self._server_seed, self.manifest.model_digest, breach)
+        if self._refill is not None:
+            self._refill.close()
+        self.store.adopt(self._ahead, self._server_seed, unfinished=True)
+        for pack in self._packs():
+            self.store.discard(pack)
 
     def close(self) -> None:
-        """Give the pack folder up."""
+        """Give the pack folder up; a pack that is being prepared in the background stays unfinished."""
+        if self._refill is not None:
+            self._refill.close()
         self.store.close()

@@ -7,7 +7,9 @@ from transformers import PreTrainedModel
 
 from confide.hybrid.client import HybridClient
 from confide.hybrid.closing import Closing
+from confide.hybrid.generation import Lengths, PaddedGeneration
 from confide.hybrid.link import PATIENCE_SECONDS
+from confide.hybrid.padding import Padding
 from confide.hybrid.prepare import OnProgress
 from confide.hybrid.product import OnlineTraffic, RemoteProduct
 from confide.models.shell import load_shell, shell_tokenizer
@@ -18,13 +20,21 @@ class HybridModel(Closing):
 
     `generate` is that of transformers, with KV cache, sampling, beams, batches and streamers; `model` is the stock
     model behind it, `tokenizer` the shell's, or None where it came without one.
+
+    Every answer of the server is checked. After a wrong one `generate` goes on to the longest padded length with
+    numbers that mean nothing, and only then raises IntegrityError; the server is refused from then on.
+
+    lengths: of the last generation, its tokens and what the server saw of them.
     """
 
     def __init__(self, client: HybridClient, model: PreTrainedModel, product: RemoteProduct) -> None:
         self.client = client
         self.model = model
         self._product = product
+        self.lengths: Lengths | None = None
         self.tokenizer = shell_tokenizer(client.folder)
+        model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
+        model.register_forward_hook(self._after_forward)
 
     @classmethod
     def from_shell(
@@ -34,29 +44,34 @@ class HybridModel(Closing):
         server: str,
         owner: str | bytes | None = None,
         packs: Path | str | None = None,
+        checks: Path | str | None = None,
+        padding: Padding | None = None,
         device: str = "cpu",
         licence: str = "",
         ca: Path | str | None = None,
         patience: float = PATIENCE_SECONDS,
+        refill_ahead: bool = False,
         insecure_no_tls: bool = False,
         on_progress: OnProgress | None = None,
     ) -> Self:
         """Open a shell for the layer server at an address such as wss://layers.example:8470.
 
-        owner, licence, ca, patience: see HybridClient.
+        padding: what the server sees of lengths. refill_ahead: prepare the next pack in the background while the
+        present one is spent, which slows generating a little. owner, checks, licence, ca, patience: see HybridClient.
         """
         client = HybridClient(
             folder,
             server,
             owner=owner,
             packs=packs,
+            checks=checks,
             licence=licence,
             ca=ca,
             patience=patience,
             insecure_no_tls=insecure_no_tls,
         )
         try:
-            product = client.product(on_progress)
+            product = client.product(on_progress, padding, refill_ahead=refill_ahead)
             model = load_shell(client.folder, product, device, {client.release.owner})
             return cls(client, model, product)
         except BaseException:
@@ -78,18 +93,33 @@ class HybridModel(Closing):
         self._product.add_packs(self.client.prepare(tokens, on_progress))
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """transformers' `generate`, unchanged.
+        """transformers' `generate`; IntegrityError once it is over, if an answer was wrong.
 
         After an interruption, of the connection or by the keyboard, the same call again repeats what was sent, which
         costs no token twice, and goes on from there.
         """
-        model: Any = self.model  # its stubs do not say that it generates
-        with self._product.run():
-            return model.generate(*args, **kwargs)
+        generation = PaddedGeneration(self.model, self._product)
+        try:
+            return generation.run(*args, **kwargs)
+        finally:
+            self.lengths = generation.lengths
+
+    @property
+    def padding(self) -> Padding:
+        """What the server sees of lengths."""
+        return self._product.padding
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """transformers' forward pass, unchanged."""
-        return self.model.forward(*args, **kwargs)
+        """transformers' forward pass; IntegrityError when it is over, if an answer was wrong."""
+        return self.model(*args, **kwargs)
+
+    def _before_forward(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inputs = (*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
+        self._product.width = next((len(given) for given in inputs if given is not None), 1)
+
+    def _after_forward(self, *_: Any) -> None:
+        if not self._product.generating:
+            self._product.require_intact()
 
     def close(self) -> None:
         """Close the connection and give the packs up; masks taken and not used are burned."""

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final
+from typing import IO, Annotated, Final
 
 import msgspec
 import numpy as np
@@ -171,6 +171,12 @@ class MaskPack:
         self._keys.erase_seed()
         (self.folder / "groups-done").unlink(missing_ok=True)
 
+    def move_to(self, folder: Path) -> None:
+        """Rename the pack's folder."""
+        self.folder.rename(folder)
+        self.folder = folder
+        self._keys = _KeyFile(folder / "keys", self.blocks)
+
     def erase_keys(self) -> None:
         """Erase every key: nothing in the folder can be read or used any more."""
         self._keys.erase_seed()
@@ -195,14 +201,7 @@ class PackStore(Closing):
         self._model_digest = model_digest
         self._groups = groups
         self._process = os.getpid()
-        self._lock = (folder / "lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.close()
-            raise PackInUse(
-                f"Another process is using the packs in {folder}; wait for it, or give this one a folder of its own."
-            ) from None
+        self._lock = _lock(folder)
 
     def require_owner(self) -> None:
         """PackInUse in a process that inherited this store by a fork."""
@@ -212,11 +211,31 @@ class PackStore(Closing):
                 "open the model again in the new process, with a pack folder of its own."
             )
 
+    def adopt(self, folder: Path, server_seed: bytes, *, unfinished: bool = False) -> list[MaskPack]:
+        """Move the prepared packs of another folder into this one, or all of them; none while it is in use."""
+        self.require_owner()
+        if not folder.exists():
+            return []
+        try:
+            lock = _lock(folder)
+        except PackInUse:
+            return []
+        with lock:
+            adopted = [pack for pack in self._packs_in(folder, server_seed) if pack.prepared or unfinished]
+            for pack in adopted:
+                pack.move_to(self.folder / pack.folder.name)
+            sync_folder(folder)
+            sync_folder(self.folder)
+        return adopted
+
     def packs(self, server_seed: bytes) -> list[MaskPack]:
         """The packs for this model and server, oldest first."""
         self.require_owner()
+        return self._packs_in(self.folder, server_seed)
+
+    def _packs_in(self, folder: Path, server_seed: bytes) -> list[MaskPack]:
         found = []
-        for path in sorted(self.folder.glob("pack-*/pack.json"), key=lambda path: path.stat().st_mtime_ns):
+        for path in sorted(folder.glob("pack-*/pack.json"), key=lambda path: path.stat().st_mtime_ns):
             facts = _read_facts(path)
             if facts.model_digest == self._model_digest and facts.server_seed == server_seed.hex():
                 found.append(MaskPack(path.parent, facts, self._groups))
@@ -253,6 +272,18 @@ class PackStore(Closing):
     def close(self) -> None:
         """Give the folder up."""
         self._lock.close()
+
+
+def _lock(folder: Path) -> IO[str]:
+    lock = (folder / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise PackInUse(
+            f"Another process is using the packs in {folder}; wait for it, or give this one a folder of its own."
+        ) from None
+    return lock
 
 
 class _KeyFile:

@@ -1,6 +1,11 @@
-"""The matrix products of a private model: each is one round trip to the layer server, under one-time pads."""
+"""The matrix products of a private model: each is one round trip to the layer server, under one-time pads.
 
-from collections.abc import Iterator
+Nothing the server computes is believed. Every answer is checked, and a wrong one is kept from the server: from then
+on it gets zeros under fresh masks, which are uniform numbers, in the shapes it would have got, until the caller has
+gone as far as it might have gone.
+"""
+
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -8,12 +13,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from confide.errors import ConfideError, ConnectionLost, LicenceError, PackExhausted, ServerBusy, ServerFault
+from confide.errors import (
+    ConfideError,
+    ConnectionLost,
+    IntegrityError,
+    LicenceError,
+    PackExhausted,
+    ServerBusy,
+    ServerFault,
+)
 from confide.hybrid import wire
+from confide.hybrid.distrust import Breach
 from confide.hybrid.link import Link
 from confide.hybrid.packs import MaskPack
+from confide.hybrid.padding import Padding
 from confide.hybrid.supply import MaskSupply, Segment
+from confide.models.package import Group
 from confide.rlwe import masks
+from confide.rlwe.freivalds import AnswerCheck
 from confide.rlwe.parameters import Parameters
 
 _REPEATABLE = (ConnectionLost, LicenceError, PackExhausted, ServerBusy, ServerFault)
@@ -22,53 +39,142 @@ _REPEATABLE = (ConnectionLost, LicenceError, PackExhausted, ServerBusy, ServerFa
 
 @dataclass
 class OnlineTraffic:
-    """What went over the wire online: payload bytes and round trips."""
+    """What went over the wire online: payload bytes and round trips, padding included."""
 
     bytes_up: int = 0
     bytes_down: int = 0
     round_trips: int = 0
 
 
-class RemoteProduct:
-    """W x for a layer group, computed by the server on masked activations. Exact."""
+@dataclass(frozen=True)
+class CheckedGroup:
+    """A layer group as the client needs it: names, parameters and the check of its answers."""
 
-    def __init__(self, link: Link, supply: MaskSupply, parameters: list[Parameters]) -> None:
+    group: Group
+    parameters: Parameters
+    check: AnswerCheck
+
+    @property
+    def most_tokens(self) -> int:
+        """How many tokens fit a frame either way."""
+        return wire.MAX_FRAME // (4 * max(self.parameters.rows, self.parameters.columns))
+
+
+class RemoteProduct:
+    """W x for a layer group, computed by the server on masked activations. Exact, and checked.
+
+    A wrong answer raises nothing at first, because the server would see where a run breaks off: `breach` says what
+    happened, and from then on the server gets padding and the caller zeros. `require_intact` ends that.
+
+    width: sequences in the batch that comes next. padding: what lengths the server may see. generating: whether a
+    generation is under way, which somebody will bring to its padded length.
+
+    on_breach: called by the first `require_intact` after a wrong answer, before it raises.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        supply: MaskSupply,
+        groups: list[CheckedGroup],
+        padding: Padding,
+        on_breach: Callable[[Breach], None],
+    ) -> None:
         self._link = link
         self._supply = supply
-        self._parameters = parameters
-        self._most = [wire.MAX_FRAME // (4 * max(group.rows, group.columns)) for group in parameters]
+        self._groups = groups
+        self._on_breach = on_breach
+        self._positions = [0] * len(groups)
+        self._idling = False
+        self._over: IntegrityError | None = None
+        self.padding = padding
+        self.width = 1
+        self.generating = False
         self.traffic = OnlineTraffic()
+        self.breach: Breach | None = None
 
     def __call__(self, group: int, x: Tensor) -> Tensor:
-        """x int32 (tokens, columns) -> W x int32 (tokens, rows)."""
-        values = x.cpu().numpy()
-        results = []
+        """x int32 (tokens, columns) -> W x int32 (tokens, rows); zeros once an answer was wrong, and while idling."""
+        if self._over:
+            raise self._over
+        parameters = self._groups[group].parameters
+        given = x.cpu().numpy()
+        tokens = self._visible_tokens(group, len(given))
+        # Zeros under fresh masks are uniform numbers, and take exactly the work that activations take: the server
+        # has a clock.
+        values = np.zeros((tokens, parameters.columns), np.int32)
+        if not self._decoy:
+            values[: len(given)] = given
+        result = np.empty((tokens, parameters.rows), np.int32)
         done = 0
-        for segment in self._supply.take(group, values, self._most[group]):
-            count = len(segment.masks)
-            results.append(self._segment(group, values[done : done + count], segment))
-            done += count
-        result = results[0] if len(results) == 1 else np.concatenate(results)
-        return torch.from_numpy(result).to(x.device)
+        most = self._groups[group].most_tokens
+        for segment in self._supply.take(group, values, most, anything=self.breach is not None):
+            part = slice(done, done + len(segment.masks))
+            inputs = self._sendable(segment)
+            result[part] = self._segment(group, inputs, segment)
+            self._check(group, result[part], inputs, done)
+            done = part.stop
+        self._positions[group] += len(given)
+        if self._decoy:
+            result[:] = 0
+        return torch.from_numpy(result[: len(given)]).to(x.device)
+
+    @property
+    def _decoy(self) -> bool:
+        """Whether the server gets nothing but padding."""
+        return self._idling or self.breach is not None
+
+    def _visible_tokens(self, group: int, tokens: int) -> int:
+        """A prompt is padded; a step of decoding, one token for each sequence, shows nothing but that."""
+        first = self.generating and not self._positions[group]
+        if tokens == self.width and not first:
+            return tokens
+        # Each of the sequences is padded, so that a batch shows no more than one text does.
+        width = self.width if tokens % self.width == 0 else 1
+        return width * self.padding.prompt_tokens(tokens // width)
+
+    def _sendable(self, segment: Segment) -> masks.Int32Array:
+        """What goes out under a segment's masks."""
+        if self.breach is None or segment.repeated:
+            # In a repetition even now: the masks are these activations' and no others', and the server must not see
+            # from another course that it is not believed any more.
+            return segment.inputs
+        # From here on the masks carry something else than they were given for, so they must not be given again.
+        self._supply.end_run()
+        return np.zeros_like(segment.inputs)
 
     def _segment(self, group: int, values: masks.Int32Array, segment: Segment) -> masks.Int32Array:
-        parameters = self._parameters[group]
+        parameters = self._groups[group].parameters
         masked = masks.mask(values, segment.masks, parameters)
         message = wire.Online(segment.pack, group, segment.first, len(masked), wire.payload(masked))
         answer = self._exchange(message)
+        # A size cannot depend on the activations, so an error over one tells the server nothing of them.
         wire.require_bytes(answer.values, len(masked) * parameters.rows * 4)
         self.traffic.bytes_up += len(message.masked)
         self.traffic.bytes_down += len(answer.values)
         self.traffic.round_trips += 1
         return masks.unmask(np.frombuffer(answer.values, np.int32).reshape(len(masked), -1), segment.values, parameters)
 
+    def _check(self, group: int, products: masks.Int32Array, values: masks.Int32Array, done: int) -> None:
+        """Note the first wrong answer of all; padding and decoys are checked like anything else."""
+        right = self._groups[group].check(products, values)
+        if self.breach is None and not right.all():
+            facts = self._groups[group].group
+            token = self._positions[group] + done + int(right.argmin())
+            self.breach = Breach(facts.name, tuple(layer.name for layer in facts.layers), token)
+
     def _exchange(self, message: wire.Online) -> wire.Answer:
         # The same indexes may be asked again for the same data, and for nothing else.
         return self._link.run(lambda connection: connection.request(message, wire.Answer))
 
     @contextmanager
-    def run(self) -> Iterator[None]:
-        """One generation. Where it is interrupted, the next one repeats what it sent for as long as it is the same."""
+    def generation(self) -> Iterator[None]:
+        """While it lasts, each group's first call counts as a prompt, and tokens are counted from there.
+
+        Where it is interrupted, the next one repeats what it sent for as long as that is the same.
+        """
+        self._positions = [0] * len(self._groups)
+        self.generating = True
         self._supply.begin_run()
         try:
             yield
@@ -76,7 +182,33 @@ class RemoteProduct:
             if not isinstance(error, _REPEATABLE):
                 self._supply.end_run()
             raise
-        self._supply.end_run()
+        else:
+            self._supply.end_run()
+        finally:
+            self.generating = False
+
+    @contextmanager
+    def idling(self) -> Iterator[None]:
+        """While it lasts, the server gets padding whatever is asked: what follows the end of an answer."""
+        self._idling = True
+        try:
+            yield
+        finally:
+            self._idling = False
+
+    def require_intact(self) -> None:
+        """IntegrityError if an answer was wrong. Call it where the server expects no more frames."""
+        if self._over is None and self.breach is not None:
+            breach = self.breach
+            self._over = IntegrityError(
+                f"The server's answer for layer group {breach.group} ({', '.join(breach.layers)}), token "
+                f"{breach.token}, is not what this model gives. It was not used; the masks made with this server "
+                "are burned, and it is refused from now on. Find out why, then see `confide distrust`."
+            )
+            self.close()
+            self._on_breach(breach)
+        if self._over:
+            raise self._over
 
     def add_packs(self, packs: list[MaskPack]) -> None:
         """Go on with these packs once the present ones are spent."""

@@ -5,11 +5,10 @@ that was interrupted can be begun again: the same activations get the same masks
 again, which answers them again free of charge. Anything else gets masks that were never used.
 """
 
-import hashlib
-import hmac
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,14 +19,23 @@ from confide.hybrid.packs import BLOCK_TOKENS, Block, MaskPack, PackStore
 Arrays = tuple[NDArray[np.int32], NDArray[np.int32]]
 
 
+RUN_BYTES: Final = 256 << 20
+"""Activations of a run that are kept; what a longer one sends after these costs its tokens again if it is repeated."""
+
+
 @dataclass(frozen=True)
 class Segment:
-    """Masks of consecutive indexes of one pack: masks int32 (tokens, columns), values int32 (tokens, rows)."""
+    """Masks of consecutive indexes of one pack, and the activations that they are for.
+
+    masks, inputs: int32 (tokens, columns). values: int32 (tokens, rows). repeated: given before, and perhaps sent.
+    """
 
     pack: bytes
     first: int
     masks: NDArray[np.int32]
     values: NDArray[np.int32]
+    inputs: NDArray[np.int32]
+    repeated: bool
 
     def __repr__(self) -> str:
         return f"Segment(first={self.first}, tokens={len(self.masks)}, <hidden>)"
@@ -49,15 +57,20 @@ class _Taken:
 
 @dataclass(frozen=True)
 class _Given:
-    """Masks from a position on that were given for the activations with this digest, in segments of at most `most`."""
+    """Masks from a position on that were given for these activations, in segments of at most `most`."""
 
     position: int
-    tokens: int
     most: int
-    digest: bytes
+    inputs: NDArray[np.integer]
 
-    def matches(self, tokens: int, most: int, digest: bytes) -> bool:
-        return (self.tokens, self.most) == (tokens, most) and hmac.compare_digest(self.digest, digest)
+    @classmethod
+    def narrowed(cls, position: int, most: int, inputs: NDArray[np.int32]) -> Self:
+        """With a copy of the activations, which are of 12 to 14 bits as a rule."""
+        narrow = inputs.astype(np.int16)
+        return cls(position, most, narrow if np.array_equal(narrow, inputs) else inputs.copy())
+
+    def has_shape(self, inputs: NDArray[np.int32], most: int) -> bool:
+        return self.inputs.shape == inputs.shape and self.most == most
 
 
 class _Run:
@@ -66,13 +79,18 @@ class _Run:
     def __init__(self, groups: int) -> None:
         self._given: list[list[_Given]] = [[] for _ in range(groups)]
         self._again = [0] * groups
+        self._bytes = 0
 
     def rewind(self) -> None:
         self._again = [0] * len(self._again)
 
     def add(self, group: int, given: _Given) -> None:
-        self._given[group].append(given)
-        self._again[group] = len(self._given[group])
+        if self._bytes + given.inputs.nbytes <= RUN_BYTES:
+            self._bytes += given.inputs.nbytes
+            self._given[group].append(given)
+            self._again[group] = len(self._given[group])
+        else:
+            self._bytes = RUN_BYTES  # nothing may be kept of what follows a gap
 
     def next(self, group: int) -> _Given | None:
         """What the group was given at this place the last time."""
@@ -86,12 +104,14 @@ class _Run:
         """From here on the run is another one than the last time."""
         for given, place in zip(self._given, self._again, strict=True):
             del given[place:]
+        self._bytes = sum(one.inputs.nbytes for given in self._given for one in given)
 
 
 class MaskSupply:
     """The masks of one session, over all packs that are left.
 
-    `refill` is called when no pack has a mask left, and gives the next one; without it, PackExhausted.
+    `refill` is called when no pack has a mask left, and gives the next ones; without it, PackExhausted. `refill_early`
+    is told how many masks are left whenever some were taken, and gives packs that have become ready meanwhile.
     """
 
     def __init__(
@@ -99,11 +119,13 @@ class MaskSupply:
         store: PackStore,
         packs: list[MaskPack],
         groups: int,
-        refill: Callable[[], MaskPack] | None = None,
+        refill: Callable[[], list[MaskPack]] | None = None,
+        refill_early: Callable[[int], list[MaskPack]] | None = None,
     ) -> None:
         self._store = store
         self._packs = list(packs)
         self._refill = refill
+        self._refill_early = refill_early
         self._taken: list[_Taken] = []
         self._dropped = 0
         # The first position of each group that was never given. These only ever grow.
@@ -153,39 +175,46 @@ class MaskSupply:
 
     # -- masks -------------------------------------------------------------------------------------------------
 
-    def take(self, group: int, values: NDArray[np.int32], most: int) -> list[Segment]:
-        """Masks for the activations `values`, int32 (tokens, columns), of a group: for them and nothing else.
+    def take(
+        self, group: int, inputs: NDArray[np.int32], most: int, *, anything: bool = False
+    ) -> list[Segment]:
+        """Masks for the activations `inputs`, int32 (tokens, columns), of a group: for them and nothing else.
 
-        They come in segments of at most `most` consecutive indexes. Threads may call it at once; each gets masks of
-        its own.
+        They come in segments of at most `most` consecutive indexes, each with the activations that it is for. Where
+        `anything` will do, what a run sent the last time is sent again whatever it was: the server must not see from
+        a repetition that its answers are not believed any more. Threads may call it at once; each gets masks of its
+        own.
         """
         self._store.require_owner()
         with self._mutex:
-            position = self._give(group, values, most)
-            end = position + len(values)
-            segments = []
-            while position < end:
-                segments.append(self._segment(group, position, min(end - position, most)))
-                position += len(segments[-1].masks)
+            unused = self._positions[group]
+            position, inputs = self._give(group, inputs, most, anything)
+            repeated = position < unused
+            segments: list[Segment] = []
+            done = 0
+            while done < len(inputs):
+                segments.append(self._segment(group, position + done, inputs[done : done + most], repeated))
+                done += len(segments[-1].masks)
             self._drop_finished()
         return segments
 
-    def _give(self, group: int, values: NDArray[np.int32], most: int) -> int:
-        """The position of masks for these activations: the last time's if these are the same, unused ones if not."""
-        run, tokens = self._run, len(values)
+    def _give(
+        self, group: int, inputs: NDArray[np.int32], most: int, anything: bool
+    ) -> tuple[int, NDArray[np.int32]]:
+        """A position and what its masks are for: the last time's where it is the same, unused ones where not."""
+        run = self._run
         if run is None:
-            return self._fresh(group, tokens)
-        digest = hashlib.sha256(np.ascontiguousarray(values)).digest()
+            return self._fresh(group, len(inputs)), inputs
         before = run.next(group)
         if before is not None:
-            if before.matches(tokens, most, digest):
+            if before.has_shape(inputs, most) and (anything or np.array_equal(before.inputs, inputs)):
                 run.advance(group)
-                return before.position
+                return before.position, before.inputs.astype(np.int32)
             run.diverge()
             self._level()
-        position = self._fresh(group, tokens)
-        run.add(group, _Given(position, tokens, most, digest))
-        return position
+        position = self._fresh(group, len(inputs))
+        run.add(group, _Given.narrowed(position, most, inputs))
+        return position, inputs
 
     def _fresh(self, group: int, tokens: int) -> int:
         position = self._positions[group]
@@ -194,14 +223,15 @@ class MaskSupply:
         self._positions[group] = position + tokens
         return position
 
-    def _segment(self, group: int, position: int, most: int) -> Segment:
-        """The longest run of consecutive indexes from a position."""
+    def _segment(self, group: int, position: int, inputs: NDArray[np.int32], repeated: bool) -> Segment:
+        """The longest run of consecutive indexes from a position, for the first of these activations."""
+        most = len(inputs)
         place, offset = divmod(position - self._dropped * BLOCK_TOKENS, BLOCK_TOKENS)
         first = self._taken[place]
         masks, values = first.of(group)
         if offset + most <= BLOCK_TOKENS:
             part = slice(offset, offset + most)
-            return Segment(first.block.pack.id, first.block.first_token + offset, masks[part], values[part])
+            return Segment(first.block.pack.id, first.block.first_token + offset, masks[part], values[part], inputs, repeated)
         pieces = [(masks[offset:], values[offset:])]
         missing = most - (BLOCK_TOKENS - offset)
         while missing > 0 and self._continues(place):
@@ -210,7 +240,7 @@ class MaskSupply:
             pieces.append((masks[:missing], values[:missing]))
             missing -= len(pieces[-1][0])
         joined = [np.concatenate(arrays) if len(pieces) > 1 else arrays[0] for arrays in zip(*pieces, strict=True)]
-        return Segment(first.block.pack.id, first.block.first_token + offset, *joined)
+        return Segment(first.block.pack.id, first.block.first_token + offset, *joined, inputs[: len(joined[0])], repeated)
 
     def _continues(self, place: int) -> bool:
         """Whether the block after this one is the same pack's next."""
@@ -223,6 +253,8 @@ class MaskSupply:
         while (missing := position - (self._dropped + len(self._taken)) * BLOCK_TOKENS) > 0:
             blocks = self._current_pack().take(-(-missing // BLOCK_TOKENS))
             self._taken.extend(map(_Taken, blocks))
+            if self._refill_early is not None:
+                self._packs.extend(self._refill_early(self.tokens_left))
 
     def _current_pack(self) -> MaskPack:
         while self._packs and not self._packs[0].tokens_left:
@@ -230,7 +262,7 @@ class MaskSupply:
         if not self._packs:
             if self._refill is None:
                 raise PackExhausted("No unused mask is left; prepare another pack with `confide prepare`.")
-            self._packs.append(self._refill())
+            self._packs.extend(self._refill())
         return self._packs[0]
 
     def _drop_finished(self) -> None:

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from confide.errors import ConfideError, InsecureParameters, ModelNotSupported
+from confide.models.checks import CHECKS_NAME, Checks, group_vector, write_checks
 from confide.models.owner import OwnerKey
 from confide.models.package import FORMAT, Group, Layer, Manifest, ModelDigest, PackageKind
 from confide.models.quantize import quantize_weights
@@ -25,7 +26,9 @@ from confide.models.seal import seal_package
 from confide.models.server_package import group_file, row_norms
 from confide.models.shell import SHELL_WEIGHTS
 from confide.models.source import Source
+from confide.rlwe.freivalds import Field
 from confide.rlwe.parameters import Parameters, Profile
+from confide.rlwe.streams import fresh_key
 
 OnProgress = Callable[[str, int, int], None]
 """Called with a layer group's name when it is written, the groups done so far, and the groups there are."""
@@ -110,6 +113,8 @@ class _Cut:
         self._digest = ModelDigest()
         self._groups: list[Group] = []
         self._scales: dict[str, Tensor] = {}
+        self._check_seed = fresh_key()
+        self._check_vectors: list[Field] = []
 
     def write_group(self, group: LayerGroup) -> None:
         """Quantize a group's layers, write their matrices and drop the float ones."""
@@ -123,6 +128,8 @@ class _Cut:
             parameters = Parameters.derive(self._profile, rows=rows, columns=columns, row_l1=row_l1, row_l2=row_l2)
         except InsecureParameters as error:
             raise InsecureParameters(f"{group.name} cannot be protected. {error}") from error
+        stacked = torch.cat(list(matrices.values())).numpy()
+        self._check_vectors.append(group_vector(self._check_seed, len(self._groups), stacked))
         layers = tuple(Layer(name, len(matrix)) for name, matrix in matrices.items())
         self._groups.append(Group(group.name, layers, columns, parameters.activation_bits, row_l1, row_l2))
 
@@ -156,7 +163,9 @@ class _Cut:
             {},
         )
         seal_package(self.server, server, owner)
-        seal_package(self.client, server.for_shell(), owner)
+        shell = server.for_shell()
+        seal_package(self.client, shell, owner)
+        write_checks(self.client / CHECKS_NAME, Checks.make(shell, self._check_vectors, self._check_seed))
         return SplitSummary(
             client=out / "client",
             server=out / "server",

@@ -1,0 +1,33 @@
+"""`confide distrust`: the servers whose answers were wrong, and forgiving them."""
+
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+
+from confide.cli import output
+from confide.cli.options import Json
+
+
+def command(
+    packs: Annotated[Path, typer.Argument(help="Folder of the mask packs, such as SHELL/packs.", metavar="PACKS")],
+    clear: Annotated[bool, typer.Option("--clear", help="Connect to all of them again.")] = False,
+    json: Json = False,
+) -> None:
+    """List the servers that are refused because an answer was wrong, or clear the list."""
+    from confide.hybrid.distrust import RefusalList
+
+    refused = RefusalList(packs)
+    entries = [] if clear else refused.entries()
+    if clear:
+        refused.clear()
+    if json:
+        output.result({"distrusted": msgspec.to_builtins(entries)})
+        return
+    for entry in entries:
+        output.console.print(
+            f"[bold]{entry.server}[/]  {entry.time}  {entry.group} ({', '.join(entry.layers)}), token {entry.token}"
+        )
+    if not entries:
+        output.note("No server is refused.")

@@ -1,0 +1,121 @@
+"""Freivalds' check of W x with vectors instead of the matrix: exact, in float64 products and 64-bit words.
+
+Whoever has W draws a secret u, uniform over the field of p = 2^61 - 1, and hands out c = u^T W mod p. Then y = W x
+implies u y = c x mod p, and any other y passes with probability 1/p over u. Needs no tensor library.
+"""
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from confide.rlwe.masks import Int32Array
+from confide.rlwe.streams import Stream, derive_key
+
+Field = NDArray[np.uint64]
+"""Elements of the field, each below PRIME."""
+
+PRIME_BITS: Final = 61
+PRIME: Final = (1 << PRIME_BITS) - 1
+MAX_VALUE: Final = 1 << 29
+"""Answers and activations are at most this large in magnitude: the arithmetic shift by two leaves no more."""
+MAX_LENGTH: Final = 1 << 17
+"""The most rows and columns, together, that one check takes."""
+
+_EXACT_BITS = 53
+_SECRET_LIMB_BITS = 31
+_ROWS_AT_A_TIME = 1 << 10
+_TOKENS_AT_A_TIME = 64
+"""So many tokens at a time stay in the processor's cache as float64."""
+
+
+def secret_vector(seed: bytes, group: int, rows: int) -> Field:
+    """The secret u of a layer group: uint64 (rows,), each value within 2^-67 of uniform over the field."""
+    words = np.empty((rows, 2), np.uint64)
+    Stream(derive_key(seed, "integrity", group.to_bytes(4, "big"))).fill(words)
+    # 128 bits mod p: 2^64 is 8 mod p, and 8 (p - 1) still fits 64 bits.
+    words %= np.uint64(PRIME)
+    high = words[:, 1] * np.uint64(8) % np.uint64(PRIME)
+    return (words[:, 0] + high) % np.uint64(PRIME)
+
+
+def check_vector(weights: NDArray[np.int8], secret: Field) -> Field:
+    """c = u^T W mod p: int8 (rows, columns), uint64 (rows,) -> uint64 (columns,)."""
+    total = np.zeros(weights.shape[1], np.uint64)
+    for start in range(0, len(weights), _ROWS_AT_A_TIME):
+        limbs = _unsigned_limbs(secret[start : start + _ROWS_AT_A_TIME])
+        # 2^31 * 2^7 * 2^10 rows stays below 2^53.
+        sums = weights[start : start + _ROWS_AT_A_TIME].T.astype(np.float64) @ limbs
+        total += _evaluate(sums, _SECRET_LIMB_BITS)
+        total %= np.uint64(PRIME)
+    return total
+
+
+class AnswerCheck:
+    """Tells right answers of one layer group from wrong ones.
+
+    secret: u, uint64 (rows,). vector: c, uint64 (columns,). ValueError where they are too long together.
+    """
+
+    def __init__(self, secret: Field, vector: Field) -> None:
+        self._rows = len(secret)
+        length = len(secret) + len(vector)
+        if length > MAX_LENGTH:
+            raise ValueError(f"A check of {length} values is longer than {MAX_LENGTH}; split the layer group.")
+        # Signed limbs of b bits are at most 2^(b - 1), so sums stay within length * 2^29 * 2^(b - 1) <= 2^53.
+        self._bits = _EXACT_BITS + 1 - (MAX_VALUE.bit_length() - 1) - (length - 1).bit_length()
+        coefficients = np.concatenate([secret, np.uint64(PRIME) - vector])
+        # Limbs by columns: for one token a product reads each in one go.
+        self._limbs = np.asfortranarray(_signed_limbs(coefficients, self._bits))
+
+    def __repr__(self) -> str:
+        return f"AnswerCheck(rows={self._rows}, <hidden>)"
+
+    def __call__(self, y: Int32Array, x: Int32Array) -> NDArray[np.bool_]:
+        """Which tokens have u y = c x: int32 (tokens, rows), (tokens, columns), |values| <= 2^29 -> bool (tokens,)."""
+        tokens = len(y)
+        sums = np.empty((tokens, self._limbs.shape[1]))
+        values = np.empty((min(tokens, _TOKENS_AT_A_TIME), len(self._limbs)))
+        for start in range(0, tokens, _TOKENS_AT_A_TIME):
+            part = slice(start, start + _TOKENS_AT_A_TIME)
+            block = values[: tokens - start]
+            block[:, : self._rows] = y[part]
+            block[:, self._rows :] = x[part]
+            np.matmul(block, self._limbs, out=sums[part])
+        right: NDArray[np.bool_] = _evaluate(sums, self._bits) == 0
+        return right
+
+
+def _unsigned_limbs(values: Field) -> NDArray[np.float64]:
+    """float64 (n, 2): the low 31 bits and the high 30."""
+    mask = np.uint64((1 << _SECRET_LIMB_BITS) - 1)
+    return np.stack([values & mask, values >> np.uint64(_SECRET_LIMB_BITS)], axis=1).astype(np.float64)
+
+
+def _signed_limbs(values: Field, bits: int) -> NDArray[np.float64]:
+    """float64 (n, limbs), of magnitude up to 2^(bits - 1), that make up `values` with places of 2^bits."""
+    count = -(-PRIME_BITS // bits)
+    half, base = np.int64(1 << (bits - 1)), np.int64(1 << bits)
+    rest = values.astype(np.int64)
+    limbs = np.empty((len(values), count))
+    for place in range(count - 1):
+        digit = (rest + half) % base - half
+        limbs[:, place] = digit
+        rest = (rest - digit) >> bits
+    limbs[:, -1] = rest
+    return limbs
+
+
+def _evaluate(sums: NDArray[np.float64], bits: int) -> Field:
+    """The sum of integers times 2^(bits * place), mod p: float64 (n, places), magnitudes <= 2^53 -> uint64 (n,).
+
+    Times 2^k is a rotation of 61 bits: of s = high 2^(61 - k) + low it makes low 2^k + high.
+    """
+    places = bits * np.arange(sums.shape[1])
+    integers = sums.astype(np.int64)
+    high = integers >> (PRIME_BITS - places)
+    low = (integers - (high << (PRIME_BITS - places))) << places
+    # Eight values below 2^61 fit 64 bits, and there are no more places than that.
+    total = low.view(np.uint64).sum(axis=1) % np.uint64(PRIME)
+    result: NDArray[np.int64] = (total.view(np.int64) + high.sum(axis=1)) % PRIME
+    return result.view(np.uint64)
