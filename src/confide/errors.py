@@ -79,6 +79,12 @@ class PackCorrupted(PackError):
     code = "pack-corrupted"
 
 
+class PackUnavailable(PackError):
+    """The pack folder cannot be read or written, for want of disk space most likely; nothing was sent or lost."""
+
+    code = "pack-unavailable"
+
+
 class LedgerInUse(ConfideError):
     """Another server process owns the ledger."""
 

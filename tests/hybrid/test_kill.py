@@ -16,7 +16,7 @@ from confide.hybrid.ledger import Ledger
 from confide.hybrid.ledger.journal import Journal
 from confide.hybrid.ledger.licences import licence_book
 
-from .crashing import MOST_TOKENS, Index, Evidence, Witness, World, processes
+from .crashing import MOST_TOKENS, Evidence, Index, Witness, World, processes
 
 CLIENTS = 3
 

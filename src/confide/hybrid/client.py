@@ -127,6 +127,14 @@ class HybridClient(Closing):
                         ready.append(pack)
                     else:
                         self.store.discard(pack)
+        if not ready and (foreign := self.store.foreign_packs(self._server_seed)):
+            _log.warning(
+                "%d packs in %s are of no use with this server: they were made with another one, or with this one "
+                "before its ledger was restored. New masks will be prepared; delete the old ones if there is no other "
+                "server.",
+                foreign,
+                self.store.folder,
+            )
         return ready
 
     def _synchronise(self, pack: MaskPack, connection: LayerConnection) -> None:
@@ -134,6 +142,16 @@ class HybridClient(Closing):
         name = pack.facts.pack[:8]
         if state.groups < len(self.parameters):
             _log.warning("The server has lost its record of pack %s; its masks are burned.", name)
+            pack.burn_to(pack.facts.tokens)
+        elif state.mark < pack.answered_to:
+            _log.warning(
+                "The server's record of pack %s is older than this client's: it ends at mask %d, and the server has "
+                "answered up to %d. Its state was put back from a copy, so the masks are burned; its operator should "
+                "run `confide ledger restore`.",
+                name,
+                state.mark,
+                pack.answered_to,
+            )
             pack.burn_to(pack.facts.tokens)
         elif burned := pack.burn_to(state.mark):
             _log.warning(

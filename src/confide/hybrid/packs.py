@@ -7,10 +7,10 @@ burns what was taken, and used masks cannot be recovered from the disk.
 """
 
 import fcntl
-import mmap
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Annotated, Final
@@ -21,7 +21,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from numpy.typing import NDArray
 
-from confide.errors import PackCorrupted, PackInUse
+from confide.errors import PackCorrupted, PackInUse, PackUnavailable
 from confide.files import replace_file, sync_folder
 from confide.hybrid.closing import Closing
 from confide.rlwe.masks import uniform_masks
@@ -30,6 +30,8 @@ from confide.rlwe.streams import KEY_BYTES, derive_key, fresh_key
 
 BLOCK_TOKENS: Final = 16
 """Tokens that share a key: what a crash, or the end of a session, burns at most."""
+_SCRAP: Final = "scrap-"
+"""Folders with this name are packs being made or deleted, of no worth to anybody after a crash."""
 _TAG_BYTES = 16
 _ERASED = bytes(KEY_BYTES)
 _MAGIC = b"confide pack keys 1".ljust(32, b"\0")
@@ -82,7 +84,6 @@ class MaskPack:
         self._mask_offsets = _offsets([BLOCK_TOKENS * group.columns * 4 for group in groups])
         self._value_offsets = _offsets([self.blocks * self._chunk_bytes(index) for index in range(len(groups))])
         self._keys = _KeyFile(folder / "keys", self.blocks)
-        self._masks: mmap.mmap | None = None
 
     def _chunk_bytes(self, group: int) -> int:
         return BLOCK_TOKENS * self._groups[group].rows * 4 + _TAG_BYTES
@@ -123,17 +124,40 @@ class MaskPack:
 
     def block_values(self, key: bytes, index: int, group: int) -> NDArray[np.int32]:
         """The unmasking values of a group in a block, decrypted from the file."""
-        if self._masks is None:
-            self._masks = _map(self.folder / "masks.bin", self._value_offsets[-1])
         size = self._chunk_bytes(group)
         start = self._value_offsets[group] + index * size
+        # Read rather than mapped: where a mapped file is cut, the process dies.
+        with _storage(self.folder), (self.folder / "masks.bin").open("rb", buffering=0) as file:
+            whole = os.fstat(file.fileno()).st_size == self._value_offsets[-1]
+            encrypted = os.pread(file.fileno(), size, start)
+        if not whole:
+            raise PackCorrupted(f"{self.folder / 'masks.bin'} has been cut; {_remedy(self.folder)}.")
         try:
-            values = _cipher(key).decrypt(_nonce(group), memoryview(self._masks)[start : start + size], None)
+            values = _cipher(key).decrypt(_nonce(group), encrypted, None)
         except InvalidTag:
             raise PackCorrupted(
                 f"masks.bin in {self.folder} is not what was written to it; delete that folder and prepare a new pack."
             ) from None
         return np.frombuffer(values, np.int32).reshape(BLOCK_TOKENS, -1)
+
+    # -- what the server must know ------------------------------------------------------------------------------
+
+    @property
+    def answered_to(self) -> int:
+        """The server has answered indexes below this one, and perhaps more: its mark can never be lower."""
+        with suppress(OSError):
+            return int.from_bytes((self.folder / "answered").read_bytes()[:4], "little")
+        return 0
+
+    def note_answered(self, end: int) -> None:
+        """Remember that the server has answered up to here."""
+        # Where this is lost, in a crash or for want of room, an old record at the server goes unnoticed, no more.
+        with suppress(OSError):
+            descriptor = os.open(self.folder / "answered", os.O_WRONLY | os.O_CREAT, 0o600)
+            try:
+                os.pwrite(descriptor, end.to_bytes(4, "little"), 0)
+            finally:
+                os.close(descriptor)
 
     # -- while the pack is being prepared ----------------------------------------------------------------------
 
@@ -148,8 +172,12 @@ class MaskPack:
     @property
     def groups_done(self) -> int:
         """Groups whose values are durably on disk."""
-        done = self.folder / "groups-done"
-        return int(done.read_text()) if done.exists() else 0
+        path = self.folder / "groups-done"
+        with _storage(self.folder):
+            content = path.read_bytes() if path.exists() else b"0"
+        if not content.isdigit() or int(content) > len(self._groups):
+            raise PackCorrupted(f"{path} is not a number of groups; {_remedy(self.folder)}.")
+        return int(content)
 
     def group_masks(self, group: int) -> NDArray[np.int32]:
         """All one-time pads of a group: int32 (tokens, columns)."""
@@ -157,19 +185,21 @@ class MaskPack:
 
     def write_group(self, group: int, values: NDArray[np.int32]) -> None:
         """Encrypt and write a group's unmasking values, int32 (tokens, rows), then count the group as done."""
-        with (self.folder / "masks.bin").open("r+b") as file:
-            file.seek(self._value_offsets[group])
-            for index, key in enumerate(self._keys.all()):
-                block = np.ascontiguousarray(values[index * BLOCK_TOKENS : (index + 1) * BLOCK_TOKENS])
-                file.write(_cipher(key).encrypt(_nonce(group), block.reshape(-1).view(np.uint8).data, None))
-            file.flush()
-            os.fsync(file.fileno())
-        replace_file(self.folder / "groups-done", str(group + 1).encode())
+        with _storage(self.folder):
+            with (self.folder / "masks.bin").open("r+b") as file:
+                file.seek(self._value_offsets[group])
+                for index, key in enumerate(self._keys.all()):
+                    block = np.ascontiguousarray(values[index * BLOCK_TOKENS : (index + 1) * BLOCK_TOKENS])
+                    file.write(_cipher(key).encrypt(_nonce(group), block.reshape(-1).view(np.uint8).data, None))
+                file.flush()
+                os.fsync(file.fileno())
+            replace_file(self.folder / "groups-done", str(group + 1).encode())
 
     def finish(self) -> None:
         """Erase the encryption seed: from now on nothing on this disk opens the server's ciphertexts."""
         self._keys.erase_seed()
-        (self.folder / "groups-done").unlink(missing_ok=True)
+        with _storage(self.folder):
+            (self.folder / "groups-done").unlink(missing_ok=True)
 
     def move_to(self, folder: Path) -> None:
         """Rename the pack's folder."""
@@ -179,8 +209,7 @@ class MaskPack:
 
     def erase_keys(self) -> None:
         """Erase every key: nothing in the folder can be read or used any more."""
-        self._keys.erase_seed()
-        self._keys.erase(0, self.blocks)
+        self._keys.erase_all()
 
     def create_files(self) -> None:
         """Make the key file, with fresh keys, and room for the values."""
@@ -196,12 +225,15 @@ class PackStore(Closing):
     """
 
     def __init__(self, folder: Path, model_digest: str, groups: Sequence[Parameters]) -> None:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.folder = folder
         self._model_digest = model_digest
         self._groups = groups
         self._process = os.getpid()
-        self._lock = _lock(folder)
+        with _storage(folder):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = _lock(folder)
+            for scrap in folder.glob(f"{_SCRAP}*"):
+                shutil.rmtree(scrap)
 
     def require_owner(self) -> None:
         """PackInUse in a process that inherited this store by a fork."""
@@ -234,12 +266,22 @@ class PackStore(Closing):
         return self._packs_in(self.folder, server_seed)
 
     def _packs_in(self, folder: Path, server_seed: bytes) -> list[MaskPack]:
-        found = []
-        for path in sorted(folder.glob("pack-*/pack.json"), key=lambda path: path.stat().st_mtime_ns):
-            facts = _read_facts(path)
-            if facts.model_digest == self._model_digest and facts.server_seed == server_seed.hex():
-                found.append(MaskPack(path.parent, facts, self._groups))
-        return found
+        packs = self._packs_of_model(folder)
+        return [pack for pack in packs if pack.facts.server_seed == server_seed.hex()]
+
+    def _packs_of_model(self, folder: Path) -> list[MaskPack]:
+        with _storage(folder):
+            # One without a description is damaged: it got its name when it was complete.
+            described = [(_read_facts(path / "pack.json"), path) for path in folder.glob("pack-*")]
+            described.sort(key=lambda pack: (pack[1] / "pack.json").stat().st_mtime_ns)
+        return [
+            MaskPack(path, facts, self._groups) for facts, path in described if facts.model_digest == self._model_digest
+        ]
+
+    def foreign_packs(self, server_seed: bytes) -> int:
+        """How many packs for this model belong to another server, or to another life of this one."""
+        self.require_owner()
+        return sum(pack.facts.server_seed != server_seed.hex() for pack in self._packs_of_model(self.folder))
 
     def create(self, server_seed: bytes) -> MaskPack:
         """A new pack with fresh keys, to be prepared."""
@@ -247,20 +289,29 @@ class PackStore(Closing):
         identity = os.urandom(16).hex()
         tokens = self._groups[0].tokens
         facts = PackFacts(identity, os.urandom(32).hex(), self._model_digest, server_seed.hex(), tokens)
-        folder = self.folder / f"pack-{identity}"
-        folder.mkdir(mode=0o700)
-        pack = MaskPack(folder, facts, self._groups)
-        pack.create_files()
-        replace_file(folder / "pack.json", msgspec.json.format(msgspec.json.encode(facts)))
-        sync_folder(self.folder)
+        draft = self.folder / f"{_SCRAP}{identity}"
+        with _storage(self.folder):
+            try:
+                draft.mkdir(mode=0o700)
+                pack = MaskPack(draft, facts, self._groups)
+                pack.create_files()
+                replace_file(draft / "pack.json", msgspec.json.format(msgspec.json.encode(facts)))
+                pack.move_to(self.folder / f"pack-{identity}")
+            except BaseException:
+                shutil.rmtree(draft, ignore_errors=True)
+                raise
+            sync_folder(self.folder)
         return pack
 
     def discard(self, pack: MaskPack) -> None:
         """Delete a pack, its keys first."""
         self.require_owner()
-        pack.erase_keys()
-        shutil.rmtree(pack.folder)
-        sync_folder(self.folder)
+        with suppress(PackCorrupted):  # then there are no keys to erase, and the rest goes all the same
+            pack.erase_keys()
+        with _storage(self.folder):
+            pack.move_to(self.folder / f"{_SCRAP}{pack.facts.pack}")
+            shutil.rmtree(pack.folder)
+            sync_folder(self.folder)
 
     def disk_bytes(self) -> int:
         """What one pack takes on disk."""
@@ -301,7 +352,8 @@ class _KeyFile:
 
     def _content(self) -> bytearray:
         if self._cache is None:
-            content = bytearray(self._path.read_bytes())
+            with _storage(self._path.parent):
+                content = bytearray(self._path.read_bytes())
             if len(content) != len(_MAGIC) + KEY_BYTES * (1 + self._blocks) or content[: len(_MAGIC)] != _MAGIC:
                 raise PackCorrupted(
                     f"{self._path} is not a whole key file; delete {self._path.parent} and prepare a new pack."
@@ -319,7 +371,14 @@ class _KeyFile:
         return None if seed == _ERASED else seed
 
     def all(self) -> list[bytes]:
-        return [bytes(self._content()[self._slot(index)]) for index in range(self._blocks)]
+        return self._kept(0, self._blocks)
+
+    def _kept(self, first: int, last: int) -> list[bytes]:
+        keys = [bytes(self._content()[self._slot(index)]) for index in range(first, last)]
+        if _ERASED in keys:
+            # Blocks are taken in order, so this is damage; and masks from a key of zeros would be known to everyone.
+            raise PackCorrupted(f"{self._path} has lost keys; {_remedy(self._path.parent)}.")
+        return keys
 
     @property
     def first_kept(self) -> int:
@@ -331,7 +390,7 @@ class _KeyFile:
 
     def erase(self, first: int, last: int) -> list[bytes]:
         """Take the keys of blocks first..last - 1 out of the file, durably, and return them."""
-        keys = [bytes(self._content()[self._slot(index)]) for index in range(first, last)]
+        keys = self._kept(first, last)
         if keys:
             self._overwrite(self._slot(first).start, KEY_BYTES * len(keys))
         return keys
@@ -339,11 +398,17 @@ class _KeyFile:
     def erase_seed(self) -> None:
         self._overwrite(self._slot(-1).start, KEY_BYTES)
 
+    def erase_all(self) -> None:
+        self._overwrite(self._slot(-1).start, KEY_BYTES * (1 + self._blocks))
+
     def _overwrite(self, start: int, count: int) -> None:
-        with self._path.open("r+b", buffering=0) as file:
-            os.pwrite(file.fileno(), bytes(count), start)
+        content = self._content()
+        with _storage(self._path.parent), self._path.open("r+b", buffering=0) as file:
+            done = 0
+            while done < count:
+                done += os.pwrite(file.fileno(), bytes(count - done), start + done)
             os.fsync(file.fileno())
-        self._content()[start : start + count] = bytes(count)
+        content[start : start + count] = bytes(count)
 
 
 def _offsets(sizes: list[int]) -> list[int]:
@@ -359,11 +424,22 @@ def _nonce(group: int) -> bytes:
     return group.to_bytes(12, "big")
 
 
-def _map(path: Path, size: int) -> mmap.mmap:
-    with path.open("rb") as file:
-        if os.fstat(file.fileno()).st_size != size:
-            raise PackCorrupted(f"{path} has been cut; delete {path.parent} and prepare a new pack.")
-        return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+@contextmanager
+def _storage(folder: Path) -> Iterator[None]:
+    """Reports what the operating system refuses to do in a pack folder."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise PackCorrupted(f"{error.filename} is missing; {_remedy(folder)}.") from error
+    except OSError as error:
+        raise PackUnavailable(
+            f"{folder} cannot be read or written ({error.strerror or error}); make room on its disk, or check its "
+            "permissions, and do the same again. Nothing was sent, and no mask is lost."
+        ) from error
+
+
+def _remedy(folder: Path) -> str:
+    return f"delete {folder} and prepare a new pack"
 
 
 def _read_facts(path: Path) -> PackFacts:

@@ -19,6 +19,7 @@ from confide.errors import (
     IntegrityError,
     LicenceError,
     PackExhausted,
+    PackUnavailable,
     ServerBusy,
     ServerFault,
 )
@@ -33,7 +34,7 @@ from confide.rlwe import masks
 from confide.rlwe.freivalds import AnswerCheck
 from confide.rlwe.parameters import Parameters
 
-_REPEATABLE = (ConnectionLost, LicenceError, PackExhausted, ServerBusy, ServerFault)
+_REPEATABLE = (ConnectionLost, LicenceError, PackExhausted, PackUnavailable, ServerBusy, ServerFault)
 """After these the same requests may well be answered. After others, such as a refused index, they would fail again."""
 
 
@@ -150,6 +151,7 @@ class RemoteProduct:
         answer = self._exchange(message)
         # A size cannot depend on the activations, so an error over one tells the server nothing of them.
         wire.require_bytes(answer.values, len(masked) * parameters.rows * 4)
+        self._supply.answered(segment)
         self.traffic.bytes_up += len(message.masked)
         self.traffic.bytes_down += len(answer.values)
         self.traffic.round_trips += 1

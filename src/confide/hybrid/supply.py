@@ -127,6 +127,8 @@ class MaskSupply:
         self._refill = refill
         self._refill_early = refill_early
         self._taken: list[_Taken] = []
+        self._sources: dict[bytes, MaskPack] = {}
+        self._answered_to: dict[bytes, int] = {}
         self._dropped = 0
         # The first position of each group that was never given. These only ever grow.
         self._positions = [0] * groups
@@ -175,9 +177,7 @@ class MaskSupply:
 
     # -- masks -------------------------------------------------------------------------------------------------
 
-    def take(
-        self, group: int, inputs: NDArray[np.int32], most: int, *, anything: bool = False
-    ) -> list[Segment]:
+    def take(self, group: int, inputs: NDArray[np.int32], most: int, *, anything: bool = False) -> list[Segment]:
         """Masks for the activations `inputs`, int32 (tokens, columns), of a group: for them and nothing else.
 
         They come in segments of at most `most` consecutive indexes, each with the activations that it is for. Where
@@ -198,9 +198,15 @@ class MaskSupply:
             self._drop_finished()
         return segments
 
-    def _give(
-        self, group: int, inputs: NDArray[np.int32], most: int, anything: bool
-    ) -> tuple[int, NDArray[np.int32]]:
+    def answered(self, segment: Segment) -> None:
+        """Remember that the server has answered for a segment, and cannot honestly have forgotten it."""
+        end = segment.first + len(segment.masks)
+        with self._mutex:
+            if end > self._answered_to.get(segment.pack, 0):
+                self._answered_to[segment.pack] = end
+                self._sources[segment.pack].note_answered(end)
+
+    def _give(self, group: int, inputs: NDArray[np.int32], most: int, anything: bool) -> tuple[int, NDArray[np.int32]]:
         """A position and what its masks are for: the last time's where it is the same, unused ones where not."""
         run = self._run
         if run is None:
@@ -229,18 +235,19 @@ class MaskSupply:
         place, offset = divmod(position - self._dropped * BLOCK_TOKENS, BLOCK_TOKENS)
         first = self._taken[place]
         masks, values = first.of(group)
-        if offset + most <= BLOCK_TOKENS:
-            part = slice(offset, offset + most)
-            return Segment(first.block.pack.id, first.block.first_token + offset, masks[part], values[part], inputs, repeated)
-        pieces = [(masks[offset:], values[offset:])]
-        missing = most - (BLOCK_TOKENS - offset)
+        pieces = [(masks[offset : offset + most], values[offset : offset + most])]
+        missing = most - len(pieces[0][0])
         while missing > 0 and self._continues(place):
             place += 1
             masks, values = self._taken[place].of(group)
             pieces.append((masks[:missing], values[:missing]))
             missing -= len(pieces[-1][0])
-        joined = [np.concatenate(arrays) if len(pieces) > 1 else arrays[0] for arrays in zip(*pieces, strict=True)]
-        return Segment(first.block.pack.id, first.block.first_token + offset, *joined, inputs[: len(joined[0])], repeated)
+        if len(pieces) == 1:
+            masks, values = pieces[0]
+        else:
+            masks, values = (np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
+        index = first.block.first_token + offset
+        return Segment(first.block.pack.id, index, masks, values, inputs[: len(masks)], repeated)
 
     def _continues(self, place: int) -> bool:
         """Whether the block after this one is the same pack's next."""
@@ -251,7 +258,9 @@ class MaskSupply:
 
     def _reserve(self, position: int) -> None:
         while (missing := position - (self._dropped + len(self._taken)) * BLOCK_TOKENS) > 0:
-            blocks = self._current_pack().take(-(-missing // BLOCK_TOKENS))
+            pack = self._current_pack()
+            self._sources[pack.id] = pack
+            blocks = pack.take(-(-missing // BLOCK_TOKENS))
             self._taken.extend(map(_Taken, blocks))
             if self._refill_early is not None:
                 self._packs.extend(self._refill_early(self.tokens_left))

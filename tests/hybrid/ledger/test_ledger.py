@@ -333,3 +333,18 @@ def test_a_damaged_file_is_found_or_harmless(data: st.DataObject, tmp_path_facto
 def test_limits_of_the_pack_hold(ledger: Ledger) -> None:
     spend(ledger, LIMIT - 1, tag=TAG)
     assert ledger.usage(PACK).leased_to == LIMIT
+
+
+def test_a_copy_that_got_the_same_inode_is_refused(ledger: Ledger, tmp_path: Path) -> None:
+    """File systems give the numbers of deleted files to new ones."""
+    import shutil
+
+    ledger.close()
+    path = tmp_path / "ledger.sqlite"
+    for _ in range(20):
+        shutil.copy2(path, tmp_path / "copy")
+        path.unlink()
+        shutil.copy2(tmp_path / "copy", path)
+        (tmp_path / "copy").unlink()
+        with pytest.raises(LedgerCopied):
+            Ledger(tmp_path)

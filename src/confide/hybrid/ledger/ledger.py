@@ -26,6 +26,7 @@ from confide.errors import (
     UnknownPack,
 )
 from confide.files import replace_file
+from confide.hybrid.ledger.identity import file_identity
 from confide.hybrid.ledger.journal import Entry, Journal, Position
 from confide.hybrid.ledger.licences import ANONYMOUS, SECONDS_PER_DAY, Licence, LicenceBook
 from confide.hybrid.ledger.store import DATABASE, Store
@@ -87,8 +88,8 @@ class Ledger:
         self._store.put("server", name=name, value=value)
 
     def _require_original(self) -> None:
-        known = self._value("inode")
-        if known is not None and known != _inode(self._store.path):
+        known = self._value("identity")
+        if known is not None and known != file_identity(self._store.path):
             raise LedgerCopied(
                 f"{self._store.path.parent} is a copy or came back from a backup, and may have forgotten what was "
                 "answered since. `confide ledger restore` takes licences and usage over and rotates the server key."
@@ -144,7 +145,7 @@ class Ledger:
             self._put_value("clock", str(self.now()).encode())
             self._put_value("boot", boot)
             self._put_value("seed", self.server_seed)
-            self._put_value("inode", _inode(self._store.path))
+            self._put_value("identity", file_identity(self._store.path))
         for account in dirty:
             account.dirty = False
 
@@ -402,10 +403,6 @@ def _position(value: bytes | None) -> Position:
 def _boot_id() -> bytes:
     """Changes when the machine restarts, and with it everything that was not on disk yet is lost."""
     return Path("/proc/sys/kernel/random/boot_id").read_bytes().strip()
-
-
-def _inode(path: Path) -> bytes:
-    return str(path.stat().st_ino).encode()
 
 
 def _utc(seconds: float) -> str:
