@@ -168,7 +168,8 @@ def test_unknown_packs_are_refused(ledger: Ledger) -> None:
         ledger.request_digest(PACK, 9)
 
 
-def test_forgotten_packs_keep_their_mark(ledger: Ledger) -> None:
+def test_forgotten_packs_keep_their_mark(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PACK_IDLE_SECONDS", 0.0)
     spend(ledger, 5)
     for number in range(PACKS_IN_MEMORY + 1):
         pack = number.to_bytes(16, "big")
@@ -348,3 +349,22 @@ def test_a_copy_that_got_the_same_inode_is_refused(ledger: Ledger, tmp_path: Pat
         (tmp_path / "copy").unlink()
         with pytest.raises(LedgerCopied):
             Ledger(tmp_path)
+
+
+def test_more_clients_than_packs_at_hand_are_all_answered(ledger: Ledger, tmp_path: Path) -> None:
+    """Each token goes through one layer after the other, and those of all clients interleave."""
+    packs = [number.to_bytes(16, "big") for number in range(PACKS_IN_MEMORY + 10)]
+    for pack in packs:
+        for group in range(3):
+            bind(ledger, group, pack=pack)
+    for index in range(2):
+        for group in range(3):
+            for pack in packs:
+                spend(ledger, index, group=group, pack=pack)
+    assert billed(ledger) == 2 * len(packs)
+    kill(ledger)
+    again = Ledger(tmp_path)
+    assert billed(again) == 2 * len(packs)
+    for pack in packs:
+        spend(again, 1, group=2, pack=pack)
+    assert billed(again) == 2 * len(packs)

@@ -37,6 +37,9 @@ LEASE_TOKENS: Final = 256
 """Indexes leased at a time; at most this many of a pack burn in a power failure."""
 PACKS_IN_MEMORY: Final = 64
 """Packs whose index record is kept at hand (about 90 kB a layer group each); the least recently used is settled."""
+PACK_IDLE_SECONDS: Final = 60.0
+"""A pack used more recently than this stays at hand however many there are: settled between two layers of one token,
+the second of them would be refused."""
 LICENCE_SECONDS: Final = 1.0
 """How long a change to a licence may take to be noticed."""
 CLOCK_TOLERANCE: Final = 120.0
@@ -265,19 +268,26 @@ class Ledger:
     def usage(self, pack: bytes, tokens: int = 1 << 12) -> PackUsage:
         """The index record of a pack that has at least one offline request; UnknownPack otherwise."""
         with self.mutex:
+            now = time.monotonic()
             if pack in self._packs:
                 self._packs.move_to_end(pack)
+                self._packs[pack].touched = now
                 return self._packs[pack]
             row = self._store.row("packs", pack=pack)
             if row is None:
                 raise _unknown_pack()
-            if len(self._packs) >= PACKS_IN_MEMORY:
+            if len(self._packs) >= PACKS_IN_MEMORY and self._oldest.touched <= now - PACK_IDLE_SECONDS:
                 self._settle_oldest()
             usage = self._packs[pack] = PackUsage(pack, row["licence"], row["day"], row["floor"], tokens)
+            usage.touched = now
             return usage
 
+    @property
+    def _oldest(self) -> PackUsage:
+        return next(iter(self._packs.values()))
+
     def _settle_oldest(self) -> None:
-        oldest = next(iter(self._packs.values()))
+        oldest = self._oldest
         oldest.floor_after_restart = oldest.leased_to = oldest.used_to
         self._checkpoint(boot=_boot_id())
         del self._packs[oldest.pack]

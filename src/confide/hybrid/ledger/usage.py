@@ -113,7 +113,7 @@ class PackUsage:
 
     Indexes below `floor` are used or burned, whatever the rest says. A server that starts again takes
     `floor_after_restart` for it: the journal does not go back further. `rotated_at` is where the mark stood when the
-    journal's present segment began.
+    journal's present segment began. `touched`: when it was last asked for, by the monotonic clock.
     """
 
     def __init__(self, pack: bytes, licence: bytes, day: int, floor: int, tokens: int) -> None:
@@ -125,6 +125,7 @@ class PackUsage:
         self.leased_to = floor
         self.used_to = floor
         self.rotated_at = floor
+        self.touched = 0.0
         self._tokens = tokens
         self._billed = bytearray(tokens)
         self._groups: dict[int, _GroupUsage] = {}
