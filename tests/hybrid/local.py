@@ -10,6 +10,7 @@ from confide.hybrid import wire
 from confide.hybrid.client import HybridClient
 from confide.hybrid.connection import LayerConnection
 from confide.hybrid.service import LayerService, Session
+from owners import OWNER
 
 from .twin import TWIN
 
@@ -61,9 +62,9 @@ class LocalClient(HybridClient):
         self._service = service
         self.tamper = tamper
         self.frames: list[wire.Online] = []
-        super().__init__(folder, "127.0.0.1:1", scheme=TWIN, **options)  # type: ignore[arg-type]
+        super().__init__(folder, "127.0.0.1:1", owner=OWNER.public.raw, patience=0, scheme=TWIN, **options)  # type: ignore[arg-type]
 
-    def connect(self) -> LayerConnection:
+    def _greet(self, silence: float) -> LayerConnection:
         return LocalConnection(self._service, self.frames, lambda *given: (self.tamper or honest)(*given))
 
 

@@ -25,6 +25,7 @@ from confide.models.shell import load_shell
 from confide.models.source import open_model
 from confide.models.split import SplitSummary, split
 from confide.rlwe.parameters import PLAINTEXT_BITS
+from owners import OWNER
 
 from .local import FromFrame, LocalClient, Tamper
 from .twin import TWIN
@@ -59,7 +60,7 @@ def parts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
                 eos_token_id=0,
             )
         ).save_pretrained(folder / "model")
-    return split(open_model(str(folder / "model")), folder / "split")
+    return split(open_model(str(folder / "model")), folder / "split", owner=OWNER)
 
 
 @dataclass
@@ -72,11 +73,11 @@ class Lab:
 
     def model(self, tamper: Tamper | None = None, padding: Padding = FULL, name: str = "a") -> HybridModel:
         package = ServerPackage.open(self.parts.server)
-        weights = [package.weights(index) for index in range(GROUPS)]
-        service = LayerService(package.manifest, weights, Ledger(self.folder / f"state-{name}"), TWIN)
+        ledger = Ledger(self.folder / f"state-{name}")
+        service = LayerService(package.signed, package.load(), ledger, TWIN, insecure_no_licences=True)
         client = LocalClient(self.parts.client, service, tamper, packs=self.folder / f"packs-{name}")
         product = client.product(padding=padding)
-        self.opened.append(HybridModel(client, load_shell(client.folder, product), product))
+        self.opened.append(HybridModel(client, load_shell(client.folder, product, "cpu", {OWNER.public}), product))
         return self.opened[-1]
 
 

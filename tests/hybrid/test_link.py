@@ -163,7 +163,7 @@ def test_a_server_that_restarts_during_a_generation(
     shell: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, sent: Sent
 ) -> None:
     def start(port: int = 0) -> str:
-        return servers.enter_context(running(small_service(tmp_path / "state"), port))
+        return servers.enter_context(running(small_service(tmp_path / "state"), port=port))
 
     with ExitStack() as servers:
         url = start()
@@ -197,7 +197,7 @@ def test_another_server_at_the_address_ends_it(shell: Path, tmp_path: Path, sent
             client.prepare(1)
             product = client.product()
             servers.close()
-            servers.enter_context(running(small_service(tmp_path / "other"), int(url.rpartition(":")[2])))
+            servers.enter_context(running(small_service(tmp_path / "other"), port=int(url.rpartition(":")[2])))
             with pytest.raises(errors.ServerChanged, match="open the client again"):
                 product(0, activations(client.parameters[0], 1))
     assert not any("token" in key for key in sent.frames), "something was sent to the other server"
@@ -245,7 +245,7 @@ def test_a_server_that_never_answers(service: LayerService, monkeypatch: pytest.
             listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
             url = f"ws://127.0.0.1:{listener.getsockname()[1]}"
         else:
-            monkeypatch.setattr(service, "pack_state", lambda message: time.sleep(1))
+            monkeypatch.setattr(service, "pack_state", lambda account, message: time.sleep(1))
             url = stack.enter_context(running(service))
         with Link(lambda: connect(url, service, silence=0.2), patience=0.5) as link:
             with pytest.raises(errors.ServerSilent, match=url):

@@ -226,7 +226,7 @@ class TestSupply:
         list(supply.take(0, BLOCK_TOKENS, 100))
         with pytest.raises(PackExhausted, match="confide prepare"):
             list(supply.take(0, 1, 100))
-        refilled = MaskSupply(store, [], 2, refill=lambda: prepared(store))
+        refilled = MaskSupply(store, [], 2, refill=lambda: [prepared(store)])
         assert next(iter(refilled.take(0, 3, 100))).first == 0
 
     def test_threads_never_share_a_mask(self, store: PackStore) -> None:

@@ -19,8 +19,10 @@ from confide.hybrid.product import RemoteProduct
 from confide.hybrid.service import LayerService
 from confide.models.checks import CHECKS_NAME
 from confide.models.package import PackageKind
+from confide.models.seal import SignedManifest, sign_manifest
 from confide.rlwe.parameters import PLAINTEXT_BITS
 from confide.rlwe.scheme import Scheme
+from owners import OWNER
 
 from .local import FromFrame, LocalClient, Tamper, add_one, values
 from .small import activations, exact, manifest_for, small_weights
@@ -31,7 +33,9 @@ TRIES = 1000
 
 def service_with(weights: list[Tensor], state: Path, scheme: Scheme = TWIN) -> LayerService:
     """Claims to be the small model's; computes with these weights, offline and online."""
-    return LayerService(manifest_for(small_weights(), PackageKind.SERVER), weights, Ledger(state), scheme)
+    manifest = manifest_for(small_weights(), PackageKind.SERVER)
+    signed = SignedManifest(manifest, sign_manifest(b"in memory", manifest, OWNER))
+    return LayerService(signed, weights, Ledger(state), scheme, insecure_no_licences=True)
 
 
 def caught(product: RemoteProduct, group: int, x: Tensor) -> bool:
