@@ -44,7 +44,7 @@ class MaskSupply:
     """The masks of one session, over all packs that are left.
 
     `refill` is called when no pack has a mask left, and gives the next ones; without it, PackExhausted. `refill_early`
-    is told how many masks are left whenever some were taken, and gives packs that have become ready meanwhile.
+    is told how many masks are left whenever a block of them was taken, and gives packs that have become ready meanwhile.
     """
 
     def __init__(
@@ -83,8 +83,11 @@ class MaskSupply:
         with self._mutex:
             position = self._positions[group]
             end = position + tokens
+            blocks_before = len(self._taken)
             self._reserve(end)
             self._positions[group] = end
+            if self._refill_early is not None and len(self._taken) > blocks_before:
+                self._packs.extend(self._refill_early(self.tokens_left))
             segments = []
             while position < end:
                 segments.append(self._segment(group, position, min(end - position, most)))
@@ -121,8 +124,6 @@ class MaskSupply:
         while (missing := position - (self._dropped + len(self._taken)) * BLOCK_TOKENS) > 0:
             blocks = self._current_pack().take(-(-missing // BLOCK_TOKENS))
             self._taken.extend(map(_Taken, blocks))
-            if self._refill_early is not None:
-                self._packs.extend(self._refill_early(self.tokens_left))
 
     def _current_pack(self) -> MaskPack:
         while self._packs and not self._packs[0].tokens_left:
