@@ -44,7 +44,7 @@ class MaskSupply:
     """The masks of one session, over all packs that are left.
 
     `refill` is called when no pack has a mask left, and gives the next ones; without it, PackExhausted. `refill_early`
-    is told how many masks are left whenever a block of them was taken, and gives packs that have become ready meanwhile.
+    is told how many masks are left whenever a block of them was taken, and gives packs that have become ready since.
     """
 
     def __init__(
