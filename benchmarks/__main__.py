@@ -5,10 +5,15 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import one_layer, whole_model
+from benchmarks import one_layer, reliability, serving, whole_model
 from confide.cli.output import quiet_transformers
 
-QUESTIONS = {"one_layer": one_layer.main, "whole_model": whole_model.main}
+QUESTIONS = {
+    "one_layer": one_layer.main,
+    "whole_model": whole_model.main,
+    "serving": serving.main,
+    "reliability": reliability.main,
+}
 
 
 def main() -> None:

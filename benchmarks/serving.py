@@ -7,7 +7,6 @@ client in another process prepares packs meanwhile.
 
 import asyncio
 import gc
-import json
 import os
 import statistics
 import subprocess
@@ -25,6 +24,7 @@ from picows import WSFrame, WSListener, WSMsgType, WSTransport, ws_connect
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks.measure import Figure, write
+from benchmarks.whole_model import server
 from confide.hybrid import wire
 from confide.hybrid.ledger import Ledger
 from confide.hybrid.ledger.licences import licence_book
@@ -64,7 +64,7 @@ def main() -> list[Figure]:
         with licence_book(parts.server / "state") as book:
             _, key = book.create("benchmark", disclosure=None)
         packs = _register_packs(parts.server, key, ROUNDS * sum(CLIENTS) * 2)
-        with _server(parts.server) as url:
+        with server(parts.server) as url:
             manifest = read_manifest(parts.server)
             alone = [_rounds(url, manifest, key, clients, packs) for clients in CLIENTS]
             with _preparing(parts.client, url, key, str(owner.public)):
@@ -183,18 +183,6 @@ def _register_packs(package: Path, key: str, count: int) -> Iterator[bytes]:
 
 
 @contextmanager
-def _server(package: Path) -> Iterator[str]:
-    command = [sys.executable, "-m", "confide", "serve", str(package), "--port", "0", "--json"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        yield json.loads(process.stdout.readline())["url"]
-    finally:
-        process.terminate()
-        process.wait()
-
-
-@contextmanager
 def _preparing(shell: Path, url: str, key: str, owner: str) -> Iterator[None]:
     """A client that prepares packs all the while, as the background refill does: with low priority."""
     command = ["nice", "-n", "19", sys.executable, "-m", "confide", "prepare", str(shell), "--server", url]
@@ -207,8 +195,3 @@ def _preparing(shell: Path, url: str, key: str, owner: str) -> Iterator[None]:
     finally:
         process.kill()
         process.wait()
-
-
-if __name__ == "__main__":
-    for figure in main():
-        print(figure)

@@ -39,7 +39,7 @@ def main() -> list[Figure]:
         with licence_book(summary.server / "state") as book:
             _, licence = book.create("benchmark", disclosure=None)
         gc.collect()
-        with _server(summary.server) as url:
+        with server(summary.server) as url:
             with HybridModel.from_shell(summary.client, server=url, owner=owner.public.raw, licence=licence) as private:
                 figures = _measure(private, source.load_model())
     write("whole_model", figures)
@@ -51,7 +51,7 @@ def _measure(private: HybridModel, clear: PreTrainedModel) -> list[Figure]:
     private.prepare(1)  # the first pack warms both processes up
     offline = seconds(lambda: private.prepare(1)) / traffic.tokens
     before = private.traffic.bytes_up + private.traffic.bytes_down
-    runs = [(_decode(private.model), _decode(clear)) for _ in range(ROUNDS)]
+    runs = [(decode(private.model), decode(clear)) for _ in range(ROUNDS)]
     prefills = [(_prefill(private.model), _prefill(clear)) for _ in range(2 * ROUNDS)]
     tokens = ROUNDS * (1 + DECODE_TOKENS) + 2 * ROUNDS * PREFILL_TOKENS
     online_bytes = (private.traffic.bytes_up + private.traffic.bytes_down - before) / tokens
@@ -88,7 +88,7 @@ def _measure(private: HybridModel, clear: PreTrainedModel) -> list[Figure]:
 
 
 @torch.inference_mode()
-def _decode(model: PreTrainedModel) -> float:
+def decode(model: PreTrainedModel) -> float:
     """Median seconds of a decoding step, with KV cache."""
     step = model(torch.tensor([[11]]), use_cache=True)
     times = []
@@ -107,7 +107,7 @@ def _prefill(model: PreTrainedModel) -> float:
 
 
 @contextmanager
-def _server(package: Path) -> Iterator[str]:
+def server(package: Path) -> Iterator[str]:
     command = [sys.executable, "-m", "confide", "serve", str(package), "--port", "0", "--json"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:

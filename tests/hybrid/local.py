@@ -62,7 +62,7 @@ class LocalClient(HybridClient):
         self._service = service
         self.tamper = tamper
         self.frames: list[wire.Online] = []
-        super().__init__(folder, "127.0.0.1:1", owner=OWNER.public.raw, scheme=TWIN, **options)  # type: ignore[arg-type]
+        super().__init__(folder, "127.0.0.1:1", owner=OWNER.public.raw, patience=0, scheme=TWIN, **options)  # type: ignore[arg-type]
 
     def _greet(self, silence: float) -> LayerConnection:
         return LocalConnection(self._service, self.frames, lambda *given: (self.tamper or honest)(*given))

@@ -109,7 +109,9 @@ def main() -> None:
 
 
 def _exit_with_parent() -> None:
-    sys.stdin.buffer.read()
+    # Not through sys.stdin, whose lock would be held when this process ends by itself.
+    while os.read(sys.stdin.fileno(), 1 << 10):
+        pass
     os._exit(1)
 
 

@@ -111,7 +111,7 @@ class MaskSupply:
     """The masks of one session, over all packs that are left.
 
     `refill` is called when no pack has a mask left, and gives the next ones; without it, PackExhausted. `refill_early`
-    is told how many masks are left whenever some were taken, and gives packs that have become ready meanwhile.
+    is told how many masks are left whenever a block of them was taken, and gives packs that have become ready since.
     """
 
     def __init__(
@@ -224,9 +224,12 @@ class MaskSupply:
 
     def _fresh(self, group: int, tokens: int) -> int:
         position = self._positions[group]
+        blocks_before = len(self._taken)
         self._reserve(position + tokens)
         # Before anybody sees a mask, so that an interrupt at any moment can waste masks and not repeat them.
         self._positions[group] = position + tokens
+        if self._refill_early is not None and len(self._taken) > blocks_before:
+            self._packs.extend(self._refill_early(self.tokens_left))
         return position
 
     def _segment(self, group: int, position: int, inputs: NDArray[np.int32], repeated: bool) -> Segment:
@@ -262,8 +265,6 @@ class MaskSupply:
             self._sources[pack.id] = pack
             blocks = pack.take(-(-missing // BLOCK_TOKENS))
             self._taken.extend(map(_Taken, blocks))
-            if self._refill_early is not None:
-                self._packs.extend(self._refill_early(self.tokens_left))
 
     def _current_pack(self) -> MaskPack:
         while self._packs and not self._packs[0].tokens_left:

@@ -1,0 +1,134 @@
+"""What reliability costs while decoding, GPT-2-small's shape: checking answers, keeping the ledger, preparing ahead.
+
+Both sides of each ratio alternate in one session with one server.
+"""
+
+import gc
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from benchmarks.measure import Figure, write
+from benchmarks.whole_model import decode, server
+from confide import HybridModel
+from confide.hybrid.ledger import Ledger
+from confide.hybrid.ledger.journal import Entry
+from confide.hybrid.ledger.licences import licence_book
+from confide.hybrid.ledger.usage import Answerable
+from confide.models.owner import OwnerKey
+from confide.models.source import open_model
+from confide.models.split import split
+from confide.rlwe.freivalds import AnswerCheck
+
+ROUNDS = 7
+SPENDS = 4000
+
+
+def main() -> list[Figure]:
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        GPT2LMHeadModel(GPT2Config()).save_pretrained(Path(folder) / "model")
+        owner = OwnerKey.generate()
+        parts = split(open_model(str(Path(folder) / "model")), Path(folder) / "split", owner=owner)
+        with licence_book(parts.server / "state") as book:
+            _, licence = book.create("benchmark", disclosure=None)
+        gc.collect()
+        with server(parts.server) as url:
+            with HybridModel.from_shell(
+                parts.client, server=url, owner=owner.public.raw, licence=licence, refill_ahead=True
+            ) as private:
+                private.prepare(1)
+                figures = _measure(private)
+    figures.append(_ledger(statistics.median(_decode_seconds)))
+    write("reliability", figures)
+    return figures
+
+
+_decode_seconds: list[float] = []
+
+
+def _measure(private: HybridModel) -> list[Figure]:
+    refill = private.client._refill
+    assert refill is not None
+    keep_ahead, private.client._refill = private.client._refill, None  # not before it is its turn
+    checked, unchecked = _alternate(lambda: decode(private.model), lambda: _without_checks(private))
+    _decode_seconds.extend(checked)
+    private.client._refill = keep_ahead
+    refill.start()
+    time.sleep(25)  # until the other process is in the midst of a layer group
+    assert refill.running
+    beside = [decode(private.model) for _ in range(ROUNDS)]
+    assert refill.running, "the pack was ready before the measurement was over"
+    refill.close()
+    alone = [decode(private.model) for _ in range(ROUNDS)]
+    return [
+        _ratio("decoding with checked answers / unchecked", checked, unchecked, 1.03, 1.01),
+        _ratio("decoding while a pack is prepared / alone", beside, alone, 1.2, 1.05),
+    ]
+
+
+def _ratio(what: str, ours: list[float], theirs: list[float], reach: float, moonshot: float) -> Figure:
+    mine, other = statistics.median(ours), statistics.median(theirs)
+    detail = f"{mine * 1e3:.1f} ms against {other * 1e3:.1f} ms a token"
+    return Figure(what, mine / other, "ratio", reach, moonshot, detail)
+
+
+def _alternate(ours: Callable[[], float], theirs: Callable[[], float]) -> tuple[list[float], list[float]]:
+    ours(), theirs()
+    pairs = [(ours(), theirs()) for _ in range(ROUNDS)]
+    mine, other = zip(*pairs, strict=True)
+    return list(mine), list(other)
+
+
+def _without_checks(private: HybridModel) -> float:
+    with _believing():
+        return decode(private.model)
+
+
+@contextmanager
+def _believing() -> Iterator[None]:
+    """The one place where answers are believed: to know what checking costs."""
+    check = AnswerCheck.__call__
+    AnswerCheck.__call__ = lambda self, products, values: _ALL_RIGHT  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        AnswerCheck.__call__ = check  # type: ignore[method-assign]
+
+
+class _AllRight:
+    def all(self) -> bool:
+        return True
+
+
+_ALL_RIGHT = _AllRight()
+
+
+def _ledger(decode_seconds: float) -> Figure:
+    """Recording an answer, as the server does for each layer group, against the whole step."""
+    with tempfile.TemporaryDirectory() as folder:
+        ledger = Ledger(Path(folder))
+        account = ledger.anonymous()
+        pack, answerable = os.urandom(16), Answerable(4096)
+        ledger.bind_request(account, pack, 0, os.urandom(32))
+        started = time.perf_counter()
+        for index in range(SPENDS):
+            ledger.spend(account, Entry(pack, 0, index, 1, bytes(16)), answerable)
+        spend = (time.perf_counter() - started) / SPENDS
+        ledger.close()
+    step = 48 * spend
+    return Figure(
+        "decoding with the ledger / without",
+        decode_seconds / (decode_seconds - step),
+        "ratio",
+        1.05,
+        1.01,
+        f"{spend * 1e6:.0f} us a record, leases included; 48 of them in {decode_seconds * 1e3:.1f} ms",
+    )
