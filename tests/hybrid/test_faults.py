@@ -144,7 +144,7 @@ def test_a_disk_that_is_full_while_preparing(
     with twin_client(shell, server[0]) as client:
         with monkeypatch.context() as patch:
             patch.setattr(*((Path, "rename") if call == "rename" else (os, call)), _full)
-            with pytest.raises(PackUnavailable, match="No space left.*make room"):
+            with pytest.raises(PackUnavailable, match=r"No space left.*make room"):
                 client.prepare(1)
         client.prepare(1)
         assert len(list(client.store.folder.glob("pack-*"))) == 1
