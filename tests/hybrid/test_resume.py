@@ -328,14 +328,15 @@ def test_a_repetition_hides_a_wrong_answer_as_well(
             product.require_intact()
 
 
-def test_what_was_begun_before_a_wrong_answer_goes_out_as_it_was(
-    shell: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("wrong", range(7))
+def test_no_mask_carries_two_values_whichever_answer_is_wrong(
+    shell: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: int
 ) -> None:
     """One call may take several requests, and their masks are these activations' whatever happens in between."""
     log = Log()
     service = small_service(tmp_path / "state", observer=log)
     real = LayerService.answers
-    lies = iter([False, False, False, True])
+    lies = iter([False] * wrong + [True])
 
     def answers(self: LayerService, group: int, admitted: list[Admitted]) -> list[wire.Answer]:
         found = real(self, group, admitted)

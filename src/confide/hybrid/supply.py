@@ -129,7 +129,9 @@ class MaskSupply:
         self._taken: list[_Taken] = []
         self._sources: dict[bytes, MaskPack] = {}
         self._answered_to: dict[bytes, int] = {}
+        # Blocks before these are forgotten, and without arrays in memory.
         self._dropped = 0
+        self._cleared = 0
         # The first position of each group that was never given. These only ever grow.
         self._positions = [0] * groups
         self._run: _Run | None = None
@@ -157,6 +159,7 @@ class MaskSupply:
         with self._mutex:
             if self._run is not None:
                 self._run.rewind()
+                self._cleared = self._run_start // BLOCK_TOKENS
                 return
             self._level()
             self._run_start = max(self._positions, default=0)
@@ -277,10 +280,11 @@ class MaskSupply:
 
     def _drop_finished(self) -> None:
         """Forget the arrays of blocks that every group has passed, and their keys unless a run may want them again."""
-        passed = self._passed() // BLOCK_TOKENS - self._dropped
-        for taken in self._taken[: max(0, passed)]:
+        passed = self._passed() // BLOCK_TOKENS
+        for taken in self._taken[self._cleared - self._dropped : passed - self._dropped]:
             taken.arrays.clear()
-        finished = passed if self._run is None else self._run_start // BLOCK_TOKENS - self._dropped
+        self._cleared = max(self._cleared, passed)
+        finished = (passed if self._run is None else self._run_start // BLOCK_TOKENS) - self._dropped
         if finished > 0:
             del self._taken[:finished]
             self._dropped += finished
