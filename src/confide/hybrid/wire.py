@@ -47,6 +47,10 @@ class Hello(_Message, tag=1):
     table_digest: Digest
     licence: LicenceKey = ""
 
+    def __repr__(self) -> str:
+        # Without the key, which must not end up in a log line or a traceback.
+        return f"Hello(version={self.version}, scheme={self.scheme!r})"
+
 
 class Welcome(_Message, tag=2):
     """The server's answer to Hello.
