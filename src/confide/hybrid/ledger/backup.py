@@ -50,7 +50,9 @@ def restore(state: Path, source: Path | None = None) -> Restored:
 
     Raises LedgerInUse while a server is running on it, LedgerCorrupted for a damaged backup.
     """
-    source = source or state / DATABASE
+    replaced = state / f"{DATABASE}.before-restore"
+    if source is None:  # the ledger in the folder, wherever an interrupted restore has left it
+        source = state / DATABASE if (state / DATABASE).exists() or not replaced.exists() else replaced
     _require_ledger(source)
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     with closing(lock_folder(state)):
@@ -64,7 +66,7 @@ def restore(state: Path, source: Path | None = None) -> Restored:
             restored = _forget_packs(new)
         # Until the last line the folder has no database, and no server starts on a folder in that state.
         if (state / DATABASE).exists():
-            os.replace(state / DATABASE, state / f"{DATABASE}.before-restore")
+            os.replace(state / DATABASE, replaced)
         for stale in (*state.glob("journal-*"), *state.glob(f"{DATABASE}-*"), *state.glob(f"{DATABASE}.draft-*")):
             stale.unlink()
         replace_file(state / SERVER_KEY, fresh_key(), mode=0o600)

@@ -344,7 +344,7 @@ class Ledger:
         self._journal.rotate()
 
     def _warn(self, account: Account, group: int, answerable: Answerable) -> None:
-        if not account.warned and account.share_disclosed(group, answerable) > WARN_DISCLOSED:
+        if not account.warned and account.share_disclosed(group, answerable) >= WARN_DISCLOSED:
             account.warned = True
             _log.warning(
                 "The licence %s has seen %.0f%% of what solves layer group %d.",
