@@ -66,11 +66,12 @@ def test_a_backup_is_made_while_the_server_goes_on(served: Served, tmp_path: Pat
 
     thread = threading.Thread(target=serve)
     thread.start()
-    with suppress(Exception):
+    try:
         for number in range(5):
             backup(served.folder, tmp_path / f"backup-{number}")
-    stop.set()
-    thread.join()
+    finally:
+        stop.set()
+        thread.join()
     served.ledger.close()
     for number in range(5):
         path = tmp_path / f"backup-{number}"
