@@ -26,7 +26,6 @@ from confide.hybrid import server as server_module
 from confide.hybrid import wire
 from confide.hybrid.address import websocket_url
 from confide.hybrid.batch import Batcher
-from confide.hybrid.connection import LayerConnection
 from confide.hybrid.ledger import Ledger
 from confide.hybrid.limits import ByteMeter, Limits
 from confide.hybrid.service import Admitted, LayerService, Session
@@ -43,13 +42,15 @@ def _quick_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "SWEEP_SECONDS", 0.05)
 
 
+def hello(service: LayerService, licence: str = "") -> wire.Hello:
+    return wire.Hello(wire.PROTOCOL_VERSION, service.scheme.name, service.model_digest, service.table_digest, licence)
+
+
 def prepare(service: LayerService, licence: str = "") -> None:
     """One pack's first layer group, for a licence or for anyone."""
     begin, rows = offline_request(service)
     session = Session(service)
-    session.handle(
-        wire.Hello(wire.PROTOCOL_VERSION, service.scheme.name, service.model_digest, service.table_digest, licence)
-    )
+    session.handle(hello(service, licence))
     request = session.begin_offline(begin)
     request.add_rows(rows)
     list(request.answer())
@@ -174,12 +175,13 @@ def test_a_client_that_does_not_read_its_answers_costs_little_and_is_dropped(ser
     frame = wire.encode(question(0, 4000))
     with serving(service, Limits(write_seconds=0.5)) as served, connect(served.url, service) as client:
         client._socket.settimeout(0.1)
-        sent, largest = 0, 0
+        sent = 0
+        sizes: list[int] = []
         (conversation,) = served.server.conversations
+        transport = cast("Any", conversation._transport).underlying_transport
         started = time.monotonic()
         while served.server.conversations and time.monotonic() < started + 20:
-            transport = cast("Any", conversation._transport).underlying_transport
-            largest = max(largest, transport.get_write_buffer_size())
+            served.server.batcher._loop.call_soon_threadsafe(lambda: sizes.append(transport.get_write_buffer_size()))
             try:
                 client._protocol.send_binary(frame)
                 client._flush()
@@ -189,7 +191,7 @@ def test_a_client_that_does_not_read_its_answers_costs_little_and_is_dropped(ser
             except errors.ConnectionLost:
                 break
         eventually(lambda: not served.server.conversations)
-        assert largest < 4 << 20
+        assert 0 < max(sizes) < 4 << 20
         with connect(served.url, service) as other:
             other.request(question(0, 4000), wire.Answer)
     assert sent < 64 << 20
@@ -212,28 +214,24 @@ def test_a_byte_meter_lets_one_second_pass_and_then_the_rate(monkeypatch: pytest
     assert meter.pause(1) > 0
 
 
-@pytest.mark.parametrize("rows", [1, 8, 100])
+@pytest.mark.parametrize("rows", [8, 100])
 def test_bytes_per_second_hold_for_small_and_large_messages(service: LayerService, rows: int) -> None:
     prepare(service)
-    rate = 200_000
+    rate = 300_000  # more than one read takes
     frame = wire.encode(question(0, rows))
-    count = 2 * rate // len(frame)
-    with serving(service, Limits(bytes_per_second=rate)) as served, connect(served.url, service) as client:
+    count = 4 * rate // len(frame)
+    with serving(service, Limits(bytes_per_second=rate)) as served, plain_connect(websocket_url(served.url)) as client:
+        client.send(wire.encode(hello(service)))
+        client.recv()
         started = time.monotonic()
-        sender = threading.Thread(target=lambda: [_send(client, frame) for _ in range(count)])
+        sender = threading.Thread(target=lambda: [client.send(frame) for _ in range(count)])
         sender.start()
-        sender.join(0.01)
         for _ in range(count):
-            client.receive(wire.Answer)
+            assert isinstance(wire.decode_from_server(client.recv(timeout=10)), wire.Answer)
         seconds = time.monotonic() - started
         sender.join()
-    assert 0.8 < seconds < 5
+    assert 1.5 < seconds < 8
     assert value(served, "confide_received_bytes_total") >= count * len(frame)
-
-
-def _send(client: LayerConnection, frame: bytes) -> None:
-    client._protocol.send_binary(frame)
-    client._flush()
 
 
 # -- batches ---------------------------------------------------------------------------------------------------
@@ -264,7 +262,6 @@ def test_clients_at_the_same_time_share_products_and_get_exact_answers(service: 
     products = value(served, "confide_online_batch_count")
     assert value(served, "confide_online_batch_sum") == 6 * 60 * 2 == value(served, "confide_online_answers_total")
     assert products < 6 * 60 * 2
-    assert value(served, "confide_online_batch_bucket") == 0  # a label is missing: nothing was counted without
 
 
 @pytest.fixture(scope="module")
@@ -369,7 +366,7 @@ def free_port() -> int:
 
 def test_health_is_public_and_metrics_are_not(tmp_path: Path, free_port: int) -> None:
     service = small_service(tmp_path / "state", insecure_no_licences=False)
-    licence, key = service.ledger.licences.create("a-secret-customer")
+    licence, key = service.ledger.licences.create("a-secret-customer", disclosure=None)
     prepare(service, key)
     with serving(service, metrics_port=free_port) as served:
         with connect(served.url, service, licence=key) as client:
