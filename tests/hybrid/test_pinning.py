@@ -114,7 +114,7 @@ def test_every_connection_is_checked(shell: Path, server: Server, monkeypatch: p
 @pytest.mark.parametrize("owner", [OWNER, STRANGER])
 def test_a_server_presents_what_its_package_holds(tmp_path: Path, owner: OwnerKey) -> None:
     shell, server = write_packages(tmp_path / "packages", owner=owner)
-    with running(load_service(server, tmp_path / "state")) as url:
+    with running(load_service(server, tmp_path / "state", insecure_no_licences=True)) as url:
         HybridClient(shell, url, owner=owner.public.raw).close()
 
 

@@ -11,7 +11,7 @@ from confide.cli import output
 from confide.cli.options import InsecureNoTls, Json
 from confide.hybrid.address import is_loopback
 from confide.hybrid.limits import Limits
-from confide.logs import JsonLines
+from confide.logs import JsonLines, TextLines
 
 
 class LogFormat(StrEnum):
@@ -80,8 +80,6 @@ def command(
 
 def _log_to_standard_error(form: LogFormat) -> None:
     handler = logging.StreamHandler()
-    handler.setFormatter(JsonLines() if form is LogFormat.JSON else logging.Formatter("%(message)s"))
-    logger = logging.getLogger("confide")
-    logger.setLevel(logging.INFO)
-    logger.handlers = [handler]
-    logger.propagate = False
+    handler.setFormatter(JsonLines() if form is LogFormat.JSON else TextLines("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("confide").setLevel(logging.INFO)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import msgspec
 
@@ -44,6 +44,9 @@ class Licence(msgspec.Struct, frozen=True):
 
     def __repr__(self) -> str:
         return f"Licence({self.label})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [("label", self.label)]
 
     @classmethod
     def from_row(cls, row: Row) -> Self:
