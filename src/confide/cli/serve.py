@@ -36,7 +36,7 @@ def command(
     ] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file of the certificate's private key.")] = None,
     metrics_port: Annotated[
-        int | None, typer.Option(help="Serve /metrics and /health to this machine on this port.", min=0, max=65535)
+        int | None, typer.Option(help="Serve /metrics and /health to this machine on this port.", min=1, max=65535)
     ] = None,
     connections: Annotated[int, typer.Option(help="Connections at a time.", min=1)] = Limits.connections,
     megabytes_per_second: Annotated[
