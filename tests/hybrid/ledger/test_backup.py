@@ -148,6 +148,14 @@ def test_restoring_twice_changes_the_key_twice(served: Served) -> None:
     assert len(keys) == 3
 
 
+def test_what_an_older_restore_put_aside_is_not_taken_for_the_ledger(served: Served) -> None:
+    served.ledger.close()
+    restore(served.folder)
+    (served.folder / DATABASE).unlink()
+    with pytest.raises(ConfideError, match="does not exist"):
+        restore(served.folder)
+
+
 def test_nothing_is_restored_under_a_running_server(served: Served, tmp_path: Path) -> None:
     backup(served.folder, tmp_path / "backup")
     with pytest.raises(LedgerInUse):

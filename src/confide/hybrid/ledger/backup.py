@@ -50,13 +50,12 @@ def restore(state: Path, source: Path | None = None) -> Restored:
 
     Raises LedgerInUse while a server is running on it, LedgerCorrupted for a damaged backup.
     """
-    replaced = state / f"{DATABASE}.before-restore"
-    if source is None:  # the ledger in the folder, wherever an interrupted restore has left it
-        source = state / DATABASE if (state / DATABASE).exists() or not replaced.exists() else replaced
+    replaced, draft = (state / f"{DATABASE}.{part}" for part in ("before-restore", "draft"))
+    if source is None:  # the ledger in the folder, or where an interrupted restore has put it
+        source = replaced if draft.exists() and not (state / DATABASE).exists() else state / DATABASE
     _require_ledger(source)
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     with closing(lock_folder(state)):
-        draft = state / f"{DATABASE}.draft"
         for left in state.glob(f"{draft.name}*"):
             left.unlink()
         with closing(Store(source)) as old:
