@@ -15,7 +15,8 @@ import pytest
 
 def confide(*arguments: object, check: int = 0) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "confide", *map(str, arguments)]
-    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    terminal = {"COLUMNS": "80"}
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=os.environ | terminal)
     assert run.returncode == check, run.stderr
     assert "Traceback" not in run.stderr
     return run
@@ -53,10 +54,20 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def licence(parts: dict[str, Any]) -> Iterator[str]:
+    """A key without limits, which every command of these tests has in its environment."""
+    key: str = answer("licence", "create", parts["server"], "--name", "tests", "--lift-disclosure")["key"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CONFIDE_LICENCE", key)
+        yield key
+
+
 @contextmanager
-def serving(*arguments: object) -> Iterator[str]:
+def serving(*arguments: object, log: Path | None = None) -> Iterator[str]:
     command = [sys.executable, "-m", "confide", "serve", *map(str, arguments), "--port", "0", "--json"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    with (log or Path(os.devnull)).open("w") as errors:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
     assert process.stdout is not None
     ready = json.loads(process.stdout.readline())
     assert ready["groups"] == 4
@@ -143,10 +154,12 @@ def test_prepare_says_what_it_costs_and_rounds_up(parts: dict[str, Any], url: st
 
 def test_a_server_with_tls_may_be_public(parts: dict[str, Any], tmp_path: Path) -> None:
     files = answer("tls", "make-local", "--out", tmp_path / "tls", "--name", "layers.example")
+    (tmp_path / "state").mkdir()
+    key = answer("licence", "create", tmp_path / "state", "--name", "public", "--lift-disclosure")["key"]
     tls = ("--tls-cert", files["certificate"], "--tls-key", files["key"], "--state", tmp_path / "state")
     with serving(parts["server"], "--host", "0.0.0.0", *tls) as url:  # noqa: S104
         assert url.startswith("wss://0.0.0.0:")
-        server = ("--server", url.replace("0.0.0.0", "localhost"), "--packs", tmp_path / "packs")  # noqa: S104
+        server = ("--server", url.replace("0.0.0.0", "localhost"), "--packs", tmp_path / "packs", "--licence", key)  # noqa: S104
         prepare = ("prepare", parts["client"], *server)
         assert answer(*prepare, check=1)["error"]["code"] == "untrusted-certificate"
         assert answer(*prepare, "--ca", files["ca"])["tokens_left"] == 4096
@@ -230,6 +243,12 @@ def test_refused_servers_are_listed_and_forgiven(parts: dict[str, Any], url: str
         (("prepare", "{client}", "--server", "127.0.0.1:9"), "connection-lost"),
         (("prepare", "{client}", "--server", "192.0.2.1:9"), "insecure-connection"),
         (("generate", "{client}", "--prompt-ids", "1", "--clear-with", "{client}"), "invalid-package"),
+        (("licence", "list", "no/such/folder"), "error"),
+        (("licence", "create", "{client}", "--name", "x"), "error"),
+        (("licence", "create", "{server}", "--name", "tests"), "error"),
+        (("licence", "revoke", "{server}", "nobody"), "error"),
+        (("ledger", "backup", "no/such/folder", "--out", "x"), "error"),
+        (("ledger", "restore", "{server}", "--from", "no/such/backup"), "error"),
     ],
 )
 def test_errors_are_one_sentence_with_a_code(parts: dict[str, Any], arguments: tuple[str, ...], code: str) -> None:
@@ -253,12 +272,155 @@ def test_errors_are_one_sentence_with_a_code(parts: dict[str, Any], arguments: t
         ("serve", "{server}", "--tls-cert", "server.pem"),
         ("generate", "{client}", "--clear-with", "{server}", "--prompt-ids", "1", "--pad-answer", "0"),
         ("generate", "{client}", "--clear-with", "{server}", "--prompt-ids", "1", "--pad-answer", "some"),
+        ("serve", "{server}", "--insecure-no-licences", "--host", "0.0.0.0"),  # noqa: S104
+        ("serve", "{server}", "--metrics-port", "0"),
+        ("licence", "create", "{server}"),
+        ("licence", "create", "{server}", "--name", "x", "--tokens", "0"),
+        ("licence", "create", "{server}", "--name", "x", "--disclosure", "inf"),
+        ("licence", "change", "{server}", "tests"),
         ("conjure",),
     ],
 )
 def test_wrong_usage_exits_with_two(parts: dict[str, Any], arguments: tuple[str, ...]) -> None:
     run = confide(*[argument.format(**parts) for argument in arguments], check=2)
     assert "Usage" in run.stderr or "Error" in run.stderr
+
+
+# -- licences and the ledger -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    """A state folder of its own."""
+    folder = tmp_path / "state"
+    folder.mkdir()
+    return folder
+
+
+def fits(run: subprocess.CompletedProcess[str]) -> str:
+    """What a person with 80 columns reads."""
+    shown = run.stdout + run.stderr
+    assert max(map(len, shown.splitlines()), default=0) <= 80
+    assert "None" not in shown
+    return shown
+
+
+def test_a_licence_from_its_making_to_its_end(state: Path) -> None:
+    assert "No licence yet" in fits(confide("licence", "list", state))
+    limits = ("--tokens", 50000, "--days", 365, "--rate", 600, "--packs-per-day", 3, "--disclosure", 0.5)
+    made = answer("licence", "create", state, "--name", "Sons [& daughters]", *limits)
+    key = made.pop("key")
+    assert key.startswith("confide-")
+    assert (made["state"], made["tokens_used"], made["tokens"], made["tokens_per_minute"]) == ("active", 0, 50000, 600)
+    assert (made["packs_per_day"], made["disclosure_limit"]) == (3, 0.5)
+    assert answer("licence", "list", state) == {"licences": [made]}
+    assert answer("licence", "show", state, made["id"]) == made | {"disclosed": []}
+    changed = answer("licence", "change", state, "Sons [& daughters]", "--tokens", 7, "--lift-disclosure")
+    assert changed == made | {"tokens": 7, "disclosure_limit": None}
+    other = fits(confide("licence", "create", state, "--name", "second", "--tokens", 1))
+    assert other.count("confide-") == 1
+    listed = fits(confide("licence", "list", state))
+    assert "Sons [& daughters]" in listed
+    assert made["id"] in listed
+    assert "no limit" in fits(confide("licence", "show", state, "Sons [& daughters]"))
+    assert "changed" in fits(confide("licence", "change", state, "second", "--rate", 5))
+    assert "revoked" in fits(confide("licence", "revoke", state, "second"))
+    assert [one["state"] for one in answer("licence", "list", state)["licences"]] == ["active", "revoked"]
+    for path in state.iterdir():
+        assert key.removeprefix("confide-").encode() not in path.read_bytes()
+
+
+def test_a_server_wants_a_licence_and_counts_what_it_used(
+    parts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import socket
+    import urllib.request
+
+    monkeypatch.delenv("CONFIDE_LICENCE")
+    state, log = tmp_path / "state", tmp_path / "log"
+    state.mkdir()
+    key = answer("licence", "create", state, "--name", "reader", "--tokens", 9, "--lift-disclosure")["key"]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        private = listener.getsockname()[1]
+    arguments = (parts["server"], "--state", state, "--metrics-port", private, "--log", "json")
+    with serving(*arguments, log=log) as url:
+        where = (parts["client"], "--server", url, "--packs", tmp_path / "packs")
+        generate = ("generate", *where, "--prompt-ids", "5,6,7", "--max-new-tokens", 4)
+        for wrong in ((), ("--licence", "confide-wrong")):
+            assert answer(*generate, *wrong, check=1)["error"]["code"] == "licence-refused"
+        monkeypatch.setenv("CONFIDE_LICENCE", key)
+        generated = answer(*generate)["generated_tokens"]
+        refused = answer(*generate, "--max-new-tokens", 40, check=1)["error"]
+        assert refused["code"] == "budget-exhausted"
+        assert "tokens left" in refused["message"]
+        with urllib.request.urlopen(f"http://127.0.0.1:{private}/metrics") as page:
+            metrics = page.read().decode()
+        assert 'confide_refusals_total{code="licence-refused"} 2.0' in metrics
+        assert 'confide_refusals_total{code="budget-exhausted"} 1.0' in metrics
+        answer("licence", "revoke", state, "reader")
+        assert answer("prepare", *where, check=1)["error"]["code"] == "licence-refused"
+    (used,) = answer("licence", "usage", state)["usage"]
+    assert 3 <= generated + 2 <= used["tokens"] <= 9
+    header, row = confide("licence", "usage", state, "reader", "--csv").stdout.splitlines()
+    assert header == "licence,id,day,tokens"
+    assert row == f"reader,{used['id']},{used['day']},{used['tokens']}"
+    assert used["day"] in fits(confide("licence", "usage", state))
+    shown = answer("licence", "show", state, "reader")
+    assert (shown["tokens_used"], shown["state"]) == (used["tokens"], "revoked")
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    assert {"client greeted", "client prepared", "client parted with"} <= {event["event"] for event in events}
+    assert key not in log.read_text()
+
+
+def test_what_a_licensee_knows_of_the_weights_is_shown(parts: dict[str, Any], url: str) -> None:
+    answer("generate", parts["client"], "--server", url, "--prompt-ids", "5", "--max-new-tokens", 2)
+    layers = answer("licence", "show", parts["server"], "tests")["disclosed"]
+    assert len(layers) == 4
+    for layer in layers:
+        assert layer["tokens"] >= 2
+        assert layer["share"] > 0
+    shown = fits(confide("licence", "show", parts["server"], "tests"))
+    assert "of what solves it" in shown
+    assert "%" in shown
+    limited = fits(confide("licence", "create", parts["server"], "--name", "limited"))
+    assert "It ends after 2 tokens" in limited
+    assert "No limit is set" in fits(confide("licence", "change", parts["server"], "limited", "--lift-disclosure"))
+
+
+def test_a_ledger_is_backed_up_while_serving_and_restored_after(parts: dict[str, Any], tmp_path: Path) -> None:
+    state, saved = tmp_path / "state", tmp_path / "backup"
+    state.mkdir()
+    key = answer("licence", "create", state, "--name", "reader", "--lift-disclosure")["key"]
+    packs = tmp_path / "packs"
+    with serving(parts["server"], "--state", state) as url:
+        where = (parts["client"], "--server", url, "--packs", packs, "--licence", key)
+        assert answer("prepare", *where)["tokens_left"] == 4096
+        assert "Backup written" in confide("ledger", "backup", state, "--out", saved).stdout
+        assert answer("ledger", "backup", state, "--out", saved, check=1)["error"]["code"] == "error"
+        assert answer("ledger", "restore", state, check=1)["error"]["code"] == "ledger-in-use"
+    server_key = (state / "server.key").read_bytes()
+    assert answer("ledger", "restore", state, "--from", saved)["licences"] == 1
+    assert (state / "server.key").read_bytes() != server_key
+    assert "Restored 1 licence with 0 tokens used." in fits(confide("ledger", "restore", state))
+    with serving(parts["server"], "--state", state) as url:
+        where = (parts["client"], "--server", url, "--packs", packs, "--licence", key)
+        run = confide("generate", *where, "--prompt-ids", "5", "--max-new-tokens", 2)
+        assert "preparing more first" in run.stderr  # the masks of before are worthless
+    assert "Accepted" in fits(confide("ledger", "accept-clock", state))
+
+
+def test_a_server_without_licences_stays_on_this_machine(
+    parts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CONFIDE_LICENCE")
+    with serving(parts["server"], "--state", tmp_path / "state", "--insecure-no-licences") as url:
+        prepare = ("prepare", parts["client"], "--server", url, "--packs", tmp_path / "packs")
+        assert answer(*prepare)["tokens_left"] == 4096
+    files = answer("tls", "make-local", "--out", tmp_path / "tls")
+    tls = ("--tls-cert", files["certificate"], "--tls-key", files["key"])
+    run = confide("serve", parts["server"], "--host", "0.0.0.0", "--insecure-no-licences", *tls, check=2)  # noqa: S104
+    assert "loopback" in run.stderr
 
 
 def test_the_demo_reports_everything_it_shows() -> None:

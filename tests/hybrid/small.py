@@ -5,7 +5,8 @@ import queue
 import ssl
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -92,12 +93,25 @@ def small_service(
     return LayerService(signed, weights, ledger, scheme, observer, insecure_no_licences=insecure_no_licences)
 
 
+@dataclass(frozen=True)
+class Served:
+    """A server that runs in a thread. stop: what SIGTERM does; it goes on draining after that."""
+
+    url: str
+    server: LayerServer
+    stop: Callable[[], object]
+
+
 @contextmanager
-def running(
-    service: LayerService, limits: Limits | None = None, port: int = 0, tls: ssl.SSLContext | None = None
-) -> Iterator[str]:
-    """Serve in a thread; yields the address."""
-    ready: queue.Queue[str | BaseException] = queue.Queue()
+def serving(
+    service: LayerService,
+    limits: Limits | None = None,
+    port: int = 0,
+    tls: ssl.SSLContext | None = None,
+    metrics_port: int | None = None,
+) -> Iterator[Served]:
+    """Serve in a thread."""
+    ready: queue.Queue[Served | BaseException] = queue.Queue()
     stopping: list[Callable[[], object]] = []
 
     async def main() -> None:
@@ -105,8 +119,9 @@ def running(
         loop = asyncio.get_running_loop()
         stopping.append(lambda: loop.call_soon_threadsafe(stop.set))
         try:
-            async with LayerServer(service, limits).listening("127.0.0.1", port, tls=tls) as url:
-                ready.put(url)
+            server = LayerServer(service, limits)
+            async with server.listening("127.0.0.1", port, tls=tls, metrics_port=metrics_port) as url:
+                ready.put(Served(url, server, stopping[0]))
                 await stop.wait()
         except BaseException as error:
             ready.put(error)
@@ -115,13 +130,23 @@ def running(
     thread = threading.Thread(target=lambda: asyncio.run(main()))
     thread.start()
     try:
-        url = ready.get(timeout=30)
-        if isinstance(url, BaseException):
-            raise url
-        yield url
+        served = ready.get(timeout=30)
+        if isinstance(served, BaseException):
+            raise served
+        yield served
     finally:
-        stopping[0]()
+        with suppress(RuntimeError):  # stopped already
+            stopping[0]()
         thread.join()
+
+
+@contextmanager
+def running(
+    service: LayerService, limits: Limits | None = None, port: int = 0, tls: ssl.SSLContext | None = None
+) -> Iterator[str]:
+    """The same; yields the address."""
+    with serving(service, limits, port, tls) as served:
+        yield served.url
 
 
 def connect(url: str, service: LayerService, **options: Any) -> LayerConnection:

@@ -38,16 +38,16 @@ def restore(
 ) -> None:
     """Go on from a backup, with the server stopped. The server key changes, so clients prepare new packs."""
     restored = work.restore(state_of(server), source)
-    until = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(restored.known_until))
     if json:
         output.result(
             {"licences": restored.licences, "tokens_used": restored.tokens_used, "known_until": restored.known_until}
         )
         return
-    output.console.print(
-        f"Restored {restored.licences} licences with {restored.tokens_used:,} tokens used, as of {until}. "
-        "What was used after that is unknown and not billed."
-    )
+    counted = f"{restored.licences} licence{'' if restored.licences == 1 else 's'}"
+    output.console.print(f"Restored {counted} with {restored.tokens_used:,} tokens used.")
+    if restored.known_until:
+        until = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(restored.known_until))
+        output.console.print(f"What was used after {until} is unknown and not billed.")
     output.note(
         "The server key is new: every mask pack made before is useless, and clients make new ones by themselves."
     )

@@ -1,8 +1,11 @@
 """`confide licence`: who may use a layer server, for how many tokens, and what they have used and learned."""
 
 import csv
+import math
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,9 +15,10 @@ from rich.table import Table
 
 from confide.cli import output
 from confide.cli.options import Json, ServerFolder, state_of
+from confide.errors import ConfideError
 from confide.hybrid.ledger.licences import SECONDS_PER_DAY, Licence, LicenceBook, licence_book
 from confide.hybrid.ledger.usage import CHECK_VECTOR_TOKENS, WARN_DISCLOSED, solving_tokens
-from confide.models.package import MANIFEST_NAME, read_manifest
+from confide.models.package import MANIFEST_NAME, PackageKind, read_manifest
 from confide.rlwe.parameters import Profile
 
 app = typer.Typer(name="licence", help="Who may use a layer server, and what they have used.", no_args_is_help=True)
@@ -46,7 +50,7 @@ def create(
 ) -> None:
     """Make a licence and show its key, this once. The server may be running."""
     limits = _limits(tokens, days, rate, packs_per_day, disclosure, lift=lift_disclosure)
-    with licence_book(state_of(server)) as book:
+    with _book(server) as book:
         licence, key = book.create(name, **limits)
     if json:
         output.result(_described(licence, 0) | {"key": key})
@@ -59,22 +63,23 @@ def create(
 @app.command("list")
 def list_licences(server: ServerFolder, json: Json = False) -> None:
     """List the licences and what is left of each."""
-    with licence_book(state_of(server)) as book:
+    with _book(server) as book:
         rows = [_described(licence, _used(book, licence)) for licence in book.all()]
     if json:
         output.result({"licences": rows})
         return
-    table = Table("licence", "id", "state", "tokens used", "of", "expires", "a minute", show_edge=False, pad_edge=False)
+    table = _table("licence", "id", "state", "expires", numbers=("tokens used", "of"))
     for row in rows:
-        numbers = (row["tokens_used"], row["tokens"], row["expires"], row["tokens_per_minute"])
-        table.add_row(escape(row["name"]), row["id"], row["state"], *map(_cell, numbers))
+        expires = row["expires"][:10] if row["expires"] else "never"
+        numbers = (f"{row['tokens_used']:,}", _limit(row["tokens"]))
+        table.add_row(escape(row["name"]), row["id"], row["state"], expires, *numbers)
     output.console.print(table if rows else "No licence yet; `confide licence create` makes one.")
 
 
 @app.command("show")
 def show(server: ServerFolder, name: Name, json: Json = False) -> None:
     """Show one licence, and how much of each layer's weights its answers disclose."""
-    with licence_book(state_of(server)) as book:
+    with _book(server) as book:
         licence = book.find(name)
         described = _described(licence, _used(book, licence))
         disclosed = book.disclosed(licence)
@@ -82,15 +87,27 @@ def show(server: ServerFolder, name: Name, json: Json = False) -> None:
     if json:
         output.result(described | {"disclosed": layers})
         return
-    for field, value in described.items():
-        output.console.print(f"{field.replace('_', ' '):<20}{escape(_cell(value))}")
-    table = Table("layer group", "tokens", "bits disclosed", "of what solves it", show_edge=False, pad_edge=False)
+    for label, value in {
+        "licence": licence.name,
+        "id": described["id"],
+        "state": described["state"],
+        "created": described["created"],
+        "expires": described["expires"] or "never",
+        "tokens used": f"{described['tokens_used']:,}",
+        "tokens in all": _limit(licence.tokens),
+        "tokens a minute": _limit(licence.tokens_per_minute),
+        "packs a day": _limit(licence.packs_per_day),
+        "disclosure": "no limit" if licence.disclosure is None else f"up to {licence.disclosure:.0%}",
+    }.items():
+        output.console.print(f"{label:<17}{escape(value)}")
+    table = _table("layer group", numbers=("tokens", "bits disclosed", "of what solves it"))
     for layer in layers:
         colour = "red" if layer["share"] >= 1 else "yellow" if layer["share"] >= WARN_DISCLOSED else "green"
         table.add_row(
             layer["group"], f"{layer['tokens']:,}", f"{layer['bits']:,}", f"[{colour}]{layer['share']:.1%}[/]"
         )
     if layers:
+        output.console.print()
         output.console.print(table)
 
 
@@ -108,7 +125,9 @@ def change(
 ) -> None:
     """Change a licence's limits; those that are not given stay. A running server notices within a second."""
     limits = _limits(tokens, days, rate, packs_per_day, disclosure, lift=lift_disclosure)
-    with licence_book(state_of(server)) as book:
+    if not limits:
+        raise typer.BadParameter("say what to change, such as --tokens or --days")
+    with _book(server) as book:
         licence = book.change(book.find(name), **limits)
         used = _used(book, licence)
     if json:
@@ -121,7 +140,7 @@ def change(
 @app.command("revoke")
 def revoke(server: ServerFolder, name: Name, json: Json = False) -> None:
     """End a licence, for good. A running server notices within a second."""
-    with licence_book(state_of(server)) as book:
+    with _book(server) as book:
         licence = book.change(book.find(name), revoked=int(time.time()))
         used = _used(book, licence)
     if json:
@@ -138,7 +157,7 @@ def usage(
     json: Json = False,
 ) -> None:
     """Show billed tokens by licence and day (UTC), as of the server's last checkpoint, at most half a minute ago."""
-    with licence_book(state_of(server)) as book:
+    with _book(server) as book:
         names = {licence.id: licence.name for licence in book.all()}
         found = book.usage(book.find(name) if name else None)
     rows = [
@@ -152,10 +171,21 @@ def usage(
         writer.writeheader()
         writer.writerows(rows)
     else:
-        table = Table("day", "licence", "tokens", show_edge=False, pad_edge=False)
+        table = _table("day", "licence", numbers=("tokens",))
         for row in rows:
             table.add_row(str(row["day"]), escape(str(row["licence"])), f"{row['tokens']:,}")
         output.console.print(table if rows else "Nothing was used yet.")
+
+
+@contextmanager
+def _book(server: Path) -> Iterator[LicenceBook]:
+    """The licences of what the user named, which must be there: a slip of the pen is no new server."""
+    if not server.is_dir():
+        raise ConfideError(f"{server} is no folder; give the layer server's package folder, or its --state folder.")
+    if (server / MANIFEST_NAME).exists() and read_manifest(server).kind is not PackageKind.SERVER:
+        raise ConfideError(f"{server} is a client's folder; licences are made where the server's package is.")
+    with licence_book(state_of(server)) as book:
+        yield book
 
 
 def _limits(
@@ -168,6 +198,8 @@ def _limits(
     lift: bool,
 ) -> dict[str, int | float | None]:
     """The fields of a licence that were given."""
+    if disclosure is not None and not math.isfinite(disclosure):
+        raise typer.BadParameter("--disclosure is a number; --lift-disclosure sets no limit")
     expires = None if days is None else int(time.time()) + days * SECONDS_PER_DAY
     given: dict[str, int | float | None] = {
         "tokens": tokens,
@@ -241,5 +273,14 @@ def _date(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
 
 
-def _cell(value: object) -> str:
-    return "–" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+def _limit(value: int | None) -> str:
+    return "no limit" if value is None else f"{value:,}"
+
+
+def _table(*names: str, numbers: tuple[str, ...]) -> Table:
+    table = Table(show_edge=False, pad_edge=False)
+    for place, name in enumerate(names):
+        table.add_column(name, no_wrap=place > 0)
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table

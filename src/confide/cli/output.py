@@ -4,15 +4,17 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from confide.errors import ConfideError
-from confide.hybrid.prepare import OnProgress
-from confide.hybrid.prepare import Progress as Preparation
+
+if TYPE_CHECKING:
+    from confide.hybrid.prepare import OnProgress
+    from confide.hybrid.prepare import Progress as Preparation
 
 console = Console(highlight=False)
 messages = Console(stderr=True, highlight=False)
@@ -50,7 +52,7 @@ def megabytes(count: float) -> str:
 
 
 @contextmanager
-def preparing(*, quiet: bool = False) -> Iterator[OnProgress]:
+def preparing(*, quiet: bool = False) -> Iterator["OnProgress"]:
     """A progress bar for the offline phase: layer group, MB over the wire, time left."""
     columns = (
         TextColumn("[dim]preparing[/] {task.fields[group]:<28}"),
@@ -62,7 +64,7 @@ def preparing(*, quiet: bool = False) -> Iterator[OnProgress]:
     with Progress(*columns, console=messages, transient=True, disable=quiet) as bar:
         task = bar.add_task("", total=None, group="", done="", total_text="")
 
-        def update(step: Preparation) -> None:
+        def update(step: "Preparation") -> None:
             bar.update(
                 task,
                 total=step.bytes_total,

@@ -11,7 +11,7 @@ from confide.cli import output
 from confide.cli.options import InsecureNoTls, Json
 from confide.hybrid.address import is_loopback
 from confide.hybrid.limits import Limits
-from confide.logs import JsonLines
+from confide.logs import JsonLines, TextLines
 
 
 class LogFormat(StrEnum):
@@ -36,7 +36,7 @@ def command(
     ] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file of the certificate's private key.")] = None,
     metrics_port: Annotated[
-        int | None, typer.Option(help="Serve /metrics and /health to this machine on this port.", min=0, max=65535)
+        int | None, typer.Option(help="Serve /metrics and /health to this machine on this port.", min=1, max=65535)
     ] = None,
     connections: Annotated[int, typer.Option(help="Connections at a time.", min=1)] = Limits.connections,
     megabytes_per_second: Annotated[
@@ -80,8 +80,7 @@ def command(
 
 def _log_to_standard_error(form: LogFormat) -> None:
     handler = logging.StreamHandler()
-    handler.setFormatter(JsonLines() if form is LogFormat.JSON else logging.Formatter("%(message)s"))
-    logger = logging.getLogger("confide")
-    logger.setLevel(logging.INFO if form is LogFormat.JSON else logging.WARNING)
-    logger.handlers = [handler]
-    logger.propagate = False
+    handler.setFormatter(JsonLines() if form is LogFormat.JSON else TextLines("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    # Each client's coming and going is for machines to read.
+    logging.getLogger("confide").setLevel(logging.INFO if form is LogFormat.JSON else logging.WARNING)

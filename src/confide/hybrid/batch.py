@@ -123,4 +123,7 @@ class Batcher:
 
 def _deliver(batch: list[_Waiting], answers: Sequence[wire.Answer | ServerFault]) -> None:
     for waiting, answer in zip(batch, answers, strict=True):
-        waiting.on_answer(answer)
+        try:
+            waiting.on_answer(answer)
+        except Exception:  # noqa: BLE001 - one client's trouble must not reach the others
+            _log.exception("An answer could not be sent")

@@ -27,6 +27,7 @@ from confide.hybrid import wire
 from confide.hybrid.address import is_loopback, websocket_url
 from confide.hybrid.closing import Closing
 from confide.hybrid.tls import client_context
+from confide.logs import quiet_logger
 from confide.models.seal import Release
 
 CONNECT_SECONDS = 10.0
@@ -71,7 +72,9 @@ class LayerConnection(Closing):
             )
         self.url = url
         self._events: deque[object] = deque()
-        self._protocol = ClientProtocol(uri, max_size=wire.MAX_FRAME + wire.FRAME_OVERHEAD)
+        self._protocol = ClientProtocol(
+            uri, max_size=wire.MAX_FRAME + wire.FRAME_OVERHEAD, logger=quiet_logger("client.frames")
+        )
         self._read_bytes = _TLS_RECORD if uri.secure else _READ_BYTES
         self._socket = _connect(url, uri.host, uri.port)
         try:

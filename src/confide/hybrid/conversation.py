@@ -40,6 +40,7 @@ class Conversation(WSListener):
         self._meter = ByteMeter(server.limits.bytes_per_second)
         self._answering = 0
         self._parted = False
+        self._throttle: asyncio.TimerHandle | None = None
         self._heard_at = self._stuck_since = time.monotonic()
         self._transport: WSTransport
 
@@ -49,7 +50,7 @@ class Conversation(WSListener):
         self._transport = transport
         self._server.conversations.add(self)
         self._server.metrics.connections.inc()
-        if len(self._server.conversations) > self._server.limits.connections:
+        if sum(not one._parted for one in self._server.conversations) > self._server.limits.connections:
             self._part(ServerBusy("The server has all the connections it takes; try again in a minute."))
 
     def on_ws_disconnected(self, transport: WSTransport) -> None:
@@ -70,10 +71,11 @@ class Conversation(WSListener):
             return
         if self._parted:
             return
-        self._heard_at = time.monotonic()
         self._limit_rate(frame.payload_size)
         if kind in (WSMsgType.PING, WSMsgType.PONG):
             return
+        if self._session.greeted:  # nothing else counts before the greeting is in
+            self._heard_at = time.monotonic()
         try:
             self._take(_decode(frame))
         except ConfideError as error:
@@ -97,14 +99,21 @@ class Conversation(WSListener):
         pause = self._meter.pause(size)
         if pause > 0:
             self._pause_reading()
-            asyncio.get_running_loop().call_later(pause, self._resume_reading)
+            if self._throttle is not None:
+                self._throttle.cancel()
+            self._throttle = asyncio.get_running_loop().call_later(pause, self._end_throttle)
+
+    def _end_throttle(self) -> None:
+        self._throttle = None
+        self._resume_reading()
 
     def _pause_reading(self) -> None:
         with contextlib.suppress(RuntimeError):  # closing already
             self._transport.underlying_transport.pause_reading()
 
     def _resume_reading(self) -> None:
-        if self._writable.is_set() and len(self._inbox) < MAX_INBOX and not self._parted:
+        ready = self._writable.is_set() and self._throttle is None and len(self._inbox) < MAX_INBOX
+        if ready and not self._parted:
             with contextlib.suppress(RuntimeError):
                 self._transport.underlying_transport.resume_reading()
 
@@ -157,7 +166,8 @@ class Conversation(WSListener):
 
     def _require_place(self) -> None:
         account = self._session.account
-        same = sum(one._session.greeted and one._session.account is account for one in self._server.conversations)
+        present = [one for one in self._server.conversations if one._session.greeted and not one._parted]
+        same = sum(one._session.account is account for one in present)
         if same > self._server.limits.connections_per_licence:
             raise ServerBusy("The licence has all the connections it may have; close one, or try again in a minute.")
 

@@ -30,6 +30,7 @@ from confide.hybrid.limits import Limits
 from confide.hybrid.metrics import Metrics
 from confide.hybrid.record import Recorder
 from confide.hybrid.service import LayerService
+from confide.logs import quiet_logger
 from confide.models.server_package import ServerPackage
 from confide.rlwe.scheme import RLWE
 
@@ -100,7 +101,8 @@ class LayerServer:
             ssl=tls,
             max_frame_size=wire.MAX_FRAME + wire.FRAME_OVERHEAD,
             websocket_handshake_timeout=self.limits.greeting_seconds,
-            logger_name=_quiet_logger(),
+            # Its remarks on clients that misbehave are not for the operator's log.
+            logger_name=quiet_logger("server.frames"),
         )
 
     def _route(self, request: WSUpgradeRequest) -> WSListener | WSUpgradeResponseWithListener | None:
@@ -156,13 +158,6 @@ def _prepare_worker(niceness: int) -> None:
 
 def _page(body: bytes) -> WSUpgradeResponseWithListener:
     return WSUpgradeResponseWithListener(WSUpgradeResponse.create_ok_response(body), None)
-
-
-def _quiet_logger() -> logging.Logger:
-    """The transport's own remarks on clients that misbehave are not for the operator's log."""
-    logger = logging.getLogger("confide.hybrid.transport")
-    logger.setLevel(logging.CRITICAL)
-    return logger
 
 
 def load_service(

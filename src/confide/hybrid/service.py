@@ -5,7 +5,7 @@ One `LayerService` holds the weights and the ledger for all clients; one `Sessio
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -51,7 +51,7 @@ class Admitted:
 
     pack: bytes
     first: int
-    masked: NDArray[np.int32]
+    masked: NDArray[np.int32] = field(repr=False)
 
 
 class LayerService:

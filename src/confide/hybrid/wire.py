@@ -5,7 +5,7 @@ MalformedMessage. Payloads are little-endian arrays; their sizes are checked aga
 """
 
 import hashlib
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 import numpy as np
@@ -46,6 +46,13 @@ class Hello(_Message, tag=1):
     model_digest: Digest
     table_digest: Digest
     licence: LicenceKey = ""
+
+    def __repr__(self) -> str:
+        # Without the key, which must not end up in a log line or a traceback.
+        return f"Hello(version={self.version}, scheme={self.scheme!r})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [("version", self.version), ("scheme", self.scheme)]
 
 
 class Welcome(_Message, tag=2):

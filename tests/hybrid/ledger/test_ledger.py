@@ -142,6 +142,27 @@ def test_half_a_journal_after_a_power_failure_is_enough(
         spend(again, 2, tag=OTHER)
 
 
+def test_a_power_failure_bills_a_token_once_for_all_its_layers(
+    ledger: Ledger, tmp_path: Path, power_failure: Callable[[Ledger], None]
+) -> None:
+    for index in range(3):
+        for group in range(4):
+            spend(ledger, index, group=group)
+    power_failure(ledger)
+    again = Ledger(tmp_path)
+    assert billed(again) == 3
+    with pytest.raises(IndexUsed):
+        spend(again, 2, tag=OTHER)
+    spend(again, 2)  # the retry of an answer that was lost on its way
+    assert billed(again) == 3
+
+
+def test_a_checkpoint_that_comes_after_the_end_does_nothing(ledger: Ledger) -> None:
+    ledger.close()
+    ledger.checkpoint()
+    ledger.close()
+
+
 def test_a_clean_stop_burns_nothing(ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spend(ledger, 0, 3)
     ledger.close()

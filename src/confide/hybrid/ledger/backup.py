@@ -13,8 +13,8 @@ from pathlib import Path
 
 from confide.errors import ConfideError
 from confide.files import replace_file, sync_folder
-from confide.hybrid.ledger.ledger import SERVER_KEY, lock_folder
-from confide.hybrid.ledger.store import DATABASE, Store
+from confide.hybrid.ledger.ledger import lock_folder
+from confide.hybrid.ledger.store import DATABASE, SERVER_KEY, Store
 from confide.rlwe.streams import fresh_key
 
 
@@ -32,10 +32,17 @@ def backup(state: Path, out: Path) -> None:
     _require_ledger(state / DATABASE)
     if out.exists():
         raise ConfideError(f"{out} exists already; choose another file.")
+    draft = out.with_name(f".{out.name}.draft")
+    draft.unlink(missing_ok=True)
+    draft.touch(0o600)
     with closing(Store(state / DATABASE)) as store:
         store.verify()
-        store.copy_to(out)
-    out.chmod(0o600)
+        store.copy_to(draft)
+    # A server that finds this file in the place of its ledger, though even in the same inode, must not go on from it.
+    with closing(Store(draft)) as copy, copy.transaction():
+        copy.put("server", name="inode", value=b"backup")
+    draft.rename(out)
+    sync_folder(out.parent)
 
 
 def restore(state: Path, source: Path | None = None) -> Restored:
@@ -43,12 +50,14 @@ def restore(state: Path, source: Path | None = None) -> Restored:
 
     Raises LedgerInUse while a server is running on it, LedgerCorrupted for a damaged backup.
     """
-    source = source or state / DATABASE
+    replaced, draft = (state / f"{DATABASE}.{part}" for part in ("before-restore", "draft"))
+    if source is None:  # the ledger in the folder, or where an interrupted restore has put it
+        source = replaced if draft.exists() and not (state / DATABASE).exists() else state / DATABASE
     _require_ledger(source)
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     with closing(lock_folder(state)):
-        draft = state / f"{DATABASE}.draft"
-        draft.unlink(missing_ok=True)
+        for left in state.glob(f"{draft.name}*"):
+            left.unlink()
         with closing(Store(source)) as old:
             old.verify()
             old.copy_to(draft)
@@ -56,7 +65,7 @@ def restore(state: Path, source: Path | None = None) -> Restored:
             restored = _forget_packs(new)
         # Until the last line the folder has no database, and no server starts on a folder in that state.
         if (state / DATABASE).exists():
-            os.replace(state / DATABASE, state / f"{DATABASE}.before-restore")
+            os.replace(state / DATABASE, replaced)
         for stale in (*state.glob("journal-*"), *state.glob(f"{DATABASE}-*"), *state.glob(f"{DATABASE}.draft-*")):
             stale.unlink()
         replace_file(state / SERVER_KEY, fresh_key(), mode=0o600)

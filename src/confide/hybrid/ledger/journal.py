@@ -8,7 +8,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -29,7 +29,7 @@ class Entry:
     group: int
     first: int
     count: int
-    tag: bytes
+    tag: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, order=True)

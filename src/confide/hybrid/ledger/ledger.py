@@ -19,7 +19,6 @@ from confide.errors import (
     ClockWentBackwards,
     InvalidPackage,
     LedgerCopied,
-    LedgerCorrupted,
     LedgerInUse,
     LicenceRefused,
     RequestConflict,
@@ -29,7 +28,7 @@ from confide.files import replace_file
 from confide.hybrid.ledger.identity import file_identity
 from confide.hybrid.ledger.journal import Entry, Journal, Position
 from confide.hybrid.ledger.licences import ANONYMOUS, SECONDS_PER_DAY, Licence, LicenceBook
-from confide.hybrid.ledger.store import DATABASE, Store
+from confide.hybrid.ledger.store import DATABASE, SERVER_KEY, Store, require_whole
 from confide.hybrid.ledger.usage import WARN_DISCLOSED, Account, Answerable, PackUsage
 from confide.rlwe.streams import KEY_BYTES, fresh_key
 
@@ -43,7 +42,6 @@ the second of them would be refused."""
 LICENCE_SECONDS: Final = 1.0
 """How long a change to a licence may take to be noticed."""
 CLOCK_TOLERANCE: Final = 120.0
-SERVER_KEY: Final = "server.key"
 
 _log = logging.getLogger(__name__)
 
@@ -58,7 +56,7 @@ class Ledger:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = lock_folder(folder)
         try:
-            _require_whole(folder)
+            require_whole(folder)
             self._store = Store(folder / DATABASE)
             self._store.verify()
             self.server_key = _server_key(folder / SERVER_KEY)
@@ -126,14 +124,15 @@ class Ledger:
         usage = self.usage(entry.pack)
         if not billed:
             self._account(usage.licence).charge(usage.unbilled(entry), entry.group, entry.count)
-        if entry.first >= usage.floor:
-            usage.mark(entry)
-            usage.leased_to = max(usage.leased_to, usage.used_to)
+        # Also below the floor: its other layer groups must not bill the token again.
+        usage.mark(entry)
+        usage.leased_to = max(usage.leased_to, usage.used_to)
 
     def checkpoint(self) -> None:
         """Bring usage and leases in the database up to date, durably."""
         with self.mutex:
-            self._checkpoint(boot=_boot_id())
+            if not self._lock.closed:
+                self._checkpoint(boot=_boot_id())
 
     def _checkpoint(self, *, boot: bytes) -> None:
         self._journal.sync()
@@ -356,7 +355,7 @@ class Ledger:
         self._journal.rotate()
 
     def _warn(self, account: Account, group: int, answerable: Answerable) -> None:
-        if not account.warned and account.share_disclosed(group, answerable) > WARN_DISCLOSED:
+        if not account.warned and account.share_disclosed(group, answerable) >= WARN_DISCLOSED:
             account.warned = True
             _log.warning(
                 "The licence %s has seen %.0f%% of what solves layer group %d.",
@@ -377,14 +376,6 @@ def lock_folder(folder: Path) -> IO[str]:
             f"Another server is using {folder}; stop it, or give this one a --state folder of its own."
         ) from None
     return lock
-
-
-def _require_whole(folder: Path) -> None:
-    if (folder / SERVER_KEY).exists() and not (folder / DATABASE).exists():
-        raise LedgerCorrupted(
-            f"{folder} holds a server key but no {DATABASE}, so nobody knows what was answered under that key; "
-            "restore the last backup with `confide ledger restore`, or start with a new state folder."
-        )
 
 
 def _conflict() -> RequestConflict:

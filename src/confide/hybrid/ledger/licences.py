@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import msgspec
 
 from confide.errors import ConfideError
-from confide.hybrid.ledger.store import DATABASE, Row, Store
+from confide.hybrid.ledger.store import DATABASE, Row, Store, require_whole
 
 KEY_PREFIX: Final = "confide-"
 SECONDS_PER_DAY: Final = 86_400
@@ -41,6 +41,12 @@ class Licence(msgspec.Struct, frozen=True):
     packs_per_day: int | None = None
     disclosure: float | None = DEFAULT_DISCLOSURE
     revoked: int | None = None
+
+    def __repr__(self) -> str:
+        return f"Licence({self.label})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [("label", self.label)]
 
     @classmethod
     def from_row(cls, row: Row) -> Self:
@@ -85,11 +91,12 @@ class LicenceBook:
 
     def create(self, name: str, **limits: int | float | None) -> tuple[Licence, str]:
         """A new licence and its key, which cannot be had again. `limits` are fields of Licence."""
-        if self._store.count("licences", name=name):
-            raise ConfideError(f"There is a licence named {name} already; choose another name.")
         key = KEY_PREFIX + urlsafe_b64encode(os.urandom(32)).rstrip(b"=").decode()
         licence = Licence(os.urandom(8), _hash(key), name, int(time.time()), **limits)  # type: ignore[arg-type]
-        self._write(licence)
+        with self._store.transaction():
+            if self._store.count("licences", name=name):
+                raise ConfideError(f"There is a licence named {name} already; choose another name.")
+            self._write(licence)
         return licence, key
 
     def all(self) -> list[Licence]:
@@ -114,9 +121,10 @@ class LicenceBook:
         return Licence.from_row(row) if row else None
 
     def change(self, licence: Licence, **fields: int | float | None) -> Licence:
-        """Write a licence with some fields changed."""
-        changed = msgspec.structs.replace(licence, **fields)
-        self._write(changed)
+        """Change some fields of a licence; the others stay as they are by now, whoever wrote them meanwhile."""
+        with self._store.transaction():
+            changed = msgspec.structs.replace(self.by_id(licence.id) or licence, **fields)
+            self._write(changed)
         return changed
 
     def usage(self, licence: Licence | None = None) -> list[Usage]:
@@ -130,14 +138,17 @@ class LicenceBook:
         return {row["layer_group"]: row["tokens"] for row in rows}
 
     def _write(self, licence: Licence) -> None:
-        with self._store.transaction():
-            self._store.put("licences", **msgspec.structs.asdict(licence))
+        self._store.put("licences", **msgspec.structs.asdict(licence))
 
 
 @contextmanager
 def licence_book(state: Path) -> Iterator[LicenceBook]:
-    """The licences of the layer server whose state folder this is; it may be running, or not have run yet."""
+    """The licences of the layer server whose state folder this is; it may be running, or not have run yet.
+
+    LedgerCorrupted where its database is lost, because the server would start on the new one made here.
+    """
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    require_whole(state)
     with closing(Store(state / DATABASE)) as store:
         yield LicenceBook(store)
 

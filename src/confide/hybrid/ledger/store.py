@@ -16,6 +16,7 @@ import msgspec
 from confide.errors import LedgerCorrupted, LedgerUnavailable
 
 DATABASE: Final = "ledger.sqlite"
+SERVER_KEY: Final = "server.key"
 
 Row = dict[str, Any]
 
@@ -149,6 +150,15 @@ class Store:
     def close(self) -> None:
         """Close the file."""
         self._database.close()
+
+
+def require_whole(folder: Path) -> None:
+    """LedgerCorrupted for a state folder whose database is lost: a new one in its place would know of no answer."""
+    if (folder / SERVER_KEY).exists() and not (folder / DATABASE).exists():
+        raise LedgerCorrupted(
+            f"{folder} holds a server key but no {DATABASE}, so nobody knows what was answered under that key; "
+            "restore the last backup with `confide ledger restore`, or start with a new state folder."
+        )
 
 
 def _row_sum(table: str, row: Row) -> bytes:

@@ -95,7 +95,7 @@ class Account:
         if self._allowance < min(tokens, rate):
             wait = (min(tokens, rate) - self._allowance) * 60 / rate
             raise RateLimited(
-                f"The licence {self.licence.label} allows {rate} tokens a minute; try again in {wait:.0f} seconds."
+                f"The licence {self.licence.label} allows {rate} tokens a minute; try again in {math.ceil(wait)} s."
             )
 
     def charge(self, tokens: int, group: int, disclosed: int) -> None:
