@@ -40,7 +40,7 @@ def backup(state: Path, out: Path) -> None:
         store.copy_to(draft)
     # A server that finds this file in the place of its ledger, though even in the same inode, must not go on from it.
     with closing(Store(draft)) as copy, copy.transaction():
-        copy.put("server", name="inode", value=b"backup")
+        copy.put("server", name="identity", value=b"backup")
     draft.rename(out)
     sync_folder(out.parent)
 
