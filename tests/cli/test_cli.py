@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
+from .command import run
+
 
 def confide(*arguments: object, check: int = 0) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "confide", *map(str, arguments)]
-    terminal = {"COLUMNS": "80"}
-    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=os.environ | terminal)
-    assert run.returncode == check, run.stderr
-    assert "Traceback" not in run.stderr
-    return run
+    done = run(*arguments)
+    assert done.returncode == check, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
 
 
 def answer(*arguments: object, check: int = 0) -> dict[str, Any]:
