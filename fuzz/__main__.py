@@ -30,7 +30,7 @@ def main() -> int:
     if options.seed:
         _write_seeds(names)
         return 0
-    return int(any([_run(name, options.seconds, options.keep) for name in names]))
+    return max(_run(name, options.seconds, options.keep) for name in names)
 
 
 def _options() -> argparse.Namespace:
@@ -60,20 +60,19 @@ def _run(name: str, seconds: int, keep: bool) -> int:
     print(f"{name}: {'found something' if ran.returncode else 'clean'}, {speed[0] if speed else '?'} inputs a second")
     if ran.returncode:
         print("\n".join(ran.stderr.splitlines()[-40:]))
-    return ran.returncode
+    return int(ran.returncode != 0)
 
 
 def _fuzz(name: str, seconds: int, keep: bool) -> None:
     import atheris
 
     with atheris.instrument_imports(include=["confide", "websockets"]):
-        from fuzz.targets import CORPUS, targets
+        from fuzz.targets import CORPUS, corpus, targets
 
         target = targets()[name]
     logging.disable()
     warnings.simplefilter("ignore")
-    for seed in (CORPUS / name).iterdir():
-        target(seed.read_bytes())  # what is imported or made at first use takes its time here
+    target(corpus(name)[0])  # what is imported or made at first use takes its time here
     CRASHES.mkdir(exist_ok=True)
     folders = [str(CORPUS / name)]
     if not keep:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
-from hybrid.small import manifest_for, small_service, small_weights, write_packages  # noqa: E402
-from hybrid.twin import TWIN, TwinClient  # noqa: E402
-from owners import OWNER  # noqa: E402
+from hybrid.small import manifest_for, small_service, small_weights, write_packages
+from hybrid.twin import TWIN, TwinClient
+from owners import OWNER
 
 __all__ = ["OWNER", "TWIN", "TwinClient", "manifest_for", "scratch", "small_service", "small_weights", "write_packages"]
 

@@ -59,7 +59,7 @@ def _facts() -> tuple[Release, bytes, list[Parameters]]:
 
 def _connect(stream: bytes, *, upgrade: bool = True) -> LayerConnection:
     peer = _Peer(stream, upgrade=upgrade)
-    with mock.patch("confide.hybrid.connection._connect", lambda url, host, port: peer):
+    with mock.patch("confide.hybrid.connection._connect", return_value=peer):
         return LayerConnection("ws://127.0.0.1:1", scheme=TWIN.name, release=_facts()[0])
 
 
@@ -119,8 +119,8 @@ def _next(script: Script) -> bytes:
         case 0:
             return script.chunk(2)  # anything, below the frames
         case 1:
-            frame = Frame(script.choice(list(Opcode)), script.chunk(), bool(script.number() % 2))
-            return frame.serialize(mask=False)
+            opcode, payload, fin = script.choice(list(Opcode)), script.chunk(), script.number() % 2
+            return bytes([fin << 7 | opcode]) + Frame(Opcode.BINARY, payload).serialize(mask=False)[1:]
         case 2:
             return _binary(script.damaged(wire.encode(_message(script))))
         case 3:

@@ -83,7 +83,7 @@ class Store:
             query = f"SELECT * FROM {table} WHERE {condition}"  # noqa: S608
             found = [dict(row) for row in self._database.execute(query, tuple(where.values()))]
         for row in found:
-            if row.pop("sum") != _row_sum(table, row):
+            if row.pop("sum", None) != _row_sum(table, row):
                 raise _corrupted(self.path)
         return found
 
