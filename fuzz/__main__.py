@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import logging
+import os
 import subprocess
 import sys
 import tempfile
@@ -55,7 +56,14 @@ def _write_seeds(names: list[str]) -> None:
 
 def _run(name: str, seconds: int, keep: bool) -> int:
     command = [sys.executable, "-m", "fuzz", "--one", name, "--seconds", str(seconds)]
-    ran = subprocess.run(command + ["--keep"] * keep, stderr=subprocess.PIPE, text=True, errors="replace")
+    from fuzz.bench import memory
+
+    # Under atheris a process ends without tidying up.
+    with tempfile.TemporaryDirectory(prefix="confide-fuzz-", dir=memory()) as folder:
+        environment = os.environ | {"TMPDIR": folder}
+        ran = subprocess.run(
+            command + ["--keep"] * keep, env=environment, stderr=subprocess.PIPE, text=True, errors="replace"
+        )
     speed = [line.split()[-1] for line in ran.stderr.splitlines() if "average_exec_per_sec" in line]
     print(f"{name}: {'found something' if ran.returncode else 'clean'}, {speed[0] if speed else '?'} inputs a second")
     if ran.returncode:

@@ -2,6 +2,7 @@
 
 import atexit
 import functools
+import os
 import shutil
 import sys
 import tempfile
@@ -9,17 +10,34 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
-from hybrid.small import manifest_for, small_service, small_weights, write_packages
+from hybrid.small import manifest_for, running, small_service, small_weights, write_packages
 from hybrid.twin import TWIN, TwinClient
 from owners import OWNER
 
-__all__ = ["OWNER", "TWIN", "TwinClient", "manifest_for", "scratch", "small_service", "small_weights", "write_packages"]
+MEMORY = "/dev/shm"  # noqa: S108 - only folders that mkdtemp makes there
+
+__all__ = [
+    "OWNER",
+    "TWIN",
+    "TwinClient",
+    "manifest_for",
+    "memory",
+    "running",
+    "scratch",
+    "small_service",
+    "small_weights",
+    "write_packages",
+]
+
+
+def memory() -> str | None:
+    """Where temporary files wear out no disk, if there is such a place."""
+    return MEMORY if "TMPDIR" not in os.environ and Path(MEMORY).is_dir() else None
 
 
 @functools.cache
 def _root() -> Path:
-    memory = Path("/dev/shm")  # noqa: S108 - made by mkdtemp, and no disk is worn out
-    root = Path(tempfile.mkdtemp(prefix="confide-fuzz-", dir=memory if memory.is_dir() else None))
+    root = Path(tempfile.mkdtemp(prefix="confide-fuzz-", dir=memory()))
     atexit.register(shutil.rmtree, root, ignore_errors=True)
     return root
 

@@ -340,13 +340,23 @@ def test_a_stray_file_among_the_journal_is_named(ledger: Ledger, tmp_path: Path,
         Ledger(ledger._store.path.parent)
 
 
-def test_a_table_without_its_sums_is_damaged(ledger: Ledger) -> None:
+@pytest.mark.parametrize("name", [b"summ", b"s\xffm"])
+def test_a_table_without_its_sums_is_damaged(ledger: Ledger, name: bytes) -> None:
     ledger.close()
     path = ledger._store.path
     with closing(sqlite3.connect(path, isolation_level=None)) as database:
-        database.execute("ALTER TABLE server RENAME COLUMN sum TO summ")
+        database.execute("ALTER TABLE server RENAME COLUMN sum TO s0" + "m" * (len(name) - 2))
+    path.write_bytes(path.read_bytes().replace(b"s0" + b"m" * (len(name) - 2), name))
     with pytest.raises(LedgerCorrupted):
         Ledger(path.parent)
+
+
+def test_a_renamed_column_is_found_although_it_is_empty(ledger: Ledger) -> None:
+    ledger.licences.create("Example Ltd")
+    with closing(sqlite3.connect(ledger._store.path, isolation_level=None)) as database:
+        database.execute("ALTER TABLE licences RENAME COLUMN revoked TO fevoked")
+    with pytest.raises(LedgerCorrupted):
+        ledger.licences.all()
 
 
 def test_limits_of_the_pack_hold(ledger: Ledger) -> None:
