@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,23 @@ def shell_weights(data: bytes) -> None:
     _load_weights(model, folder, "cpu")
 
 
+def shell_config(data: bytes) -> None:
+    """A shell's configuration, signed as it is. Whoever is trusted to sign may make a model as large as they like."""
+    from confide.models.shell import _empty_model
+
+    if re.search(rb"[0-9]{4}|[0-9.]e", data, re.IGNORECASE):
+        return
+    folder = scratch("shell-config")
+    (folder / "config.json").write_bytes(data)
+    _empty_model(folder, open_package(_tiny_shell()[1], PackageKind.SHELL).manifest)
+
+
+def _seeds_of_shell_config() -> list[bytes]:
+    values = msgspec.json.decode((_tiny_shell()[1] / "config.json").read_bytes())
+    few = {"model_type", "vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "activation_function", "n_inner"}
+    return [msgspec.json.encode({name: value for name, value in values.items() if name in few}), b"null", b"[[["]
+
+
 def _seeds_of_shell_weights() -> list[bytes]:
     return [(_tiny_shell()[1] / "model.safetensors").read_bytes()]
 
@@ -150,6 +168,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "sealed": sealed,
     "matrices": matrices,
     "shell-weights": shell_weights,
+    "shell-config": shell_config,
     "trusted": trusted,
     "owner-key": owner_key,
 }
@@ -159,6 +178,7 @@ SEEDS: dict[str, Callable[[], list[bytes]]] = {
     "sealed": lambda: [bytes(5), bytes([1, 60, 0, 0, 0, 1, 65]) + bytes(4), bytes([0, 0, 0, 0, 3]) + b"odd"],
     "matrices": lambda: [_content(1, "group-00000.safetensors")],
     "shell-weights": _seeds_of_shell_weights,
+    "shell-config": _seeds_of_shell_config,
     "trusted": lambda: [f"{OWNER.public} Example Ltd\n\n{OWNER.public}\n".encode()],
     "owner-key": _seeds_of_owner_key,
 }
