@@ -31,6 +31,7 @@ from confide.rlwe.streams import KEY_BYTES, derive_key, fresh_key
 BLOCK_TOKENS: Final = 16
 """Tokens that share a key: what a crash, or the end of a session, burns at most."""
 _TAG_BYTES = 16
+_MAX_DIGITS = 8
 _ERASED = bytes(KEY_BYTES)
 _MAGIC = b"confide pack keys 1".ljust(32, b"\0")
 
@@ -149,7 +150,12 @@ class MaskPack:
     def groups_done(self) -> int:
         """Groups whose values are durably on disk."""
         done = self.folder / "groups-done"
-        return int(done.read_text()) if done.exists() else 0
+        if not done.exists():
+            return 0
+        digits = done.read_bytes()[:_MAX_DIGITS]
+        if not digits.isdigit() or int(digits) > len(self._groups):
+            raise _corrupted(done)
+        return int(digits)
 
     def group_masks(self, group: int) -> NDArray[np.int32]:
         """All one-time pads of a group: int32 (tokens, columns)."""
@@ -238,6 +244,8 @@ class PackStore(Closing):
         for path in sorted(folder.glob("pack-*/pack.json"), key=lambda path: path.stat().st_mtime_ns):
             facts = _read_facts(path)
             if facts.model_digest == self._model_digest and facts.server_seed == server_seed.hex():
+                if facts.tokens != self._groups[0].tokens:
+                    raise _corrupted(path)
                 found.append(MaskPack(path.parent, facts, self._groups))
         return found
 
@@ -301,7 +309,7 @@ class _KeyFile:
 
     def _content(self) -> bytearray:
         if self._cache is None:
-            content = bytearray(self._path.read_bytes())
+            content = bytearray(_read(self._path))
             if len(content) != len(_MAGIC) + KEY_BYTES * (1 + self._blocks) or content[: len(_MAGIC)] != _MAGIC:
                 raise PackCorrupted(
                     f"{self._path} is not a whole key file; delete {self._path.parent} and prepare a new pack."
@@ -360,16 +368,25 @@ def _nonce(group: int) -> bytes:
 
 
 def _map(path: Path, size: int) -> mmap.mmap:
+    if not path.is_file() or path.stat().st_size != size:
+        raise PackCorrupted(f"{path} has been cut; delete {path.parent} and prepare a new pack.")
     with path.open("rb") as file:
-        if os.fstat(file.fileno()).st_size != size:
-            raise PackCorrupted(f"{path} has been cut; delete {path.parent} and prepare a new pack.")
         return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
 
 
 def _read_facts(path: Path) -> PackFacts:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=PackFacts)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise PackCorrupted(
-            f"{path} is not a pack's description; delete {path.parent} and prepare a new pack."
-        ) from error
+        return msgspec.json.decode(_read(path), type=PackFacts)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _corrupted(path) from error
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _corrupted(path) from error
+
+
+def _corrupted(path: Path) -> PackCorrupted:
+    return PackCorrupted(f"{path} is missing or damaged; delete {path.parent} and prepare a new pack.")
