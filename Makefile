@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: demo test test-all lint bench
+.PHONY: demo test test-all fuzz lint bench
 .DEFAULT_GOAL := demo
 
 $(READY): pyproject.toml constraints.txt
@@ -21,6 +21,9 @@ test: $(READY)
 
 test-all: $(READY)
 	$(BIN)/python -m pytest
+
+fuzz: $(READY)
+	$(BIN)/python -m fuzz --seconds 60
 
 lint: $(READY)
 	$(BIN)/ruff check .

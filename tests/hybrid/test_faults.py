@@ -62,15 +62,6 @@ def test_a_damaged_pack_is_a_clear_error(store: PackStore, name: str, damage: Da
         _use_all(reopened(store))
 
 
-@pytest.mark.parametrize("damage", [DAMAGES["empty"], lambda path: path.write_bytes(b"9")], ids=["empty", "too many"])
-def test_damaged_progress_is_a_clear_error(store: PackStore, damage: Damage) -> None:  # noqa: F811
-    pack = store.create(SEED)
-    pack.write_group(0, values_of(0))
-    damage(pack.folder / "groups-done")
-    with pytest.raises(PackCorrupted, match="prepare a new pack"):
-        _ = reopened(store).groups_done
-
-
 def test_a_group_that_was_never_written_is_found_before_its_masks_are_used(store: PackStore) -> None:  # noqa: F811
     pack = store.create(SEED)
     pack.write_group(0, values_of(0))

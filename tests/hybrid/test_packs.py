@@ -2,6 +2,7 @@ import os
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -146,6 +147,36 @@ def test_a_truncated_file_is_found(store: PackStore, name: str) -> None:
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(PackCorrupted, match="prepare a new pack"):
         reopened(store).take(1)[0].values(1)
+
+
+@pytest.mark.parametrize("name", ["masks.bin", "keys"])
+@pytest.mark.parametrize("instead", [lambda path: None, lambda path: path.mkdir()], ids=["nothing", "folder"])
+def test_a_missing_file_is_found(store: PackStore, name: str, instead: Callable[[Path], None]) -> None:
+    path = prepared(store).folder / name
+    path.unlink()
+    instead(path)
+    with pytest.raises(PackCorrupted):
+        reopened(store).take(1)[0].values(0)
+
+
+@pytest.mark.parametrize("content", [b"", b"x", b"-1", b"3", b"\xb2", b"9" * 5000])
+def test_a_damaged_count_of_groups_is_found(store: PackStore, content: bytes) -> None:
+    (store.create(SEED).folder / "groups-done").write_bytes(content)
+    with pytest.raises(PackCorrupted):
+        _ = reopened(store).groups_done
+
+
+def test_a_deep_description_is_found(store: PackStore) -> None:
+    (prepared(store).folder / "pack.json").write_bytes(b'{"x":' + b"[" * 100_000)
+    with pytest.raises(PackCorrupted):
+        reopened(store)
+
+
+def test_a_description_of_a_pack_of_another_size_is_found(store: PackStore) -> None:
+    path = prepared(store).folder / "pack.json"
+    path.write_bytes(path.read_bytes().replace(b"4096", b"2048"))
+    with pytest.raises(PackCorrupted):
+        reopened(store)
 
 
 def test_another_model_or_server_sees_no_packs(store: PackStore) -> None:

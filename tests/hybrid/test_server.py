@@ -240,6 +240,9 @@ def test_the_record_is_what_the_server_saw(tmp_path: Path, shell: Path) -> None:
     assert not np.isin(values, x.numpy()).any()
     path.write_bytes(path.read_bytes() + b"\x10\0\0\0half")
     assert len(list(read_record(path))) == 1
+    path.write_bytes(b"\xff" * 8)
+    with pytest.raises(errors.MalformedMessage, match="not a record"):
+        list(read_record(path))
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "example.com", "127.0.0.1.example.com", "::"])  # noqa: S104
@@ -257,7 +260,21 @@ def test_loopback_is_allowed(host: str) -> None:
     require_loopback(host, insecure_no_tls=False)
 
 
-@pytest.mark.parametrize("url", ["ftp://x", "ws://", "file:///etc/passwd"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ftp://x",
+        "ws://",
+        "file:///etc/passwd",
+        "ws://[",
+        "ws://h:99999",
+        "ws://h:x",
+        "u@h",
+        "\ud800",
+        "é" * 80,
+        "ws://℀",
+    ],
+)
 def test_what_is_no_address_is_refused(url: str) -> None:
     with pytest.raises(errors.ProtocolError, match="ws://host:port"):
         websocket_url(url)
@@ -286,6 +303,31 @@ def test_something_else_listening_is_a_clear_error(service: LayerService) -> Non
         with pytest.raises(errors.ConnectionLost, match="not a layer server"):
             connect(f"127.0.0.1:{listener.getsockname()[1]}", service)
         thread.join()
+
+
+@pytest.mark.parametrize(
+    ("opcode", "error"),
+    [(0x02, errors.MalformedMessage), (0x00, errors.ConnectionLost), (0x88, errors.ConnectionLost)],
+    ids=["pieces", "nonsense", "after the end"],
+)
+def test_a_server_that_never_stops_talking_is_left(
+    service: LayerService, monkeypatch: pytest.MonkeyPatch, opcode: int, error: type[errors.ConfideError]
+) -> None:
+    class Endless:
+        def recv(self, size: int) -> bytes:
+            return bytes(size - size % 2)
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(connected, name)
+
+    with running(service) as url, connect(url, service) as connection:
+        connected = connection._socket
+        connection._protocol.receive_data(bytes([opcode, 0]))
+        connection._events.extend(connection._protocol.events_received())
+        monkeypatch.setattr(connection, "_socket", Endless())
+        with pytest.raises(error):
+            connection.request(wire.OpenPack(PACK), wire.PackState)
+        connection._socket = connected
 
 
 def test_a_server_that_answers_nonsense_is_malformed(service: LayerService, monkeypatch: pytest.MonkeyPatch) -> None:

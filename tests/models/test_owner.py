@@ -75,8 +75,15 @@ def test_the_passphrase_opens_the_file(tmp_path: Path, monkeypatch: pytest.Monke
     assert OwnerKey.read(path).public == OWNER.public
 
 
+# An Ed25519 key of which one bit was flipped, which makes it an X448 key that is too short.
+FLIPPED = b"""-----BEGIN PRIVATE KEY-----
+MC4CAQAwBQYDK2VvBCIEIAEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEB
+-----END PRIVATE KEY-----
+"""
+
+
 @pytest.mark.parametrize(
-    "content", [b"", b"\xff" * 90, b"x" * (1 << 15), b"-----BEGIN PRIVATE KEY-----\nAAAA\n", "x25519"]
+    "content", [b"", b"\xff" * 90, b"x" * (1 << 15), b"-----BEGIN PRIVATE KEY-----\nAAAA\n", FLIPPED, "x25519"]
 )
 def test_what_is_no_owner_key_is_refused(tmp_path: Path, content: bytes | str) -> None:
     path = tmp_path / "owner.key"

@@ -1,4 +1,6 @@
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -104,6 +106,23 @@ def test_links_to_elsewhere_are_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (folder / "templates" / "more").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(InvalidPackage, match="remove it"):
+        verify(folder)
+
+
+def test_a_linked_folder_is_refused_and_not_searched(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "private").touch()
+    (folder / "linked").symlink_to(tmp_path / "disk")
+    with pytest.raises(InvalidPackage, match="linked is not part"):
+        verify(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "manifest.json", "signature.json"])
+@pytest.mark.parametrize("endless", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "device"])
+def test_what_never_ends_is_not_read(folder: Path, name: str, endless: Callable[[Path], None]) -> None:
+    (folder / name).unlink()
+    endless(folder / name)
+    with pytest.raises(InvalidPackage):
         verify(folder)
 
 

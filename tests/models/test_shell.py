@@ -95,6 +95,14 @@ def test_damage_is_refused(client: Path, damage: str) -> None:
         load_shell(client, no_product)
 
 
+@pytest.mark.parametrize("content", ["null", "[" * 100_000, '{"model_type": "llama", "num_attention_heads": 0}'])
+def test_a_configuration_that_makes_no_model_is_refused(client: Path, content: str) -> None:
+    (client / "config.json").write_text(content)
+    reseal(client)
+    with pytest.raises(InvalidPackage, match="confide split"):
+        load_shell(client, no_product)
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [('"model.layers.0.mlp.up_proj"', '"model.layers.9.mlp.up_proj"'), ('"columns": 44', '"columns": 45')],

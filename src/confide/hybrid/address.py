@@ -3,6 +3,9 @@
 import ipaddress
 from urllib.parse import urlsplit
 
+from websockets.exceptions import InvalidURI
+from websockets.uri import parse_uri
+
 from confide.errors import ProtocolError
 from confide.hybrid.wire import PATH
 
@@ -21,8 +24,12 @@ def is_loopback(host: str) -> bool:
 
 def websocket_url(url: str) -> str:
     """The endpoint's URL, for ws(s)://, http(s):// or a bare host:port, which is plain; ProtocolError otherwise."""
-    parts = urlsplit(url if "://" in url else f"ws://{url}")
-    scheme = _SCHEMES.get(parts.scheme)
-    if scheme is None or not parts.hostname:
-        raise ProtocolError(f"{url!r} is not the address of a layer server; write wss://host:port or ws://host:port.")
-    return f"{scheme}://{parts.netloc}{PATH}"
+    try:
+        parts = urlsplit(url if "://" in url else f"ws://{url}")
+        endpoint = f"{_SCHEMES[parts.scheme]}://{parts.netloc}{PATH}"
+        parse_uri(endpoint)
+    except (KeyError, ValueError, InvalidURI) as error:
+        raise ProtocolError(
+            f"{url!r} is not the address of a layer server; write wss://host:port or ws://host:port."
+        ) from error
+    return endpoint

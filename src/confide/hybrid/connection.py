@@ -136,16 +136,18 @@ class LayerConnection(Closing):
         return self.receive(kind)
 
     def _next_frame(self) -> bytes:
-        fragments: list[bytes] = []
         while True:
             while self._events:
                 event = self._events.popleft()
                 if not isinstance(event, Frame) or event.opcode is Opcode.TEXT:
                     raise MalformedMessage("The server sent text where the protocol has only binary frames.")
+                if event.opcode is Opcode.BINARY and event.fin:
+                    return bytes(event.data)
                 if event.opcode in (Opcode.BINARY, Opcode.CONT):
-                    fragments.append(bytes(event.data))
-                    if event.fin:
-                        return fragments[0] if len(fragments) == 1 else b"".join(fragments)
+                    # Of pieces there could be infinitely many, all of them empty.
+                    raise MalformedMessage("The server sent a message in pieces where the protocol has whole ones.")
+            if self._protocol.parser_exc is not None or self._protocol.close_rcvd is not None:
+                raise self._lost()  # whatever else arrives would be dropped, for as long as the server likes
             self._read()
 
     def _read(self) -> None:

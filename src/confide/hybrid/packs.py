@@ -33,6 +33,7 @@ BLOCK_TOKENS: Final = 16
 _SCRAP: Final = "scrap-"
 """Folders with this name are packs being made or deleted, of no worth to anybody after a crash."""
 _TAG_BYTES = 16
+_MAX_DIGITS = 8
 _ERASED = bytes(KEY_BYTES)
 _MAGIC = b"confide pack keys 1".ljust(32, b"\0")
 
@@ -174,9 +175,9 @@ class MaskPack:
         """Groups whose values are durably on disk."""
         path = self.folder / "groups-done"
         with _storage(self.folder):
-            content = path.read_bytes() if path.exists() else b"0"
+            content = path.read_bytes()[:_MAX_DIGITS] if path.exists() else b"0"
         if not content.isdigit() or int(content) > len(self._groups):
-            raise PackCorrupted(f"{path} is not a number of groups; {_remedy(self.folder)}.")
+            raise _corrupted(path)
         return int(content)
 
     def group_masks(self, group: int) -> NDArray[np.int32]:
@@ -275,8 +276,15 @@ class PackStore(Closing):
             described = [(_read_facts(path / "pack.json"), path) for path in folder.glob("pack-*")]
             described.sort(key=lambda pack: (pack[1] / "pack.json").stat().st_mtime_ns)
         return [
-            MaskPack(path, facts, self._groups) for facts, path in described if facts.model_digest == self._model_digest
+            MaskPack(path, self._fitting(path, facts), self._groups)
+            for facts, path in described
+            if facts.model_digest == self._model_digest
         ]
+
+    def _fitting(self, path: Path, facts: PackFacts) -> PackFacts:
+        if facts.tokens != self._groups[0].tokens:
+            raise _corrupted(path / "pack.json")
+        return facts
 
     def foreign_packs(self, server_seed: bytes) -> int:
         """How many packs for this model belong to another server, or to another life of this one."""
@@ -429,7 +437,7 @@ def _storage(folder: Path) -> Iterator[None]:
     """Reports what the operating system refuses to do in a pack folder."""
     try:
         yield
-    except FileNotFoundError as error:
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise PackCorrupted(f"{error.filename} is missing; {_remedy(folder)}.") from error
     except OSError as error:
         raise PackUnavailable(
@@ -445,7 +453,9 @@ def _remedy(folder: Path) -> str:
 def _read_facts(path: Path) -> PackFacts:
     try:
         return msgspec.json.decode(path.read_bytes(), type=PackFacts)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise PackCorrupted(
-            f"{path} is not a pack's description; delete {path.parent} and prepare a new pack."
-        ) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _corrupted(path) from error
+
+
+def _corrupted(path: Path) -> PackCorrupted:
+    return PackCorrupted(f"{path} is missing or damaged; delete {path.parent} and prepare a new pack.")

@@ -6,6 +6,7 @@ The file is a sequence of the very messages received, each behind its length in 
 from collections.abc import Iterator
 from pathlib import Path
 
+from confide.errors import MalformedMessage
 from confide.hybrid import wire
 from confide.hybrid.closing import Closing
 
@@ -26,11 +27,18 @@ class Recorder(Closing):
 
 
 def read_record(path: Path) -> Iterator[wire.Online]:
-    """The messages in a record, oldest first. An incomplete one at the end is left out."""
+    """The messages in a record, oldest first. An incomplete one at the end is left out.
+
+    MalformedMessage where the file is no record.
+    """
     with path.open("rb") as file:
-        while len(size := file.read(4)) == 4:
-            frame = file.read(int.from_bytes(size, "little"))
-            if len(frame) < int.from_bytes(size, "little"):
+        while len(header := file.read(4)) == 4:
+            size = int.from_bytes(header, "little")
+            # Reading makes room for all that is asked for, and a damaged file may ask for 4 GiB.
+            if size > wire.MAX_FRAME + wire.FRAME_OVERHEAD:
+                raise MalformedMessage(f"{path} is not a record of messages; give the file that --record wrote.")
+            frame = file.read(size)
+            if len(frame) < size:
                 return
             message = wire.decode_from_client(frame)
             if isinstance(message, wire.Online):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
@@ -105,7 +105,7 @@ class OwnerKey:
         secret = passphrase().encode() if _ENCRYPTED in content else None
         try:
             key = serialization.load_pem_private_key(content, secret)
-        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        except (ValueError, TypeError, UnsupportedAlgorithm, InternalError) as error:
             raise OwnerKeyError(
                 f"{path} cannot be opened: the passphrase is wrong or this is no owner key; "
                 "try again, or give the file that `confide owner init` made."

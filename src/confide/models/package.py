@@ -7,6 +7,7 @@ transformers: a client that only prepares packs, or a tool that only looks, read
 import hashlib
 import re
 from enum import StrEnum
+from io import BufferedReader
 from pathlib import Path
 from typing import Annotated, Final, Literal, NoReturn
 
@@ -171,10 +172,17 @@ def parse_manifest(path: Path, content: bytes) -> Manifest:
     return manifest
 
 
+def open_file(path: Path) -> BufferedReader:
+    """A package's file. OSError also for a pipe or a device, which may never end."""
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is not a file")
+    return path.open("rb")
+
+
 def read_bounded(path: Path, limit: int) -> bytes:
     """The bytes of a package's file. InvalidPackage where it is missing or larger than `limit`."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             content = file.read(limit + 1)
     except OSError as error:
         raise InvalidPackage(

@@ -22,6 +22,7 @@ from confide.models.package import (
     Manifest,
     PackageKind,
     Record,
+    open_file,
     parse_manifest,
     read_bounded,
     write_manifest,
@@ -173,7 +174,7 @@ def require_files(folder: Path, manifest: Manifest) -> None:
 def file_digest(path: Path) -> str:
     """SHA-256 of a file of any size. InvalidPackage where it cannot be read."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise InvalidPackage(f"{path} cannot be read; get the folder from its owner again.") from error
@@ -184,6 +185,7 @@ def _files(folder: Path) -> Iterator[str]:
     for entry in folder.iterdir():
         if entry.name in BESIDE | {MANIFEST_NAME, SIGNATURE_NAME} or entry.name.startswith("."):
             continue
-        for path in entry.rglob("*") if entry.is_dir() else [entry]:
+        # A link is never followed: it could lead to the whole disk.
+        for path in entry.rglob("*") if entry.is_dir() and not entry.is_symlink() else [entry]:
             if path.is_symlink() or not path.is_dir():
                 yield path.relative_to(folder).as_posix()

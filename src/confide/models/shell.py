@@ -58,12 +58,14 @@ def shell_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase | None:
 def _empty_model(folder: Path, manifest: Manifest) -> PreTrainedModel:
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+        if config.model_type != manifest.model_type:
+            raise InvalidPackage(f"The configuration in {folder} is another model's; run `confide split` again.")
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    except InvalidPackage:
+        raise
+    except Exception as error:  # transformers checks little, and raises what it stumbles over
         raise InvalidPackage(f"{folder / 'config.json'} is missing or damaged; run `confide split` again.") from error
-    if config.model_type != manifest.model_type:
-        raise InvalidPackage(f"The configuration in {folder} is another model's; run `confide split` again.")
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     return cast(PreTrainedModel, model)
 
 

@@ -1,11 +1,13 @@
 """What was answered is never forgotten: not by a crash, a power failure, a full disk, a copy or a wrong clock."""
 
+import sqlite3
 import stat
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -350,6 +352,33 @@ def test_a_damaged_file_is_found_or_harmless(data: st.DataObject, tmp_path_facto
     with pytest.raises(IndexUsed):
         spend(again, 4, tag=OTHER)
     again.close()
+
+
+@pytest.mark.parametrize("name", ["journal-", "journal-x", "journal-0.bak", "journal--1", "journal-" + "9" * 99])
+def test_a_stray_file_among_the_journal_is_named(ledger: Ledger, tmp_path: Path, name: str) -> None:
+    ledger.close()
+    (ledger._store.path.parent / name).touch()
+    with pytest.raises(LedgerCorrupted, match=name):
+        Ledger(ledger._store.path.parent)
+
+
+@pytest.mark.parametrize("name", [b"summ", b"s\xffm"])
+def test_a_table_without_its_sums_is_damaged(ledger: Ledger, name: bytes) -> None:
+    ledger.close()
+    path = ledger._store.path
+    with closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.execute("ALTER TABLE server RENAME COLUMN sum TO s0" + "m" * (len(name) - 2))
+    path.write_bytes(path.read_bytes().replace(b"s0" + b"m" * (len(name) - 2), name))
+    with pytest.raises(LedgerCorrupted):
+        Ledger(path.parent)
+
+
+def test_a_renamed_column_is_found_although_it_is_empty(ledger: Ledger) -> None:
+    ledger.licences.create("Example Ltd")
+    with closing(sqlite3.connect(ledger._store.path, isolation_level=None)) as database:
+        database.execute("ALTER TABLE licences RENAME COLUMN revoked TO fevoked")
+    with pytest.raises(LedgerCorrupted):
+        ledger.licences.all()
 
 
 def test_limits_of_the_pack_hold(ledger: Ledger) -> None:

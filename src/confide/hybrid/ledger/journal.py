@@ -5,6 +5,7 @@ process, though not the machine: after a power failure the leases in the databas
 """
 
 import os
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -40,12 +41,19 @@ class Position:
     offset: int
 
 
+def _segment_number(path: Path) -> int:
+    digits = path.name.removeprefix("journal-")
+    if not re.fullmatch("0|[1-9][0-9]{0,17}", digits):
+        raise LedgerCorrupted(f"{path} is not part of the ledger's journal; move it out of the folder.")
+    return int(digits)
+
+
 class Journal:
     """The journal files of one folder, `journal-N`. One process at a time."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._segments = sorted(int(path.name.partition("-")[2]) for path in folder.glob("journal-*"))
+        self._segments = sorted(_segment_number(path) for path in folder.glob("journal-*"))
         number = self._segments[-1] if self._segments else 0
         self._open(number)
         # A record that was cut off was not followed by its answer.

@@ -84,7 +84,8 @@ class Store:
             query = f"SELECT * FROM {table} WHERE {condition}"  # noqa: S608
             found = [dict(row) for row in self._database.execute(query, tuple(where.values()))]
         for row in found:
-            if row.pop("sum") != _row_sum(table, row):
+            recorded = row.pop("sum", None)
+            if row.keys() != set(_COLUMNS[table]) or recorded != _row_sum(table, row):
                 raise _corrupted(self.path)
         return found
 
@@ -144,7 +145,7 @@ class Store:
                     f"{self.path} cannot be read or written ({error}); make room on its disk, check its permissions, "
                     "or wait for the other command that is using it. Nothing was answered and no token billed."
                 ) from error
-            except sqlite3.DatabaseError as error:
+            except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter for a column of no name
                 raise _corrupted(self.path) from error
 
     def close(self) -> None:

@@ -1,0 +1,84 @@
+"""What people give on the command line: addresses, token ids, files of certificates."""
+
+import functools
+from collections.abc import Callable
+from unittest import mock
+
+import typer
+
+from confide.cli.generate import _Request
+from confide.hybrid.address import is_loopback, websocket_url
+from confide.hybrid.connection import LayerConnection
+from confide.hybrid.tls import client_context, make_certificates, server_context
+
+from .bench import scratch
+from .script import Script
+
+VOCABULARY = 50
+
+
+def address(data: bytes) -> None:
+    """The address of a server, as far as looking its name up."""
+    text = data.decode("utf-8", "surrogateescape")
+    is_loopback(text)
+    websocket_url(text)
+
+    def look_up(host_and_port: tuple[str, int], timeout: float) -> None:
+        host_and_port[0].encode("idna")
+        raise ConnectionRefusedError
+
+    with mock.patch("socket.create_connection", look_up):
+        LayerConnection(text, scheme="any", release=None, insecure_no_tls=True)  # type: ignore[arg-type]
+
+
+def prompt_ids(data: bytes) -> None:
+    """`--prompt-ids`."""
+    request = _Request(None, data.decode("utf-8", "surrogateescape"), 1, {}, None, False)
+    try:
+        ids = request._ids(None, VOCABULARY)
+    except typer.BadParameter:
+        return
+    if not 0 <= ids.min() <= ids.max() < VOCABULARY:
+        raise AssertionError("ids outside the vocabulary were taken")
+
+
+@functools.cache
+def _certificates() -> tuple[bytes, bytes, bytes]:
+    made = make_certificates([])
+    return made.ca, made.chain, made.key
+
+
+def authorities(data: bytes) -> None:
+    """`--ca`."""
+    path = scratch("ca") / "ca.pem"
+    path.write_bytes(data)
+    client_context(path)
+
+
+def certificate(data: bytes) -> None:
+    """`--tls-cert` and `--tls-key`: any content, or an intact pair that was damaged."""
+    script = Script(data)
+    folder = scratch("certificate")
+    paths = (folder / "server.pem", folder / "server.key")
+    for path, intact in zip(paths, _certificates()[1:], strict=True):
+        damage = script.choice([bytes, script.damaged, lambda content: script.chunk(2)])
+        path.write_bytes(damage(intact))
+    server_context(*paths)
+
+
+def _seeds_of_certificate() -> list[bytes]:
+    return [bytes(2), bytes([1, 80, 0, 0, 0, 2, 65, 66, 0]), bytes([2, 5, 0]) + b"-----" + bytes([1, 60, 0, 0, 3])]
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "address": address,
+    "prompt-ids": prompt_ids,
+    "authorities": authorities,
+    "certificate": certificate,
+}
+SEEDS: dict[str, Callable[[], list[bytes]]] = {
+    "address": lambda: [b"127.0.0.1:8470", b"wss://layers.example.com:443", b"http://[::1]:80/path?query#x", b"u:p@h"],
+    "prompt-ids": lambda: [b"1,2,3", b"49, -1", b"50,0x1", b"1e3,_1"],
+    "authorities": lambda: [_certificates()[0]],
+    "certificate": _seeds_of_certificate,
+}
