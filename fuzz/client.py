@@ -6,17 +6,20 @@ from unittest import mock
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from websockets.frames import Frame, Opcode
 from websockets.utils import accept_key
 
 from confide.hybrid import wire
 from confide.hybrid.connection import LayerConnection
 from confide.hybrid.link import Link
+from confide.hybrid.padding import Padding
 from confide.hybrid.prepare import _receive_values
-from confide.hybrid.product import RemoteProduct
+from confide.hybrid.product import CheckedGroup, RemoteProduct
 from confide.hybrid.supply import Segment
 from confide.models.package import PackageKind
 from confide.models.seal import Release, release_of, sign_manifest
+from confide.rlwe.freivalds import AnswerCheck, secret_vector
 from confide.rlwe.parameters import Parameters
 
 from .bench import OWNER, TWIN, TwinClient, manifest_for, small_weights
@@ -91,18 +94,29 @@ def _receive(connection: LayerConnection) -> None:
         pass
 
 
+class _Supply:
+    """The same masks for everything; keeps no record."""
+
+    def __init__(self, parameters: Parameters) -> None:
+        self._masks = np.zeros((2, parameters.columns), np.int32)
+        self._values = np.zeros((2, parameters.rows), np.int32)
+
+    def take(self, group: int, inputs: NDArray[np.int32], most: int, *, anything: bool = False) -> list[Segment]:
+        return [Segment(PACK, 0, self._masks, self._values, inputs, repeated=False)]
+
+    def answered(self, segment: Segment) -> None: ...
+
+    def end_run(self) -> None: ...
+
+
 def _multiply(connection: LayerConnection) -> None:
-    parameters = _facts()[2]
-    first = parameters[0]
-    masks, values = np.zeros((2, first.columns), np.int32), np.zeros((2, first.rows), np.int32)
-
-    class Supply:
-        def take(self, group: int, tokens: int, most: int) -> list[Segment]:
-            return [Segment(PACK, 0, masks, values)]
-
-    product = RemoteProduct(Link(lambda: connection, patience=0), Supply(), parameters)  # type: ignore[arg-type]
-    answer = product(0, torch.zeros(2, first.columns, dtype=torch.int32))
-    if answer.shape != (2, first.rows):
+    group, parameters = manifest_for(small_weights(), PackageKind.SHELL).groups[0], _facts()[2][0]
+    check = AnswerCheck(secret_vector(bytes(32), 0, parameters.rows), np.zeros(parameters.columns, np.uint64))
+    groups = [CheckedGroup(group, parameters, check)]
+    link = Link(lambda: connection, patience=0)
+    product = RemoteProduct(link, _Supply(parameters), groups, Padding(1, 1), lambda breach: None)  # type: ignore[arg-type]
+    answer = product(0, torch.zeros(2, parameters.columns, dtype=torch.int32))
+    if answer.shape != (2, parameters.rows):
         raise AssertionError("an answer of the wrong shape was taken")
 
 
