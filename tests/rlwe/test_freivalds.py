@@ -135,3 +135,20 @@ def test_only_the_wrong_token_is_named() -> None:
 
 def test_nothing_secret_is_in_the_repr() -> None:
     assert repr(weights_and_check(3, 2)[1]) == "AnswerCheck(rows=3, <hidden>)"
+
+
+@pytest.mark.parametrize("length", [2, 4096, 4097, 1 << 14, MAX_LENGTH])
+@pytest.mark.parametrize("fill", ["highest", "lowest", "mixed"])
+def test_one_tokens_sum_is_exact_at_the_extremes(length: int, fill: str) -> None:
+    generator = np.random.default_rng(length)
+    words = np.full(length, PRIME - 1, np.uint64)
+    values = np.full(length, MAX_VALUE, np.int64)
+    if fill == "lowest":
+        values = -values
+    if fill == "mixed":
+        words = generator.integers(0, PRIME, length, dtype=np.uint64)
+        values = generator.integers(-MAX_VALUE, MAX_VALUE + 1, length)
+    rows = length // 2
+    check = AnswerCheck(words[:rows], np.uint64(PRIME) - words[rows:])
+    expected = sum(word * value for word, value in zip(words.tolist(), values.tolist(), strict=True))
+    assert check._one_token(values) == expected
