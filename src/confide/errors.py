@@ -229,6 +229,54 @@ class ServerDistrusted(ConfideError):
     code = "server-distrusted"
 
 
+class AttestationError(ConfideError):
+    """Evidence of a trusted execution environment is not to be trusted."""
+
+    code = "attestation"
+
+
+class MalformedEvidence(AttestationError):
+    """Evidence, collateral or a certificate is truncated, oversized or not what it should be."""
+
+    code = "malformed-evidence"
+
+
+class UnknownRoot(AttestationError):
+    """A chain of certificates does not end in a root that is trusted."""
+
+    code = "unknown-root"
+
+
+class InvalidSignature(AttestationError):
+    """A signature does not hold, or belongs to something else."""
+
+    code = "invalid-signature"
+
+
+class Revoked(AttestationError):
+    """A certificate was revoked."""
+
+    code = "revoked"
+
+
+class OutsideValidity(AttestationError):
+    """Something is expired, or not valid yet, at the time of appraisal."""
+
+    code = "outside-validity"
+
+
+class WrongCollateral(AttestationError):
+    """Collateral is missing, or belongs to another platform."""
+
+    code = "wrong-collateral"
+
+
+class UnknownTcb(AttestationError):
+    """No level of the vendor's list matches the platform's trusted computing base."""
+
+    code = "unknown-tcb"
+
+
 class ConnectionLost(ConfideError):
     """The server cannot be reached, or the connection broke."""
 

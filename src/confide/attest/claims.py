@@ -1,0 +1,52 @@
+"""What verified evidence says: the same words for every family, so that one policy language serves all."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from types import MappingProxyType
+
+from confide.attest.evidence import Family
+
+
+class RootKind(StrEnum):
+    """Whether a chain ends with a vendor or with a root that a person made for tests."""
+
+    PRODUCTION = "production"
+    SIMULATED = "simulated"
+
+
+class TcbStatus(StrEnum):
+    """How current a platform is, best first, in Intel's words; other families use the first and the last two."""
+
+    UP_TO_DATE = "UpToDate"
+    SW_HARDENING_NEEDED = "SWHardeningNeeded"
+    CONFIGURATION_NEEDED = "ConfigurationNeeded"
+    CONFIGURATION_AND_SW_HARDENING_NEEDED = "ConfigurationAndSWHardeningNeeded"
+    OUT_OF_DATE = "OutOfDate"
+    OUT_OF_DATE_CONFIGURATION_NEEDED = "OutOfDateConfigurationNeeded"
+    REVOKED = "Revoked"
+    UNKNOWN = "Unknown"
+
+
+@dataclass(frozen=True)
+class Claims:
+    """Verified facts. Everything here is signed by the hardware, or follows from the vendor's signed collateral.
+
+    report_data: what the attested software put in (64 bytes for SGX, TDX and SNP, the qualifying data of a TPM quote,
+    the nonce of a GPU report). measurements: by the family's own names, such as mrtd, rtmr0, mrenclave, measurement,
+    pcr7. identity: by name, such as ppid, chip_id, fmspc. tcb_date: until when the TCB status was current.
+    valid_until: the end of the shortest validity in use.
+    """
+
+    family: Family
+    root: RootKind
+    report_data: bytes
+    debug: bool
+    tcb_status: TcbStatus
+    measurements: Mapping[str, bytes] = field(default_factory=lambda: MappingProxyType({}))
+    identity: Mapping[str, bytes] = field(default_factory=lambda: MappingProxyType({}))
+    advisories: tuple[str, ...] = ()
+    tcb_date: datetime | None = None
+    valid_until: datetime | None = None
+    members: tuple["Claims", ...] = ()

@@ -1,0 +1,16 @@
+"""What a verifier needs besides the evidence, all of it signed by the vendors: certificates, CRLs, TCB lists."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+
+@dataclass(frozen=True)
+class Collateral:
+    """Documents by name. The names of each family stand in its module.
+
+    dcap: the JSON of QuoteCollateralV3. snp: vcek or vlek (DER), chain (PEM: ASK or ASVK, then ARK), crl (DER).
+    tpm: ak (DER or PEM public key or certificate), chain (PEM). nvidia: chain (PEM, leaf first).
+    """
+
+    documents: Mapping[str, bytes] = field(default_factory=lambda: MappingProxyType({}))
