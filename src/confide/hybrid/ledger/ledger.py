@@ -355,7 +355,9 @@ class Ledger:
         self._journal.rotate()
 
     def _warn(self, account: Account, group: int, answerable: Answerable) -> None:
-        if not account.warned and account.share_disclosed(group, answerable) >= WARN_DISCLOSED:
+        if account.warned or account.licence.disclosure is None:  # an owner who lifted the limit knows
+            return
+        if account.share_disclosed(group, answerable) >= WARN_DISCLOSED:
             account.warned = True
             _log.warning(
                 "The licence %s has seen %.0f%% of what solves layer group %d.",
