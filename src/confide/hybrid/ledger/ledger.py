@@ -6,7 +6,6 @@ of its indexes is answered, outlives the machine: after a power failure whatever
 is burned, and nobody pays for it. So no disk write stands between a token and its answer.
 """
 
-import fcntl
 import logging
 import threading
 import time
@@ -24,7 +23,7 @@ from confide.errors import (
     RequestConflict,
     UnknownPack,
 )
-from confide.files import replace_file
+from confide.files import hold_folder, replace_file
 from confide.hybrid.ledger.identity import file_identity
 from confide.hybrid.ledger.journal import Entry, Journal, Position
 from confide.hybrid.ledger.licences import ANONYMOUS, SECONDS_PER_DAY, Licence, LicenceBook
@@ -369,14 +368,9 @@ class Ledger:
 
 def lock_folder(folder: Path) -> IO[str]:
     """Hold a state folder for this process; LedgerInUse where another one does."""
-    lock = (folder / "lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        raise LedgerInUse(
-            f"Another server is using {folder}; stop it, or give this one a --state folder of its own."
-        ) from None
+    lock = hold_folder(folder)
+    if lock is None:
+        raise LedgerInUse(f"Another server is using {folder}; stop it, or give this one a --state folder of its own.")
     return lock
 
 
