@@ -34,7 +34,7 @@ from confide.logs import quiet_logger
 from confide.models.server_package import ServerPackage
 from confide.rlwe.scheme import RLWE
 
-CHECKPOINT_SECONDS = 30.0
+CHECKPOINT_SECONDS = 5.0
 SWEEP_SECONDS = 1.0
 DRAIN_SECONDS = 10.0
 """How long a server that was told to stop lets offline requests go on."""

@@ -128,9 +128,9 @@ class Ledger:
         usage.leased_to = max(usage.leased_to, usage.used_to)
 
     def checkpoint(self) -> None:
-        """Bring usage and leases in the database up to date, durably."""
+        """Bring usage and leases in the database up to date, durably, where anything is new."""
         with self.mutex:
-            if not self._lock.closed:
+            if not self._lock.closed and any(account.dirty for account in self._accounts.values()):
                 self._checkpoint(boot=_boot_id())
 
     def _checkpoint(self, *, boot: bytes) -> None:
