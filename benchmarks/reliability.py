@@ -3,7 +3,6 @@
 Both sides of each ratio alternate in one session with one server.
 """
 
-import gc
 import os
 import statistics
 import tempfile
@@ -11,20 +10,15 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from transformers import GPT2Config, GPT2LMHeadModel
 
+from benchmarks.gpt2 import serving, split_gpt2
 from benchmarks.measure import Figure, write
-from benchmarks.whole_model import decode, server
+from benchmarks.whole_model import decode
 from confide import HybridModel
 from confide.hybrid.ledger import Ledger
 from confide.hybrid.ledger.journal import Entry
-from confide.hybrid.ledger.licences import licence_book
 from confide.hybrid.ledger.usage import Answerable
-from confide.models.owner import OwnerKey
-from confide.models.source import open_model
-from confide.models.split import split
 from confide.rlwe.freivalds import AnswerCheck
 from confide.rlwe.masks import Int32Array
 
@@ -33,20 +27,9 @@ SPENDS = 4000
 
 
 def main() -> list[Figure]:
-    torch.manual_seed(0)
-    with tempfile.TemporaryDirectory() as folder:
-        GPT2LMHeadModel(GPT2Config()).save_pretrained(Path(folder) / "model")
-        owner = OwnerKey.generate()
-        parts = split(open_model(str(Path(folder) / "model")), Path(folder) / "split", owner=owner)
-        with licence_book(parts.server / "state") as book:
-            _, licence = book.create("benchmark", disclosure=None)
-        gc.collect()
-        with server(parts.server) as url:
-            with HybridModel.from_shell(
-                parts.client, server=url, owner=owner.public.raw, licence=licence, refill_ahead=True
-            ) as private:
-                private.prepare(1)
-                figures = _measure(private)
+    with split_gpt2() as model, serving(model.server) as url, model.open(url, refill_ahead=True) as private:
+        private.prepare(1)
+        figures = _measure(private)
     figures.append(_ledger(statistics.median(_decode_seconds)))
     write("reliability", figures)
     return figures

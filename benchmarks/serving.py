@@ -6,12 +6,10 @@ client in another process prepares packs meanwhile.
 """
 
 import asyncio
-import gc
 import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,17 +19,12 @@ from pathlib import Path
 import numpy as np
 import uvloop
 from picows import WSFrame, WSListener, WSMsgType, WSTransport, ws_connect
-from transformers import GPT2Config, GPT2LMHeadModel
 
+from benchmarks.gpt2 import SplitModel, serving, split_gpt2
 from benchmarks.measure import Figure, write
-from benchmarks.whole_model import server
 from confide.hybrid import wire
 from confide.hybrid.ledger import Ledger
-from confide.hybrid.ledger.licences import licence_book
-from confide.models.owner import OwnerKey
 from confide.models.package import Manifest, read_manifest
-from confide.models.source import open_model
-from confide.models.split import split
 
 CLIENTS = (1, 4, 16)
 TOKENS = {1: 40, 4: 30, 16: 24}
@@ -56,19 +49,13 @@ class Load:
 
 
 def main() -> list[Figure]:
-    with tempfile.TemporaryDirectory() as folder:
-        GPT2LMHeadModel(GPT2Config()).save_pretrained(Path(folder) / "model")
-        owner = OwnerKey.generate()
-        parts = split(open_model(str(Path(folder) / "model")), Path(folder) / "split", owner=owner)
-        gc.collect()
-        with licence_book(parts.server / "state") as book:
-            _, key = book.create("benchmark", disclosure=None)
-        packs = _register_packs(parts.server, key, ROUNDS * sum(CLIENTS) * 2)
-        with server(parts.server) as url:
-            manifest = read_manifest(parts.server)
-            alone = [_rounds(url, manifest, key, clients, packs) for clients in CLIENTS]
-            with _preparing(parts.client, url, key, str(owner.public)):
-                beside = [_rounds(url, manifest, key, clients, packs) for clients in CLIENTS]
+    with split_gpt2() as model:
+        packs = _register_packs(model.server, model.licence, ROUNDS * sum(CLIENTS) * 2)
+        manifest = read_manifest(model.server)
+        with serving(model.server) as url:
+            alone = [_rounds(url, manifest, model.licence, clients, packs) for clients in CLIENTS]
+            with _preparing(model, url):
+                beside = [_rounds(url, manifest, model.licence, clients, packs) for clients in CLIENTS]
     figures = _figures(alone, beside)
     write("serving", figures)
     return figures
@@ -183,10 +170,10 @@ def _register_packs(package: Path, key: str, count: int) -> Iterator[bytes]:
 
 
 @contextmanager
-def _preparing(shell: Path, url: str, key: str, owner: str) -> Iterator[None]:
+def _preparing(model: SplitModel, url: str) -> Iterator[None]:
     """A client that prepares packs all the while, as the background refill does: with low priority."""
-    command = ["nice", "-n", "19", sys.executable, "-m", "confide", "prepare", str(shell), "--server", url]
-    options = ["--licence", key, "--owner", owner, "--tokens", "1000000"]
+    command = ["nice", "-n", "19", sys.executable, "-m", "confide", "prepare", str(model.client), "--server", url]
+    options = ["--licence", model.licence, "--owner", model.owner, "--tokens", "1000000"]
     process = subprocess.Popen([*command, *options], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     try:
         time.sleep(20)  # until it is past loading and in the midst of a layer group

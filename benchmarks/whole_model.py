@@ -3,26 +3,15 @@
 Weights are random; 12 layers, 768 wide. The layer server is a process of its own on loopback.
 """
 
-import gc
-import json
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from transformers import PreTrainedModel
 
+from benchmarks.gpt2 import serving, split_gpt2
 from benchmarks.measure import Figure, seconds, write
 from confide import HybridModel
-from confide.hybrid.ledger.licences import licence_book
-from confide.models.owner import OwnerKey
-from confide.models.source import open_model
-from confide.models.split import split
 
 PREFILL_TOKENS = 128
 DECODE_TOKENS = 48
@@ -30,18 +19,8 @@ ROUNDS = 5
 
 
 def main() -> list[Figure]:
-    torch.manual_seed(0)
-    with tempfile.TemporaryDirectory() as folder:
-        GPT2LMHeadModel(GPT2Config()).save_pretrained(Path(folder) / "model")
-        source = open_model(str(Path(folder) / "model"))
-        owner = OwnerKey.generate()
-        summary = split(source, Path(folder) / "split", owner=owner)
-        with licence_book(summary.server / "state") as book:
-            _, licence = book.create("benchmark", disclosure=None)
-        gc.collect()
-        with server(summary.server) as url:
-            with HybridModel.from_shell(summary.client, server=url, owner=owner.public.raw, licence=licence) as private:
-                figures = _measure(private, source.load_model())
+    with split_gpt2() as model, serving(model.server) as url, model.open(url) as private:
+        figures = _measure(private, model.source.load_model())
     write("whole_model", figures)
     return figures
 
@@ -104,15 +83,3 @@ def _prefill(model: PreTrainedModel) -> float:
     """Seconds of a prompt, with the logits of its last token, as `generate` asks for them."""
     prompt = torch.arange(PREFILL_TOKENS)[None]
     return seconds(lambda: model(prompt, use_cache=True, logits_to_keep=1))
-
-
-@contextmanager
-def server(package: Path) -> Iterator[str]:
-    command = [sys.executable, "-m", "confide", "serve", str(package), "--port", "0", "--json"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        yield json.loads(process.stdout.readline())["url"]
-    finally:
-        process.terminate()
-        process.wait()

@@ -50,9 +50,8 @@ def main() -> None:
                 streamer = TextStreamer(model.tokenizer)
                 tokens = model.generate(**inputs, max_new_tokens=24, do_sample=False, streamer=streamer)
 
-                print(
-                    f"{tokens.shape[1] - inputs['input_ids'].shape[1]} tokens, {model.traffic.round_trips} round trips"
-                )
+                new = tokens.shape[1] - inputs["input_ids"].shape[1]
+                print(f"{new} tokens, {model.traffic.round_trips} round trips")
                 print(f"masks for {model.tokens_left} tokens are left")
 
 

@@ -1,8 +1,10 @@
-"""Writing files so that they survive a crash."""
+"""Files that survive a crash, and folders that one process holds at a time."""
 
+import fcntl
 import os
 import tempfile
 from pathlib import Path
+from typing import IO
 
 
 def sync_folder(folder: Path) -> None:
@@ -38,3 +40,14 @@ def create_file(path: Path, content: bytes) -> None:
     finally:
         os.unlink(draft)
     sync_folder(path.parent)
+
+
+def hold_folder(folder: Path) -> IO[str] | None:
+    """A lock on a folder, held until it is closed; None where another process has it."""
+    lock = (folder / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        return None
+    return lock

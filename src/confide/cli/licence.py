@@ -156,7 +156,7 @@ def usage(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     json: Json = False,
 ) -> None:
-    """Show billed tokens by licence and day (UTC), as of the server's last checkpoint, at most half a minute ago."""
+    """Show billed tokens by licence and day (UTC), as of the server's last checkpoint, at most five seconds ago."""
     with _book(server) as book:
         names = {licence.id: licence.name for licence in book.all()}
         found = book.usage(book.find(name) if name else None)

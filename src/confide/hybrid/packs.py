@@ -6,7 +6,6 @@ the file, durably, before any frame that uses it can leave: so the key file itse
 burns what was taken, and used masks cannot be recovered from the disk.
 """
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from numpy.typing import NDArray
 
 from confide.errors import PackCorrupted, PackInUse, PackUnavailable
-from confide.files import replace_file, sync_folder
+from confide.files import hold_folder, replace_file, sync_folder
 from confide.hybrid.closing import Closing
 from confide.rlwe.masks import uniform_masks
 from confide.rlwe.parameters import Parameters
@@ -334,14 +333,11 @@ class PackStore(Closing):
 
 
 def _lock(folder: Path) -> IO[str]:
-    lock = (folder / "lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
+    lock = hold_folder(folder)
+    if lock is None:
         raise PackInUse(
             f"Another process is using the packs in {folder}; wait for it, or give this one a folder of its own."
-        ) from None
+        )
     return lock
 
 

@@ -34,11 +34,12 @@ from confide.logs import quiet_logger
 from confide.models.server_package import ServerPackage
 from confide.rlwe.scheme import RLWE
 
-CHECKPOINT_SECONDS = 30.0
+CHECKPOINT_SECONDS = 5.0
 SWEEP_SECONDS = 1.0
 DRAIN_SECONDS = 10.0
 """How long a server that was told to stop lets offline requests go on."""
-_OFFLINE_NICENESS = 19
+_OFFLINE_NICENESS = 10
+"""Gives way to decoding, and still gets on where other programs keep the machine busy."""
 
 Result = TypeVar("Result")
 

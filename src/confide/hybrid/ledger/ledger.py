@@ -6,7 +6,6 @@ of its indexes is answered, outlives the machine: after a power failure whatever
 is burned, and nobody pays for it. So no disk write stands between a token and its answer.
 """
 
-import fcntl
 import logging
 import threading
 import time
@@ -24,7 +23,7 @@ from confide.errors import (
     RequestConflict,
     UnknownPack,
 )
-from confide.files import replace_file
+from confide.files import hold_folder, replace_file
 from confide.hybrid.ledger.identity import file_identity
 from confide.hybrid.ledger.journal import Entry, Journal, Position
 from confide.hybrid.ledger.licences import ANONYMOUS, SECONDS_PER_DAY, Licence, LicenceBook
@@ -129,9 +128,9 @@ class Ledger:
         usage.leased_to = max(usage.leased_to, usage.used_to)
 
     def checkpoint(self) -> None:
-        """Bring usage and leases in the database up to date, durably."""
+        """Bring usage and leases in the database up to date, durably, where anything is new."""
         with self.mutex:
-            if not self._lock.closed:
+            if not self._lock.closed and any(account.dirty for account in self._accounts.values()):
                 self._checkpoint(boot=_boot_id())
 
     def _checkpoint(self, *, boot: bytes) -> None:
@@ -355,7 +354,9 @@ class Ledger:
         self._journal.rotate()
 
     def _warn(self, account: Account, group: int, answerable: Answerable) -> None:
-        if not account.warned and account.share_disclosed(group, answerable) >= WARN_DISCLOSED:
+        if account.warned or account.licence.disclosure is None:  # an owner who lifted the limit knows
+            return
+        if account.share_disclosed(group, answerable) >= WARN_DISCLOSED:
             account.warned = True
             _log.warning(
                 "The licence %s has seen %.0f%% of what solves layer group %d.",
@@ -367,14 +368,9 @@ class Ledger:
 
 def lock_folder(folder: Path) -> IO[str]:
     """Hold a state folder for this process; LedgerInUse where another one does."""
-    lock = (folder / "lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        raise LedgerInUse(
-            f"Another server is using {folder}; stop it, or give this one a --state folder of its own."
-        ) from None
+    lock = hold_folder(folder)
+    if lock is None:
+        raise LedgerInUse(f"Another server is using {folder}; stop it, or give this one a --state folder of its own.")
     return lock
 
 
