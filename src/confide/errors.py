@@ -277,6 +277,12 @@ class UnknownTcb(AttestationError):
     code = "unknown-tcb"
 
 
+class DebugEnabled(AttestationError):
+    """The hardware runs the software in debug mode, where its owner can read everything."""
+
+    code = "debug-enabled"
+
+
 class ConnectionLost(ConfideError):
     """The server cannot be reached, or the connection broke."""
 

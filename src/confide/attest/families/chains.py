@@ -1,0 +1,114 @@
+"""Chains of X.509 certificates that end in a pinned root: reading them, and why one is refused."""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from itertools import pairwise
+from typing import Final
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature as BadSignature
+from cryptography.hazmat.primitives import hashes
+
+from confide.attest.evidence import Family
+from confide.attest.roots import INTEL_SGX_ROOT_SHA256, Roots, SimulatedRoots
+from confide.errors import InvalidSignature, MalformedEvidence, OutsideValidity, Revoked, UnknownRoot
+
+MAX_CERTIFICATES: Final = 8
+"""Longer than any vendor's chain."""
+
+Chain = Sequence[x509.Certificate]
+
+
+def fingerprint(certificate: x509.Certificate) -> bytes:
+    """SHA-256 of the DER form, 32 bytes."""
+    return certificate.fingerprint(hashes.SHA256())
+
+
+def read_chain(pem: bytes) -> Chain:
+    """The certificates of a PEM text, the leaf first. MalformedEvidence if there is none, or one is not readable."""
+    try:
+        chain = x509.load_pem_x509_certificates(pem)
+    except ValueError as problem:
+        raise MalformedEvidence("The evidence holds no readable chain of certificates; fetch it again.") from problem
+    if len(chain) > MAX_CERTIFICATES:
+        raise MalformedEvidence(f"A chain of {len(chain)} certificates is longer than any vendor's; fetch it again.")
+    return chain
+
+
+def intel_root(roots: Roots, family: Family, candidates: Iterable[x509.Certificate]) -> x509.Certificate:
+    """The root for SGX or TDX: the simulated one, or that of the candidates which has Intel's fingerprint.
+
+    UnknownRoot where there is none.
+    """
+    if isinstance(roots, SimulatedRoots):
+        return _simulated(roots, family)
+    for candidate in candidates:
+        if fingerprint(candidate) == INTEL_SGX_ROOT_SHA256:
+            return candidate
+    raise UnknownRoot("No chain here ends in Intel's SGX root; do not trust this machine as Intel hardware.")
+
+
+def _simulated(roots: SimulatedRoots, family: Family) -> x509.Certificate:
+    try:
+        return x509.load_der_x509_certificate(roots.certificates[family])
+    except KeyError as problem:
+        raise UnknownRoot(
+            f"No simulated root for {family} was given; give the folder of the simulated TEE."
+        ) from problem
+    except ValueError as problem:
+        raise MalformedEvidence(f"The simulated root for {family} is not a DER certificate; make it anew.") from problem
+
+
+def check_links(chain: Chain, root: x509.Certificate) -> None:
+    """Every certificate is signed by the next, and the last is the root or signed by it; each issuer is an authority.
+
+    UnknownRoot or InvalidSignature where that does not hold.
+    """
+    path = [*chain] if chain[-1] == root else [*chain, root]
+    for issued, issuer in pairwise(path):
+        _check_link(issued, issuer, root)
+
+
+def _check_link(issued: x509.Certificate, issuer: x509.Certificate, root: x509.Certificate) -> None:
+    if issued.issuer != issuer.subject:
+        raise UnknownRoot(f"The {_name(issued)} has another issuer than {_name(issuer)}; do not trust the evidence.")
+    if not _is_authority(issuer):
+        raise InvalidSignature(f"{_name(issuer)} is no authority, but issued one; do not trust the evidence.")
+    try:
+        issued.verify_directly_issued_by(issuer)
+    except (BadSignature, ValueError, TypeError) as problem:
+        error = UnknownRoot if issuer == root else InvalidSignature
+        raise error(f"{_name(issued)} was not signed by {_name(issuer)}; do not trust the evidence.") from problem
+
+
+def _is_authority(certificate: x509.Certificate) -> bool:
+    try:
+        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
+        return False
+
+
+def check_validity(chain: Chain, now: datetime) -> None:
+    """Every certificate is valid at `now`; OutsideValidity if not."""
+    for certificate in chain:
+        if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
+            raise OutsideValidity(
+                f"{_name(certificate)} is valid from {certificate.not_valid_before_utc:%Y-%m-%d} to "
+                f"{certificate.not_valid_after_utc:%Y-%m-%d}, not at {now:%Y-%m-%d}; fetch fresh collateral."
+            )
+
+
+def check_revocation(chain: Chain, lists: Iterable[x509.CertificateRevocationList]) -> None:
+    """No certificate of the chain is on a list of its issuer; Revoked if one is."""
+    for revoked in lists:
+        for certificate in chain:
+            listed = revoked.get_revoked_certificate_by_serial_number(certificate.serial_number)
+            if certificate.issuer == revoked.issuer and listed is not None:
+                raise Revoked(f"{_name(certificate)} was revoked by its issuer; do not trust this machine.")
+
+
+def _name(certificate: x509.Certificate) -> str:
+    try:
+        return f"certificate {certificate.subject.rfc4514_string()[:100]!r}"
+    except ValueError:
+        return "a certificate"
