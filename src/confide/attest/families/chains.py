@@ -71,14 +71,14 @@ def check_links(chain: Chain, root: x509.Certificate) -> None:
 
 def _check_link(issued: x509.Certificate, issuer: x509.Certificate, root: x509.Certificate) -> None:
     if issued.issuer != issuer.subject:
-        raise UnknownRoot(f"The {_name(issued)} has another issuer than {_name(issuer)}; do not trust the evidence.")
+        raise UnknownRoot(f"{_name(issued)} has another issuer than its chain says; do not trust the evidence.")
     if not _is_authority(issuer):
-        raise InvalidSignature(f"{_name(issuer)} is no authority, but issued one; do not trust the evidence.")
+        raise InvalidSignature(f"{_name(issuer)} issued another, and is no authority; do not trust the evidence.")
     try:
         issued.verify_directly_issued_by(issuer)
     except (BadSignature, ValueError, TypeError) as problem:
         error = UnknownRoot if issuer == root else InvalidSignature
-        raise error(f"{_name(issued)} was not signed by {_name(issuer)}; do not trust the evidence.") from problem
+        raise error(f"{_name(issued)} was not signed by its issuer; do not trust the evidence.") from problem
 
 
 def _is_authority(certificate: x509.Certificate) -> bool:
@@ -109,6 +109,6 @@ def check_revocation(chain: Chain, lists: Iterable[x509.CertificateRevocationLis
 
 def _name(certificate: x509.Certificate) -> str:
     try:
-        return f"certificate {certificate.subject.rfc4514_string()[:100]!r}"
+        return f"The certificate {certificate.subject.rfc4514_string()[:100]!r}"
     except ValueError:
-        return "a certificate"
+        return "A certificate"

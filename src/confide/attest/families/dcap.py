@@ -76,7 +76,7 @@ REASONS: Final[tuple[tuple[str, type[AttestationError], str], ...]] = (
     (
         "InvalidCrlSignature",
         InvalidSignature,
-        "A revocation list's signature does not hold; fetch the collateral again",
+        "The signature of a revocation list does not hold; fetch it again",
     ),
     ("UnknownIssuer", UnknownRoot, "A chain of certificates does not end in the trusted root; do not trust it"),
 )

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-_NAMES: Final[Mapping[str, str]] = {
+NAMES: Final[Mapping[str, str]] = {
     "mr_enclave": "mrenclave",
     "mr_signer": "mrsigner",
     "isv_prod_id": "isvprodid",
@@ -26,6 +26,7 @@ _NAMES: Final[Mapping[str, str]] = {
     "td_attributes": "td_attributes",
     "xfam": "xfam",
 }
+"""Fields of the reports, and what policies call them."""
 
 _SGX_DEBUG: Final = 0x02
 """SGX ATTRIBUTES.DEBUG, bit 1 of the first byte. Source: Intel SDM volume 3D, section 34.7.1."""
@@ -33,7 +34,7 @@ _SGX_DEBUG: Final = 0x02
 
 def measurements(report: Mapping[str, bytes]) -> Mapping[str, bytes]:
     """What was measured, as it stands in the report: hashes of 32 or 48 bytes, numbers of 2 bytes little-endian."""
-    return MappingProxyType({name: report[field] for field, name in _NAMES.items() if field in report})
+    return MappingProxyType({name: report[field] for field, name in NAMES.items() if field in report})
 
 
 def in_debug(report: Mapping[str, bytes]) -> bool:
