@@ -277,6 +277,12 @@ class UnknownTcb(AttestationError):
     code = "unknown-tcb"
 
 
+class EventLogMismatch(AttestationError):
+    """An event log does not lead to the registers that the hardware signed."""
+
+    code = "event-log-mismatch"
+
+
 class DebugEnabled(AttestationError):
     """The hardware runs the software in debug mode, where its owner can read everything."""
 

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Final
 
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -124,6 +125,11 @@ class SimulatedTee:
     def collateral(self, listing: Listing | None = None) -> Collateral:
         """What the simulated vendor publishes, by default from now on for 30 days."""
         return make_collateral(self.keys, self.certificates, listing or Listing())
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the root certificate, in hexadecimal."""
+        return self.certificates["root"].fingerprint(hashes.SHA256()).hex()
 
     def roots(self) -> SimulatedRoots:
         """The root that this machine's evidence ends in."""

@@ -90,6 +90,10 @@ class Reader:
         """The next structure, field by field."""
         return {name: self.take(size) for name, size in layout}
 
+    def peek(self, count: int) -> bytes:
+        """The next `count` bytes, or fewer at the end, without taking them."""
+        return self._data[self.at : self.at + count]
+
     @property
     def rest(self) -> bytes:
         """What was not taken yet."""
