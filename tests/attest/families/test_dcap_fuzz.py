@@ -14,7 +14,7 @@ from confide.attest.families.dcap_quote import Quote
 from confide.attest.families.dcap_signature import parse
 from confide.errors import AttestationError
 
-fuzz = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+fuzz = settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 header = st.sampled_from([b"\x03\0\x02\0\0\0\0\0", b"\x04\0\x02\0\x81\0\0\0", b"\x05\0\x02\0\x81\0\0\0"])
 
 

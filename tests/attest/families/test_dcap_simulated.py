@@ -5,13 +5,18 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
+import dcap_qvl
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 from tests.attest.families.conftest import MADE, Case
 
 from confide.attest.claims import RootKind, TcbStatus
 from confide.attest.collateral import Collateral
 from confide.attest.evidence import Evidence, Family
 from confide.attest.families import dcap
+from confide.attest.families.chains import check_links
 from confide.attest.families.dcap_quote import MAX_QUOTE_BYTES, Quote
 from confide.attest.families.dcap_signature import parse
 from confide.attest.roots import ProductionRoots, SimulatedRoots
@@ -185,6 +190,29 @@ def test_every_word_of_the_library_has_its_error(part: str, error: type[Attestat
         dcap._refuse(f"Verification failed: {part}")
     assert type(caught.value) is error
     assert ";" in meaning
+
+
+@pytest.mark.parametrize("part", [part for part, _, _ in dcap.REASONS])
+def test_the_library_still_has_every_word_of_the_table(part: str) -> None:
+    (native,) = Path(dcap_qvl.__file__).parent.glob("_dcap_qvl*.so")
+    assert part.encode() in native.read_bytes()
+
+
+def test_a_leaf_is_no_authority(tee: SimulatedTee) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    pck, root = tee.certificates["pck"], tee.certificates["root"]
+    forged = (
+        x509.CertificateBuilder()
+        .subject_name(pck.subject)
+        .issuer_name(pck.subject)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(MADE)
+        .not_valid_after(MADE + timedelta(days=30))
+        .sign(tee.keys["pck"], hashes.SHA256())
+    )
+    with pytest.raises(InvalidSignature, match="no authority"):
+        check_links([forged, pck, tee.certificates["pck_ca"], root], root)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Real quotes of SGX and TDX, with the results that are known for them."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -9,6 +10,7 @@ import pytest
 from tests.attest.families.conftest import Case
 
 from confide.attest.claims import RootKind, TcbStatus
+from confide.attest.collateral import Collateral
 from confide.attest.evidence import Family
 from confide.attest.families.dcap_quote import Quote
 from confide.attest.families.dcap_signature import SignatureOnly, parse
@@ -132,6 +134,14 @@ def test_at_another_time_it_is_refused(vectors: Vectors, name: str, days: int) -
 def test_collateral_of_another_kind_is_refused(vectors: Vectors, name: str, other: str) -> None:
     with pytest.raises(WrongCollateral):
         replace(vectors(name), collateral=vectors(other).collateral).verify()
+
+
+def test_a_revocation_list_of_another_issuer_is_refused(vectors: Vectors) -> None:
+    case = vectors("tdx-v4")
+    mine, other = (json.loads(vectors(name).collateral.documents["dcap"]) for name in ("tdx-v4", "sgx-v3"))
+    swapped = Collateral({"dcap": json.dumps(mine | {"pck_crl": other["pck_crl"]}).encode()})
+    with pytest.raises(WrongCollateral):
+        replace(case, collateral=swapped).verify()
 
 
 def test_collateral_of_another_platform_is_refused(vectors: Vectors, test_data: Path) -> None:

@@ -11,7 +11,7 @@ from tests.attest.families.conftest import Case
 from confide.attest.families import eventlog
 from confide.attest.families.eventlog import replay
 from confide.attest.simulated import SimulatedTee
-from confide.errors import AttestationError, EventLogMismatch, MalformedEvidence
+from confide.errors import EventLogMismatch, MalformedEvidence
 
 SHA256, SHA384 = (0x000B, 32), (0x000C, 48)
 Entry = tuple[int, int, bytes]
@@ -74,13 +74,14 @@ def test_another_log_is_refused(tee: SimulatedTee, simulated: Case, name: str) -
 
 def test_every_truncation_is_refused_or_ends_with_an_event() -> None:
     log = log_of(ENTRIES)
-    ends = {len(log_of(ENTRIES[:count])) for count in range(len(ENTRIES) + 1)}
+    ends = [len(log_of(ENTRIES[:count])) for count in range(len(ENTRIES) + 1)]
     for length in range(len(log)):
-        if length not in ends and log[max(end for end in ends if end <= length or end == min(ends)) : length].strip(
-            b"\0"
-        ):
+        whole = max((end for end in ends if end <= length), default=0)
+        if not whole or log[whole:length].strip(b"\0"):
             with pytest.raises(MalformedEvidence):
                 replay(log[:length])
+        else:
+            assert len(replay(log[:length]).events) == ends.index(whole)
 
 
 @pytest.mark.parametrize(
@@ -110,5 +111,5 @@ def test_what_is_no_log(log: bytes) -> None:
 def test_any_bytes_give_a_log_or_the_one_error(data: bytes, headed: bool) -> None:
     try:
         replay(log_of([]) + data if headed else data)
-    except AttestationError as refused:
-        assert type(refused) is MalformedEvidence
+    except MalformedEvidence:
+        return

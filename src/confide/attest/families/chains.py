@@ -7,14 +7,28 @@ from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature as BadSignature
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from confide.attest.evidence import Family
 from confide.attest.roots import INTEL_SGX_ROOT_SHA256, Roots, SimulatedRoots
-from confide.errors import InvalidSignature, MalformedEvidence, OutsideValidity, Revoked, UnknownRoot
+from confide.errors import InvalidSignature, MalformedEvidence, OutsideValidity, Revoked, UnknownRoot, WrongCollateral
 
 MAX_CERTIFICATES: Final = 8
 """Longer than any vendor's chain."""
+
+UNREADABLE: Final = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+"""What `cryptography` raises for certificates and lists that it cannot read."""
+
+_BEGIN: Final = b"-----BEGIN"
 
 Chain = Sequence[x509.Certificate]
 
@@ -26,13 +40,31 @@ def fingerprint(certificate: x509.Certificate) -> bytes:
 
 def read_chain(pem: bytes) -> Chain:
     """The certificates of a PEM text, the leaf first. MalformedEvidence if there is none, or one is not readable."""
+    if pem.count(_BEGIN) > MAX_CERTIFICATES:
+        raise MalformedEvidence(f"A chain of more than {MAX_CERTIFICATES} certificates is no vendor's; fetch it again.")
     try:
         chain = x509.load_pem_x509_certificates(pem)
-    except ValueError as problem:
+        for certificate in chain:
+            _read_whole(certificate)
+    except UNREADABLE as problem:
         raise MalformedEvidence("The evidence holds no readable chain of certificates; fetch it again.") from problem
-    if len(chain) > MAX_CERTIFICATES:
-        raise MalformedEvidence(f"A chain of {len(chain)} certificates is longer than any vendor's; fetch it again.")
     return chain
+
+
+def _read_whole(certificate: x509.Certificate) -> None:
+    """Read now what would be read, and perhaps refused, on first use."""
+    _ = certificate.subject, certificate.issuer, certificate.extensions, certificate.public_key()
+    _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc, certificate.signature_hash_algorithm
+
+
+def read_list(der: bytes) -> x509.CertificateRevocationList:
+    """A revocation list; MalformedEvidence if it is not readable."""
+    try:
+        revoked = x509.load_der_x509_crl(der)
+        _ = revoked.issuer, [entry.serial_number for entry in revoked]
+    except UNREADABLE as problem:
+        raise MalformedEvidence("A revocation list is not readable; fetch the collateral again.") from problem
+    return revoked
 
 
 def intel_root(roots: Roots, family: Family, candidates: Iterable[x509.Certificate]) -> x509.Certificate:
@@ -50,13 +82,15 @@ def intel_root(roots: Roots, family: Family, candidates: Iterable[x509.Certifica
 
 def _simulated(roots: SimulatedRoots, family: Family) -> x509.Certificate:
     try:
-        return x509.load_der_x509_certificate(roots.certificates[family])
+        root = x509.load_der_x509_certificate(roots.certificates[family])
+        _read_whole(root)
     except KeyError as problem:
         raise UnknownRoot(
             f"No simulated root for {family} was given; give the folder of the simulated TEE."
         ) from problem
-    except ValueError as problem:
+    except UNREADABLE as problem:
         raise MalformedEvidence(f"The simulated root for {family} is not a DER certificate; make it anew.") from problem
+    return root
 
 
 def check_links(chain: Chain, root: x509.Certificate) -> None:
@@ -76,7 +110,7 @@ def _check_link(issued: x509.Certificate, issuer: x509.Certificate, root: x509.C
         raise InvalidSignature(f"{_name(issuer)} issued another, and is no authority; do not trust the evidence.")
     try:
         issued.verify_directly_issued_by(issuer)
-    except (BadSignature, ValueError, TypeError) as problem:
+    except (BadSignature, *UNREADABLE) as problem:
         error = UnknownRoot if issuer == root else InvalidSignature
         raise error(f"{_name(issued)} was not signed by its issuer; do not trust the evidence.") from problem
 
@@ -96,6 +130,22 @@ def check_validity(chain: Chain, now: datetime) -> None:
                 f"{_name(certificate)} is valid from {certificate.not_valid_before_utc:%Y-%m-%d} to "
                 f"{certificate.not_valid_after_utc:%Y-%m-%d}, not at {now:%Y-%m-%d}; fetch fresh collateral."
             )
+
+
+def check_list(revoked: x509.CertificateRevocationList, issuer: x509.Certificate) -> None:
+    """The list is the issuer's; WrongCollateral if it is another's, InvalidSignature if it was changed."""
+    if revoked.issuer != issuer.subject:
+        raise WrongCollateral("A revocation list is by another issuer than the certificates; fetch it for this quote.")
+    key = issuer.public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey) or not _signed_by(revoked, key):
+        raise InvalidSignature("The signature of a revocation list does not hold; fetch the collateral again.")
+
+
+def _signed_by(revoked: x509.CertificateRevocationList, key: ec.EllipticCurvePublicKey | rsa.RSAPublicKey) -> bool:
+    try:
+        return revoked.is_signature_valid(key)
+    except UNREADABLE:
+        return False
 
 
 def check_revocation(chain: Chain, lists: Iterable[x509.CertificateRevocationList]) -> None:

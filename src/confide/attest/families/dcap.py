@@ -23,10 +23,12 @@ from confide.attest.evidence import Evidence, Family
 from confide.attest.families.chains import (
     Chain,
     check_links,
+    check_list,
     check_revocation,
     check_validity,
     intel_root,
     read_chain,
+    read_list,
 )
 from confide.attest.families.dcap_quote import SGX_REPORT, TD_REPORT_15, Quote
 from confide.attest.families.dcap_words import in_debug, measurements
@@ -106,6 +108,8 @@ def verify(family: Family, evidence: Evidence, collateral: Collateral, roots: Ro
     root = intel_root(roots, family, [every[-1] for every in (chain, *papers.chains)])
     for every in (chain, *papers.chains):
         check_links(every, root)
+    for revoked, issuer in zip(papers.lists, (root, [*chain, root][1]), strict=True):
+        check_list(revoked, issuer)
     found = _verified(quote, chain, papers, root, evidence.raw, now)
     return _claims(quote, roots, found)
 
@@ -118,10 +122,10 @@ def _read(collateral: Collateral) -> _Papers:
         raise MalformedEvidence(f"The collateral has {len(document)} bytes; at most {MAX_COLLATERAL_BYTES} are read.")
     try:
         native = dcap_qvl.QuoteCollateralV3.from_json(document.decode())
-        lists = [x509.load_der_x509_crl(getattr(native, name)) for name in _LISTS]
     except ValueError as problem:
         raise MalformedEvidence("The collateral is not the JSON of QuoteCollateralV3; fetch it again.") from problem
-    return _Papers(native, [read_chain(getattr(native, name).encode()) for name in _CHAINS], lists)
+    chains = [read_chain(getattr(native, name).encode()) for name in _CHAINS]
+    return _Papers(native, chains, [read_list(getattr(native, name)) for name in _LISTS])
 
 
 def _verified(
@@ -130,8 +134,8 @@ def _verified(
     """The library's claims, once it is content."""
     seconds = _seconds(now)
     policy = dcap_qvl.QuotePolicy.claims_only(seconds)
-    verifier = dcap_qvl.QuoteVerifier(root.public_bytes(Encoding.DER))
     try:
+        verifier = dcap_qvl.QuoteVerifier(root.public_bytes(Encoding.DER))
         found: dict[str, Any] = json.loads(
             verifier.verify_with_policy(raw[: quote.end], papers.native, seconds, policy).to_json()
         )
@@ -213,4 +217,7 @@ def _status(word: str) -> TcbStatus:
 
 
 def _date(text: str) -> datetime:
-    return datetime.fromisoformat(text)
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError as problem:
+        raise MalformedEvidence("The collateral's TCB level has no readable date; fetch it again.") from problem
