@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import dcap_qvl
 import pytest
@@ -21,7 +22,7 @@ from confide.attest.families.dcap_quote import MAX_QUOTE_BYTES, Quote
 from confide.attest.families.dcap_signature import parse
 from confide.attest.roots import ProductionRoots, SimulatedRoots
 from confide.attest.simulated import SimulatedTee
-from confide.attest.simulated_vendor import Listing
+from confide.attest.simulated_vendor import Listing, sign
 from confide.errors import (
     AttestationError,
     DebugEnabled,
@@ -112,6 +113,51 @@ def test_a_stale_status_is_a_claim_and_not_a_refusal(tee: SimulatedTee, simulate
     listing = Listing(MADE, status="OutOfDate", advisories=("INTEL-SA-00001",))
     claims = replace(simulated, collateral=tee.collateral(listing)).verify()
     assert (claims.tcb_status, claims.advisories) == (TcbStatus.OUT_OF_DATE, ("INTEL-SA-00001",))
+
+
+NOT_LISTED = {  # the first two follow from a TDX module that was updated while the machine ran
+    TcbStatus.TD_RELAUNCH_ADVISED,
+    TcbStatus.TD_RELAUNCH_ADVISED_CONFIGURATION_NEEDED,
+    TcbStatus.REVOKED,
+    TcbStatus.UNKNOWN,
+}
+
+
+@pytest.mark.parametrize("status", sorted(set(TcbStatus) - NOT_LISTED))
+def test_every_status_comes_through(tee: SimulatedTee, simulated: Case, status: TcbStatus) -> None:
+    claims = replace(simulated, collateral=tee.collateral(Listing(MADE, status=status))).verify()
+    assert claims.tcb_status is status
+
+
+@pytest.mark.parametrize(
+    ("document", "change", "reason"),
+    [
+        ("tcb_info", {"id": "SGX"}, WrongCollateral),
+        ("tcb_info", {"pceId": "0001"}, WrongCollateral),
+        ("tcb_info", {"tcbLevels": []}, UnknownTcb),
+        ("tcb_info", {"tdxModuleIdentities": []}, UnknownTcb),
+        ("tcb_info", {"nextUpdate": "2026-01-01T12:00:00Z"}, OutsideValidity),
+        ("tcb_info", {"issueDate": "2026-01-03T00:00:00Z"}, OutsideValidity),
+        ("tcb_info", {"issueDate": "yesterday"}, MalformedEvidence),
+        ("tcb_info", {"tcbLevels": None}, MalformedEvidence),
+        ("qe_identity", {"id": "QE"}, WrongCollateral),
+        ("qe_identity", {"mrsigner": "00" * 32}, WrongCollateral),
+        ("qe_identity", {"isvprodid": 3}, WrongCollateral),
+        ("qe_identity", {"attributes": "13" + "00" * 15}, WrongCollateral),
+        ("qe_identity", {"miscselect": "00000001"}, WrongCollateral),
+        ("qe_identity", {"tcbLevels": []}, UnknownTcb),
+        ("qe_identity", {"nextUpdate": "2026-01-01T12:00:00Z"}, OutsideValidity),
+        ("qe_identity", {"issueDate": "2026-01-03T00:00:00Z"}, OutsideValidity),
+    ],
+)
+def test_what_the_vendor_signs_must_fit(
+    tee: SimulatedTee, simulated: Case, document: str, change: dict[str, Any], reason: type[AttestationError]
+) -> None:
+    content = json.loads(simulated.collateral.documents["dcap"])
+    text = json.dumps(json.loads(content[document]) | change)
+    signed = {document: text, f"{document}_signature": sign(tee.keys["tcb"], text.encode()).hex()}
+    with pytest.raises(reason):
+        replace(simulated, collateral=_collateral(content | signed)).verify()
 
 
 @pytest.mark.parametrize("days", [40 * 365, -2])

@@ -75,11 +75,7 @@ REASONS: Final[tuple[tuple[str, type[AttestationError], str], ...]] = (
     ("NotValidYet", OutsideValidity, "A certificate is not valid yet at this time; check the clock"),
     ("ignature is invalid", InvalidSignature, "A signature does not hold; fetch evidence and collateral again"),
     ("InvalidSignature", InvalidSignature, "A signature does not hold; fetch evidence and collateral again"),
-    (
-        "InvalidCrlSignature",
-        InvalidSignature,
-        "The signature of a revocation list does not hold; fetch it again",
-    ),
+    ("InvalidCrlSignature", InvalidSignature, "The signature of a revocation list does not hold; fetch it again"),
     ("UnknownIssuer", UnknownRoot, "A chain of certificates does not end in the trusted root; do not trust it"),
 )
 """What `dcap-qvl` says, by a part of it, and what that means; the first that fits. Anything else is malformed."""
@@ -111,6 +107,7 @@ def verify(family: Family, evidence: Evidence, collateral: Collateral, roots: Ro
     for revoked, issuer in zip(papers.lists, (root, [*chain, root][1]), strict=True):
         check_list(revoked, issuer)
     found = _verified(quote, chain, papers, root, evidence.raw, now)
+    _check_pce(found, papers)
     return _claims(quote, roots, found)
 
 
@@ -144,6 +141,13 @@ def _verified(
             _explain(chain, papers, root, now)
         _refuse(str(problem))
     return found
+
+
+def _check_pce(found: Mapping[str, Any], papers: _Papers) -> None:
+    """The list is for the platform's PCE, which the library does not compare; WrongCollateral if not."""
+    listed = str(json.loads(papers.native.tcb_info).get("pceId"))
+    if listed.lower() != bytes(found["platform"]["pck"]["pce_id"]).hex():
+        raise WrongCollateral("The collateral is for another platform; fetch it for this quote's PCE.")
 
 
 def _seconds(now: datetime) -> int:

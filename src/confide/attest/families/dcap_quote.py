@@ -55,12 +55,8 @@ TD_REPORT_10: Final[Layout] = (
 )
 TD_REPORT_15: Final[Layout] = (*TD_REPORT_10, ("tee_tcb_svn2", 16), ("mr_service_td", 48))
 
-_BODIES: Final[Mapping[int, tuple[Family, Layout]]] = {
-    1: (Family.SGX, SGX_REPORT),
-    2: (Family.TDX, TD_REPORT_10),
-    3: (Family.TDX, TD_REPORT_15),
-}
-"""Body types of quote v5."""
+_TD_BODIES: Final[Mapping[int, Layout]] = {2: TD_REPORT_10, 3: TD_REPORT_15}
+"""Body types of quote v5 for TDX."""
 
 
 def size_of(layout: Layout) -> int:
@@ -147,17 +143,17 @@ def _kind(reader: Reader) -> tuple[int, Family, Layout]:
         return version, Family.SGX, SGX_REPORT
     if (version, tee) == (4, TDX_TEE):
         return version, Family.TDX, TD_REPORT_10
-    if version == 5:
-        return version, *_sized_body(reader, tee)
+    if (version, tee) == (5, TDX_TEE):
+        return version, Family.TDX, _td_body(reader)
     raise MalformedEvidence(f"Version {version} for TEE type {tee:#x} is not a quote of SGX v3 or of TDX v4 or v5.")
 
 
-def _sized_body(reader: Reader, tee: int) -> tuple[Family, Layout]:
+def _td_body(reader: Reader) -> Layout:
     body_type, size = reader.number(2), reader.number(4)
-    family, layout = _BODIES.get(body_type, (Family.TDX, ()))
-    if size != size_of(layout) or family is not Family.TDX or tee != TDX_TEE:
+    layout = _TD_BODIES.get(body_type, ())
+    if not layout or size != size_of(layout):
         raise MalformedEvidence(f"A v5 quote with body type {body_type} of {size} bytes is not known here.")
-    return family, layout
+    return layout
 
 
 def _certification(reader: Reader, wanted: int) -> Reader:
