@@ -201,7 +201,13 @@ def test_chains_that_are_none(simulated: Case, name: str) -> None:
             replace(simulated, collateral=_collateral(content | {name: text})).verify()
 
 
-def test_lists_signed_by_the_machine_are_refused(simulated: Case, tee: SimulatedTee) -> None:
+def test_a_pck_chain_in_the_collateral_does_not_replace_the_quotes(simulated: Case, tmp_path: Path) -> None:
+    other = Quote.parse(SimulatedTee.create(tmp_path, MADE).quote(bytes(64)).raw).chain.decode()
+    content = json.loads(simulated.collateral.documents["dcap"]) | {"pck_certificate_chain": other}
+    assert replace(simulated, collateral=_collateral(content)).verify() == simulated.verify()
+
+
+def test_lists_signed_by_the_machine_are_refused(simulated: Case) -> None:
     content = json.loads(simulated.collateral.documents["dcap"])
     machine = Quote.parse(simulated.evidence.raw).chain.decode()
     with pytest.raises(AttestationError):

@@ -53,6 +53,7 @@ DOCUMENT: Final = "dcap"
 
 _CHAINS: Final = ("pck_crl_issuer_chain", "tcb_info_issuer_chain", "qe_identity_issuer_chain")
 _LISTS: Final = ("root_ca_crl", "pck_crl")
+_SIGNED: Final = ("tcb_info", "tcb_info_signature", "qe_identity", "qe_identity_signature")
 _LATEST: Final = datetime(2200, 1, 1, tzinfo=UTC)
 
 REASONS: Final[tuple[tuple[str, type[AttestationError], str], ...]] = (
@@ -118,11 +119,16 @@ def _read(collateral: Collateral) -> _Papers:
     if len(document) > MAX_COLLATERAL_BYTES:
         raise MalformedEvidence(f"The collateral has {len(document)} bytes; at most {MAX_COLLATERAL_BYTES} are read.")
     try:
-        native = dcap_qvl.QuoteCollateralV3.from_json(document.decode())
+        native = _without_pck(dcap_qvl.QuoteCollateralV3.from_json(document.decode()))
     except ValueError as problem:
         raise MalformedEvidence("The collateral is not the JSON of QuoteCollateralV3; fetch it again.") from problem
     chains = [read_chain(getattr(native, name).encode()) for name in _CHAINS]
     return _Papers(native, chains, [read_list(getattr(native, name)) for name in _LISTS])
+
+
+def _without_pck(native: dcap_qvl.QuoteCollateralV3) -> dcap_qvl.QuoteCollateralV3:
+    """The collateral without a PCK chain of its own, which the library would use in place of the quote's."""
+    return dcap_qvl.QuoteCollateralV3(**{name: getattr(native, name) for name in (*_CHAINS, *_LISTS, *_SIGNED)})
 
 
 def _verified(
