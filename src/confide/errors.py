@@ -277,6 +277,18 @@ class UnknownTcb(AttestationError):
     code = "unknown-tcb"
 
 
+class EventLogMismatch(AttestationError):
+    """An event log does not lead to the registers that the hardware signed."""
+
+    code = "event-log-mismatch"
+
+
+class DebugEnabled(AttestationError):
+    """The hardware runs the software in debug mode, where its owner can read everything."""
+
+    code = "debug-enabled"
+
+
 class ConnectionLost(ConfideError):
     """The server cannot be reached, or the connection broke."""
 

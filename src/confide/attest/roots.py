@@ -7,9 +7,16 @@ so. No policy for production accepts these, and there is no setting that would m
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Final
 
 from confide.attest.claims import RootKind
 from confide.attest.evidence import Family
+
+INTEL_SGX_ROOT_SHA256: Final = bytes.fromhex("44a0196b2b99f889b8e149e95b807a350e7424964399e885a7cbb8ccfab674d3")
+"""`CN=Intel SGX Root CA`, P-256, 2018 to 2049, which signs for SGX and TDX alike.
+
+Source: https://certificates.trustedservices.intel.com/Intel_SGX_Provisioning_Certification_RootCA.cer
+"""
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ app = typer.Typer(
 
 
 def _register() -> None:
-    from confide.cli import checks, demo, distrust, generate, ledger, licence, owner, prepare, serve, split, tls
+    from confide.cli import checks, demo, distrust, generate, ledger, licence, owner, prepare, serve, split, tee, tls
 
     for module in (split, checks, serve, prepare, generate, distrust, demo):
         app.command(module.__name__.rpartition(".")[2])(module.command)
-    for group in (owner, tls, licence, ledger):
+    for group in (owner, tls, tee, licence, ledger):
         app.add_typer(group.app)
 
 

@@ -1,0 +1,233 @@
+"""Intel's DCAP quotes, verified by `dcap-qvl` against collateral that came along: no network, and the time is given.
+
+`dcap-qvl` says why it refuses in words alone, and "Failed to verify certificate chain" for several reasons. One table
+turns the words into errors; for chains the reason is found afterwards, and only what was refused already gets there.
+
+Source: the errors of dcap-qvl 0.7 (https://github.com/Phala-Network/dcap-qvl, `src/verify.rs`).
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Any, Final, NoReturn
+
+import dcap_qvl
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from confide.attest.claims import Claims, TcbStatus
+from confide.attest.collateral import Collateral
+from confide.attest.evidence import Evidence, Family
+from confide.attest.families.chains import (
+    Chain,
+    check_links,
+    check_list,
+    check_revocation,
+    check_validity,
+    intel_root,
+    read_chain,
+    read_list,
+)
+from confide.attest.families.dcap_quote import SGX_REPORT, TD_REPORT_15, Quote
+from confide.attest.families.dcap_words import in_debug, measurements
+from confide.attest.roots import Roots
+from confide.errors import (
+    AttestationError,
+    DebugEnabled,
+    InvalidSignature,
+    MalformedEvidence,
+    OutsideValidity,
+    Revoked,
+    UnknownRoot,
+    UnknownTcb,
+    WrongCollateral,
+)
+
+MAX_COLLATERAL_BYTES: Final = 1 << 20
+"""Real collateral has less than 20 kB; a CRL can grow."""
+
+DOCUMENT: Final = "dcap"
+"""The name of the collateral's document: the JSON of QuoteCollateralV3."""
+
+_CHAINS: Final = ("pck_crl_issuer_chain", "tcb_info_issuer_chain", "qe_identity_issuer_chain")
+_LISTS: Final = ("root_ca_crl", "pck_crl")
+_SIGNED: Final = ("tcb_info", "tcb_info_signature", "qe_identity", "qe_identity_signature")
+_LATEST: Final = datetime(2200, 1, 1, tzinfo=UTC)
+
+REASONS: Final[tuple[tuple[str, type[AttestationError], str], ...]] = (
+    ("Debug mode is enabled", DebugEnabled, "It runs in debug mode, so its owner can read everything; do not trust it"),
+    ("status is invalid: Revoked", Revoked, "The platform's TCB was revoked; do not trust this machine"),
+    ("CertRevoked", Revoked, "A certificate was revoked; do not trust this machine"),
+    ("Unknown QE vendor ID", MalformedEvidence, "The quote is not by Intel's quoting enclave; fetch it again"),
+    ("length mismatch", MalformedEvidence, "A certificate's SGX extension has wrong lengths; fetch the quote again"),
+    ("QE report hash mismatch", InvalidSignature, "The quoting enclave vouches for another key; fetch the quote again"),
+    ("No matching TCB level found", UnknownTcb, "No TCB level of the vendor's list matches; update the platform"),
+    ("No TCB levels found", UnknownTcb, "The vendor's list has no TCB level for it; fetch the collateral again"),
+    ("TDX module", UnknownTcb, "The vendor's list does not know its TDX module; update the platform"),
+    ("below minimum required", UnknownTcb, "Its TDX module is older than any the vendor lists; update the platform"),
+    ("Fmspc mismatch", WrongCollateral, "The collateral is for another platform; fetch it for this quote's FMSPC"),
+    ("Unsupported QE Identity", WrongCollateral, "The collateral is for another kind of quote; fetch it again"),
+    ("TCB info in the collateral", WrongCollateral, "The collateral is for another kind of quote; fetch it again"),
+    (" mismatch", WrongCollateral, "The quote is not by the platform that the collateral describes; fetch it again"),
+    ("xpired", OutsideValidity, "The collateral is expired at this time; fetch it again"),
+    ("in the future", OutsideValidity, "The collateral is not valid yet at this time; check the clock"),
+    ("NotValidYet", OutsideValidity, "A certificate is not valid yet at this time; check the clock"),
+    ("ignature is invalid", InvalidSignature, "A signature does not hold; fetch evidence and collateral again"),
+    ("InvalidSignature", InvalidSignature, "A signature does not hold; fetch evidence and collateral again"),
+    ("InvalidCrlSignature", InvalidSignature, "The signature of a revocation list does not hold; fetch it again"),
+    ("UnknownIssuer", UnknownRoot, "A chain of certificates does not end in the trusted root; do not trust it"),
+)
+"""What `dcap-qvl` says, by a part of it, and what that means; the first that fits. Anything else is malformed."""
+
+_CHAIN_REFUSED: Final = "certificate chain"
+
+
+@dataclass(frozen=True)
+class _Papers:
+    """The collateral, read: as the library takes it, and as certificates to look for reasons in."""
+
+    native: dcap_qvl.QuoteCollateralV3
+    chains: Sequence[Chain]
+    lists: Sequence[x509.CertificateRevocationList]
+
+
+def verify(family: Family, evidence: Evidence, collateral: Collateral, roots: Roots, now: datetime) -> Claims:
+    """Verify a quote of one family. An AttestationError that says why not; ValueError if `now` has no time zone."""
+    if now.tzinfo is None:
+        raise ValueError("Give the time with its time zone.")
+    quote = Quote.parse(evidence.raw)
+    if evidence.family is not family or quote.family is not family:
+        raise MalformedEvidence(f"This is no {family} quote; name the family that made it.")
+    papers = _read(collateral)
+    chain = read_chain(quote.chain)
+    root = intel_root(roots, family, [every[-1] for every in (chain, *papers.chains)])
+    for every in (chain, *papers.chains):
+        check_links(every, root)
+    for revoked, issuer in zip(papers.lists, (root, [*chain, root][1]), strict=True):
+        check_list(revoked, issuer)
+    found = _verified(quote, chain, papers, root, evidence.raw, now)
+    _check_pce(found, papers)
+    return _claims(quote, roots, found)
+
+
+def _read(collateral: Collateral) -> _Papers:
+    document = collateral.documents.get(DOCUMENT)
+    if document is None:
+        raise WrongCollateral(f"The collateral lacks the document {DOCUMENT!r}; fetch it for this quote.")
+    if len(document) > MAX_COLLATERAL_BYTES:
+        raise MalformedEvidence(f"The collateral has {len(document)} bytes; at most {MAX_COLLATERAL_BYTES} are read.")
+    try:
+        native = _without_pck(dcap_qvl.QuoteCollateralV3.from_json(document.decode()))
+    except ValueError as problem:
+        raise MalformedEvidence("The collateral is not the JSON of QuoteCollateralV3; fetch it again.") from problem
+    chains = [read_chain(getattr(native, name).encode()) for name in _CHAINS]
+    return _Papers(native, chains, [read_list(getattr(native, name)) for name in _LISTS])
+
+
+def _without_pck(native: dcap_qvl.QuoteCollateralV3) -> dcap_qvl.QuoteCollateralV3:
+    """The collateral without a PCK chain of its own, which the library would use in place of the quote's."""
+    return dcap_qvl.QuoteCollateralV3(**{name: getattr(native, name) for name in (*_CHAINS, *_LISTS, *_SIGNED)})
+
+
+def _verified(
+    quote: Quote, chain: Chain, papers: _Papers, root: x509.Certificate, raw: bytes, now: datetime
+) -> dict[str, Any]:
+    """The library's claims, once it is content."""
+    seconds = _seconds(now)
+    policy = dcap_qvl.QuotePolicy.claims_only(seconds)
+    try:
+        verifier = dcap_qvl.QuoteVerifier(root.public_bytes(Encoding.DER))
+        found: dict[str, Any] = json.loads(
+            verifier.verify_with_policy(raw[: quote.end], papers.native, seconds, policy).to_json()
+        )
+    except ValueError as problem:
+        if _CHAIN_REFUSED in str(problem):
+            _explain(chain, papers, root, now)
+        _refuse(str(problem))
+    return found
+
+
+def _check_pce(found: Mapping[str, Any], papers: _Papers) -> None:
+    """The list is for the platform's PCE, which the library does not compare; WrongCollateral if not."""
+    listed = str(json.loads(papers.native.tcb_info).get("pceId"))
+    if listed.lower() != bytes(found["platform"]["pck"]["pce_id"]).hex():
+        raise WrongCollateral("The collateral is for another platform; fetch it for this quote's PCE.")
+
+
+def _seconds(now: datetime) -> int:
+    if not datetime.fromtimestamp(0, UTC) <= now <= _LATEST:
+        raise OutsideValidity(f"No certificate is valid in the year {now.year}; check the clock.")
+    return int(now.timestamp())
+
+
+def _explain(chain: Chain, papers: _Papers, root: x509.Certificate, now: datetime) -> None:
+    """Raise the reason why a chain was refused, if it is one that can be found."""
+    for every in (chain, *papers.chains, (root,)):
+        check_revocation(every, papers.lists)
+        check_validity(every, now)
+
+
+def _refuse(words: str) -> NoReturn:
+    """Raise the error that the library's words stand for."""
+    for part, error, meaning in REASONS:
+        if part in words:
+            raise error(f"{meaning}.")
+    if _CHAIN_REFUSED in words:
+        raise InvalidSignature("A chain of certificates does not hold; fetch evidence and collateral again.")
+    raise MalformedEvidence("The quote or its collateral is not what it should be; fetch both again.")
+
+
+def _claims(quote: Quote, roots: Roots, found: Mapping[str, Any]) -> Claims:
+    report = _fields(found["report"])
+    if any(report.get(name) != value for name, value in quote.report.items()):
+        raise MalformedEvidence("Two readings of the quote differ; report this quote, and do not trust it.")
+    platform = found["platform"]
+    return Claims(
+        family=quote.family,
+        root=roots.kind,
+        report_data=report["report_data"],
+        debug=in_debug(report),
+        tcb_status=_status(found["tcb"]["status"]),
+        measurements=measurements(report),
+        identity=_identity(platform["pck"]),
+        advisories=tuple(found["tcb"]["advisory_ids"]),
+        tcb_date=_date(platform["tcb_level"]["tcbDate"]),
+        valid_until=datetime.fromtimestamp(
+            min(found["earliest_expiration_date"], found["qe_iden_earliest_expiration_date"]), UTC
+        ),
+    )
+
+
+def _fields(report: Mapping[str, Any]) -> dict[str, bytes]:
+    """The report's fields as bytes, out of the library's nested JSON: hexadecimal text, and numbers for SGX."""
+    sizes = dict(SGX_REPORT) | dict(TD_REPORT_15)
+    fields: dict[str, bytes] = {}
+    for name, value in report.items():
+        if isinstance(value, dict):
+            fields |= _fields(value)
+        elif isinstance(value, int):
+            fields[name] = value.to_bytes(sizes[name], "little")
+        else:
+            fields[name] = bytes.fromhex(value)
+    return fields
+
+
+def _identity(pck: Mapping[str, Any]) -> Mapping[str, bytes]:
+    names = {"ppid": "ppid", "fmspc": "fmspc", "pce_id": "pceid", "platform_instance_id": "platform_instance_id"}
+    return MappingProxyType({ours: bytes(pck[theirs]) for theirs, ours in names.items() if pck[theirs]})
+
+
+def _status(word: str) -> TcbStatus:
+    try:
+        return TcbStatus(word)
+    except ValueError:
+        return TcbStatus.UNKNOWN
+
+
+def _date(text: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError as problem:
+        raise MalformedEvidence("The collateral's TCB level has no readable date; fetch it again.") from problem
