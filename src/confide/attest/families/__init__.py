@@ -1,0 +1,1 @@
+"""One module per family, each with `verify(evidence, collateral, roots, now) -> Claims`."""
