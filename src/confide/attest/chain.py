@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.utils import CryptographyDeprecationWarning
+from cryptography.x509.oid import ExtensionOID
 
 from confide.attest.evidence import Family
 from confide.attest.roots import Roots
@@ -31,6 +32,15 @@ MIN_RSA_BITS: Final = 2048
 
 _HASHES: Final = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
 _CURVES: Final = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
+_CRITICAL: Final = frozenset(
+    {
+        ExtensionOID.BASIC_CONSTRAINTS,
+        ExtensionOID.KEY_USAGE,
+        ExtensionOID.EXTENDED_KEY_USAGE,
+        ExtensionOID.SUBJECT_ALTERNATIVE_NAME,
+    }
+)
+"""Extensions that may be critical: a certificate with any other, name constraints for example, is refused."""
 _PARSE_ERRORS: Final = (
     ValueError,
     TypeError,
@@ -70,8 +80,15 @@ def read_chain(data: bytes, what: str) -> tuple[x509.Certificate, ...]:
 
 
 def read_crl(data: bytes, what: str) -> x509.CertificateRevocationList:
-    """A revocation list, DER; MalformedEvidence if it is none."""
-    return _parsed(x509.load_der_x509_crl, data, what, MAX_CRL_BYTES)
+    """A complete revocation list, DER; MalformedEvidence if it is none.
+
+    RFC 5280, 5.2: a critical extension may mean that the list is partial (a delta, or some kinds of certificate only),
+    and a list with one is not used.
+    """
+    crl = _parsed(lambda data: _touched_list(x509.load_der_x509_crl(data)), data, what, MAX_CRL_BYTES)
+    if any(extension.critical for extension in crl.extensions):
+        raise MalformedEvidence(f"The {what} has a critical extension, so it may be partial; give a complete list.")
+    return crl
 
 
 def verify_chain(
@@ -109,6 +126,12 @@ def _touched(certificate: x509.Certificate) -> x509.Certificate:
     return certificate
 
 
+def _touched_list(crl: x509.CertificateRevocationList) -> x509.CertificateRevocationList:
+    """The list, after using all that the library parses only on demand."""
+    _ = (crl.extensions, crl.issuer, crl.last_update_utc, crl.next_update_utc, len(list(crl)))
+    return crl
+
+
 def _name(certificate: x509.Certificate) -> str:
     return certificate.subject.rfc4514_string()[:200]
 
@@ -116,7 +139,8 @@ def _name(certificate: x509.Certificate) -> str:
 def _check_issued(certificate: x509.Certificate, issuer: x509.Certificate, depth: int) -> None:
     """That `issuer`, with `depth` authorities between it and the leaf, may and did sign this certificate."""
     problem = f"The certificate {_name(certificate)!r} is not validly issued by {_name(issuer)!r}; get the right chain."
-    if not _may_issue(issuer, depth):
+    unknown = any(one.critical and one.oid not in _CRITICAL for one in certificate.extensions)
+    if unknown or not _may_issue(issuer, depth):
         raise InvalidSignature(problem)
     try:
         strong = isinstance(certificate.signature_hash_algorithm, _HASHES)
