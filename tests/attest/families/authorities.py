@@ -23,8 +23,8 @@ def rsa_key(name: str) -> rsa.RSAPrivateKey:
 
 
 @cache
-def ec_key(name: str, curve: ec.EllipticCurve | None = None) -> ec.EllipticCurvePrivateKey:
-    return ec.generate_private_key(curve or ec.SECP384R1())
+def ec_key(name: str, curve: type[ec.EllipticCurve] = ec.SECP384R1) -> ec.EllipticCurvePrivateKey:
+    return ec.generate_private_key(curve())
 
 
 def pss(key: Key) -> padding.PSS | None:

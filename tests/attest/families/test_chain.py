@@ -61,7 +61,7 @@ def test_issuer_that_says_nothing_about_authority() -> None:
 
 
 def test_weak_keys_and_hashes() -> None:
-    weak = party("weak", ec_key("weak", ec.SECP224R1()), ROOT)
+    weak = party("weak", ec_key("weak", ec.SECP224R1), ROOT)
     with pytest.raises(InvalidSignature):
         check(party("leaf", ec_key("leaf"), weak, ca=False), weak, ROOT)
     with pytest.raises(InvalidSignature):

@@ -221,7 +221,7 @@ def test_key_of_the_other_kind() -> None:
 
 
 def test_leaf_key_of_another_kind() -> None:
-    signer = leaf(key=ec_key("p256", ec.SECP256R1()))
+    signer = leaf(key=ec_key("p256", ec.SECP256R1))
     refused(snp_case(signer=signer), WrongCollateral)
     refused(snp_case().with_documents(vcek=leaf(key=rsa_key("leaf")).der), WrongCollateral)
 

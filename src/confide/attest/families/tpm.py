@@ -156,16 +156,16 @@ def _trusted_key(collateral: Collateral, roots: Roots, now: datetime) -> tuple[P
     documents = collateral.documents
     if "ak" not in documents:
         raise WrongCollateral("The TPM's attestation key is missing; give it as `ak`.")
-    key = _public_key(documents["ak"])
-    if key is not None and roots.trusts_key(_encoded(key)):
+    key, leaf = _public_key(documents["ak"]), None
+    if key is None:
+        leaf = read_certificate(documents["ak"], "attestation key's certificate")
+        key = leaf.public_key()
+    if roots.trusts_key(_encoded(key)):
         return key, None
-    if key is not None or "chain" not in documents:
+    if leaf is None or "chain" not in documents:
         raise UnknownRoot("This TPM's attestation key is not enrolled; enrol it, or give its certificate and chain.")
-    leaf = read_certificate(documents["ak"], "attestation key's certificate")
-    if roots.trusts_key(_encoded(leaf.public_key())):
-        return leaf.public_key(), None
     chain = (leaf, *read_chain(documents["chain"], "chain of the attestation key"))
-    return leaf.public_key(), verify_chain(chain, Family.TPM, roots, now, documents.get("crl"))
+    return key, verify_chain(chain, Family.TPM, roots, now, documents.get("crl"))
 
 
 def _public_key(document: bytes) -> PublicKeyTypes | None:
