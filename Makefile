@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: demo test test-all fuzz lint bench
+.PHONY: system-deps demo test test-all fuzz lint bench
 .DEFAULT_GOAL := demo
 
 $(READY): pyproject.toml constraints.txt
@@ -12,6 +12,11 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt torch
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
+
+# Debian's software TPM and its tools, for the live tests of TPM quotes; without them those tests skip. Needs root.
+system-deps:
+	apt-get update -qq
+	apt-get install --yes --no-install-recommends swtpm tpm2-tools
 
 demo: $(READY)
 	$(BIN)/confide demo

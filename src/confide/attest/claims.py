@@ -17,7 +17,7 @@ class RootKind(StrEnum):
 
 
 class TcbStatus(StrEnum):
-    """How current a platform is, best first, in Intel's words; other families use the first and the last two."""
+    """How current a platform is, best first, in Intel's words; other families use the last two."""
 
     UP_TO_DATE = "UpToDate"
     SW_HARDENING_NEEDED = "SWHardeningNeeded"
@@ -38,7 +38,8 @@ class Claims:
     report_data: what the attested software put in (64 bytes for SGX, TDX and SNP, the qualifying data of a TPM quote,
     the nonce of a GPU report). measurements: by the family's own names, such as mrtd, rtmr0, mrenclave, measurement,
     pcr7. identity: by name, such as ppid, chip_id, fmspc. tcb_date: until when the TCB status was current.
-    valid_until: the end of the shortest validity in use.
+    valid_until: the end of the shortest validity in use. members: for a composite, of each part, the virtual machine
+    first. versions: security versions by component, which only grow, for families whose vendor has no list of levels.
     """
 
     family: Family
@@ -52,3 +53,4 @@ class Claims:
     tcb_date: datetime | None = None
     valid_until: datetime | None = None
     members: tuple["Claims", ...] = ()
+    versions: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))

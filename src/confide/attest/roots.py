@@ -6,6 +6,7 @@ so. No policy for production accepts these, and there is no setting that would m
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from types import MappingProxyType
 from typing import Final
 
@@ -17,28 +18,64 @@ INTEL_SGX_ROOT_SHA256: Final = bytes.fromhex("44a0196b2b99f889b8e149e95b807a350e
 
 Source: https://certificates.trustedservices.intel.com/Intel_SGX_Provisioning_Certification_RootCA.cer
 """
+VENDOR_ROOTS: Final[Mapping[Family, frozenset[str]]] = MappingProxyType(
+    {
+        # AMD's root key for EPYC 7003 (ARK-Milan), https://kdsintf.amd.com/vcek/v1/Milan/cert_chain. Genoa and Turin
+        # have roots of their own, not pinned yet: no evidence of theirs was at hand to test with.
+        Family.SNP: frozenset({"69d063b45344d26a2e94e1f4210de49ef555308287d4c174445c95639a540bcd"}),
+        # NVIDIA Device Identity CA, the last certificate of the chain that a Hopper GPU itself hands out.
+        Family.NVIDIA: frozenset({"102bf659d5419614c9d8e6aecebc80454eb26b1df6a769ac720b9a690b167b48"}),
+    }
+)
+"""SHA-256 fingerprints (hex) of the vendors' self-signed certificates in DER."""
 
 
 @dataclass(frozen=True)
 class ProductionRoots:
-    """The vendors' roots: SHA-256 fingerprints of DER certificates, below, each with its source."""
+    """The vendors' roots, and for TPMs, which have no one vendor, what the policy's author accepts.
+
+    attestation_keys: SHA-256 (hex) of the SubjectPublicKeyInfo (DER) of each attestation key that was enrolled by
+    hand, after seeing that it is a restricted signing key of a real TPM. attestation_key_roots: SHA-256 (hex) of root
+    certificates (DER) whose owners certify only such keys, a cloud's vTPM authority for example.
+    """
+
+    attestation_keys: frozenset[str] = frozenset()
+    attestation_key_roots: frozenset[str] = frozenset()
 
     @property
     def kind(self) -> RootKind:
         """Production."""
         return RootKind.PRODUCTION
 
+    def trusts(self, family: Family, certificate: bytes) -> bool:
+        """Whether this certificate (DER) is a root for this family."""
+        accepted = self.attestation_key_roots if family is Family.TPM else VENDOR_ROOTS.get(family, frozenset())
+        return sha256(certificate).hexdigest() in accepted
+
+    def trusts_key(self, public_key: bytes) -> bool:
+        """Whether this attestation key (SubjectPublicKeyInfo, DER) was enrolled."""
+        return sha256(public_key).hexdigest() in self.attestation_keys
+
 
 @dataclass(frozen=True)
 class SimulatedRoots:
-    """Roots that were made for tests: the DER certificate for each family."""
+    """Roots that were made for tests: the DER certificate for each family; attestation keys as above."""
 
     certificates: Mapping[Family, bytes] = field(default_factory=lambda: MappingProxyType({}))
+    attestation_keys: frozenset[str] = frozenset()
 
     @property
     def kind(self) -> RootKind:
         """Simulated."""
         return RootKind.SIMULATED
+
+    def trusts(self, family: Family, certificate: bytes) -> bool:
+        """Whether this certificate (DER) is the root made for this family."""
+        return self.certificates.get(family) == certificate
+
+    def trusts_key(self, public_key: bytes) -> bool:
+        """Whether this attestation key (SubjectPublicKeyInfo, DER) was enrolled."""
+        return sha256(public_key).hexdigest() in self.attestation_keys
 
 
 Roots = ProductionRoots | SimulatedRoots

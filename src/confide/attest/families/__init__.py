@@ -1,1 +1,1 @@
-"""One module for each family of evidence. Each has `verify(evidence, collateral, roots, now) -> Claims`."""
+"""One module per family, each with `verify(evidence, collateral, roots, now) -> Claims`."""

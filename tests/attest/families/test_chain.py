@@ -1,0 +1,130 @@
+"""Chains: each rule that a forger could lean on."""
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from confide.attest.chain import MAX_CHAIN_BYTES, read_certificate, read_chain, read_crl, verify_chain
+from confide.attest.evidence import Family
+from confide.attest.roots import ProductionRoots, SimulatedRoots
+from confide.errors import InvalidSignature, MalformedEvidence, UnknownRoot
+
+from .authorities import YEAR, Party, crl, ec_key, opaque, party, pem
+from .cases import NOW
+
+ROOT = party("root", ec_key("root"))
+MIDDLE = party("middle", ec_key("middle"), ROOT, path_length=0)
+LEAF = party("leaf", ec_key("leaf"), MIDDLE, ca=False)
+ROOTS = SimulatedRoots({Family.NVIDIA: ROOT.der})
+
+
+def check(*parties: Party) -> None:
+    verify_chain([one.certificate for one in parties], Family.NVIDIA, ROOTS, NOW)
+
+
+def test_a_chain_holds_until_its_shortest_certificate_ends() -> None:
+    short = party("leaf", ec_key("leaf"), MIDDLE, ca=False, end=NOW + timedelta(days=3))
+    chain = [short.certificate, MIDDLE.certificate, ROOT.certificate]
+    assert verify_chain(chain, Family.NVIDIA, ROOTS, NOW) == NOW + timedelta(days=3)
+
+
+def test_authority_below_its_path_length() -> None:
+    below = party("below", ec_key("below"), MIDDLE)
+    with pytest.raises(InvalidSignature):
+        check(party("leaf", ec_key("leaf"), below, ca=False), below, MIDDLE, ROOT)
+
+
+def test_issuer_without_authority() -> None:
+    middle = party("middle", ec_key("middle"), ROOT, ca=False)
+    with pytest.raises(InvalidSignature):
+        check(LEAF, middle, ROOT)
+
+
+def test_issuer_that_says_nothing_about_authority() -> None:
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(MIDDLE.name)
+        .issuer_name(ROOT.name)
+        .public_key(MIDDLE.key.public_key())
+        .serial_number(1)
+        .not_valid_before(NOW - timedelta(1))
+        .not_valid_after(NOW + timedelta(1))
+    )
+    middle = Party(builder.sign(ROOT.key, hashes.SHA384()), MIDDLE.key)
+    with pytest.raises(InvalidSignature):
+        check(LEAF, middle, ROOT)
+
+
+def test_weak_keys_and_hashes() -> None:
+    weak = party("weak", ec_key("weak", ec.SECP224R1), ROOT)
+    with pytest.raises(InvalidSignature):
+        check(party("leaf", ec_key("leaf"), weak, ca=False), weak, ROOT)
+    with pytest.raises(InvalidSignature):
+        check(party("leaf", ec_key("leaf"), MIDDLE, ca=False, digest=hashes.SHA224()), MIDDLE, ROOT)
+
+
+def test_other_signatures() -> None:
+    key = ed25519.Ed25519PrivateKey.generate()
+    builder = x509.CertificateBuilder().subject_name(ROOT.name).issuer_name(ROOT.name).serial_number(1)
+    builder = builder.public_key(key.public_key()).not_valid_before(NOW - timedelta(1)).not_valid_after(NOW + YEAR)
+    root = builder.sign(key, None)
+    roots = SimulatedRoots({Family.NVIDIA: root.public_bytes(Encoding.DER)})
+    with pytest.raises(InvalidSignature):
+        verify_chain([root], Family.NVIDIA, roots, NOW)
+
+
+def test_unknown_critical_extension() -> None:
+    extension = opaque("1.2.3.4", b"\x05\x00")
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(LEAF.name)
+        .issuer_name(MIDDLE.name)
+        .public_key(LEAF.key.public_key())
+        .serial_number(1)
+        .not_valid_before(NOW - timedelta(1))
+        .not_valid_after(NOW + YEAR)
+    )
+    for critical in (False, True):
+        certificate = builder.add_extension(extension, critical).sign(MIDDLE.key, hashes.SHA384())
+        leaf = Party(certificate, LEAF.key)
+        if critical:
+            with pytest.raises(InvalidSignature):
+                check(leaf, MIDDLE, ROOT)
+        else:
+            check(leaf, MIDDLE, ROOT)
+
+
+def test_partial_revocation_list() -> None:
+    builder = x509.CertificateRevocationListBuilder().issuer_name(ROOT.name)
+    builder = builder.last_update(NOW - timedelta(1)).next_update(NOW + YEAR)
+    delta = builder.add_extension(x509.DeltaCRLIndicator(1), True).sign(ROOT.key, hashes.SHA384())
+    with pytest.raises(MalformedEvidence, match="partial"):
+        read_crl(delta.public_bytes(Encoding.DER), "list")
+    read_crl(crl(ROOT), "list")
+
+
+def test_bounds() -> None:
+    for read in (read_certificate, read_chain):
+        with pytest.raises(MalformedEvidence, match="larger"):
+            read(b"\0" * (MAX_CHAIN_BYTES + 1), "chain")
+    with pytest.raises(MalformedEvidence, match="more than 8"):
+        read_chain(pem(*[ROOT] * 9), "chain")
+
+
+def test_roots_of_one_family_are_not_anothers() -> None:
+    accepting = ProductionRoots(attestation_key_roots=frozenset({fingerprint(ROOT)}))
+    chain = [LEAF.certificate, MIDDLE.certificate, ROOT.certificate]
+    verify_chain(chain, Family.TPM, accepting, NOW)
+    with pytest.raises(UnknownRoot):
+        verify_chain(chain, Family.NVIDIA, accepting, NOW)
+    with pytest.raises(UnknownRoot):
+        verify_chain(chain, Family.TPM, replace(accepting, attestation_key_roots=frozenset()), NOW)
+
+
+def fingerprint(one: Party) -> str:
+    return one.certificate.fingerprint(hashes.SHA256()).hex()

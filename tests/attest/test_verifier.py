@@ -1,0 +1,38 @@
+"""The one door: it finds the family's module, and refuses what no module should see."""
+
+from datetime import datetime
+
+import pytest
+
+from confide.attest.collateral import Collateral
+from confide.attest.evidence import MAX_EVIDENCE_BYTES, Evidence, Family
+from confide.attest.roots import ProductionRoots
+from confide.attest.verifier import Verifier
+from confide.errors import MalformedEvidence
+
+from .families.cases import NOW, Case
+from .families.forged_nvidia import gpu_case
+from .families.forged_snp import snp_case
+from .families.forged_tpm import tpm_case
+
+
+@pytest.mark.parametrize("case", [snp_case(), tpm_case(), gpu_case()])
+def test_dispatch(case: Case) -> None:
+    assert Verifier(case.roots).verify(case.evidence, case.collateral, case.now).family is case.evidence.family
+
+
+@pytest.mark.parametrize("family", [Family.SNP, Family.TPM, Family.NVIDIA, Family.COMPOSITE])
+def test_nothing_is_no_evidence(family: Family) -> None:
+    with pytest.raises(MalformedEvidence):
+        Verifier(ProductionRoots()).verify(Evidence(family, b""), Collateral(), NOW)
+
+
+def test_oversized_evidence() -> None:
+    parts = {"signature": bytes(MAX_EVIDENCE_BYTES)}
+    with pytest.raises(MalformedEvidence, match="larger"):
+        Verifier(ProductionRoots()).verify(Evidence(Family.TPM, b"1", parts), Collateral(), NOW)
+
+
+def test_time_without_zone() -> None:
+    with pytest.raises(ValueError, match="time zone"):
+        Verifier(ProductionRoots()).verify(Evidence(Family.SNP, b""), Collateral(), datetime(2026, 1, 1))
