@@ -229,7 +229,7 @@ def test_a_certificate_cut_anywhere_is_refused(key: ec.EllipticCurvePrivateKey) 
 
 def test_sizes_are_bounded_when_made_and_when_read(key: ec.EllipticCurvePrivateKey) -> None:
     with pytest.raises(MalformedEvidence, match="leave event logs out"):
-        make(key, lambda data: Evidence(Family.TDX, TDX_HEADER + data, {"ccel": bytes(MAX_CERTIFICATE_BYTES)}))
+        make(key, lambda data: Evidence(Family.TDX, TDX_HEADER + data, {"event_log": bytes(MAX_CERTIFICATE_BYTES)}))
     with pytest.raises(MalformedEvidence, match="more than TLS carries"):
         extract(bytes(MAX_CERTIFICATE_BYTES + 1))
 

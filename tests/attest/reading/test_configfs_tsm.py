@@ -26,7 +26,7 @@ def test_sends_along_what_the_provider_adds_and_the_event_log(tmp_path: Path) ->
     log = tmp_path / "CCEL"
     log.write_bytes(b"events")
     evidence = reader(tmp_path, FakeTsm("sev_guest", auxblob=b"certificates"), event_log=log).read(REPORT_DATA)
-    assert evidence.parts == {"auxblob": b"certificates", "ccel": b"events"}
+    assert evidence.parts == {"auxblob": b"certificates", "event_log": b"events"}
 
 
 def test_asks_again_when_somebody_else_wrote(tmp_path: Path) -> None:

@@ -87,20 +87,31 @@ def test_the_runner_reports_what_went_wrong(monkeypatch: pytest.MonkeyPatch) -> 
 def swtpm(tmp_path: Path) -> Iterator[str]:
     if not (shutil.which("swtpm") and shutil.which("tpm2_quote")):
         pytest.skip("needs swtpm and tpm2-tools")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    where = [f"--tpmstate=dir={tmp_path}", f"--server=type=tcp,port={port}", f"--ctrl=type=tcp,port={port + 1}"]
-    process = subprocess.Popen(["swtpm", "socket", "--tpm2", "--flags=startup-clear", *where])
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port + 1)) == 0:
-                break
-        time.sleep(0.05)
+    process, port = start_swtpm(tmp_path)
     yield f"swtpm:port={port}"
     process.terminate()
     process.wait(10)
+
+
+def start_swtpm(folder: Path) -> tuple[subprocess.Popen[bytes], int]:
+    """It wants two ports in a row, and somebody else may take one in between: then it ends, and another pair is tried."""
+    for _ in range(10):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        server, control = f"--server=type=tcp,port={port}", f"--ctrl=type=tcp,port={port + 1}"
+        command = ["swtpm", "socket", "--tpm2", "--flags=startup-clear", f"--tpmstate=dir={folder}", server, control]
+        process = subprocess.Popen(command)
+        deadline = time.monotonic() + 10
+        while process.poll() is None and time.monotonic() < deadline:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port + 1)) == 0:
+                    time.sleep(0.1)  # the other port comes first; if it was taken, the process is gone by now
+                    break
+            time.sleep(0.05)
+        if process.poll() is None:
+            return process, port
+    pytest.fail("swtpm did not start")
 
 
 def test_a_software_tpm_really_quotes(swtpm: str) -> None:

@@ -33,7 +33,7 @@ class _Disturbed(Exception):
 
 @dataclass(frozen=True)
 class ConfigfsTsm:
-    """Reads through configfs-tsm. event_log: a CCEL table to send along as the part `ccel`, where wanted."""
+    """Reads through configfs-tsm. event_log: a CCEL table to send along as the part `event_log`, where wanted."""
 
     folder: Path = REPORT_FOLDER
     event_log: Path | None = None
@@ -97,7 +97,7 @@ class ConfigfsTsm:
         return Evidence(family, raw, parts)
 
     def _parts(self, entry: Path) -> dict[str, bytes]:
-        sources = {"auxblob": entry / "auxblob"} | ({"ccel": self.event_log} if self.event_log else {})
+        sources = {"auxblob": entry / "auxblob"} | ({"event_log": self.event_log} if self.event_log else {})
         found = {name: _optional(path) for name, path in sources.items()}
         return {name: content for name, content in found.items() if content}
 
