@@ -1,6 +1,6 @@
 """Fetching collateral over HTTP, for `confide.attest.collateral_cache`, which opens no socket itself.
 
-One GET for each call, with a deadline and a bound on the size, and no redirect is followed. Collateral is signed and
+One GET for each call, with a bound on each wait and on the size, and no redirect is followed. Collateral is signed and
 public, so a plain connection is no danger to its content; it is still refused except to this machine, since it would
 tell others which platforms are being verified.
 """

@@ -94,7 +94,7 @@ def swtpm(tmp_path: Path) -> Iterator[str]:
 
 
 def start_swtpm(folder: Path) -> tuple[subprocess.Popen[bytes], int]:
-    """It wants two ports in a row, and somebody else may take one in between: then it ends, and another pair is tried."""
+    """It wants two ports in a row; where somebody else takes one in between it ends, and another pair is tried."""
     for _ in range(10):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
