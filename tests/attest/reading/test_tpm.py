@@ -28,8 +28,8 @@ class FakeTools:
     def __call__(self, command: Sequence[str]) -> bytes:
         self.commands.append(list(command))
         match command[0]:
-            case "tpm2_createak":
-                Path(command[command.index("-u") + 1]).write_bytes(b"key")
+            case "tpm2_readpublic":
+                Path(command[command.index("-o") + 1]).write_bytes(b"key")
             case "tpm2_quote":
                 Path(command[command.index("-m") + 1]).write_bytes(b"attest")
                 Path(command[command.index("-s") + 1]).write_bytes(b"signature")
@@ -48,6 +48,14 @@ def test_quotes_and_collects_the_parts() -> None:
     quote = next(command for command in tools.commands if command[0] == "tpm2_quote")
     assert quote[quote.index("-q") + 1] == hashlib.sha256(REPORT_DATA).hexdigest()
     assert all(command[1:3] == ["-T", "device:/dev/tpmrm0"] for command in tools.commands)
+
+
+def test_uses_a_key_that_is_there_already() -> None:
+    tools = FakeTools()
+    Tpm(registers=(0, 7), key="0x81010002", runner=tools).read(REPORT_DATA)
+    programs = [command[0] for command in tools.commands]
+    assert programs == ["tpm2_readpublic", "tpm2_pcrread", "tpm2_quote", "tpm2_pcrread"]
+    assert tools.commands[2][3:5] == ["-c", "0x81010002"]
 
 
 def test_quotes_again_when_a_register_was_extended_in_between() -> None:
@@ -120,3 +128,5 @@ def test_a_software_tpm_really_quotes(swtpm: str) -> None:
     assert qualifying_data(REPORT_DATA) in evidence.raw
     assert hashlib.sha256(evidence.parts["pcrs"]).digest() in evidence.raw
     load_pem_public_key(evidence.parts["ak"])
+    again = Tpm(tcti=swtpm, registers=(0, 7)).read(REPORT_DATA)
+    assert again.parts["ak"] == evidence.parts["ak"]

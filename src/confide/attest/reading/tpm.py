@@ -1,8 +1,12 @@
 """Quotes of a TPM 2.0, through the commands of tpm2-tools 5.
 
-Formats: TPM 2.0 Library, part 2: TPMS_ATTEST (the message) and TPMT_SIGNATURE; the manual pages of tpm2_createek,
-tpm2_createak, tpm2_quote and tpm2_pcrread. The attestation key is made anew for each reader, under the endorsement key;
-whether it lives in a TPM of a known maker is for the verifier to find out, and only its certificate can tell.
+Formats: TPM 2.0 Library, part 2: TPMS_ATTEST (the message) and TPMT_SIGNATURE; the manual pages of tpm2_createprimary,
+tpm2_readpublic, tpm2_quote and tpm2_pcrread.
+
+The attestation key is a restricted signing key, primary in the endorsement hierarchy. A TPM derives such a key from its
+seed and the template, so it is the same at every call and after every start, without anything being kept: enrolled
+once, it stays enrolled. (tpm2_createak makes another one each time.) A key that somebody else provided, and certified,
+is used by its handle. Whether a key lives in a real TPM is for the verifier to find out.
 
 The evidence: raw is TPMS_ATTEST. Its parts: `signature` (TPMT_SIGNATURE), `ak` (PEM public key), and `pcrs`, the values
 that the quote digests: concatenated SHA-256 registers in rising order of `selection`, which is a list such as b"0,1,7".
@@ -22,6 +26,8 @@ from confide.errors import EvidenceUnavailable, NoTrustedEnvironment
 
 DEVICE: Final = Path("/dev/tpmrm0")
 BOOT_REGISTERS: Final = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9)
+KEY: Final = "ecc256:ecdsa-sha256:null"
+ATTRIBUTES: Final = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|restricted|sign"
 SECONDS: Final = 60
 ATTEMPTS: Final = 3
 _REGISTER: Final = re.compile(r"^\s*(\d{1,2})\s*:\s*0x([0-9A-Fa-f]{64})\s*$", re.MULTILINE)
@@ -48,10 +54,14 @@ def run(command: Sequence[str]) -> bytes:
 
 @dataclass(frozen=True)
 class Tpm:
-    """Quotes with a TPM. tcti: where it is, in tpm2-tools' words, such as device:/dev/tpmrm0 or swtpm:port=2321."""
+    """Quotes with a TPM. tcti: where it is, in tpm2-tools' words, such as device:/dev/tpmrm0 or swtpm:port=2321.
+
+    key: the handle of an attestation key that is there already, such as 0x81010002.
+    """
 
     tcti: str = f"device:{DEVICE}"
     registers: tuple[int, ...] = BOOT_REGISTERS
+    key: str | None = None
     runner: Runner = run
     name: str = "tpm"
 
@@ -63,23 +73,23 @@ class Tpm:
         """A quote whose qualifying data is the SHA-256 of these 64 bytes (see `qualifying_data`)."""
         nonce = qualifying_data(full_report_data(report_data))
         with tempfile.TemporaryDirectory(prefix="confide-tpm-") as folder:
-            self._create_key(Path(folder))
-            return self._quote(Path(folder), nonce)
+            return self._quote(Path(folder), self._load_key(Path(folder)), nonce)
 
-    def _create_key(self, folder: Path) -> None:
-        endorsement = str(folder / "ek.ctx")
-        self._run("tpm2_createek", "-G", "ecc", "-c", endorsement, "-u", str(folder / "ek.pub"))
-        algorithm = ("-G", "ecc", "-g", "sha256", "-s", "ecdsa")
-        key = ("-c", str(folder / "ak.ctx"), "-u", str(folder / "ak.pem"), "-f", "pem", "-n", str(folder / "ak.name"))
-        self._run("tpm2_createak", "-C", endorsement, *algorithm, *key)
-        self._run("tpm2_flushcontext", "-t")  # a TPM without a resource manager has room for three objects
+    def _load_key(self, folder: Path) -> str:
+        """What tpm2-tools call the key by; its public half goes to a file."""
+        key = self.key or str(folder / "ak.ctx")
+        if self.key is None:
+            self._run("tpm2_createprimary", "-C", "e", "-g", "sha256", "-G", KEY, "-a", ATTRIBUTES, "-c", key)
+            self._run("tpm2_flushcontext", "-t")  # a TPM without a resource manager has room for three objects
+        self._run("tpm2_readpublic", "-c", key, "-f", "pem", "-o", str(folder / "ak.pem"))
+        return key
 
-    def _quote(self, folder: Path, nonce: bytes) -> Evidence:
+    def _quote(self, folder: Path, key: str, nonce: bytes) -> Evidence:
         """A register can be extended between reading it and quoting it: then both are done again."""
         for _attempt in range(ATTEMPTS):
             before = self._read_registers()
-            key = ("-c", str(folder / "ak.ctx"), "-l", self._selection, "-q", nonce.hex(), "-g", "sha256")
-            self._run("tpm2_quote", *key, "-m", str(folder / "quote"), "-s", str(folder / "signature"))
+            what = ("-c", key, "-l", self._selection, "-q", nonce.hex(), "-g", "sha256")
+            self._run("tpm2_quote", *what, "-m", str(folder / "quote"), "-s", str(folder / "signature"))
             if self._read_registers() == before:
                 return self._evidence(folder, before)
         raise EvidenceUnavailable("The TPM's registers keep changing; try again when the machine has started up.")
