@@ -1,7 +1,10 @@
-"""Walking a certificate by its DER, for those that libraries refuse over one object identifier.
+"""Walking a certificate by its DER, for those that libraries refuse.
 
-Gramine mis-encodes Intel's identifier (see `ra_tls`), and a library may then refuse the whole certificate. This finds
-the public key and the extensions without reading a single identifier. Format: X.690 (definite lengths in the fewest
+Gramine's certificates mis-encode Intel's object identifier (see `ra_tls`) and put a NULL after ecdsa-with-SHA256, which
+RFC 5758 forbids; `cryptography` 50 refuses them for that NULL. What is wanted of a certificate here is only its public
+key, byte for byte, and its extensions, and neither depends on those places.
+
+Format: X.690 (definite lengths in the fewest
 bytes; one-byte tags) and RFC 5280, 4.1: Certificate ::= SEQUENCE { tbs SEQUENCE { [0] version OPTIONAL, serial,
 signature, issuer, validity, subject, subjectPublicKeyInfo, ..., [3] extensions OPTIONAL }, ... }.
 There is no recursion, nothing is read past its end, and the number of elements is bounded.
