@@ -289,6 +289,30 @@ class DebugEnabled(AttestationError):
     code = "debug-enabled"
 
 
+class WrongBinding(AttestationError):
+    """Evidence is genuine perhaps, and speaks for another key than the one in use."""
+
+    code = "wrong-binding"
+
+
+class NoTrustedEnvironment(AttestationError):
+    """No trusted execution environment can be read on this machine."""
+
+    code = "no-trusted-environment"
+
+
+class EvidenceUnavailable(AttestationError):
+    """A trusted execution environment is here, and did not hand out its evidence."""
+
+    code = "evidence-unavailable"
+
+
+class CollateralUnavailable(AttestationError):
+    """Collateral is neither at hand nor to be had from the vendor for the moment."""
+
+    code = "collateral-unavailable"
+
+
 class ConnectionLost(ConfideError):
     """The server cannot be reached, or the connection broke."""
 

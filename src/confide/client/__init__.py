@@ -1,0 +1,1 @@
+"""The client of a confidential model: it appraises first and sends afterwards."""
