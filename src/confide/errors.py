@@ -277,6 +277,12 @@ class UnknownTcb(AttestationError):
     code = "unknown-tcb"
 
 
+class InvalidPolicy(ConfideError):
+    """A policy for attestation is not one, or says something that no evidence could satisfy."""
+
+    code = "invalid-policy"
+
+
 class ConnectionLost(ConfideError):
     """The server cannot be reached, or the connection broke."""
 

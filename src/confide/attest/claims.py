@@ -36,7 +36,8 @@ class Claims:
     report_data: what the attested software put in (64 bytes for SGX, TDX and SNP, the qualifying data of a TPM quote,
     the nonce of a GPU report). measurements: by the family's own names, such as mrtd, rtmr0, mrenclave, measurement,
     pcr7. identity: by name, such as ppid, chip_id, fmspc. tcb_date: until when the TCB status was current.
-    valid_until: the end of the shortest validity in use.
+    valid_until: the end of the shortest validity in use. verified_by: empty for evidence that was verified here, and
+    otherwise the identity of the service whose word this is.
     """
 
     family: Family
@@ -50,3 +51,8 @@ class Claims:
     tcb_date: datetime | None = None
     valid_until: datetime | None = None
     members: tuple["Claims", ...] = ()
+    verified_by: str = ""
+
+    def everyone(self) -> tuple["Claims", ...]:
+        """These claims and those of all members, theirs included."""
+        return (self, *(claims for member in self.members for claims in member.everyone()))
