@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import timedelta
+from hashlib import sha256
 from typing import TypeVar
 
 import pytest
@@ -117,8 +118,13 @@ def test_sgx_measurements() -> None:
 
 
 def test_snp_measurements() -> None:
-    measurements = {"measurement": b"m" * 48, "host_data": b"h" * 32, "tcb_snp": b"\x08", "tcb_microcode": b"\xd1"}
-    claims = tdx_claims(family=Family.SNP, measurements=measurements, identity={"chip_id": b"c" * 64})
+    measurements = {"measurement": b"m" * 48, "host_data": b"h" * 32}
+    claims = tdx_claims(
+        family=Family.SNP,
+        measurements=measurements,
+        identity={"chip_id": b"c" * 64},
+        versions={"snp": 8, "microcode": 209},
+    )
     good = Snp(measurement=(b"m" * 48).hex(), host_data=(b"h" * 32).hex(), min_tcb=SnpTcb(snp=8, microcode=209))
     assert not failures(claims, good, ChipIdIn((("63" * 64),)))
     assert failures(claims, Snp(min_tcb=SnpTcb(snp=9, bootloader=1))) == ["snp-tcb-bootloader", "snp-tcb-snp"]
@@ -127,11 +133,23 @@ def test_snp_measurements() -> None:
 
 def test_tpm_and_gpu_as_members() -> None:
     tpm = tdx_claims(family=Family.TPM, measurements={"pcr7": b"p" * 32})
-    gpus = [tdx_claims(family=Family.NVIDIA, measurements={"driver": b"535.1", "vbios": v}) for v in (b"96.1", b"96.2")]
+    gpus = [
+        tdx_claims(family=Family.NVIDIA, identity={"driver_version": b"535.1", "vbios_version": v})
+        for v in (b"96.1", b"96.2")
+    ]
     claims = tdx_claims(members=(tpm, *gpus))
     assert not failures(claims, Tpm(pcrs={"7": "70" * 32}), Nvidia(drivers=("535.1",), vbioses=("96.1", "96.2")))
     assert failures(claims, Nvidia(vbioses=("96.1",))) == ["nvidia-vbios"]  # every GPU, not just one
     assert failures(claims, Tpm(pcrs={"8": "70" * 32})) == ["pcr8"]
+
+
+def test_a_composite_speaks_with_its_machine_and_only_intel_has_levels() -> None:
+    gpu = tdx_claims(family=Family.NVIDIA, tcb_status=TcbStatus.UNKNOWN, report_data=b"g" * 32)
+    machine = tdx_claims(report_data=Statement(nonce="aa" * 32).digest())
+    claims = tdx_claims(family=Family.COMPOSITE, tcb_status=TcbStatus.UNKNOWN, members=(machine, gpu))
+    asked = (TcbAtLeast("UpToDate"), Fresh("aa" * 32))
+    assert not failures(claims, *asked, statement=Statement(nonce="aa" * 32))
+    assert failures(tdx_claims(family=Family.SNP), TcbAtLeast("UpToDate")) == ["tcb-status"]
 
 
 def test_debug_anywhere_is_refused() -> None:
@@ -175,7 +193,7 @@ def test_the_statement_counts_only_if_the_hardware_signed_it() -> None:
     assert failures(tdx_claims(), *asked, statement=statement) == ["nonce", "model", "policy-version", "report-data"]
     assert failures(signed, Model("bb" * 32)) == ["model"]
     assert failures(signed, Fresh("ab" * 32), statement=statement) == ["nonce"]
-    gpu = replace(signed, family=Family.NVIDIA, report_data=statement.digest()[:32])
+    gpu = replace(signed, family=Family.NVIDIA, report_data=sha256(statement.digest()).digest())
     assert not failures(gpu, *asked, statement=statement)
     assert failures(replace(signed, report_data=statement.digest()[:32]), asked[1], statement=statement) == ["model"]
 

@@ -17,7 +17,7 @@ class RootKind(StrEnum):
 
 
 class TcbStatus(StrEnum):
-    """How current a platform is, best first, in Intel's words; other families use the first and the last two."""
+    """How current a platform is, best first, in Intel's words; other families use the last two."""
 
     UP_TO_DATE = "UpToDate"
     SW_HARDENING_NEEDED = "SWHardeningNeeded"
@@ -36,8 +36,10 @@ class Claims:
     report_data: what the attested software put in (64 bytes for SGX, TDX and SNP, the qualifying data of a TPM quote,
     the nonce of a GPU report). measurements: by the family's own names, such as mrtd, rtmr0, mrenclave, measurement,
     pcr7. identity: by name, such as ppid, chip_id, fmspc. tcb_date: until when the TCB status was current.
-    valid_until: the end of the shortest validity in use. verified_by: empty for evidence that was verified here, and
-    otherwise the identity of the service whose word this is.
+    valid_until: the end of the shortest validity in use. members: for a composite, of each part, the virtual machine
+    first. versions: security versions by component, which only grow, for families whose vendor has no list of levels.
+    verified_by: empty for evidence that was verified here, and otherwise the identity of the service whose
+    word this is.
     """
 
     family: Family
@@ -51,6 +53,7 @@ class Claims:
     tcb_date: datetime | None = None
     valid_until: datetime | None = None
     members: tuple["Claims", ...] = ()
+    versions: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     verified_by: str = ""
 
     def everyone(self) -> tuple["Claims", ...]:

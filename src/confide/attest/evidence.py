@@ -1,5 +1,6 @@
 """Evidence of a trusted execution environment, as it was made: bytes of one family, not yet believed."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -35,3 +36,8 @@ class Evidence:
     raw: bytes
     parts: Mapping[str, bytes] = field(default_factory=lambda: MappingProxyType({}))
     members: tuple["Evidence", ...] = ()
+
+
+def qualifying_data(report_data: bytes) -> bytes:
+    """What a TPM is asked to sign for given report data: its SHA-256. Many refuse 64 bytes."""
+    return hashlib.sha256(report_data).digest()

@@ -7,11 +7,11 @@ from typing import Final
 
 import rfc8785
 
-from confide.attest.evidence import Family
+from confide.attest.evidence import Family, qualifying_data
 
 DIGEST_BYTES: Final = 64
-_NONCE_BYTES: Final = {Family.NVIDIA: 32}
-"""Families whose field is shorter: they sign the first bytes of the digest."""
+_SHORT: Final = (Family.TPM, Family.NVIDIA)
+"""Families with room for 32 bytes only: they sign the SHA-256 of the digest."""
 
 
 @dataclass(frozen=True)
@@ -41,4 +41,4 @@ class Statement:
 
 def same_report_data(digest: bytes, report_data: bytes, family: Family) -> bool:
     """Compare a 64-byte digest with what a family could hold of it, in constant time."""
-    return hmac.compare_digest(digest[: _NONCE_BYTES.get(family, DIGEST_BYTES)], report_data)
+    return hmac.compare_digest(qualifying_data(digest) if family in _SHORT else digest, report_data)

@@ -208,19 +208,21 @@ def _azure(body: _Json) -> Claims:
     if kind == "sevsnpvm":
         prefix = "x-ms-sevsnpvm-"
         measurements = _hex(tee, {f"{prefix}launchmeasurement": "measurement", f"{prefix}hostdata": "host_data"})
-        for theirs, ours in _AZURE_SNP_TCB.items():
-            measurements |= _number(tee, prefix + theirs, ours)
-        return _azure_claims(tee, Family.SNP, measurements, f"{prefix}reportdata", f"{prefix}is-debuggable")
+        versions = {
+            ours: int(tee[prefix + theirs]) for theirs, ours in _AZURE_SNP_TCB.items() if prefix + theirs in tee
+        }
+        claims = _azure_claims(tee, Family.SNP, measurements, f"{prefix}reportdata", f"{prefix}is-debuggable")
+        return replace(claims, versions=versions)
     if kind == "tdxvm":
         return _azure_claims(tee, Family.TDX, _hex(tee, _TDX_NAMES), "tdx_report_data", "tdx_td_attributes_debug")
     raise ValueError(f"x-ms-attestation-type {kind!r}")
 
 
 _AZURE_SNP_TCB: Final = {
-    "bootloader-svn": "tcb_bootloader",
-    "tee-svn": "tcb_tee",
-    "snpfw-svn": "tcb_snp",
-    "microcode-svn": "tcb_microcode",
+    "bootloader-svn": "bootloader",
+    "tee-svn": "tee",
+    "snpfw-svn": "snp",
+    "microcode-svn": "microcode",
 }
 
 
@@ -286,10 +288,9 @@ def _ear_snp(tee: _Json) -> Claims:
         name.removeprefix("reported_tcb_"): value for name, value in report.items() if name.startswith("reported_tcb_")
     }
     measurements = _hex(report, {"measurement": "measurement", "host_data": "host_data"})
-    for name in ("bootloader", "tee", "snp", "microcode", "fmc"):
-        measurements |= _number(tcb, name, f"tcb_{name}")
+    versions = {name: int(value) for name, value in tcb.items() if value is not None}
     debug = report.get("policy", {}).get("debug_allowed", report.get("policy_debug_allowed"))
-    return _ear_claims(tee, Family.SNP, measurements, debug)
+    return replace(_ear_claims(tee, Family.SNP, measurements, debug), versions=versions)
 
 
 def _ear_claims(tee: _Json, family: Family, measurements: dict[str, bytes], debug: object) -> Claims:
