@@ -18,11 +18,11 @@ app = typer.Typer(
 
 
 def _register() -> None:
-    from confide.cli import checks, demo, distrust, generate, ledger, licence, owner, prepare, serve, split, tls
+    from confide.cli import attest, checks, demo, distrust, generate, ledger, licence, owner, prepare, serve, split, tls
 
     for module in (split, checks, serve, prepare, generate, distrust, demo):
         app.command(module.__name__.rpartition(".")[2])(module.command)
-    for group in (owner, tls, licence, ledger):
+    for group in (owner, tls, licence, ledger, attest):
         app.add_typer(group.app)
 
 
@@ -43,5 +43,5 @@ def main() -> None:
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "show"):
             error.show()
-            sys.exit(2)
+            sys.exit(getattr(error, "exit_code", 2))
         raise
