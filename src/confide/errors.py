@@ -11,6 +11,8 @@ class ConfideError(Exception):
     """Base of everything Confide raises on purpose."""
 
     code: ClassVar[str] = "error"
+    exit_code: int = 1
+    """What a command exits with that ends in this; groups of commands may set their own."""
 
 
 class InsecureParameters(ConfideError):

@@ -17,11 +17,13 @@ from typer.core import TyperGroup
 from confide.attest.evidence import Family
 from confide.cli import output
 from confide.cli.options import Json
-from confide.errors import AttestationError, ConfideError, InvalidPolicy, MalformedEvidence
+from confide.errors import AttestationError, InvalidPolicy, MalformedEvidence
 
 if TYPE_CHECKING:
     from confide.attest.appraise import Verifies
     from confide.attest.bundle import Bundle
+    from confide.attest.collateral import Collateral
+    from confide.attest.evidence import Evidence
     from confide.attest.policy import AnyPolicy
     from confide.attest.result import AttestationResult
     from confide.attest.statement import Statement
@@ -43,14 +45,15 @@ class _Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run a verb."""
-        as_json = "--json" in (*ctx._protected_args, *ctx.args)
         try:
             return super().invoke(ctx)
-        except ConfideError as error:
-            output.error(error, as_json=as_json)
-            raise typer.Exit(Exit.MALFORMED if isinstance(error, AttestationError) else Exit.USAGE) from None
+        except typer.Exit:
+            raise
+        except AttestationError as error:
+            error.exit_code = Exit.MALFORMED
+            raise
         except Exception as error:
-            if hasattr(error, "exit_code") and hasattr(error, "show"):
+            if hasattr(error, "exit_code"):
                 error.exit_code = Exit.USAGE
             raise
 
@@ -112,8 +115,8 @@ def verify(
             raise typer.BadParameter("a bundle has its own collateral, family and statement")
         _finish(_again(_read_bundle(bundle), mode, policy, at), json=json)
         return
-    frozen = _frozen(mode, evidence, collateral, policy, at, family, statement)
-    _finish(frozen.reverify(mode.verifier(), policy=frozen.own_policy()), json=json)
+    given = _Given.read(mode, evidence, collateral, policy, at, family, statement)
+    _finish(given.appraise(mode.verifier()), json=json)
 
 
 @app.command("freeze")
@@ -132,7 +135,7 @@ def freeze(
     from confide.files import create_file
 
     mode = _Mode(simulated_root)
-    bundle = _frozen(mode, evidence, collateral, policy, at, family, statement)
+    bundle = _Given.read(mode, evidence, collateral, policy, at, family, statement).freeze(mode.verifier())
     try:
         create_file(out, bundle.write())
     except OSError as error:
@@ -188,27 +191,47 @@ class _Mode:
         return (simulated_policy_from_toml if simulated else policy_from_toml)(text)
 
 
-def _frozen(
-    mode: _Mode,
-    evidence: Path | None,
-    collateral: list[Path] | None,
-    policy: Path | None,
-    at: str | None,
-    family: Family | None,
-    statement: Path | None,
-) -> "Bundle":
-    from confide.attest.bundle import freeze
-    from confide.attest.collateral import Collateral
-    from confide.attest.detect import read_collateral, read_evidence
+@dataclass(frozen=True)
+class _Given:
+    """What the options of a verb name, read."""
 
-    if evidence is None or at is None:
-        raise typer.BadParameter("give --evidence and --at")
-    now, chosen = _time(at), mode.policy(policy)
-    said = None if statement is None else _statement(_read(statement))
-    made, beside = read_evidence(_read(evidence), family)
-    given = read_collateral(map(_read, collateral or ()))
-    together = Collateral({**beside.documents, **given.documents})
-    return freeze(mode.verifier(), made, together, chosen, now, statement=said)
+    evidence: "Evidence"
+    collateral: "Collateral"
+    policy: "AnyPolicy"
+    now: datetime
+    statement: "Statement | None"
+
+    @classmethod
+    def read(
+        cls,
+        mode: _Mode,
+        evidence: Path | None,
+        collateral: list[Path] | None,
+        policy: Path | None,
+        at: str | None,
+        family: Family | None,
+        statement: Path | None,
+    ) -> "_Given":
+        from confide.attest.collateral import Collateral
+        from confide.attest.detect import read_collateral, read_evidence
+
+        if evidence is None or at is None:
+            raise typer.BadParameter("give --evidence and --at")
+        now, chosen = _time(at), mode.policy(policy)
+        made, beside = read_evidence(_read(evidence), family)
+        documents = {**beside.documents, **read_collateral(map(_read, collateral or ())).documents}
+        said = None if statement is None else _statement(_read(statement))
+        return cls(made, Collateral(documents), chosen, now, said)
+
+    def appraise(self, verifier: "Verifies") -> "AttestationResult":
+        from confide.attest.appraise import appraise
+
+        return appraise(verifier, self.evidence, self.collateral, self.policy, self.now, statement=self.statement)
+
+    def freeze(self, verifier: "Verifies") -> "Bundle":
+        from confide.attest.bundle import freeze
+
+        return freeze(verifier, self.evidence, self.collateral, self.policy, self.now, statement=self.statement)
 
 
 def _again(bundle: "Bundle", mode: _Mode, policy: Path | None, at: str | None) -> "AttestationResult":
