@@ -233,8 +233,8 @@ class NotDebug(Requirement, frozen=True, tag="not-debug"):
 class TcbAtLeast(Requirement, frozen=True, tag="tcb-at-least"):
     """An Intel platform's firmware and microcode are this current.
 
-    grace: how long after an update its absence is borne, such as 30d. Other vendors publish no list of levels to go
-    by: for them a policy asks for versions, and this one fails where nothing of Intel's is there.
+    grace: how old the platform's level may be, such as 90d, although an update is out. Other vendors publish no list of
+    levels to go by: for them a policy asks for versions, and this one fails where nothing of Intel's is there.
     """
 
     status: str
@@ -246,13 +246,13 @@ class TcbAtLeast(Requirement, frozen=True, tag="tcb-at-least"):
         period(self.grace)
 
     def checks(self, subject: Subject) -> Iterator[Check]:
-        expected = self.status + (f", or no more than {self.grace} behind" if self.grace else "")
+        expected = self.status + (f", or a level no older than {self.grace}" if self.grace else "")
         found = subject.of(Family.SGX, Family.TDX)
         if not found:
             seen = f"{subject.claims.tcb_status.value}: no list of levels for {_families(subject.claims)}"
             yield Check("tcb-status", expected, seen, passed=False)
         for claims in found:
-            seen = claims.tcb_status.value + (f" since {_day(claims.tcb_date)}" if claims.tcb_date else "")
+            seen = claims.tcb_status.value + (f", level of {_day(claims.tcb_date)}" if claims.tcb_date else "")
             yield Check("tcb-status", expected, f"{claims.family.value}: {seen}", self._enough(claims, subject.now))
 
     def _enough(self, claims: Claims, now: datetime) -> bool:

@@ -92,6 +92,14 @@ SimulatedRoot = Annotated[
         metavar="FILE",
     ),
 ]
+AttestationKeys = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--attestation-key",
+        help="SHA-256 of the public key (DER) of a TPM's attestation key that you enrolled; may be repeated.",
+        metavar="DIGEST",
+    ),
+]
 
 
 @app.command("verify")
@@ -104,12 +112,13 @@ def verify(
     family: ForcedFamily = None,
     statement: StatementFile = None,
     simulated_root: SimulatedRoot = None,
+    attestation_key: AttestationKeys = None,
     json: Json = False,
 ) -> None:
     """Verify evidence against a policy at a time, or a bundle again, and say why it is trusted or refused."""
     if (bundle is None) == (evidence is None):
         raise typer.BadParameter("give either a BUNDLE or --evidence")
-    mode = _Mode(simulated_root)
+    mode = _Mode(simulated_root, frozenset(attestation_key or ()))
     if bundle is not None:
         if collateral or family or statement:
             raise typer.BadParameter("a bundle has its own collateral, family and statement")
@@ -129,12 +138,13 @@ def freeze(
     family: ForcedFamily = None,
     statement: StatementFile = None,
     simulated_root: SimulatedRoot = None,
+    attestation_key: AttestationKeys = None,
     json: Json = False,
 ) -> None:
     """Verify evidence and keep it, with everything that went in and came out, in one file to verify again later."""
     from confide.files import create_file
 
-    mode = _Mode(simulated_root)
+    mode = _Mode(simulated_root, frozenset(attestation_key or ()))
     bundle = _Given.read(mode, evidence, collateral, policy, at, family, statement).freeze(mode.verifier())
     try:
         create_file(out, bundle.write())
@@ -147,11 +157,12 @@ def freeze(
 def explain(
     bundle: Annotated[Path, typer.Argument(help=_BUNDLE_HELP, metavar="BUNDLE")],
     simulated_root: SimulatedRoot = None,
+    attestation_key: AttestationKeys = None,
     json: Json = False,
 ) -> None:
     """Verify a bundle again and show everything: its policy, every check, and what the evidence says."""
     frozen = _read_bundle(bundle)
-    result = _again(frozen, _Mode(simulated_root), None, None)
+    result = _again(frozen, _Mode(simulated_root, frozenset(attestation_key or ())), None, None)
     if json:
         output.result(_as_json(result) | {"policy": frozen.policy, "claims": _claims(result)})
         raise typer.Exit(_exit_code(result))
@@ -166,15 +177,17 @@ class _Mode:
     """For production, or with a simulated root: then roots and policy are both of the simulated types."""
 
     simulated_root: Path | None
+    attestation_keys: frozenset[str]
 
     def verifier(self) -> "Verifies":
         """A verifier under the vendors' roots, or under the simulated one and nothing else."""
         from confide.attest.roots import ProductionRoots, SimulatedRoots
         from confide.attest.verifier import Verifier
 
+        enrolled: Any = {"attestation_keys": self.attestation_keys} if self.attestation_keys else {}
         if self.simulated_root is None:
-            return Verifier(ProductionRoots())
-        return Verifier(SimulatedRoots(dict.fromkeys(Family, _read(self.simulated_root))))
+            return Verifier(ProductionRoots(**enrolled))
+        return Verifier(SimulatedRoots(dict.fromkeys(Family, _read(self.simulated_root)), **enrolled))
 
     def policy(self, path: Path | None) -> "AnyPolicy":
         """The policy in a file of the right kind, or the default one."""
