@@ -11,6 +11,8 @@ class ConfideError(Exception):
     """Base of everything Confide raises on purpose."""
 
     code: ClassVar[str] = "error"
+    exit_code: int = 1
+    """What a command exits with that ends in this; groups of commands may set their own."""
 
 
 class InsecureParameters(ConfideError):
@@ -311,6 +313,12 @@ class CollateralUnavailable(AttestationError):
     """Collateral is neither at hand nor to be had from the vendor for the moment."""
 
     code = "collateral-unavailable"
+
+
+class InvalidPolicy(ConfideError):
+    """A policy for attestation is not one, or says something that no evidence could satisfy."""
+
+    code = "invalid-policy"
 
 
 class ConnectionLost(ConfideError):

@@ -40,6 +40,8 @@ class Claims:
     pcr7. identity: by name, such as ppid, chip_id, fmspc. tcb_date: until when the TCB status was current.
     valid_until: the end of the shortest validity in use. members: for a composite, of each part, the virtual machine
     first. versions: security versions by component, which only grow, for families whose vendor has no list of levels.
+    verified_by: empty for evidence that was verified here, and otherwise the identity of the service whose
+    word this is.
     """
 
     family: Family
@@ -54,3 +56,8 @@ class Claims:
     valid_until: datetime | None = None
     members: tuple["Claims", ...] = ()
     versions: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    verified_by: str = ""
+
+    def everyone(self) -> tuple["Claims", ...]:
+        """These claims and those of all members, theirs included."""
+        return (self, *(claims for member in self.members for claims in member.everyone()))

@@ -20,6 +20,7 @@ class Family(StrEnum):
     TPM = "tpm"
     NVIDIA = "nvidia-gpu"
     COMPOSITE = "composite"
+    TOKEN = "verifier-token"  # noqa: S105 - a service's word about any of the others, as a JWT
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from confide.attest.claims import Claims
+from confide.attest.claims import Claims, RootKind
 from confide.attest.evidence import Family
 
 
@@ -30,6 +30,11 @@ class AttestationResult:
     def trusted(self) -> bool:
         """Whether every check passed, and there was at least one."""
         return self.claims is not None and bool(self.checks) and all(check.passed for check in self.checks)
+
+    @property
+    def simulated(self) -> bool:
+        """Whether any of it rests on a root that somebody made for tests: it proves nothing about any hardware."""
+        return self.claims is not None and any(one.root is RootKind.SIMULATED for one in self.claims.everyone())
 
     @property
     def failures(self) -> tuple[Check, ...]:

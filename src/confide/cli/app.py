@@ -1,4 +1,4 @@
-"""The verbs, and what happens to an error that reaches the top: one sentence, exit code 1, no traceback."""
+"""The verbs, and what happens to an error that reaches the top: one sentence, an exit code, no traceback."""
 
 import logging
 import sys
@@ -18,11 +18,25 @@ app = typer.Typer(
 
 
 def _register() -> None:
-    from confide.cli import checks, demo, distrust, generate, ledger, licence, owner, prepare, serve, split, tee, tls
+    from confide.cli import (
+        attest,
+        checks,
+        demo,
+        distrust,
+        generate,
+        ledger,
+        licence,
+        owner,
+        prepare,
+        serve,
+        split,
+        tee,
+        tls,
+    )
 
     for module in (split, checks, serve, prepare, generate, distrust, demo):
         app.command(module.__name__.rpartition(".")[2])(module.command)
-    for group in (owner, tls, tee, licence, ledger):
+    for group in (owner, tls, licence, ledger, attest, tee):
         app.add_typer(group.app)
 
 
@@ -31,17 +45,15 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     _register()
     try:
-        app(standalone_mode=False)
+        sys.exit(app(standalone_mode=False) or 0)  # the code of a typer.Exit comes back as a value
     except ConfideError as error:
         output.error(error, as_json="--json" in sys.argv)
-        sys.exit(1)
+        sys.exit(error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
         output.note("Interrupted; what was prepared is kept, and the same command goes on from there.")
         sys.exit(130)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "show"):
             error.show()
-            sys.exit(2)
+            sys.exit(getattr(error, "exit_code", 2))
         raise

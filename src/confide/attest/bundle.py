@@ -1,0 +1,149 @@
+"""Frozen bundles: evidence, collateral, policy, time and verdict in one JSON file, to be verified again years later.
+
+A bundle proves nothing by being one. `reverify` starts from the evidence again, so whoever alters it, its collateral,
+the policy or the time changes the verdict or breaks a signature; and a verdict other than the one on record is a
+failed check. The policy and the time in it are whoever froze it's: give your own to be sure of them.
+"""
+
+from datetime import datetime
+from typing import Annotated, Final, Literal
+
+import msgspec
+
+from confide.attest.appraise import Verifies, appraise
+from confide.attest.collateral import Collateral
+from confide.attest.evidence import MAX_EVIDENCE_BYTES, Evidence, Family
+from confide.attest.policy import AnyPolicy, Policy
+from confide.attest.policy_toml import MAX_POLICY_BYTES, policy_from_toml, simulated_policy_from_toml, to_toml
+from confide.attest.result import AttestationResult, Check
+from confide.attest.statement import Statement
+from confide.errors import MalformedEvidence
+
+MAX_BUNDLE_BYTES: Final = 16 << 20
+MAX_MEMBERS: Final = 32
+
+_Document = Annotated[bytes, msgspec.Meta(max_length=MAX_EVIDENCE_BYTES)]
+_Documents = Annotated[dict[Annotated[str, msgspec.Meta(max_length=64)], _Document], msgspec.Meta(max_length=32)]
+
+
+class _Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    pass
+
+
+class _Evidence(_Struct, frozen=True):
+    family: Family
+    raw: _Document
+    parts: _Documents = {}
+    members: Annotated[tuple["_Evidence", ...], msgspec.Meta(max_length=MAX_MEMBERS)] = ()
+
+    @classmethod
+    def of(cls, evidence: Evidence) -> "_Evidence":
+        return cls(evidence.family, evidence.raw, dict(evidence.parts), tuple(map(cls.of, evidence.members)))
+
+    def thaw(self) -> Evidence:
+        return Evidence(self.family, self.raw, self.parts, tuple(member.thaw() for member in self.members))
+
+
+class _Collateral(_Struct, frozen=True):
+    documents: _Documents = {}
+    members: Annotated[tuple["_Collateral", ...], msgspec.Meta(max_length=MAX_MEMBERS)] = ()
+
+    @classmethod
+    def of(cls, collateral: Collateral) -> "_Collateral":
+        return cls(dict(collateral.documents), tuple(map(cls.of, collateral.members)))
+
+    def thaw(self) -> Collateral:
+        return Collateral(self.documents, tuple(member.thaw() for member in self.members))
+
+
+class _Record(_Struct, frozen=True):
+    """The verdict as it was: for comparison, and for whoever reads the file."""
+
+    trusted: bool
+    simulated: bool
+    checks: tuple[Check, ...]
+
+    def gist(self) -> tuple[bool, bool, tuple[tuple[str, bool], ...]]:
+        """What must come out again. The words for it may change with the version of Confide."""
+        return self.trusted, self.simulated, tuple((check.code, check.passed) for check in self.checks)
+
+
+class Bundle(_Struct, frozen=True):
+    """What was appraised, against what, when, and what came out."""
+
+    format: Literal[1] = msgspec.field(name="confide-bundle")
+    at: Annotated[datetime, msgspec.Meta(tz=True)]
+    evidence: _Evidence
+    collateral: _Collateral
+    policy_kind: Literal["production", "simulated"]
+    policy: Annotated[str, msgspec.Meta(max_length=MAX_POLICY_BYTES)]
+    result: _Record
+    statement: Statement | None = None
+
+    @classmethod
+    def read(cls, data: bytes) -> "Bundle":
+        """A bundle from a file's bytes. MalformedEvidence if they are none."""
+        if len(data) > MAX_BUNDLE_BYTES:
+            raise MalformedEvidence(f"A bundle has at most {MAX_BUNDLE_BYTES >> 20} MiB; this is none.")
+        try:
+            return msgspec.json.decode(data, type=cls)
+        except (msgspec.MsgspecError, RecursionError) as error:
+            raise MalformedEvidence(f"This is no bundle, or it was damaged ({error}); get the file again.") from None
+
+    def write(self) -> bytes:
+        """The bundle as a file."""
+        return msgspec.json.format(msgspec.json.encode(self)) + b"\n"
+
+    @property
+    def simulated(self) -> bool:
+        """Whether its policy is for simulated hardware."""
+        return self.policy_kind == "simulated"
+
+    def own_policy(self) -> AnyPolicy:
+        """The policy it was frozen with."""
+        return (simulated_policy_from_toml if self.simulated else policy_from_toml)(self.policy)
+
+    def reverify(
+        self, verifier: Verifies, *, policy: AnyPolicy | None = None, now: datetime | None = None
+    ) -> AttestationResult:
+        """The verdict found anew. With the bundle's own policy and time, it must also be the verdict on record."""
+        evidence, collateral = self.evidence.thaw(), self.collateral.thaw()
+        chosen = policy or self.own_policy()
+        result = appraise(verifier, evidence, collateral, chosen, now or self.at, statement=self.statement)
+        if policy is not None or now is not None:
+            return result
+        same = _record(result).gist() == self.result.gist()
+        record = Check("record", _short(self.result.checks), _short(result.checks), same)
+        return AttestationResult(result.family, result.at, (*result.checks, record), result.claims)
+
+
+def freeze(
+    verifier: Verifies,
+    evidence: Evidence,
+    collateral: Collateral,
+    policy: AnyPolicy,
+    now: datetime,
+    *,
+    statement: Statement | None = None,
+) -> Bundle:
+    """Appraise and keep everything that went in and came out. A refusal can be kept too."""
+    result = appraise(verifier, evidence, collateral, policy, now, statement=statement)
+    return Bundle(
+        format=1,
+        at=now,
+        evidence=_Evidence.of(evidence),
+        collateral=_Collateral.of(collateral),
+        policy_kind="production" if isinstance(policy, Policy) else "simulated",
+        policy=to_toml(policy),
+        result=_record(result),
+        statement=statement,
+    )
+
+
+def _record(result: AttestationResult) -> _Record:
+    return _Record(result.trusted, result.simulated, result.checks)
+
+
+def _short(checks: tuple[Check, ...]) -> str:
+    failed = [check.code for check in checks if not check.passed]
+    return f"{len(checks)} checks, failed: {', '.join(failed)}" if failed else f"{len(checks)} checks, all passed"

@@ -1,0 +1,342 @@
+"""`confide attest`: appraise evidence of trusted execution environments, keep the verdict, and look at it again.
+
+Exit codes: 0 trusted, 10 refused, 20 malformed or cut-off input, 30 wrong usage, a policy that is none included.
+"""
+
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from enum import IntEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+from typer.core import TyperGroup
+
+from confide.attest.evidence import Family
+from confide.cli import output
+from confide.cli.options import Json
+from confide.errors import AttestationError, InvalidPolicy, MalformedEvidence
+
+if TYPE_CHECKING:
+    from confide.attest.appraise import Verifies
+    from confide.attest.bundle import Bundle
+    from confide.attest.collateral import Collateral
+    from confide.attest.evidence import Evidence
+    from confide.attest.policy import AnyPolicy
+    from confide.attest.result import AttestationResult
+    from confide.attest.statement import Statement
+
+MAX_FILE_BYTES = 16 << 20
+
+
+class Exit(IntEnum):
+    """What the verbs of `confide attest` exit with."""
+
+    TRUSTED = 0
+    REFUSED = 10
+    MALFORMED = 20
+    USAGE = 30
+
+
+class _Group(TyperGroup):
+    """Gives every error the exit code of this group, the parser's own errors included."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a verb."""
+        try:
+            return super().invoke(ctx)
+        except typer.Exit:
+            raise
+        except AttestationError as error:
+            error.exit_code = Exit.MALFORMED
+            raise
+        except Exception as error:
+            if hasattr(error, "exit_code"):
+                error.exit_code = Exit.USAGE
+            raise
+
+
+app = typer.Typer(
+    name="attest",
+    help="Appraise evidence: exits with 0 trusted, 10 refused, 20 malformed, 30 wrong usage.",
+    no_args_is_help=True,
+    cls=_Group,
+)
+
+_BUNDLE_HELP = "A bundle that `confide attest freeze` wrote."
+EvidenceFile = Annotated[
+    Path | None, typer.Option("--evidence", help="Quote, report, TPM evidence or a service's token.", metavar="FILE")
+]
+CollateralFiles = Annotated[
+    list[Path] | None,
+    typer.Option("--collateral", help="DCAP JSON, PEM chain, DER certificate or CRL; may be repeated.", metavar="FILE"),
+]
+PolicyFile = Annotated[
+    Path | None,
+    typer.Option("--policy", help="TOML; without: genuine, not debugged, TCB up to date, all valid.", metavar="FILE"),
+]
+At = Annotated[
+    str | None, typer.Option("--at", help="Time of appraisal, such as 2026-02-19 or 2026-02-19T12:00:00Z; UTC.")
+]
+ForcedFamily = Annotated[Family | None, typer.Option("--family", help="Whose evidence it is, if it does not tell.")]
+StatementFile = Annotated[
+    Path | None, typer.Option("--statement", help="JSON of what the workload says of itself.", metavar="FILE")
+]
+SimulatedRoot = Annotated[
+    Path | None,
+    typer.Option(
+        "--simulated-root",
+        help="DER root of simulated hardware, to try things out: it proves nothing, and real hardware is refused.",
+        metavar="FILE",
+    ),
+]
+AttestationKeys = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--attestation-key",
+        help="SHA-256 of the public key (DER) of a TPM's attestation key that you enrolled; may be repeated.",
+        metavar="DIGEST",
+    ),
+]
+
+
+@app.command("verify")
+def verify(
+    bundle: Annotated[Path | None, typer.Argument(help=_BUNDLE_HELP, metavar="BUNDLE")] = None,
+    evidence: EvidenceFile = None,
+    collateral: CollateralFiles = None,
+    policy: PolicyFile = None,
+    at: At = None,
+    family: ForcedFamily = None,
+    statement: StatementFile = None,
+    simulated_root: SimulatedRoot = None,
+    attestation_key: AttestationKeys = None,
+    json: Json = False,
+) -> None:
+    """Verify evidence against a policy at a time, or a bundle again, and say why it is trusted or refused."""
+    if (bundle is None) == (evidence is None):
+        raise typer.BadParameter("give either a BUNDLE or --evidence")
+    mode = _Mode(simulated_root, frozenset(attestation_key or ()))
+    if bundle is not None:
+        if collateral or family or statement:
+            raise typer.BadParameter("a bundle has its own collateral, family and statement")
+        _finish(_again(_read_bundle(bundle), mode, policy, at), json=json)
+        return
+    given = _Given.read(mode, evidence, collateral, policy, at, family, statement)
+    _finish(given.appraise(mode.verifier()), json=json)
+
+
+@app.command("freeze")
+def freeze(
+    out: Annotated[Path, typer.Option(help="The bundle to write; it must not exist.")],
+    evidence: EvidenceFile = None,
+    collateral: CollateralFiles = None,
+    policy: PolicyFile = None,
+    at: At = None,
+    family: ForcedFamily = None,
+    statement: StatementFile = None,
+    simulated_root: SimulatedRoot = None,
+    attestation_key: AttestationKeys = None,
+    json: Json = False,
+) -> None:
+    """Verify evidence and keep it, with everything that went in and came out, in one file to verify again later."""
+    from confide.files import create_file
+
+    mode = _Mode(simulated_root, frozenset(attestation_key or ()))
+    bundle = _Given.read(mode, evidence, collateral, policy, at, family, statement).freeze(mode.verifier())
+    try:
+        create_file(out, bundle.write())
+    except OSError as error:
+        raise typer.BadParameter(f"{out} cannot be written ({error.strerror}); choose another place") from None
+    _finish(bundle.reverify(mode.verifier()), json=json)
+
+
+@app.command("explain")
+def explain(
+    bundle: Annotated[Path, typer.Argument(help=_BUNDLE_HELP, metavar="BUNDLE")],
+    simulated_root: SimulatedRoot = None,
+    attestation_key: AttestationKeys = None,
+    json: Json = False,
+) -> None:
+    """Verify a bundle again and show everything: its policy, every check, and what the evidence says."""
+    frozen = _read_bundle(bundle)
+    result = _again(frozen, _Mode(simulated_root, frozenset(attestation_key or ())), None, None)
+    if json:
+        output.result(_as_json(result) | {"policy": frozen.policy, "claims": _claims(result)})
+        raise typer.Exit(_exit_code(result))
+    output.console.print(Text(frozen.policy))
+    for name, value in _claims(result).items():
+        output.console.print(Text(f"{name:<24} {value}"), soft_wrap=True)
+    _finish(result, json=False)
+
+
+@dataclass(frozen=True)
+class _Mode:
+    """For production, or with a simulated root: then roots and policy are both of the simulated types."""
+
+    simulated_root: Path | None
+    attestation_keys: frozenset[str]
+
+    def verifier(self) -> "Verifies":
+        """A verifier under the vendors' roots, or under the simulated one and nothing else."""
+        from confide.attest.roots import ProductionRoots, SimulatedRoots
+        from confide.attest.verifier import Verifier
+
+        enrolled: Any = {"attestation_keys": self.attestation_keys} if self.attestation_keys else {}
+        if self.simulated_root is None:
+            return Verifier(ProductionRoots(**enrolled))
+        return Verifier(SimulatedRoots(dict.fromkeys(Family, _read(self.simulated_root)), **enrolled))
+
+    def policy(self, path: Path | None) -> "AnyPolicy":
+        """The policy in a file of the right kind, or the default one."""
+        from confide.attest.policy import Policy, SimulatedPolicy
+        from confide.attest.policy_toml import policy_from_toml, simulated_policy_from_toml
+
+        simulated = self.simulated_root is not None
+        if path is None:
+            return SimulatedPolicy() if simulated else Policy()
+        try:
+            text = _read(path).decode()
+        except UnicodeDecodeError:
+            raise InvalidPolicy(f"{path} is no text; a policy is a TOML file.") from None
+        return (simulated_policy_from_toml if simulated else policy_from_toml)(text)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What the options of a verb name, read."""
+
+    evidence: "Evidence"
+    collateral: "Collateral"
+    policy: "AnyPolicy"
+    now: datetime
+    statement: "Statement | None"
+
+    @classmethod
+    def read(
+        cls,
+        mode: _Mode,
+        evidence: Path | None,
+        collateral: list[Path] | None,
+        policy: Path | None,
+        at: str | None,
+        family: Family | None,
+        statement: Path | None,
+    ) -> "_Given":
+        from confide.attest.collateral import Collateral
+        from confide.attest.detect import read_collateral, read_evidence
+
+        if evidence is None or at is None:
+            raise typer.BadParameter("give --evidence and --at")
+        now, chosen = _time(at), mode.policy(policy)
+        made, beside = read_evidence(_read(evidence), family)
+        documents = {**beside.documents, **read_collateral(map(_read, collateral or ())).documents}
+        said = None if statement is None else _statement(_read(statement))
+        return cls(made, Collateral(documents), chosen, now, said)
+
+    def appraise(self, verifier: "Verifies") -> "AttestationResult":
+        from confide.attest.appraise import appraise
+
+        return appraise(verifier, self.evidence, self.collateral, self.policy, self.now, statement=self.statement)
+
+    def freeze(self, verifier: "Verifies") -> "Bundle":
+        from confide.attest.bundle import freeze
+
+        return freeze(verifier, self.evidence, self.collateral, self.policy, self.now, statement=self.statement)
+
+
+def _again(bundle: "Bundle", mode: _Mode, policy: Path | None, at: str | None) -> "AttestationResult":
+    if bundle.simulated and mode.simulated_root is None:
+        raise InvalidPolicy("This bundle is SIMULATED and proves nothing; give --simulated-root to look at it anyway.")
+    chosen = None if policy is None else mode.policy(policy)
+    return bundle.reverify(mode.verifier(), policy=chosen, now=None if at is None else _time(at))
+
+
+def _read_bundle(path: Path) -> "Bundle":
+    from confide.attest.bundle import Bundle
+
+    return Bundle.read(_read(path))
+
+
+def _statement(data: bytes) -> "Statement":
+    import msgspec
+
+    from confide.attest.statement import Statement
+
+    try:
+        return msgspec.json.decode(data, type=Statement)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise MalformedEvidence(f"The statement cannot be understood ({error}); ask the workload again.") from None
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise typer.BadParameter(f"{path} cannot be read ({error.strerror})") from None
+    if len(data) > MAX_FILE_BYTES:
+        raise MalformedEvidence(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB; give the thing itself alone.")
+    return data
+
+
+def _time(text: str) -> datetime:
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter("--at takes a date or a time such as 2026-02-19T12:00:00Z") from None
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+# -- showing -----------------------------------------------------------------------------------------------------
+
+
+def _exit_code(result: "AttestationResult") -> Exit:
+    if result.trusted:
+        return Exit.TRUSTED
+    malformed = any(check.code == MalformedEvidence.code for check in result.failures)
+    return Exit.MALFORMED if malformed else Exit.REFUSED
+
+
+def _finish(result: "AttestationResult", *, json: bool) -> None:
+    if json:
+        output.result(_as_json(result))
+    else:
+        _show(result)
+    raise typer.Exit(_exit_code(result))
+
+
+def _as_json(result: "AttestationResult") -> dict[str, Any]:
+    return {
+        "trusted": result.trusted,
+        "simulated": result.simulated,
+        "family": result.family.value,
+        "at": result.at.isoformat(),
+        "checks": [asdict(check) for check in result.checks],
+    }
+
+
+def _show(result: "AttestationResult") -> None:
+    from confide.attest.explain import explain, verdict
+
+    table = Table(show_edge=False, pad_edge=False)
+    for heading in ("check", "expected", "seen", ""):
+        table.add_column(heading, overflow="fold")
+    for row in explain(result):
+        style = "green" if row.verdict == "pass" else "bold red"
+        table.add_row(row.check, Text(row.expected), Text(row.seen), Text(row.verdict, style))
+    output.console.print(table)
+    good = result.trusted and not result.simulated
+    output.console.print(Text(verdict(result), "bold green" if good else "bold red"))
+
+
+def _claims(result: "AttestationResult") -> dict[str, str]:
+    """Measurements and identities in hexadecimal, by family and name."""
+    everyone = result.claims.everyone() if result.claims else ()
+    return {
+        f"{claims.family.value} {name}": value.hex()
+        for claims in everyone
+        for name, value in {**claims.identity, **claims.measurements, "report_data": claims.report_data}.items()
+    }
