@@ -41,7 +41,7 @@ _CRITICAL: Final = frozenset(
     }
 )
 """Extensions that may be critical: a certificate with any other, name constraints for example, is refused."""
-_PARSE_ERRORS: Final = (
+PARSE_ERRORS: Final = (
     ValueError,
     TypeError,
     UnsupportedAlgorithm,
@@ -49,6 +49,7 @@ _PARSE_ERRORS: Final = (
     x509.DuplicateExtension,
     x509.UnsupportedGeneralNameType,
 )
+"""What `cryptography` raises for certificates and lists that it cannot read."""
 
 # AMD gives every VCEK and VLEK the serial number 0. cryptography loads them, warns, and announces that it will refuse
 # them one day; constraints.txt pins it, and tests/attest/families/test_snp.py fails on the day it does. Only this
@@ -115,7 +116,7 @@ def _parsed(load: Callable[[bytes], Parsed], data: bytes, what: str, limit: int)
         raise MalformedEvidence(f"The {what} is larger than {limit} bytes; give the right document.")
     try:
         return load(data)
-    except _PARSE_ERRORS as error:
+    except PARSE_ERRORS as error:
         raise MalformedEvidence(f"The {what} cannot be parsed; fetch it from the vendor again.") from error
 
 
@@ -145,7 +146,7 @@ def _check_issued(certificate: x509.Certificate, issuer: x509.Certificate, depth
     try:
         strong = isinstance(certificate.signature_hash_algorithm, _HASHES)
         certificate.verify_directly_issued_by(issuer)
-    except (WrongSignature, *_PARSE_ERRORS) as error:
+    except (WrongSignature, *PARSE_ERRORS) as error:
         raise InvalidSignature(problem) from error
     if not strong:
         raise InvalidSignature(problem)
@@ -199,5 +200,5 @@ def _signed_list(crl: x509.CertificateRevocationList, authority: x509.Certificat
     try:
         usage = authority.extensions.get_extension_for_class(x509.KeyUsage).value
         return usage.crl_sign and isinstance(crl.signature_hash_algorithm, _HASHES) and crl.is_signature_valid(key)
-    except (x509.ExtensionNotFound, *_PARSE_ERRORS):
+    except (x509.ExtensionNotFound, *PARSE_ERRORS):
         return False

@@ -17,7 +17,7 @@ from confide.attest.claims import RootKind, TcbStatus
 from confide.attest.collateral import Collateral
 from confide.attest.evidence import Evidence, Family
 from confide.attest.families import dcap
-from confide.attest.families.chains import check_links
+from confide.attest.families.dcap_chain import check_links
 from confide.attest.families.dcap_quote import MAX_QUOTE_BYTES, Quote
 from confide.attest.families.dcap_signature import parse
 from confide.attest.roots import ProductionRoots, SimulatedRoots

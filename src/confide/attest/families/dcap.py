@@ -17,18 +17,17 @@ import dcap_qvl
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from confide.attest.chain import read_chain, read_crl
 from confide.attest.claims import Claims, TcbStatus
 from confide.attest.collateral import Collateral
 from confide.attest.evidence import Evidence, Family
-from confide.attest.families.chains import (
+from confide.attest.families.dcap_chain import (
     Chain,
     check_links,
     check_list,
     check_revocation,
     check_validity,
     intel_root,
-    read_chain,
-    read_list,
 )
 from confide.attest.families.dcap_quote import SGX_REPORT, TD_REPORT_15, Quote
 from confide.attest.families.dcap_words import in_debug, measurements
@@ -101,7 +100,7 @@ def verify(family: Family, evidence: Evidence, collateral: Collateral, roots: Ro
     if evidence.family is not family or quote.family is not family:
         raise MalformedEvidence(f"This is no {family} quote; name the family that made it.")
     papers = _read(collateral)
-    chain = read_chain(quote.chain)
+    chain = read_chain(quote.chain, "quote's chain of certificates")
     root = intel_root(roots, family, [every[-1] for every in (chain, *papers.chains)])
     for every in (chain, *papers.chains):
         check_links(every, root)
@@ -122,8 +121,8 @@ def _read(collateral: Collateral) -> _Papers:
         native = _without_pck(dcap_qvl.QuoteCollateralV3.from_json(document.decode()))
     except ValueError as problem:
         raise MalformedEvidence("The collateral is not the JSON of QuoteCollateralV3; fetch it again.") from problem
-    chains = [read_chain(getattr(native, name).encode()) for name in _CHAINS]
-    return _Papers(native, chains, [read_list(getattr(native, name)) for name in _LISTS])
+    chains = [read_chain(getattr(native, name).encode(), name.replace("_", " ")) for name in _CHAINS]
+    return _Papers(native, chains, [read_crl(getattr(native, name), name.replace("_", " ")) for name in _LISTS])
 
 
 def _without_pck(native: dcap_qvl.QuoteCollateralV3) -> dcap_qvl.QuoteCollateralV3:

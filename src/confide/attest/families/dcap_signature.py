@@ -18,9 +18,10 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
+from confide.attest.chain import read_chain
 from confide.attest.claims import RootKind
 from confide.attest.evidence import Family
-from confide.attest.families.chains import check_links, intel_root, read_chain
+from confide.attest.families.dcap_chain import check_links, intel_root
 from confide.attest.families.dcap_quote import Quote
 from confide.attest.families.dcap_words import in_debug, measurements
 from confide.attest.roots import ProductionRoots, Roots
@@ -53,7 +54,7 @@ def parse(raw: bytes, roots: Roots | None = None) -> SignatureOnly:
     """
     roots = roots or ProductionRoots()
     quote = Quote.parse(raw)
-    chain = read_chain(quote.chain)
+    chain = read_chain(quote.chain, "quote's chain of certificates")
     check_links(chain, intel_root(roots, quote.family, chain[-1:]))
     key = chain[0].public_key()
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):

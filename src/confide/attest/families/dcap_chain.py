@@ -1,34 +1,18 @@
-"""Chains of X.509 certificates that end in a pinned root: reading them, and why one is refused."""
+"""Intel's chains, step by step: the library that verifies quotes says only that a chain failed, and not why."""
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from itertools import pairwise
-from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature as BadSignature
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
+from confide.attest.chain import PARSE_ERRORS, read_certificate
 from confide.attest.evidence import Family
 from confide.attest.roots import INTEL_SGX_ROOT_SHA256, Roots, SimulatedRoots
-from confide.errors import InvalidSignature, MalformedEvidence, OutsideValidity, Revoked, UnknownRoot, WrongCollateral
-
-MAX_CERTIFICATES: Final = 8
-"""Longer than any vendor's chain."""
-
-UNREADABLE: Final = (
-    ValueError,
-    TypeError,
-    UnsupportedAlgorithm,
-    x509.InvalidVersion,
-    x509.DuplicateExtension,
-    x509.UnsupportedGeneralNameType,
-)
-"""What `cryptography` raises for certificates and lists that it cannot read."""
-
-_BEGIN: Final = b"-----BEGIN"
+from confide.errors import InvalidSignature, OutsideValidity, Revoked, UnknownRoot, WrongCollateral
 
 Chain = Sequence[x509.Certificate]
 
@@ -36,35 +20,6 @@ Chain = Sequence[x509.Certificate]
 def fingerprint(certificate: x509.Certificate) -> bytes:
     """SHA-256 of the DER form, 32 bytes."""
     return certificate.fingerprint(hashes.SHA256())
-
-
-def read_chain(pem: bytes) -> Chain:
-    """The certificates of a PEM text, the leaf first. MalformedEvidence if there is none, or one is not readable."""
-    if pem.count(_BEGIN) > MAX_CERTIFICATES:
-        raise MalformedEvidence(f"A chain of more than {MAX_CERTIFICATES} certificates is no vendor's; fetch it again.")
-    try:
-        chain = x509.load_pem_x509_certificates(pem)
-        for certificate in chain:
-            _read_whole(certificate)
-    except UNREADABLE as problem:
-        raise MalformedEvidence("The evidence holds no readable chain of certificates; fetch it again.") from problem
-    return chain
-
-
-def _read_whole(certificate: x509.Certificate) -> None:
-    """Read now what would be read, and perhaps refused, on first use."""
-    _ = certificate.subject, certificate.issuer, certificate.extensions, certificate.public_key()
-    _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc, certificate.signature_hash_algorithm
-
-
-def read_list(der: bytes) -> x509.CertificateRevocationList:
-    """A revocation list; MalformedEvidence if it is not readable."""
-    try:
-        revoked = x509.load_der_x509_crl(der)
-        _ = revoked.issuer, [entry.serial_number for entry in revoked]
-    except UNREADABLE as problem:
-        raise MalformedEvidence("A revocation list is not readable; fetch the collateral again.") from problem
-    return revoked
 
 
 def intel_root(roots: Roots, family: Family, candidates: Iterable[x509.Certificate]) -> x509.Certificate:
@@ -81,16 +36,9 @@ def intel_root(roots: Roots, family: Family, candidates: Iterable[x509.Certifica
 
 
 def _simulated(roots: SimulatedRoots, family: Family) -> x509.Certificate:
-    try:
-        root = x509.load_der_x509_certificate(roots.certificates[family])
-        _read_whole(root)
-    except KeyError as problem:
-        raise UnknownRoot(
-            f"No simulated root for {family} was given; give the folder of the simulated TEE."
-        ) from problem
-    except UNREADABLE as problem:
-        raise MalformedEvidence(f"The simulated root for {family} is not a DER certificate; make it anew.") from problem
-    return root
+    if family not in roots.certificates:
+        raise UnknownRoot(f"No simulated root for {family} was given; give the folder of the simulated TEE.")
+    return read_certificate(roots.certificates[family], f"simulated root for {family}")
 
 
 def check_links(chain: Chain, root: x509.Certificate) -> None:
@@ -110,7 +58,7 @@ def _check_link(issued: x509.Certificate, issuer: x509.Certificate, root: x509.C
         raise InvalidSignature(f"{_name(issuer)} issued another, and is no authority; do not trust the evidence.")
     try:
         issued.verify_directly_issued_by(issuer)
-    except (BadSignature, *UNREADABLE) as problem:
+    except (BadSignature, *PARSE_ERRORS) as problem:
         error = UnknownRoot if issuer == root else InvalidSignature
         raise error(f"{_name(issued)} was not signed by its issuer; do not trust the evidence.") from problem
 
@@ -144,7 +92,7 @@ def check_list(revoked: x509.CertificateRevocationList, issuer: x509.Certificate
 def _signed_by(revoked: x509.CertificateRevocationList, key: ec.EllipticCurvePublicKey | rsa.RSAPublicKey) -> bool:
     try:
         return revoked.is_signature_valid(key)
-    except UNREADABLE:
+    except PARSE_ERRORS:
         return False
 
 
