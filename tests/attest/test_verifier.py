@@ -1,12 +1,15 @@
 """The one door: it finds the family's module, and refuses what no module should see."""
 
-from datetime import datetime
+from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
 from confide.attest.collateral import Collateral
 from confide.attest.evidence import MAX_EVIDENCE_BYTES, Evidence, Family
+from confide.attest.policy import Policy, SimulatedPolicy
 from confide.attest.roots import ProductionRoots
+from confide.attest.simulated import SimulatedTee
 from confide.attest.verifier import Verifier
 from confide.errors import MalformedEvidence
 
@@ -36,3 +39,14 @@ def test_oversized_evidence() -> None:
 def test_time_without_zone() -> None:
     with pytest.raises(ValueError, match="time zone"):
         Verifier(ProductionRoots()).verify(Evidence(Family.SNP, b""), Collateral(), datetime(2026, 1, 1))
+
+
+def test_a_verdict_in_one_call(tmp_path: Path) -> None:
+    tee = SimulatedTee.create(tmp_path / "tee")
+    evidence, collateral = tee.quote(bytes(64)), tee.collateral()
+    now = datetime.now(UTC)
+    result = Verifier(tee.roots()).appraise(evidence, collateral, SimulatedPolicy(), now)
+    assert result.trusted
+    assert not Verifier(tee.roots()).appraise(evidence, collateral, Policy(), now).trusted
+    refused = Verifier(ProductionRoots()).appraise(evidence, collateral, Policy(), now)
+    assert [check.code for check in refused.failures] == ["unknown-root"]

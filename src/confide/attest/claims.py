@@ -17,7 +17,11 @@ class RootKind(StrEnum):
 
 
 class TcbStatus(StrEnum):
-    """How current a platform is, best first, in Intel's words; other families use the last two."""
+    """How current a platform is, best first, in Intel's words.
+
+    AMD certifies versions and has no list: SEV-SNP is UpToDate where it has certified those that are reported. A TPM
+    and a GPU have nothing to be compared with, and are Unknown.
+    """
 
     UP_TO_DATE = "UpToDate"
     SW_HARDENING_NEEDED = "SWHardeningNeeded"

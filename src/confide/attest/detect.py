@@ -13,6 +13,7 @@ from typing import Any, Final
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
+from confide.attest.chain import read_certificate
 from confide.attest.collateral import Collateral
 from confide.attest.evidence import MAX_EVIDENCE_BYTES, Evidence, Family
 from confide.errors import MalformedEvidence
@@ -103,7 +104,7 @@ def _name_of(data: bytes) -> str:
     for name_if in (_certificate_name, _crl_name, _key_name):
         try:
             return name_if(data)
-        except ValueError:
+        except (ValueError, MalformedEvidence):
             continue
     raise MalformedEvidence(
         "A file of collateral is no DCAP JSON, PEM chain, certificate, key or CRL, or is cut off; fetch it again."
@@ -122,7 +123,7 @@ def _json_name(data: bytes) -> str:
 
 def _certificate_name(data: bytes) -> str:
     """AMD names its leaves; any other single certificate is an attestation key's."""
-    subject = x509.load_der_x509_certificate(data).subject.rfc4514_string()
+    subject = read_certificate(data, "certificate of the collateral").subject.rfc4514_string()
     return next((name for name in ("vcek", "vlek") if f"SEV-{name.upper()}" in subject), "ak")
 
 

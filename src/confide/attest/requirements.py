@@ -231,10 +231,11 @@ class NotDebug(Requirement, frozen=True, tag="not-debug"):
 
 
 class TcbAtLeast(Requirement, frozen=True, tag="tcb-at-least"):
-    """An Intel platform's firmware and microcode are this current.
+    """A platform's firmware and microcode are this current, in the vendor's word.
 
-    grace: how old the platform's level may be, such as 90d, although an update is out. Other vendors publish no list of
-    levels to go by: for them a policy asks for versions, and this one fails where nothing of Intel's is there.
+    grace: how old the platform's level may be, such as 90d, although an update is out. Intel publishes lists of levels.
+    AMD certifies versions: UpToDate means that it has certified those that the platform reports; for newer ones ask
+    with Snp(min_tcb). For others, who do neither, this fails.
     """
 
     status: str
@@ -247,9 +248,9 @@ class TcbAtLeast(Requirement, frozen=True, tag="tcb-at-least"):
 
     def checks(self, subject: Subject) -> Iterator[Check]:
         expected = self.status + (f", or a level no older than {self.grace}" if self.grace else "")
-        found = subject.of(Family.SGX, Family.TDX)
+        found = subject.of(Family.SGX, Family.TDX, Family.SNP)
         if not found:
-            seen = f"{subject.claims.tcb_status.value}: no list of levels for {_families(subject.claims)}"
+            seen = f"{subject.claims.tcb_status.value}: nothing to go by for {_families(subject.claims)}"
             yield Check("tcb-status", expected, seen, passed=False)
         for claims in found:
             seen = claims.tcb_status.value + (f", level of {_day(claims.tcb_date)}" if claims.tcb_date else "")

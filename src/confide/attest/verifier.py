@@ -1,4 +1,4 @@
-"""One door to all families: evidence in, claims out. Opens no socket and reads no clock."""
+"""One door to all families: evidence in, claims or a verdict out. Opens no socket and reads no clock."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,10 +7,14 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import Final, Protocol
 
+from confide.attest.appraise import appraise
 from confide.attest.claims import Claims
 from confide.attest.collateral import Collateral
 from confide.attest.evidence import MAX_EVIDENCE_BYTES, Evidence, Family
+from confide.attest.policy import AnyPolicy
+from confide.attest.result import AttestationResult
 from confide.attest.roots import Roots
+from confide.attest.statement import Statement
 from confide.errors import MalformedEvidence
 
 _MODULES: Final[Mapping[Family, str]] = MappingProxyType(
@@ -34,6 +38,21 @@ class Verifier:
     """Verifies evidence of every family under the roots given once."""
 
     roots: Roots
+
+    def appraise(
+        self,
+        evidence: Evidence,
+        collateral: Collateral,
+        policy: AnyPolicy,
+        now: datetime,
+        *,
+        statement: Statement | None = None,
+    ) -> AttestationResult:
+        """The verdict of a policy at `now`. Evidence that does not hold is a verdict too; nothing is raised for it.
+
+        statement: what the report data must sign, where the policy asks for that. ValueError as for `verify`.
+        """
+        return appraise(self, evidence, collateral, policy, now, statement=statement)
 
     def verify(self, evidence: Evidence, collateral: Collateral, now: datetime) -> Claims:
         """The claims of evidence that holds at `now`; an AttestationError that says why it does not.

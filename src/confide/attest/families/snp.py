@@ -200,7 +200,8 @@ def _claims(report: Report, leaf: x509.Certificate, kind: _Kind, roots: Roots, u
         root=roots.kind,
         report_data=report.report_data,
         debug=bool(report.policy & _POLICY_DEBUG),
-        tcb_status=TcbStatus.UNKNOWN,
+        # AMD has no list of levels: it certifies versions, these very ones (`_check_platform`), and revokes bad ones.
+        tcb_status=TcbStatus.UP_TO_DATE,
         measurements=MappingProxyType(
             {
                 "measurement": report.measurement,
