@@ -1,5 +1,6 @@
 """Authorities made on the spot: certificates, chains and revocation lists like the vendors', under roots of nobody."""
 
+from base64 import encodebytes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -96,6 +97,12 @@ def crl(issuer: Party, *serials: int, begin: datetime = NOW - YEAR, end: datetim
 
 def pem(*parties: Party) -> bytes:
     return b"".join(one.certificate.public_bytes(Encoding.PEM) for one in parties)
+
+
+def pem_of(*ders: bytes) -> bytes:
+    """PEM blocks around bytes, whatever they hold."""
+    blocks = (b"-----BEGIN CERTIFICATE-----\n" + encodebytes(der) + b"-----END CERTIFICATE-----\n" for der in ders)
+    return b"".join(blocks)
 
 
 def opaque(oid: str, value: bytes) -> x509.UnrecognizedExtension:
