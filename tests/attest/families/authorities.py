@@ -58,6 +58,8 @@ def party(
     issuer: Party | None = None,
     *,
     ca: bool = True,
+    signs: bool | None = None,
+    lists: bool | None = None,
     path_length: int | None = None,
     serial: int = 1,
     begin: datetime = NOW - YEAR,
@@ -65,8 +67,15 @@ def party(
     extensions: Sequence[x509.ExtensionType] = (),
     digest: hashes.HashAlgorithm | None = None,
 ) -> Party:
-    """A certificate for `key`, signed by `issuer` or by itself."""
-    usage = dict.fromkeys(("key_cert_sign", "crl_sign"), ca) | {"digital_signature": not ca}
+    """A certificate for `key`, signed by `issuer` or by itself.
+
+    signs, lists: whether it may sign certificates and revocation lists; as an authority may, unless told.
+    """
+    usage = {
+        "key_cert_sign": ca if signs is None else signs,
+        "crl_sign": ca if lists is None else lists,
+        "digital_signature": not ca,
+    }
     others = ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement")
     nothing = dict.fromkeys((*others, "encipher_only", "decipher_only"), False)
     builder = (

@@ -217,6 +217,7 @@ def test_key_of_the_other_kind() -> None:
     refused(snp_case(Fields(flags=4)), WrongCollateral)
     mislabelled = snp_case(Fields(flags=4)).with_documents(vlek=leaf("vcek").der)
     refused(mislabelled, WrongCollateral)
+    refused(snp_case(kind="vlek", signer=leaf("vlek", name="SEV-VCEK")), WrongCollateral)
 
 
 def test_leaf_key_of_another_kind() -> None:
