@@ -1,5 +1,6 @@
 """Authorities made on the spot: certificates, chains and revocation lists like the vendors', under roots of nobody."""
 
+from base64 import encodebytes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -57,6 +58,8 @@ def party(
     issuer: Party | None = None,
     *,
     ca: bool = True,
+    signs: bool | None = None,
+    lists: bool | None = None,
     path_length: int | None = None,
     serial: int = 1,
     begin: datetime = NOW - YEAR,
@@ -64,8 +67,15 @@ def party(
     extensions: Sequence[x509.ExtensionType] = (),
     digest: hashes.HashAlgorithm | None = None,
 ) -> Party:
-    """A certificate for `key`, signed by `issuer` or by itself."""
-    usage = dict.fromkeys(("key_cert_sign", "crl_sign"), ca) | {"digital_signature": not ca}
+    """A certificate for `key`, signed by `issuer` or by itself.
+
+    signs, lists: whether it may sign certificates and revocation lists; as an authority may, unless told.
+    """
+    usage = {
+        "key_cert_sign": ca if signs is None else signs,
+        "crl_sign": ca if lists is None else lists,
+        "digital_signature": not ca,
+    }
     others = ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement")
     nothing = dict.fromkeys((*others, "encipher_only", "decipher_only"), False)
     builder = (
@@ -96,6 +106,12 @@ def crl(issuer: Party, *serials: int, begin: datetime = NOW - YEAR, end: datetim
 
 def pem(*parties: Party) -> bytes:
     return b"".join(one.certificate.public_bytes(Encoding.PEM) for one in parties)
+
+
+def pem_of(*ders: bytes) -> bytes:
+    """PEM blocks around bytes, whatever they hold."""
+    blocks = (b"-----BEGIN CERTIFICATE-----\n" + encodebytes(der) + b"-----END CERTIFICATE-----\n" for der in ders)
+    return b"".join(blocks)
 
 
 def opaque(oid: str, value: bytes) -> x509.UnrecognizedExtension:

@@ -29,9 +29,9 @@ def tcb_extensions(tcb: bytes) -> list[x509.UnrecognizedExtension]:
 
 def leaf(kind: str = "vcek", issuer: Party = ASK, tcb: bytes = TCB, chip: bytes = CHIP, **fields: object) -> Party:
     own = opaque(f"{AMD}.4", chip) if kind == "vcek" else opaque(f"{AMD}.5", b"\x16\x04test")
-    key = fields.pop("key", ec_key(kind))
+    key, name = fields.pop("key", ec_key(kind)), fields.pop("name", f"SEV-{kind.upper()}")
     extensions = [*tcb_extensions(tcb), own]
-    return party(f"SEV-{kind.upper()}", key, issuer, ca=False, extensions=extensions, **fields)  # type: ignore[arg-type]
+    return party(name, key, issuer, ca=False, extensions=extensions, **fields)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

@@ -40,9 +40,22 @@ def test_authority_below_its_path_length() -> None:
 
 
 def test_issuer_without_authority() -> None:
-    middle = party("middle", ec_key("middle"), ROOT, ca=False)
-    with pytest.raises(InvalidSignature):
-        check(LEAF, middle, ROOT)
+    for ca, signs in ((False, False), (False, True), (True, False)):
+        middle = party("middle", ec_key("middle"), ROOT, ca=ca, signs=signs)
+        with pytest.raises(InvalidSignature):
+            check(LEAF, middle, ROOT)
+
+
+def test_list_of_an_authority_that_may_sign_none() -> None:
+    for lists in (True, False):
+        root = party("root", ec_key("root"), lists=lists)
+        chain = [LEAF.certificate, MIDDLE.certificate, root.certificate]
+        roots = SimulatedRoots({Family.NVIDIA: root.der})
+        if lists:
+            verify_chain(chain, Family.NVIDIA, roots, NOW, crl(root))
+        else:
+            with pytest.raises(InvalidSignature, match="list"):
+                verify_chain(chain, Family.NVIDIA, roots, NOW, crl(root))
 
 
 def test_issuer_that_says_nothing_about_authority() -> None:

@@ -1,6 +1,5 @@
 """GPU reports: a real one of a Hopper verifies, and nothing else does."""
 
-from base64 import encodebytes
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,7 +8,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from confide.attest.claims import RootKind, TcbStatus
@@ -26,7 +25,7 @@ from confide.errors import (
     WrongCollateral,
 )
 
-from .authorities import YEAR, crl, ec_key, pem
+from .authorities import YEAR, crl, ec_key, pem, pem_of
 from .cases import NOW, Case, flips, refused, truncations
 from .forged_nvidia import BLOCKS, DEVICE, FIELDS, LEAF, ROOT, Messages, block, gpu_case, leaf
 
@@ -72,16 +71,16 @@ def test_every_byte_of_each_certificate(hopper: Case) -> None:
     for at, der in enumerate(ders):
         for changed in flips(der):
             documents = [*ders[:at], changed, *ders[at + 1 :]]
-            refused(hopper.with_documents(chain=_pem(*documents)))
+            refused(hopper.with_documents(chain=pem_of(*documents)))
 
 
 def test_chain_in_wrong_order_or_incomplete(hopper: Case) -> None:
     chain = x509.load_pem_x509_certificates(hopper.collateral.documents["chain"])
     ders = [one.public_bytes(Encoding.DER) for one in chain]
-    refused(hopper.with_documents(chain=_pem(*reversed(ders))), UnknownRoot)
-    refused(hopper.with_documents(chain=_pem(*ders[:-1])), UnknownRoot)
-    refused(hopper.with_documents(chain=_pem(*ders[1:])), InvalidSignature)
-    refused(hopper.with_documents(chain=_pem(ders[0], *ders[2:])), InvalidSignature)
+    refused(hopper.with_documents(chain=pem_of(*reversed(ders))), UnknownRoot)
+    refused(hopper.with_documents(chain=pem_of(*ders[:-1])), UnknownRoot)
+    refused(hopper.with_documents(chain=pem_of(*ders[1:])), InvalidSignature)
+    refused(hopper.with_documents(chain=pem_of(ders[0], *ders[2:])), InvalidSignature)
     refused(hopper.without_document("chain"), WrongCollateral)
 
 
@@ -147,6 +146,7 @@ def test_revocation() -> None:
     refused(gpu_case().with_documents(crl=crl(DEVICE, LEAF.certificate.serial_number)), Revoked)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=600))
 def test_noise(noise: bytes) -> None:
     case = gpu_case()
@@ -155,6 +155,7 @@ def test_noise(noise: bytes) -> None:
     refused(case.with_documents(chain=noise))
 
 
+@settings(deadline=None)
 @given(st.integers(0, 500), st.binary(min_size=1, max_size=40))
 def test_noise_within(at: int, noise: bytes) -> None:
     case = gpu_case()
@@ -162,8 +163,3 @@ def test_noise_within(at: int, noise: bytes) -> None:
     changed = raw[:at] + noise + raw[at + len(noise) :]
     if changed != raw:
         refused(case.with_raw(changed), AttestationError)
-
-
-def _pem(*ders: bytes) -> bytes:
-    blocks = (b"-----BEGIN CERTIFICATE-----\n" + encodebytes(der) + b"-----END CERTIFICATE-----\n" for der in ders)
-    return b"".join(blocks)

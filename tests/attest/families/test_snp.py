@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from base64 import encodebytes
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,7 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.utils import CryptographyDeprecationWarning
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from confide.attest.claims import RootKind, TcbStatus
@@ -29,7 +28,7 @@ from confide.errors import (
     WrongCollateral,
 )
 
-from .authorities import YEAR, Party, crl, ec_key, party, pem, rsa_key
+from .authorities import YEAR, Party, crl, ec_key, party, pem, pem_of, rsa_key
 from .cases import NOW, Case, flips, refused, truncations
 from .forged_snp import ARK, ASK, TCB, Fields, leaf, snp_case
 
@@ -118,9 +117,9 @@ def test_every_byte_of_the_leaf(milan: Case) -> None:
 def test_every_byte_of_the_authority(milan: Case) -> None:
     ask, ark = (one.public_bytes(Encoding.DER) for one in _chain(milan))
     for der in flips(ask):
-        refused(milan.with_documents(chain=_pem(der, ark)))
+        refused(milan.with_documents(chain=pem_of(der, ark)))
     for der in flips(ark):
-        refused(milan.with_documents(chain=_pem(ask, der)))
+        refused(milan.with_documents(chain=pem_of(ask, der)))
 
 
 def test_documents_of_others(milan: Case, vlek: Case) -> None:
@@ -137,10 +136,10 @@ def test_missing_documents(milan: Case, name: str) -> None:
 
 def test_chain_in_wrong_order_or_incomplete(milan: Case) -> None:
     ask, ark = (one.public_bytes(Encoding.DER) for one in _chain(milan))
-    refused(milan.with_documents(chain=_pem(ark, ask)), UnknownRoot)
-    refused(milan.with_documents(chain=_pem(ask)), UnknownRoot)
-    refused(milan.with_documents(chain=_pem(ark)), InvalidSignature)
-    refused(milan.with_documents(chain=_pem(*[ark] * 9)), MalformedEvidence)
+    refused(milan.with_documents(chain=pem_of(ark, ask)), UnknownRoot)
+    refused(milan.with_documents(chain=pem_of(ask)), UnknownRoot)
+    refused(milan.with_documents(chain=pem_of(ark)), InvalidSignature)
+    refused(milan.with_documents(chain=pem_of(*[ark] * 9)), MalformedEvidence)
     refused(milan.with_documents(chain=b""), MalformedEvidence)
 
 
@@ -218,6 +217,7 @@ def test_key_of_the_other_kind() -> None:
     refused(snp_case(Fields(flags=4)), WrongCollateral)
     mislabelled = snp_case(Fields(flags=4)).with_documents(vlek=leaf("vcek").der)
     refused(mislabelled, WrongCollateral)
+    refused(snp_case(kind="vlek", signer=leaf("vlek", name="SEV-VCEK")), WrongCollateral)
 
 
 def test_leaf_key_of_another_kind() -> None:
@@ -276,6 +276,7 @@ def test_list_shortens_validity() -> None:
     assert snp_case().with_documents(crl=crl(ARK, end=until)).verify().valid_until == until
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=1400), st.binary(max_size=200), st.binary(max_size=200))
 def test_noise(raw: bytes, vcek: bytes, chain: bytes) -> None:
     refused(snp_case().with_raw(raw))
@@ -284,6 +285,7 @@ def test_noise(raw: bytes, vcek: bytes, chain: bytes) -> None:
     refused(snp_case().with_documents(crl=chain))
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_noise_within(data: st.DataObject) -> None:
     case = snp_case()
@@ -299,9 +301,3 @@ def test_noise_within(data: st.DataObject) -> None:
 
 def _chain(case: Case) -> list[x509.Certificate]:
     return x509.load_pem_x509_certificates(case.collateral.documents["chain"])
-
-
-def _pem(*ders: bytes) -> bytes:
-    """PEM blocks around bytes, whatever they hold."""
-    blocks = (b"-----BEGIN CERTIFICATE-----\n" + encodebytes(der) + b"-----END CERTIFICATE-----\n" for der in ders)
-    return b"".join(blocks)

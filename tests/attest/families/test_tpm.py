@@ -11,7 +11,7 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from confide.attest.claims import RootKind, TcbStatus
@@ -185,6 +185,7 @@ def test_certificate_of_another_key(certified: Case) -> None:
     refused(certified.with_documents(ak=other.der), InvalidSignature)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=400))
 def test_noise(noise: bytes) -> None:
     case = tpm_case()
