@@ -34,7 +34,7 @@ def _measure(private: HybridModel, clear: PreTrainedModel) -> list[Figure]:
     prefills = [(_prefill(private.model), _prefill(clear)) for _ in range(2 * ROUNDS)]
     tokens = ROUNDS * (1 + DECODE_TOKENS) + 2 * ROUNDS * PREFILL_TOKENS
     online_bytes = (private.traffic.bytes_up + private.traffic.bytes_down - before) / tokens
-    decode = [statistics.median(side) for side in zip(*runs, strict=True)]
+    decoding = [statistics.median(side) for side in zip(*runs, strict=True)]
     prefill = [statistics.median(side) for side in zip(*prefills, strict=True)]
     return [
         Figure(
@@ -43,7 +43,7 @@ def _measure(private: HybridModel, clear: PreTrainedModel) -> list[Figure]:
             "ratio",
             1.3,
             0.8,
-            f"{decode[0] * 1e3:.1f} ms against {decode[1] * 1e3:.1f} ms a token",
+            f"{decoding[0] * 1e3:.1f} ms against {decoding[1] * 1e3:.1f} ms a token",
         ),
         Figure(
             "the same, prefill of 128 tokens / stock fp32",
