@@ -76,8 +76,9 @@ class SimulatedTee:
     certificates: Mapping[str, x509.Certificate]
 
     @classmethod
-    def create(cls, folder: Path, now: datetime | None = None) -> "SimulatedTee":
+    def create(cls, folder: Path | str, now: datetime | None = None) -> "SimulatedTee":
         """Make one in a new or empty folder. AttestationError where there is something already."""
+        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise AttestationError(f"{folder} is not empty; name a new folder for the simulated TEE.")
@@ -91,8 +92,9 @@ class SimulatedTee:
         return tee
 
     @classmethod
-    def open(cls, folder: Path) -> "SimulatedTee":
+    def open(cls, folder: Path | str) -> "SimulatedTee":
         """The one that `create` made. AttestationError if a file is missing or unreadable."""
+        folder = Path(folder)
         try:
             keys = {name: _read_key(folder / f"{name}.key") for name in _KEYS}
             certificates = {

@@ -88,7 +88,7 @@ SimulatedRoot = Annotated[
     Path | None,
     typer.Option(
         "--simulated-root",
-        help="DER root of simulated hardware, to try things out: it proves nothing, and real hardware is refused.",
+        help="Root of simulated hardware, to try things out: it proves nothing, and real hardware is refused.",
         metavar="FILE",
     ),
 ]
@@ -181,13 +181,17 @@ class _Mode:
 
     def verifier(self) -> "Verifies":
         """A verifier under the vendors' roots, or under the simulated one and nothing else."""
+        from cryptography.hazmat.primitives.serialization import Encoding
+
+        from confide.attest.chain import read_certificate
         from confide.attest.roots import ProductionRoots, SimulatedRoots
         from confide.attest.verifier import Verifier
 
         enrolled: Any = {"attestation_keys": self.attestation_keys} if self.attestation_keys else {}
         if self.simulated_root is None:
             return Verifier(ProductionRoots(**enrolled))
-        return Verifier(SimulatedRoots(dict.fromkeys(Family, _read(self.simulated_root)), **enrolled))
+        root = read_certificate(_read(self.simulated_root), "simulated root").public_bytes(Encoding.DER)
+        return Verifier(SimulatedRoots(dict.fromkeys(Family, root), **enrolled))
 
     def policy(self, path: Path | None) -> "AnyPolicy":
         """The policy in a file of the right kind, or the default one."""

@@ -42,3 +42,28 @@ def init(
         return
     output.console.print(f"A simulated {Family.TDX} machine: [bold]{escape(str(folder))}[/]")
     output.console.print(f"Its root's fingerprint:  {tee.fingerprint}", soft_wrap=True)
+
+
+@simulate.command("quote")
+def quote(
+    folder: Annotated[Path, typer.Argument(help="What `init` made.", metavar="DIR")],
+    out: Annotated[Path, typer.Option(help="The quote to write.")],
+    collateral: Annotated[Path, typer.Option(help="The collateral to write that goes with it.")],
+    report_data: Annotated[str, typer.Option(help="What the quote signs: up to 64 bytes in hexadecimal.")] = "",
+    json: Json = False,
+) -> None:
+    """Sign a quote, and make collateral that is good for the next days, to try verification with."""
+    from confide.attest.simulated import SimulatedTee
+
+    try:
+        data = bytes.fromhex(report_data).ljust(64, b"\0")
+    except ValueError:
+        raise typer.BadParameter("--report-data is hexadecimal") from None
+    if len(data) > 64:
+        raise typer.BadParameter("--report-data is at most 64 bytes")
+    tee = SimulatedTee.open(folder)
+    output.messages.print(f"[bold red]{WARNING}[/]")
+    out.write_bytes(tee.quote(data).raw)
+    collateral.write_bytes(tee.collateral().documents["dcap"])
+    if json:
+        output.result({"simulated": True, "quote": str(out), "collateral": str(collateral)})
