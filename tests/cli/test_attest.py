@@ -18,6 +18,7 @@ from confide.attest.policy import Policy, SimulatedPolicy
 from confide.attest.policy_toml import to_toml
 from confide.attest.requirements import Fresh, Tdx
 from confide.attest.roots import ProductionRoots, Roots
+from confide.attest.simulated import SimulatedTee
 from confide.attest.statement import Statement
 from confide.cli.app import main
 from confide.errors import AttestationError, InvalidSignature, MalformedEvidence
@@ -64,6 +65,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("simulated.toml").write_text(to_toml(SimulatedPolicy()))
     Path("statement.json").write_text(json.dumps({"nonce": "aa" * 32}))
     Path("root.der").write_bytes(b"root")
+    SimulatedTee.create("tee")
     return tmp_path
 
 
@@ -87,8 +89,8 @@ VERIFY = "verify --evidence quote --collateral dcap.json --at 2026-02-19"
         (f"{VERIFY} --policy policy.toml --statement statement.json", 0, "trusted: all"),
         (f"{VERIFY} --policy policy.toml", 10, "nonce"),
         (f"{VERIFY} --policy strict.toml", 10, "mrtd"),
-        (f"{VERIFY} --simulated-root root.der", 0, "SIMULATED, proves nothing"),
-        (f"{VERIFY} --simulated-root root.der --policy policy.toml", 30, "real hardware"),
+        (f"{VERIFY} --simulated-root tee/root.pem", 0, "SIMULATED, proves nothing"),
+        (f"{VERIFY} --simulated-root tee/root.pem --policy policy.toml", 30, "real hardware"),
         (f"{VERIFY} --policy simulated.toml", 30, "simulated hardware"),
         ("verify --evidence quote --at 2026-03-02", 10, "collateral-valid"),
         ("verify --evidence statement.json --at 2026-02-19", 20, "malformed-evidence"),
@@ -170,8 +172,8 @@ def test_freeze_verify_and_explain(capsys: pytest.CaptureFixture[str], monkeypat
 def test_a_simulated_bundle_is_not_taken_unasked(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    freeze = VERIFY.replace("verify", "freeze") + " --simulated-root root.der --out kept"
+    freeze = VERIFY.replace("verify", "freeze") + " --simulated-root tee/root.pem --out kept"
     assert run(freeze, capsys, monkeypatch)[0] == 0
     assert run("verify kept", capsys, monkeypatch) == (30, _Containing("SIMULATED"))
     assert run("verify kept --policy strict.toml", capsys, monkeypatch) == (30, _Containing("SIMULATED"))
-    assert run("verify kept --simulated-root root.der", capsys, monkeypatch) == (0, _Containing("SIMULATED"))
+    assert run("verify kept --simulated-root tee/root.pem", capsys, monkeypatch) == (0, _Containing("SIMULATED"))
