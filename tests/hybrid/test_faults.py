@@ -221,15 +221,21 @@ def _overwrite(source: Path, target: Path) -> None:
             file.write(path.read_bytes())
 
 
-def test_a_copied_back_ledger_is_refused_and_after_a_restore_clients_get_fresh_packs(
-    shell: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def _used_copied_and_used_again(shell: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """A state folder, and a copy of it that has missed ten tokens."""
     state, copy = tmp_path / "state", tmp_path / "copy"
     with running(small_service(state)) as url:
         _use(shell, url, 10)
     shutil.copytree(state, copy)
     with running(small_service(state)) as url:
         _use(shell, url, 10)
+    return state, copy
+
+
+def test_a_copied_back_ledger_is_refused_and_after_a_restore_clients_get_fresh_packs(
+    shell: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state, copy = _used_copied_and_used_again(shell, tmp_path)
     shutil.rmtree(state)
     shutil.copytree(copy, state)
     with pytest.raises(LedgerCopied, match="confide ledger restore"):
@@ -258,12 +264,7 @@ def test_an_old_state_put_back_in_place_is_noticed_by_the_client(
     shell: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The server cannot tell: every file is the one it was, only older."""
-    state, copy = tmp_path / "state", tmp_path / "copy"
-    with running(small_service(state)) as url:
-        _use(shell, url, 10)
-    shutil.copytree(state, copy)
-    with running(small_service(state)) as url:
-        _use(shell, url, 10)
+    state, copy = _used_copied_and_used_again(shell, tmp_path)
     _overwrite(copy, state)
     log = Log()
     with closing(Ledger(state)):
