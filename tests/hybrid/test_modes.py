@@ -9,7 +9,7 @@ import torch
 from transformers import TextIteratorStreamer, TextStreamer
 
 from confide import HybridModel
-from confide.errors import ModelNotSupported, WrongMode
+from confide.errors import ConfideError, ModelNotSupported, WrongMode
 from confide.hybrid.ledger import Ledger
 from confide.hybrid.mode import Mode
 from confide.hybrid.service import LayerService
@@ -125,7 +125,7 @@ def test_calibrating_brings_few_bits_closer_to_the_float_model() -> None:
     assert calibrated < 0.9 * plain
     with pytest.raises(WrongMode, match="quantized already"):
         models[1].calibrate(["x"])
-    with pytest.raises(WrongMode, match="less than 8 bits"):
+    with pytest.raises(ConfideError, match="less than 8 bits"):
         HybridModel("demo", progress=False).calibrate(["x"])
 
 

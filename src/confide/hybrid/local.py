@@ -11,12 +11,11 @@ from confide.errors import WrongMode
 from confide.hybrid.mode import Mode
 from confide.hybrid.simulate import SimulatedProduct
 from confide.hybrid.trust import local_trust
-from confide.models.calibration import Moments, OnTokens, collect
+from confide.models.calibration import Moments, OnTokens
 from confide.models.clear import ClearProduct
 from confide.models.owner import OwnerKey
 from confide.models.precision import Recipe
-from confide.models.quantize import MAX_WEIGHT_BITS
-from confide.models.quantized import OnProgress, QuantizedModel
+from confide.models.quantized import OnProgress, QuantizedModel, calibrate
 from confide.models.roles import find_layers
 from confide.models.split import SplitSummary, write_split
 from confide.rlwe.parameters import Profile
@@ -72,18 +71,12 @@ class LocalModel:
     def calibrate(self, inputs: Iterable[str | Tensor], progress: OnTokens | None = None) -> None:
         """Have layers of less than 8 bits rounded by what they read on typical inputs; see `calibration.collect`.
 
-        inputs: texts, or token ids int64 (texts, tokens). WrongMode once the model is quantized, without a tokenizer
-        for texts, or where no layer has less than 8 bits, for then there is nothing to gain.
+        inputs: texts, or token ids int64 (texts, tokens). WrongMode once the model is quantized, and without a
+        tokenizer for texts; ConfideError where no layer has less than 8 bits.
         """
         if self._quantized is not None:
             raise WrongMode("This model is quantized already; calibrate before it first runs, or open it again.")
-        few = [group for group in self._chosen if any(map(self._has_few_bits, group.layers))]
-        if not few:
-            raise WrongMode("No layer has less than 8 bits, where calibrating helps; give a recipe with fewer.")
-        self._moments = collect(self._model, few, map(self._ids, inputs), progress)
-
-    def _has_few_bits(self, layer: str) -> bool:
-        return self._recipe.precision(layer).weight_bits < MAX_WEIGHT_BITS
+        self._moments = calibrate(self._model, self._chosen, self._recipe, map(self._ids, inputs), progress)
 
     def _ids(self, given: str | Tensor) -> Tensor:
         if isinstance(given, Tensor):

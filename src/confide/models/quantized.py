@@ -4,7 +4,7 @@ What multiplies by the matrices can be changed at any time; the model neither kn
 writes to disk, and what runs in the clear or simulated before anything is written.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from confide.errors import InsecureParameters, ModelNotSupported
-from confide.models.calibration import Moments
+from confide.errors import ConfideError, InsecureParameters, ModelNotSupported
+from confide.models.calibration import Moments, OnTokens, collect
 from confide.models.linear import forget_weights, linear_weights
 from confide.models.package import Group, Layer
 from confide.models.precision import Recipe
 from confide.models.protected import IntegerProduct, protect_group
-from confide.models.quantize import quantize_weights
+from confide.models.quantize import MAX_WEIGHT_BITS, quantize_weights
 from confide.models.roles import LayerGroup, find_layers, require_untied
 from confide.models.server_package import row_norms
 from confide.models.source import Source
@@ -57,14 +57,18 @@ class QuantizedModel:
         protect: str = "all",
         recipe: Recipe | None = None,
         profile: Profile = Profile.PRIVATE_WEIGHTS,
+        texts: Sequence[Tensor] = (),
         progress: OnProgress | None = None,
     ) -> Self:
         """Load a model and quantize it; a choice that cannot be is refused before anything is loaded.
 
-        protect: see `ModelLayers.select`.
+        protect: see `ModelLayers.select`. texts: token ids to calibrate on, see `calibrate`.
         """
         chosen = find_layers(source.config).select(protect)
-        return cls.quantize(source.load_model(), chosen, recipe=recipe, profile=profile, progress=progress)
+        recipe = recipe or Recipe()
+        model = source.load_model()
+        moments = calibrate(model, chosen, recipe, texts) if texts else None
+        return cls.quantize(model, chosen, recipe=recipe, profile=profile, moments=moments, progress=progress)
 
     @classmethod
     def quantize(
@@ -130,6 +134,27 @@ class QuantizedModel:
         if self._product is None:
             raise RuntimeError("A quantized model has nothing to multiply with before `use`.")
         return self._product(group, x)
+
+
+def calibrate(
+    model: PreTrainedModel,
+    chosen: Sequence[LayerGroup],
+    recipe: Recipe,
+    texts: Iterable[Tensor],
+    progress: OnTokens | None = None,
+) -> Moments:
+    """The moments of the groups that a recipe gives less than 8 bits; see `collect`.
+
+    ConfideError where there are none, for then there is nothing to gain.
+    """
+    few = [group for group in chosen if any(_has_few_bits(recipe, layer) for layer in group.layers)]
+    if not few:
+        raise ConfideError("No layer has less than 8 bits, where calibrating helps; give fewer bits, or no texts.")
+    return collect(model, few, texts, progress)
+
+
+def _has_few_bits(recipe: Recipe, layer: str) -> bool:
+    return recipe.precision(layer).weight_bits < MAX_WEIGHT_BITS
 
 
 def _table_line(name: str, layers: tuple[Layer, ...], weights: Tensor, profile: Profile, most_bits: int) -> Group:
