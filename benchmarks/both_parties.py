@@ -17,7 +17,7 @@ BLOCK_ROWS = 128
 
 @dataclass(frozen=True, repr=False)
 class Pack:
-    """What the offline phase leaves: the client's pads (tokens, columns) and values (tokens, rows), the server's key."""
+    """The client's pads (tokens, columns) and values (tokens, rows), and what the server expands its shares from."""
 
     pads: NDArray[np.int32]
     values: NDArray[np.int32]
