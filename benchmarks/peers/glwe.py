@@ -1,6 +1,6 @@
 """Concrete ML's GLWE product: TFHE-rs ciphertexts times a clear matrix, as its hybrid models run it remotely.
 
-The library's own functions and default parameters. Its product on a processor takes the tokens of a batch one after
+The library's own functions for the processor, and its default parameters. The product takes the tokens of a batch one after
 the other, so a batch costs each token what a lone one costs.
 """
 
@@ -26,13 +26,13 @@ def measure(layer: Layer) -> Measurement:
     weights = np.ascontiguousarray(layer.weights.T.astype(np.int64)).view(np.uint64)
     activations = layer.activations[None].astype(np.int64).view(np.uint64)
     keys = []
-    key_time = fastest(lambda: keys.append(concrete_ml_extensions.create_private_key(parameters)), 1)
+    key_time = fastest(lambda: keys.append(concrete_ml_extensions.cpu_create_private_key(parameters)), 1)
     secret, compression = keys[0]
     made = []
 
     def one_token() -> None:
         encrypted = concrete_ml_extensions.encrypt_matrix(secret, parameters, activations)
-        answer = concrete_ml_extensions.matrix_multiplication(encrypted, weights, compression)
+        answer = concrete_ml_extensions.cpu_matrix_multiplication(encrypted, weights, compression)
         in_last = rows % POLYNOMIAL or POLYNOMIAL
         result = concrete_ml_extensions.decrypt_matrix(answer, secret, parameters, in_last)
         made.append((encrypted, answer, result.view(np.int64)[0]))
