@@ -1,7 +1,7 @@
 """Concrete ML's GLWE product: TFHE-rs ciphertexts times a clear matrix, as its hybrid models run it remotely.
 
-The library's own functions for the processor, and its default parameters. The product takes the tokens of a batch one after
-the other, so a batch costs each token what a lone one costs.
+The library's own functions for the processor, and its default parameters. The product takes the tokens of a batch one
+after the other, so a batch costs each token what a lone one costs.
 """
 
 from importlib.metadata import version
