@@ -12,6 +12,7 @@ so this is one core; a server would give each core tokens of its own.
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tenseal import sealapi
@@ -147,8 +148,8 @@ def _inner(babies: list[sealapi.Ciphertext], diagonals: list[sealapi.Plaintext],
     return total
 
 
-def _saved(thing: object) -> int:
-    """Bytes of SEAL's own serialisation, which the bindings write to files only."""
+def _saved(thing: Any) -> int:
+    """Bytes of a ciphertext or of keys in SEAL's own serialisation, which the bindings write to files only."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "thing")
         thing.save(str(path))

@@ -48,10 +48,9 @@ class Measurement:
     @classmethod
     def from_json(cls, text: str) -> "Measurement":
         fields = json.loads(text)
-        lone, traffic = Timing(**fields.pop("lone")), {}
-        for name in ("lone_bytes", "amortised_bytes"):
-            traffic[name] = Traffic(**fields.pop(name))
-        return cls(lone=lone, **traffic, **fields)
+        for name, kind in (("lone", Timing), ("lone_bytes", Traffic), ("amortised_bytes", Traffic)):
+            fields[name] = kind(**fields[name])
+        return cls(**fields)
 
 
 def token_by_token(

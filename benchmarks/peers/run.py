@@ -1,5 +1,6 @@
 """What does one encrypted linear layer cost with us, and with the libraries that people use for it?"""
 
+import os
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +21,7 @@ PROGRAMS = ("glwe", "ckks_vector", "ckks_diagonals")
 
 def main() -> list[Figure]:
     figures, sides = [], {}
+    load, threads = os.getloadavg()[0], torch.get_num_threads()
     for rows, columns in SHAPES:
         layer = _layer(rows, columns)
         mine, glwe, *others = _measure(layer)
@@ -27,7 +29,7 @@ def main() -> list[Figure]:
         Console(width=170).print(report.table(layer, sides[layer.name]))
         figures += _figures(layer, mine, glwe)
     as_json = {name: [asdict(side) for side in measured] for name, measured in sides.items()}
-    write("peers", figures, torch_threads=torch.get_num_threads(), sides=as_json)
+    write("peers", figures, load_before=load, torch_threads=threads, sides=as_json)
     report.plot(sides, RESULTS / "peers.png")
     return figures
 
