@@ -11,11 +11,11 @@ from typing import cast
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.pytorch_utils import Conv1D
 
 from confide.errors import InvalidPackage
+from confide.models.linear import linear_shape
 from confide.models.owner import OwnerPublicKey
 from confide.models.package import Manifest, PackageKind
 from confide.models.protected import IntegerProduct, ProtectedLinear, SharedProduct
@@ -78,7 +78,7 @@ def _replace_protected(model: PreTrainedModel, manifest: Manifest, product: Inte
                 original = model.get_submodule(layer.name)
             except AttributeError:
                 original = None
-            if original is None or _linear_shape(original) != (layer.rows, group.columns):
+            if original is None or linear_shape(original) != (layer.rows, group.columns):
                 raise InvalidPackage(
                     f"The layer table names {layer.name} of {layer.rows} x {group.columns}, which the shell's model "
                     "does not have; run `confide split` again."
@@ -87,13 +87,6 @@ def _replace_protected(model: PreTrainedModel, manifest: Manifest, product: Inte
             model.set_submodule(
                 layer.name, ProtectedLinear(shared, position, layer.rows, bias=bias, device="meta"), strict=True
             )
-
-
-def _linear_shape(module: nn.Module) -> tuple[int, int] | None:
-    """(outputs, inputs) of a linear layer, None for another module."""
-    if isinstance(module, Conv1D):
-        return module.nf, module.nx
-    return (module.out_features, module.in_features) if isinstance(module, nn.Linear) else None
 
 
 def _load_weights(model: PreTrainedModel, folder: Path, device: torch.device | str) -> None:
