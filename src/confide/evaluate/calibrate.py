@@ -11,7 +11,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from functools import partial
 from itertools import combinations, pairwise
 from pathlib import Path
 
@@ -24,10 +25,11 @@ from confide.errors import ServerFault
 from confide.evaluate.cost_model import GroupRate, Rates
 from confide.hybrid.client import HybridClient
 from confide.hybrid.prepare import Progress
+from confide.hybrid.product import RemoteProduct
 from confide.models.checks import CHECKS_NAME, checks_for, write_checks
 from confide.models.owner import OwnerKey
 from confide.models.package import FORMAT, Group, Layer, Manifest, ModelDigest, PackageKind
-from confide.models.protected import ProtectedLinear, SharedProduct
+from confide.models.protected import protect_group
 from confide.models.seal import seal_package
 from confide.models.server_package import ServerPackage, group_file, row_norms
 from confide.rlwe.parameters import Parameters, Profile
@@ -53,9 +55,10 @@ def calibrate() -> Rates:
         client, server, owner = _write_packages(Path(folder))
         with _serving(server) as url, HybridClient(client, url, owner=owner.public.raw) as opened:
             pack = _pack_seconds(opened)
-            layers = _layers(opened)
-            token = _round_seconds(layers, 1, TOKENS)
-            prompt = _round_seconds(layers, PROMPT_TOKENS, PROMPTS)
+            with closing(opened.product()) as product:
+                layers = _layers(opened.manifest.groups, product)
+                token = _round_seconds(layers, 1, TOKENS)
+                prompt = _round_seconds(layers, PROMPT_TOKENS, PROMPTS)
         kept_token, kept_prompt_token = _kept_seconds(1), _kept_seconds(PROMPT_TOKENS)
     return Rates(
         pack=fit(SHAPES[1:], pack),
@@ -94,7 +97,7 @@ def _write_packages(folder: Path) -> tuple[Path, Path, OwnerKey]:
     for index, (rows, columns) in enumerate(SHAPES):
         weights = torch.randint(-127, 128, (rows, columns), dtype=torch.int8)
         name = f"layer-{index}"
-        digest.add(name, rows, columns, memoryview(weights.numpy()))
+        digest.add(name, rows, columns, weights.numpy().data)
         save_file({name: weights}, group_file(server, index))
         l1, l2 = row_norms(weights)
         bits = Parameters.derive(
@@ -139,29 +142,22 @@ def _pack_seconds(client: HybridClient) -> list[float]:
     return [end - start for start, end in pairwise(starts)]
 
 
-def _layers(client: HybridClient) -> list[ProtectedLinear]:
+def _layers(groups: Sequence[Group], product: RemoteProduct) -> list[nn.Module]:
     """The layers as a private model has them."""
-    product = client.product()
-    layers = []
-    for index, group in enumerate(client.manifest.groups):
-        shared = SharedProduct(product, index, [group.rows], group.columns, group.activation_bits)
-        layer = ProtectedLinear(shared, 0, group.rows, bias=True, device="cpu")
-        nn.init.ones_(layer.weight_scale)
-        nn.init.zeros_(layer.get_parameter("bias"))
-        layers.append(layer)
-    return layers
+    model = nn.ModuleDict({group.name: nn.Linear(group.columns, group.rows) for group in groups})
+    for index, group in enumerate(groups):
+        protect_group(model, index, group, product)
+        model[group.name].get_buffer("weight_scale").fill_(1)
+    return list(model.values())
 
 
-def _round_seconds(layers: list[ProtectedLinear], tokens: int, rounds: int) -> list[float]:
+def _round_seconds(layers: Sequence[nn.Module], tokens: int, rounds: int) -> list[float]:
     """Median seconds for each layer but the first, for so many tokens at once.
 
     Layer after layer, as in a model, so that each finds the caches as others have left them.
     """
     inputs = [torch.randn(tokens, columns) for _, columns in SHAPES]
-    times = [
-        [_seconds(lambda layer=layer, x=x: layer(x)) for layer, x in zip(layers, inputs, strict=True)]
-        for _ in range(rounds)
-    ]
+    times = [[_seconds(partial(layer, x)) for layer, x in zip(layers, inputs, strict=True)] for _ in range(rounds)]
     return [statistics.median(column) for column in zip(*times, strict=True)][1:]
 
 
@@ -169,7 +165,7 @@ def _kept_seconds(tokens: int) -> float:
     """Median seconds a weight and token of a float32 layer."""
     weights = torch.randn(KEPT_WIDTH, KEPT_WIDTH)
     x = torch.randn(tokens, KEPT_WIDTH)
-    times = [_seconds(lambda: nn.functional.linear(x, weights)) for _ in range(KEPT_ROUNDS)]
+    times = [_seconds(partial(nn.functional.linear, x, weights)) for _ in range(KEPT_ROUNDS)]
     return statistics.median(times) / (tokens * weights.numel())
 
 

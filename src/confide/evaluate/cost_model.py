@@ -6,7 +6,6 @@ Bytes are those that the protocol moves and writes, to the last one. Times are l
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from confide.hybrid.ledger.licences import DEFAULT_DISCLOSURE
 from confide.hybrid.ledger.usage import CHECK_VECTOR_TOKENS, licensed_tokens, solving_tokens
@@ -18,12 +17,14 @@ from confide.rlwe.parameters import ANSWER_BITS, MIN_ACTIVATION_BITS, Parameters
 
 @dataclass(frozen=True)
 class GroupShape:
-    """A layer group: the layers that share an input, whose stacked matrix is (rows, columns)."""
+    """A layer group: layers that share an input, whose stacked matrix is (rows, columns).
 
-    layers: tuple[str, ...]
-    kind: Literal["attention", "mlp", "head"]
+    head: it is the language-modelling head, which a prompt asks for the logits of its last token only.
+    """
+
     rows: int
     columns: int
+    head: bool = False
 
     @property
     def weights(self) -> int:
@@ -38,8 +39,8 @@ class GroupShape:
         )
 
     def prompt_tokens(self, prompt: int) -> int:
-        """Tokens that a prompt sends through it before padding: the head is asked for the last one's logits only."""
-        return 1 if self.kind == "head" else prompt
+        """Tokens that a prompt of this length sends through it, before padding."""
+        return 1 if self.head else prompt
 
 
 @dataclass(frozen=True)

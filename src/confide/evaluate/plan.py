@@ -5,9 +5,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
-
 from confide.evaluate.cost_model import (
     Cost,
     Cut,
@@ -22,8 +19,8 @@ from confide.evaluate.cost_model import (
     token_cost,
 )
 from confide.evaluate.skeleton import time_skeleton
-from confide.models.linear import linear_shape
-from confide.models.roles import LayerGroup, all_groups
+from confide.models.linear import is_tied, linear_weights
+from confide.models.roles import ModelLayers, find_layers
 from confide.models.source import Source
 
 PACK_DISK_LIMIT = 10e9
@@ -32,18 +29,6 @@ PREPARATION_LIMIT = 600.0
 """Seconds of preparation above which it is."""
 TOKEN_LIMIT = 3.0
 """Seconds for a token above which nobody waits for a text."""
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """The linear layers of a model by groups, in running order, the head last.
-
-    head_tied: the head is the embedding, so the client holds it anyway. parameters: of the whole model, tied ones once.
-    """
-
-    groups: tuple[GroupShape, ...]
-    head_tied: bool
-    parameters: int
 
 
 @dataclass(frozen=True)
@@ -97,50 +82,27 @@ class Warned:
     message: str
 
 
-def empty_model(source: Source) -> PreTrainedModel:
-    """The stock model on the meta device: every shape, no weight, nothing downloaded but the configuration."""
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            source.config, dtype=torch.float32, trust_remote_code=False
-        )
-    return model
+def protection_choices(layers: ModelLayers) -> list[Choice]:
+    """The first layer group alone, attention, mlp, all of the blocks, and the head with them where it is not tied."""
+    first = "|".join(f"^{re.escape(layer)}$" for layer in layers.groups[0].layers)
+    words = [kind for kind in ("attention", "mlp") if kind in layers.kinds.values()]
+    head = [layer for layer, kind in layers.kinds.items() if kind == "lm_head"]
+    words += ["all", "all,lm_head"] if head and not is_tied(layers.model, head[0]) else ["all"]
+    named = [("one layer", first), *zip(words, words, strict=True)]
+    return [Choice(name, protect, _cut(layers, protect)) for name, protect in named]
 
 
-def model_shape(model: PreTrainedModel) -> ModelShape:
-    """The shapes of a model, which may be on the meta device. ModelNotSupported for an unknown architecture."""
-    groups = [_shape(model, group, kind) for group, kind in all_groups(model.config)]
-    head = model.get_output_embeddings()
-    name = next(name for name, module in model.named_modules() if module is head)
-    groups.append(_shape(model, LayerGroup(name, (name,)), "head"))
-    return ModelShape(tuple(groups), f"{name}.weight" in model.all_tied_weights_keys, model.num_parameters())
+def _cut(layers: ModelLayers, protect: str) -> Cut:
+    groups = [group.layers for group in layers.select(protect)]
+    protected = {layer for group in groups for layer in group}
+    alone = [(layer,) for group in layers.groups for layer in group.layers if layer not in protected]
+    return Cut(tuple(_shape(layers, group) for group in groups), tuple(_shape(layers, layer) for layer in alone))
 
 
-def _shape(model: PreTrainedModel, group: LayerGroup, kind: str) -> GroupShape:
-    shapes = [linear_shape(model.get_submodule(layer)) for layer in group.layers]
-    return GroupShape(group.layers, kind, sum(rows for rows, _ in shapes), shapes[0][1])
-
-
-def protection_choices(shape: ModelShape) -> list[Choice]:
-    """One layer group, attention, mlp, all of the blocks; and the head with them where it is not tied."""
-    first = shape.groups[0]
-    one = "|".join(f"^{re.escape(layer)}$" for layer in first.layers)
-    choices = [
-        ("one layer", one, (first,)),
-        ("attention", "attention", _of_kind(shape, "attention")),
-        ("mlp", "mlp", _of_kind(shape, "mlp")),
-        ("all", "all", _of_kind(shape, "attention", "mlp")),
-    ]
-    if not shape.head_tied:
-        choices.append(("all,lm_head", "all,lm_head", shape.groups))
-    return [Choice(name, protect, _cut(shape, chosen)) for name, protect, chosen in choices if chosen]
-
-
-def _of_kind(shape: ModelShape, *kinds: str) -> tuple[GroupShape, ...]:
-    return tuple(group for group in shape.groups if group.kind in kinds)
-
-
-def _cut(shape: ModelShape, protected: tuple[GroupShape, ...]) -> Cut:
-    return Cut(protected, tuple(group for group in shape.groups if group not in protected))
+def _shape(layers: ModelLayers, group: tuple[str, ...]) -> GroupShape:
+    shapes = [linear_weights(layers.model.get_submodule(layer)).shape for layer in group]
+    rows, columns = zip(*shapes, strict=True)
+    return GroupShape(sum(rows), columns[0], head=layers.kinds[group[0]] == "lm_head")
 
 
 def make_plan(source: Source, rates: Rates, network: Network, *, tokens: int, prompt: int) -> list[Outlook]:
@@ -149,22 +111,26 @@ def make_plan(source: Source, rates: Rates, network: Network, *, tokens: int, pr
     tokens: of prompts and answers together. prompt: of the prompt before the first token. Takes the time of a few
     passes through the model's skeleton.
     """
-    model = empty_model(source)
-    shape = model_shape(model)
-    skeleton = time_skeleton(model, [layer for group in shape.groups for layer in group.layers], prompt)
-    return [outlook(shape, choice, rates, skeleton, network, tokens) for choice in protection_choices(shape)]
+    layers = find_layers(source.config)
+    choices = protection_choices(layers)
+    parameters = layers.model.num_parameters()
+    skeleton = time_skeleton(source.config, prompt)
+    return [outlook(choice, parameters, rates, skeleton, network, tokens) for choice in choices]
 
 
 def outlook(
-    shape: ModelShape, choice: Choice, rates: Rates, skeleton: SkeletonTimes, network: Network, tokens: int
+    choice: Choice, parameters: int, rates: Rates, skeleton: SkeletonTimes, network: Network, tokens: int
 ) -> Outlook:
-    """What a choice costs for so many tokens, of prompts and answers together, with prompts like the skeleton's."""
+    """What a choice costs for so many tokens, of prompts and answers together, with a prompt like the skeleton's.
+
+    parameters: of the whole model, tied ones once.
+    """
     traffic = choice.cut.pack
     packs = -(-tokens // traffic.tokens)
     pack = pack_cost(choice.cut, rates, network)
     return Outlook(
         choice,
-        share=choice.cut.protected_weights / shape.parameters,
+        share=choice.cut.protected_weights / parameters,
         packs=packs,
         preparing=Cost(packs * pack.seconds, packs * pack.bytes),
         prompt=prompt_cost(choice.cut, rates, skeleton, network),

@@ -5,15 +5,16 @@ It is built from the configuration and runs on made-up numbers, so that its time
 
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from confide.evaluate.cost_model import SkeletonTimes
-from confide.models.linear import linear_shape
+from confide.models.linear import linear_weights, named_linear
+from confide.models.sharing import empty_model
 
 STEPS = 15
 """Steps of decoding measured."""
@@ -32,14 +33,11 @@ class _NoLinear(nn.Module):
         return x.new_zeros(*x.shape[:-1], self._rows)
 
 
-def time_skeleton(model: PreTrainedModel, linear: Iterable[str], prompt: int) -> SkeletonTimes:
-    """Median seconds of a skeleton's prompt of so many tokens, and of a step of decoding after it.
-
-    model: on the meta device; it is used up. linear: its linear layers' names.
-    """
-    for name in linear:
-        rows, _ = linear_shape(model.get_submodule(name))
-        model.set_submodule(name, _NoLinear(rows))
+def time_skeleton(config: PreTrainedConfig, prompt: int) -> SkeletonTimes:
+    """Median seconds of a skeleton's prompt of so many tokens, and of a step of decoding after it."""
+    model = empty_model(config)
+    for name, layer in named_linear(model).items():
+        model.set_submodule(name, _NoLinear(len(linear_weights(layer))))
     _materialise(model)
     with torch.inference_mode():
         ids = torch.zeros(1, prompt, dtype=torch.long)
