@@ -1,6 +1,6 @@
 """`confide plan`: what protecting a model would cost, before anything runs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +10,7 @@ from rich.table import Table
 
 from confide.cli import output
 from confide.cli.options import Json
+from confide.hybrid.ledger.licences import DEFAULT_DISCLOSURE
 
 if TYPE_CHECKING:
     from confide.evaluate.cost_model import Cost, Rates
@@ -50,8 +51,11 @@ def command(
     output.console.print(_table(outlooks, tokens, prompt))
     output.console.print()
     for warning in warned:
-        output.console.print(f"[yellow]{escape(warning.message)}[/]")
-    output.note(_assumptions(outlooks, remote=network != Network()))
+        output.console.print(f"[yellow]![/] {escape(warning.message)}")
+    for remark in _remarks(remote=network != Network()):
+        output.note(remark)
+    one_layer = escape(outlooks[0].choice.protect)
+    output.messages.print(f"[dim]One layer is --protect '{one_layer}'[/]", soft_wrap=True)  # in one piece, to copy
 
 
 def _as_json(outlooks: Sequence["Outlook"], warned: Sequence["Warned"], rates: "Rates") -> dict[str, Any]:
@@ -78,47 +82,44 @@ def _as_json(outlooks: Sequence["Outlook"], warned: Sequence["Warned"], rates: "
 
 
 def _table(outlooks: Sequence["Outlook"], tokens: int, prompt: int) -> Table:
-    table = Table(
-        title=f"{tokens:,} tokens, of which the first {prompt:,} are a prompt",
-        title_justify="left",
-        title_style="bold",
-        show_edge=False,
-        pad_edge=False,
-    )
+    table = Table(show_edge=False, pad_edge=False)
     table.add_column("--protect", no_wrap=True)
     for heading in (
-        "protected\nparameters",
-        "trips a\ntoken",
-        "before the\nfirst token",
-        "a token\nafter it",
+        "weights\nprotected",
+        "trips\na token",
+        f"first token,\nprompt {prompt:,}",
+        "later\ntokens",
         "packs\non disk",
-        "bits\ndisclosed",
-        "of what\nsolves a layer",
-        "licence\nends after",
+        f"disclosed by\n{tokens:,} tokens",
+        "licence\nlasts",
     ):
         table.add_column(heading, justify="right", no_wrap=True)
     for one in outlooks:
         said = one.disclosure
+        colour = "red" if said.share >= DEFAULT_DISCLOSURE else "green"
         table.add_row(
             one.choice.name,
-            f"{_count(one.choice.cut.protected_weights)}\n{one.share:.0%}",
+            f"{_count(one.choice.cut.protected_weights)}\n{one.share:.1%}",
             f"{one.round_trips:,}",
             _cost(one.first_token),
             _cost(one.token),
-            f"{output.megabytes(one.disk_bytes)}\n{one.packs:,} x 4,096",
-            _count(said.bits),
-            f"[{'red' if said.share >= 1 else 'green'}]{said.share:,.0%}[/]",
+            f"{output.megabytes(one.disk_bytes)}\n{one.packs:,} pack{'s' if one.packs > 1 else ''}",
+            f"{_count(said.bits)}bit\n[{colour}]{said.share:,.0%}[/]",
             f"{said.licence_tokens:,}\ntokens",
             end_section=True,
         )
     return table
 
 
-def _assumptions(outlooks: Sequence["Outlook"], *, remote: bool) -> str:
-    where = "a server that is as fast as this machine, behind that network" if remote else "a server on this machine"
-    return (
-        f"For {where}; one layer is --protect '{outlooks[0].choice.protect}'. Before the first token come the packs, "
-        "which can be prepared ahead, and the prompt. Bytes are exact, times estimates from a short measurement."
+def _remarks(*, remote: bool) -> Iterator[str]:
+    yield (
+        "Bytes are exact; times are estimates from a short measurement, for "
+        + ("a server as fast as this machine, behind that network." if remote else "a server on this machine.")
+    )
+    yield "Before the first token come the packs, for 4,096 tokens each, which can be prepared ahead, and the prompt."
+    yield (
+        "The share disclosed is of what solves the layer with the fewest inputs; by default, a licence lasts until all "
+        "of that is disclosed."
     )
 
 
@@ -127,8 +128,8 @@ def _cost(cost: "Cost") -> str:
 
 
 def _count(number: float) -> str:
-    """Such as 4.7 M."""
+    """Such as 4.72 M."""
     for unit, factor in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= factor:
             return f"{number / factor:.3g} {unit}"
-    return f"{number:,}"
+    return f"{number:,} "

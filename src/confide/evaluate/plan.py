@@ -1,7 +1,7 @@
 """What protecting a model would cost, for each choice of layers, before anything runs or is downloaded."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -84,7 +84,7 @@ class Warned:
 
 def protection_choices(layers: ModelLayers) -> list[Choice]:
     """The first layer group alone, attention, mlp, all of the blocks, and the head with them where it is not tied."""
-    first = "|".join(f"^{re.escape(layer)}$" for layer in layers.groups[0].layers)
+    first = f"^({'|'.join(map(re.escape, layers.groups[0].layers))})$"
     words = [kind for kind in ("attention", "mlp") if kind in layers.kinds.values()]
     head = [layer for layer, kind in layers.kinds.items() if kind == "lm_head"]
     words += ["all", "all,lm_head"] if head and not is_tied(layers.model, head[0]) else ["all"]
@@ -142,16 +142,17 @@ def outlook(
 
 def warnings(outlooks: Sequence[Outlook], network: Network, tokens: int) -> list[Warned]:
     """Where the choices make no sense, one sentence for each reason."""
-    found = []
-    for code, concerns, finding in (
+    reasons: list[tuple[str, Callable[[Outlook], bool], Callable[[Sequence[Outlook]], str]]] = [
         ("pack-size", lambda one: one.pack_disk_bytes > PACK_DISK_LIMIT, _pack_size),
         ("preparation", lambda one: one.preparing.seconds > PREPARATION_LIMIT, _preparation),
         ("slow-token", lambda one: one.token.seconds > TOKEN_LIMIT, partial(_slow_token, network=network)),
         ("disclosure", lambda one: one.disclosure.licence_tokens < tokens, partial(_disclosure, tokens=tokens)),
-    ):
+    ]
+    found = []
+    for code, concerns, finding in reasons:
         if about := [one for one in outlooks if concerns(one)]:
             names = tuple(one.choice.name for one in about)
-            found.append(Warned(code, names, f"With {' or '.join(names)}, {finding(about)}"))
+            found.append(Warned(code, names, f"With {_listed(names)}, {finding(about)}"))
     return found
 
 
@@ -182,6 +183,11 @@ def _disclosure(about: Sequence[Outlook], tokens: int) -> str:
         f"{tokens:,} tokens, because more could solve a layer's weights; plan fewer tokens for each licensee, or let "
         "the owner allow more with `confide licence create --disclosure`."
     )
+
+
+def _listed(names: Sequence[str]) -> str:
+    *others, last = (f"`{name}`" for name in names)
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _range(values: Iterable[float]) -> str:
