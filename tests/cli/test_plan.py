@@ -15,7 +15,12 @@ from confide.evaluate.cost_model import GroupRate, Rates
 from .command import run
 
 RATES = Rates(
-    GroupRate(0.03, 1e-4, 1e-4, 1e-7), GroupRate(3e-4, 0, 0, 1e-10), GroupRate(0, 1e-8, 1e-8, 2e-11), 2e-10, 3e-11
+    GroupRate(0.03, 1e-4, 1e-4, 1e-7),
+    GroupRate(3e-4, 0, 0, 1e-10),
+    GroupRate(0, 1e-8, 1e-8, 2e-11),
+    5e-11,
+    2e-10,
+    3e-11,
 )
 
 

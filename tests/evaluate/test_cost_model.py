@@ -51,7 +51,7 @@ CONFIG = LlamaConfig(
 )
 PROMPT, ANSWER = 20, 3
 RATES = Rates(
-    GroupRate(0.1, 1e-4, 1e-4, 1e-7), GroupRate(3e-4, 0, 0, 1e-10), GroupRate(0, 1e-8, 1e-8, 2e-11), 2e-10, 3e-11
+    GroupRate(0.1, 1e-4, 1e-4, 1e-7), GroupRate(3e-4, 0, 0, 1e-10), GroupRate(0, 1e-8, 1e-8, 2e-11), 5e-11, 2e-10, 3e-11
 )
 SKELETON = SkeletonTimes(token=0.002, prompt=0.02, tokens=PROMPT)
 
@@ -159,6 +159,14 @@ def test_a_round_trip_and_a_byte_cost_what_the_network_says() -> None:
     assert far.seconds - free.seconds == pytest.approx(2 * 0.05)
     assert free.bytes == 2 * 4 * (3072 + 768)
     assert narrow.seconds - free.seconds == pytest.approx(free.bytes / 1e6)
+
+
+def test_weights_that_no_cache_holds_take_longer() -> None:
+    small, large = (Cut((GroupShape(1024, columns),), ()) for columns in (8192, 8193))
+    extra = (
+        token_cost(large, RATES, SKELETON, Network()).seconds - token_cost(small, RATES, SKELETON, Network()).seconds
+    )
+    assert extra == pytest.approx(RATES.uncached * 1024 * 8193, rel=0.01)
 
 
 def test_a_prompt_too_long_for_one_frame_takes_more_round_trips() -> None:

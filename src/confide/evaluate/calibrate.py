@@ -32,6 +32,7 @@ from confide.models.package import FORMAT, Group, Layer, Manifest, ModelDigest, 
 from confide.models.protected import protect_group
 from confide.models.seal import seal_package
 from confide.models.server_package import ServerPackage, group_file, row_norms
+from confide.rlwe.online import matrix_product
 from confide.rlwe.parameters import Parameters, Profile
 
 SMALL, LARGE = 256, 1536
@@ -41,6 +42,8 @@ TOKENS = 120
 """Lone tokens sent through every layer."""
 PROMPTS = 7
 PROMPT_TOKENS = 128
+UNCACHED_MATRICES = 28
+"""Of LARGE x LARGE int8, together 66 MB: see KEPT_WIDTH."""
 KEPT_WIDTH = 4096
 """Inputs and outputs of the float layer: 64 MiB, more than most caches hold."""
 KEPT_ROUNDS = 7
@@ -59,11 +62,13 @@ def calibrate() -> Rates:
                 layers = _layers(opened.manifest.groups, product)
                 token = _round_seconds(layers, 1, TOKENS)
                 prompt = _round_seconds(layers, PROMPT_TOKENS, PROMPTS)
+        uncached = _uncached_seconds()
         kept_token, kept_prompt_token = _kept_seconds(1), _kept_seconds(PROMPT_TOKENS)
     return Rates(
         pack=fit(SHAPES[1:], pack),
         token=fit(SHAPES[1:], token),
         prompt_token=fit(SHAPES[1:], [seconds / PROMPT_TOKENS for seconds in prompt]),
+        uncached=uncached,
         kept_token=kept_token,
         kept_prompt_token=kept_prompt_token,
     )
@@ -159,6 +164,25 @@ def _round_seconds(layers: Sequence[nn.Module], tokens: int, rounds: int) -> lis
     inputs = [torch.randn(tokens, columns) for _, columns in SHAPES]
     times = [[_seconds(partial(layer, x)) for layer, x in zip(layers, inputs, strict=True)] for _ in range(rounds)]
     return [statistics.median(column) for column in zip(*times, strict=True)][1:]
+
+
+def _uncached_seconds() -> float:
+    """How much longer a weight takes in the product of one token, in seconds, if many matrices take turns, not two."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the server does for short answers
+    try:
+        matrices = torch.ones(UNCACHED_MATRICES, LARGE, LARGE, dtype=torch.int8)
+        few, many = (_turns_seconds(matrices[:count], 2 * UNCACHED_MATRICES) for count in (2, UNCACHED_MATRICES))
+    finally:
+        torch.set_num_threads(threads)
+    return max(0.0, many - few) / LARGE**2
+
+
+def _turns_seconds(matrices: Tensor, turns: int) -> float:
+    """Median seconds of one token's product, where the matrices (count, rows, columns) take turns."""
+    x = torch.ones(1, matrices.shape[-1], dtype=torch.int32)
+    times = [_seconds(partial(matrix_product, matrices[turn % len(matrices)], x)) for turn in range(turns)]
+    return statistics.median(times[len(matrices) :])
 
 
 def _kept_seconds(tokens: int) -> float:

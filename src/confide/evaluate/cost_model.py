@@ -14,6 +14,9 @@ from confide.hybrid.prepare import Traffic, pack_traffic
 from confide.hybrid.product import frame_tokens
 from confide.rlwe.parameters import ANSWER_BITS, MIN_ACTIVATION_BITS, Parameters, Profile
 
+CACHED_WEIGHTS = 8 << 20
+"""Above this many int8 weights, a server reads them from memory for every token: they push each other out of cache."""
+
 
 @dataclass(frozen=True)
 class GroupShape:
@@ -85,13 +88,15 @@ class Rates:
     """How fast a machine is, as client and server at once.
 
     pack: the offline phase of a group, both parties, loopback and disk. token: one lone token online, as in decoding;
-    prompt_token: one token among many. kept_token, kept_prompt_token: seconds a weight, of a float32 layer that the
-    client keeps, for one lone token and for one among many.
+    prompt_token: one token among many. uncached: what `token` takes longer, in seconds a weight, where weights come
+    from memory and not from cache. kept_token, kept_prompt_token: seconds a weight, of a float32 layer that the client
+    keeps, for one lone token and for one among many.
     """
 
     pack: GroupRate
     token: GroupRate
     prompt_token: GroupRate
+    uncached: float
     kept_token: float
     kept_prompt_token: float
 
@@ -137,6 +142,8 @@ def token_cost(cut: Cut, rates: Rates, skeleton: SkeletonTimes, network: Network
     """One step of decoding: one round trip for each protected group."""
     size = cut.online_bytes(1)
     work = sum(rates.token.seconds(group) for group in cut.protected)
+    if cut.protected_weights > CACHED_WEIGHTS:
+        work += rates.uncached * cut.protected_weights
     kept = rates.kept_token * sum(group.weights for group in cut.kept)
     return Cost(skeleton.token + work + kept + network.seconds(len(cut.protected), size), size)
 
