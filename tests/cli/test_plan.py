@@ -19,6 +19,7 @@ RATES = Rates(
     GroupRate(3e-4, 0, 0, 1e-10),
     GroupRate(0, 1e-8, 1e-8, 2e-11),
     5e-11,
+    0.004,
     2e-10,
     3e-11,
 )

@@ -51,7 +51,13 @@ CONFIG = LlamaConfig(
 )
 PROMPT, ANSWER = 20, 3
 RATES = Rates(
-    GroupRate(0.1, 1e-4, 1e-4, 1e-7), GroupRate(3e-4, 0, 0, 1e-10), GroupRate(0, 1e-8, 1e-8, 2e-11), 5e-11, 2e-10, 3e-11
+    GroupRate(0.1, 1e-4, 1e-4, 1e-7),
+    GroupRate(3e-4, 0, 0, 1e-10),
+    GroupRate(0, 1e-8, 1e-8, 2e-11),
+    5e-11,
+    0.004,
+    2e-10,
+    3e-11,
 )
 SKELETON = SkeletonTimes(token=0.002, prompt=0.02, tokens=PROMPT)
 

@@ -18,6 +18,7 @@ RATES = Rates(
     token=GroupRate(3.4e-4, 0, 0, 8e-11),
     prompt_token=GroupRate(0, 1e-8, 1e-8, 2.5e-11),
     uncached=5e-11,
+    masks=0.004,
     kept_token=2e-10,
     kept_prompt_token=3e-11,
 )

@@ -37,7 +37,8 @@ from confide.rlwe.parameters import Parameters, Profile
 
 SMALL, LARGE = 256, 1536
 SHAPES = ((SMALL, SMALL), (SMALL, SMALL), (LARGE, SMALL), (SMALL, LARGE), (LARGE, LARGE))
-"""(rows, columns) of the layers. The first one warms both processes up, and its times are not used."""
+"""(rows, columns) of the layers. The first one warms both processes up, and takes the masks for all of them: what it
+takes longer than the second one is the price of that."""
 TOKENS = 120
 """Lone tokens sent through every layer."""
 PROMPTS = 7
@@ -60,8 +61,8 @@ def calibrate() -> Rates:
             pack = _pack_seconds(opened)
             with closing(opened.product()) as product:
                 layers = _layers(opened.manifest.groups, product)
-                token = _round_seconds(layers, 1, TOKENS)
-                prompt = _round_seconds(layers, PROMPT_TOKENS, PROMPTS)
+                _, *token = _round_seconds(layers, 1, TOKENS)
+                first, *prompt = _round_seconds(layers, PROMPT_TOKENS, PROMPTS)
         uncached = _uncached_seconds()
         kept_token, kept_prompt_token = _kept_seconds(1), _kept_seconds(PROMPT_TOKENS)
     return Rates(
@@ -69,6 +70,7 @@ def calibrate() -> Rates:
         token=fit(SHAPES[1:], token),
         prompt_token=fit(SHAPES[1:], [seconds / PROMPT_TOKENS for seconds in prompt]),
         uncached=uncached,
+        masks=max(0.0, first - prompt[0]),
         kept_token=kept_token,
         kept_prompt_token=kept_prompt_token,
     )
@@ -157,13 +159,13 @@ def _layers(groups: Sequence[Group], product: RemoteProduct) -> list[nn.Module]:
 
 
 def _round_seconds(layers: Sequence[nn.Module], tokens: int, rounds: int) -> list[float]:
-    """Median seconds for each layer but the first, for so many tokens at once.
+    """Median seconds for each layer, for so many tokens at once.
 
     Layer after layer, as in a model, so that each finds the caches as others have left them.
     """
     inputs = [torch.randn(tokens, columns) for _, columns in SHAPES]
     times = [[_seconds(partial(layer, x)) for layer, x in zip(layers, inputs, strict=True)] for _ in range(rounds)]
-    return [statistics.median(column) for column in zip(*times, strict=True)][1:]
+    return [statistics.median(column) for column in zip(*times, strict=True)]
 
 
 def _uncached_seconds() -> float:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from confide.hybrid.ledger.licences import DEFAULT_DISCLOSURE
 from confide.hybrid.ledger.usage import CHECK_VECTOR_TOKENS, licensed_tokens, solving_tokens
+from confide.hybrid.packs import BLOCK_TOKENS
 from confide.hybrid.padding import Padding
 from confide.hybrid.prepare import Traffic, pack_traffic
 from confide.hybrid.product import frame_tokens
@@ -89,14 +90,16 @@ class Rates:
 
     pack: the offline phase of a group, both parties, loopback and disk. token: one lone token online, as in decoding;
     prompt_token: one token among many. uncached: what `token` takes longer, in seconds a weight, where weights come
-    from memory and not from cache. kept_token, kept_prompt_token: seconds a weight, of a float32 layer that the client
-    keeps, for one lone token and for one among many.
+    from memory and not from cache. masks: seconds to take masks, whose keys are erased durably first; once a prompt,
+    and once in a block of lone tokens. kept_token, kept_prompt_token: seconds a weight, of a float32 layer that the
+    client keeps, for one lone token and for one among many.
     """
 
     pack: GroupRate
     token: GroupRate
     prompt_token: GroupRate
     uncached: float
+    masks: float
     kept_token: float
     kept_prompt_token: float
 
@@ -141,7 +144,7 @@ def pack_cost(cut: Cut, rates: Rates, network: Network) -> Cost:
 def token_cost(cut: Cut, rates: Rates, skeleton: SkeletonTimes, network: Network) -> Cost:
     """One step of decoding: one round trip for each protected group."""
     size = cut.online_bytes(1)
-    work = sum(rates.token.seconds(group) for group in cut.protected)
+    work = rates.masks / BLOCK_TOKENS + sum(rates.token.seconds(group) for group in cut.protected)
     if cut.protected_weights > CACHED_WEIGHTS:
         work += rates.uncached * cut.protected_weights
     kept = rates.kept_token * sum(group.weights for group in cut.kept)
@@ -150,7 +153,7 @@ def token_cost(cut: Cut, rates: Rates, skeleton: SkeletonTimes, network: Network
 
 def prompt_cost(cut: Cut, rates: Rates, skeleton: SkeletonTimes, network: Network) -> Cost:
     """The forward pass of the skeleton's prompt, rounded up as the default padding does, to its last token's logits."""
-    work, size, trips = 0.0, 0, 0
+    work, size, trips = rates.masks, 0, 0
     for group in cut.protected:
         tokens = Padding().prompt_tokens(group.prompt_tokens(skeleton.tokens))
         frames = -(-tokens // frame_tokens(group.parameters))
