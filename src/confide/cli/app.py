@@ -27,6 +27,7 @@ def _register() -> None:
         ledger,
         licence,
         owner,
+        plan,
         prepare,
         serve,
         split,
@@ -34,7 +35,7 @@ def _register() -> None:
         tls,
     )
 
-    for module in (split, checks, serve, prepare, generate, distrust, demo):
+    for module in (plan, split, checks, serve, prepare, generate, distrust, demo):
         app.command(module.__name__.rpartition(".")[2])(module.command)
     for group in (owner, tls, licence, ledger, attest, tee):
         app.add_typer(group.app)
