@@ -51,6 +51,12 @@ class InvalidActivation(ConfideError):
     code = "invalid-activation"
 
 
+class EvaluationError(ConfideError):
+    """A model cannot be measured on this text, or not with the results that an earlier run left."""
+
+    code = "evaluation"
+
+
 class PackError(ConfideError):
     """Something about the client's pack folder."""
 
