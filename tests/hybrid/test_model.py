@@ -193,6 +193,6 @@ def test_every_integer_of_the_demo_model_is_the_clear_one(demo: Pair) -> None:
     ids = torch.tensor([[7, 8, 9]])
     with torch.inference_mode():
         load_shell(client.folder, recording("private", demo.private._product))(ids)  # type: ignore[arg-type]
-        load_shell(client.folder, recording("clear", ClearProduct(package)))(ids)  # type: ignore[arg-type]
+        load_shell(client.folder, recording("clear", ClearProduct(package.load())))(ids)  # type: ignore[arg-type]
     assert len(products["private"]) == 24
     assert all(torch.equal(a, b) for a, b in zip(products["private"], products["clear"], strict=True))
