@@ -24,7 +24,7 @@ def evaluation_settings(source: Source, windows: Windows, **options: str) -> Set
         "model": model_digest(source),
         "text or limit": windows.digest,
         "context": str(windows.context),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "transformers": transformers.__version__,
         "number of threads": str(torch.get_num_threads()),
         **{name.replace("_", " "): value for name, value in options.items()},
