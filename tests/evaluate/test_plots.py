@@ -74,6 +74,4 @@ def test_choices(tmp_path: Path, figures: list[Figure]) -> None:
     quantized = {k: Agreement(around(0.9), around(0.1 * k), around(0)) for k in (1, 5)}
     reference = {k: Agreement(around(1), around(0.11 * k), around(0)) for k in (1, 5)}
     plots.draw_choices(tmp_path / "choices.png", "", quantized, reference)
-    assert list(lines(figures[0]).values()) == [
-        pytest.approx(each) for each in ([0.9, 0.9], [0.1, 0.5], [0.11, 0.55])
-    ]
+    assert list(lines(figures[0]).values()) == [pytest.approx(each) for each in ([0.9, 0.9], [0.1, 0.5], [0.11, 0.55])]
