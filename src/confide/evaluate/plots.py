@@ -93,8 +93,7 @@ def _logarithmic(axes: "Axes") -> None:
 
 @contextmanager
 def _chart(path: Path, title: str, x: str, y: str, shaded: str = "") -> Iterator["Axes"]:
-    # Imported here, since it takes a while, and as a Figure of its own, which needs no display and no global state.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    # Imported here, since it takes a while, and without pyplot, which would want a display and keep global state.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
@@ -108,4 +107,4 @@ def _chart(path: Path, title: str, x: str, y: str, shaded: str = "") -> Iterator
     figure.legend(
         loc="outside lower center", ncols=2, frameon=False, fontsize="small", title=note, title_fontsize="small"
     )
-    FigureCanvasAgg(figure).print_png(str(path))
+    figure.savefig(path, format="png")
