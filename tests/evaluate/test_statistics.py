@@ -26,7 +26,7 @@ def _windows(generator: np.random.Generator) -> tuple[list[float], list[int]]:
 
 def test_19_of_20_intervals_hold_the_true_mean() -> None:
     generator = np.random.default_rng(3)
-    estimates = [mean_per_token(*_windows(generator)) for _ in range(120)]
+    estimates = [mean_per_token(*_windows(generator)) for _ in range(300)]
     held = sum(of.low <= 3 <= of.high for of in estimates)
     assert 0.90 <= held / len(estimates) <= 0.98
     assert all(of.low < of.value < of.high for of in estimates)

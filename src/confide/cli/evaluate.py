@@ -237,13 +237,15 @@ class _Evaluation:
 
     def report(self, found: Mapping[str, Any], table: Table, draw: Callable[[Path], None]) -> None:
         """Print what was found, keep it and its chart in the folder for results, and fail if simulation differed."""
+        from confide.evaluate.statistics import CONFIDENCE
+
         answer = {
             "measure": self._measure,
             "model": self._request.model,
             "windows": len(self.windows),
             "context": self.windows.context,
             "scored_tokens": self.windows.scored_tokens,
-            "confidence": 0.95,
+            "confidence": CONFIDENCE,
             "models": found,
             **({} if self._identical is None else {"identical": self._identical}),
         }

@@ -5,16 +5,18 @@ Wilson's for a share, would be too narrow. Windows are nearly independent. So wi
 bootstrap: Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 3.8), whatever the measure.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
 _CHUNK = 500
-"""Resamples drawn at a time, which bounds the memory at any number of windows."""
+"""Resamples taken at a time, which bounds the memory."""
 _SEED = 20_240_229
 """Fixed, so that the same results have the same intervals."""
 
@@ -42,12 +44,20 @@ def mean_per_token(sums: Sequence[float], tokens: Sequence[int]) -> Estimate:
     totals, counts = np.asarray(sums, np.float64), np.asarray(tokens, np.float64)
     if len(totals) < 2 or totals.shape != counts.shape:
         raise ValueError(f"sums and tokens of the same two or more windows, not {totals.shape} and {counts.shape}")
-    generator = np.random.default_rng(_SEED)
-    even = np.full(len(totals), 1 / len(totals))
-    means = []
-    for _ in range(0, RESAMPLES, _CHUNK):
-        drawn = generator.multinomial(len(totals), even, size=_CHUNK)  # how often each window is in a resample
-        means.append((drawn @ totals) / (drawn @ counts))
+    draws = _draws(len(totals))
+    parts = (draws[start : start + _CHUNK].astype(np.float64) for start in range(0, RESAMPLES, _CHUNK))
+    means = np.concatenate([(part @ totals) / (part @ counts) for part in parts])
     tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
+    low, high = np.quantile(means, [tail, 1 - tail])
     return Estimate(float(totals.sum() / counts.sum()), float(low), float(high))
+
+
+@functools.lru_cache(maxsize=1)
+def _draws(windows: int) -> NDArray[np.uint8]:
+    """How often each window is in each resample: (RESAMPLES, windows). More than 255 times does not happen."""
+    generator = np.random.default_rng(_SEED)
+    even = np.full(windows, 1 / windows)
+    draws = np.empty((RESAMPLES, windows), np.uint8)
+    for start in range(0, RESAMPLES, _CHUNK):
+        draws[start : start + _CHUNK] = generator.multinomial(windows, even, size=_CHUNK)
+    return draws
