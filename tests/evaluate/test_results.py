@@ -78,3 +78,10 @@ def test_results_that_are_missing_are_not_made_up() -> None:
     results.add("fp32", 1, ONE)
     with pytest.raises(KeyError):
         results.of("fp32", 2)
+
+
+def test_a_place_that_cannot_be_written_to_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(EvaluationError, match="cannot be written to"):
+        with keep_results(tmp_path / "file" / "state.jsonl", WindowLoss, SETTINGS):
+            pass

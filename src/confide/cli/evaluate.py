@@ -47,7 +47,9 @@ SweepBits = Annotated[
 ]
 Out = Annotated[
     Path | None,
-    typer.Option(help="Folder for results and charts. What is interrupted goes on there with the same command."),
+    typer.Option(
+        help="Folder for results and charts. What is interrupted goes on there with the same command.", file_okay=False
+    ),
 ]
 
 
@@ -228,8 +230,8 @@ class _Evaluation:
             self._source,
             self.windows,
             protected_layers=self._request.protect,
-            weight_bits=self._request.sweep_bits or " ".join(self._request.weight_bits or []),
-            activation_bits=" ".join(self._request.activation_bits or []),
+            weight_bits=self._request.sweep_bits or " ".join(self._request.weight_bits or ["default"]),
+            activation_bits=" ".join(self._request.activation_bits or ["default"]),
             **self._options,
         )
         with keep_results(out / f"{self._name}.jsonl", kind, settings) as results:

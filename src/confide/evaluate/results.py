@@ -7,7 +7,7 @@ only ever appended to; a last line that was cut off by a crash is dropped and me
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Generic, TypeVar
+from typing import IO, BinaryIO, Generic, TypeVar
 
 import msgspec
 
@@ -70,10 +70,10 @@ class Results(Generic[Result]):
 def keep_results(path: Path, kind: type[Result], settings: Settings) -> Iterator[Results[Result]]:
     """Results that are kept in a file, with those of an earlier run that had the same settings.
 
-    Raises EvaluationError where the file is of other settings, is no such file, or is in use by another process.
+    Raises EvaluationError where the file is of other settings or is no such file, and where its folder is in use by
+    another process or cannot be written to.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = hold_folder(path.parent)
+    lock = _hold(path.parent)
     if lock is None:
         raise EvaluationError(f"Another process is evaluating into {path.parent}; wait for it or choose another --out.")
     with lock, path.open("a+b") as file:
@@ -87,6 +87,14 @@ def keep_results(path: Path, kind: type[Result], settings: Settings) -> Iterator
         else:
             results.begin(settings)
         yield results
+
+
+def _hold(folder: Path) -> IO[str] | None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return hold_folder(folder)
+    except OSError as error:
+        raise EvaluationError(f"{folder} cannot be written to ({error.strerror}); choose another --out.") from error
 
 
 def _restore(results: Results[Result], lines: list[bytes], path: Path, settings: Settings) -> None:
