@@ -144,7 +144,7 @@ def agreement(
     choices = run.measure(MeasureChoices(ks), WindowChoices)
     found = {name: compare_choices(each, choices[FP32], ks) for name, each in choices.items()}
     table = _table("", "k", "agreement, %", "accuracy, %", "less fp32's")
-    table.caption = "agreement: fp32's first choice is in the top k; accuracy: the text's own token is"
+    table.caption = "agreement: fp32's first choice in the top k; accuracy: the text's own token"
     for name, by_k in found.items():
         for k, of in by_k.items():
             compared = ("", "") if name == FP32 else (_percent(of.agreement, 2), _change(of.accuracy_change))
