@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,9 @@ def test_what_ctrl_c_stops_goes_on_with_the_same_command(text: Path, tmp_path: P
     options = ("perplexity", "demo", str(text), "--context", "32", "--windows", "24", "--out", str(tmp_path))
     state = tmp_path / "perplexity.jsonl"
     command = [sys.executable, "-m", "confide", "evaluate", *options]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE)
+    # Tests that run in the background ignore SIGINT, and what they start would inherit that.
+    heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, preexec_fn=heeding)
     while not state.exists() or state.read_bytes().count(b"\n") < 3:
         assert process.poll() is None
         time.sleep(0.005)
