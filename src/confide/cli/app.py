@@ -23,6 +23,7 @@ def _register() -> None:
         checks,
         demo,
         distrust,
+        evaluate,
         generate,
         ledger,
         licence,
@@ -37,7 +38,7 @@ def _register() -> None:
 
     for module in (plan, split, checks, serve, prepare, generate, distrust, demo):
         app.command(module.__name__.rpartition(".")[2])(module.command)
-    for group in (owner, tls, licence, ledger, attest, tee):
+    for group in (owner, tls, licence, ledger, attest, tee, evaluate):
         app.add_typer(group.app)
 
 
