@@ -8,6 +8,8 @@ import typer
 from confide.cli import output
 from confide.errors import ConfideError
 
+_INTERRUPTED = 130
+
 app = typer.Typer(
     name="confide",
     help="Private language models on machines nobody has to trust.",
@@ -47,13 +49,15 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     _register()
     try:
-        sys.exit(app(standalone_mode=False) or 0)  # the code of a typer.Exit comes back as a value
+        code = app(standalone_mode=False) or 0  # of a typer.Exit, and 130 for what was a KeyboardInterrupt
+        if code == _INTERRUPTED:
+            output.note("Interrupted; what was prepared is kept, and the same command goes on from there.")
+        sys.exit(code)
     except ConfideError as error:
         output.error(error, as_json="--json" in sys.argv)
         sys.exit(error.exit_code)
-    except (typer.Abort, KeyboardInterrupt):
-        output.note("Interrupted; what was prepared is kept, and the same command goes on from there.")
-        sys.exit(130)
+    except typer.Abort:
+        sys.exit(_INTERRUPTED)
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "show"):
             error.show()

@@ -3,6 +3,7 @@
 import dataclasses
 import json as jsonlib
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -306,7 +307,7 @@ def _interruptible(out: Path | None) -> Iterator[None]:
             output.note("Interrupted, and nothing was kept; with --out, the same command would go on from there.")
         else:
             output.note(f"Interrupted; what was measured is kept in {out}, and the same command goes on from there.")
-        raise typer.Exit(130) from None
+        sys.exit(130)  # rather than an Exit, to which a note about packs would be added
 
 
 def _text(path: Path) -> str:
