@@ -1,0 +1,153 @@
+"""Every model family: what runs privately is the quantized model in the clear, integer for integer and token for token.
+
+The service is in this process and the scheme a cleartext twin, so that all families take seconds.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from confide.hybrid.ledger import Ledger
+from confide.hybrid.model import HybridModel
+from confide.hybrid.padding import Padding
+from confide.hybrid.service import LayerService
+from confide.models.clear import ClearProduct
+from confide.models.protected import IntegerProduct
+from confide.models.quantized import QuantizedModel
+from confide.models.server_package import ServerPackage
+from confide.models.shell import load_shell
+from confide.models.source import Source, open_model
+from confide.models.split import split
+from families import FAMILIES, save_random
+from owners import OWNER
+
+from .local import LocalClient
+from .twin import TWIN
+
+NEW = 10
+PROMPT = torch.tensor([[5, 17, 60, 2, 33, 9]])
+BATCH = torch.tensor([[0, 0, 0, 8, 41, 7], [3, 9, 27, 50, 12, 60]])
+BATCH_MASK = torch.tensor([[0, 0, 0, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
+
+ONE_INPUT = {"falcon-7b", "falcon-11b", "phi"}
+"""Where attention and MLP read one norm's output, so that they share a round trip."""
+
+
+class Recording:
+    """An IntegerProduct that remembers what another one gave: (group, int32 (tokens, rows)) for each call."""
+
+    def __init__(self, product: IntegerProduct) -> None:
+        self._product = product
+        self.given: list[tuple[int, Tensor]] = []
+
+    def __call__(self, group: int, x: Tensor) -> Tensor:
+        result = self._product(group, x)
+        self.given.append((group, result))
+        return result
+
+
+@dataclass
+class Pair:
+    """One split, run privately and in the clear."""
+
+    source: Source
+    protect: str
+    private: HybridModel
+    clear: PreTrainedModel
+    private_products: Recording
+    clear_products: Recording
+
+    @property
+    def groups(self) -> int:
+        return len(self.private.client.parameters)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    """A family with everything protected that can be: its blocks, and its head unless that is the embedding too."""
+    config = FAMILIES[request.param]
+    yield from opened(config, "all" if config.tie_word_embeddings else "all,lm_head")
+
+
+def opened(config: PreTrainedConfig, protect: str) -> Iterator[Pair]:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        source = open_model(str(save_random(config, folder / "model")))
+        parts = split(source, folder / "split", owner=OWNER, protect=protect)
+        package = ServerPackage.open(parts.server)
+        matrices = package.load()
+        service = LayerService(package.signed, matrices, Ledger(folder / "state"), TWIN, insecure_no_licences=True)
+        client = LocalClient(parts.client, service, packs=folder / "packs")
+        product = client.product(padding=Padding(prompt=8, answer=16))
+        private, clear = Recording(product), Recording(ClearProduct(matrices))
+        with HybridModel(client, load_shell(parts.client, private), product) as model:
+            yield Pair(source, protect, model, load_shell(parts.client, clear), private, clear)
+
+
+def generated(pair: Pair, ids: Tensor, mask: Tensor | None = None, **options: object) -> Tensor:
+    """What was generated privately, compared with the clear model in every integer, idle steps left out."""
+    arguments = {
+        "attention_mask": torch.ones_like(ids) if mask is None else mask,
+        "max_new_tokens": NEW,
+        "min_new_tokens": NEW,
+        "do_sample": False,
+    }
+    pair.private_products.given.clear()
+    pair.clear_products.given.clear()
+    torch.manual_seed(3)
+    private = pair.private.generate(ids, **(arguments | options))
+    torch.manual_seed(3)
+    clear = pair.clear.generate(ids, **(arguments | options))
+    assert torch.equal(private, clear)
+    require_equal_integers(pair)
+    return private
+
+
+def require_equal_integers(pair: Pair) -> None:
+    """Each product of the private run is the clear run's, and what follows until its padded length is zeros."""
+    expected, given = pair.clear_products.given, pair.private_products.given
+    assert {group for group, _ in expected} == set(range(pair.groups))
+    assert len(given) >= len(expected)
+    for (group, product), (clear_group, clear_product) in zip(given, expected, strict=False):
+        assert group == clear_group
+        assert torch.equal(product, clear_product)
+    assert not any(product.any() for _, product in given[len(expected) :])
+
+
+def test_the_split_model_is_the_loaded_one_quantized(pair: Pair) -> None:
+    """The other tests compare two models of one shell; this one holds that shell against the checkpoint."""
+    ids = torch.arange(2, 14)[None]
+    quantized = QuantizedModel.load(pair.source, protect=pair.protect)
+    quantized.use(ClearProduct(quantized.matrices))
+    with torch.inference_mode():
+        split_logits, logits = pair.clear(ids).logits, quantized.model(ids).logits
+        stock = pair.source.load_model()(ids).logits
+    assert torch.equal(split_logits, logits)
+    assert (logits - stock).square().mean().sqrt() < 0.05 * stock.std()
+
+
+def test_prefill(pair: Pair) -> None:
+    pair.private_products.given.clear()
+    pair.clear_products.given.clear()
+    with torch.inference_mode():
+        assert torch.equal(pair.private(PROMPT).logits, pair.clear(PROMPT).logits)
+    require_equal_integers(pair)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"do_sample": True, "temperature": 1.5}, {"num_beams": 3}],
+    ids=["greedy", "sampling", "beams"],
+)
+def test_generation(pair: Pair, options: dict[str, object]) -> None:
+    assert generated(pair, PROMPT, **options).shape == (1, PROMPT.shape[1] + NEW)
+
+
+def test_a_batch_with_left_padding(pair: Pair) -> None:
+    assert generated(pair, BATCH, BATCH_MASK).shape == (2, BATCH.shape[1] + NEW)
