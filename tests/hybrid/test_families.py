@@ -24,7 +24,7 @@ from confide.models.server_package import ServerPackage
 from confide.models.shell import load_shell
 from confide.models.source import Source, open_model
 from confide.models.split import split
-from families import FAMILIES, save_random
+from families import FAMILIES, POSITIONS, save_random
 from owners import OWNER
 
 from .local import LocalClient
@@ -151,3 +151,21 @@ def test_generation(pair: Pair, options: dict[str, object]) -> None:
 
 def test_a_batch_with_left_padding(pair: Pair) -> None:
     assert generated(pair, BATCH, BATCH_MASK).shape == (2, BATCH.shape[1] + NEW)
+
+
+def test_each_token_takes_a_round_trip_for_each_group(pair: Pair, request: pytest.FixtureRequest) -> None:
+    per_block = 3 if request.node.callspec.params["pair"] in ONE_INPUT else 4
+    assert pair.groups == 2 * per_block + (pair.protect == "all,lm_head")
+    before = pair.private.traffic.round_trips
+    with torch.inference_mode():
+        for token in PROMPT[0, :3]:
+            pair.private(token.view(1, 1))
+    assert pair.private.traffic.round_trips - before == 3 * pair.groups
+
+
+def test_padding_goes_on_past_the_context(pair: Pair) -> None:
+    """The last of the padded steps have no positions left, and must look like the others all the same."""
+    ids = torch.arange(2, 2 + POSITIONS - 4)[None]
+    before = pair.private.traffic.round_trips
+    generated(pair, ids, max_new_tokens=4, min_new_tokens=4)
+    assert pair.private.traffic.round_trips - before == 16 * pair.groups
