@@ -51,6 +51,12 @@ class InvalidActivation(ConfideError):
     code = "invalid-activation"
 
 
+class WrongMode(ConfideError):
+    """A model is asked for what its mode does not have."""
+
+    code = "wrong-mode"
+
+
 class PackError(ConfideError):
     """Something about the client's pack folder."""
 

@@ -371,7 +371,7 @@ def test_a_model_interrupted_while_generating_bills_each_token_once(tmp_path: Pa
     from transformers import GPT2Config, GPT2LMHeadModel, StoppingCriteria, StoppingCriteriaList
 
     from confide.hybrid.ledger import Ledger
-    from confide.hybrid.model import HybridModel
+    from confide.hybrid.remote import RemoteModel
     from confide.models.server_package import ServerPackage
     from confide.models.shell import load_shell
     from confide.models.source import open_model
@@ -398,7 +398,7 @@ def test_a_model_interrupted_while_generating_bills_each_token_once(tmp_path: Pa
     options = {"attention_mask": torch.ones_like(prompt), "pad_token_id": 0, "do_sample": False, "max_new_tokens": 9}
     with running(service) as url, twin_client(parts.client, url) as client:
         product = client.product()
-        model = HybridModel(client, load_shell(client.folder, product, "cpu", {OWNER.public}), product)
+        model = RemoteModel(client, load_shell(client.folder, product, "cpu", {OWNER.public}), product)
         whole = model.generate(prompt, **options)
         once = used(service)
         for length in (8, 6, 12):

@@ -6,14 +6,16 @@ from typing import Annotated
 import typer
 
 from confide.cli import output
-from confide.cli.options import Json, OwnerFile
+from confide.cli.options import ActivationBits, Json, OwnerFile, Protect, WeightBits
 from confide.rlwe.parameters import Profile
 
 
 def command(
     model: Annotated[str, typer.Argument(help="`demo`, a local Hugging Face folder, or a hub id.")],
     out: Annotated[Path, typer.Option(help="Where to write client/ and server/.")],
-    protect: Annotated[str, typer.Option(help="all, attention, mlp, or a regular expression of layer names.")] = "all",
+    protect: Protect = "all",
+    weight_bits: WeightBits = None,
+    activation_bits: ActivationBits = None,
     profile: Annotated[
         Profile, typer.Option(help="Whether the weights are secret too, or only what users ask.")
     ] = Profile.PRIVATE_WEIGHTS,
@@ -22,10 +24,12 @@ def command(
 ) -> None:
     """Cut a model into a shell for the client and int8 matrices for an untrusted server."""
     from confide.cli.owner import read_or_make_key
+    from confide.models.precision import Recipe
     from confide.models.source import open_model
     from confide.models.split import split
 
     output.quiet_transformers()
+    recipe = Recipe.parse(weight_bits or (), activation_bits or ())
     source = open_model(model)
     key = read_or_make_key(owner)
     with output.messages.status("quantizing and splitting") as status:
@@ -34,6 +38,7 @@ def command(
             out,
             owner=key,
             protect=protect,
+            recipe=recipe,
             profile=profile,
             progress=lambda _, done, total: status.update(f"quantized {done} of {total} layer groups"),
         )

@@ -46,7 +46,11 @@ def _balanced_digits(x: Tensor) -> Tensor:
 
 def load_clear(shell: Path | str, server: Path | str, device: torch.device | str = "cpu") -> PreTrainedModel:
     """The quantized model of the two folders of one split. InvalidPackage where they do not belong together."""
+    return load_shell(shell, ClearProduct(open_counterpart(shell, server).load(), device), device)
+
+
+def open_counterpart(shell: Path | str, server: Path | str) -> ServerPackage:
+    """The package of a server folder. InvalidPackage where the shell is not its other half."""
     package = ServerPackage.open(server)
     package.manifest.require_counterpart(open_package(shell, PackageKind.SHELL).manifest)
-    matrices = map(package.weights, range(len(package.manifest.groups)))
-    return load_shell(shell, ClearProduct(matrices, device), device)
+    return package
