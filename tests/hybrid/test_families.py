@@ -3,19 +3,24 @@
 The service is in this process and the scheme a cleartext twin, so that all families take seconds.
 """
 
+import json
 import tempfile
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
+from confide.errors import ModelNotSupported
+from confide.hybrid import wire
 from confide.hybrid.ledger import Ledger
-from confide.hybrid.model import HybridModel
 from confide.hybrid.padding import Padding
+from confide.hybrid.remote import RemoteModel
 from confide.hybrid.service import LayerService
 from confide.models.clear import ClearProduct
 from confide.models.protected import IntegerProduct
@@ -24,7 +29,7 @@ from confide.models.server_package import ServerPackage
 from confide.models.shell import load_shell
 from confide.models.source import Source, open_model
 from confide.models.split import split
-from families import FAMILIES, POSITIONS, save_random
+from families import FAMILIES, POSITIONS, UNLISTED, save_random
 from owners import OWNER
 
 from .local import LocalClient
@@ -58,7 +63,7 @@ class Pair:
 
     source: Source
     protect: str
-    private: HybridModel
+    private: RemoteModel
     clear: PreTrainedModel
     private_products: Recording
     clear_products: Recording
@@ -72,13 +77,17 @@ class Pair:
 def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
     """A family with everything protected that can be: its blocks, and its head unless that is the embedding too."""
     config = FAMILIES[request.param]
-    yield from opened(config, "all" if config.tie_word_embeddings else "all,lm_head")
+    with tempfile.TemporaryDirectory() as folder:
+        model = save_random(config, Path(folder) / "model")
+        with opened(model, "all" if config.tie_word_embeddings else "all,lm_head") as pair:
+            yield pair
 
 
-def opened(config: PreTrainedConfig, protect: str) -> Iterator[Pair]:
+@contextmanager
+def opened(model: Path, protect: str = "all") -> Iterator[Pair]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        source = open_model(str(save_random(config, folder / "model")))
+        source = open_model(str(model))
         parts = split(source, folder / "split", owner=OWNER, protect=protect)
         package = ServerPackage.open(parts.server)
         matrices = package.load()
@@ -86,7 +95,7 @@ def opened(config: PreTrainedConfig, protect: str) -> Iterator[Pair]:
         client = LocalClient(parts.client, service, packs=folder / "packs")
         product = client.product(padding=Padding(prompt=8, answer=16))
         private, clear = Recording(product), Recording(ClearProduct(matrices))
-        with HybridModel(client, load_shell(parts.client, private), product) as model:
+        with RemoteModel(client, load_shell(parts.client, private), product) as model:
             yield Pair(source, protect, model, load_shell(parts.client, clear), private, clear)
 
 
@@ -153,19 +162,62 @@ def test_a_batch_with_left_padding(pair: Pair) -> None:
     assert generated(pair, BATCH, BATCH_MASK).shape == (2, BATCH.shape[1] + NEW)
 
 
-def test_each_token_takes_a_round_trip_for_each_group(pair: Pair, request: pytest.FixtureRequest) -> None:
+def test_a_token_takes_a_round_trip_for_each_group(pair: Pair, request: pytest.FixtureRequest) -> None:
     per_block = 3 if request.node.callspec.params["pair"] in ONE_INPUT else 4
     assert pair.groups == 2 * per_block + (pair.protect == "all,lm_head")
-    before = pair.private.traffic.round_trips
-    with torch.inference_mode():
-        for token in PROMPT[0, :3]:
-            pair.private(token.view(1, 1))
-    assert pair.private.traffic.round_trips - before == 3 * pair.groups
+    frames = frames_of(pair)
+    frames.clear()
+    generated(pair, PROMPT)
+    steps = [frames[start : start + pair.groups] for start in range(0, len(frames), pair.groups)]
+    assert len(steps) == 16
+    for step in steps:
+        assert [frame.group for frame in step] == list(range(pair.groups))
+    assert {frame.count for step in steps[1:] for frame in step} == {1}
 
 
 def test_padding_goes_on_past_the_context(pair: Pair) -> None:
     """The last of the padded steps have no positions left, and must look like the others all the same."""
     ids = torch.arange(2, 2 + POSITIONS - 4)[None]
-    before = pair.private.traffic.round_trips
+    frames = frames_of(pair)
+    frames.clear()
     generated(pair, ids, max_new_tokens=4, min_new_tokens=4)
-    assert pair.private.traffic.round_trips - before == 16 * pair.groups
+    assert [frame.count for frame in frames[-12 * pair.groups :]] == [1] * (12 * pair.groups)
+    assert len(frames) == 16 * pair.groups
+
+
+def frames_of(pair: Pair) -> list[wire.Online]:
+    """What the server got."""
+    assert isinstance(pair.private.client, LocalClient)
+    return pair.private.client.frames
+
+
+@pytest.mark.parametrize("family", [name for name, config in FAMILIES.items() if config.tie_word_embeddings])
+def test_a_head_that_is_the_embedding_too_is_refused(family: str, tmp_path: Path) -> None:
+    source = open_model(str(save_random(FAMILIES[family], tmp_path / "model")))
+    with pytest.raises(ModelNotSupported, match="lm_head cannot be protected.* input embedding's too"):
+        split(source, tmp_path / "split", owner=OWNER, protect="all,lm_head")
+    assert not (tmp_path / "split").exists()
+
+
+def test_an_architecture_without_a_table_runs_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with opened(save_random(UNLISTED, tmp_path)) as pair:
+        assert "'opt' is not among those that were tested" in caplog.text
+        generated(pair, PROMPT)
+        generated(pair, BATCH, BATCH_MASK)
+
+
+def test_the_trained_llama_tells_its_story(test_data: Path) -> None:
+    folder = test_data / "models" / "stories260k-llama"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there")
+    reference = json.loads((folder / "reference.json").read_text())
+    start, story = torch.tensor([reference["prompt_ids"]]), torch.tensor([reference["greedy_ids"]])
+    new = story.shape[1] - start.shape[1]
+    with opened(folder, "all") as pair:
+        stock = pair.source.load_model()
+        assert torch.equal(stock.generate(start, do_sample=False, max_new_tokens=new), story)
+        private = generated(pair, start, max_new_tokens=new, min_new_tokens=None)
+    agreeing = int((private == story).sum())
+    # Measured: all of them. Where one differs, on a machine that rounds otherwise, those after it may too.
+    assert agreeing > story.shape[1] // 2
+    warnings.warn(f"agreement with the fp32 story: {agreeing} of {story.shape[1]} tokens", stacklevel=1)
