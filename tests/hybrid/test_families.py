@@ -23,7 +23,6 @@ from confide.hybrid.padding import Padding
 from confide.hybrid.remote import RemoteModel
 from confide.hybrid.service import LayerService
 from confide.models.clear import ClearProduct
-from confide.models.protected import IntegerProduct
 from confide.models.quantized import QuantizedModel
 from confide.models.server_package import ServerPackage
 from confide.models.shell import load_shell
@@ -33,6 +32,7 @@ from families import FAMILIES, POSITIONS, UNLISTED, save_random
 from owners import OWNER
 
 from .local import LocalClient
+from .recording import Recording
 from .twin import TWIN
 
 NEW = 10
@@ -42,19 +42,6 @@ BATCH_MASK = torch.tensor([[0, 0, 0, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
 
 ONE_INPUT = {"falcon-7b", "falcon-11b", "phi"}
 """Where attention and MLP read one norm's output, so that they share a round trip."""
-
-
-class Recording:
-    """An IntegerProduct that remembers what another one gave: (group, int32 (tokens, rows)) for each call."""
-
-    def __init__(self, product: IntegerProduct) -> None:
-        self._product = product
-        self.given: list[tuple[int, Tensor]] = []
-
-    def __call__(self, group: int, x: Tensor) -> Tensor:
-        result = self._product(group, x)
-        self.given.append((group, result))
-        return result
 
 
 @dataclass
@@ -194,7 +181,7 @@ def frames_of(pair: Pair) -> list[wire.Online]:
 @pytest.mark.parametrize("family", [name for name, config in FAMILIES.items() if config.tie_word_embeddings])
 def test_a_head_that_is_the_embedding_too_is_refused(family: str, tmp_path: Path) -> None:
     source = open_model(str(save_random(FAMILIES[family], tmp_path / "model")))
-    with pytest.raises(ModelNotSupported, match="lm_head cannot be protected.* input embedding's too"):
+    with pytest.raises(ModelNotSupported, match=r"lm_head cannot be protected.* input embedding's too"):
         split(source, tmp_path / "split", owner=OWNER, protect="all,lm_head")
     assert not (tmp_path / "split").exists()
 

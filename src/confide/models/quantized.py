@@ -136,7 +136,7 @@ class QuantizedModel:
 
 
 def _use_cache(model: PreTrainedModel) -> None:
-    """Have it keep a KV cache, where MPT's checkpoints say no: each token would take the whole text's products again."""
+    """Have it keep a KV cache. MPT's checkpoints say no, and each token would send the whole text again."""
     model.config.use_cache = True
     if model.generation_config is not None:
         model.generation_config.use_cache = True
