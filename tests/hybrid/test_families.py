@@ -162,6 +162,17 @@ def test_a_token_takes_a_round_trip_for_each_group(pair: Pair, request: pytest.F
     assert {frame.count for step in steps[1:] for frame in step} == {1}
 
 
+@pytest.mark.parametrize("prompt", [PROMPT, PROMPT[:, :1], BATCH], ids=["one", "one token", "batch"])
+def test_prompts_of_any_length_look_alike(pair: Pair, prompt: Tensor) -> None:
+    """A bucket for each sequence; the head sees its last token, even where that is its only one."""
+    frames = frames_of(pair)
+    frames.clear()
+    generated(pair, prompt, max_new_tokens=1, min_new_tokens=1)
+    heads = int(pair.protect == "all,lm_head")
+    counts = [frame.count for frame in frames[: pair.groups]]
+    assert counts == [8 * len(prompt)] * (pair.groups - heads) + [len(prompt)] * heads
+
+
 def test_padding_goes_on_past_the_context(pair: Pair) -> None:
     """The last of the padded steps have no positions left, and must look like the others all the same."""
     ids = torch.arange(2, 2 + POSITIONS - 4)[None]

@@ -37,7 +37,7 @@ def test_fewer_bits_fit_and_clip_where_that_is_better(bits: int, seed: int) -> N
 
     widest = weights.abs().amax(1) / largest
     unclipped = error((weights / widest[:, None]).round(), widest)
-    blind, aware = quantize_weights(weights, bits), quantize_weights(weights, bits, importance)
+    blind, aware = quantize_weights(weights, bits), quantize_weights(weights, bits, torch.diag(importance))
     assert aware[0].abs().max() <= largest
     assert (error(*aware) <= unclipped * 1.0001).all()
     assert error(*aware).sum() <= error(*blind).sum()

@@ -103,7 +103,7 @@ class PaddedGeneration:
             if options.get("streamer") is not None:
                 streamer = options["streamer"] = _Verified(options["streamer"], self._product)
                 last.callback(streamer.finish)
-            with self._product.generation():
+            with self._product.generation(last_only=_head(model)):
                 result = self._generate(options)
                 self._pad(keep_cache=options.get("past_key_values") is not None or not isinstance(result, Tensor))
         return result
@@ -173,6 +173,14 @@ def _leave_room(cache: DynamicCache, positions: int) -> None:
     over = cache.get_seq_length() - (positions - 1)
     if over > 0 and not any(cache.is_sliding):
         cache.crop(-over)
+
+
+def _head(model: Any) -> str | None:
+    """The output head's name, where `generate` has it compute the next token's logits and no others."""
+    if "logits_to_keep" not in inspect.signature(model.forward).parameters:
+        return None
+    head = model.get_output_embeddings()
+    return next((name for name, module in model.named_modules() if module is head), None)
 
 
 def _longest_answer(model: Any, options: dict[str, Any]) -> int:
