@@ -51,6 +51,12 @@ class InvalidActivation(ConfideError):
     code = "invalid-activation"
 
 
+class EvaluationError(ConfideError):
+    """A model cannot be measured on this text, or not with the results that an earlier run left."""
+
+    code = "evaluation"
+
+
 class WrongMode(ConfideError):
     """A model is asked for what its mode does not have."""
 

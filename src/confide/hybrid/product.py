@@ -47,6 +47,11 @@ class OnlineTraffic:
     round_trips: int = 0
 
 
+def frame_tokens(parameters: Parameters) -> int:
+    """How many tokens of a layer group fit a frame either way."""
+    return wire.MAX_FRAME // (4 * max(parameters.rows, parameters.columns))
+
+
 @dataclass(frozen=True)
 class CheckedGroup:
     """A layer group as the client needs it: names, parameters and the check of its answers."""
@@ -58,7 +63,7 @@ class CheckedGroup:
     @property
     def most_tokens(self) -> int:
         """How many tokens fit a frame either way."""
-        return wire.MAX_FRAME // (4 * max(self.parameters.rows, self.parameters.columns))
+        return frame_tokens(self.parameters)
 
 
 class RemoteProduct:

@@ -28,9 +28,9 @@ def collect(
 ) -> Moments:
     """Run a stock model on texts and note the moments of what its chosen layers read.
 
-    inputs: token ids, int64 (texts, tokens) or (tokens,), without padding; one at a time is held and run. Some 8,000
-    tokens are plenty for a small model; fewer than a layer has columns will do. Memory: 4 columns^2 bytes for each
-    group, together 0.8 times a Llama's float32 weights, 1.6 times a GPT-2's; so choose only groups that get few bits.
+    inputs: token ids, int64 (texts, tokens) or (tokens,), at least one and at most the model's context long, without
+    padding; one tensor at a time is held and run. Some thousand tokens are enough. Memory: 4 columns^2 bytes for each
+    group, together 0.8 to 1.6 times the layers' weights in float32; so choose only groups that get less than 8 bits.
     An exception from `inputs` or `progress`, or an interrupt, ends it and leaves the model as it was.
     Raises ConfideError without any token, InvalidActivation where an activation is not finite.
     """

@@ -34,19 +34,17 @@ def quantize_weights(
     that is not finite either. Below 8 bits the largest weights of a row are clipped where that makes its squared error
     smaller.
 
-    moments: float32 (n, n), the mean of x x^T over the layer's inputs x, see `calibration.collect`. Below 8 bits it is
-    then the product's error that is made small rather than the weights': each column counts as its inputs are large,
-    and `gptq_round` has columns make up for each other, so that a weight may be further off than half a scale.
+    moments: float32 (n, n), the mean of x x^T over the layer's inputs x, see `calibration.collect`. Below 8 bits the
+    weights are then rounded so that the product's error is small rather than each weight's: see `gptq_round`.
     """
     weights = weights.float()
     scale = weights.abs().amax(dim=1) / largest_weight(bits)
     scale = torch.where(scale == 0, 1.0, scale)
     if bits == MAX_WEIGHT_BITS:
         return _rounded(weights, scale, bits).to(torch.int8), scale
+    scale = _best_scale(weights, scale, bits)
     if moments is None:
-        scale = _best_scale(weights, scale, bits, torch.ones(weights.shape[1], device=weights.device))
         return _rounded(weights, scale, bits).to(torch.int8), scale
-    scale = _best_scale(weights, scale, bits, moments.diagonal())
     return gptq_round(weights, scale, largest_weight(bits), moments).to(torch.int8), scale
 
 
@@ -55,12 +53,12 @@ def _rounded(weights: Tensor, scale: Tensor, bits: int) -> Tensor:
     return (weights / scale[:, None]).round_().clamp_(-largest, largest)
 
 
-def _best_scale(weights: Tensor, widest: Tensor, bits: int, counts: Tensor) -> Tensor:
-    """For each row the scale, of a grid from `widest` to half of it, of least squared error; counts: of each column."""
+def _best_scale(weights: Tensor, widest: Tensor, bits: int) -> Tensor:
+    """For each row the scale, of a grid from `widest` to half of it, with the smallest squared error."""
     best, least = widest, torch.full_like(widest, torch.inf)
     for step in range(CLIPPINGS + 1):
         scale = widest * (1 - step / (2 * CLIPPINGS))
-        error = (_rounded(weights, scale, bits) * scale[:, None] - weights).square_() @ counts
+        error = (_rounded(weights, scale, bits) * scale[:, None] - weights).square_().sum(dim=1)
         best, least = torch.where(error < least, scale, best), torch.minimum(error, least)
     return best
 
