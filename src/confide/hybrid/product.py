@@ -91,6 +91,7 @@ class RemoteProduct:
         self._groups = groups
         self._on_breach = on_breach
         self._positions = [0] * len(groups)
+        self._last_only: int | None = None
         self._idling = False
         self._over: IntegrityError | None = None
         self.padding = padding
@@ -132,8 +133,9 @@ class RemoteProduct:
 
     def _visible_tokens(self, group: int, tokens: int) -> int:
         """A prompt is padded; a step of decoding, one token for each sequence, shows nothing but that."""
-        first = self.generating and not self._positions[group]
-        if tokens == self.width and not first:
+        # A prompt may be one token long, and must not look like a step then.
+        prompt = self.generating and not self._positions[group] and group != self._last_only
+        if tokens == self.width and not prompt:
             return tokens
         # Each of the sequences is padded, so that a batch shows no more than one text does.
         width = self.width if tokens % self.width == 0 else 1
@@ -146,7 +148,7 @@ class RemoteProduct:
             # from another course that it is not believed any more.
             return segment.inputs
         # From here on the masks carry something else than they were given for, so they must not be given again.
-        self._supply.end_run()
+        self._supply.abandon_run()
         return np.zeros_like(segment.inputs)
 
     def _segment(self, group: int, values: masks.Int32Array, segment: Segment) -> masks.Int32Array:
@@ -175,12 +177,14 @@ class RemoteProduct:
         return self._link.run(lambda connection: connection.request(message, wire.Answer))
 
     @contextmanager
-    def generation(self) -> Iterator[None]:
+    def generation(self, last_only: str | None = None) -> Iterator[None]:
         """While it lasts, each group's first call counts as a prompt, and tokens are counted from there.
 
+        last_only: a layer that sees the last token of each sequence only, whatever the prompt's length.
         Where it is interrupted, the next one repeats what it sent for as long as that is the same.
         """
         self._positions = [0] * len(self._groups)
+        self._last_only = self._alone(last_only)
         self.generating = True
         self._supply.begin_run()
         try:
@@ -193,6 +197,11 @@ class RemoteProduct:
             self._supply.end_run()
         finally:
             self.generating = False
+
+    def _alone(self, layer: str | None) -> int | None:
+        """The group that is this layer and no other."""
+        names = ([layer.name for layer in checked.group.layers] for checked in self._groups)
+        return next((index for index, layers in enumerate(names) if layers == [layer]), None)
 
     @contextmanager
     def idling(self) -> Iterator[None]:

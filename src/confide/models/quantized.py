@@ -89,6 +89,7 @@ class QuantizedModel:
         for group in chosen:
             for layer in group.layers:
                 require_untied(model, layer)
+        _use_cache(model)
         quantized = cls(model, profile)
         for done, group in enumerate(chosen, start=1):
             quantized._take(group, recipe or Recipe(), moments or {})
@@ -134,6 +135,13 @@ class QuantizedModel:
         if self._product is None:
             raise RuntimeError("A quantized model has nothing to multiply with before `use`.")
         return self._product(group, x)
+
+
+def _use_cache(model: PreTrainedModel) -> None:
+    """Have it keep a KV cache. MPT's checkpoints say no, and each token would send the whole text again."""
+    model.config.use_cache = True
+    if model.generation_config is not None:
+        model.generation_config.use_cache = True
 
 
 def calibrate(
