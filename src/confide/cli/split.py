@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 
 CALIBRATION_TOKENS = 8192
-CALIBRATION_TEXT = 512
 
 
 def command(
@@ -84,12 +83,11 @@ def command(
 
 
 def _texts(source: "Source", file: Path) -> "Sequence[Tensor]":
-    """The beginning of a text file, as token ids in pieces that any context holds."""
+    """The beginning of a text file, as token ids."""
     import torch
 
     tokenizer = source.load_tokenizer()
     if tokenizer is None:
         raise typer.BadParameter("this model has no tokenizer, so no text can calibrate it")
     text = file.read_text(errors="replace")[: 16 * CALIBRATION_TOKENS]
-    ids = torch.tensor([tokenizer(text, verbose=False)["input_ids"][:CALIBRATION_TOKENS]])
-    return [part for part in ids.split(CALIBRATION_TEXT, dim=1) if part.numel()]
+    return [torch.tensor([tokenizer(text, verbose=False)["input_ids"][:CALIBRATION_TOKENS]])]
