@@ -26,15 +26,17 @@ def _register() -> None:
         generate,
         ledger,
         licence,
+        open,
         owner,
         prepare,
+        seal,
         serve,
         split,
         tee,
         tls,
     )
 
-    for module in (split, checks, serve, prepare, generate, distrust, demo):
+    for module in (split, checks, serve, prepare, generate, distrust, seal, open, demo):
         app.command(module.__name__.rpartition(".")[2])(module.command)
     for group in (owner, tls, licence, ledger, attest, tee):
         app.add_typer(group.app)
