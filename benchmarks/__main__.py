@@ -5,7 +5,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import one_layer, reliability, serving, whole_model
+from benchmarks import one_layer, reliability, sealed, serving, whole_model
 from confide.cli.output import quiet_transformers
 
 QUESTIONS = {
@@ -13,6 +13,7 @@ QUESTIONS = {
     "whole_model": whole_model.main,
     "serving": serving.main,
     "reliability": reliability.main,
+    "sealed": sealed.main,
 }
 
 
