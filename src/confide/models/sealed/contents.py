@@ -1,12 +1,12 @@
 """What of a model is sealed: the weights, and the files without which they are no language model."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
+import msgspec
 from gguf import GGUFReader, LlamaFileType
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -24,6 +24,12 @@ _WEIGHTS: Final = "model.safetensors"
 _INDEX: Final = "model.safetensors.index.json"
 _GGUF: Final = "model.gguf"
 _OPTIONAL: Final = (GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG, CHAT_TEMPLATE)
+
+
+class _Index(msgspec.Struct, frozen=True):
+    """Which file of a folder each tensor is in."""
+
+    weight_map: dict[str, Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9_][A-Za-z0-9_.\-]{0,110}\.safetensors\Z")]]
 
 
 @dataclass(frozen=True)
@@ -88,12 +94,12 @@ def _weight_files(folder: Path) -> list[str]:
     if (folder / _WEIGHTS).is_file():
         return [_WEIGHTS]
     try:
-        names = sorted(set(json.loads((folder / _INDEX).read_bytes())["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        names = sorted(set(msgspec.json.decode((folder / _INDEX).read_bytes(), type=_Index).weight_map.values()))
+    except (OSError, ValueError, msgspec.MsgspecError) as error:
         raise ModelNotSupported(
             f"{folder} has neither {_WEIGHTS} nor a sound {_INDEX}; save the model as safetensors first."
         ) from error
-    if missing := [name for name in names if name != Path(name).name or not (folder / name).is_file()]:
+    if missing := [name for name in names if not (folder / name).is_file()]:
         raise ModelNotSupported(f"{folder} lacks the file {missing[0]} that {_INDEX} names; download it whole.")
     return names
 

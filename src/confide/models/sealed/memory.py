@@ -34,8 +34,10 @@ class MemoryFile:
 
     def _fill(self, reader: SealedReader, on_chunk: OnChunk | None) -> None:
         os.ftruncate(self._descriptor, reader.size)
-        with mmap.mmap(self._descriptor, reader.size) as content, memoryview(content) as view:
-            reader.read_into(Regions([view]), on_chunk)
+        content = mmap.mmap(self._descriptor, reader.size)
+        reader.read_into(Regions([memoryview(content)]), on_chunk)
+        # Not in a `with`: after an error its traceback still holds parts of the mapping, which cannot be closed then.
+        content.close()
 
     @property
     def path(self) -> str:
