@@ -10,8 +10,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, PreTrainedTokenizerFast
 
 from confide.errors import InvalidPackage, ModelNotSupported
-from confide.models.sealed.contents import contents_of
+from confide.models.sealed.contents import Contents, contents_of
 from confide.models.sealed.load import load_model, load_tokenizer
+from confide.models.sealed.manifest import WeightsFormat
 from confide.models.sealed.package import SealedPackage, UnlockedPackage
 from confide.models.sealed.write import seal_model
 from confide.models.source import DEMO_FOLDER, Source
@@ -125,3 +126,25 @@ def test_code_of_the_model_is_neither_sealed_nor_run(tiny_gpt2: Source, tmp_path
     package = seal(folder, tmp_path)
     assert "evil.py" not in package
     assert type(load_model(package).config) is GPT2Config
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ("[1]", r"config\.json is not a JSON object"),
+        ('{"model_type": "unheard-of"}', "does not know the architecture 'unheard-of'"),
+        ('{"model_type": "gpt2", "n_embd": 7, "n_head": 2}', "cannot make a model of this gpt2"),
+        (None, r"without a config\.json"),
+    ],
+)
+def test_a_package_that_is_no_model_is_refused(
+    tiny_gpt2: Source, tmp_path: Path, config: str | None, reason: str
+) -> None:
+    files = {"model.safetensors": Path(tiny_gpt2.location) / "model.safetensors"}
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+        files["config.json"] = tmp_path / "config.json"
+    contents = Contents("odd", "gpt2", WeightsFormat.SAFETENSORS, "f32", files)
+    seal_model(contents, tmp_path / "package", key=KEY, owner=OWNER)
+    with pytest.raises(InvalidPackage, match=reason):
+        load_model(SealedPackage.open(tmp_path / "package").unlock(KEY))

@@ -8,7 +8,7 @@ from typing import Any, Final, cast
 
 import torch
 from tokenizers import AddedToken, Tokenizer
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -42,23 +42,30 @@ def load_model(
     """
     if package.manifest.weights is not WeightsFormat.SAFETENSORS:
         raise InvalidPackage(f"{package.package.folder} holds a GGUF model; run it with the xllamacpp engine.")
-    config = _config(package)
-    architecture = cast(type[PreTrainedModel], MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
-    loaded: Any = architecture.from_pretrained(
-        None,
-        config=config,
-        state_dict=read_tensors(package, on_chunk),
-        dtype=dtype or config.dtype or torch.float32,
-        output_loading_info=True,
-    )
-    model, report = cast(tuple[PreTrainedModel, dict[str, set[str]]], loaded)
-    if missing := sorted(report["missing_keys"]):
-        raise InvalidPackage(f"The weights {missing[0]} and {len(missing) - 1} more are missing; seal a whole model.")
+    config, tensors = _config(package), read_tensors(package, on_chunk)
+    model = _stock_model(config, tensors, dtype or config.dtype or torch.float32)
     if GENERATION_CONFIG in package:
         model.generation_config = GenerationConfig.from_dict(_json(package, GENERATION_CONFIG))
     model.requires_grad_(False)
     model.eval()
     cast(nn.Module, model).to(device)
+    return model
+
+
+def _stock_model(config: PreTrainedConfig, tensors: dict[str, Tensor], dtype: torch.dtype | str) -> PreTrainedModel:
+    try:
+        architecture = cast(type[PreTrainedModel], MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
+        loaded: Any = architecture.from_pretrained(
+            None, config=config, state_dict=tensors, dtype=dtype, output_loading_info=True
+        )
+    except Exception as error:  # transformers checks little, and raises what it stumbles over
+        raise InvalidPackage(
+            f"transformers cannot make a model of this {config.model_type} ({type(error).__name__}); "
+            "see that the plain model loads, and seal it again."
+        ) from error
+    model, report = cast(tuple[PreTrainedModel, dict[str, set[str]]], loaded)
+    if missing := sorted(report["missing_keys"]):
+        raise InvalidPackage(f"The weights {missing[0]} and {len(missing) - 1} more are missing; seal a whole model.")
     return model
 
 
@@ -76,14 +83,19 @@ def load_tokenizer(package: UnlockedPackage) -> PreTrainedTokenizerBase | None:
 
 def _config(package: UnlockedPackage) -> PreTrainedConfig:
     values = _json(package, CONFIG)
-    try:
-        return CONFIG_MAPPING[values["model_type"]].from_dict(values)
-    except KeyError as error:
-        raise InvalidPackage(f"This version of transformers does not know {package.manifest.architecture}.") from error
+    kind = str(values.get("model_type"))
+    if kind not in CONFIG_MAPPING:
+        raise InvalidPackage(f"This version of transformers does not know the architecture {kind!r}; use a newer one.")
+    return CONFIG_MAPPING[kind].from_dict(values)
 
 
 def _json(package: UnlockedPackage, name: str) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads(package.file(name).read())
+    try:
+        values = json.loads(package.file(name).read())  # as transformers does: it writes Infinity and NaN
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        raise InvalidPackage(f"{name} is not a JSON object; seal a sound model.")
     return values
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self
 
-from confide.errors import DamagedFile, SurplusFile, WrongModelKey
+from confide.errors import DamagedFile, InvalidPackage, SurplusFile, WrongModelKey
 from confide.models.owner import OwnerPublicKey
 from confide.models.seal import package_files
 from confide.models.sealed.key import ModelKey
@@ -91,10 +91,12 @@ class UnlockedPackage:
         return any(file.name == name for file in self.manifest.files)
 
     def file(self, name: str) -> SealedReader:
-        """A file by its name, which must be in the manifest."""
-        index, file = next((index, file) for index, file in enumerate(self.manifest.files) if file.name == name)
-        key = self._key.file_key(bytes.fromhex(self.manifest.salt), index, name)
-        return SealedReader(self.package.path(file), file, key)
+        """A file by its name. InvalidPackage where there is none."""
+        for index, file in enumerate(self.manifest.files):
+            if file.name == name:
+                key = self._key.file_key(bytes.fromhex(self.manifest.salt), index, name)
+                return SealedReader(self.package.path(file), file, key)
+        raise InvalidPackage(f"{self.package.folder} was sealed without a {name}; seal the whole model.")
 
     def verify(self, on_chunk: OnChunk | None = None) -> None:
         """Decrypt and check everything, and keep nothing."""

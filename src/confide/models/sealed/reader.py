@@ -24,7 +24,7 @@ from confide.models.sealed.regions import Regions
 from confide.models.sealed.stream import CHUNK_BYTES, TAG_BYTES, ChunkCipher, chunk_count, sealed_size
 
 OnChunk = Callable[[int], None]
-"""Told the plaintext bytes of each chunk that is done."""
+"""Told the bytes of each chunk that is done, in the thread that asked for them."""
 _THREADS: Final = len(os.sched_getaffinity(0))
 
 
