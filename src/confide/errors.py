@@ -33,6 +33,42 @@ class InvalidPackage(ConfideError):
     code = "invalid-package"
 
 
+class SurplusFile(InvalidPackage):
+    """A sealed model's folder holds a file that its owner did not seal."""
+
+    code = "surplus-file"
+
+
+class TruncatedFile(InvalidPackage):
+    """A file of a sealed model is missing, or does not have the length that its owner signed."""
+
+    code = "truncated-file"
+
+
+class DamagedFile(InvalidPackage):
+    """A file of a sealed model, or a chunk of it, was changed, moved, or comes from elsewhere."""
+
+    code = "damaged-file"
+
+
+class SubstitutedContent(InvalidPackage):
+    """What a sealed model decrypts to is not what its owner signed: somebody else with the key encrypted it."""
+
+    code = "substituted-content"
+
+
+class WrongModelKey(InvalidPackage):
+    """A sealed model was encrypted with another key than the one given."""
+
+    code = "wrong-model-key"
+
+
+class ModelKeyError(ConfideError):
+    """The key of sealed models cannot be made, read or understood."""
+
+    code = "model-key"
+
+
 class OwnerKeyError(ConfideError):
     """An owner's key cannot be made, read or understood."""
 

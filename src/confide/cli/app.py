@@ -29,16 +29,18 @@ def _register() -> None:
         generate,
         ledger,
         licence,
+        open,
         owner,
         plan,
         prepare,
+        seal,
         serve,
         split,
         tee,
         tls,
     )
 
-    for module in (plan, split, checks, serve, prepare, generate, distrust, demo):
+    for module in (plan, split, checks, serve, prepare, generate, distrust, seal, open, demo):
         app.command(module.__name__.rpartition(".")[2])(module.command)
     for group in (owner, tls, licence, ledger, attest, tee, evaluate):
         app.add_typer(group.app)
