@@ -24,6 +24,7 @@ def _register() -> None:
         demo,
         distrust,
         generate,
+        keys,
         ledger,
         licence,
         owner,
@@ -36,7 +37,7 @@ def _register() -> None:
 
     for module in (split, checks, serve, prepare, generate, distrust, demo):
         app.command(module.__name__.rpartition(".")[2])(module.command)
-    for group in (owner, tls, licence, ledger, attest, tee):
+    for group in (owner, tls, licence, ledger, attest, tee, keys):
         app.add_typer(group.app)
 
 

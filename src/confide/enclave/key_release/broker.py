@@ -58,10 +58,10 @@ class Broker:
         entry = msgspec.structs.replace(entry, simulated=result.simulated)
         if not result.trusted:
             self.log.append(msgspec.structs.replace(entry, failed=tuple(map(_shortened, result.failures))))
-            raise _refusal(stored.id, result.failures)
-        wrapped = channel_key(attested.statement).seal(stored.key, wrapping_info(stored.id, nonce))
+            raise _refusal(stored.key.id, result.failures)
+        wrapped = channel_key(attested.statement).seal(stored.key.raw, wrapping_info(stored.key.id, nonce))
         self.log.append(msgspec.structs.replace(entry, event="released"))
-        return ReleaseAnswer(stored.id, wrapped)
+        return ReleaseAnswer(stored.key.id, wrapped)
 
 
 def _entry(request: ReleaseRequest, now: datetime, peer: str) -> Entry:

@@ -63,53 +63,66 @@ class Line(Record, frozen=True):
     hash: str
 
 
-@dataclass(frozen=True)
-class Chain:
-    """A log that is whole: its entries, the hash of the last one, and the bytes of a torn line after that."""
+@dataclass
+class LogReader:
+    """Reads a log from its beginning, and checks it on the way.
 
-    entries: int
-    head: str
-    torn: int
-
-
-def read_lines(path: Path) -> Iterator[Line]:
-    """Every line, checked. AuditLogCorrupted at the first that is not what was written in its place.
-
-    A torn last line is left out. AuditLogUnavailable where the file cannot be read.
+    Of what was read so far: entries, and head, the hash of the last line. torn: bytes of a torn line at the end.
     """
-    previous = GENESIS
-    for number, raw in enumerate(_raw_lines(path), 1):
-        if not raw.endswith(b"\n"):
-            return
-        line = _parse(raw)
-        if line is None or line.hash != _next(previous, line.entry).hex():
-            raise AuditLogCorrupted(
-                f"Line {number} of {path} is not what was written there, or lines before it are missing; "
-                "keep the file for an investigation, and trust nothing from this line on."
-            )
-        yield line
-        previous = bytes.fromhex(line.hash)
+
+    path: Path
+    entries: int = 0
+    head: str = GENESIS.hex()
+    torn: int = 0
+
+    def __iter__(self) -> Iterator[Line]:
+        """The lines. AuditLogCorrupted at the first that is not what was written in its place.
+
+        AuditLogUnavailable where the file is missing or cannot be read.
+        """
+        for raw in self._raw_lines():
+            if not raw.endswith(b"\n"):
+                self.torn = len(raw)
+                return
+            line = _parse(raw)
+            if line is None or line.hash != _next(self.head, line.entry):
+                raise AuditLogCorrupted(
+                    f"Line {self.entries + 1} of {self.path} is not what was written there, or lines before it are "
+                    "missing; keep the file for an investigation, and trust nothing from this line on."
+                )
+            self.entries += 1
+            self.head = line.hash
+            yield line
+
+    def _raw_lines(self) -> Iterator[bytes]:
+        try:
+            with self.path.open("rb") as file:
+                yield from file
+        except OSError as error:
+            raise AuditLogUnavailable(
+                f"There is no log to be read at {self.path} ({error.strerror}); `confide keys serve` writes one."
+            ) from error
 
 
-def verify(path: Path, head: str | None = None) -> Chain:
+def verify(path: Path, head: str | None = None) -> LogReader:
     """Check the whole log. head: a hash kept from earlier, which must be that of a line, or of no line at all."""
-    entries, last = 0, GENESIS.hex()
-    seen = head is None or head == last
-    size = 0
-    for line in read_lines(path):
-        entries, last = entries + 1, line.hash
-        seen = seen or last == head
-        size += len(_encode(line))
+    reader = LogReader(path)
+    seen = head is None or head == reader.head
+    for line in reader:
+        seen = seen or line.hash == head
     if not seen:
         raise AuditLogCorrupted(
             f"{path} does not hold the line with the hash {head}: lines at its end were cut off, or it was written "
             "anew; keep the file for an investigation."
         )
-    return Chain(entries, last, _size(path) - size)
+    return reader
 
 
 class AuditLog:
-    """The log of one folder, open for writing. One process at a time; safe for several threads."""
+    """The log of one folder, open for writing. One process at a time; safe for several threads.
+
+    head: the hash of the last line, in hexadecimal, to keep elsewhere.
+    """
 
     def __init__(self, folder: Path, now: datetime) -> None:
         """Checks all of it, and cuts off a torn last line. AuditLogInUse, AuditLogCorrupted, AuditLogUnavailable."""
@@ -122,7 +135,7 @@ class AuditLog:
         try:
             self._file = self._open()
             chain = verify(self.path)
-            self._head = bytes.fromhex(chain.head)
+            self.head = chain.head
             self._offset = os.fstat(self._file).st_size - chain.torn
             if chain.torn:
                 _log.warning("The last line of %s was torn by a crash; its answer never left. Cut off.", self.path)
@@ -132,19 +145,14 @@ class AuditLog:
             held.close()
             raise
 
-    @property
-    def head(self) -> str:
-        """The hash of the last line, in hexadecimal: what to keep elsewhere."""
-        return self._head.hex()
-
     def append(self, entry: Entry) -> None:
         """Write an entry and wait for the disk. AuditLogUnavailable, and no trace of it, where that fails.
 
         AuditLogCorrupted where the file is not the one that this process left.
         """
         with self._lock:
-            head = _next(self._head, entry)
-            data = _encode(Line(entry, head.hex()))
+            line = Line(entry, _next(self.head, entry))
+            data = _encode(line)
             self._require_ours()
             try:
                 if os.write(self._file, data) != len(data):
@@ -157,7 +165,7 @@ class AuditLog:
                     f"The log {self.path} cannot be written ({error.strerror or error}); make room on its disk. "
                     "No key leaves without its line."
                 ) from error
-            self._head, self._offset = head, self._offset + len(data)
+            self.head, self._offset = line.hash, self._offset + len(data)
 
     def _require_ours(self) -> None:
         opened = os.fstat(self._file)
@@ -185,20 +193,6 @@ class AuditLog:
         return file
 
 
-def _raw_lines(path: Path) -> Iterator[bytes]:
-    try:
-        with path.open("rb") as file:
-            yield from file
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise AuditLogUnavailable(f"{path} cannot be read ({error.strerror}); check its owner.") from error
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
 def _parse(raw: bytes) -> Line | None:
     """The line, if these are the very bytes that it is written as."""
     try:
@@ -212,5 +206,5 @@ def _encode(line: Line) -> bytes:
     return msgspec.json.encode(line) + b"\n"
 
 
-def _next(previous: bytes, entry: Entry) -> bytes:
-    return hashlib.sha256(_PURPOSE + previous + msgspec.json.encode(entry)).digest()
+def _next(head: str, entry: Entry) -> str:
+    return hashlib.sha256(_PURPOSE + bytes.fromhex(head) + msgspec.json.encode(entry)).hexdigest()

@@ -20,7 +20,7 @@ from confide.enclave.key_release.messages import (
     ReleaseRequest,
     wrapping_info,
 )
-from confide.enclave.key_release.model_key import key_id
+from confide.enclave.key_release.model_key import ModelKey
 from confide.enclave.workload import Workload
 from confide.errors import (
     CollateralUnavailable,
@@ -50,8 +50,8 @@ def fetch_key(
     tls: ssl.SSLContext | None = None,
     attempts: int = ATTEMPTS,
     sleep: Callable[[float], None] = time.sleep,
-) -> bytes:
-    """The model key with this id, 32 bytes, from the broker at an https address, or at http on this machine.
+) -> ModelKey:
+    """The model key with this id, from the broker at an https address, or at http on this machine.
 
     workload: its evidence must satisfy the key's policy, and its `model_digest` must be set. tls: to trust other
     authorities than the system's. Tries again, with growing pauses, where the broker cannot be reached or is busy, and
@@ -70,12 +70,12 @@ def fetch_key(
     raise ValueError("fetch_key needs at least one attempt.")
 
 
-def _fetch(client: httpx.Client, key: str, workload: Workload) -> bytes:
+def _fetch(client: httpx.Client, key: str, workload: Workload) -> ModelKey:
     nonce = _ask(client, NONCE_PATH, b"", NonceAnswer).nonce
     request = ReleaseRequest(key, workload.attest(nonce))
     answer = _ask(client, RELEASE_PATH, msgspec.json.encode(request), ReleaseAnswer)
-    released = workload.key.open(answer.wrapped, wrapping_info(key, nonce))
-    if key_id(released) != key:
+    released = ModelKey(workload.key.open(answer.wrapped, wrapping_info(key, nonce)))
+    if released.id != key:
         raise ProtocolError(f"The broker released another key than {key}; do not use it, and ask the model's owner.")
     return released
 

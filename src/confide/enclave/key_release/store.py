@@ -8,7 +8,8 @@ also for a process that is serving. An old file put back is not noticed; the log
 
 import os
 import re
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
@@ -21,7 +22,7 @@ from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 from confide.attest.policy import AnyPolicy, SimulatedPolicy
 from confide.attest.policy_toml import any_policy_from_toml, to_toml
 from confide.attest.wire import Record
-from confide.enclave.key_release.model_key import KEY_BYTES, key_id
+from confide.enclave.key_release.model_key import KEY_BYTES, ModelKey
 from confide.errors import InvalidPolicy, KeyStoreError, UnknownModelKey
 from confide.files import create_file, sync_folder
 
@@ -55,7 +56,7 @@ class Conditions:
             raise InvalidPolicy("A model's digest is 64 lower-case hexadecimal digits; take it from its package.")
         simulated = isinstance(self.policy, SimulatedPolicy)
         if simulated and self.simulated_root is None:
-            raise InvalidPolicy("This policy is for simulated hardware; name the root that it trusts, too.")
+            raise InvalidPolicy("This policy is for simulated hardware; name its root, too (`--simulated-root`).")
         if not simulated and self.simulated_root is not None:
             raise InvalidPolicy("A policy for production trusts no simulated root; leave that out.")
 
@@ -64,14 +65,9 @@ class Conditions:
 class StoredKey:
     """A model key, the conditions for its release, and when it was added."""
 
-    key: bytes = field(repr=False)
+    key: ModelKey
     conditions: Conditions
     added: datetime
-
-    @property
-    def id(self) -> str:
-        """32 hexadecimal digits."""
-        return key_id(self.key)
 
 
 class _Header(Record, frozen=True):
@@ -88,6 +84,9 @@ class _Content(Record, frozen=True):
     policy: str
     added: Annotated[datetime, msgspec.Meta(tz=True)]
     simulated_root: bytes | None = None
+
+    def __repr__(self) -> str:
+        return "_Content(<hidden>)"
 
 
 class KeyStore:
@@ -122,14 +121,17 @@ class KeyStore:
         return cls(folder, cipher)
 
     @classmethod
-    def open(cls, folder: Path, passphrase: str) -> Self:
-        """The store that `create` made. KeyStoreError where there is none, or for another passphrase."""
+    def open(cls, folder: Path, passphrase: Callable[[], str]) -> Self:
+        """The store that `create` made; `passphrase` is asked only where there is one.
+
+        KeyStoreError where there is none, or for another passphrase.
+        """
         content = _read(folder / HEADER_NAME)
         if content is None:
             raise KeyStoreError(f"{folder} holds no model keys; add one with `confide keys add`.")
         try:
             header = msgspec.json.decode(content, type=_Header)
-            cipher = _derive(passphrase, header.salt)
+            cipher = _derive(passphrase(), header.salt)
             _decrypt(cipher, header.check, _HEADER_PURPOSE)
         except (msgspec.MsgspecError, ValueError, InvalidTag):
             raise KeyStoreError(
@@ -137,18 +139,18 @@ class KeyStore:
             ) from None
         return cls(folder, cipher)
 
-    def add(self, key: bytes, conditions: Conditions, now: datetime) -> StoredKey:
-        """Keep a key of 32 bytes. KeyStoreError where it is kept already, since its conditions would be lost."""
+    def add(self, key: ModelKey, conditions: Conditions, now: datetime) -> StoredKey:
+        """Keep a key. KeyStoreError where it is kept already, since its conditions would be lost."""
         stored = StoredKey(key, conditions, now)
         content = _Content(
-            key, conditions.model_digest, to_toml(conditions.policy), now, simulated_root=conditions.simulated_root
+            key.raw, conditions.model_digest, to_toml(conditions.policy), now, simulated_root=conditions.simulated_root
         )
-        sealed = _encrypt(self._cipher, msgspec.msgpack.encode(content), _KEY_PURPOSE + stored.id.encode())
+        sealed = _encrypt(self._cipher, msgspec.msgpack.encode(content), _KEY_PURPOSE + key.id.encode())
         try:
-            create_file(self._path(stored.id), sealed)
+            create_file(self._path(key.id), sealed)
         except FileExistsError as error:
             raise KeyStoreError(
-                f"The key {stored.id} is kept already; to change its policy remove it first: `confide keys remove`."
+                f"The key {key.id} is kept already; to change its policy remove it first: `confide keys remove`."
             ) from error
         except OSError as error:
             raise _unwritable(self._folder, error) from error
@@ -163,7 +165,9 @@ class KeyStore:
             plain = _decrypt(self._cipher, content, _KEY_PURPOSE + identity.encode())
             found = msgspec.msgpack.decode(plain, type=_Content)
             policy = any_policy_from_toml(found.policy)
-            return StoredKey(found.key, Conditions(found.model_digest, policy, found.simulated_root), found.added)
+            return StoredKey(
+                ModelKey(found.key), Conditions(found.model_digest, policy, found.simulated_root), found.added
+            )
         except (InvalidTag, ValueError, msgspec.MsgspecError, InvalidPolicy):
             raise KeyStoreError(
                 f"The file of key {identity} was changed; remove it with `confide keys remove` and add the key again."
