@@ -16,6 +16,7 @@ from confide.cli.options import InsecureNoTls, Json
 from confide.cli.tee import WARNING
 from confide.errors import InvalidPolicy, KeyStoreError, MalformedEvidence
 from confide.home import home, make_home
+from confide.loopback import require_loopback
 
 if TYPE_CHECKING:
     from confide.attest.policy import AnyPolicy
@@ -121,7 +122,6 @@ def serve(
     from confide.enclave.key_release import app as broker_app
     from confide.enclave.key_release.broker import Broker
     from confide.enclave.key_release.log import AuditLog
-    from confide.hybrid.server import require_loopback
     from confide.hybrid.tls import server_context
 
     tls = server_context(tls_cert, tls_key) if tls_cert and tls_key else None

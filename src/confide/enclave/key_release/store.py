@@ -175,7 +175,8 @@ class KeyStore:
 
     def all(self) -> list[StoredKey]:
         """Every key, by id."""
-        return [self.get(path.stem) for path in sorted(self._folder.glob("*.key"))]
+        names = sorted(path.stem for path in self._folder.glob("*.key"))
+        return [self.get(name) for name in names if _KEY_ID.fullmatch(name)]
 
     def remove(self, identity: str) -> None:
         """Forget a key. UnknownModelKey where there is none. A copy of the file in a backup stays."""
