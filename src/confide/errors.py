@@ -444,3 +444,49 @@ class PromptTooLong(EngineError):
     """A prompt and its answer do not fit the model's context."""
 
     code = "prompt-too-long"
+
+
+class KeyStoreError(ConfideError):
+    """The folder of model keys, or a key in it, cannot be opened, read or written."""
+
+    code = "key-store"
+
+
+class UnknownModelKey(ConfideError):
+    """No model key of this id is kept here."""
+
+    code = "unknown-model-key"
+
+
+class KeyRefused(ConfideError):
+    """A model key is not released to this workload. checks: the codes of those that failed."""
+
+    code = "key-refused"
+
+    def __init__(self, message: str, checks: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.checks = checks
+
+
+class NonceRefused(ConfideError):
+    """Evidence for a model key was made for a nonce that is unknown, used or expired."""
+
+    code = "nonce-refused"
+
+
+class AuditLogInUse(ConfideError):
+    """Another process writes the log of key releases."""
+
+    code = "audit-log-in-use"
+
+
+class AuditLogCorrupted(ConfideError):
+    """The log of key releases does not hold what was written to it."""
+
+    code = "audit-log-corrupted"
+
+
+class AuditLogUnavailable(ConfideError):
+    """The log of key releases cannot be read or written, for want of disk space most likely; no key left."""
+
+    code = "audit-log-unavailable"

@@ -27,6 +27,7 @@ def _register() -> None:
         distrust,
         evaluate,
         generate,
+        keys,
         ledger,
         licence,
         open,
@@ -42,7 +43,7 @@ def _register() -> None:
 
     for module in (plan, split, checks, serve, prepare, generate, distrust, seal, open, demo):
         app.command(module.__name__.rpartition(".")[2])(module.command)
-    for group in (owner, tls, licence, ledger, attest, tee, evaluate):
+    for group in (evaluate, owner, tls, licence, ledger, attest, tee, keys):
         app.add_typer(group.app)
 
 

@@ -9,9 +9,9 @@ import typer
 
 from confide.cli import output
 from confide.cli.options import InsecureNoTls, Json
-from confide.hybrid.address import is_loopback
 from confide.hybrid.limits import Limits
 from confide.logs import JsonLines, TextLines
+from confide.loopback import is_loopback, require_loopback
 
 
 class LogFormat(StrEnum):
@@ -53,7 +53,7 @@ def command(
     if (tls_cert is None) != (tls_key is None):
         raise typer.BadParameter("give both --tls-cert and --tls-key")
     from confide.hybrid.record import Recorder
-    from confide.hybrid.server import load_service, require_loopback, serve
+    from confide.hybrid.server import load_service, serve
     from confide.hybrid.tls import server_context
 
     if insecure_no_licences and not is_loopback(host):

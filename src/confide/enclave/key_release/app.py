@@ -1,0 +1,163 @@
+"""The broker over HTTP, and its server. Bodies are bounded in size and time; refusals are JSON with code and checks."""
+
+import asyncio
+import logging
+import socket
+import ssl
+from collections.abc import Callable, Coroutine, Mapping
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Any, Final
+
+import msgspec
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from confide.enclave.key_release.broker import Broker
+from confide.enclave.key_release.messages import (
+    MAX_REQUEST_BYTES,
+    NONCE_PATH,
+    RELEASE_PATH,
+    Refusal,
+    RefusalAnswer,
+    ReleaseRequest,
+)
+from confide.errors import (
+    ConfideError,
+    KeyRefused,
+    MalformedMessage,
+    NonceRefused,
+    ServerBusy,
+    ServerFault,
+    UnknownModelKey,
+)
+
+CONNECTIONS: Final = 64
+BODY_SECONDS: Final = 30.0
+_STATUS: Final[Mapping[type[ConfideError], int]] = MappingProxyType(
+    {
+        MalformedMessage: 400,
+        KeyRefused: 403,
+        UnknownModelKey: 404,
+        NonceRefused: 409,
+        ServerBusy: 429,
+    }
+)
+"""What may be told to a stranger. Of anything else the broker's own log says more."""
+_FAULT: Final = ServerFault("The key broker failed inside; its own log says why. Tell the model's owner.")
+_log = logging.getLogger(__name__)
+
+Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
+Clock = Callable[[], datetime]
+
+
+def key_broker_app(broker: Broker, clock: Clock = lambda: datetime.now(UTC)) -> Starlette:
+    """The two endpoints of `messages`."""
+
+    async def nonce(request: Request) -> Response:
+        return _answer(broker.nonce(clock()))
+
+    async def release(request: Request) -> Response:
+        asked = _parse(await _body(request))
+        peer = request.client.host if request.client else ""
+        # In a thread, since it waits for the disk, and sometimes for a vendor's collateral.
+        return _answer(await run_in_threadpool(lambda: broker.release(asked, clock(), peer)))
+
+    routes = [
+        Route(NONCE_PATH, _refusing(nonce), methods=["POST"]),
+        Route(RELEASE_PATH, _refusing(release), methods=["POST"]),
+    ]
+    return Starlette(routes=routes, exception_handlers={HTTPException: _no_such_endpoint})
+
+
+def serve(
+    broker: Broker,
+    host: str,
+    port: int,
+    *,
+    tls: ssl.SSLContext | None = None,
+    on_ready: Callable[[str], None] | None = None,
+) -> None:
+    """Serve until SIGINT or SIGTERM. `on_ready` is called with the address once workloads can connect.
+
+    port: 0 takes a free one. Whether a host may be served without TLS is the caller's to decide.
+    """
+    config = uvicorn.Config(
+        key_broker_app(broker),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        lifespan="off",
+        ws="none",
+        limit_concurrency=CONNECTIONS,
+        timeout_graceful_shutdown=5,
+        ssl_context_factory=(lambda _config, _default: tls) if tls else None,
+    )
+    with _listen(host, port) as listener:
+        if on_ready:
+            name = f"[{host}]" if ":" in host else host
+            on_ready(f"{'https' if tls else 'http'}://{name}:{listener.getsockname()[1]}")
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family)
+
+
+def _refusing(endpoint: Endpoint) -> Endpoint:
+    async def answer(request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except ConfideError as error:
+            if type(error) in _STATUS:
+                return _refuse(_STATUS[type(error)], error)
+            _log.error("A key was not released: %s", error)
+        except ClientDisconnect:
+            return Response(status_code=400)  # to nobody
+        except Exception:  # noqa: BLE001 - whatever it is, a stranger hears nothing of it
+            _log.exception("The key broker failed.")
+        return _refuse(500, _FAULT)
+
+    return answer
+
+
+async def _body(request: Request) -> bytes:
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for part in request.stream():
+                body += part
+                if len(body) > MAX_REQUEST_BYTES:
+                    raise MalformedMessage(f"A request has at most {MAX_REQUEST_BYTES} bytes; send evidence alone.")
+    except TimeoutError:
+        raise MalformedMessage(f"The request took more than {BODY_SECONDS:.0f} seconds to come; try again.") from None
+    return bytes(body)
+
+
+def _parse(body: bytes) -> ReleaseRequest:
+    try:
+        return msgspec.json.decode(body, type=ReleaseRequest)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        raise MalformedMessage("This is no request for a key, or it was damaged; see the protocol.") from None
+
+
+def _answer(message: msgspec.Struct, status: int = 200) -> Response:
+    headers = {"Cache-Control": "no-store"}
+    return Response(msgspec.json.encode(message), status, headers, media_type="application/json")
+
+
+def _refuse(status: int, error: ConfideError) -> Response:
+    checks = error.checks if isinstance(error, KeyRefused) else ()
+    return _answer(RefusalAnswer(Refusal(error.code, str(error), checks)), status)
+
+
+async def _no_such_endpoint(request: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 404
+    return _refuse(status, MalformedMessage(f"Ask with POST {NONCE_PATH} and POST {RELEASE_PATH}."))
