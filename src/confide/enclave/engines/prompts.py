@@ -46,12 +46,12 @@ class Prompts:
                 f"is {self.context}; shorten the prompt, or ask for fewer tokens."
             )
 
-    def require_short(self, tokens: int) -> None:
+    def require_short(self, tokens: int, most: int) -> None:
         """As `require_fit`, for a text that is read and not continued."""
         if not tokens:
             raise EngineError("A text is empty; give the model some words.")
-        if tokens > self.context:
-            raise PromptTooLong(f"A text has {tokens} tokens, but the model reads {self.context} at most; shorten it.")
+        if tokens > most:
+            raise PromptTooLong(f"A text has {tokens} tokens, but the model reads {most} at most; shorten it.")
 
     def _own_beginning(self) -> str:
         """The token that `encode` puts first anyway: with the template's own there would be two."""

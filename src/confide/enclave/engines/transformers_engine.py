@@ -77,7 +77,7 @@ class TransformersEngine:
         """The mean over tokens of the last hidden state, scaled to Euclidean length 1."""
         inputs = [self._prompts.encode(text) for text in texts]
         for tokens in inputs:
-            self._prompts.require_short(len(tokens))
+            self._prompts.require_short(len(tokens), self._prompts.context)
         async with aclosing(self._turns.run(map(self._embedding, inputs))) as embeddings:
             return [embedding async for embedding in embeddings]
 
