@@ -28,13 +28,14 @@ def _register() -> None:
         licence,
         owner,
         prepare,
+        quantize,
         serve,
         split,
         tee,
         tls,
     )
 
-    for module in (split, checks, serve, prepare, generate, distrust, demo):
+    for module in (split, quantize, checks, serve, prepare, generate, distrust, demo):
         app.command(module.__name__.rpartition(".")[2])(module.command)
     for group in (owner, tls, licence, ledger, attest, tee):
         app.add_typer(group.app)

@@ -62,7 +62,7 @@ class GgufEngine:
         architecture, own_context, quantization = _read_facts(path)
         self._prompts = Prompts(tokenizer or _read_tokenizer(path, architecture), context or own_context)
         self._facts = EngineFacts(name, "llama.cpp", quantization, self._prompts.context)
-        self._server = _load(path, self._prompts.context, parallel, threads or os.cpu_count() or 1)
+        self._server = _load(path, self._prompts.context, parallel, threads or len(os.sched_getaffinity(0)))
         self._threads = ThreadPoolExecutor(parallel, thread_name_prefix="llama.cpp request")
         self._closed = False
 
