@@ -34,14 +34,14 @@ def _register() -> None:
         owner,
         plan,
         prepare,
-        seal,
+    for module in (plan, split, checks, serve, prepare, generate, distrust, quantize, seal, open, demo):
         serve,
         split,
         tee,
         tls,
     )
 
-    for module in (plan, split, checks, serve, prepare, generate, distrust, seal, open, demo):
+    for module in (plan, split, checks, serve, prepare, generate, distrust, quantize, seal, open, demo):
         app.command(module.__name__.rpartition(".")[2])(module.command)
     for group in (evaluate, owner, tls, licence, ledger, attest, tee, keys):
         app.add_typer(group.app)
