@@ -67,9 +67,10 @@ class ChatRequest(StreamFields, kw_only=True):
 
 
 class CompletionRequest(StreamFields, kw_only=True):
-    """POST /v1/completions."""
+    """POST /v1/completions. logprobs: a number in this endpoint, where 0 asks for something too."""
 
     prompt: str | Annotated[list[str], Meta(min_length=1, max_length=1)]
+    logprobs: None = None
 
 
 class EmbeddingRequest(msgspec.Struct, kw_only=True):

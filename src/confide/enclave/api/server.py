@@ -11,9 +11,8 @@ from typing import Final
 import uvicorn
 from starlette.types import ASGIApp
 
-from confide.enclave.api.limits import Limits
-
 _HEADER_BYTES: Final = 32 << 10
+_CONNECTIONS: Final = 1024
 _KEEP_ALIVE_SECONDS: Final = 30
 _DRAIN_SECONDS: Final = 30
 
@@ -30,7 +29,7 @@ def serve_app(app: ASGIApp, host: str, port: int, tls: ssl.SSLContext | None, re
         Server(configuration(app, tls), lambda: ready(url)).run([listener])
 
 
-def configuration(app: ASGIApp, tls: ssl.SSLContext | None, connections: int = Limits.connections) -> uvicorn.Config:
+def configuration(app: ASGIApp, tls: ssl.SSLContext | None) -> uvicorn.Config:
     """uvicorn's settings: nothing that is asked reaches a log, and nobody holds more than the limits say."""
     return uvicorn.Config(
         app,
@@ -39,10 +38,11 @@ def configuration(app: ASGIApp, tls: ssl.SSLContext | None, connections: int = L
         ws="none",
         lifespan="on",
         log_config=None,
+        log_level="info",  # below that, uvicorn would log addresses with their queries
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        limit_concurrency=connections,
+        limit_concurrency=_CONNECTIONS,
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=_DRAIN_SECONDS,
         h11_max_incomplete_event_size=_HEADER_BYTES,
