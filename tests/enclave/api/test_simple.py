@@ -51,10 +51,22 @@ def events(response: httpx.Response) -> Iterator[tuple[str, str]]:
     for line in response.iter_lines():
         if line:
             name, _, value = line.partition(": ")
-            event[name] = value
+            event[name] = value.rstrip()
         else:
             yield event.get("event", "message"), event["data"]
             event = {}
+
+
+def test_events_do_not_tell_the_length_of_tokens(url: str) -> None:
+    prompt = "i unbelievably interdisciplinary é of internationalization"
+    for path, body in (
+        ("/chat", {"prompt": encoded(prompt)}),
+        ("/v1/completions", {"model": "echo", "prompt": prompt, "stream": True}),
+    ):
+        events = httpx.post(url + path, json=body).content.removesuffix(b"data: [DONE]\n\n").split(b"\n\n")
+        assert len(events) >= 8
+        assert {len(event) + 2 for event in events[:-1]} == {256}
+        assert events[-1] == b""
 
 
 def chat(url: str, **content: object) -> tuple[str, list[tuple[str, str]]]:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 class Limits:
     """Sizes in bytes and tokens, patience in seconds.
 
-    concurrent: answers being made at a time. body_seconds: for a request to arrive. idle_seconds: between two pieces of an answer, and for a client to take one. request_seconds: for a whole
-    answer. attestations_per_second: in the long run, from all clients together.
+    concurrent: answers being made at a time. body_seconds: for a request to arrive. idle_seconds: between two pieces
+    of an answer, and for a client to take one. request_seconds: for a whole answer. attestations_per_second: in the
+    long run, from all clients together.
     """
 
     body_bytes: int = 1 << 20
