@@ -490,3 +490,38 @@ class AuditLogUnavailable(ConfideError):
     """The log of key releases cannot be read or written, for want of disk space most likely; no key left."""
 
     code = "audit-log-unavailable"
+
+
+class AnswerTimedOut(EngineError):
+    """The engine gave nothing for too long, or an answer took too long in all."""
+
+    code = "answer-timed-out"
+
+
+class RequestRefused(ConfideError):
+    """A request to the API is malformed, or asks for what is not offered."""
+
+    code = "request-refused"
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        """field: of the request, where one is to blame."""
+        super().__init__(message)
+        self.field = field
+
+
+class RequestTooLarge(RequestRefused):
+    """A request is larger than the server takes."""
+
+    code = "request-too-large"
+
+
+class RequestTimedOut(RequestRefused):
+    """A request did not arrive in time."""
+
+    code = "request-timed-out"
+
+
+class UnknownModel(RequestRefused):
+    """A request names another model than the one served."""
+
+    code = "unknown-model"

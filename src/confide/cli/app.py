@@ -34,7 +34,8 @@ def _register() -> None:
         owner,
         plan,
         prepare,
-    for module in (plan, split, checks, serve, prepare, generate, distrust, quantize, seal, open, demo):
+        quantize,
+        seal,
         serve,
         split,
         tee,
