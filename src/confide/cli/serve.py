@@ -9,9 +9,9 @@ import typer
 
 from confide.cli import output
 from confide.cli.options import InsecureNoTls, Json
-from confide.hybrid.address import is_loopback
 from confide.hybrid.limits import Limits
 from confide.logs import JsonLines, TextLines
+from confide.loopback import is_loopback
 
 
 class LogFormat(StrEnum):

@@ -22,7 +22,6 @@ from picows import WSListener, WSUpgradeRequest, WSUpgradeResponse, WSUpgradeRes
 
 from confide.errors import InsecureConnection
 from confide.hybrid import wire
-from confide.hybrid.address import is_loopback
 from confide.hybrid.batch import Batcher
 from confide.hybrid.conversation import Conversation
 from confide.hybrid.ledger import Ledger
@@ -31,6 +30,7 @@ from confide.hybrid.metrics import Metrics
 from confide.hybrid.record import Recorder
 from confide.hybrid.service import LayerService
 from confide.logs import quiet_logger
+from confide.loopback import is_loopback
 from confide.models.server_package import ServerPackage
 from confide.rlwe.scheme import RLWE
 
