@@ -9,7 +9,7 @@ from confide.client.session import Session
 from confide.errors import WrongMode
 
 _OF_HYBRID: Final = ("shell", "server", "licence")
-_OF_ENCLAVE: Final = ("policy", "simulated_root", "ra_tls")
+_OF_ENCLAVE: Final = ("policy", "simulated_root", "attestation_keys", "ra_tls", "shell", "server")
 
 
 def connect(
@@ -46,14 +46,15 @@ def connect(
 
 
 def _hybrid(shell: str | Path | None, server: str | None, options: dict[str, Any]) -> Session:
-    from confide.client.hybrid import HybridSession
-
     if shell is None or server is None:
         raise WrongMode(
             "The hybrid mode needs both the client's folder (shell) and the layer server's address (server); for a "
             "model in a trusted execution environment give its http or https address."
         )
-    return HybridSession(shell, server, **_without(options, *_OF_ENCLAVE))
+    own = _without(options, *_OF_ENCLAVE)
+    from confide.client.hybrid import HybridSession
+
+    return HybridSession(shell, server, **own)
 
 
 def _without(options: dict[str, Any], *foreign: str) -> dict[str, Any]:
