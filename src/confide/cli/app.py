@@ -20,6 +20,7 @@ app = typer.Typer(
 def _register() -> None:
     from confide.cli import (
         attest,
+        chat,
         checks,
         demo,
         distrust,
@@ -34,7 +35,7 @@ def _register() -> None:
         tls,
     )
 
-    for module in (split, checks, serve, prepare, generate, distrust, demo):
+    for module in (split, checks, serve, prepare, generate, chat, distrust, demo):
         app.command(module.__name__.rpartition(".")[2])(module.command)
     for group in (owner, tls, licence, ledger, attest, tee):
         app.add_typer(group.app)

@@ -15,7 +15,7 @@ from confide.client.attested import Standing, verify_workload
 from confide.client.hop import TIMEOUT, server_address, tls_context
 from confide.client.ra_tls import AsyncAttestedTlsTransport, AttestedTlsTransport, unauthenticated_context
 from confide.client.relying_party import RelyingParty
-from confide.client.session import Session
+from confide.client.session import Pieces, Session
 from confide.client.transport import AsyncSealedTransport, SealedTransport
 from confide.client.trust import SEALED, TLS, enclave_trust
 from confide.errors import ConfideError, InsecureConnection, ProtocolError, ServerBusy, ServerFault, error_class
@@ -150,7 +150,7 @@ class EnclaveSession(Session):
             made = self.openai.chat.completions.create(**{"model": self.model, **options, "messages": messages})
         return made.choices[0].message.content or ""
 
-    def _stream(self, messages: list[dict[str, str]], options: dict[str, Any]) -> Iterator[str]:
+    def _stream(self, messages: list[dict[str, str]], options: dict[str, Any]) -> Pieces:
         with _typed_errors():
             request = {"model": self.model, **options, "messages": messages, "stream": True}
             with self.openai.chat.completions.create(**request) as chunks:

@@ -1,6 +1,5 @@
 """A session with a hybrid model: the shell runs here, and a layer server multiplies numbers that mean nothing to it."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteria, TextIteratorStreamer
 
-from confide.client.session import Session
+from confide.client.session import Pieces, Session
 from confide.errors import WrongMode
 from confide.hybrid.model import HybridModel
 from confide.trust import TrustStatement
@@ -50,7 +49,7 @@ class HybridSession(Session):
     def _answer(self, messages: list[dict[str, str]], options: dict[str, Any]) -> str:
         return self.hybrid.chat(messages, **self._generation(options))
 
-    def _stream(self, messages: list[dict[str, str]], options: dict[str, Any]) -> Iterator[str]:
+    def _stream(self, messages: list[dict[str, str]], options: dict[str, Any]) -> Pieces:
         return _pieces(self.hybrid, messages, self._generation(options))
 
     def _generation(self, options: dict[str, Any]) -> dict[str, Any]:
@@ -92,7 +91,7 @@ class _Stop(StoppingCriteria):
         return torch.full((len(input_ids),), self.wanted.is_set(), device=input_ids.device)
 
 
-def _pieces(hybrid: HybridModel, messages: list[dict[str, str]], options: dict[str, Any]) -> Iterator[str]:
+def _pieces(hybrid: HybridModel, messages: list[dict[str, str]], options: dict[str, Any]) -> Pieces:
     """The answer as it comes. Generation runs in a thread, and is over, padding included, when this is."""
     tokenizer: Any = hybrid.tokenizer  # without one, `chat` says so
     streamer: Any = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)

@@ -1,7 +1,7 @@
 """What `connect` opens, whichever protection stands behind it."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from confide.hybrid.closing import Closing
@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
 Conversation = str | Sequence[dict[str, str]]
 """One thing that the user says, or messages such as {"role": "user", "content": "..."}, oldest first."""
+
+Pieces = Generator[str, None, None]
+"""An answer as it comes; closing this stops it."""
 
 
 class Session(Closing):
@@ -34,12 +37,9 @@ class Session(Closing):
     @overload
     def chat(self, messages: Conversation, *, stream: Literal[False] = ..., **options: Any) -> str: ...
     @overload
-    def chat(self, messages: Conversation, *, stream: Literal[True], **options: Any) -> Iterator[str]: ...
-    def chat(self, messages: Conversation, *, stream: bool = False, **options: Any) -> str | Iterator[str]:
-        """The answer to a conversation, whole or piece by piece; options as for `generate`.
-
-        Closing the iterator of pieces stops the answer.
-        """
+    def chat(self, messages: Conversation, *, stream: Literal[True], **options: Any) -> Pieces: ...
+    def chat(self, messages: Conversation, *, stream: bool = False, **options: Any) -> str | Pieces:
+        """The answer to a conversation, whole or piece by piece; options as for `generate`."""
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
         return self._stream(turns, options) if stream else self._answer(turns, options)
 
@@ -47,7 +47,7 @@ class Session(Closing):
     def _answer(self, messages: list[dict[str, str]], options: dict[str, Any]) -> str: ...
 
     @abstractmethod
-    def _stream(self, messages: list[dict[str, str]], options: dict[str, Any]) -> Iterator[str]: ...
+    def _stream(self, messages: list[dict[str, str]], options: dict[str, Any]) -> Pieces: ...
 
     @property
     @abstractmethod
