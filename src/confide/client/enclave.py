@@ -154,7 +154,7 @@ class EnclaveSession(Session):
         with _typed_errors():
             request = {"model": self.model, **options, "messages": messages, "stream": True}
             with self.openai.chat.completions.create(**request) as chunks:
-                yield from (chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+                yield from (text for chunk in chunks if chunk.choices and (text := chunk.choices[0].delta.content))
 
     def close(self) -> None:
         """Close the connections of everything but `async_openai`."""

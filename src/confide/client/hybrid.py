@@ -108,7 +108,7 @@ def _pieces(hybrid: HybridModel, messages: list[dict[str, str]], options: dict[s
     thread = Thread(target=run, name="confide-chat")
     thread.start()
     try:
-        yield from streamer
+        yield from filter(None, streamer)
     finally:
         stop.wanted.set()
         thread.join()
