@@ -3,7 +3,7 @@
 The evidence is not verified yet: all that is taken from it is which platform to ask for.
 """
 
-from typing import Literal
+from typing import Final, Literal
 
 import dcap_qvl
 
@@ -19,6 +19,8 @@ from confide.attest.collateral_sources import (
 from confide.attest.evidence import Evidence, Family
 from confide.attest.families.snp import Report
 from confide.errors import MalformedEvidence, WrongCollateral
+
+_EMPTY_TABLE: Final = bytes(24)
 
 
 def find_collateral(cache: CollateralCache, evidence: Evidence) -> Collateral:
@@ -54,7 +56,7 @@ def _amd(cache: CollateralCache, evidence: Evidence) -> Collateral:
     platform = AmdPlatform("Milan", report.chip_id, report.reported_tcb)
     if report.signer == "vcek":
         return amd_collateral(cache, platform).collateral
-    vlek = certificate_table(evidence.parts.get("auxblob", b"")).get("vlek")
+    vlek = certificate_table(evidence.parts.get("auxblob", _EMPTY_TABLE)).get("vlek")
     if vlek is None:
         raise WrongCollateral("The host gave no VLEK certificate, and AMD does not publish it; ask the cloud for it.")
     return amd_collateral(cache, platform, vlek=vlek).collateral

@@ -9,7 +9,7 @@ from typing import Final
 import httpx
 
 from confide.attest.wire import MAX_ATTESTED_BYTES, Attested
-from confide.client.hop import MAX_REFUSAL_BYTES, bounded, receiving, refusal, sending
+from confide.client.hop import MAX_REFUSAL_BYTES, read_bounded, refusal, sending
 from confide.client.relying_party import RelyingParty, Verified
 from confide.errors import KeyChanged
 
@@ -26,10 +26,9 @@ def fetch_attestation(http: httpx.Client, url: str, nonce: str) -> Attested:
     with sending():
         response = http.send(request, stream=True, follow_redirects=False)
     try:
-        with receiving():
-            if response.status_code != httpx.codes.OK:
-                raise refusal(response.status_code, bounded(response.iter_bytes(), MAX_REFUSAL_BYTES))
-            return Attested.decode(bounded(response.iter_bytes(), MAX_ATTESTED_BYTES))
+        if response.status_code != httpx.codes.OK:
+            raise refusal(response.status_code, read_bounded(response, MAX_REFUSAL_BYTES))
+        return Attested.decode(read_bounded(response, MAX_ATTESTED_BYTES))
     finally:
         response.close()
 

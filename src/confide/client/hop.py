@@ -4,6 +4,7 @@ What it says with its status is turned into a typed error here, and never into a
 """
 
 import ssl
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -122,20 +123,47 @@ def refusal(status: int, body: bytes) -> ConfideError:
         return kind(message)
     if status in _BUSY:
         return ServerBusy(f"The server is busy (status {status}); try again in a moment.")
+    reason = httpx.codes.get_reason_phrase(status)
     return GatewayError(
-        f"The server answered {status} without passing the request on; check the address, and what stands before the "
-        "workload."
+        f"The server answered {status} {reason} without passing the request on; check the address, and what stands "
+        "before the workload."
     )
 
 
-def bounded(parts: Iterator[bytes], limit: int) -> bytes:
-    """What came, or its first bytes if it is more than the limit: then limit + 1 of them."""
-    content = bytearray()
-    for part in parts:
-        content += part
-        if len(content) > limit:
-            break
-    return bytes(content[: limit + 1])
+class Bounded:
+    """Collects a body that should be small and quick, for at most ANSWER_SECONDS."""
+
+    def __init__(self, limit: int) -> None:
+        """limit: in bytes. Of a larger body there will be a little more than that."""
+        self._limit, self._until = limit, time.monotonic() + ANSWER_SECONDS
+        self.content = bytearray()
+
+    def add(self, part: bytes) -> bool:
+        """Whether more may come. ServerSilent where it took too long."""
+        if time.monotonic() > self._until:
+            raise _silent()
+        self.content += part
+        return len(self.content) <= self._limit
+
+
+def read_bounded(response: httpx.Response, limit: int) -> bytes:
+    """The body of a streamed answer, or somewhat more than its first `limit` bytes."""
+    body = Bounded(limit)
+    with receiving():
+        for part in response.iter_bytes():
+            if not body.add(part):
+                break
+    return bytes(body.content)
+
+
+async def aread_bounded(response: httpx.Response, limit: int) -> bytes:
+    """The same for asyncio."""
+    body = Bounded(limit)
+    with receiving():
+        async for part in response.aiter_bytes():
+            if not body.add(part):
+                break
+    return bytes(body.content)
 
 
 def _silent() -> ServerSilent:

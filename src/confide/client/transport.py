@@ -11,7 +11,7 @@ from typing import Final
 import httpx
 
 from confide.client.attested import Standing
-from confide.client.hop import MAX_REFUSAL_BYTES, bounded, receiving, refusal, sending
+from confide.client.hop import MAX_REFUSAL_BYTES, aread_bounded, read_bounded, receiving, refusal, sending
 from confide.client.relying_party import Verified
 from confide.enclave.channel.sealing import (
     MEDIA_TYPE,
@@ -46,8 +46,7 @@ class SealedTransport(httpx.BaseTransport):
             answer = self._http.send(outer, stream=True, follow_redirects=False)
         try:
             if answer.status_code != httpx.codes.OK:
-                with receiving():
-                    body = bounded(answer.iter_bytes(), MAX_REFUSAL_BYTES)
+                body = read_bounded(answer, MAX_REFUSAL_BYTES)
                 raise _refused(self._standing, verified, answer.status_code, body)
             frames = _frames(answer, exchange.reader)
             head = decode_head(next(frames), ResponseHead)
@@ -74,8 +73,7 @@ class AsyncSealedTransport(httpx.AsyncBaseTransport):
             answer = await self._http.send(outer, stream=True, follow_redirects=False)
         try:
             if answer.status_code != httpx.codes.OK:
-                with receiving():
-                    body = await _abounded(answer)
+                body = await aread_bounded(answer, MAX_REFUSAL_BYTES)
                 raise _refused(self._standing, verified, answer.status_code, body)
             frames = _aframes(answer, exchange.reader)
             head = decode_head(await anext(frames), ResponseHead)
@@ -120,15 +118,6 @@ async def _aframes(answer: httpx.Response, reader: FrameReader) -> AsyncIterator
             for frame in reader.feed(part):
                 yield frame
     reader.require_end()
-
-
-async def _abounded(answer: httpx.Response) -> bytes:
-    content = bytearray()
-    async for part in answer.aiter_bytes():
-        content += part
-        if len(content) > MAX_REFUSAL_BYTES:
-            break
-    return bytes(content)
 
 
 def _head(request: httpx.Request) -> RequestHead:
