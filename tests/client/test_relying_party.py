@@ -14,7 +14,7 @@ from confide.client.relying_party import RelyingParty
 from confide.enclave.workload import Workload
 from confide.errors import AttestationRefused, CollateralUnavailable, MalformedEvidence
 
-NOW = datetime.now(UTC)
+
 NONCE = "ab" * 32
 
 
@@ -31,9 +31,9 @@ def test_collateral_that_was_not_sent_is_gathered(tee: SimulatedTee) -> None:
         return tee.collateral()
 
     party = RelyingParty(Verifier(tee.roots()), SimulatedPolicy(), gather)
-    assert party.appraise(Workload(tee, tee.collateral).attest(NONCE), NONCE, NOW).result.trusted
+    assert party.appraise(Workload(tee, tee.collateral).attest(NONCE), NONCE, datetime.now(UTC)).result.trusted
     assert asked == []
-    verified = party.appraise(Workload(tee).attest(NONCE), NONCE, NOW)
+    verified = party.appraise(Workload(tee).attest(NONCE), NONCE, datetime.now(UTC))
     assert verified.result.trusted
     assert asked == [Family.TDX]
     assert set(verified.collateral.documents) == {"dcap"}
@@ -45,7 +45,7 @@ def test_without_collateral_there_is_no_trust(tee: SimulatedTee) -> None:
 
     party = RelyingParty(Verifier(tee.roots()), SimulatedPolicy(), gather)
     with pytest.raises(AttestationRefused, match="The vendor is asleep") as caught:
-        party.appraise(Workload(tee).attest(NONCE), NONCE, NOW)
+        party.appraise(Workload(tee).attest(NONCE), NONCE, datetime.now(UTC))
     assert caught.value.checks == ("collateral-unavailable",)
 
 
