@@ -14,7 +14,6 @@ from confide.client.relying_party import RelyingParty
 from confide.enclave.workload import Workload
 from confide.errors import AttestationRefused, CollateralUnavailable, MalformedEvidence
 
-
 NONCE = "ab" * 32
 
 
