@@ -363,6 +363,16 @@ class CollateralUnavailable(AttestationError):
     code = "collateral-unavailable"
 
 
+class AttestationRefused(AttestationError):
+    """A policy does not accept a workload; nothing was sent to it. checks: the codes of those that failed."""
+
+    code = "attestation-refused"
+
+    def __init__(self, message: str, checks: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.checks = checks
+
+
 class InvalidPolicy(ConfideError):
     """A policy for attestation is not one, or says something that no evidence could satisfy."""
 
@@ -432,6 +442,12 @@ class KeyChanged(ChannelError):
     """The workload has another key than the one that was verified; it has to be verified again."""
 
     code = "key-changed"
+
+
+class GatewayError(ChannelError):
+    """Something before the workload answered in its place: a proxy, a login page, another server."""
+
+    code = "gateway"
 
 
 class EngineError(ConfideError):

@@ -22,6 +22,7 @@ app = typer.Typer(
 def _register() -> None:
     from confide.cli import (
         attest,
+        chat,
         checks,
         demo,
         distrust,
@@ -42,7 +43,7 @@ def _register() -> None:
         tls,
     )
 
-    for module in (plan, split, checks, serve, prepare, generate, distrust, quantize, seal, open, demo):
+    for module in (plan, split, checks, serve, prepare, generate, chat, distrust, quantize, seal, open, demo):
         app.command(module.__name__.rpartition(".")[2])(module.command)
     for group in (evaluate, owner, tls, licence, ledger, attest, tee, keys):
         app.add_typer(group.app)
