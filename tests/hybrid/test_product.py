@@ -112,7 +112,7 @@ def test_another_model_is_caught_1000_of_1000_times(
     service = service_with(small_weights() if when == "online only" else weights, tmp_path / "state")
     with LocalClient(shell, service) as client:
         client.prepare(1)
-        service._weights = weights
+        service._online_weights = weights
         assert times_caught(client) == TRIES
 
 
