@@ -175,6 +175,7 @@ class RemoteProduct:
                     self._receive(connection, group, owed.popleft(), result)
                 connection.send(part.message)
                 owed.append(part)
+            self._supply.look_ahead((group + 1) % len(self._groups))
             while owed:
                 self._receive(connection, group, owed.popleft(), result)
 

@@ -165,7 +165,6 @@ class LayerService:
         masked = np.frombuffer(message.masked, np.int32).reshape(message.count, -1)
         return Admitted(message.pack, message.first, masked)
 
-    @torch.inference_mode()
     def answers(self, group: int, admitted: list[Admitted]) -> list[wire.Answer]:
         """The answers to admitted requests of one group, by one matrix product."""
         parameters = self._parameters[group]
