@@ -41,10 +41,10 @@ class PackedMatrix:
 
     def product(self, values: Tensor) -> Tensor:
         """W v mod 2^32: int32 (tokens, columns) -> int32 (tokens, rows)."""
-        tokens, rows = len(values), len(self.weights)
+        tokens = values.shape[0]
         # In the bytes of v + BIAS each digit of v is 128 too large, which the kernel takes for the zero point.
         digits = (values.numpy() + _WORD_BIAS).view(np.uint8).reshape(tokens, -1, 4).transpose(2, 0, 1)
-        sums = self._sums(digits.reshape(4 * tokens, -1)).reshape(4, tokens, rows)
+        sums = self._sums(digits.reshape(4 * tokens, -1)).reshape(4, tokens, -1)
         result = sums[3]
         for place in (2, 1, 0):
             result <<= 8
@@ -53,10 +53,11 @@ class PackedMatrix:
 
     def _sums(self, digits: NDArray[np.uint8]) -> NDArray[np.int32]:
         """uint8 (n, columns), each 128 too large -> their products with the rows, int32 (n, rows)."""
-        first, *others = (_kernel(packed, torch.from_numpy(digits[:, columns])) for columns, packed in self._parts)
-        total: NDArray[np.int32] = first.numpy().astype(np.int32)
-        for part in others:
-            total += part.numpy().astype(np.int32)
+        total: NDArray[np.int32] | None = None
+        for columns, packed in self._parts:
+            sums = _kernel(packed, torch.from_numpy(digits[:, columns])).numpy().astype(np.int32)
+            total = sums if total is None else np.add(total, sums, out=total)
+        assert total is not None  # a matrix has columns
         return total
 
 
