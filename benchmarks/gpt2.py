@@ -1,4 +1,4 @@
-"""A model of GPT-2-small's shape, with random weights: split, licensed and served, for questions about whole models."""
+"""Models split, licensed and served, for questions about whole models; GPT-2-small's shape with random weights."""
 
 import gc
 import json
@@ -39,11 +39,18 @@ class SplitModel:
 
 @contextmanager
 def split_gpt2() -> Iterator[SplitModel]:
-    """The model's two halves, in a folder of their own."""
+    """The halves of GPT-2-small's shape, in a folder of their own."""
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        GPT2LMHeadModel(GPT2Config()).save_pretrained(Path(folder) / "model")
-        source = open_model(str(Path(folder) / "model"))
+        GPT2LMHeadModel(GPT2Config()).save_pretrained(folder)
+        with split_source(open_model(folder)) as model:
+            yield model
+
+
+@contextmanager
+def split_source(source: Source) -> Iterator[SplitModel]:
+    """A model's two halves, in a folder of their own."""
+    with tempfile.TemporaryDirectory() as folder:
         owner = OwnerKey.generate()
         parts = split(source, Path(folder) / "split", owner=owner)
         with licence_book(parts.server / "state") as book:

@@ -31,7 +31,7 @@ def _measure(private: HybridModel, clear: PreTrainedModel) -> list[Figure]:
     offline = seconds(lambda: private.prepare(1)) / traffic.tokens
     before = private.traffic.bytes_up + private.traffic.bytes_down
     runs = [(decode(private.model), decode(clear)) for _ in range(ROUNDS)]
-    prefills = [(_prefill(private.model), _prefill(clear)) for _ in range(2 * ROUNDS)]
+    prefills = [(prefill(private.model), prefill(clear)) for _ in range(2 * ROUNDS)]
     tokens = ROUNDS * (1 + DECODE_TOKENS) + 2 * ROUNDS * PREFILL_TOKENS
     online_bytes = (private.traffic.bytes_up + private.traffic.bytes_down - before) / tokens
     decoding = [statistics.median(side) for side in zip(*runs, strict=True)]
@@ -79,7 +79,7 @@ def decode(model: PreTrainedModel) -> float:
 
 
 @torch.inference_mode()
-def _prefill(model: PreTrainedModel) -> float:
+def prefill(model: PreTrainedModel) -> float:
     """Seconds of a prompt, with the logits of its last token, as `generate` asks for them."""
     prompt = torch.arange(PREFILL_TOKENS)[None]
     return seconds(lambda: model(prompt, use_cache=True, logits_to_keep=1))

@@ -51,6 +51,18 @@ class InvalidActivation(ConfideError):
     code = "invalid-activation"
 
 
+class EvaluationError(ConfideError):
+    """A model cannot be measured on this text, or not with the results that an earlier run left."""
+
+    code = "evaluation"
+
+
+class WrongMode(ConfideError):
+    """A model is asked for what its mode does not have."""
+
+    code = "wrong-mode"
+
+
 class PackError(ConfideError):
     """Something about the client's pack folder."""
 
@@ -360,3 +372,39 @@ def error_class(code: str) -> type[ConfideError]:
             return candidate
         pending.extend(candidate.__subclasses__())
     return ProtocolError
+
+
+class ChannelError(ConfideError):
+    """Something about the encrypted channel to a workload."""
+
+    code = "channel"
+
+
+class ChannelRefused(ChannelError):
+    """What came is not a sealed request for this workload, or came before."""
+
+    code = "channel-refused"
+
+
+class ChannelBroken(ChannelError):
+    """A sealed request or answer was cut, changed or moved on its way."""
+
+    code = "channel-broken"
+
+
+class KeyChanged(ChannelError):
+    """The workload has another key than the one that was verified; it has to be verified again."""
+
+    code = "key-changed"
+
+
+class EngineError(ConfideError):
+    """The engine that runs a model cannot do what is asked."""
+
+    code = "engine"
+
+
+class PromptTooLong(EngineError):
+    """A prompt and its answer do not fit the model's context."""
+
+    code = "prompt-too-long"

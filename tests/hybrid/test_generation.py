@@ -17,8 +17,8 @@ from confide.errors import ConnectionLost, IntegrityError, ServerDistrusted
 from confide.evaluate.uniformity import uniformity_p_value
 from confide.hybrid.generation import Lengths
 from confide.hybrid.ledger import Ledger
-from confide.hybrid.model import HybridModel
 from confide.hybrid.padding import NO_PADDING, Padding
+from confide.hybrid.remote import RemoteModel
 from confide.hybrid.service import LayerService
 from confide.models.server_package import ServerPackage
 from confide.models.shell import load_shell
@@ -69,15 +69,15 @@ class Lab:
 
     parts: SplitSummary
     folder: Path
-    opened: list[HybridModel] = field(default_factory=list)
+    opened: list[RemoteModel] = field(default_factory=list)
 
-    def model(self, tamper: Tamper | None = None, padding: Padding = FULL, name: str = "a") -> HybridModel:
+    def model(self, tamper: Tamper | None = None, padding: Padding = FULL, name: str = "a") -> RemoteModel:
         package = ServerPackage.open(self.parts.server)
         ledger = Ledger(self.folder / f"state-{name}")
         service = LayerService(package.signed, package.load(), ledger, TWIN, insecure_no_licences=True)
         client = LocalClient(self.parts.client, service, tamper, packs=self.folder / f"packs-{name}")
         product = client.product(padding=padding)
-        self.opened.append(HybridModel(client, load_shell(client.folder, product, "cpu", {OWNER.public}), product))
+        self.opened.append(RemoteModel(client, load_shell(client.folder, product, "cpu", {OWNER.public}), product))
         return self.opened[-1]
 
 
@@ -89,19 +89,19 @@ def lab(parts: SplitSummary, tmp_path: Path) -> Iterator[Lab]:
         model.close()
 
 
-def client_of(model: HybridModel) -> LocalClient:
+def client_of(model: RemoteModel) -> LocalClient:
     assert isinstance(model.client, LocalClient)
     return model.client
 
 
-def generate(model: HybridModel, ids: Tensor = PROMPT, **options: object) -> Tensor:
+def generate(model: RemoteModel, ids: Tensor = PROMPT, **options: object) -> Tensor:
     arguments = {"max_new_tokens": NEW, "do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones_like(ids)}
     result = model.generate(ids, **(arguments | options))
     assert isinstance(result, Tensor)
     return result
 
 
-def shapes(model: HybridModel) -> list[Shape]:
+def shapes(model: RemoteModel) -> list[Shape]:
     """What a server sees of frames besides their uniform content."""
     frames = client_of(model).frames
     return [(frame.group, frame.first - frames[0].first, frame.count, len(frame.masked)) for frame in frames]

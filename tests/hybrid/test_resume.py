@@ -130,6 +130,17 @@ class TestSupply:
         supply.end_run()
         assert len(supply._taken) <= 1
 
+    def test_a_group_that_lags_behind_keeps_nothing_in_memory(self, supply: MaskSupply) -> None:
+        """Such as an output head, which does not see a prompt's tokens."""
+        supply.begin_run()
+        supply.take(1, values(1, 1, 0), 1000)
+        supply.take(0, values(0, 200, 0), 1000)
+        assert sum(len(taken.arrays) for taken in supply._taken) <= 2
+        supply.end_run()
+        assert len(supply._taken) <= 1
+        first = [supply.take(group, values(group, 1, 0), 1000)[0].first for group in range(2)]
+        assert first == [200, 200]
+
     def test_an_exception_while_masks_are_made_spends_no_mask_on_two_values(
         self, supply: MaskSupply, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -371,7 +382,7 @@ def test_a_model_interrupted_while_generating_bills_each_token_once(tmp_path: Pa
     from transformers import GPT2Config, GPT2LMHeadModel, StoppingCriteria, StoppingCriteriaList
 
     from confide.hybrid.ledger import Ledger
-    from confide.hybrid.model import HybridModel
+    from confide.hybrid.remote import RemoteModel
     from confide.models.server_package import ServerPackage
     from confide.models.shell import load_shell
     from confide.models.source import open_model
@@ -398,7 +409,7 @@ def test_a_model_interrupted_while_generating_bills_each_token_once(tmp_path: Pa
     options = {"attention_mask": torch.ones_like(prompt), "pad_token_id": 0, "do_sample": False, "max_new_tokens": 9}
     with running(service) as url, twin_client(parts.client, url) as client:
         product = client.product()
-        model = HybridModel(client, load_shell(client.folder, product, "cpu", {OWNER.public}), product)
+        model = RemoteModel(client, load_shell(client.folder, product, "cpu", {OWNER.public}), product)
         whole = model.generate(prompt, **options)
         once = used(service)
         for length in (8, 6, 12):

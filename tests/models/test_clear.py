@@ -77,7 +77,7 @@ def test_logits_are_close_to_the_unquantized_model(source: Source, clear: PreTra
 @given(tokens=st.integers(1, 5), extreme=st.booleans(), seed=st.integers(0, 50))
 def test_products_are_exact(llama_halves: SplitSummary, tokens: int, extreme: bool, seed: int) -> None:
     package = ServerPackage.open(llama_halves.server)
-    product = ClearProduct(package)
+    product = ClearProduct(package.load())
     limit = 2**14 - 1
     generator = torch.Generator().manual_seed(seed)
     for index, group in enumerate(package.manifest.groups[:4]):
@@ -92,7 +92,7 @@ def test_products_are_exact(llama_halves: SplitSummary, tokens: int, extreme: bo
 @torch.no_grad()
 def test_one_product_for_q_k_and_v(llama_halves: SplitSummary) -> None:
     asked: list[int] = []
-    clear_product = ClearProduct(ServerPackage.open(llama_halves.server))
+    clear_product = ClearProduct(ServerPackage.open(llama_halves.server).load())
 
     def counting(group: int, x: Tensor) -> Tensor:
         asked.append(group)

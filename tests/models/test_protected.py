@@ -36,10 +36,9 @@ def layers(product: RecordingProduct) -> list[ProtectedLinear]:
     shared = SharedProduct(product, 7, ROWS, COLUMNS, 14)
     made = []
     for position, rows in enumerate(ROWS):
-        layer = ProtectedLinear(shared, position, rows, bias=position != 1, device="cpu")
+        bias = None if position == 1 else torch.nn.Parameter(torch.randn(rows))
+        layer = ProtectedLinear(shared, position, rows, bias, "cpu")
         layer.weight_scale.copy_(torch.rand(rows) + 0.01)
-        if layer.bias is not None:
-            torch.nn.init.normal_(layer.bias)
         made.append(layer.requires_grad_(False))
     return made
 

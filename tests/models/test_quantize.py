@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from confide.errors import InvalidActivation
-from confide.models.quantize import quantize_activations, quantize_weights
+from confide.models.quantize import largest_weight, quantize_activations, quantize_weights
 
 SIZES = st.integers(1, 9)
 MAGNITUDES = st.sampled_from([1e-42, 1e-20, 1e-6, 1.0, 3e4, 1e37])
@@ -25,10 +25,29 @@ def test_weights_are_within_half_a_scale(rows: int, columns: int, magnitude: flo
         assert (error <= 0.5001 * scale.double()[:, None]).all()
 
 
+@settings(deadline=None)
+@given(bits=st.integers(2, 7), seed=st.integers(0, 99))
+def test_fewer_bits_fit_and_clip_where_that_is_better(bits: int, seed: int) -> None:
+    weights = torch.randn(6, 64, generator=torch.Generator().manual_seed(seed))
+    largest = largest_weight(bits)
+
+    def error(integers: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return (integers.float() * scale[:, None] - weights).square().sum(1)
+
+    widest = weights.abs().amax(1) / largest
+    unclipped = error((weights / widest[:, None]).round(), widest)
+    integers, scale = quantize_weights(weights, bits)
+    assert integers.abs().max() <= largest
+    assert (error(integers, scale) <= unclipped * 1.0001).all()
+    assert bits > 3 or (scale < widest).any()
+
+
 def test_a_row_of_zeros_has_scale_one() -> None:
     integers, scale = quantize_weights(torch.tensor([[0.0, 0.0], [1.0, -2.0]]))
     assert scale[0] == 1
     assert integers.tolist() == [[0, 0], [64, -127]]
+    integers, scale = quantize_weights(torch.zeros(1, 2), 4)
+    assert (scale.tolist(), integers.tolist()) == ([1], [[0, 0]])
 
 
 @settings(deadline=None)

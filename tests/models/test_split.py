@@ -7,6 +7,7 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2LMHeadModel, LlamaForCausalLM
 
 from confide.errors import ConfideError, InsecureParameters, ModelNotSupported
+from confide.models import quantized
 from confide.models import split as split_module
 from confide.models.clear import load_clear
 from confide.models.package import read_manifest
@@ -105,7 +106,7 @@ def test_profile_and_choice(tiny_llama: Source, folder: Path) -> None:
     )
     assert summary.parameter_names == ("n4096_q64_t30_keep40",)
     assert summary.protected_parameters == 32 * 32 + 16 * 32
-    assert steps == [("model.layers.1.self_attn.qkv", 1, 1)]
+    assert steps == [("model.layers.1.self_attn.q_proj-v_proj", 1, 1)]
     model = load_clear(summary.client, summary.server)
     ids = torch.arange(10)[None]
     difference = (model(ids).logits - tiny_llama.load_model()(ids).logits).abs().max()
@@ -170,7 +171,7 @@ def test_weights_that_are_not_finite_are_refused(tiny_llama: Source, folder: Pat
 
 
 def test_insecure_parameters_name_their_group(tiny_gpt2: Source, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(split_module, "row_norms", lambda _: (1 << 24, 127.0))
+    monkeypatch.setattr(quantized, "row_norms", lambda _: (1 << 24, 127.0))
     with pytest.raises(InsecureParameters, match=r"transformer\.h\.0\.attn\.c_attn"):
         split(tiny_gpt2, folder, owner=OWNER)
 

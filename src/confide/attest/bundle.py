@@ -12,51 +12,18 @@ import msgspec
 
 from confide.attest.appraise import Verifies, appraise
 from confide.attest.collateral import Collateral
-from confide.attest.evidence import MAX_EVIDENCE_BYTES, Evidence, Family
+from confide.attest.evidence import Evidence
 from confide.attest.policy import AnyPolicy, Policy
 from confide.attest.policy_toml import MAX_POLICY_BYTES, policy_from_toml, simulated_policy_from_toml, to_toml
 from confide.attest.result import AttestationResult, Check
 from confide.attest.statement import Statement
+from confide.attest.wire import Record, WireCollateral, WireEvidence
 from confide.errors import MalformedEvidence
 
 MAX_BUNDLE_BYTES: Final = 16 << 20
-MAX_MEMBERS: Final = 32
-
-_Document = Annotated[bytes, msgspec.Meta(max_length=MAX_EVIDENCE_BYTES)]
-_Documents = Annotated[dict[Annotated[str, msgspec.Meta(max_length=64)], _Document], msgspec.Meta(max_length=32)]
 
 
-class _Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    pass
-
-
-class _Evidence(_Struct, frozen=True):
-    family: Family
-    raw: _Document
-    parts: _Documents = {}
-    members: Annotated[tuple["_Evidence", ...], msgspec.Meta(max_length=MAX_MEMBERS)] = ()
-
-    @classmethod
-    def of(cls, evidence: Evidence) -> "_Evidence":
-        return cls(evidence.family, evidence.raw, dict(evidence.parts), tuple(map(cls.of, evidence.members)))
-
-    def thaw(self) -> Evidence:
-        return Evidence(self.family, self.raw, self.parts, tuple(member.thaw() for member in self.members))
-
-
-class _Collateral(_Struct, frozen=True):
-    documents: _Documents = {}
-    members: Annotated[tuple["_Collateral", ...], msgspec.Meta(max_length=MAX_MEMBERS)] = ()
-
-    @classmethod
-    def of(cls, collateral: Collateral) -> "_Collateral":
-        return cls(dict(collateral.documents), tuple(map(cls.of, collateral.members)))
-
-    def thaw(self) -> Collateral:
-        return Collateral(self.documents, tuple(member.thaw() for member in self.members))
-
-
-class _Record(_Struct, frozen=True):
+class _Verdict(Record, frozen=True):
     """The verdict as it was: for comparison, and for whoever reads the file."""
 
     trusted: bool
@@ -68,16 +35,16 @@ class _Record(_Struct, frozen=True):
         return self.trusted, self.simulated, tuple((check.code, check.passed) for check in self.checks)
 
 
-class Bundle(_Struct, frozen=True):
+class Bundle(Record, frozen=True):
     """What was appraised, against what, when, and what came out."""
 
     format: Literal[1] = msgspec.field(name="confide-bundle")
     at: Annotated[datetime, msgspec.Meta(tz=True)]
-    evidence: _Evidence
-    collateral: _Collateral
+    evidence: WireEvidence
+    collateral: WireCollateral
     policy_kind: Literal["production", "simulated"]
     policy: Annotated[str, msgspec.Meta(max_length=MAX_POLICY_BYTES)]
-    result: _Record
+    result: _Verdict
     statement: Statement | None = None
 
     @classmethod
@@ -131,8 +98,8 @@ def freeze(
     return Bundle(
         format=1,
         at=now,
-        evidence=_Evidence.of(evidence),
-        collateral=_Collateral.of(collateral),
+        evidence=WireEvidence.of(evidence),
+        collateral=WireCollateral.of(collateral),
         policy_kind="production" if isinstance(policy, Policy) else "simulated",
         policy=to_toml(policy),
         result=_record(result),
@@ -140,8 +107,8 @@ def freeze(
     )
 
 
-def _record(result: AttestationResult) -> _Record:
-    return _Record(result.trusted, result.simulated, result.checks)
+def _record(result: AttestationResult) -> _Verdict:
+    return _Verdict(result.trusted, result.simulated, result.checks)
 
 
 def _short(checks: tuple[Check, ...]) -> str:

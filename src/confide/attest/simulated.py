@@ -124,6 +124,15 @@ class SimulatedTee:
         auth = self._auth(header + report)
         return Evidence(Family.TDX, header + report + _sized(auth), parts)
 
+    @property
+    def name(self) -> str:
+        """What a human calls this source of evidence."""
+        return "simulated"
+
+    def read(self, report_data: bytes) -> Evidence:
+        """Evidence as any reader of real hardware gives it; see `quote`."""
+        return self.quote(report_data)
+
     def collateral(self, listing: Listing | None = None) -> Collateral:
         """What the simulated vendor publishes, by default from now on for 30 days."""
         return make_collateral(self.keys, self.certificates, listing or Listing())

@@ -6,6 +6,6 @@ import os
 # needs: on one machine that is where most of a prompt's time would go. torch reads this when it is first imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-from confide.cli.app import main  # noqa: E402
+from confide.cli.app import main
 
 __all__ = ["main"]

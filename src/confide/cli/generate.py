@@ -22,6 +22,9 @@ def command(
     clear_with: Annotated[
         Path | None, typer.Option(help="Compute in the clear with this server folder: the reference of private runs.")
     ] = None,
+    simulate_with: Annotated[
+        Path | None, typer.Option(help="The same, with all of the protocol's arithmetic and no server.")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate at most.", min=1)] = 64,
     temperature: Annotated[float | None, typer.Option(help="Sample at this temperature; greedy without.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Sample among this many likeliest tokens.")] = None,
@@ -44,25 +47,27 @@ def command(
     json: Json = False,
 ) -> None:
     """Generate text; it streams as the tokens come. Masks are prepared first if none are left."""
-    if (server is None) == (clear_with is None):
-        raise typer.BadParameter("give either --server or --clear-with")
+    if [server, clear_with, simulate_with].count(None) != 2:
+        raise typer.BadParameter("give one of --server, --clear-with and --simulate-with")
     if (prompt is None) == (prompt_ids is None):
         raise typer.BadParameter("give either a PROMPT or --prompt-ids")
     sampling = _sampling(temperature, top_k, top_p)
     padding = Padding(pad_prompt, _answer_multiple(pad_answer))
     request = _Request(prompt, prompt_ids, max_new_tokens, sampling, seed, json)
-    if clear_with is not None:
+    if server is None:
+        from confide.hybrid.simulate import load_simulated
         from confide.models.clear import load_clear
         from confide.models.shell import shell_tokenizer
 
-        request.run(load_clear(shell, clear_with), shell_tokenizer(shell), None)
+        model = load_clear(shell, clear_with) if clear_with else load_simulated(shell, simulate_with)
+        request.run(model, shell_tokenizer(shell), None)
         return
     from confide.hybrid.model import HybridModel
 
     with output.preparing(quiet=json) as progress:
-        model = HybridModel.from_shell(
+        private = HybridModel.from_shell(
             shell,
-            server=str(server),
+            server=server,
             owner=owner,
             packs=packs,
             checks=checks,
@@ -74,8 +79,8 @@ def command(
             insecure_no_tls=insecure_no_tls,
             on_progress=progress,
         )
-    with model:
-        request.run(model.model, model.tokenizer, model)
+    with private:
+        request.run(private.model, private.tokenizer, private)
 
 
 def _answer_multiple(text: str) -> int | None:

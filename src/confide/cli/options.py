@@ -38,3 +38,16 @@ ServerFolder = Annotated[
 def state_of(server: Path) -> Path:
     """The state folder that goes with what the user named: a package's own, unless it is one itself."""
     return server / "state" if (server / MANIFEST_NAME).exists() else server
+
+
+Protect = Annotated[
+    str,
+    typer.Option(help="all, attention, mlp, lm_head, several with commas, or a regular expression of layer names."),
+]
+WeightBits = Annotated[
+    list[str] | None,
+    typer.Option(help="Bits of the weights, 2 to 8: 4, or mlp=4 for layers that a pattern finds; repeatable."),
+]
+ActivationBits = Annotated[
+    list[str] | None, typer.Option(help="The most bits of the activations, 8 to 15, in the same way; repeatable.")
+]

@@ -48,7 +48,17 @@ def quiet_transformers() -> None:
 
 def megabytes(count: float) -> str:
     """A number of bytes for people."""
+    if count < 1e5:
+        return f"{count / 1e3:,.1f} kB"
     return f"{count / 1e6:,.1f} MB" if count < 1e9 else f"{count / 1e9:,.2f} GB"
+
+
+def duration(seconds: float) -> str:
+    """A time for people, such as 51 ms or 3.2 h."""
+    for unit, factor, most in (("ms", 1e-3, 1), ("s", 1, 120), ("min", 60, 7200), ("h", 3600, 172_800)):
+        if seconds < most:
+            return f"{seconds / factor:.3g} {unit}"
+    return f"{seconds / 86_400:,.0f} days"
 
 
 @contextmanager

@@ -1,19 +1,36 @@
 """`confide split`: cut a model in two."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from confide.cli import output
-from confide.cli.options import Json, OwnerFile
+from confide.cli.options import ActivationBits, Json, OwnerFile, Protect, WeightBits
 from confide.rlwe.parameters import Profile
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from confide.models.source import Source
+
+
+CALIBRATION_TOKENS = 8192
+CALIBRATION_TEXT = 512
 
 
 def command(
     model: Annotated[str, typer.Argument(help="`demo`, a local Hugging Face folder, or a hub id.")],
     out: Annotated[Path, typer.Option(help="Where to write client/ and server/.")],
-    protect: Annotated[str, typer.Option(help="all, attention, mlp, or a regular expression of layer names.")] = "all",
+    protect: Protect = "all",
+    weight_bits: WeightBits = None,
+    activation_bits: ActivationBits = None,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="A text file by which layers of few weight bits are rounded."),
+    ] = None,
     profile: Annotated[
         Profile, typer.Option(help="Whether the weights are secret too, or only what users ask.")
     ] = Profile.PRIVATE_WEIGHTS,
@@ -22,10 +39,12 @@ def command(
 ) -> None:
     """Cut a model into a shell for the client and int8 matrices for an untrusted server."""
     from confide.cli.owner import read_or_make_key
+    from confide.models.precision import Recipe
     from confide.models.source import open_model
     from confide.models.split import split
 
     output.quiet_transformers()
+    recipe = Recipe.parse(weight_bits or (), activation_bits or ())
     source = open_model(model)
     key = read_or_make_key(owner)
     with output.messages.status("quantizing and splitting") as status:
@@ -34,6 +53,8 @@ def command(
             out,
             owner=key,
             protect=protect,
+            recipe=recipe,
+            texts=_texts(source, calibrate) if calibrate else (),
             profile=profile,
             progress=lambda _, done, total: status.update(f"quantized {done} of {total} layer groups"),
         )
@@ -60,3 +81,15 @@ def command(
     output.console.print(f"Signed by {key.public.fingerprint}; publish your key: [bold]{key.public}[/]", soft_wrap=True)
     output.console.print(f"For the client:  [bold]{summary.client}[/]")
     output.console.print(f"For the server:  [bold]{summary.server}[/]   next: confide serve {summary.server}")
+
+
+def _texts(source: "Source", file: Path) -> "Sequence[Tensor]":
+    """The beginning of a text file, as token ids in pieces that any context holds."""
+    import torch
+
+    tokenizer = source.load_tokenizer()
+    if tokenizer is None:
+        raise typer.BadParameter("this model has no tokenizer, so no text can calibrate it")
+    text = file.read_text(errors="replace")[: 16 * CALIBRATION_TOKENS]
+    ids = torch.tensor([tokenizer(text, verbose=False)["input_ids"][:CALIBRATION_TOKENS]])
+    return [part for part in ids.split(CALIBRATION_TEXT, dim=1) if part.numel()]

@@ -47,11 +47,17 @@ the last. Larger products are no faster; their results leave the processor's cac
 
 @dataclass
 class OnlineTraffic:
-    """What went over the wire online: payload bytes and round trips, padding included."""
+    """What went over the wire online: payload bytes, padding included, and products that were waited for."""
 
     bytes_up: int = 0
     bytes_down: int = 0
     round_trips: int = 0
+
+
+def part_tokens(parameters: Parameters) -> int:
+    """How many tokens of a layer group go in one message, whose answer must be one that the server may owe."""
+    fitting = min(wire.MAX_FRAME // parameters.columns, wire.MAX_OWED // parameters.rows) // 4
+    return min(PART_TOKENS, fitting)
 
 
 @dataclass(frozen=True)
@@ -64,9 +70,8 @@ class CheckedGroup:
 
     @property
     def most_tokens(self) -> int:
-        """How many tokens go in one message, whose answer must be one that the server may owe."""
-        fitting = min(wire.MAX_FRAME // self.parameters.columns, wire.MAX_OWED // self.parameters.rows) // 4
-        return min(PART_TOKENS, fitting)
+        """How many tokens go in one message."""
+        return part_tokens(self.parameters)
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,7 @@ class RemoteProduct:
         self._groups = groups
         self._on_breach = on_breach
         self._positions = [0] * len(groups)
+        self._last_only: int | None = None
         self._idling = False
         self._over: IntegrityError | None = None
         self.padding = padding
@@ -140,8 +146,9 @@ class RemoteProduct:
 
     def _visible_tokens(self, group: int, tokens: int) -> int:
         """A prompt is padded; a step of decoding, one token for each sequence, shows nothing but that."""
-        first = self.generating and not self._positions[group]
-        if tokens == self.width and not first:
+        # A prompt may be one token long, and must not look like a step then.
+        prompt = self.generating and not self._positions[group] and group != self._last_only
+        if tokens == self.width and not prompt:
             return tokens
         # Each of the sequences is padded, so that a batch shows no more than one text does.
         width = self.width if tokens % self.width == 0 else 1
@@ -154,7 +161,7 @@ class RemoteProduct:
             # from another course that it is not believed any more.
             return segment.inputs
         # From here on the masks carry something else than they were given for, so they must not be given again.
-        self._supply.end_run()
+        self._supply.abandon_run()
         return np.zeros_like(segment.inputs)
 
     def _exchange(self, group: int, segments: list[Segment], result: masks.Int32Array) -> None:
@@ -180,6 +187,7 @@ class RemoteProduct:
                 self._receive(connection, group, owed.popleft(), result)
 
         self._link.run(exchange)
+        self.traffic.round_trips += 1
 
     def _part(self, group: int, segment: Segment, start: int) -> _Part:
         inputs = self._sendable(segment)
@@ -198,7 +206,6 @@ class RemoteProduct:
         self._supply.answered(part.segment)
         self.traffic.bytes_up += len(part.message.masked)
         self.traffic.bytes_down += len(answer.values)
-        self.traffic.round_trips += 1
         answers = np.frombuffer(answer.values, np.int32).reshape(part.message.count, -1)
         result[part.place] = masks.unmask(answers, part.segment.values, parameters)
         self._check(group, result[part.place], part.inputs, part.place.start)
@@ -212,12 +219,14 @@ class RemoteProduct:
             self.breach = Breach(facts.name, tuple(layer.name for layer in facts.layers), token)
 
     @contextmanager
-    def generation(self) -> Iterator[None]:
+    def generation(self, last_only: str | None = None) -> Iterator[None]:
         """While it lasts, each group's first call counts as a prompt, and tokens are counted from there.
 
+        last_only: a layer that sees the last token of each sequence only, whatever the prompt's length.
         Where it is interrupted, the next one repeats what it sent for as long as that is the same.
         """
         self._positions = [0] * len(self._groups)
+        self._last_only = self._alone(last_only)
         self.generating = True
         self._supply.begin_run()
         try:
@@ -230,6 +239,11 @@ class RemoteProduct:
             self._supply.end_run()
         finally:
             self.generating = False
+
+    def _alone(self, layer: str | None) -> int | None:
+        """The group that is this layer and no other."""
+        names = ([layer.name for layer in checked.group.layers] for checked in self._groups)
+        return next((index for index, layers in enumerate(names) if layers == [layer]), None)
 
     @contextmanager
     def idling(self) -> Iterator[None]:

@@ -3,6 +3,7 @@
 It protects nothing. It is the reference that a private run must equal, integer for integer.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -17,10 +18,10 @@ from confide.rlwe.gemm import int8_matmul
 
 
 class ClearProduct:
-    """The IntegerProduct on matrices that lie on this machine."""
+    """The IntegerProduct on matrices that lie on this machine: int8 (rows, columns), one for each layer group."""
 
-    def __init__(self, package: ServerPackage, device: torch.device | str = "cpu") -> None:
-        self._weights = [package.weights(index).to(device) for index in range(len(package.manifest.groups))]
+    def __init__(self, matrices: Iterable[Tensor], device: torch.device | str = "cpu") -> None:
+        self._weights = [matrix.to(device) for matrix in matrices]
 
     def __call__(self, group: int, x: Tensor) -> Tensor:
         """x int32 (T, columns), |x| < 2^14 -> W x int32 (T, rows), exact."""
@@ -45,6 +46,11 @@ def _balanced_digits(x: Tensor) -> Tensor:
 
 def load_clear(shell: Path | str, server: Path | str, device: torch.device | str = "cpu") -> PreTrainedModel:
     """The quantized model of the two folders of one split. InvalidPackage where they do not belong together."""
+    return load_shell(shell, ClearProduct(open_counterpart(shell, server).load(), device), device)
+
+
+def open_counterpart(shell: Path | str, server: Path | str) -> ServerPackage:
+    """The package of a server folder. InvalidPackage where the shell is not its other half."""
     package = ServerPackage.open(server)
     package.manifest.require_counterpart(open_package(shell, PackageKind.SHELL).manifest)
-    return load_shell(shell, ClearProduct(package, device), device)
+    return package

@@ -10,6 +10,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from confide.errors import InvalidPackage
+from confide.models.linear import linear_shape
+from confide.models.package import Group
 from confide.models.quantize import quantize_activations
 
 
@@ -59,18 +62,20 @@ class SharedProduct:
 class ProtectedLinear(nn.Module):
     """A linear layer without its matrix: y = W x scaled back, plus bias, in float32.
 
-    layer: its position in the group that `shared` computes. weight_scale: float32 (rows,).
+    layer: its position in the group that `shared` computes. weight_scale: float32 (rows,), empty at first.
     """
 
     weight_scale: Tensor
     bias: nn.Parameter | None
 
-    def __init__(self, shared: SharedProduct, layer: int, rows: int, *, bias: bool, device: torch.device | str) -> None:
+    def __init__(
+        self, shared: SharedProduct, layer: int, rows: int, bias: nn.Parameter | None, device: torch.device | str
+    ) -> None:
         super().__init__()
         self._shared = shared
         self._layer = layer
         self.register_buffer("weight_scale", torch.empty(rows, device=device))
-        self.register_parameter("bias", nn.Parameter(torch.empty(rows, device=device)) if bias else None)
+        self.register_parameter("bias", bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., columns) -> (..., rows)."""
@@ -78,3 +83,25 @@ class ProtectedLinear(nn.Module):
         scale, bias = self.weight_scale, self.bias
         y = scaled * scale if bias is None else torch.addcmul(bias, scaled, scale)
         return y.view(*x.shape[:-1], scale.shape[0])
+
+
+def protect_group(model: nn.Module, index: int, group: Group, product: IntegerProduct) -> None:
+    """Put layers without matrices in the place of a group's linear ones; biases stay, scales are yet to come.
+
+    index: the group's in the layer table. Raises InvalidPackage where the model has no such layers.
+    """
+    rows = [layer.rows for layer in group.layers]
+    shared = SharedProduct(product, index, rows, group.columns, group.activation_bits)
+    for position, layer in enumerate(group.layers):
+        try:
+            original = model.get_submodule(layer.name)
+        except AttributeError:
+            original = None
+        if original is None or linear_shape(original) != (layer.rows, group.columns):
+            raise InvalidPackage(
+                f"The layer table names {layer.name} of {layer.rows} x {group.columns}, which the shell's model "
+                "does not have; run `confide split` again."
+            )
+        device = next(model.parameters()).device
+        protected = ProtectedLinear(shared, position, layer.rows, original._parameters["bias"], device)
+        model.set_submodule(layer.name, protected, strict=True)

@@ -10,23 +10,57 @@ import torch
 from torch import Tensor
 
 from confide.errors import InvalidActivation
+from confide.models.gptq import gptq_round
 
-MAX_WEIGHT = 127
+MAX_WEIGHT_BITS = 8
+MIN_WEIGHT_BITS = 2
 SMALLEST_SCALE = 1e-35
 """Added to every activation scale, so that a token of zeros has one; far below what any real token adds to."""
+CLIPPINGS = 40
+"""How many smaller scales are tried for a row of few bits, down to half of the one that clips nothing."""
 
 
-def quantize_weights(weights: Tensor) -> tuple[Tensor, Tensor]:
+def largest_weight(bits: int) -> int:
+    """The largest magnitude of a symmetric integer of so many bits: 127 for 8."""
+    return int(2 ** (bits - 1) - 1)
+
+
+def quantize_weights(
+    weights: Tensor, bits: int = MAX_WEIGHT_BITS, moments: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """weights (m, n) float -> int8 (m, n) and float32 scale (m,), with weights = int8 * scale to half a scale.
 
-    A row's largest magnitude becomes 127; a row of zeros has scale 1. A row that is not finite has a scale that is
-    not finite either.
+    A row's largest magnitude becomes 2^(bits-1) - 1; a row of zeros has scale 1. A row that is not finite has a scale
+    that is not finite either. Below 8 bits the largest weights of a row are clipped where that makes its squared error
+    smaller.
+
+    moments: float32 (n, n), the mean of x x^T over the layer's inputs x, see `calibration.collect`. Below 8 bits the
+    weights are then rounded so that the product's error is small rather than each weight's: see `gptq_round`.
     """
     weights = weights.float()
-    scale = weights.abs().amax(dim=1) / MAX_WEIGHT
+    scale = weights.abs().amax(dim=1) / largest_weight(bits)
     scale = torch.where(scale == 0, 1.0, scale)
-    integers = (weights / scale[:, None]).round_().clamp_(-MAX_WEIGHT, MAX_WEIGHT)
-    return integers.to(torch.int8), scale
+    if bits == MAX_WEIGHT_BITS:
+        return _rounded(weights, scale, bits).to(torch.int8), scale
+    scale = _best_scale(weights, scale, bits)
+    if moments is None:
+        return _rounded(weights, scale, bits).to(torch.int8), scale
+    return gptq_round(weights, scale, largest_weight(bits), moments).to(torch.int8), scale
+
+
+def _rounded(weights: Tensor, scale: Tensor, bits: int) -> Tensor:
+    largest = largest_weight(bits)
+    return (weights / scale[:, None]).round_().clamp_(-largest, largest)
+
+
+def _best_scale(weights: Tensor, widest: Tensor, bits: int) -> Tensor:
+    """For each row the scale, of a grid from `widest` to half of it, with the smallest squared error."""
+    best, least = widest, torch.full_like(widest, torch.inf)
+    for step in range(CLIPPINGS + 1):
+        scale = widest * (1 - step / (2 * CLIPPINGS))
+        error = (_rounded(weights, scale, bits) * scale[:, None] - weights).square_().sum(dim=1)
+        best, least = torch.where(error < least, scale, best), torch.minimum(error, least)
+    return best
 
 
 def quantize_activations(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:

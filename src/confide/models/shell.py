@@ -6,20 +6,19 @@ does not know. No file is read before it is known to be the one that the owner s
 
 from collections.abc import Container
 from pathlib import Path
-from typing import cast
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.pytorch_utils import Conv1D
+from torch import Tensor
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from confide.errors import InvalidPackage
 from confide.models.owner import OwnerPublicKey
 from confide.models.package import Manifest, PackageKind
-from confide.models.protected import IntegerProduct, ProtectedLinear, SharedProduct
+from confide.models.protected import IntegerProduct, protect_group
 from confide.models.seal import open_package, require_files
+from confide.models.sharing import empty_model
 from confide.models.source import load_tokenizer
 
 SHELL_WEIGHTS = "model.safetensors"
@@ -40,9 +39,10 @@ def load_shell(
     manifest = open_package(folder, PackageKind.SHELL, trusted).manifest
     require_files(folder, manifest)
     model = _empty_model(folder, manifest)
-    _replace_protected(model, manifest, product)
-    _load_weights(model, folder, device)
+    for index, group in enumerate(manifest.groups):
+        protect_group(model, index, group, product)
     _fill_computed_buffers(model, device)
+    _load_weights(model, folder, device)
     if (folder / "generation_config.json").exists():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     model.requires_grad_(False)
@@ -60,40 +60,11 @@ def _empty_model(folder: Path, manifest: Manifest) -> PreTrainedModel:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         if config.model_type != manifest.model_type:
             raise InvalidPackage(f"The configuration in {folder} is another model's; run `confide split` again.")
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+        return empty_model(config)
     except InvalidPackage:
         raise
     except Exception as error:  # transformers checks little, and raises what it stumbles over
         raise InvalidPackage(f"{folder / 'config.json'} is missing or damaged; run `confide split` again.") from error
-    return cast(PreTrainedModel, model)
-
-
-def _replace_protected(model: PreTrainedModel, manifest: Manifest, product: IntegerProduct) -> None:
-    for index, group in enumerate(manifest.groups):
-        rows = [layer.rows for layer in group.layers]
-        shared = SharedProduct(product, index, rows, group.columns, group.activation_bits)
-        for position, layer in enumerate(group.layers):
-            try:
-                original = model.get_submodule(layer.name)
-            except AttributeError:
-                original = None
-            if original is None or _linear_shape(original) != (layer.rows, group.columns):
-                raise InvalidPackage(
-                    f"The layer table names {layer.name} of {layer.rows} x {group.columns}, which the shell's model "
-                    "does not have; run `confide split` again."
-                )
-            bias = original.bias is not None
-            model.set_submodule(
-                layer.name, ProtectedLinear(shared, position, layer.rows, bias=bias, device="meta"), strict=True
-            )
-
-
-def _linear_shape(module: nn.Module) -> tuple[int, int] | None:
-    """(outputs, inputs) of a linear layer, None for another module."""
-    if isinstance(module, Conv1D):
-        return module.nf, module.nx
-    return (module.out_features, module.in_features) if isinstance(module, nn.Linear) else None
 
 
 def _load_weights(model: PreTrainedModel, folder: Path, device: torch.device | str) -> None:
@@ -126,7 +97,8 @@ def _same_form(expected: Tensor | None, given: Tensor | None) -> bool:
 def _fill_computed_buffers(model: PreTrainedModel, device: torch.device | str) -> None:
     """Make the buffers that no file holds because the configuration determines them, such as rotary frequencies.
 
-    transformers builds every model without memory and has `_init_weights` compute them afterwards, as here.
+    transformers builds every model without memory and has `_init_weights` compute them afterwards, as here. It gives
+    the weights beside them random values as well, so those must come later.
     """
     owners = set()
     for name, buffer in list(model.named_non_persistent_buffers()):

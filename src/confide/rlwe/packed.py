@@ -53,11 +53,10 @@ class PackedMatrix:
 
     def _sums(self, digits: NDArray[np.uint8]) -> NDArray[np.int32]:
         """uint8 (n, columns), each 128 too large -> their products with the rows, int32 (n, rows)."""
-        total: NDArray[np.int32] | None = None
-        for columns, packed in self._parts:
-            sums = _kernel(packed, torch.from_numpy(digits[:, columns])).numpy().astype(np.int32)
-            total = sums if total is None else np.add(total, sums, out=total)
-        assert total is not None  # a matrix has columns
+        parts = [_kernel(packed, torch.from_numpy(digits[:, columns])).numpy() for columns, packed in self._parts]
+        total: NDArray[np.int32] = parts[0].astype(np.int32)
+        for part in parts[1:]:
+            total += part.astype(np.int32)
         return total
 
 

@@ -67,12 +67,21 @@ class Parameters:
     drowning_bits: int = 60
 
     @classmethod
-    def derive(cls, profile: Profile, *, rows: int, columns: int, row_l1: int, row_l2: float) -> Self:
-        """The parameters for weights with these norms: the widest activations that can never wrap.
+    def derive(
+        cls,
+        profile: Profile,
+        *,
+        rows: int,
+        columns: int,
+        row_l1: int,
+        row_l2: float,
+        most_activation_bits: int = MAX_ACTIVATION_BITS,
+    ) -> Self:
+        """The parameters for weights with these norms: the widest activations, up to a limit, that can never wrap.
 
         |W x| <= row_l1 * (2^(B-1) - 1) must stay below half the plaintext modulus, 2^29.
         """
-        bits = MAX_ACTIVATION_BITS
+        bits = most_activation_bits
         while bits >= MIN_ACTIVATION_BITS and row_l1 * (2 ** (bits - 1) - 1) >= 2**29:
             bits -= 1
         return cls.for_shape(profile, rows=rows, columns=columns, activation_bits=bits, row_l1=row_l1, row_l2=row_l2)

@@ -1,0 +1,1 @@
+"""The HTTP interface of a served model: OpenAI-compatible, and two simpler ones."""

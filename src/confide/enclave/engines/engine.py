@@ -1,0 +1,78 @@
+"""What the API needs of whatever runs the model, and nothing more."""
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class EngineFacts:
+    """What runs. model: its name in the API. quantization: such as f32 or q8_0. context: tokens at most."""
+
+    model: str
+    engine: str
+    quantization: str
+    context: int
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to generate. temperature: 0 is greedy. stop: texts at which the answer ends, which it does not contain."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Message:
+    """A turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The next part of an answer. text: may be empty. tokens: how many it stands for. finish: in the last one only."""
+
+    text: str
+    tokens: int
+    finish: FinishReason | None = None
+
+
+class Engine(Protocol):
+    """A loaded model. Methods are called from one event loop, many at once; none of them blocks it.
+
+    A prompt that does not fit, with its answer, raises PromptTooLong before the first piece.
+    """
+
+    @property
+    def facts(self) -> EngineFacts:
+        """What runs."""
+        ...
+
+    def count(self, text: str) -> int:
+        """Tokens in a text."""
+        ...
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """A conversation as a prompt: by the model's chat template, or plainly where it has none."""
+        ...
+
+    def generate(self, prompt: str, sampling: Sampling) -> AsyncGenerator[Piece, None]:
+        """An answer, piece by piece. Closing the generator stops the work at the next token."""
+        ...
+
+    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
+        """An embedding of each text. EngineError where the model gives none."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of the model."""
+        ...

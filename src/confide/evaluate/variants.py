@@ -1,0 +1,58 @@
+"""The models that stand side by side: the stock one, and quantized ones made from it.
+
+Each is loaded only when it is measured, and the stock model and a quantized one are never in memory together. A choice
+of layers that cannot be is refused before anything is loaded.
+"""
+
+import functools
+from collections.abc import Mapping
+
+from transformers import PreTrainedModel
+
+from confide.evaluate.run import Variant
+from confide.hybrid.simulate import SimulatedProduct
+from confide.models.clear import ClearProduct
+from confide.models.precision import Recipe
+from confide.models.quantized import QuantizedModel
+from confide.models.roles import find_layers
+from confide.models.source import Source
+
+FP32 = "fp32"
+CLEAR = "quantized"
+SIMULATED = "simulated"
+
+
+def compared_variants(source: Source, protect: str, recipe: Recipe) -> list[Variant]:
+    """fp32; the quantized model in the clear; and the same with the protocol's arithmetic, but no server.
+
+    protect: see `ModelLayers.select`, errors included. The last two share their weights: loading one puts its product
+    into the other too.
+    """
+    chosen = find_layers(source.config).select(protect)
+
+    @functools.cache
+    def quantized() -> QuantizedModel:
+        return QuantizedModel.quantize(source.load_model(), chosen, recipe=recipe)
+
+    def clear() -> PreTrainedModel:
+        quantized().use(ClearProduct(quantized().matrices))
+        return quantized().model
+
+    def simulated() -> PreTrainedModel:
+        quantized().use(SimulatedProduct.of(quantized()))
+        return quantized().model
+
+    return [Variant(FP32, source.load_model), Variant(CLEAR, clear), Variant(SIMULATED, simulated)]
+
+
+def swept_variants(source: Source, protect: str, recipes: Mapping[int, Recipe]) -> tuple[Variant, dict[int, Variant]]:
+    """fp32, and for each number of weight bits the quantized model in the clear with that recipe."""
+    chosen = find_layers(source.config).select(protect)
+
+    def clear(recipe: Recipe) -> PreTrainedModel:
+        quantized = QuantizedModel.quantize(source.load_model(), chosen, recipe=recipe)
+        quantized.use(ClearProduct(quantized.matrices))
+        return quantized.model
+
+    by_bits = {bits: Variant(f"{bits} bits", functools.partial(clear, recipe)) for bits, recipe in recipes.items()}
+    return Variant(FP32, source.load_model), by_bits

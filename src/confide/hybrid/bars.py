@@ -1,0 +1,55 @@
+"""Progress bars for people who use the library itself: in terminals and in notebooks, by what tqdm finds.
+
+Commands show bars of their own.
+"""
+
+from typing import Any
+
+from tqdm import auto
+
+from confide.hybrid.prepare import OnProgress as OnPreparation
+from confide.hybrid.prepare import Progress
+from confide.models.calibration import OnTokens
+from confide.models.quantized import OnProgress as OnGroup
+
+_make: Any = auto.tqdm  # its own types say nothing
+
+
+class _Bar:
+    """A bar that opens with the first step and closes with the last."""
+
+    def __init__(self, what: str, unit: str) -> None:
+        self._what = what
+        self._unit = unit
+        self._bar: Any = None
+
+    def step(self, name: str, done: int, total: int) -> None:
+        if self._bar is None:
+            scaled = self._unit == "B"
+            self._bar = _make(total=total, desc=self._what, unit=self._unit, unit_scale=scaled, leave=False)
+        self._bar.set_postfix_str(name[-28:], refresh=False)
+        self._bar.update(done - self._bar.n)
+        if done >= total:
+            self._bar.close()
+            self._bar = None
+
+
+def group_bar(what: str) -> OnGroup:
+    """For work on one layer group after another."""
+    return _Bar(what, "group").step
+
+
+def preparation_bar() -> OnPreparation:
+    """For the offline phase, in bytes over the wire."""
+    bar = _Bar("preparing masks", "B")
+
+    def show(progress: Progress) -> None:
+        bar.step(progress.group, progress.bytes_done, progress.bytes_total)
+
+    return show
+
+
+def token_count() -> OnTokens:
+    """For work of unknown length on texts."""
+    bar = _make(desc="calibrating", unit="token", leave=False)
+    return lambda tokens: bar.update(tokens - bar.n)
