@@ -182,7 +182,7 @@ class RemoteProduct:
                     self._receive(connection, group, owed.popleft(), result)
                 connection.send(part.message)
                 owed.append(part)
-            self._supply.look_ahead((group + 1) % len(self._groups))
+            self._supply.look_ahead((group + 1) % len(self._groups), len(result))
             while owed:
                 self._receive(connection, group, owed.popleft(), result)
 
