@@ -9,13 +9,15 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import one_layer, prediction, reliability, sealed, serving, whole_model
+from benchmarks import large_layers, one_layer, prediction, reliability, round_trip, sealed, serving, whole_model
 from benchmarks.peers import run as peers
 from confide.cli.output import quiet_transformers
 
 QUESTIONS = {
     "one_layer": one_layer.main,
     "whole_model": whole_model.main,
+    "large_layers": large_layers.main,
+    "round_trip": round_trip.main,
     "serving": serving.main,
     "reliability": reliability.main,
     "prediction": prediction.main,

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from confide.rlwe import masks, online
 from confide.rlwe.encryption import PackSecret
 from confide.rlwe.evaluation import OfflineProduct, RequestKey, shares
+from confide.rlwe.packed import PackedMatrix
 from confide.rlwe.parameters import Parameters, Profile
 
 BLOCK_ROWS = 128
@@ -50,7 +51,7 @@ def prepare(weights: torch.Tensor, parameters: Parameters) -> Pack:
 
 
 def product(
-    weights: torch.Tensor, activations: NDArray[np.int32], pack: Pack, token: int, parameters: Parameters
+    weights: torch.Tensor | PackedMatrix, activations: NDArray[np.int32], pack: Pack, token: int, parameters: Parameters
 ) -> NDArray[np.int32]:
     """The online phase of one token, under the pack's mask `token`: (1, columns) -> (1, rows)."""
     masked = masks.mask(activations, pack.pads[token : token + 1], parameters)

@@ -4,6 +4,7 @@ import torch
 
 from benchmarks.both_parties import Pack, prepare, private_weights, product
 from benchmarks.measure import Figure, in_turn, seconds, write
+from confide.rlwe.packed import PackedMatrix
 from confide.rlwe.parameters import Parameters
 
 ROWS, COLUMNS = 6144, 2048
@@ -45,12 +46,13 @@ def _online(weights: torch.Tensor, parameters: Parameters, pack: Pack) -> tuple[
     x = torch.randint(-bound, bound + 1, (1, COLUMNS), dtype=torch.int32)
     layer = torch.nn.Linear(COLUMNS, ROWS, bias=False)
     activation = x.float()
+    packed = PackedMatrix.where_faster(weights)
     index = iter(range(parameters.tokens))
     results = []
     expected = (x.double() @ weights.double().t()).int()
 
     def private() -> None:
-        results.append(product(weights, x.numpy(), pack, next(index), parameters))
+        results.append(product(packed, x.numpy(), pack, next(index), parameters))
 
     timings = in_turn(private, lambda: layer(activation), 300)
     assert all((torch.from_numpy(result) == expected).all() for result in results)

@@ -7,8 +7,8 @@ import statistics
 from dataclasses import dataclass
 from functools import partial
 
-from benchmarks.gpt2 import SplitModel, serving, split_gpt2, split_source
 from benchmarks.measure import Figure, seconds, write
+from benchmarks.shapes import GPT2_SMALL, SplitModel, serving, split_shape, split_source
 from benchmarks.whole_model import PREFILL_TOKENS, decode, prefill
 from confide import HybridModel
 from confide.evaluate.calibrate import calibrate
@@ -17,7 +17,7 @@ from confide.evaluate.plan import Outlook, make_plan
 from confide.models.source import open_model
 
 ROUNDS = 5
-MODELS = {"GPT-2-small shape": split_gpt2, "demo model": lambda: split_source(open_model("demo"))}
+MODELS = {"GPT-2-small shape": partial(split_shape, GPT2_SMALL), "demo model": lambda: split_source(open_model("demo"))}
 
 
 @dataclass(frozen=True)

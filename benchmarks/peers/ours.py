@@ -7,6 +7,7 @@ from benchmarks.both_parties import Pack, prepare, private_weights, product
 from benchmarks.peers.layer import Layer
 from benchmarks.peers.measurement import Measurement, Timing, Traffic, median, timed
 from confide.hybrid.prepare import group_traffic
+from confide.rlwe.packed import PackedMatrix
 from confide.rlwe.parameters import ANSWER_BITS
 
 PACKS, TOKENS = 3, 300
@@ -23,7 +24,8 @@ def measure(layer: Layer) -> Measurement:
     )[PACKS // 2]
     tokens = iter(range(parameters.tokens))
     results: list[np.ndarray] = []
-    online = median(lambda: results.append(product(weights, activations, packs[-1], next(tokens), parameters)), TOKENS)
+    packed = PackedMatrix.where_faster(weights)
+    online = median(lambda: results.append(product(packed, activations, packs[-1], next(tokens), parameters)), TOKENS)
 
     lone = offline.seconds + online.seconds
     up, down = group_traffic(parameters)

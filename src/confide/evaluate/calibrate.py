@@ -33,6 +33,7 @@ from confide.models.protected import protect_group
 from confide.models.seal import seal_package
 from confide.models.server_package import ServerPackage, group_file, row_norms
 from confide.rlwe.online import matrix_product
+from confide.rlwe.packed import PackedMatrix
 from confide.rlwe.parameters import Parameters, Profile
 
 SMALL, LARGE = 256, 1536
@@ -173,16 +174,17 @@ def _uncached_seconds() -> float:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as the server does for short answers
     try:
-        matrices = torch.ones(UNCACHED_MATRICES, LARGE, LARGE, dtype=torch.int8)
+        ones = torch.ones(UNCACHED_MATRICES, LARGE, LARGE, dtype=torch.int8)
+        matrices = [PackedMatrix.where_faster(matrix) for matrix in ones]
         few, many = (_turns_seconds(matrices[:count], 2 * UNCACHED_MATRICES) for count in (2, UNCACHED_MATRICES))
     finally:
         torch.set_num_threads(threads)
     return max(0.0, many - few) / LARGE**2
 
 
-def _turns_seconds(matrices: Tensor, turns: int) -> float:
-    """Median seconds of one token's product, where the matrices (count, rows, columns) take turns."""
-    x = torch.ones(1, matrices.shape[-1], dtype=torch.int32)
+def _turns_seconds(matrices: Sequence[Tensor | PackedMatrix], turns: int) -> float:
+    """Median seconds of one token's product, where matrices of LARGE columns take turns."""
+    x = torch.ones(1, LARGE, dtype=torch.int32)
     times = [_seconds(partial(matrix_product, matrices[turn % len(matrices)], x)) for turn in range(turns)]
     return statistics.median(times[len(matrices) :])
 

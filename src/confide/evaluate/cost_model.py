@@ -7,12 +7,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from confide.hybrid import wire
 from confide.hybrid.ledger.licences import DEFAULT_DISCLOSURE
 from confide.hybrid.ledger.usage import CHECK_VECTOR_TOKENS, licensed_tokens, solving_tokens
 from confide.hybrid.packs import BLOCK_TOKENS
 from confide.hybrid.padding import Padding
 from confide.hybrid.prepare import Traffic, pack_traffic
-from confide.hybrid.product import frame_tokens
 from confide.rlwe.parameters import ANSWER_BITS, MIN_ACTIVATION_BITS, Parameters, Profile
 
 CACHED_WEIGHTS = 8 << 20
@@ -156,10 +156,10 @@ def prompt_cost(cut: Cut, rates: Rates, skeleton: SkeletonTimes, network: Networ
     work, size, trips = rates.masks, 0, 0
     for group in cut.protected:
         tokens = Padding().prompt_tokens(group.prompt_tokens(skeleton.tokens))
-        frames = -(-tokens // frame_tokens(group.parameters))
         work += tokens * rates.prompt_token.seconds(group)
         size += tokens * _online_bytes(group)
-        trips += frames
+        # The parts of a prompt are on their way together, as far as the server may owe their answers.
+        trips += -(-4 * tokens * group.parameters.rows // wire.MAX_OWED)
     for group in cut.kept:
         tokens = group.prompt_tokens(skeleton.tokens)
         work += tokens * group.weights * (rates.kept_token if tokens == 1 else rates.kept_prompt_token)

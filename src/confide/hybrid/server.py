@@ -29,7 +29,6 @@ from confide.hybrid.metrics import Metrics
 from confide.hybrid.record import Recorder
 from confide.hybrid.service import LayerService
 from confide.logs import quiet_logger
-from confide.loopback import is_loopback
 from confide.models.server_package import ServerPackage
 from confide.rlwe.scheme import RLWE
 

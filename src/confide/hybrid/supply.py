@@ -207,6 +207,14 @@ class MaskSupply:
             self._drop_finished()
         return segments
 
+    def look_ahead(self, group: int, tokens: int) -> None:
+        """Make what the group's next masks are read from, of blocks that are taken: while a server works, say."""
+        with self._mutex:
+            start = self._positions[group] // BLOCK_TOKENS - self._dropped
+            end = -(-(self._positions[group] + tokens) // BLOCK_TOKENS) - self._dropped
+            for taken in self._taken[start:end]:
+                taken.of(group)
+
     def answered(self, segment: Segment) -> None:
         """Remember that the server has answered for a segment, and cannot honestly have forgotten it."""
         end = segment.first + len(segment.masks)
