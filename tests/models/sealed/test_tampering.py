@@ -96,7 +96,7 @@ def test_a_lengthened_or_missing_file_is_refused(folder: Path, name: str) -> Non
         SealedPackage.open(folder)
 
 
-def test_a_file_that_is_shortened_while_it_is_open_is_truncated(folder: Path) -> None:
+def test_a_file_that_is_shortened_after_the_package_was_opened_is_truncated(folder: Path) -> None:
     package = SealedPackage.open(folder).unlock(KEY)
     reader = package.file("one.gguf")
     os.truncate(sealed(folder, "one.gguf"), SEALED_CHUNK)

@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from io import BufferedReader
 from pathlib import Path
-from typing import Final
 
 from confide.errors import DamagedFile, SubstitutedContent, TruncatedFile
 from confide.models.package import open_file
@@ -25,7 +24,6 @@ from confide.models.sealed.stream import CHUNK_BYTES, TAG_BYTES, ChunkCipher, ch
 
 OnChunk = Callable[[int], None]
 """Told the bytes of each chunk that is done, in the thread that asked for them."""
-_THREADS: Final = len(os.sched_getaffinity(0))
 
 
 class _Scratch(threading.local):
@@ -47,6 +45,7 @@ class SealedReader:
         self._file = file
         self._cipher = ChunkCipher(key, file.size)
         self._scratch = _Scratch()
+        self._threads = min(len(os.sched_getaffinity(0)), file.chunks)
 
     @property
     def size(self) -> int:
@@ -79,17 +78,17 @@ class SealedReader:
 
     def _check(self, decrypt: Callable[[BufferedReader, int], memoryview], on_chunk: OnChunk | None) -> None:
         """Decrypt every chunk, on all cores, and compare the root over all of them."""
-        leaves = []
-        with (
-            open_ciphertext(self._path, self._file) as source,
-            ThreadPoolExecutor(min(_THREADS, self._file.chunks)) as pool,
-        ):
-            for index, leaf in enumerate(
-                pool.map(lambda index: leaf_hash(decrypt(source, index)), range(self._file.chunks))
-            ):
-                leaves.append(leaf)
-                if on_chunk:
-                    on_chunk(self._cipher.span(index).length)
+        with open_ciphertext(self._path, self._file) as source, ThreadPoolExecutor(self._threads) as pool:
+            found = pool.map(lambda index: leaf_hash(decrypt(source, index)), range(self._file.chunks))
+            leaves = []
+            try:
+                for index, leaf in enumerate(found):
+                    leaves.append(leaf)
+                    if on_chunk:
+                        on_chunk(self._cipher.span(index).length)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)  # or leaving would first decrypt all the rest
+                raise
         if root_hash(leaves).hex() != self._file.root:
             raise SubstitutedContent(
                 f"{self._path} was encrypted with the right key, but is not what its owner signed; "
