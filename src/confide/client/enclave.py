@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _INSIDE: Final = "http://workload.invalid"
 """Stands for the workload above the sealed channel; the name is never looked up."""
 _NO_API_KEY: Final = "none"
+_OPENAI_CODES: Final = {"context_length_exceeded": "prompt-too-long", "model_not_found": "unknown-model"}
+"""OpenAI's words for what has a code in `confide.errors`."""
 
 
 class EnclaveSession(Session):
@@ -192,8 +194,10 @@ def _typed(error: "APIError") -> ConfideError:
     status = cast(int | None, getattr(error, "status_code", None))
     body = error.body if isinstance(error.body, dict) else {}
     message = f"The workload says: {body.get('message') or error.message}"
+    kind = error_class(_OPENAI_CODES.get(str(error.code), str(error.code)))
+    if kind is not ProtocolError:
+        return kind(message)
     if status == httpx.codes.TOO_MANY_REQUESTS:
         return ServerBusy(message)
-    if status is None or status >= httpx.codes.INTERNAL_SERVER_ERROR:
-        return ServerFault(message)
-    return error_class(str(error.code))(message)
+    broken = status is None or status >= httpx.codes.INTERNAL_SERVER_ERROR
+    return (ServerFault if broken else ProtocolError)(message)
