@@ -402,6 +402,7 @@ def test_nothing_shows_in_a_repr(running: Running) -> None:
         ("http://models.example", {}, InsecureConnection),
         ("https://models.example/?a=b", {}, ConnectionLost),
         ("http://127.0.0.1:9", {"ra_tls": True}, InsecureConnection),
+        ("https://127.0.0.1:9", {"ra_tls": True, "ca": "ca.pem"}, WrongMode),
         ("http://127.0.0.1:9", {"shell": "folder"}, WrongMode),
         ("ws://127.0.0.1:9", {}, WrongMode),
         ("ws://127.0.0.1:9", {"shell": "folder", "policy": Policy()}, WrongMode),

@@ -18,7 +18,15 @@ from confide.client.relying_party import RelyingParty
 from confide.client.session import Pieces, Session
 from confide.client.transport import AsyncSealedTransport, SealedTransport
 from confide.client.trust import SEALED, TLS, enclave_trust
-from confide.errors import ConfideError, InsecureConnection, ProtocolError, ServerBusy, ServerFault, error_class
+from confide.errors import (
+    ConfideError,
+    InsecureConnection,
+    ProtocolError,
+    ServerBusy,
+    ServerFault,
+    WrongMode,
+    error_class,
+)
 from confide.trust import TrustStatement
 
 if TYPE_CHECKING:
@@ -61,6 +69,8 @@ class EnclaveSession(Session):
         self.url = server_address(url, insecure_no_tls=insecure_no_tls)
         if ra_tls and urlsplit(self.url).scheme != "https":
             raise InsecureConnection(f"{url} is not an https address, and RA-TLS is TLS; write https://host:port.")
+        if ra_tls and ca:
+            raise WrongMode("RA-TLS trusts evidence and no authority; leave ca out, or connect without ra_tls.")
         self._party = RelyingParty.configure(policy, simulated_root, attestation_keys)
         self._ra_tls = ra_tls
         self._tls = unauthenticated_context() if ra_tls else tls_context(self.url, ca)
