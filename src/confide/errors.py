@@ -364,7 +364,7 @@ class CollateralUnavailable(AttestationError):
 
 
 class AttestationRefused(AttestationError):
-    """A policy does not accept a workload; nothing was sent to it. checks: the codes of those that failed."""
+    """A policy does not accept a workload; no prompt is sent to it. checks: the codes of those that failed."""
 
     code = "attestation-refused"
 

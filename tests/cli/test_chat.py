@@ -93,6 +93,21 @@ def test_a_chat_with_commands(fake: FakeWorkload, root: Path, capsys: pytest.Cap
     assert fake.seen.count("/attestation") == 1
 
 
+def test_a_changed_key_is_verified_on_request(
+    fake: FakeWorkload, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with confide.connect(fake.url, simulated_root=root) as session:
+        Chat(session).run(["abc"])
+        fake.restart()
+        Chat(session).run(["a secret", "/verify", "def"])
+    out = capsys.readouterr()
+    assert "key-changed" in out.err
+    assert "Type /verify" in out.err
+    assert out.out.startswith("cba\n")
+    assert out.out.endswith("fed\n")
+    assert "secret" not in str(fake.prompts)
+
+
 def test_an_interruption_stops_the_answer_and_not_the_chat(
     fake: FakeWorkload, root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,13 +27,16 @@ from confide.errors import (
     ChannelRefused,
     ConfideError,
     ConnectionLost,
+    EngineError,
     GatewayError,
     InsecureConnection,
     InvalidPolicy,
     KeyChanged,
     MalformedEvidence,
     PromptTooLong,
+    ProtocolError,
     ServerBusy,
+    ServerFault,
     WrongMode,
 )
 
@@ -357,12 +360,24 @@ def test_an_answer_that_is_given_up_stops_at_the_workload(running: Running) -> N
         assert running.fake.stopped.wait(5)
 
 
-def test_errors_of_the_workload_are_typed(running: Running) -> None:
+@pytest.mark.parametrize(
+    ("said", "error"),
+    [
+        ("too long", PromptTooLong),
+        ("busy", ServerBusy),
+        ("fault", ServerFault),
+        ("ours", EngineError),
+        ("odd", ProtocolError),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_errors_of_the_workload_are_typed(running: Running, said: str, error: type[ConfideError], stream: bool) -> None:
     with running.connect() as session:
-        with pytest.raises(PromptTooLong, match=r"The workload says: It does not fit\."):
-            session.chat("too long")
-        with pytest.raises(openai.BadRequestError):
-            session.openai.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "too long"}])
+        with pytest.raises(error, match=r"The workload says: .*It does not work\.") as caught:
+            list(session.chat(said, stream=True)) if stream else session.chat(said)
+        assert type(caught.value) is error
+        with pytest.raises(openai.APIStatusError):
+            session.openai.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": said}])
 
 
 def test_trust_says_that_simulated_evidence_protects_nothing(running: Running) -> None:
@@ -387,6 +402,7 @@ def test_nothing_shows_in_a_repr(running: Running) -> None:
         ("http://models.example", {}, InsecureConnection),
         ("https://models.example/?a=b", {}, ConnectionLost),
         ("http://127.0.0.1:9", {"ra_tls": True}, InsecureConnection),
+        ("https://127.0.0.1:9", {"ra_tls": True, "ca": "ca.pem"}, WrongMode),
         ("http://127.0.0.1:9", {"shell": "folder"}, WrongMode),
         ("ws://127.0.0.1:9", {}, WrongMode),
         ("ws://127.0.0.1:9", {"shell": "folder", "policy": Policy()}, WrongMode),

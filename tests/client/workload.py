@@ -28,6 +28,14 @@ from confide.enclave.workload import Workload
 from confide.errors import ChannelError, KeyChanged
 
 MODEL = "reverser"
+ERRORS = {
+    "too long": (400, "context_length_exceeded"),
+    "busy": (429, "rate_limit"),
+    "fault": (500, None),
+    "ours": (400, "engine"),
+    "odd": (422, "odd"),
+}
+"""What the model answers with a status and a code."""
 
 
 @dataclass
@@ -123,9 +131,10 @@ def answer(path: str, body: bytes) -> tuple[int, str, list[bytes]]:
         choice = {"index": 0, "text": text, "finish_reason": "stop", "logprobs": None}
         return 200, "application/json", [json.dumps(made | {"object": "text_completion", "choices": [choice]}).encode()]
     said = request["messages"][-1]["content"]
-    if said == "too long":
-        error = {"message": "It does not fit.", "type": "invalid_request_error", "code": "prompt-too-long"}
-        return 400, "application/json", [json.dumps({"error": error}).encode()]
+    if said in ERRORS:
+        status, code = ERRORS[said]
+        error = {"message": "It does not work.", "type": "any", "code": code}
+        return status, "application/json", [json.dumps({"error": error}).encode()]
     text = said[::-1]
     if not request.get("stream"):
         choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}

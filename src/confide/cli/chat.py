@@ -10,7 +10,7 @@ from rich.text import Text
 
 from confide.cli import output
 from confide.cli.options import Ca, InsecureNoTls, Json, Licence
-from confide.errors import ConfideError
+from confide.errors import ConfideError, KeyChanged
 
 if TYPE_CHECKING:
     from confide.client.session import Pieces, Session
@@ -86,6 +86,8 @@ class Chat:
                 self._take(text)
             except ConfideError as error:
                 output.error(error, as_json=False)
+                if isinstance(error, KeyChanged):
+                    output.note("Type /verify to do that.")
 
     def _take(self, text: str) -> None:
         match text:

@@ -18,7 +18,15 @@ from confide.client.relying_party import RelyingParty
 from confide.client.session import Pieces, Session
 from confide.client.transport import AsyncSealedTransport, SealedTransport
 from confide.client.trust import SEALED, TLS, enclave_trust
-from confide.errors import ConfideError, InsecureConnection, ProtocolError, ServerBusy, ServerFault, error_class
+from confide.errors import (
+    ConfideError,
+    InsecureConnection,
+    ProtocolError,
+    ServerBusy,
+    ServerFault,
+    WrongMode,
+    error_class,
+)
 from confide.trust import TrustStatement
 
 if TYPE_CHECKING:
@@ -27,6 +35,8 @@ if TYPE_CHECKING:
 _INSIDE: Final = "http://workload.invalid"
 """Stands for the workload above the sealed channel; the name is never looked up."""
 _NO_API_KEY: Final = "none"
+_OPENAI_CODES: Final = {"context_length_exceeded": "prompt-too-long", "model_not_found": "unknown-model"}
+"""OpenAI's words for what has a code in `confide.errors`."""
 
 
 class EnclaveSession(Session):
@@ -59,6 +69,8 @@ class EnclaveSession(Session):
         self.url = server_address(url, insecure_no_tls=insecure_no_tls)
         if ra_tls and urlsplit(self.url).scheme != "https":
             raise InsecureConnection(f"{url} is not an https address, and RA-TLS is TLS; write https://host:port.")
+        if ra_tls and ca:
+            raise WrongMode("RA-TLS trusts evidence and no authority; leave ca out, or connect without ra_tls.")
         self._party = RelyingParty.configure(policy, simulated_root, attestation_keys)
         self._ra_tls = ra_tls
         self._tls = unauthenticated_context() if ra_tls else tls_context(self.url, ca)
@@ -192,8 +204,10 @@ def _typed(error: "APIError") -> ConfideError:
     status = cast(int | None, getattr(error, "status_code", None))
     body = error.body if isinstance(error.body, dict) else {}
     message = f"The workload says: {body.get('message') or error.message}"
+    kind = error_class(_OPENAI_CODES.get(str(error.code), str(error.code)))
+    if kind is not ProtocolError:
+        return kind(message)
     if status == httpx.codes.TOO_MANY_REQUESTS:
         return ServerBusy(message)
-    if status is None or status >= httpx.codes.INTERNAL_SERVER_ERROR:
-        return ServerFault(message)
-    return error_class(str(error.code))(message)
+    broken = status is None or status >= httpx.codes.INTERNAL_SERVER_ERROR
+    return (ServerFault if broken else ProtocolError)(message)

@@ -104,8 +104,8 @@ def refused(result: AttestationResult) -> AttestationRefused:
     reasons = "; ".join(f"{code}: expected {expected}, saw {seen}" for code, expected, seen in failed)
     codes = tuple(check.code for check in result.failures)
     return AttestationRefused(
-        f"The workload is not trusted, and nothing was sent to it. Failed: {reasons}. Ask its operator, or correct the "
-        "policy if that is what is wrong.",
+        f"The workload is not trusted, and no prompt is sent to it. Failed: {reasons}. Ask its operator, or correct "
+        "the policy if that is what is wrong.",
         codes,
     )
 
