@@ -43,9 +43,9 @@ def _register() -> None:
         tls,
     )
 
-    for module in (plan, split, checks, serve, prepare, generate, chat, distrust, quantize, seal, open, demo):
+    for module in (plan, split, checks, serve, prepare, generate, chat, distrust, quantize, seal, open):
         app.command(module.__name__.rpartition(".")[2])(module.command)
-    for group in (evaluate, owner, tls, licence, ledger, attest, tee, keys):
+    for group in (demo, evaluate, owner, tls, licence, ledger, attest, tee, keys):
         app.add_typer(group.app)
 
 
