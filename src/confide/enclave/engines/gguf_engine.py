@@ -43,8 +43,9 @@ class GgufEngine:
     """The Engine of a GGUF file, which may be a memfd's path under /proc/self/fd.
 
     name: the model's in the API. context: tokens of each request, the model's own where not given. parallel: how many
-    requests are computed at once; each has its own memory, and more wait. threads: all cores where not given.
-    tokenizer: for an architecture whose tokenizer transformers cannot read from a GGUF file; for counts alone, since
+    requests are computed at once; each has its own memory, and more wait. threads: all cores where not given; fewer are
+    better where others compute too, since llama.cpp's threads spin while they wait for each other. tokenizer: for an
+    architecture whose tokenizer transformers cannot read from a GGUF file; for counts and templates alone, since
     llama.cpp reads prompts with the file's.
     Raises EngineError where llama.cpp cannot load the file.
     """
@@ -178,7 +179,7 @@ def _read_facts(path: Path) -> tuple[str, int, str]:
         architecture = str(fields["general.architecture"].contents())
         context = int(fields[f"{architecture}.context_length"].contents())
         file_type = LlamaFileType(fields["general.file_type"].contents())
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, IndexError, OverflowError) as error:
         raise EngineError(
             f"{path} is not a GGUF file of a language model; make one with `confide quantize`."
         ) from error
