@@ -206,6 +206,10 @@ def test_a_trained_llama_with_sentencepiece_tells_the_same_story(test_data: Path
     prompts = ["Once upon a time, there was a", "Lily and Ben saw a über 日 cat", "One day"]
     f16 = write_gguf(source, tmp_path / "f16.gguf", GgufType.F16)
     assert llama_cpp(f16.path, prompts, 40) == stock(source, prompts, 40)
+    tokenizer, counter = source.load_tokenizer(), GgufEngine(f16.path, "stories", threads=1, parallel=1)
+    assert tokenizer is not None
+    assert [counter.count(prompt) for prompt in prompts] == [len(tokenizer(prompt).input_ids) for prompt in prompts]
+    asyncio.run(counter.close())
     q8 = write_gguf(source, tmp_path / "q8_0.gguf", GgufType.Q8_0)
     assert all("ffn_down" in name for name in q8.wider)  # 172 wide: no whole number of blocks
     assert len(q8.wider) == 5

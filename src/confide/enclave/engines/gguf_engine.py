@@ -10,10 +10,8 @@ another's prompts.
 """
 
 import asyncio
-import ctypes
 import os
 import secrets
-import signal
 import socket
 import tempfile
 from collections.abc import AsyncGenerator, Iterator, Sequence
@@ -35,8 +33,6 @@ BATCH: Final = 2048
 _SILENT: Final = -1
 _RANDOM_SEED: Final = 2**32 - 1
 """llama.cpp's seeds are 32 bits wide; this one means that it shall choose."""
-_SIGACTION_BYTES: Final = 1024
-"""More than a `struct sigaction` has anywhere."""
 
 
 class GgufEngine:
@@ -123,7 +119,10 @@ class GgufEngine:
 
         def deliver(chunk: dict[str, Any]) -> bool:
             """Called by llama.cpp on a thread of ours; True ends the completion."""
-            loop.call_soon_threadsafe(chunks.put_nowait, chunk)
+            try:
+                loop.call_soon_threadsafe(chunks.put_nowait, chunk)
+            except RuntimeError:  # the event loop is gone
+                return True
             return over()
 
         def work() -> None:
@@ -214,7 +213,7 @@ def _load(path: Path, context: int, parallel: int, threads: int) -> xllamacpp.Se
     params.verbosity = _SILENT
     params.ui = params.endpoint_slots = params.endpoint_props = params.endpoint_metrics = False
     params.api_keys = [secrets.token_urlsafe(32)]
-    with tempfile.TemporaryDirectory(prefix="confide-") as folder, _signals_kept():
+    with tempfile.TemporaryDirectory(prefix="confide-") as folder:
         address = os.path.join(folder, "closed.sock")
         params.hostnames = [address]
         try:
@@ -248,17 +247,3 @@ def _socket(number: int) -> Iterator[socket.socket | None]:
         return
     with copy:
         yield copy
-
-
-@contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Undo that llama.cpp takes SIGINT and SIGTERM for itself; Python's own handlers could not be had from a thread."""
-    libc = ctypes.CDLL(None)
-    kept = {number: ctypes.create_string_buffer(_SIGACTION_BYTES) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number, action in kept.items():
-        libc.sigaction(int(number), None, action)
-    try:
-        yield
-    finally:
-        for number, action in kept.items():
-            libc.sigaction(int(number), action, None)
