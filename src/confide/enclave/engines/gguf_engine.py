@@ -10,10 +10,8 @@ another's prompts.
 """
 
 import asyncio
-import ctypes
 import os
 import secrets
-import signal
 import socket
 import tempfile
 from collections.abc import AsyncGenerator, Iterator, Sequence
@@ -35,16 +33,15 @@ BATCH: Final = 2048
 _SILENT: Final = -1
 _RANDOM_SEED: Final = 2**32 - 1
 """llama.cpp's seeds are 32 bits wide; this one means that it shall choose."""
-_SIGACTION_BYTES: Final = 1024
-"""More than a `struct sigaction` has anywhere."""
 
 
 class GgufEngine:
     """The Engine of a GGUF file, which may be a memfd's path under /proc/self/fd.
 
     name: the model's in the API. context: tokens of each request, the model's own where not given. parallel: how many
-    requests are computed at once; each has its own memory, and more wait. threads: all cores where not given.
-    tokenizer: for an architecture whose tokenizer transformers cannot read from a GGUF file; for counts alone, since
+    requests are computed at once; each has its own memory, and more wait. threads: all cores where not given; fewer are
+    better where others compute too, since llama.cpp's threads spin while they wait for each other. tokenizer: for an
+    architecture whose tokenizer transformers cannot read from a GGUF file; for counts and templates alone, since
     llama.cpp reads prompts with the file's.
     Raises EngineError where llama.cpp cannot load the file.
     """
@@ -122,7 +119,10 @@ class GgufEngine:
 
         def deliver(chunk: dict[str, Any]) -> bool:
             """Called by llama.cpp on a thread of ours; True ends the completion."""
-            loop.call_soon_threadsafe(chunks.put_nowait, chunk)
+            try:
+                loop.call_soon_threadsafe(chunks.put_nowait, chunk)
+            except RuntimeError:  # the event loop is gone
+                return True
             return over()
 
         def work() -> None:
@@ -178,7 +178,7 @@ def _read_facts(path: Path) -> tuple[str, int, str]:
         architecture = str(fields["general.architecture"].contents())
         context = int(fields[f"{architecture}.context_length"].contents())
         file_type = LlamaFileType(fields["general.file_type"].contents())
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, IndexError, OverflowError) as error:
         raise EngineError(
             f"{path} is not a GGUF file of a language model; make one with `confide quantize`."
         ) from error
@@ -213,7 +213,7 @@ def _load(path: Path, context: int, parallel: int, threads: int) -> xllamacpp.Se
     params.verbosity = _SILENT
     params.ui = params.endpoint_slots = params.endpoint_props = params.endpoint_metrics = False
     params.api_keys = [secrets.token_urlsafe(32)]
-    with tempfile.TemporaryDirectory(prefix="confide-") as folder, _signals_kept():
+    with tempfile.TemporaryDirectory(prefix="confide-") as folder:
         address = os.path.join(folder, "closed.sock")
         params.hostnames = [address]
         try:
@@ -247,17 +247,3 @@ def _socket(number: int) -> Iterator[socket.socket | None]:
         return
     with copy:
         yield copy
-
-
-@contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Undo that llama.cpp takes SIGINT and SIGTERM for itself; Python's own handlers could not be had from a thread."""
-    libc = ctypes.CDLL(None)
-    kept = {number: ctypes.create_string_buffer(_SIGACTION_BYTES) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number, action in kept.items():
-        libc.sigaction(int(number), None, action)
-    try:
-        yield
-    finally:
-        for number, action in kept.items():
-            libc.sigaction(int(number), action, None)
