@@ -13,6 +13,7 @@ from tests.cli import command
 
 from confide.attest.policy import Policy, SimulatedPolicy
 from confide.attest.policy_toml import to_toml
+from confide.attest.result import Check
 from confide.attest.simulated import SimulatedTee
 from confide.cli.app import main
 from confide.enclave.key_release import store
@@ -99,12 +100,15 @@ def test_the_log_is_verified_and_shown(files: Path, run: Run) -> None:
 
     log = AuditLog(folder, datetime.now(UTC))
     for number in range(3):
-        log.append(Entry(datetime.now(UTC), "released", key=f"{number:032x}", peer="192.0.2.7"))
+        failed = Check("model", MODEL, "\x1b[2J", passed=False)  # strangers write what they like
+        log.append(Entry(datetime.now(UTC), "refused", key=f"{number:032x}", peer="192.0.2.7", failed=(failed,)))
     log.close()
     whole = json.loads(run(*verify).out)
     assert whole == {"intact": True, "entries": 3, "head": log.head, "torn_bytes": 0}
     shown = run("log", "show", "--folder", folder, "--last", "2")
     assert shown.out.count("192.0.2.7") == 2
+    assert "\x1b[2J" not in shown.out
+    assert "\N{REPLACEMENT CHARACTER}[2J" in shown.out
 
     lines = (folder / LOG_NAME).read_bytes().splitlines(keepends=True)
     (folder / LOG_NAME).write_bytes(b"".join(lines[:2]))

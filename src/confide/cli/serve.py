@@ -58,7 +58,7 @@ def command(
 
     if insecure_no_licences and not is_loopback(host):
         raise typer.BadParameter("--insecure-no-licences is for loopback hosts; make licences with `confide licence`")
-    _log_to_standard_error(log)
+    log_to_standard_error(log)
     tls = server_context(tls_cert, tls_key) if tls_cert and tls_key else None
     if tls is None:
         require_loopback(host, insecure_no_tls=insecure_no_tls)
@@ -78,7 +78,8 @@ def command(
     serve(service, host, port, limits=limits, tls=tls, metrics_port=metrics_port, on_ready=ready)
 
 
-def _log_to_standard_error(form: LogFormat) -> None:
+def log_to_standard_error(form: LogFormat) -> None:
+    """For servers: what happens, never what travels."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines() if form is LogFormat.JSON else TextLines("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import signal
 import socket
 import ssl
 from collections.abc import Callable, Coroutine, Mapping
@@ -83,9 +84,10 @@ def serve(
     tls: ssl.SSLContext | None = None,
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
-    """Serve until SIGINT or SIGTERM. `on_ready` is called with the address once workloads can connect.
+    """Serve until SIGINT or SIGTERM, from the main thread.
 
-    port: 0 takes a free one. Whether a host may be served without TLS is the caller's to decide.
+    on_ready: called with the address once workloads can connect. port: 0 takes a free one. Whether a host may be
+    served without TLS is the caller's to decide.
     """
     config = uvicorn.Config(
         key_broker_app(broker),
@@ -99,6 +101,8 @@ def serve(
         timeout_graceful_shutdown=5,
         ssl_context_factory=(lambda _config, _default: tls) if tls else None,
     )
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)  # uvicorn raises the signal again once it has stopped
     with _listen(host, port) as listener:
         if on_ready:
             name = f"[{host}]" if ":" in host else host
