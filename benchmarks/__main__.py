@@ -1,26 +1,36 @@
-"""Run every benchmark, or those named, and print the table."""
+"""Run every benchmark, or those named, and print the table.
+
+`peers` runs only when it is named: it takes minutes, and on its first run it installs other libraries from the network,
+in an environment of their own.
+"""
 
 import sys
 
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import one_layer, reliability, serving, whole_model
+from benchmarks import large_layers, one_layer, prediction, reliability, round_trip, sealed, serving, whole_model
+from benchmarks.peers import run as peers
 from confide.cli.output import quiet_transformers
 
 QUESTIONS = {
     "one_layer": one_layer.main,
     "whole_model": whole_model.main,
+    "large_layers": large_layers.main,
+    "round_trip": round_trip.main,
     "serving": serving.main,
     "reliability": reliability.main,
+    "prediction": prediction.main,
+    "sealed": sealed.main,
 }
+ON_REQUEST = {"peers": peers.main}
 
 
 def main() -> None:
     quiet_transformers()
     table = Table("what", "measured", "reach", "moonshot", "reached", "detail")
     for name in sys.argv[1:] or QUESTIONS:
-        for figure in QUESTIONS[name]():
+        for figure in (QUESTIONS | ON_REQUEST)[name]():
             value = f"{figure.value:.2f} {figure.unit}"
             table.add_row(figure.what, value, str(figure.reach), str(figure.moonshot), figure.reached, figure.detail)
     Console(width=150).print(table)

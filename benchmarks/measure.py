@@ -51,11 +51,12 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def write(name: str, figures: list[Figure]) -> None:
-    """Write one question's figures to results/NAME.json."""
+def write(name: str, figures: list[Figure], **details: object) -> None:
+    """Write one question's figures, and what else is to be kept of it, to results/NAME.json."""
     RESULTS.mkdir(exist_ok=True)
     machine = {"processor": _processor(), "cores": os.cpu_count(), "python": platform.python_version()}
     content = {"machine": machine, "figures": [asdict(figure) | {"reached": figure.reached} for figure in figures]}
+    content |= details
     (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
 
 

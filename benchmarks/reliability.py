@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.gpt2 import serving, split_gpt2
 from benchmarks.measure import Figure, write
+from benchmarks.shapes import GPT2_SMALL, serving, split_shape
 from benchmarks.whole_model import decode
 from confide import HybridModel
 from confide.hybrid.ledger import Ledger
@@ -27,7 +27,7 @@ SPENDS = 4000
 
 
 def main() -> list[Figure]:
-    with split_gpt2() as model, serving(model.server) as url, model.open(url, refill_ahead=True) as private:
+    with split_shape(GPT2_SMALL) as model, serving(model.server) as url, model.open(url, refill_ahead=True) as private:
         private.prepare(1)
         figures = _measure(private)
     figures.append(_ledger(statistics.median(_decode_seconds)))

@@ -20,8 +20,8 @@ import numpy as np
 import uvloop
 from picows import WSFrame, WSListener, WSMsgType, WSTransport, ws_connect
 
-from benchmarks.gpt2 import SplitModel, serving, split_gpt2
 from benchmarks.measure import Figure, write
+from benchmarks.shapes import GPT2_SMALL, SplitModel, serving, split_shape
 from confide.hybrid import wire
 from confide.hybrid.ledger import Ledger
 from confide.models.package import Manifest, read_manifest
@@ -49,7 +49,7 @@ class Load:
 
 
 def main() -> list[Figure]:
-    with split_gpt2() as model:
+    with split_shape(GPT2_SMALL) as model:
         packs = _register_packs(model.server, model.licence, ROUNDS * sum(CLIENTS) * 2)
         manifest = read_manifest(model.server)
         with serving(model.server) as url:

@@ -1,85 +1,120 @@
-"""A model of GPT-2-small's shape, all block matrices protected: decode, prefill, offline and bytes against stock fp32.
+"""Whole models, all block matrices protected, against the same models in stock fp32: decode, prefill, offline, bytes.
 
-Weights are random; 12 layers, 768 wide. The layer server is a process of its own on loopback.
+GPT-2-small's and Pythia-160M's shapes. Weights are random. The layer server is a process of its own on loopback.
 """
 
 import statistics
 import time
+from collections.abc import Callable
 
 import torch
 from transformers import PreTrainedModel
 
-from benchmarks.gpt2 import serving, split_gpt2
 from benchmarks.measure import Figure, seconds, write
+from benchmarks.shapes import GPT2_SMALL, PYTHIA_160M, serving, split_shape
 from confide import HybridModel
 
 PREFILL_TOKENS = 128
 DECODE_TOKENS = 48
+SEQUENCES = 8
 ROUNDS = 5
 
 
 def main() -> list[Figure]:
-    with split_gpt2() as model, serving(model.server) as url, model.open(url) as private:
-        figures = _measure(private, model.source.load_model())
+    with split_shape(GPT2_SMALL) as model, serving(model.server) as url, model.open(url) as private:
+        clear = model.source.load_model()
+        figures = _offline(private)
+        figures += _online("GPT-2-small shape", private, clear)
+        figures.append(_batch(private, clear))
+    with split_shape(PYTHIA_160M) as model, serving(model.server) as url, model.open(url) as private:
+        private.prepare(1)
+        figures += _online("Pythia-160M shape", private, model.source.load_model())
     write("whole_model", figures)
     return figures
 
 
-def _measure(private: HybridModel, clear: PreTrainedModel) -> list[Figure]:
+def _offline(private: HybridModel) -> list[Figure]:
     traffic = private.client.traffic
     private.prepare(1)  # the first pack warms both processes up
     offline = seconds(lambda: private.prepare(1)) / traffic.tokens
-    before = private.traffic.bytes_up + private.traffic.bytes_down
-    runs = [(decode(private.model), decode(clear)) for _ in range(ROUNDS)]
-    prefills = [(_prefill(private.model), _prefill(clear)) for _ in range(2 * ROUNDS)]
-    tokens = ROUNDS * (1 + DECODE_TOKENS) + 2 * ROUNDS * PREFILL_TOKENS
-    online_bytes = (private.traffic.bytes_up + private.traffic.bytes_down - before) / tokens
-    decoding = [statistics.median(side) for side in zip(*runs, strict=True)]
-    prefill = [statistics.median(side) for side in zip(*prefills, strict=True)]
+    size = (traffic.bytes_up + traffic.bytes_down) / traffic.tokens / 1e6
     return [
         Figure(
-            "GPT-2-small shape, decode / stock fp32",
-            statistics.median(ours / theirs for ours, theirs in runs),
-            "ratio",
-            1.3,
-            0.8,
-            f"{decoding[0] * 1e3:.1f} ms against {decoding[1] * 1e3:.1f} ms a token",
+            "GPT-2-small shape, offline per token, all parties",
+            offline * 1e3,
+            "ms",
+            12,
+            7,
+            "over loopback, disk included",
         ),
-        Figure(
-            "the same, prefill of 128 tokens / stock fp32",
-            statistics.median(ours / theirs for ours, theirs in prefills),
-            "ratio",
-            1.2,
-            0.6,
-            f"{prefill[0] * 1e3:.0f} ms against {prefill[1] * 1e3:.0f} ms",
-        ),
-        Figure("the same, offline per token, all parties", offline * 1e3, "ms", 12, 7, "over loopback, disk included"),
-        Figure("bytes per token, online", online_bytes / 1e6, "MB", 0.68, 0.55, "payloads, both ways"),
-        Figure(
-            "bytes per token, offline",
-            (traffic.bytes_up + traffic.bytes_down) / traffic.tokens / 1e6,
-            "MB",
-            1.7,
-            1.2,
-            "payloads, both ways",
-        ),
+        Figure("the same, bytes per token, offline", size, "MB", 1.7, 1.2, "payloads, both ways"),
     ]
 
 
+def _online(shape: str, private: HybridModel, clear: PreTrainedModel) -> list[Figure]:
+    before = private.traffic.bytes_up + private.traffic.bytes_down
+    decoding = _against(decode, private, clear, ROUNDS)
+    prompts = _against(prefill, private, clear, 2 * ROUNDS)
+    tokens = ROUNDS * (1 + DECODE_TOKENS) + 2 * ROUNDS * PREFILL_TOKENS
+    size = (private.traffic.bytes_up + private.traffic.bytes_down - before) / tokens / 1e6
+    ours, theirs, ratio = decoding
+    prompt, clear_prompt, prompt_ratio = prompts
+    return [
+        Figure(
+            f"{shape}, decode / stock fp32",
+            ratio,
+            "ratio",
+            1.3,
+            0.8,
+            f"{ours * 1e3:.1f} ms against {theirs * 1e3:.1f} ms a token",
+        ),
+        Figure(
+            "the same, prefill of 128 tokens / stock fp32",
+            prompt_ratio,
+            "ratio",
+            1.2,
+            0.6,
+            f"{prompt * 1e3:.0f} ms against {clear_prompt * 1e3:.0f} ms",
+        ),
+        Figure("the same, bytes per token, online", size, "MB", 0.68, 0.55, "payloads, both ways"),
+    ]
+
+
+def _batch(private: HybridModel, clear: PreTrainedModel) -> Figure:
+    ours, theirs, ratio = _against(lambda model: decode(model, SEQUENCES), private, clear, ROUNDS)
+    return Figure(
+        f"GPT-2-small shape, decode of {SEQUENCES} sequences at once / stock fp32",
+        ratio,
+        "ratio",
+        1.3,
+        0.8,
+        f"{SEQUENCES / ours:.0f} tokens/s against {SEQUENCES / theirs:.0f} tokens/s",
+    )
+
+
+def _against(
+    measure: Callable[[PreTrainedModel], float], private: HybridModel, clear: PreTrainedModel, rounds: int
+) -> tuple[float, float, float]:
+    """Medians of what is measured of both models in turn, and of their ratio."""
+    runs = [(measure(private.model), measure(clear)) for _ in range(rounds)]
+    ours, theirs = zip(*runs, strict=True)
+    return statistics.median(ours), statistics.median(theirs), statistics.median(a / b for a, b in runs)
+
+
 @torch.inference_mode()
-def decode(model: PreTrainedModel) -> float:
-    """Median seconds of a decoding step, with KV cache."""
-    step = model(torch.tensor([[11]]), use_cache=True)
+def decode(model: PreTrainedModel, sequences: int = 1) -> float:
+    """Median seconds of a decoding step of so many sequences, with KV cache."""
+    step = model(torch.full((sequences, 1), 11), use_cache=True)
     times = []
     for token in range(DECODE_TOKENS):
         started = time.perf_counter()
-        step = model(torch.tensor([[token]]), past_key_values=step.past_key_values, use_cache=True)
+        step = model(torch.full((sequences, 1), token), past_key_values=step.past_key_values, use_cache=True)
         times.append(time.perf_counter() - started)
     return statistics.median(times)
 
 
 @torch.inference_mode()
-def _prefill(model: PreTrainedModel) -> float:
+def prefill(model: PreTrainedModel) -> float:
     """Seconds of a prompt, with the logits of its last token, as `generate` asks for them."""
     prompt = torch.arange(PREFILL_TOKENS)[None]
     return seconds(lambda: model(prompt, use_cache=True, logits_to_keep=1))

@@ -33,6 +33,42 @@ class InvalidPackage(ConfideError):
     code = "invalid-package"
 
 
+class SurplusFile(InvalidPackage):
+    """A sealed model's folder holds a file that its owner did not seal."""
+
+    code = "surplus-file"
+
+
+class TruncatedFile(InvalidPackage):
+    """A file of a sealed model is missing, or does not have the length that its owner signed."""
+
+    code = "truncated-file"
+
+
+class DamagedFile(InvalidPackage):
+    """A file of a sealed model, or a chunk of it, was changed, moved, or comes from elsewhere."""
+
+    code = "damaged-file"
+
+
+class SubstitutedContent(InvalidPackage):
+    """What a sealed model decrypts to is not what its owner signed: somebody else with the key encrypted it."""
+
+    code = "substituted-content"
+
+
+class WrongModelKey(InvalidPackage):
+    """A sealed model was encrypted with another key than the one given."""
+
+    code = "wrong-model-key"
+
+
+class ModelKeyError(ConfideError):
+    """The key of sealed models cannot be made, read or understood."""
+
+    code = "model-key"
+
+
 class OwnerKeyError(ConfideError):
     """An owner's key cannot be made, read or understood."""
 
@@ -49,6 +85,12 @@ class InvalidActivation(ConfideError):
     """An activation is not finite, so it has no integer representation."""
 
     code = "invalid-activation"
+
+
+class EvaluationError(ConfideError):
+    """A model cannot be measured on this text, or not with the results that an earlier run left."""
+
+    code = "evaluation"
 
 
 class WrongMode(ConfideError):
@@ -321,6 +363,16 @@ class CollateralUnavailable(AttestationError):
     code = "collateral-unavailable"
 
 
+class AttestationRefused(AttestationError):
+    """A policy does not accept a workload; nothing was sent to it. checks: the codes of those that failed."""
+
+    code = "attestation-refused"
+
+    def __init__(self, message: str, checks: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.checks = checks
+
+
 class InvalidPolicy(ConfideError):
     """A policy for attestation is not one, or says something that no evidence could satisfy."""
 
@@ -392,6 +444,12 @@ class KeyChanged(ChannelError):
     code = "key-changed"
 
 
+class GatewayError(ChannelError):
+    """Something before the workload answered in its place: a proxy, a login page, another server."""
+
+    code = "gateway"
+
+
 class EngineError(ConfideError):
     """The engine that runs a model cannot do what is asked."""
 
@@ -448,3 +506,38 @@ class AuditLogUnavailable(ConfideError):
     """The log of key releases cannot be read or written, for want of disk space most likely; no key left."""
 
     code = "audit-log-unavailable"
+
+
+class AnswerTimedOut(EngineError):
+    """The engine gave nothing for too long, or an answer took too long in all."""
+
+    code = "answer-timed-out"
+
+
+class RequestRefused(ConfideError):
+    """A request to the API is malformed, or asks for what is not offered."""
+
+    code = "request-refused"
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        """field: of the request, where one is to blame."""
+        super().__init__(message)
+        self.field = field
+
+
+class RequestTooLarge(RequestRefused):
+    """A request is larger than the server takes."""
+
+    code = "request-too-large"
+
+
+class RequestTimedOut(RequestRefused):
+    """A request did not arrive in time."""
+
+    code = "request-timed-out"
+
+
+class UnknownModel(RequestRefused):
+    """A request names another model than the one served."""
+
+    code = "unknown-model"

@@ -18,7 +18,7 @@ from confide.attest.simulated import SimulatedTee
 from confide.cli.app import main
 from confide.enclave.key_release import store
 from confide.enclave.key_release.log import LOG_NAME, AuditLog, Entry
-from confide.enclave.key_release.model_key import ModelKey
+from confide.models.sealed.key import ModelKey
 
 MODEL = "ab" * 32
 

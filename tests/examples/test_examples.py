@@ -1,5 +1,6 @@
 """The examples run as they stand, each as a program of its own."""
 
+import json
 import os
 import subprocess
 import sys
@@ -14,10 +15,10 @@ LAST_LINES = {
 }
 
 
-def run(name: str) -> list[str]:
+def run(script: Path) -> list[str]:
     # Idle threads of one process must not spin while the other computes.
     environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
-    command = [sys.executable, str(EXAMPLES / name)]
+    command = [sys.executable, str(script)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
@@ -25,7 +26,17 @@ def run(name: str) -> list[str]:
 
 @pytest.mark.parametrize("name", LAST_LINES)
 def test_an_example_runs_to_its_end(name: str) -> None:
-    assert run(name)[-1] == LAST_LINES[name]
+    assert run(EXAMPLES / name)[-1] == LAST_LINES[name]
+
+
+def test_the_notebook_runs_to_its_end(tmp_path: Path) -> None:
+    """Its cells one after another, as a kernel would run them."""
+    cells = json.loads((EXAMPLES / "notebook.ipynb").read_text())["cells"]
+    script = tmp_path / "notebook.py"
+    script.write_text("\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"))
+    printed = run(script)
+    assert printed.count("the same tokens: True") == 2
+    assert "protection: hybrid" in printed
 
 
 def test_every_example_is_run() -> None:

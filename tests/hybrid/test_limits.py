@@ -189,7 +189,7 @@ def test_a_client_that_does_not_read_its_answers_costs_little_and_is_dropped(ser
             except errors.ConnectionLost:
                 break
         eventually(lambda: not served.server.conversations)
-        assert 0 < max(sizes) < 4 << 20
+        assert 0 < max(sizes) < 5 * wire.MAX_OWED  # with answers to what was read before reading stopped
         with connect(served.url, service) as other:
             other.request(question(0, 4000), wire.Answer)
     assert sent < 64 << 20
@@ -339,6 +339,52 @@ def test_a_client_whose_answer_cannot_be_sent_stops_no_other(caplog: pytest.LogC
     got = asyncio.run(main())
     assert len(got) == 6
     assert caplog.messages.count("An answer could not be sent") == 2
+
+
+@pytest.mark.parametrize("other", [1, 2])
+def test_a_short_request_waits_for_its_own_client_s_long_one_and_for_nobody_else_s(
+    other: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_module, "INLINE_WORK", 4)  # one token of a 2 x 2 matrix
+    release = threading.Event()
+
+    class Slow(Products):
+        def answers(self, group: int, admitted: list[Admitted]) -> list[wire.Answer]:
+            if len(admitted[0].masked) > 1:
+                release.wait(10)
+            return super().answers(group, admitted)
+
+    async def main() -> tuple[list[bytes], list[bytes]]:
+        got: list[bytes] = []
+        with ThreadPoolExecutor(1) as worker:
+            batcher = Batcher(cast("LayerService", Slow()), worker, lambda size: None)
+            for client, name, tokens in ((1, b"long", 2), (other, b"short", 1)):
+                request = Admitted(name, 0, np.zeros((tokens, 2), np.int32))
+                batcher.add(client, 0, request, lambda answer: got.append(bytes(answer.values)))  # type: ignore[union-attr]
+                await asyncio.sleep(0.05)
+            early = list(got)
+            release.set()
+            await asyncio.sleep(0.05)
+        return early, got
+
+    early, got = asyncio.run(main())
+    if other == 1:
+        assert (early, got) == ([], [b"long", b"short"])
+    else:
+        assert (early, got) == ([b"short"], [b"short", b"long"])
+
+
+def test_as_many_answers_as_a_server_may_owe_are_asked_for_before_one_is_read(service: LayerService) -> None:
+    prepare(service)
+    rows = service.group(0)[1].rows
+    parts = 16
+    tokens = wire.MAX_OWED // (4 * rows * parts)
+    count = min(tokens, 4096 // parts)
+    with serving(service) as served, connect(served.url, service) as client:
+        for part in range(parts):
+            client.send(question(part * count, count))
+        sizes = [len(client.receive(wire.Answer).values) for _ in range(parts)]
+    assert sizes == [4 * rows * count] * parts
 
 
 def test_a_large_batch_does_not_wait() -> None:

@@ -9,7 +9,7 @@ import torch
 from transformers import TextIteratorStreamer, TextStreamer
 
 from confide import HybridModel
-from confide.errors import ModelNotSupported, WrongMode
+from confide.errors import ConfideError, ModelNotSupported, WrongMode
 from confide.hybrid.ledger import Ledger
 from confide.hybrid.mode import Mode
 from confide.hybrid.service import LayerService
@@ -17,6 +17,7 @@ from confide.hybrid.simulate import SimulatedProduct, load_simulated
 from confide.models.clear import ClearProduct, load_clear
 from confide.models.precision import Recipe
 from confide.models.server_package import ServerPackage
+from confide.models.source import open_model
 from confide.rlwe.parameters import Parameters, Profile
 from confide.rlwe.scheme import RLWE
 from owners import OWNER
@@ -111,6 +112,21 @@ def test_bits_by_layer() -> None:
     many = HybridModel("demo", protect="mlp", progress=False)
     ids = ids_of(many)["input_ids"]
     assert not torch.equal(few(ids).logits, many(ids).logits)
+
+
+def test_calibrating_brings_few_bits_closer_to_the_float_model() -> None:
+    recipe = Recipe.parse(["3"])
+    models = [HybridModel("demo", recipe=recipe, progress=False) for _ in range(2)]
+    stock = open_model("demo").load_model()
+    ids = ids_of(models[0])["input_ids"]
+    text = stock.generate(ids, do_sample=True, max_length=300, pad_token_id=0)
+    models[1].calibrate([text, "It was a dark night."])
+    plain, calibrated = ((model(text[:, :200]).logits - stock(text[:, :200]).logits).norm() for model in models)
+    assert calibrated < 0.9 * plain
+    with pytest.raises(WrongMode, match="quantized already"):
+        models[1].calibrate(["x"])
+    with pytest.raises(ConfideError, match="less than 8 bits"):
+        HybridModel("demo", progress=False).calibrate(["x"])
 
 
 def test_streamers(demo: HybridModel, capsys: pytest.CaptureFixture[str]) -> None:

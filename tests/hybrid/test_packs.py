@@ -238,6 +238,20 @@ class TestSupply:
                     seen[group].extend(indexes)
         assert seen[0] == seen[1] == list(range(176))
 
+    def test_looking_ahead_takes_no_mask_and_makes_those_that_come_next(
+        self, store: PackStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        supply = MaskSupply(store, [prepared(store)], 2)
+        supply.look_ahead(1, 5)  # nothing is taken yet
+        first = supply.take(0, x(40), 64)[0]
+        left = supply.tokens_left
+        supply.look_ahead(1, 40)
+        assert supply.tokens_left == left
+        monkeypatch.setattr(MaskPack, "block_values", lambda *_: pytest.fail("made again"))
+        second = supply.take(1, x(40), 64)[0]
+        assert (second.first, len(second.masks)) == (first.first, 40)
+        np.testing.assert_array_equal(second.values, values_of(1)[:40])
+
     def test_one_request_where_the_indexes_are_consecutive(self, store: PackStore) -> None:
         supply = MaskSupply(store, [prepared(store)], 2)
         list(supply.take(0, x(5), 1000))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from confide.errors import IntegrityError, InvalidPackage, ServerDistrusted, WrongShape
 from confide.evaluate.uniformity import uniformity_p_value
+from confide.hybrid import product as module
 from confide.hybrid import wire
 from confide.hybrid.ledger import Ledger
 from confide.hybrid.padding import NO_PADDING, Padding
@@ -112,7 +113,7 @@ def test_another_model_is_caught_1000_of_1000_times(
     service = service_with(small_weights() if when == "online only" else weights, tmp_path / "state")
     with LocalClient(shell, service) as client:
         client.prepare(1)
-        service._weights = weights
+        service._online_weights = weights
         assert times_caught(client) == TRIES
 
 
@@ -226,27 +227,32 @@ def test_the_breach_names_layer_and_token(shell: Path, service: LayerService) ->
             product.require_intact()
 
 
-def test_the_rest_of_a_call_does_not_depend_on_what_was_asked(
-    shell: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("owed", "alike"), [(wire.MAX_OWED, 3), (10 * 4 * 12, 4)])
+def test_what_follows_a_wrong_answer_does_not_depend_on_what_was_asked(
+    shell: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owed: int, alike: int
 ) -> None:
-    monkeypatch.setattr(wire, "MAX_FRAME", 10 * 4 * 12)
+    # Parts of the same call are on their way when the answer comes, unless there is room for one answer only.
+    monkeypatch.setattr(module, "PART_TOKENS", 10)
+    monkeypatch.setattr(wire, "MAX_OWED", owed)
     runs = []
     for seed in (1, 2):
         monkeypatch.setattr(os, "urandom", random.Random(0).randbytes)
         service = service_with(small_weights(), tmp_path / f"state-{seed}")
         with LocalClient(shell, service, add_one, packs=tmp_path / f"packs-{seed}") as client:
             product = client.product(padding=NO_PADDING)
-            assert not product(0, activations(client.parameters[0], 25, seed)).any()
+            for _ in range(2):
+                assert not product(0, activations(client.parameters[0], 25, seed)).any()
             runs.append([(frame.count, bytes(frame.masked)) for frame in client.frames])
-    assert [count for count, _ in runs[0]] == [10, 10, 5]
+    assert [count for count, _ in runs[0]] == [10, 10, 5] * 2
     assert runs[0][0] != runs[1][0]
-    assert runs[0][1:] == runs[1][1:]
+    assert runs[0][-alike:] == runs[1][-alike:]
+    assert all(one != other for one, other in zip(runs[0][:-alike], runs[1][:-alike], strict=True))
 
 
 def test_a_token_is_counted_over_all_frames_of_a_call(
     shell: Path, service: LayerService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire, "MAX_FRAME", 10 * 4 * 12)
+    monkeypatch.setattr(module, "PART_TOKENS", 10)
     with LocalClient(shell, service, FromFrame(1)) as client:
         product = client.product(padding=NO_PADDING)
         product(0, activations(client.parameters[0], 25))

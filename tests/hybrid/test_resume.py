@@ -130,6 +130,17 @@ class TestSupply:
         supply.end_run()
         assert len(supply._taken) <= 1
 
+    def test_a_group_that_lags_behind_keeps_nothing_in_memory(self, supply: MaskSupply) -> None:
+        """Such as an output head, which does not see a prompt's tokens."""
+        supply.begin_run()
+        supply.take(1, values(1, 1, 0), 1000)
+        supply.take(0, values(0, 200, 0), 1000)
+        assert sum(len(taken.arrays) for taken in supply._taken) <= 2
+        supply.end_run()
+        assert len(supply._taken) <= 1
+        first = [supply.take(group, values(group, 1, 0), 1000)[0].first for group in range(2)]
+        assert first == [200, 200]
+
     def test_an_exception_while_masks_are_made_spends_no_mask_on_two_values(
         self, supply: MaskSupply, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import GPT2Config, LlamaConfig
 
 from confide.models.source import Source, open_model
 from confide.models.split import SplitSummary, split
+from families import save_random
 from owners import OWNER
 
 TINY_GPT2 = GPT2Config(vocab_size=64, n_positions=64, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=1)
@@ -34,27 +34,14 @@ TINY_LLAMA = LlamaConfig(
 )
 
 
-def randomise(model: PreTrainedModel) -> PreTrainedModel:
-    """Weights large enough that logits differ, biases that are not zero."""
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
-    return model
-
-
 @pytest.fixture(scope="session")
 def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Source:
-    folder = tmp_path_factory.mktemp("gpt2")
-    randomise(GPT2LMHeadModel(TINY_GPT2)).save_pretrained(folder)
-    return open_model(str(folder))
+    return open_model(str(save_random(TINY_GPT2, tmp_path_factory.mktemp("gpt2"))))
 
 
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Source:
-    folder = tmp_path_factory.mktemp("llama")
-    randomise(LlamaForCausalLM(TINY_LLAMA)).save_pretrained(folder)
-    return open_model(str(folder))
+    return open_model(str(save_random(TINY_LLAMA, tmp_path_factory.mktemp("llama"))))
 
 
 @pytest.fixture(scope="session", params=["tiny_gpt2", "tiny_llama", "demo"])

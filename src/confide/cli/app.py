@@ -8,6 +8,8 @@ import typer
 from confide.cli import output
 from confide.errors import ConfideError
 
+_INTERRUPTED = 130
+
 app = typer.Typer(
     name="confide",
     help="Private language models on machines nobody has to trust.",
@@ -20,24 +22,30 @@ app = typer.Typer(
 def _register() -> None:
     from confide.cli import (
         attest,
+        chat,
         checks,
         demo,
         distrust,
+        evaluate,
         generate,
         keys,
         ledger,
         licence,
+        open,
         owner,
+        plan,
         prepare,
+        quantize,
+        seal,
         serve,
         split,
         tee,
         tls,
     )
 
-    for module in (split, checks, serve, prepare, generate, distrust, demo):
+    for module in (plan, split, checks, serve, prepare, generate, chat, distrust, quantize, seal, open, demo):
         app.command(module.__name__.rpartition(".")[2])(module.command)
-    for group in (owner, tls, licence, ledger, attest, tee, keys):
+    for group in (evaluate, owner, tls, licence, ledger, attest, tee, keys):
         app.add_typer(group.app)
 
 
@@ -46,13 +54,15 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     _register()
     try:
-        sys.exit(app(standalone_mode=False) or 0)  # the code of a typer.Exit comes back as a value
+        code = app(standalone_mode=False) or 0  # of a typer.Exit, and 130 for what was a KeyboardInterrupt
+        if code == _INTERRUPTED:
+            output.note("Interrupted; what was prepared is kept, and the same command goes on from there.")
+        sys.exit(code)
     except ConfideError as error:
         output.error(error, as_json="--json" in sys.argv)
         sys.exit(error.exit_code)
-    except (typer.Abort, KeyboardInterrupt):
-        output.note("Interrupted; what was prepared is kept, and the same command goes on from there.")
-        sys.exit(130)
+    except typer.Abort:
+        sys.exit(_INTERRUPTED)
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "show"):
             error.show()

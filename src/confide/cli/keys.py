@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from confide.enclave.key_release.appraisal import Appraiser, Gather
     from confide.enclave.key_release.log import Entry
     from confide.enclave.key_release.store import KeyStore, StoredKey
+    from confide.models.sealed.key import ModelKey
 
 PASSPHRASE_VARIABLE = "CONFIDE_KEYS_PASSPHRASE"  # noqa: S105 - where it is, not what it is
 MAX_FILE_BYTES = 1 << 20
@@ -41,7 +42,10 @@ KeyIdArgument = Annotated[str, typer.Argument(help="The key's id, as `confide ke
 def add(
     key: Annotated[Path, typer.Argument(help="The model key that the model was sealed with.", metavar="KEYFILE")],
     policy: Annotated[Path, typer.Option(help="TOML: what a workload's evidence must show to get the key.")],
-    model_digest: Annotated[str, typer.Option(help="Digest of the sealed model: 64 hexadecimal digits.")],
+    package: Annotated[Path | None, typer.Option(help="The sealed package of the model that the key is for.")] = None,
+    model_digest: Annotated[
+        str | None, typer.Option(help="Digest of the sealed model instead: 64 hexadecimal digits.")
+    ] = None,
     simulated_root: Annotated[
         Path | None,
         typer.Option(help="For a simulated policy: the root that it trusts. Never for a model of any value."),
@@ -50,19 +54,32 @@ def add(
     json: Json = False,
 ) -> None:
     """Keep a model's key, encrypted, and bind it to a policy. A broker that runs already knows it at once."""
-    from confide.enclave.key_release.model_key import ModelKey
     from confide.enclave.key_release.store import Conditions
+    from confide.models.sealed.key import ModelKey
 
     root = _certificate(simulated_root) if simulated_root else None
-    conditions = Conditions(model_digest.lower(), _policy(policy), root)
-    stored = _store(folder, make=True).add(ModelKey.read(key), conditions, datetime.now(UTC))
+    model_key = ModelKey.read(key)
+    digest = _digest_of(package, model_key) if package else model_digest
+    if digest is None or (package and model_digest):
+        raise typer.BadParameter("give either --package or --model-digest")
+    conditions = Conditions(digest.lower(), _policy(policy), root)
+    stored = _store(folder, make=True).add(model_key, conditions, datetime.now(UTC))
     if root:
         output.messages.print(f"[bold red]{WARNING}[/]")
     if json:
         output.result(_described(stored))
     else:
-        output.console.print(f"Key [bold]{stored.key.id}[/] is kept, for model {model_digest[:16]}.", soft_wrap=True)
+        output.console.print(
+            f"Key [bold]{stored.key.id}[/] is kept, for model {conditions.model_digest[:16]}.", soft_wrap=True
+        )
         output.console.print(Text(f"Released where: {conditions.policy}"), soft_wrap=True)
+
+
+def _digest_of(package: Path, key: "ModelKey") -> str:
+    """The digest of a sealed model, once it is sure that the key is that model's."""
+    from confide.models.sealed.package import SealedPackage
+
+    return SealedPackage.open(package).unlock(key).manifest.model_digest
 
 
 @app.command("list")

@@ -17,7 +17,7 @@ from confide.cli import output
 from confide.cli.options import Json, ServerFolder, state_of
 from confide.errors import ConfideError
 from confide.hybrid.ledger.licences import SECONDS_PER_DAY, Licence, LicenceBook, licence_book
-from confide.hybrid.ledger.usage import CHECK_VECTOR_TOKENS, WARN_DISCLOSED, solving_tokens
+from confide.hybrid.ledger.usage import CHECK_VECTOR_TOKENS, WARN_DISCLOSED, licensed_tokens, solving_tokens
 from confide.models.package import MANIFEST_NAME, PackageKind, read_manifest
 from confide.rlwe.parameters import Profile
 
@@ -262,9 +262,9 @@ def _note_disclosure(server: Path, licence: Licence) -> None:
         manifest = read_manifest(server)
         if manifest.profile is Profile.PRIVATE_WEIGHTS:
             narrowest = min(group.columns for group in manifest.groups)
-            tokens = int(licence.disclosure * solving_tokens(narrowest)) - CHECK_VECTOR_TOKENS
+            tokens = licensed_tokens(licence.disclosure, narrowest)
             output.note(
-                f"It ends after {max(0, tokens):,} tokens, when answers could hold as many bits as a layer's weights; "
+                f"It ends after {tokens:,} tokens, when answers could hold as many bits as a layer's weights; "
                 "`confide licence change --disclosure N` or --lift-disclosure allows more."
             )
 

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +48,26 @@ def quiet_transformers() -> None:
 
 def megabytes(count: float) -> str:
     """A number of bytes for people."""
+    if count < 1e5:
+        return f"{count / 1e3:,.1f} kB"
     return f"{count / 1e6:,.1f} MB" if count < 1e9 else f"{count / 1e9:,.2f} GB"
+
+
+def duration(seconds: float) -> str:
+    """A time for people, such as 51 ms or 3.2 h."""
+    for unit, factor, most in (("ms", 1e-3, 1), ("s", 1, 120), ("min", 60, 7200), ("h", 3600, 172_800)):
+        if seconds < most:
+            return f"{seconds / factor:.3g} {unit}"
+    return f"{seconds / 86_400:,.0f} days"
+
+
+@contextmanager
+def counting_bytes(what: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
+    """A progress bar over `total` bytes; what it yields is told of each few more."""
+    columns = (TextColumn(f"[dim]{what}[/]"), BarColumn(bar_width=30), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=messages, transient=True, disable=quiet) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda count: bar.advance(task, count)
 
 
 @contextmanager

@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from confide.cli import output
-from confide.cli.options import ActivationBits, Json, OwnerFile, Protect, WeightBits
+from confide.cli.calibration import calibration_texts
+from confide.cli.options import ActivationBits, Calibrate, Json, OwnerFile, Protect, WeightBits
 from confide.rlwe.parameters import Profile
 
 
@@ -16,6 +17,7 @@ def command(
     protect: Protect = "all",
     weight_bits: WeightBits = None,
     activation_bits: ActivationBits = None,
+    calibrate: Calibrate = None,
     profile: Annotated[
         Profile, typer.Option(help="Whether the weights are secret too, or only what users ask.")
     ] = Profile.PRIVATE_WEIGHTS,
@@ -39,6 +41,7 @@ def command(
             owner=key,
             protect=protect,
             recipe=recipe,
+            texts=calibration_texts(source, calibrate),
             profile=profile,
             progress=lambda _, done, total: status.update(f"quantized {done} of {total} layer groups"),
         )

@@ -9,6 +9,7 @@ from tqdm import auto
 
 from confide.hybrid.prepare import OnProgress as OnPreparation
 from confide.hybrid.prepare import Progress
+from confide.models.calibration import OnTokens
 from confide.models.quantized import OnProgress as OnGroup
 
 _make: Any = auto.tqdm  # its own types say nothing
@@ -46,3 +47,9 @@ def preparation_bar() -> OnPreparation:
         bar.step(progress.group, progress.bytes_done, progress.bytes_total)
 
     return show
+
+
+def token_count() -> OnTokens:
+    """For work of unknown length on texts."""
+    bar = _make(desc="calibrating", unit="token", leave=False)
+    return lambda tokens: bar.update(tokens - bar.n)

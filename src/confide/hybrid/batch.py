@@ -8,7 +8,7 @@ here. Otherwise it waits for at most the window, which shrinks while waiting bri
 import asyncio
 import logging
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -33,6 +33,7 @@ OnAnswer = Callable[[wire.Answer | ServerFault], None]
 
 @dataclass(frozen=True)
 class _Waiting:
+    client: object
     request: Admitted
     on_answer: OnAnswer
 
@@ -48,6 +49,7 @@ class Batcher:
         self._queues: OrderedDict[int, list[_Waiting]] = OrderedDict()
         self._since: dict[int, float] = {}
         self._active: OrderedDict[object, float] = OrderedDict()
+        self._at_work: Counter[object] = Counter()
         self._window = MAX_WINDOW
         self._turning = False
 
@@ -56,7 +58,7 @@ class Batcher:
         now = time.monotonic()
         self._note_active(client, now)
         queue = self._queues.setdefault(group, [])
-        queue.append(_Waiting(request, on_answer))
+        queue.append(_Waiting(client, request, on_answer))
         if len(self._active) == 1 or len(queue) >= MAX_BATCH:
             self._flush(group)
             return
@@ -106,12 +108,23 @@ class Batcher:
         self._since.pop(group, None)
         requests = [waiting.request for waiting in batch]
         self._observe(len(batch))
-        tokens = sum(len(request.masked) for request in requests)
-        if tokens * self._service.group(group)[0].numel() <= INLINE_WORK:
+        if self._inline(group, batch):
             _deliver(batch, self._answers(group, requests))
             return
-        future = self._loop.run_in_executor(self._worker, self._answers, group, requests)
-        future.add_done_callback(lambda done: _deliver(batch, done.result()))
+        clients = Counter(waiting.client for waiting in batch)
+        self._at_work += clients
+
+        def done(future: asyncio.Future[Sequence[wire.Answer | ServerFault]]) -> None:
+            self._at_work -= clients
+            _deliver(batch, future.result())
+
+        self._loop.run_in_executor(self._worker, self._answers, group, requests).add_done_callback(done)
+
+    def _inline(self, group: int, batch: list[_Waiting]) -> bool:
+        """Whether the product is short, and no client would get its answer before that to an earlier request."""
+        tokens = sum(len(waiting.request.masked) for waiting in batch)
+        short = tokens * self._service.group(group)[0].numel() <= INLINE_WORK
+        return short and not any(waiting.client in self._at_work for waiting in batch)
 
     def _answers(self, group: int, requests: list[Admitted]) -> Sequence[wire.Answer | ServerFault]:
         try:

@@ -105,7 +105,7 @@ class HybridClient(Closing):
     @property
     def traffic(self) -> Traffic:
         """What preparing one pack costs."""
-        return pack_traffic(self.store, self.parameters)
+        return pack_traffic(self.parameters)
 
     @property
     def tokens_left(self) -> int:

@@ -48,6 +48,7 @@ class Conversation(WSListener):
 
     def on_ws_connected(self, transport: WSTransport) -> None:
         self._transport = transport
+        transport.underlying_transport.set_write_buffer_limits(wire.MAX_OWED + wire.FRAME_OVERHEAD)
         self._server.conversations.add(self)
         self._server.metrics.connections.inc()
         if sum(not one._parted for one in self._server.conversations) > self._server.limits.connections:

@@ -17,7 +17,9 @@ from transformers.generation.streamers import BaseStreamer
 
 from confide.errors import ConfideError
 from confide.hybrid.product import RemoteProduct
+from confide.models.context import longest_context
 
+_UNLIMITED = 1 << 30
 DEFAULT_NEW_TOKENS = 20
 """What transformers generates where nothing says how much."""
 
@@ -103,7 +105,7 @@ class PaddedGeneration:
             if options.get("streamer") is not None:
                 streamer = options["streamer"] = _Verified(options["streamer"], self._product)
                 last.callback(streamer.finish)
-            with self._product.generation():
+            with self._product.generation(last_only=_head(model)):
                 result = self._generate(options)
                 self._pad(keep_cache=options.get("past_key_values") is not None or not isinstance(result, Tensor))
         return result
@@ -147,15 +149,34 @@ class PaddedGeneration:
     def _idle_step(self, cache: DynamicCache | None, step: int) -> None:
         """A forward pass of decoding, at the position it would have, as far as the model has positions."""
         ids = self._steps.ids
-        last = int(getattr(self._model.config, "max_position_embeddings", 1 << 30)) - 1
+        positions = longest_context(self._model.config) or _UNLIMITED
         if cache is None:
             # Without a cache each step is the whole text again.
-            ids = ids[:, :1].expand(-1, min(ids.shape[1] + step, last + 1))
+            ids = ids[:, :1].expand(-1, min(ids.shape[1] + step, positions))
             self._model(input_ids=ids, use_cache=False, logits_to_keep=1)
         else:
+            _leave_room(cache, positions)
             ids = ids[:, :1]
-            places = torch.full_like(ids, min(cache.get_seq_length(), last))
+            places = torch.full_like(ids, min(cache.get_seq_length(), positions - 1))
             self._model(input_ids=ids, position_ids=places, past_key_values=cache, use_cache=True, logits_to_keep=1)
+
+
+def _leave_room(cache: DynamicCache, positions: int) -> None:
+    """Room for one more token in a full context: some models, such as MPT, fail beyond it.
+
+    A cache that slides never fills up, and cannot be shortened either.
+    """
+    over = cache.get_seq_length() - (positions - 1)
+    if over > 0 and not any(cache.is_sliding):
+        cache.crop(-over)
+
+
+def _head(model: Any) -> str | None:
+    """The output head's name, where `generate` has it compute the next token's logits and no others."""
+    if "logits_to_keep" not in inspect.signature(model.forward).parameters:
+        return None
+    head = model.get_output_embeddings()
+    return next((name for name, module in model.named_modules() if module is head), None)
 
 
 def _longest_answer(model: Any, options: dict[str, Any]) -> int:
@@ -171,5 +192,5 @@ def _longest_answer(model: Any, options: dict[str, Any]) -> int:
     prompt = 1 if given is None else given.shape[1]
     if (longest := setting("max_length")) is None:
         longest = prompt + DEFAULT_NEW_TOKENS
-        longest = min(longest, getattr(model.config, "max_position_embeddings", longest))
+        longest = min(longest, longest_context(model.config) or _UNLIMITED)
     return longest - prompt

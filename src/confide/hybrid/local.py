@@ -1,18 +1,21 @@
 """A hybrid model before it is split: quantized here, and run here, in the clear or simulated."""
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from confide.errors import WrongMode
 from confide.hybrid.mode import Mode
 from confide.hybrid.simulate import SimulatedProduct
 from confide.hybrid.trust import local_trust
+from confide.models.calibration import Moments, OnTokens
 from confide.models.clear import ClearProduct
 from confide.models.owner import OwnerKey
 from confide.models.precision import Recipe
-from confide.models.quantized import Importance, OnProgress, QuantizedModel
+from confide.models.quantized import OnProgress, QuantizedModel, calibrate
 from confide.models.roles import find_layers
 from confide.models.split import SplitSummary, write_split
 from confide.rlwe.parameters import Profile
@@ -40,7 +43,7 @@ class LocalModel:
         self._recipe = recipe or Recipe()
         self._profile = profile
         self._on_progress = on_progress
-        self._importance: Importance | None = None
+        self._moments: Moments | None = None
         self._quantized: QuantizedModel | None = None
         self._mode = Mode.CLEAR
 
@@ -65,6 +68,23 @@ class LocalModel:
         if self._quantized is not None:
             self._use(self._quantized)
 
+    def calibrate(self, inputs: Iterable[str | Tensor], progress: OnTokens | None = None) -> None:
+        """Have layers of less than 8 bits rounded by what they read on typical inputs; see `calibration.collect`.
+
+        inputs: texts, or token ids int64 (texts, tokens). WrongMode once the model is quantized, and without a
+        tokenizer for texts; ConfideError where no layer has less than 8 bits.
+        """
+        if self._quantized is not None:
+            raise WrongMode("This model is quantized already; calibrate before it first runs, or open it again.")
+        self._moments = calibrate(self._model, self._chosen, self._recipe, map(self._ids, inputs), progress)
+
+    def _ids(self, given: str | Tensor) -> Tensor:
+        if isinstance(given, Tensor):
+            return given
+        if self.tokenizer is None:
+            raise WrongMode("This model has no tokenizer; calibrate with token ids instead of texts.")
+        return cast(Tensor, self.tokenizer(given, return_tensors="pt")["input_ids"])
+
     def _quantize(self) -> QuantizedModel:
         if self._quantized is None:
             quantized = QuantizedModel.quantize(
@@ -72,7 +92,7 @@ class LocalModel:
                 self._chosen,
                 recipe=self._recipe,
                 profile=self._profile,
-                importance=self._importance,
+                moments=self._moments,
                 progress=self._on_progress,
             )
             self._use(quantized)

@@ -1,5 +1,6 @@
 """The hybrid mode's front door: one model, run in the clear, simulated, or on a layer server under encryption."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -7,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from confide.errors import WrongMode
-from confide.hybrid.bars import group_bar, preparation_bar
+from confide.hybrid.bars import group_bar, preparation_bar, token_count
 from confide.hybrid.client import HybridClient
 from confide.hybrid.closing import Closing
 from confide.hybrid.generation import Lengths
@@ -29,6 +30,7 @@ class HybridModel(Closing):
     """A causal language model whose protected layers are, or can be, computed by a server that sees uniform numbers.
 
         model = HybridModel("gpt2", protect="all")      # quantized, in the clear
+        model.calibrate(texts)                          # where a recipe gives layers less than 8 bits
         model.mode = "simulate"                         # the protocol's arithmetic, the same integers
         model.split("out", owner=OwnerKey.generate())   # two folders, one for the server
         private = HybridModel.from_shell("out/client", server="wss://layers.example:8470")
@@ -53,6 +55,7 @@ class HybridModel(Closing):
         if isinstance(model, str | Path):
             source = open_model(str(model))
             model, tokenizer = source.load_model(), tokenizer or source.load_tokenizer()
+        self._progress = progress
         bar = group_bar("quantizing") if progress else None
         self._running: LocalModel | RemoteModel = LocalModel(model, tokenizer, protect, recipe, profile, bar)
 
@@ -73,6 +76,7 @@ class HybridModel(Closing):
         """
         on_progress = on_progress or (preparation_bar() if progress else None)
         model = cls.__new__(cls)
+        model._progress = progress
         model._running = RemoteModel.from_shell(folder, server=server, on_progress=on_progress, **options)
         return model
 
@@ -128,6 +132,10 @@ class HybridModel(Closing):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """transformers' forward pass. On a server: IntegrityError when it is over, if an answer was wrong."""
         return self._running(*args, **kwargs)
+
+    def calibrate(self, inputs: Iterable[str | Tensor]) -> None:
+        """Have layers of less than 8 bits rounded by what they read on typical inputs; see `LocalModel.calibrate`."""
+        self._local("calibrated").calibrate(inputs, token_count() if self._progress else None)
 
     def split(self, out: Path | str, owner: OwnerKey) -> SplitSummary:
         """Write out/client and out/server, signed by the owner; see `write_split`."""

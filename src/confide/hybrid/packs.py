@@ -320,16 +320,17 @@ class PackStore(Closing):
             shutil.rmtree(pack.folder)
             sync_folder(self.folder)
 
-    def disk_bytes(self) -> int:
-        """What one pack takes on disk."""
-        rows = sum(group.rows for group in self._groups)
-        tokens = self._groups[0].tokens
-        tags = tokens // BLOCK_TOKENS * len(self._groups) * _TAG_BYTES
-        return tokens * rows * 4 + tags + len(_MAGIC) + KEY_BYTES * (1 + tokens // BLOCK_TOKENS)
-
     def close(self) -> None:
         """Give the folder up."""
         self._lock.close()
+
+
+def disk_bytes(groups: Sequence[Parameters]) -> int:
+    """What one pack of these layer groups takes on disk: its values and its keys."""
+    rows = sum(group.rows for group in groups)
+    tokens = groups[0].tokens
+    tags = tokens // BLOCK_TOKENS * len(groups) * _TAG_BYTES
+    return tokens * rows * 4 + tags + len(_MAGIC) + KEY_BYTES * (1 + tokens // BLOCK_TOKENS)
 
 
 def _lock(folder: Path) -> IO[str]:

@@ -1,6 +1,6 @@
 """The client's offline phase: encrypt a pack's masks, have the server multiply them, keep what unmasks the answers."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,7 +12,7 @@ from confide.errors import ServerChanged, UnusablePack, WrongShape
 from confide.hybrid import wire
 from confide.hybrid.connection import LayerConnection
 from confide.hybrid.link import Link
-from confide.hybrid.packs import MaskPack, PackStore
+from confide.hybrid.packs import MaskPack, disk_bytes
 from confide.models.package import Manifest
 from confide.rlwe.parameters import Parameters
 from confide.rlwe.scheme import ClientHalf, Scheme
@@ -53,10 +53,10 @@ def group_traffic(parameters: Parameters) -> tuple[int, int]:
     return up, down
 
 
-def pack_traffic(store: PackStore, groups: list[Parameters]) -> Traffic:
-    """What one pack costs."""
+def pack_traffic(groups: Sequence[Parameters]) -> Traffic:
+    """What one pack of these layer groups costs; there is at least one."""
     up, down = (sum(direction) for direction in zip(*map(group_traffic, groups), strict=True))
-    return Traffic(groups[0].tokens, up, down, store.disk_bytes())
+    return Traffic(groups[0].tokens, up, down, disk_bytes(groups))
 
 
 @torch.inference_mode()

@@ -5,9 +5,11 @@ on it gets zeros under fresh masks, which are uniform numbers, in the shapes it 
 gone as far as it might have gone.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ from confide.errors import (
     ServerFault,
 )
 from confide.hybrid import wire
+from confide.hybrid.connection import LayerConnection
 from confide.hybrid.distrust import Breach
 from confide.hybrid.link import Link
 from confide.hybrid.packs import MaskPack
@@ -37,14 +40,24 @@ from confide.rlwe.parameters import Parameters
 _REPEATABLE = (ConnectionLost, LicenceError, PackExhausted, PackUnavailable, ServerBusy, ServerFault)
 """After these the same requests may well be answered. After others, such as a refused index, they would fail again."""
 
+PART_TOKENS: Final = 32
+"""Tokens in one message, at most: the server multiplies one part of a prompt while the client makes the next and reads
+the last. Larger products are no faster; their results leave the processor's cache."""
+
 
 @dataclass
 class OnlineTraffic:
-    """What went over the wire online: payload bytes and round trips, padding included."""
+    """What went over the wire online: payload bytes, padding included, and products that were waited for."""
 
     bytes_up: int = 0
     bytes_down: int = 0
     round_trips: int = 0
+
+
+def part_tokens(parameters: Parameters) -> int:
+    """How many tokens of a layer group go in one message, whose answer must be one that the server may owe."""
+    fitting = min(wire.MAX_FRAME // parameters.columns, wire.MAX_OWED // parameters.rows) // 4
+    return min(PART_TOKENS, fitting)
 
 
 @dataclass(frozen=True)
@@ -57,8 +70,18 @@ class CheckedGroup:
 
     @property
     def most_tokens(self) -> int:
-        """How many tokens fit a frame either way."""
-        return wire.MAX_FRAME // (4 * max(self.parameters.rows, self.parameters.columns))
+        """How many tokens go in one message."""
+        return part_tokens(self.parameters)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A message, made once and the same however often it is sent: what is under its masks, and where that belongs."""
+
+    segment: Segment
+    inputs: masks.Int32Array = field(repr=False)
+    message: wire.Online = field(repr=False)
+    place: slice
 
 
 class RemoteProduct:
@@ -86,6 +109,7 @@ class RemoteProduct:
         self._groups = groups
         self._on_breach = on_breach
         self._positions = [0] * len(groups)
+        self._last_only: int | None = None
         self._idling = False
         self._over: IntegrityError | None = None
         self.padding = padding
@@ -107,14 +131,9 @@ class RemoteProduct:
         if not self._decoy:
             values[: len(given)] = given
         result = np.empty((tokens, parameters.rows), np.int32)
-        done = 0
         most = self._groups[group].most_tokens
-        for segment in self._supply.take(group, values, most, anything=self.breach is not None):
-            part = slice(done, done + len(segment.masks))
-            inputs = self._sendable(segment)
-            result[part] = self._segment(group, inputs, segment)
-            self._check(group, result[part], inputs, done)
-            done = part.stop
+        segments = self._supply.take(group, values, most, anything=self.breach is not None)
+        self._exchange(group, segments, result)
         self._positions[group] += len(given)
         if self._decoy:
             result[:] = 0
@@ -127,8 +146,9 @@ class RemoteProduct:
 
     def _visible_tokens(self, group: int, tokens: int) -> int:
         """A prompt is padded; a step of decoding, one token for each sequence, shows nothing but that."""
-        first = self.generating and not self._positions[group]
-        if tokens == self.width and not first:
+        # A prompt may be one token long, and must not look like a step then.
+        prompt = self.generating and not self._positions[group] and group != self._last_only
+        if tokens == self.width and not prompt:
             return tokens
         # Each of the sequences is padded, so that a batch shows no more than one text does.
         width = self.width if tokens % self.width == 0 else 1
@@ -141,21 +161,54 @@ class RemoteProduct:
             # from another course that it is not believed any more.
             return segment.inputs
         # From here on the masks carry something else than they were given for, so they must not be given again.
-        self._supply.end_run()
+        self._supply.abandon_run()
         return np.zeros_like(segment.inputs)
 
-    def _segment(self, group: int, values: masks.Int32Array, segment: Segment) -> masks.Int32Array:
-        parameters = self._groups[group].parameters
-        masked = masks.mask(values, segment.masks, parameters)
-        message = wire.Online(segment.pack, group, segment.first, len(masked), wire.payload(masked))
-        answer = self._exchange(message)
-        # A size cannot depend on the activations, so an error over one tells the server nothing of them.
-        wire.require_bytes(answer.values, len(masked) * parameters.rows * 4)
-        self._supply.answered(segment)
-        self.traffic.bytes_up += len(message.masked)
-        self.traffic.bytes_down += len(answer.values)
+    def _exchange(self, group: int, segments: list[Segment], result: masks.Int32Array) -> None:
+        """Fill `result` with what the server answers for the segments, checked."""
+        # Made once: where the connection breaks, the same indexes may be asked again for the same data, and for
+        # nothing else, whatever has been found out since.
+        parts: list[_Part] = []
+
+        def make_next() -> _Part:
+            parts.append(self._part(group, segments[len(parts)], parts[-1].place.stop if parts else 0))
+            return parts[-1]
+
+        def exchange(connection: LayerConnection) -> None:
+            owed: deque[_Part] = deque()
+            for index in range(len(segments)):
+                part = parts[index] if index < len(parts) else make_next()
+                while owed and self._answer_bytes(group, [*owed, part]) > wire.MAX_OWED:
+                    self._receive(connection, group, owed.popleft(), result)
+                connection.send(part.message)
+                owed.append(part)
+            self._supply.look_ahead((group + 1) % len(self._groups), len(result))
+            while owed:
+                self._receive(connection, group, owed.popleft(), result)
+
+        self._link.run(exchange)
         self.traffic.round_trips += 1
-        return masks.unmask(np.frombuffer(answer.values, np.int32).reshape(len(masked), -1), segment.values, parameters)
+
+    def _part(self, group: int, segment: Segment, start: int) -> _Part:
+        inputs = self._sendable(segment)
+        masked = masks.mask(inputs, segment.masks, self._groups[group].parameters)
+        message = wire.Online(segment.pack, group, segment.first, len(masked), wire.payload(masked))
+        return _Part(segment, inputs, message, slice(start, start + len(masked)))
+
+    def _answer_bytes(self, group: int, parts: list[_Part]) -> int:
+        return 4 * self._groups[group].parameters.rows * sum(part.message.count for part in parts)
+
+    def _receive(self, connection: LayerConnection, group: int, part: _Part, result: masks.Int32Array) -> None:
+        parameters = self._groups[group].parameters
+        answer = connection.receive(wire.Answer)
+        # A size cannot depend on the activations, so an error over one tells the server nothing of them.
+        wire.require_bytes(answer.values, self._answer_bytes(group, [part]))
+        self._supply.answered(part.segment)
+        self.traffic.bytes_up += len(part.message.masked)
+        self.traffic.bytes_down += len(answer.values)
+        answers = np.frombuffer(answer.values, np.int32).reshape(part.message.count, -1)
+        result[part.place] = masks.unmask(answers, part.segment.values, parameters)
+        self._check(group, result[part.place], part.inputs, part.place.start)
 
     def _check(self, group: int, products: masks.Int32Array, values: masks.Int32Array, done: int) -> None:
         """Note the first wrong answer of all; padding and decoys are checked like anything else."""
@@ -165,17 +218,15 @@ class RemoteProduct:
             token = self._positions[group] + done + int(right.argmin())
             self.breach = Breach(facts.name, tuple(layer.name for layer in facts.layers), token)
 
-    def _exchange(self, message: wire.Online) -> wire.Answer:
-        # The same indexes may be asked again for the same data, and for nothing else.
-        return self._link.run(lambda connection: connection.request(message, wire.Answer))
-
     @contextmanager
-    def generation(self) -> Iterator[None]:
+    def generation(self, last_only: str | None = None) -> Iterator[None]:
         """While it lasts, each group's first call counts as a prompt, and tokens are counted from there.
 
+        last_only: a layer that sees the last token of each sequence only, whatever the prompt's length.
         Where it is interrupted, the next one repeats what it sent for as long as that is the same.
         """
         self._positions = [0] * len(self._groups)
+        self._last_only = self._alone(last_only)
         self.generating = True
         self._supply.begin_run()
         try:
@@ -188,6 +239,11 @@ class RemoteProduct:
             self._supply.end_run()
         finally:
             self.generating = False
+
+    def _alone(self, layer: str | None) -> int | None:
+        """The group that is this layer and no other."""
+        names = ([layer.name for layer in checked.group.layers] for checked in self._groups)
+        return next((index for index, layers in enumerate(names) if layers == [layer]), None)
 
     @contextmanager
     def idling(self) -> Iterator[None]:

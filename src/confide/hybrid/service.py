@@ -3,6 +3,7 @@
 One `LayerService` holds the weights and the ledger for all clients; one `Session` follows one client's connection.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from confide.hybrid.ledger.usage import Account, Answerable, solving_tokens
 from confide.models.seal import SignedManifest
 from confide.rlwe import online
 from confide.rlwe.evaluation import RequestKey, shares
+from confide.rlwe.packed import PackedMatrix
 from confide.rlwe.parameters import Parameters, Profile
 from confide.rlwe.scheme import Scheme, ServerHalf
 from confide.rlwe.streams import derive_key
@@ -79,6 +81,7 @@ class LayerService:
         self.table_digest = self.release.table_digest
         self._release_signature = bytes.fromhex(signed.signature.release)
         self._weights = weights
+        self._online_weights = [PackedMatrix.where_faster(matrix) for matrix in weights]
         self._parameters = [group.parameters(manifest.profile) for group in manifest.groups]
         self._answerable = [_answerable(parameters) for parameters in self._parameters]
         self._observer = observer
@@ -162,15 +165,15 @@ class LayerService:
         masked = np.frombuffer(message.masked, np.int32).reshape(message.count, -1)
         return Admitted(message.pack, message.first, masked)
 
-    @torch.inference_mode()
     def answers(self, group: int, admitted: list[Admitted]) -> list[wire.Answer]:
         """The answers to admitted requests of one group, by one matrix product."""
-        weights, parameters = self.group(group)
+        parameters = self._parameters[group]
         # A copy also of a single one, because torch only wraps writable memory.
         masked = torch.from_numpy(np.concatenate([request.masked for request in admitted]))
-        values = online.answer(weights, masked, self._shares_of(group, admitted, parameters), parameters).numpy()
-        ends = np.cumsum([len(request.masked) for request in admitted])
-        return [wire.Answer(wire.payload(part)) for part in np.split(values, ends[:-1])]
+        share = self._shares_of(group, admitted, parameters)
+        values = online.answer(self._online_weights[group], masked, share, parameters).numpy()
+        ends = list(itertools.accumulate(len(request.masked) for request in admitted))
+        return [wire.Answer(wire.payload(values[start:end])) for start, end in itertools.pairwise([0, *ends])]
 
     def answer(self, account: Account, message: wire.Online) -> wire.Answer:
         """Check, spend and answer one online request."""

@@ -129,9 +129,8 @@ class MaskSupply:
         self._taken: list[_Taken] = []
         self._sources: dict[bytes, MaskPack] = {}
         self._answered_to: dict[bytes, int] = {}
-        # Blocks before these are forgotten, and without arrays in memory.
+        # Blocks before this one are forgotten.
         self._dropped = 0
-        self._cleared = 0
         # The first position of each group that was never given. These only ever grow.
         self._positions = [0] * groups
         self._run: _Run | None = None
@@ -159,22 +158,28 @@ class MaskSupply:
         with self._mutex:
             if self._run is not None:
                 self._run.rewind()
-                self._cleared = self._run_start // BLOCK_TOKENS
                 return
             self._level()
             self._run_start = max(self._positions, default=0)
             self._run = _Run(len(self._positions))
 
+    def abandon_run(self) -> None:
+        """Give nothing of the run again, although it goes on."""
+        with self._mutex:
+            self._run = None
+
     def end_run(self) -> None:
         """Forget what was given in the run: nothing of it can be given again."""
         with self._mutex:
             self._run = None
+            self._level()
             self._drop_finished()
 
     def _level(self) -> None:
         """Let all groups go on from the same position.
 
-        A run that was given up leaves some of them behind. What they skip is billed already, because of the others.
+        A run that was given up leaves some of them behind, and an output head does not see a prompt's tokens. What
+        they skip is billed already, because of the others.
         """
         self._positions = [max(self._positions, default=0)] * len(self._positions)
 
@@ -198,8 +203,17 @@ class MaskSupply:
             while done < len(inputs):
                 segments.append(self._segment(group, position + done, inputs[done : done + most], repeated))
                 done += len(segments[-1].masks)
+            self._drop_arrays(group, position, position + done)
             self._drop_finished()
         return segments
+
+    def look_ahead(self, group: int, tokens: int) -> None:
+        """Make what the group's next masks are read from, of blocks that are taken: while a server works, say."""
+        with self._mutex:
+            start = self._positions[group] // BLOCK_TOKENS - self._dropped
+            end = -(-(self._positions[group] + tokens) // BLOCK_TOKENS) - self._dropped
+            for taken in self._taken[start:end]:
+                taken.of(group)
 
     def answered(self, segment: Segment) -> None:
         """Remember that the server has answered for a segment, and cannot honestly have forgotten it."""
@@ -278,22 +292,15 @@ class MaskSupply:
             self._packs.extend(self._refill())
         return self._packs[0]
 
+    def _drop_arrays(self, group: int, start: int, end: int) -> None:
+        """Forget a group's arrays of the blocks that it has left behind, whatever the other groups are doing."""
+        for block in range(start // BLOCK_TOKENS, end // BLOCK_TOKENS):
+            self._taken[block - self._dropped].arrays.pop(group, None)
+
     def _drop_finished(self) -> None:
-        """Forget the arrays of blocks that every group has passed, and their keys unless a run may want them again."""
-        passed = self._passed() // BLOCK_TOKENS
-        for taken in self._taken[self._cleared - self._dropped : passed - self._dropped]:
-            taken.arrays.clear()
-        self._cleared = max(self._cleared, passed)
-        finished = (passed if self._run is None else self._run_start // BLOCK_TOKENS) - self._dropped
+        """Forget the keys of the blocks that every group has passed, unless a run may want them again."""
+        kept = min(self._positions) if self._run is None else self._run_start
+        finished = kept // BLOCK_TOKENS - self._dropped
         if finished > 0:
             del self._taken[:finished]
             self._dropped += finished
-
-    def _passed(self) -> int:
-        """The position that every group has passed, in this repetition of the run if it is one."""
-        if self._run is None:
-            return min(self._positions)
-        again = (self._run.next(group) for group in range(len(self._positions)))
-        return min(
-            fresh if given is None else given.position for fresh, given in zip(self._positions, again, strict=True)
-        )

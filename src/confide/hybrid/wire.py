@@ -17,6 +17,9 @@ PROTOCOL_VERSION: Final = 2
 PATH: Final = "/v1/layers"
 MAX_FRAME: Final = 8 << 20
 """Largest payload of a frame either side sends, in bytes."""
+MAX_OWED: Final = 2 << 20
+"""Bytes of answers that a client may have asked for and not read yet. A server keeps as many before it stops reading,
+so that no client can wait for it to read while it waits for the client to."""
 FRAME_OVERHEAD: Final = 1 << 12
 """Room for a frame's other fields; public keys travel in frames of their own."""
 

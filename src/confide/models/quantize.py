@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from confide.errors import InvalidActivation
+from confide.models.gptq import gptq_round
 
 MAX_WEIGHT_BITS = 8
 MIN_WEIGHT_BITS = 2
@@ -25,20 +26,26 @@ def largest_weight(bits: int) -> int:
 
 
 def quantize_weights(
-    weights: Tensor, bits: int = MAX_WEIGHT_BITS, importance: Tensor | None = None
+    weights: Tensor, bits: int = MAX_WEIGHT_BITS, moments: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """weights (m, n) float -> int8 (m, n) and float32 scale (m,), with weights = int8 * scale to half a scale.
 
     A row's largest magnitude becomes 2^(bits-1) - 1; a row of zeros has scale 1. A row that is not finite has a scale
-    that is not finite either. Below 8 bits the largest weights of a row are clipped where that makes the row's squared
-    error smaller, each column counting as much as `importance` (n,) says: the mean square of its activations.
+    that is not finite either. Below 8 bits the largest weights of a row are clipped where that makes its squared error
+    smaller.
+
+    moments: float32 (n, n), the mean of x x^T over the layer's inputs x, see `calibration.collect`. Below 8 bits the
+    weights are then rounded so that the product's error is small rather than each weight's: see `gptq_round`.
     """
     weights = weights.float()
     scale = weights.abs().amax(dim=1) / largest_weight(bits)
     scale = torch.where(scale == 0, 1.0, scale)
-    if bits < MAX_WEIGHT_BITS:
-        scale = _best_scale(weights, scale, bits, importance)
-    return _rounded(weights, scale, bits).to(torch.int8), scale
+    if bits == MAX_WEIGHT_BITS:
+        return _rounded(weights, scale, bits).to(torch.int8), scale
+    scale = _best_scale(weights, scale, bits)
+    if moments is None:
+        return _rounded(weights, scale, bits).to(torch.int8), scale
+    return gptq_round(weights, scale, largest_weight(bits), moments).to(torch.int8), scale
 
 
 def _rounded(weights: Tensor, scale: Tensor, bits: int) -> Tensor:
@@ -46,13 +53,12 @@ def _rounded(weights: Tensor, scale: Tensor, bits: int) -> Tensor:
     return (weights / scale[:, None]).round_().clamp_(-largest, largest)
 
 
-def _best_scale(weights: Tensor, widest: Tensor, bits: int, importance: Tensor | None) -> Tensor:
-    """For each row the scale, of a grid from `widest` to half of it, with the smallest weighted squared error."""
-    counts = torch.ones(weights.shape[1]) if importance is None else importance.float()
+def _best_scale(weights: Tensor, widest: Tensor, bits: int) -> Tensor:
+    """For each row the scale, of a grid from `widest` to half of it, with the smallest squared error."""
     best, least = widest, torch.full_like(widest, torch.inf)
     for step in range(CLIPPINGS + 1):
         scale = widest * (1 - step / (2 * CLIPPINGS))
-        error = (_rounded(weights, scale, bits) * scale[:, None] - weights).square_() @ counts
+        error = (_rounded(weights, scale, bits) * scale[:, None] - weights).square_().sum(dim=1)
         best, least = torch.where(error < least, scale, best), torch.minimum(error, least)
     return best
 

@@ -4,7 +4,7 @@ What multiplies by the matrices can be changed at any time; the model neither kn
 writes to disk, and what runs in the clear or simulated before anything is written.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -12,22 +12,24 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from confide.errors import InsecureParameters, ModelNotSupported
+from confide.errors import ConfideError, InsecureParameters, ModelNotSupported
+from confide.models.calibration import Moments, OnTokens, collect
+from confide.models.context import longest_context
 from confide.models.linear import forget_weights, linear_weights
 from confide.models.package import Group, Layer
 from confide.models.precision import Recipe
 from confide.models.protected import IntegerProduct, protect_group
-from confide.models.quantize import quantize_weights
+from confide.models.quantize import MAX_WEIGHT_BITS, quantize_weights
 from confide.models.roles import LayerGroup, find_layers, require_untied
 from confide.models.server_package import row_norms
 from confide.models.source import Source
 from confide.rlwe.parameters import Parameters, Profile
 
+CALIBRATION_CONTEXT = 512
+"""Tokens at most that are run at a time when calibrating; what a layer reads hardly depends on more."""
+
 OnProgress = Callable[[str, int, int], None]
 """Called with a layer group's name when it is done, the groups done so far, and the groups there are."""
-
-Importance = Mapping[str, Tensor]
-"""The mean square of each column of a layer's input, float32 (columns,), by the layer's full name."""
 
 
 @dataclass(frozen=True)
@@ -59,14 +61,18 @@ class QuantizedModel:
         protect: str = "all",
         recipe: Recipe | None = None,
         profile: Profile = Profile.PRIVATE_WEIGHTS,
+        texts: Sequence[Tensor] = (),
         progress: OnProgress | None = None,
     ) -> Self:
         """Load a model and quantize it; a choice that cannot be is refused before anything is loaded.
 
-        protect: see `ModelLayers.select`.
+        protect: see `ModelLayers.select`. texts: token ids to calibrate on, see `calibrate`.
         """
         chosen = find_layers(source.config).select(protect)
-        return cls.quantize(source.load_model(), chosen, recipe=recipe, profile=profile, progress=progress)
+        recipe = recipe or Recipe()
+        model = source.load_model()
+        moments = calibrate(model, chosen, recipe, texts) if texts else None
+        return cls.quantize(model, chosen, recipe=recipe, profile=profile, moments=moments, progress=progress)
 
     @classmethod
     def quantize(
@@ -76,26 +82,27 @@ class QuantizedModel:
         *,
         recipe: Recipe | None = None,
         profile: Profile = Profile.PRIVATE_WEIGHTS,
-        importance: Importance | None = None,
+        moments: Moments | None = None,
         progress: OnProgress | None = None,
     ) -> Self:
         """Take matrices out of a stock model, which is changed by that; each float one is let go of at once.
 
-        importance: what a calibration found, for layers of few bits. Raises ModelNotSupported for weights that cannot
-        be protected, InsecureParameters where a layer's rows are too long.
+        moments: of the layers of less than 8 bits, see `calibration.collect`. Raises ModelNotSupported for weights that
+        cannot be protected, InsecureParameters where a layer's rows are too long.
         """
         for group in chosen:
             for layer in group.layers:
                 require_untied(model, layer)
+        _use_cache(model)
         quantized = cls(model, profile)
         for done, group in enumerate(chosen, start=1):
-            quantized._take(group, recipe or Recipe(), importance or {})
+            quantized._take(group, recipe or Recipe(), moments or {})
             if progress:
                 progress(group.name, done, len(chosen))
         return quantized
 
-    def _take(self, chosen: LayerGroup, recipe: Recipe, importance: Importance) -> None:
-        parts = {name: self._quantize(name, recipe, importance.get(name)) for name in chosen.layers}
+    def _take(self, chosen: LayerGroup, recipe: Recipe, moments: Moments) -> None:
+        parts = {name: self._quantize(name, recipe, moments.get(name)) for name in chosen.layers}
         weights = torch.cat([matrix for matrix, _ in parts.values()])
         most = min(recipe.precision(name).activation_bits for name in chosen.layers)
         layers = tuple(Layer(name, len(scale)) for name, (_, scale) in parts.items())
@@ -105,10 +112,10 @@ class QuantizedModel:
             self.model.get_submodule(name).get_buffer("weight_scale").copy_(scale)
         self.groups.append(QuantizedGroup(group, weights))
 
-    def _quantize(self, name: str, recipe: Recipe, importance: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _quantize(self, name: str, recipe: Recipe, moments: Tensor | None) -> tuple[Tensor, Tensor]:
         layer = self.model.get_submodule(name)
         bits = recipe.precision(name).weight_bits
-        matrix, scale = quantize_weights(linear_weights(layer), bits, importance)
+        matrix, scale = quantize_weights(linear_weights(layer), bits, moments)
         if not torch.isfinite(scale).all():
             raise ModelNotSupported(f"The weights of {name} are not all finite; get an undamaged copy of the model.")
         forget_weights(layer)
@@ -132,6 +139,36 @@ class QuantizedModel:
         if self._product is None:
             raise RuntimeError("A quantized model has nothing to multiply with before `use`.")
         return self._product(group, x)
+
+
+def _use_cache(model: PreTrainedModel) -> None:
+    """Have it keep a KV cache. MPT's checkpoints say no, and each token would send the whole text again."""
+    model.config.use_cache = True
+    if model.generation_config is not None:
+        model.generation_config.use_cache = True
+
+
+def calibrate(
+    model: PreTrainedModel,
+    chosen: Sequence[LayerGroup],
+    recipe: Recipe,
+    texts: Iterable[Tensor],
+    progress: OnTokens | None = None,
+) -> Moments:
+    """The moments of the groups that a recipe gives less than 8 bits; see `collect`. Long texts are run in pieces.
+
+    ConfideError where there are none, for then there is nothing to gain.
+    """
+    few = [group for group in chosen if any(_has_few_bits(recipe, layer) for layer in group.layers)]
+    if not few:
+        raise ConfideError("No layer has less than 8 bits, where calibrating helps; give fewer bits, or no texts.")
+    context = longest_context(model.config) or CALIBRATION_CONTEXT
+    windows = (part for ids in texts for part in ids.split(min(context, CALIBRATION_CONTEXT), dim=-1) if part.numel())
+    return collect(model, few, windows, progress)
+
+
+def _has_few_bits(recipe: Recipe, layer: str) -> bool:
+    return recipe.precision(layer).weight_bits < MAX_WEIGHT_BITS
 
 
 def _table_line(name: str, layers: tuple[Layer, ...], weights: Tensor, profile: Profile, most_bits: int) -> Group:

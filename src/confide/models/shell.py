@@ -41,8 +41,8 @@ def load_shell(
     model = _empty_model(folder, manifest)
     for index, group in enumerate(manifest.groups):
         protect_group(model, index, group, product)
-    _load_weights(model, folder, device)
     _fill_computed_buffers(model, device)
+    _load_weights(model, folder, device)
     if (folder / "generation_config.json").exists():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     model.requires_grad_(False)
@@ -97,7 +97,8 @@ def _same_form(expected: Tensor | None, given: Tensor | None) -> bool:
 def _fill_computed_buffers(model: PreTrainedModel, device: torch.device | str) -> None:
     """Make the buffers that no file holds because the configuration determines them, such as rotary frequencies.
 
-    transformers builds every model without memory and has `_init_weights` compute them afterwards, as here.
+    transformers builds every model without memory and has `_init_weights` compute them afterwards, as here. It gives
+    the weights beside them random values as well, so those must come later.
     """
     owners = set()
     for name, buffer in list(model.named_non_persistent_buffers()):

@@ -6,13 +6,14 @@ Folders get their names at the end, so that an interrupted split leaves nothing 
 import copy
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from confide.errors import ConfideError
@@ -59,11 +60,14 @@ def split(
     protect: str = "all",
     recipe: Recipe | None = None,
     profile: Profile = Profile.PRIVATE_WEIGHTS,
+    texts: Sequence[Tensor] = (),
     progress: OnProgress | None = None,
 ) -> SplitSummary:
     """Quantize a model and write its two halves; see `QuantizedModel.load` and `write_split`."""
     with _drafts(Path(out)) as draft:
-        quantized = QuantizedModel.load(source, protect=protect, recipe=recipe, profile=profile, progress=progress)
+        quantized = QuantizedModel.load(
+            source, protect=protect, recipe=recipe, profile=profile, texts=texts, progress=progress
+        )
         return _write(quantized, source.load_tokenizer(), draft, Path(out), owner)
 
 

@@ -26,8 +26,9 @@ _EXACT_BITS = 53
 _SECRET_LIMB_BITS = 31
 _ROWS_AT_A_TIME = 1 << 10
 _VALUES_AT_A_TIME = 1 << 12
-_TOKENS_AT_A_TIME = 64
-"""So many tokens at a time stay in the processor's cache as float64."""
+_PRODUCTS_AT_A_TIME = 1 << 18
+"""OpenBLAS takes more than one thread for a larger product, and those spin for a while once it is done: on the core of
+a layer server, where it runs on the same machine."""
 
 
 def secret_vector(seed: bytes, group: int, rows: int) -> Field:
@@ -78,9 +79,10 @@ class AnswerCheck:
         if tokens == 1:
             return np.array([self._one_token(np.concatenate([y[0], x[0]]).astype(np.int64)) % PRIME == 0])
         sums = np.empty((tokens, self._limbs.shape[1]))
-        values = np.empty((min(tokens, _TOKENS_AT_A_TIME), len(self._limbs)))
-        for start in range(0, tokens, _TOKENS_AT_A_TIME):
-            part = slice(start, start + _TOKENS_AT_A_TIME)
+        at_a_time = max(1, _PRODUCTS_AT_A_TIME // self._limbs.size)
+        values = np.empty((min(tokens, at_a_time), len(self._limbs)))
+        for start in range(0, tokens, at_a_time):
+            part = slice(start, start + at_a_time)
             block = values[: tokens - start]
             block[:, : self._rows] = y[part]
             block[:, self._rows :] = x[part]

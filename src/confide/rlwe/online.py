@@ -10,13 +10,15 @@ from torch import Tensor
 
 from confide.rlwe.digits import value_digits
 from confide.rlwe.gemm import int8_matmul
+from confide.rlwe.packed import MOST_TOKENS, PackedMatrix
 from confide.rlwe.parameters import ANSWER_BITS, Parameters
 
 
-def answer(weights: Tensor, masked: Tensor, share: Tensor | None, parameters: Parameters) -> Tensor:
+def answer(weights: Tensor | PackedMatrix, masked: Tensor, share: Tensor | None, parameters: Parameters) -> Tensor:
     """The server's answer: (q'/t) W d - share mod 2^32.
 
-    weights: int8 (rows, columns). masked, share, result: int32 (tokens, columns), (tokens, rows), (tokens, rows).
+    weights: int8 (rows, columns), packed or not. masked, share, result: int32 (tokens, columns), (tokens, rows),
+    (tokens, rows).
     With open weights there is no share.
     """
     result = matrix_product(weights, masked)
@@ -24,9 +26,13 @@ def answer(weights: Tensor, masked: Tensor, share: Tensor | None, parameters: Pa
     return result if share is None else result.sub_(share)
 
 
-def matrix_product(weights: Tensor, values: Tensor) -> Tensor:
+def matrix_product(weights: Tensor | PackedMatrix, values: Tensor) -> Tensor:
     """int8 (rows, columns) times int32 (tokens, columns) -> int32 (tokens, rows), exact mod 2^32."""
     tokens, columns = values.shape
+    if isinstance(weights, PackedMatrix):
+        if tokens <= MOST_TOKENS:
+            return weights.product(values)
+        weights = weights.weights
     if tokens == 1:
         return _one_token(weights, values)
     digits = value_digits(values)

@@ -13,9 +13,9 @@ from confide.attest.simulated_vendor import Listing
 from confide.enclave.key_release.broker import Broker
 from confide.enclave.key_release.log import Line, LogReader
 from confide.enclave.key_release.messages import ReleaseAnswer, ReleaseRequest, wrapping_info
-from confide.enclave.key_release.model_key import ModelKey
 from confide.enclave.key_release.store import Conditions, KeyStore, StoredKey
 from confide.enclave.workload import Workload
+from confide.models.sealed.key import ModelKey
 
 KEY = ModelKey(bytes(range(32)))
 MODEL = "ab" * 32

@@ -11,9 +11,9 @@ from tests.enclave.key_release.scene import KEY, MODEL, NOW, PASSPHRASE, root_of
 from confide.attest.policy import Policy, SimulatedPolicy
 from confide.attest.requirements import NotDebug, Tdx
 from confide.attest.simulated import SimulatedTee
-from confide.enclave.key_release.model_key import ModelKey
 from confide.enclave.key_release.store import HEADER_NAME, Conditions, KeyStore
-from confide.errors import InvalidPolicy, KeyStoreError, UnknownModelKey
+from confide.errors import InvalidPolicy, KeyStoreError, ModelKeyError, UnknownModelKey
+from confide.models.sealed.key import ModelKey
 
 POLICY = Policy.all_of(Tdx(mrtd="cd" * 48), NotDebug(), version="7")
 
@@ -122,11 +122,11 @@ def _key_file(folder: Path, content: bytes, mode: int = 0o600) -> Path:
 def test_key_files(tmp_path: Path) -> None:
     assert ModelKey.read(_key_file(tmp_path, KEY.raw)) == KEY
     for content in (b"", KEY.raw[1:], KEY.raw + b"\n"):
-        with pytest.raises(KeyStoreError, match="32 bytes"):
+        with pytest.raises(ModelKeyError, match="32 bytes"):
             ModelKey.read(_key_file(tmp_path, content))
-    with pytest.raises(KeyStoreError, match="chmod"):
+    with pytest.raises(ModelKeyError, match="chmod"):
         ModelKey.read(_key_file(tmp_path, KEY.raw, 0o640))
-    with pytest.raises(KeyStoreError, match="cannot be read"):
+    with pytest.raises(ModelKeyError, match="cannot be read"):
         ModelKey.read(tmp_path / "none")
 
 

@@ -20,7 +20,6 @@ from confide.enclave.key_release.messages import (
     ReleaseRequest,
     wrapping_info,
 )
-from confide.enclave.key_release.model_key import ModelKey
 from confide.enclave.workload import Workload
 from confide.errors import (
     CollateralUnavailable,
@@ -35,6 +34,7 @@ from confide.errors import (
     error_class,
 )
 from confide.loopback import is_loopback
+from confide.models.sealed.key import ModelKey
 
 ATTEMPTS: Final = 6
 FIRST_PAUSE: Final = 0.5

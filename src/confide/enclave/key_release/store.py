@@ -22,9 +22,9 @@ from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 from confide.attest.policy import AnyPolicy, SimulatedPolicy
 from confide.attest.policy_toml import any_policy_from_toml, to_toml
 from confide.attest.wire import Record
-from confide.enclave.key_release.model_key import KEY_BYTES, ModelKey
 from confide.errors import InvalidPolicy, KeyStoreError, UnknownModelKey
 from confide.files import create_file, sync_folder
+from confide.models.sealed.key import KEY_BYTES, ModelKey
 
 HEADER_NAME: Final = "keystore.json"
 SCRYPT_COST: Final = 1 << 17

@@ -28,6 +28,11 @@ def solving_tokens(columns: int) -> float:
     return columns * WEIGHT_BITS / ANSWER_BITS
 
 
+def licensed_tokens(disclosure: float, columns: int) -> int:
+    """The tokens after which a licence of this disclosure limit ends at a layer of so many inputs; never below 0."""
+    return max(0, int(disclosure * solving_tokens(columns)) - CHECK_VECTOR_TOKENS)
+
+
 @dataclass(frozen=True)
 class Answerable:
     """What an online request is about to disclose: the pack's size, and what would solve the layer (inf: nothing)."""

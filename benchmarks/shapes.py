@@ -1,4 +1,4 @@
-"""A model of GPT-2-small's shape, with random weights: split, licensed and served, for questions about whole models."""
+"""Models split, licensed and served, for questions about whole models: known shapes, with random weights."""
 
 import gc
 import json
@@ -11,13 +11,34 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, PreTrainedConfig
 
 from confide import HybridModel
 from confide.hybrid.ledger.licences import licence_book
 from confide.models.owner import OwnerKey
 from confide.models.source import Source, open_model
 from confide.models.split import split
+
+GPT2_SMALL = GPT2Config()
+PYTHIA_160M = GPTNeoXConfig(
+    vocab_size=50304,
+    hidden_size=768,
+    num_hidden_layers=12,
+    num_attention_heads=12,
+    intermediate_size=3072,
+    max_position_embeddings=2048,
+    rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25},
+)
+LLAMA_1B = LlamaConfig(
+    vocab_size=128256,
+    hidden_size=2048,
+    num_hidden_layers=16,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    intermediate_size=8192,
+    max_position_embeddings=131072,
+    tie_word_embeddings=True,
+)
 
 
 @dataclass(frozen=True)
@@ -38,12 +59,19 @@ class SplitModel:
 
 
 @contextmanager
-def split_gpt2() -> Iterator[SplitModel]:
-    """The model's two halves, in a folder of their own."""
+def split_shape(config: PreTrainedConfig) -> Iterator[SplitModel]:
+    """The halves of a model with random weights, in a folder of their own."""
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        GPT2LMHeadModel(GPT2Config()).save_pretrained(Path(folder) / "model")
-        source = open_model(str(Path(folder) / "model"))
+        AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+        with split_source(open_model(folder)) as model:
+            yield model
+
+
+@contextmanager
+def split_source(source: Source) -> Iterator[SplitModel]:
+    """A model's two halves, in a folder of their own."""
+    with tempfile.TemporaryDirectory() as folder:
         owner = OwnerKey.generate()
         parts = split(source, Path(folder) / "split", owner=owner)
         with licence_book(parts.server / "state") as book:
@@ -55,7 +83,13 @@ def split_gpt2() -> Iterator[SplitModel]:
 @contextmanager
 def serving(package: Path) -> Iterator[str]:
     """The layer server in a process of its own; yields its address."""
-    command = [sys.executable, "-m", "confide", "serve", str(package), "--port", "0", "--json"]
+    with serving_by([sys.executable, "-m", "confide", "serve", str(package), "--port", "0", "--json"]) as url:
+        yield url
+
+
+@contextmanager
+def serving_by(command: list[str]) -> Iterator[str]:
+    """A process that prints the address it serves at, as a line of JSON; at the end it is told to stop."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None

@@ -1,0 +1,91 @@
+"""What `confide plan` predicts against what then happens: GPT-2-small's shape and the demo model, all of it protected.
+
+Prediction and measurement follow each other in one run, the server a process of its own on loopback.
+"""
+
+import statistics
+from dataclasses import dataclass
+from functools import partial
+
+from benchmarks.measure import Figure, seconds, write
+from benchmarks.shapes import GPT2_SMALL, SplitModel, serving, split_shape, split_source
+from benchmarks.whole_model import PREFILL_TOKENS, decode, prefill
+from confide import HybridModel
+from confide.evaluate.calibrate import calibrate
+from confide.evaluate.cost_model import Network
+from confide.evaluate.plan import Outlook, make_plan
+from confide.models.source import open_model
+
+ROUNDS = 5
+MODELS = {"GPT-2-small shape": partial(split_shape, GPT2_SMALL), "demo model": lambda: split_source(open_model("demo"))}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds of one pack, of a step of decoding and of a prompt; bytes of a pack on the wire, of a token online."""
+
+    pack: float
+    token: float
+    prompt: float
+    pack_bytes: int
+    token_bytes: int
+
+
+def main() -> list[Figure]:
+    figures = []
+    for name, split in MODELS.items():
+        with split() as model:
+            predicted = _predict(model)
+            with serving(model.server) as url, model.open(url) as private:
+                figures += _compare(name, predicted, _measure(private))
+    write("prediction", figures)
+    return figures
+
+
+def _predict(model: SplitModel) -> Outlook:
+    outlooks = make_plan(model.source, calibrate(), Network(), tokens=1, prompt=PREFILL_TOKENS)
+    return next(outlook for outlook in outlooks if outlook.choice.protect == "all")
+
+
+def _measure(private: HybridModel) -> Measured:
+    pack_bytes = 0
+    done = 0
+
+    def count(step) -> None:  # type: ignore[no-untyped-def]
+        nonlocal pack_bytes, done
+        pack_bytes, done = pack_bytes + step.bytes_done - done, step.bytes_done
+
+    pack = seconds(partial(private.prepare, 1, count))
+    before = private.traffic.bytes_up + private.traffic.bytes_down
+    prompts = [prefill(private.model) for _ in range(ROUNDS)]
+    prompt_bytes = private.traffic.bytes_up + private.traffic.bytes_down - before
+    return Measured(
+        pack=pack,
+        token=statistics.median(decode(private.model) for _ in range(ROUNDS)),
+        prompt=statistics.median(prompts),
+        pack_bytes=pack_bytes,
+        token_bytes=prompt_bytes // (ROUNDS * PREFILL_TOKENS),
+    )
+
+
+def _compare(name: str, predicted: Outlook, measured: Measured) -> list[Figure]:
+    times = (
+        ("offline, a token", predicted.preparing.seconds / 4096, measured.pack / 4096),
+        ("decoding, a token", predicted.token.seconds, measured.token),
+        (f"prefill of {PREFILL_TOKENS} tokens", predicted.prompt.seconds, measured.prompt),
+    )
+    sizes = (
+        ("bytes of a pack", predicted.preparing.bytes, measured.pack_bytes),
+        ("bytes of a token online", predicted.token.bytes, measured.token_bytes),
+    )
+    return [
+        _difference(f"{name}: {what}", one, other, 25, 10, f"{one * 1e3:.2f} ms predicted, {other * 1e3:.2f} measured")
+        for what, one, other in times
+    ] + [
+        _difference(f"{name}: {what}", one, other, 0, 0, f"{one:,} predicted, {other:,} measured")
+        for what, one, other in sizes
+    ]
+
+
+def _difference(what: str, predicted: float, measured: float, reach: float, moonshot: float, detail: str) -> Figure:
+    return Figure(f"{what}, predicted", 100 * abs(predicted / measured - 1), "% off", reach, moonshot, detail)

@@ -1,0 +1,135 @@
+"""`confide plan`: what protecting a model would cost, before anything runs."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from confide.cli import output
+from confide.cli.options import Json
+from confide.hybrid.ledger.licences import DEFAULT_DISCLOSURE
+
+if TYPE_CHECKING:
+    from confide.evaluate.cost_model import Cost, Rates
+    from confide.evaluate.plan import Outlook, Warned
+
+
+def command(
+    model: Annotated[str, typer.Argument(help="`demo`, a local Hugging Face folder, or a hub id. No weight is read.")],
+    tokens: Annotated[int, typer.Option(help="Tokens to plan for, of prompts and answers together.", min=1)] = 4096,
+    prompt: Annotated[int, typer.Option(help="Tokens of the prompt before the first token.", min=1)] = 128,
+    rtt: Annotated[float, typer.Option(help="Milliseconds of a round trip to the server.", min=0)] = 0.0,
+    bandwidth: Annotated[
+        float | None, typer.Option(help="Mbit/s to and from the server; loopback's without.", min=0.001)
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Say what protecting a model would cost, for each choice of layers: time, network, disk, and what is disclosed."""
+    if prompt > tokens:
+        raise typer.BadParameter("--tokens counts the prompt's too, so it cannot be less than --prompt")
+    import math
+
+    from confide.evaluate.calibrate import calibrate
+    from confide.evaluate.cost_model import Network
+    from confide.evaluate.plan import make_plan, warnings
+    from confide.models.source import open_model
+
+    output.quiet_transformers()
+    network = Network(rtt / 1e3, math.inf if bandwidth is None else bandwidth * 1e6 / 8)
+    source = open_model(model)
+    with output.messages.status("measuring this machine, about five seconds"):
+        rates = calibrate()
+        outlooks = make_plan(source, rates, network, tokens=tokens, prompt=prompt)
+    warned = warnings(outlooks, network, tokens)
+    if json:
+        settings = {"model": model, "tokens": tokens, "prompt": prompt, "rtt_ms": rtt, "bandwidth_mbit": bandwidth}
+        output.result(settings | _as_json(outlooks, warned, rates))
+        return
+    output.console.print(_table(outlooks, tokens, prompt))
+    output.console.print()
+    for warning in warned:
+        output.console.print(f"[yellow]![/] {escape(warning.message)}")
+    for remark in _remarks(remote=network != Network()):
+        output.note(remark)
+    one_layer = escape(outlooks[0].choice.protect)
+    output.messages.print(f"[dim]One layer is --protect '{one_layer}'[/]", soft_wrap=True)  # in one piece, to copy
+
+
+def _as_json(outlooks: Sequence["Outlook"], warned: Sequence["Warned"], rates: "Rates") -> dict[str, Any]:
+    return {
+        "choices": [
+            {
+                "name": one.choice.name,
+                "protect": one.choice.protect,
+                "protected_parameters": one.choice.cut.protected_weights,
+                "protected_share": one.share,
+                "round_trips_per_token": one.round_trips,
+                "packs": one.packs,
+                "preparing": asdict(one.preparing),
+                "prompt": asdict(one.prompt),
+                "token": asdict(one.token),
+                "bytes_on_disk": one.disk_bytes,
+                "disclosed": asdict(one.disclosure),
+            }
+            for one in outlooks
+        ],
+        "warnings": [asdict(warning) for warning in warned],
+        "rates": asdict(rates),
+    }
+
+
+def _table(outlooks: Sequence["Outlook"], tokens: int, prompt: int) -> Table:
+    table = Table(show_edge=False, pad_edge=False)
+    table.add_column("--protect", no_wrap=True)
+    for heading in (
+        "weights\nprotected",
+        "trips\na token",
+        f"first token,\nprompt {prompt:,}",
+        "later\ntokens",
+        "packs\non disk",
+        f"disclosed by\n{tokens:,} tokens",
+        "licence\nlasts",
+    ):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for one in outlooks:
+        said = one.disclosure
+        colour = "red" if said.share >= DEFAULT_DISCLOSURE else "green"
+        table.add_row(
+            one.choice.name,
+            f"{_count(one.choice.cut.protected_weights)}\n{one.share:.1%}",
+            f"{one.round_trips:,}",
+            _cost(one.first_token),
+            _cost(one.token),
+            f"{output.megabytes(one.disk_bytes)}\n{one.packs:,} pack{'s' if one.packs > 1 else ''}",
+            f"{_count(said.bits)}bit\n[{colour}]{said.share:,.0%}[/]",
+            f"{said.licence_tokens:,}\ntokens",
+            end_section=True,
+        )
+    return table
+
+
+def _remarks(*, remote: bool) -> Iterator[str]:
+    yield (
+        "Bytes are exact; times are estimates from a short measurement, for "
+        + ("a server as fast as this machine, behind that network." if remote else "a server on this machine.")
+    )
+    yield "Before the first token come the packs, for 4,096 tokens each, which can be prepared ahead, and the prompt."
+    yield (
+        "The share disclosed is of what solves the layer with the fewest inputs; by default, a licence lasts until all "
+        "of that is disclosed."
+    )
+
+
+def _cost(cost: "Cost") -> str:
+    return f"{output.duration(cost.seconds)}\n{output.megabytes(cost.bytes)}"
+
+
+def _count(number: float) -> str:
+    """Such as 4.72 M."""
+    for unit, factor in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= factor:
+            return f"{number / factor:.3g} {unit}"
+    return f"{number:,} "

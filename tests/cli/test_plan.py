@@ -1,0 +1,90 @@
+"""`confide plan` as a person or a script runs it."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import LlamaConfig
+
+from confide.cli import app
+from confide.evaluate import calibrate
+from confide.evaluate.cost_model import GroupRate, Rates
+
+from .command import run
+
+RATES = Rates(
+    GroupRate(0.03, 1e-4, 1e-4, 1e-7),
+    GroupRate(3e-4, 0, 0, 1e-10),
+    GroupRate(0, 1e-8, 1e-8, 2e-11),
+    5e-11,
+    0.004,
+    2e-10,
+    3e-11,
+)
+
+
+@pytest.fixture
+def known_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that need not be measured, with a terminal of 100 columns."""
+    monkeypatch.setattr(calibrate, "calibrate", lambda: RATES)
+    monkeypatch.setattr(app.output.console, "_width", 100)
+
+
+def confide(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["confide", *map(str, arguments)])
+    monkeypatch.setattr(app, "app", app.typer.Typer(add_completion=False, pretty_exceptions_enable=False))
+    with pytest.raises(SystemExit) as exit:
+        app.main()
+    return int(exit.value.code or 0)
+
+
+def planned(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
+    assert confide(monkeypatch, "plan", *arguments, "--json") == 0
+    answer: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return answer
+
+
+@pytest.mark.usefixtures("known_machine")
+def test_json_says_what_each_choice_costs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    here = planned(monkeypatch, capsys, "demo")
+    there = planned(monkeypatch, capsys, "demo", "--rtt", 20, "--bandwidth", 100)
+    whole = here["choices"][-1]
+    assert whole["protect"] == "all"
+    assert whole["protected_parameters"] == 4_718_592
+    assert whole["token"]["bytes"] == 98_304
+    assert whole["preparing"]["bytes"] == 1_095_892_992
+    assert whole["bytes_on_disk"] == 226_598_976
+    far = there["choices"][-1]["token"]["seconds"] - 24 * 0.020 - 98_304 * 8 / 100e6
+    assert far == pytest.approx(whole["token"]["seconds"], abs=0.1)  # two measurements of the skeleton
+    assert [warning["code"] for warning in here["warnings"]] == ["disclosure"]
+
+
+@pytest.mark.usefixtures("known_machine")
+def test_the_table_fits_a_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    LlamaConfig(num_hidden_layers=2).save_pretrained(tmp_path)
+    assert confide(monkeypatch, "plan", tmp_path) == 0
+    printed = capsys.readouterr()
+    assert "\u2026" not in printed.out
+    assert max(map(len, printed.out.splitlines())) <= 100
+    assert "a server on this machine" in " ".join(printed.err.split())
+    assert r"--protect '^(model\.layers\.0\.self_attn\.q_proj|" in printed.err
+    assert "all,lm_head" in printed.out
+
+
+@pytest.mark.usefixtures("known_machine")
+def test_what_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert confide(monkeypatch, "plan", "demo", "--tokens", 10) == 2
+    assert "--prompt" in capsys.readouterr().err
+    assert confide(monkeypatch, "plan", "no/such/model", "--json") == 1
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "error"
+
+
+@pytest.mark.slow
+def test_a_plan_measures_this_machine() -> None:
+    done = run("plan", "demo", "--json")
+    assert done.returncode == 0, done.stderr
+    assert all(one["token"]["seconds"] > 0 for one in json.loads(done.stdout)["choices"])

@@ -1,0 +1,129 @@
+"""Which choices a plan compares, for models of which there is a configuration and nothing else, and where it warns."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from transformers import FalconConfig, GPT2Config, LlamaConfig, PreTrainedConfig
+
+from confide.evaluate import plan
+from confide.evaluate.cost_model import GroupRate, Network, Rates
+from confide.evaluate.plan import Outlook, make_plan, protection_choices, warnings
+from confide.evaluate.skeleton import time_skeleton
+from confide.models.roles import find_layers
+from confide.models.source import Source, open_model
+
+RATES = Rates(
+    pack=GroupRate(0.03, 1.6e-4, 1.8e-4, 1.1e-7),
+    token=GroupRate(3.4e-4, 0, 0, 8e-11),
+    prompt_token=GroupRate(0, 1e-8, 1e-8, 2.5e-11),
+    uncached=5e-11,
+    masks=0.004,
+    kept_token=2e-10,
+    kept_prompt_token=3e-11,
+)
+"""Those of a machine with two cores."""
+LLAMA_7B = LlamaConfig(
+    vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32
+)
+
+
+def of_config(config: PreTrainedConfig, folder: Path) -> Source:
+    """A model that is nothing but its config.json."""
+    config.save_pretrained(folder)
+    return open_model(str(folder))
+
+
+@pytest.fixture(scope="module")
+def seven_billion(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    return of_config(LLAMA_7B, tmp_path_factory.mktemp("llama-7b"))
+
+
+def planned(source: Source, network: Network | None = None, tokens: int = 4096, prompt: int = 16) -> list[Outlook]:
+    return make_plan(source, RATES, network or Network(), tokens=tokens, prompt=prompt)
+
+
+def codes(found: list[plan.Warned]) -> dict[str, tuple[str, ...]]:
+    return {warned.code: warned.choices for warned in found}
+
+
+def test_seven_billion_parameters_are_counted_without_weights(seven_billion: Source) -> None:
+    found = {one.choice.name: one for one in planned(seven_billion)}
+    assert list(found) == ["one layer", "attention", "mlp", "all", "all,lm_head"]
+    assert found["all"].choice.cut.protected_weights == 32 * (4 * 4096**2 + 3 * 4096 * 11008)
+    assert found["all"].share == pytest.approx(6_476_005_376 / 6_738_415_616)
+    assert [one.round_trips for one in found.values()] == [1, 64, 64, 128, 129]
+    assert found["all"].disk_bytes == pytest.approx(4 * 4096 * 32 * (3 * 4096 + 4096 + 2 * 11008 + 4096), rel=1e-3)
+
+
+def test_seven_billion_parameters_get_every_warning(seven_billion: Source) -> None:
+    slow = Network(round_trip=0.05, bandwidth=100e6 / 8)
+    found = warnings(planned(seven_billion, slow), slow, 4096)
+    by_code = codes(found)
+    assert by_code["pack-size"] == ("mlp", "all", "all,lm_head")
+    assert by_code["preparation"] == ("attention", "mlp", "all", "all,lm_head")
+    assert {"all", "all,lm_head"} <= set(by_code["slow-token"])
+    assert by_code["disclosure"] == ("one layer", "attention", "mlp", "all", "all,lm_head")
+    for warned in found:
+        assert warned.message.count(". ") == 0
+        assert warned.message.endswith(".")
+    assert "14 to 23 GB" in found[0].message
+    assert "1,022 of 4,096 tokens" in found[-1].message
+
+
+def test_a_slow_token_is_blamed_on_what_makes_it_slow(seven_billion: Source) -> None:
+    near = planned(seven_billion)
+    far = Network(round_trip=1.0)
+    [waits] = [one for one in warnings(planned(seven_billion, far), far, 1) if one.code == "slow-token"]
+    slow_machine = [replace(one, token=replace(one.token, seconds=60.0)) for one in near]
+    [works] = [one for one in warnings(slow_machine, Network(), 1) if one.code == "slow-token"]
+    assert "nearer" in waits.message
+    assert "faster machines" in works.message
+
+
+def test_the_demo_model_gets_no_warning_within_its_licence() -> None:
+    assert warnings(planned(open_model("demo"), tokens=60), Network(), 60) == []
+
+
+def test_the_demo_model_warns_of_nothing_but_disclosure_beyond_it() -> None:
+    found = warnings(planned(open_model("demo")), Network(), 4096)
+    assert codes(found) == {"disclosure": ("one layer", "attention", "mlp", "all")}
+    assert "after 62 of 4,096 tokens" in found[0].message
+
+
+def test_packs_are_whole() -> None:
+    one, two = (planned(open_model("demo"), tokens=tokens)[-1] for tokens in (4096, 4097))
+    assert (one.packs, two.packs) == (1, 2)
+    assert two.disk_bytes == 2 * one.disk_bytes
+    assert two.preparing.bytes == 2 * one.preparing.bytes
+    assert two.preparing.seconds == pytest.approx(2 * one.preparing.seconds)
+    assert two.token.bytes == one.token.bytes
+    assert two.first_token.bytes == two.preparing.bytes + two.prompt.bytes
+
+
+def test_a_tied_head_is_no_choice(tmp_path: Path) -> None:
+    source = of_config(GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=2), tmp_path)
+    assert [one.name for one in protection_choices(find_layers(source.config))] == [
+        "one layer",
+        "attention",
+        "mlp",
+        "all",
+    ]
+
+
+def test_attention_and_mlp_on_one_input_share_a_round_trip(tmp_path: Path) -> None:
+    config = FalconConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, parallel_attn=True)
+    choices = {one.name: one for one in protection_choices(find_layers(of_config(config, tmp_path).config))}
+    assert len(choices["all"].cut.protected) == 2 * 3
+    assert len(choices["attention"].cut.protected) == 2 * 2
+    # What is protected and what is kept are all linear layers together, however they are grouped.
+    total = {one.cut.protected_weights + sum(group.weights for group in one.cut.kept) for one in choices.values()}
+    assert len(total) == 1
+
+
+def test_a_skeleton_of_many_blocks_takes_longer() -> None:
+    few, many = (
+        time_skeleton(GPT2Config(vocab_size=64, n_embd=64, n_layer=layers, n_head=2), 16) for layers in (1, 16)
+    )
+    assert 0 < few.token < many.token
+    assert 0 < few.prompt < many.prompt
