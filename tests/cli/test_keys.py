@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import pytest
 from tests.cli import command
+from tests.owners import OWNER
 
 from confide.attest.policy import Policy, SimulatedPolicy
 from confide.attest.policy_toml import to_toml
@@ -18,7 +19,13 @@ from confide.attest.simulated import SimulatedTee
 from confide.cli.app import main
 from confide.enclave.key_release import store
 from confide.enclave.key_release.log import LOG_NAME, AuditLog, Entry
+from confide.home import make_home
+from confide.models.sealed.contents import Contents
 from confide.models.sealed.key import ModelKey
+from confide.models.sealed.manifest import WeightsFormat
+from confide.models.sealed.package import SealedPackage
+from confide.models.sealed.write import seal_model
+from confide.models.trust import trust
 
 MODEL = "ab" * 32
 
@@ -88,6 +95,24 @@ def test_keys_are_added_listed_and_removed(files: Path, run: Run) -> None:
     assert run("remove", key.id).code == 0
     assert json.loads(run("list", "--json").out)["keys"] == []
     assert key.raw.hex() not in added.out + added.err + shown
+
+
+def test_a_package_says_which_model_the_key_is_for(files: Path, run: Run) -> None:
+    (files / "one.gguf").write_bytes(b"weights")
+    contents = Contents("made-up", "none", WeightsFormat.GGUF, "f16", {"one.gguf": files / "one.gguf"})
+    seal_model(contents, files / "package", key=ModelKey.read(files / "model.key"), owner=OWNER)
+    add = ("add", "model.key", "--policy", "policy.toml", "--package", "package", "--json")
+    assert json.loads(run(*add).out)["error"]["code"] == "untrusted-owner"
+
+    make_home()
+    trust(OWNER.public, "")
+    digest = SealedPackage.open(files / "package").manifest.model_digest
+    assert json.loads(run(*add).out)["model_digest"] == digest
+    assert run(*add, "--model-digest", MODEL).code == 2
+    assert run(*add[:4]).code == 2
+
+    (files / "model.key").write_bytes(os.urandom(32))
+    assert json.loads(run(*add).out)["error"]["code"] == "wrong-model-key"
 
 
 def test_the_log_is_verified_and_shown(files: Path, run: Run) -> None:

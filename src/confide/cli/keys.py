@@ -76,10 +76,11 @@ def add(
 
 
 def _digest_of(package: Path, key: "ModelKey") -> str:
-    """The digest of a sealed model, once it is sure that the key is that model's."""
+    """The digest of a sealed model that a trusted owner signed, once it is sure that the key is that model's."""
     from confide.models.sealed.package import SealedPackage
+    from confide.models.trust import trusted_owners
 
-    return SealedPackage.open(package).unlock(key).manifest.model_digest
+    return SealedPackage.open(package, trusted_owners()).unlock(key).manifest.model_digest
 
 
 @app.command("list")
@@ -137,7 +138,8 @@ def serve(
     """Release keys to workloads whose evidence satisfies their policies. Each decision is logged before it leaves."""
     if (tls_cert is None) != (tls_key is None):
         raise typer.BadParameter("give both --tls-cert and --tls-key")
-    from confide.enclave.key_release import app as broker_app
+    from confide.enclave.api.server import serve_app
+    from confide.enclave.key_release.app import CONNECTIONS, key_broker_app
     from confide.enclave.key_release.broker import Broker
     from confide.enclave.key_release.log import AuditLog
     from confide.hybrid.tls import server_context
@@ -163,7 +165,7 @@ def serve(
         output.console.print(f"Head of the log  {audit.head}", soft_wrap=True)
 
     try:
-        broker_app.serve(Broker(store, audit, appraiser), host, port, tls=tls, on_ready=ready)
+        serve_app(key_broker_app(Broker(store, audit, appraiser)), host, port, tls, ready, CONNECTIONS)
     finally:
         audit.close()
 

@@ -64,7 +64,7 @@ def test_bodies_are_bounded(client: TestClient) -> None:
         for _ in range(2 * MAX_REQUEST_BYTES >> 20):
             yield bytes(1 << 20)
 
-    assert said(client.post("/release", content=endless())) == (400, "malformed-message")
+    assert said(client.post("/release", content=endless())) == (413, "request-too-large")
 
 
 def test_other_paths_and_methods(client: TestClient) -> None:
