@@ -80,8 +80,10 @@ def command(
 
 def log_to_standard_error(form: LogFormat) -> None:
     """For servers: what happens, never what travels."""
+    # Each client's coming and going, and a server's own, is for machines to read.
+    level = logging.INFO if form is LogFormat.JSON else logging.WARNING
     handler = logging.StreamHandler()
+    handler.setLevel(level)  # uvicorn sets its own loggers' level
     handler.setFormatter(JsonLines() if form is LogFormat.JSON else TextLines("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    # Each client's coming and going is for machines to read.
-    logging.getLogger("confide").setLevel(logging.INFO if form is LogFormat.JSON else logging.WARNING)
+    logging.getLogger("confide").setLevel(level)
