@@ -10,14 +10,22 @@ from typing import NamedTuple
 
 import pytest
 from tests.cli import command
+from tests.owners import OWNER
 
 from confide.attest.policy import Policy, SimulatedPolicy
 from confide.attest.policy_toml import to_toml
+from confide.attest.result import Check
 from confide.attest.simulated import SimulatedTee
 from confide.cli.app import main
 from confide.enclave.key_release import store
 from confide.enclave.key_release.log import LOG_NAME, AuditLog, Entry
+from confide.home import make_home
+from confide.models.sealed.contents import Contents
 from confide.models.sealed.key import ModelKey
+from confide.models.sealed.manifest import WeightsFormat
+from confide.models.sealed.package import SealedPackage
+from confide.models.sealed.write import seal_model
+from confide.models.trust import trust
 
 MODEL = "ab" * 32
 
@@ -89,6 +97,24 @@ def test_keys_are_added_listed_and_removed(files: Path, run: Run) -> None:
     assert key.raw.hex() not in added.out + added.err + shown
 
 
+def test_a_package_says_which_model_the_key_is_for(files: Path, run: Run) -> None:
+    (files / "one.gguf").write_bytes(b"weights")
+    contents = Contents("made-up", "none", WeightsFormat.GGUF, "f16", {"one.gguf": files / "one.gguf"})
+    seal_model(contents, files / "package", key=ModelKey.read(files / "model.key"), owner=OWNER)
+    add = ("add", "model.key", "--policy", "policy.toml", "--package", "package", "--json")
+    assert json.loads(run(*add).out)["error"]["code"] == "untrusted-owner"
+
+    make_home()
+    trust(OWNER.public, "")
+    digest = SealedPackage.open(files / "package").manifest.model_digest
+    assert json.loads(run(*add).out)["model_digest"] == digest
+    assert run(*add, "--model-digest", MODEL).code == 2
+    assert run(*add[:4]).code == 2
+
+    (files / "model.key").write_bytes(os.urandom(32))
+    assert json.loads(run(*add).out)["error"]["code"] == "wrong-model-key"
+
+
 def test_the_log_is_verified_and_shown(files: Path, run: Run) -> None:
     folder = files / "keys"
     folder.mkdir()
@@ -99,12 +125,15 @@ def test_the_log_is_verified_and_shown(files: Path, run: Run) -> None:
 
     log = AuditLog(folder, datetime.now(UTC))
     for number in range(3):
-        log.append(Entry(datetime.now(UTC), "released", key=f"{number:032x}", peer="192.0.2.7"))
+        failed = Check("model", MODEL, "\x1b[2J", passed=False)  # strangers write what they like
+        log.append(Entry(datetime.now(UTC), "refused", key=f"{number:032x}", peer="192.0.2.7", failed=(failed,)))
     log.close()
     whole = json.loads(run(*verify).out)
     assert whole == {"intact": True, "entries": 3, "head": log.head, "torn_bytes": 0}
     shown = run("log", "show", "--folder", folder, "--last", "2")
     assert shown.out.count("192.0.2.7") == 2
+    assert "\x1b[2J" not in shown.out
+    assert "\N{REPLACEMENT CHARACTER}[2J" in shown.out
 
     lines = (folder / LOG_NAME).read_bytes().splitlines(keepends=True)
     (folder / LOG_NAME).write_bytes(b"".join(lines[:2]))

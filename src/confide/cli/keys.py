@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from confide.cli import output
 from confide.cli.options import InsecureNoTls, Json
+from confide.cli.serve import LogFormat, log_to_standard_error
 from confide.cli.tee import WARNING
 from confide.errors import InvalidPolicy, KeyStoreError, MalformedEvidence
 from confide.home import home, make_home
@@ -76,10 +76,11 @@ def add(
 
 
 def _digest_of(package: Path, key: "ModelKey") -> str:
-    """The digest of a sealed model, once it is sure that the key is that model's."""
+    """The digest of a sealed model that a trusted owner signed, once it is sure that the key is that model's."""
     from confide.models.sealed.package import SealedPackage
+    from confide.models.trust import trusted_owners
 
-    return SealedPackage.open(package).unlock(key).manifest.model_digest
+    return SealedPackage.open(package, trusted_owners()).unlock(key).manifest.model_digest
 
 
 @app.command("list")
@@ -89,16 +90,14 @@ def list_keys(folder: Folder = None, json: Json = False) -> None:
     if json:
         output.result({"keys": [_described(stored) for stored in keys]})
         return
-    table = Table(show_edge=False, pad_edge=False)
-    for heading in ("key", "model", "added"):
-        table.add_column(heading, no_wrap=True)
-    table.add_column("released where")
     for stored in keys:
         conditions = stored.conditions
-        simulated = conditions.simulated_root is not None
-        row = (stored.key.id, conditions.model_digest[:16], f"{stored.added:%Y-%m-%d}")
-        table.add_row(*row, Text(str(conditions.policy), "red" if simulated else ""))
-    output.console.print(table)
+        facts = f"[bold]{stored.key.id}[/]  model {conditions.model_digest[:16]}  added {stored.added:%Y-%m-%d}"
+        output.console.print(facts, soft_wrap=True)
+        style = "red" if conditions.simulated_root is not None else ""
+        output.console.print(Text(f"    {conditions.policy}", style), soft_wrap=True)
+    if not keys:
+        output.note("No key is kept yet; `confide keys add` adds one.")
 
 
 @app.command("remove")
@@ -129,6 +128,9 @@ def serve(
     offline: Annotated[
         bool, typer.Option("--offline", help="Ask no vendor for collateral; workloads must send theirs along.")
     ] = False,
+    log_format: Annotated[
+        LogFormat, typer.Option("--log", help="Log lines for people or for machines.")
+    ] = LogFormat.TEXT,
     folder: Folder = None,
     insecure_no_tls: InsecureNoTls = False,
     json: Json = False,
@@ -136,11 +138,13 @@ def serve(
     """Release keys to workloads whose evidence satisfies their policies. Each decision is logged before it leaves."""
     if (tls_cert is None) != (tls_key is None):
         raise typer.BadParameter("give both --tls-cert and --tls-key")
-    from confide.enclave.key_release import app as broker_app
+    from confide.enclave.api.server import serve_app
+    from confide.enclave.key_release.app import CONNECTIONS, key_broker_app
     from confide.enclave.key_release.broker import Broker
     from confide.enclave.key_release.log import AuditLog
     from confide.hybrid.tls import server_context
 
+    log_to_standard_error(log_format)
     tls = server_context(tls_cert, tls_key) if tls_cert and tls_key else None
     if tls is None:
         require_loopback(host, insecure_no_tls=insecure_no_tls)
@@ -161,7 +165,7 @@ def serve(
         output.console.print(f"Head of the log  {audit.head}", soft_wrap=True)
 
     try:
-        broker_app.serve(Broker(store, audit, appraiser), host, port, tls=tls, on_ready=ready)
+        serve_app(key_broker_app(Broker(store, audit, appraiser)), host, port, tls, ready, CONNECTIONS)
     finally:
         audit.close()
 
@@ -208,24 +212,27 @@ def show_log(
     if json:
         output.result({"entries": [msgspec.to_builtins(entry) for entry in entries]})
         return
-    table = Table(show_edge=False, pad_edge=False)
-    for heading in ("time (UTC)", "", "key", "from"):
-        table.add_column(heading, no_wrap=True)
-    table.add_column("why", overflow="fold")
     for entry in entries:
-        table.add_row(f"{entry.at:%Y-%m-%d %H:%M:%S}", _verdict(entry), entry.key[:12], entry.peer, _reasons(entry))
-    output.console.print(table)
+        output.console.print(_headline(entry), soft_wrap=True)
+        for check in entry.failed:
+            reason = f"    {check.code}: expected {check.expected}, saw {check.seen}"
+            output.console.print(Text(_printable(reason)), soft_wrap=True)
+    if not entries:
+        output.note("Nobody has asked yet.")
 
 
-def _verdict(entry: "Entry") -> Text:
-    simulated = " SIMULATED" if entry.simulated else ""
-    return Text(entry.event + simulated, "green" if entry.event == "released" and not simulated else "red")
+def _headline(entry: "Entry") -> Text:
+    line = Text(f"{entry.at:%Y-%m-%d %H:%M:%S} UTC  ")
+    if entry.event == "recovered":
+        return line.append(f"{entry.recovered} bytes of a line torn by a crash were cut off", "dim")
+    line.append(f"{entry.event:<8}", "green" if entry.event == "released" else "red")
+    line.append(f"  key {entry.key}  asked by {_printable(entry.peer)}")
+    return line.append("  SIMULATED", "bold red") if entry.simulated else line
 
 
-def _reasons(entry: "Entry") -> Text:
-    if entry.recovered:
-        return Text(f"{entry.recovered} bytes of a torn line cut off")
-    return Text("\n".join(f"{check.code}: expected {check.expected}, saw {check.seen}" for check in entry.failed))
+def _printable(text: str) -> str:
+    """What strangers wrote, without what a terminal would obey."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
 def _described(stored: "StoredKey") -> dict[str, Any]:

@@ -130,7 +130,7 @@ def command(
         raise typer.BadParameter("give both --tls-cert and --tls-key")
     from confide.models.package import PackageKind, read_kind
 
-    _log_to_standard_error(log)
+    log_to_standard_error(log)
     listening = Listening(host, port, tls_cert, tls_key, insecure_no_tls)
     layers = {
         "state": state,
@@ -168,9 +168,12 @@ def _require_unset(options: dict[str, object], kind: str) -> None:
             raise typer.BadParameter(f"--{name.replace('_', '-')} is not for {kind}")
 
 
-def _log_to_standard_error(form: LogFormat) -> None:
+def log_to_standard_error(form: LogFormat) -> None:
+    """For servers: what happens, never what travels."""
+    # Each client's coming and going, and a server's own, is for machines to read.
+    level = logging.INFO if form is LogFormat.JSON else logging.WARNING
     handler = logging.StreamHandler()
+    handler.setLevel(level)  # uvicorn sets its own loggers' level
     handler.setFormatter(JsonLines() if form is LogFormat.JSON else TextLines("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    # Each client's coming and going is for machines to read.
-    logging.getLogger("confide").setLevel(logging.INFO if form is LogFormat.JSON else logging.WARNING)
+    logging.getLogger("confide").setLevel(level)

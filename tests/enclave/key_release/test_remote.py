@@ -83,7 +83,7 @@ def test_over_loopback_and_after_a_kill(
 
     certificates = make_certificates([])
     ca, chain, key = certificates.write(tmp_path / "tls")
-    with serving(folder, "--tls-cert", chain, "--tls-key", key) as (_, url):
+    with serving(folder, "--tls-cert", chain, "--tls-key", key) as (broker, url):
         assert url.startswith("https://")
         with pytest.raises(ConnectionLost):
             fetch_key(url, KEY.id, workload, attempts=1)  # an authority that nobody trusts
@@ -92,6 +92,8 @@ def test_over_loopback_and_after_a_kill(
         with httpx.Client(verify=tls) as client:
             assert client.post(f"{url}/release", json=forgotten).status_code == 409
         assert fetch_key(url, KEY.id, workload, tls=tls) == KEY
+        broker.terminate()
+        assert broker.wait(20) == 0
     after = [line.entry.event for line in LogReader(folder / LOG_NAME)]
     assert after == [*events, "recovered", "released"]
     verify(folder / LOG_NAME, head)
@@ -212,9 +214,10 @@ def test_another_key_is_not_taken(scene: Scene, answers: Callable[[Handler], Non
         )
 
     public, info = scene.workload.key.public, wrapping_info(KEY.id, nonce)
-    answers(wrong(public.seal(bytes(32), info)))
-    with pytest.raises(ProtocolError, match="another key"):
-        _fetch(scene)
+    for other in (bytes(32), KEY.raw[1:]):
+        answers(wrong(public.seal(other, info)))
+        with pytest.raises(ProtocolError, match="another key"):
+            _fetch(scene)
     answers(wrong(public.seal(KEY.raw, b"something else")))
     with pytest.raises(ChannelRefused):
         _fetch(scene)

@@ -1,6 +1,5 @@
 """Model keys at rest: only with the passphrase, never in the open, and whole after whatever happens."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from confide.attest.policy import Policy, SimulatedPolicy
 from confide.attest.requirements import NotDebug, Tdx
 from confide.attest.simulated import SimulatedTee
 from confide.enclave.key_release.store import HEADER_NAME, Conditions, KeyStore
-from confide.errors import InvalidPolicy, KeyStoreError, ModelKeyError, UnknownModelKey
+from confide.errors import InvalidPolicy, KeyStoreError, UnknownModelKey
 from confide.models.sealed.key import ModelKey
 
 POLICY = Policy.all_of(Tdx(mrtd="cd" * 48), NotDebug(), version="7")
@@ -23,7 +22,7 @@ def reopen(tmp_path: Path, passphrase: str = PASSPHRASE) -> KeyStore:
 
 
 def test_what_is_kept_comes_back(tmp_path: Path, keys: KeyStore, tee: SimulatedTee) -> None:
-    other = ModelKey.read(_key_file(tmp_path, os.urandom(32)))
+    other = ModelKey.generate()
     keys.add(KEY, Conditions(MODEL, POLICY), NOW)
     keys.add(other, simulated(tee), NOW)
     again = reopen(tmp_path)
@@ -110,24 +109,6 @@ def test_policies_and_roots_go_together(tee: SimulatedTee) -> None:
         Conditions(MODEL, Policy(), root_of(tee))
     with pytest.raises(InvalidPolicy, match="64"):
         Conditions("AB" * 32, Policy())
-
-
-def _key_file(folder: Path, content: bytes, mode: int = 0o600) -> Path:
-    path = folder / "model.key"
-    path.write_bytes(content)
-    path.chmod(mode)
-    return path
-
-
-def test_key_files(tmp_path: Path) -> None:
-    assert ModelKey.read(_key_file(tmp_path, KEY.raw)) == KEY
-    for content in (b"", KEY.raw[1:], KEY.raw + b"\n"):
-        with pytest.raises(ModelKeyError, match="32 bytes"):
-            ModelKey.read(_key_file(tmp_path, content))
-    with pytest.raises(ModelKeyError, match="chmod"):
-        ModelKey.read(_key_file(tmp_path, KEY.raw, 0o640))
-    with pytest.raises(ModelKeyError, match="cannot be read"):
-        ModelKey.read(tmp_path / "none")
 
 
 def _changed(content: bytes, place: int, change: int) -> bytes:

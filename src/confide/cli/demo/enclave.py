@@ -71,10 +71,10 @@ class _Demo:
         self._title("1  The owner: a model sealed, and its key kept")
         key, digest = self._seal()
         self._title("2  The machine: a trusted execution environment")
-        tee = SimulatedTee.create(self._folder / "tee")
+        SimulatedTee.create(self._folder / "tee")
         if self._show:
             output.console.print(f"[bold red]{WARNING}[/]")
-        policy = SimulatedPolicy.all_of(NotDebug(), root=tee.fingerprint)
+        policy = SimulatedPolicy.all_of(NotDebug())
         environment = self._keep(key, digest, policy)
         root = self._folder / "tee" / "root.pem"
         keys = ("keys", "serve", "--folder", str(self._folder / "keys"), "--port", "0", "--offline")
@@ -84,7 +84,7 @@ class _Demo:
             with serving("serve", str(self._package), *simulated, *released, environment=environment) as server:
                 self._say(
                     f"Evidence shown, key released, model opened in memory: {server['model']} runs on "
-                    f"{server['engine']}.\nIn the owner's log: {self._log_entries()} release."
+                    f"{server['engine']}.\nThe owner's log, hash-chained and whole: {self._log_entries()} release."
                 )
                 return self._use(server["url"], policy, root, key)
 
@@ -117,9 +117,9 @@ class _Demo:
         return {PASSPHRASE_VARIABLE: passphrase, "CONFIDE_HOME": str(self._folder / "home")}
 
     def _log_entries(self) -> int:
-        from confide.enclave.key_release.log import LOG_NAME, read_lines
+        from confide.enclave.key_release.log import LOG_NAME, verify
 
-        return sum(1 for _ in read_lines(self._folder / "keys" / LOG_NAME))
+        return verify(self._folder / "keys" / LOG_NAME).entries
 
     # -- the user ----------------------------------------------------------------------------------------------
 

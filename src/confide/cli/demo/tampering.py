@@ -31,7 +31,7 @@ def tampering_relay(server: str, changes: dict[str, Change]) -> Iterator[str]:
         def _pass_on(self, method: str, body: bytes) -> None:
             kind = {"content-type": self.headers.get("content-type", "application/json")}
             answer = httpx.request(method, server + self.path, content=body, headers=kind, timeout=60, trust_env=False)
-            change = changes.get(self.path.partition("?")[0], lambda content: content)
+            change = changes.get(self.path.partition("?")[0], bytes)
             content = change(answer.content)
             self.send_response(answer.status_code)
             self.send_header("content-type", answer.headers.get("content-type", "application/json"))

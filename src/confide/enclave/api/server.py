@@ -12,24 +12,32 @@ import uvicorn
 from starlette.types import ASGIApp
 
 _HEADER_BYTES: Final = 32 << 10
-_CONNECTIONS: Final = 1024
+CONNECTIONS: Final = 1024
 _KEEP_ALIVE_SECONDS: Final = 30
 _DRAIN_SECONDS: Final = 30
 
 
-def serve_app(app: ASGIApp, host: str, port: int, tls: ssl.SSLContext | None, ready: Callable[[str], None]) -> None:
+def serve_app(
+    app: ASGIApp,
+    host: str,
+    port: int,
+    tls: ssl.SSLContext | None,
+    ready: Callable[[str], None],
+    connections: int = CONNECTIONS,
+) -> None:
     """Serve until SIGINT or SIGTERM; answers in progress then have half a minute to end.
 
-    port: 0 takes a free one. ready: called with the address once clients can connect. OSError where it cannot listen.
+    port: 0 takes a free one. ready: called with the address once clients can connect. connections: at a time.
+    OSError where it cannot listen.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, port), family=family, backlog=1024) as listener:
         name = f"[{host}]" if ":" in host else host
         url = f"{'https' if tls else 'http'}://{name}:{listener.getsockname()[1]}"
-        Server(configuration(app, tls), lambda: ready(url)).run([listener])
+        Server(configuration(app, tls, connections), lambda: ready(url)).run([listener])
 
 
-def configuration(app: ASGIApp, tls: ssl.SSLContext | None) -> uvicorn.Config:
+def configuration(app: ASGIApp, tls: ssl.SSLContext | None, connections: int = CONNECTIONS) -> uvicorn.Config:
     """uvicorn's settings: nothing that is asked reaches a log, and nobody holds more than the limits say."""
     return uvicorn.Config(
         app,
@@ -42,7 +50,7 @@ def configuration(app: ASGIApp, tls: ssl.SSLContext | None) -> uvicorn.Config:
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        limit_concurrency=_CONNECTIONS,
+        limit_concurrency=connections,
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=_DRAIN_SECONDS,
         h11_max_incomplete_event_size=_HEADER_BYTES,

@@ -1,16 +1,12 @@
-"""The broker over HTTP, and its server. Bodies are bounded in size and time; refusals are JSON with code and checks."""
+"""The broker over HTTP. Bodies are bounded in size and time; refusals are JSON with a code and the failed checks."""
 
-import asyncio
 import logging
-import socket
-import ssl
 from collections.abc import Callable, Coroutine, Mapping
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, Final
 
 import msgspec
-import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -18,6 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from confide.enclave.body import read_body
 from confide.enclave.key_release.broker import Broker
 from confide.enclave.key_release.messages import (
     MAX_REQUEST_BYTES,
@@ -32,16 +29,21 @@ from confide.errors import (
     KeyRefused,
     MalformedMessage,
     NonceRefused,
+    RequestTimedOut,
+    RequestTooLarge,
     ServerBusy,
     ServerFault,
     UnknownModelKey,
 )
 
 CONNECTIONS: Final = 64
+"""At a time; each may bring a whole request."""
 BODY_SECONDS: Final = 30.0
 _STATUS: Final[Mapping[type[ConfideError], int]] = MappingProxyType(
     {
         MalformedMessage: 400,
+        RequestTimedOut: 408,
+        RequestTooLarge: 413,
         KeyRefused: 403,
         UnknownModelKey: 404,
         NonceRefused: 409,
@@ -63,7 +65,7 @@ def key_broker_app(broker: Broker, clock: Clock = lambda: datetime.now(UTC)) -> 
         return _answer(broker.nonce(clock()))
 
     async def release(request: Request) -> Response:
-        asked = _parse(await _body(request))
+        asked = _parse(await read_body(request, MAX_REQUEST_BYTES, BODY_SECONDS))
         peer = request.client.host if request.client else ""
         # In a thread, since it waits for the disk, and sometimes for a vendor's collateral.
         return _answer(await run_in_threadpool(lambda: broker.release(asked, clock(), peer)))
@@ -73,42 +75,6 @@ def key_broker_app(broker: Broker, clock: Clock = lambda: datetime.now(UTC)) -> 
         Route(RELEASE_PATH, _refusing(release), methods=["POST"]),
     ]
     return Starlette(routes=routes, exception_handlers={HTTPException: _no_such_endpoint})
-
-
-def serve(
-    broker: Broker,
-    host: str,
-    port: int,
-    *,
-    tls: ssl.SSLContext | None = None,
-    on_ready: Callable[[str], None] | None = None,
-) -> None:
-    """Serve until SIGINT or SIGTERM. `on_ready` is called with the address once workloads can connect.
-
-    port: 0 takes a free one. Whether a host may be served without TLS is the caller's to decide.
-    """
-    config = uvicorn.Config(
-        key_broker_app(broker),
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        lifespan="off",
-        ws="none",
-        limit_concurrency=CONNECTIONS,
-        timeout_graceful_shutdown=5,
-        ssl_context_factory=(lambda _config, _default: tls) if tls else None,
-    )
-    with _listen(host, port) as listener:
-        if on_ready:
-            name = f"[{host}]" if ":" in host else host
-            on_ready(f"{'https' if tls else 'http'}://{name}:{listener.getsockname()[1]}")
-        uvicorn.Server(config).run(sockets=[listener])
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family)
 
 
 def _refusing(endpoint: Endpoint) -> Endpoint:
@@ -126,19 +92,6 @@ def _refusing(endpoint: Endpoint) -> Endpoint:
         return _refuse(500, _FAULT)
 
     return answer
-
-
-async def _body(request: Request) -> bytes:
-    body = bytearray()
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            async for part in request.stream():
-                body += part
-                if len(body) > MAX_REQUEST_BYTES:
-                    raise MalformedMessage(f"A request has at most {MAX_REQUEST_BYTES} bytes; send evidence alone.")
-    except TimeoutError:
-        raise MalformedMessage(f"The request took more than {BODY_SECONDS:.0f} seconds to come; try again.") from None
-    return bytes(body)
 
 
 def _parse(body: bytes) -> ReleaseRequest:

@@ -34,7 +34,7 @@ from confide.errors import (
     error_class,
 )
 from confide.loopback import is_loopback
-from confide.models.sealed.key import ModelKey
+from confide.models.sealed.key import KEY_BYTES, ModelKey
 
 ATTEMPTS: Final = 6
 FIRST_PAUSE: Final = 0.5
@@ -74,10 +74,10 @@ def _fetch(client: httpx.Client, key: str, workload: Workload) -> ModelKey:
     nonce = _ask(client, NONCE_PATH, b"", NonceAnswer).nonce
     request = ReleaseRequest(key, workload.attest(nonce))
     answer = _ask(client, RELEASE_PATH, msgspec.json.encode(request), ReleaseAnswer)
-    released = ModelKey(workload.key.open(answer.wrapped, wrapping_info(key, nonce)))
-    if released.id != key:
+    raw = workload.key.open(answer.wrapped, wrapping_info(key, nonce))
+    if len(raw) != KEY_BYTES or ModelKey(raw).id != key:
         raise ProtocolError(f"The broker released another key than {key}; do not use it, and ask the model's owner.")
-    return released
+    return ModelKey(raw)
 
 
 def _ask(client: httpx.Client, path: str, body: bytes, kind: type[_Answer]) -> _Answer:
