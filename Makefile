@@ -21,6 +21,7 @@ system-deps:
 
 demo: $(READY)
 	$(BIN)/confide demo
+	$(BIN)/confide demo enclave
 
 test: $(READY)
 	$(BIN)/python -m pytest -m 'not slow'
