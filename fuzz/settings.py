@@ -7,9 +7,10 @@ from unittest import mock
 import typer
 
 from confide.cli.generate import _Request
-from confide.hybrid.address import is_loopback, websocket_url
+from confide.hybrid.address import websocket_url
 from confide.hybrid.connection import LayerConnection
 from confide.hybrid.tls import client_context, make_certificates, server_context
+from confide.loopback import is_loopback
 
 from .bench import scratch
 from .script import Script
