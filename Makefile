@@ -13,13 +13,15 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-# Debian's software TPM and its tools, for the live tests of TPM quotes; without them those tests skip. Needs root.
+# Debian's software TPM and its tools, for the live tests of TPM quotes, and nginx, for those of a proxy in between;
+# without them those tests skip. Needs root.
 system-deps:
 	apt-get update -qq
-	apt-get install --yes --no-install-recommends swtpm tpm2-tools
+	apt-get install --yes --no-install-recommends swtpm tpm2-tools nginx-light
 
 demo: $(READY)
 	$(BIN)/confide demo
+	$(BIN)/confide demo enclave
 
 test: $(READY)
 	$(BIN)/python -m pytest -m 'not slow'

@@ -9,7 +9,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import large_layers, one_layer, prediction, reliability, round_trip, serving, whole_model
+from benchmarks import large_layers, one_layer, prediction, reliability, round_trip, sealed, serving, whole_model
 from benchmarks.peers import run as peers
 from confide.cli.output import quiet_transformers
 
@@ -21,6 +21,7 @@ QUESTIONS = {
     "serving": serving.main,
     "reliability": reliability.main,
     "prediction": prediction.main,
+    "sealed": sealed.main,
 }
 ON_REQUEST = {"peers": peers.main}
 

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 from confide.errors import ConfideError
 
 if TYPE_CHECKING:
+    from confide.client.connect import connect
     from confide.hybrid.model import HybridModel
 
-__all__ = ["ConfideError", "HybridModel"]
+__all__ = ["ConfideError", "HybridModel", "connect"]
 __version__ = "0.1.0"
 
 
@@ -17,4 +18,8 @@ def __getattr__(name: str) -> object:
         from confide.hybrid.model import HybridModel
 
         return HybridModel
+    if name == "connect":
+        from confide.client.connect import connect
+
+        return connect
     raise AttributeError(f"module 'confide' has no attribute {name!r}")

@@ -33,6 +33,42 @@ class InvalidPackage(ConfideError):
     code = "invalid-package"
 
 
+class SurplusFile(InvalidPackage):
+    """A sealed model's folder holds a file that its owner did not seal."""
+
+    code = "surplus-file"
+
+
+class TruncatedFile(InvalidPackage):
+    """A file of a sealed model is missing, or does not have the length that its owner signed."""
+
+    code = "truncated-file"
+
+
+class DamagedFile(InvalidPackage):
+    """A file of a sealed model, or a chunk of it, was changed, moved, or comes from elsewhere."""
+
+    code = "damaged-file"
+
+
+class SubstitutedContent(InvalidPackage):
+    """What a sealed model decrypts to is not what its owner signed: somebody else with the key encrypted it."""
+
+    code = "substituted-content"
+
+
+class WrongModelKey(InvalidPackage):
+    """A sealed model was encrypted with another key than the one given."""
+
+    code = "wrong-model-key"
+
+
+class ModelKeyError(ConfideError):
+    """The key of sealed models cannot be made, read or understood."""
+
+    code = "model-key"
+
+
 class OwnerKeyError(ConfideError):
     """An owner's key cannot be made, read or understood."""
 
@@ -327,6 +363,16 @@ class CollateralUnavailable(AttestationError):
     code = "collateral-unavailable"
 
 
+class AttestationRefused(AttestationError):
+    """A policy does not accept a workload; no prompt is sent to it. checks: the codes of those that failed."""
+
+    code = "attestation-refused"
+
+    def __init__(self, message: str, checks: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.checks = checks
+
+
 class InvalidPolicy(ConfideError):
     """A policy for attestation is not one, or says something that no evidence could satisfy."""
 
@@ -398,6 +444,12 @@ class KeyChanged(ChannelError):
     code = "key-changed"
 
 
+class GatewayError(ChannelError):
+    """Something before the workload answered in its place: a proxy, a login page, another server."""
+
+    code = "gateway"
+
+
 class EngineError(ConfideError):
     """The engine that runs a model cannot do what is asked."""
 
@@ -408,3 +460,84 @@ class PromptTooLong(EngineError):
     """A prompt and its answer do not fit the model's context."""
 
     code = "prompt-too-long"
+
+
+class KeyStoreError(ConfideError):
+    """The folder of model keys, or a key in it, cannot be opened, read or written."""
+
+    code = "key-store"
+
+
+class UnknownModelKey(ConfideError):
+    """No model key of this id is kept here."""
+
+    code = "unknown-model-key"
+
+
+class KeyRefused(ConfideError):
+    """A model key is not released to this workload. checks: the codes of those that failed."""
+
+    code = "key-refused"
+
+    def __init__(self, message: str, checks: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.checks = checks
+
+
+class NonceRefused(ConfideError):
+    """Evidence for a model key was made for a nonce that is unknown, used or expired."""
+
+    code = "nonce-refused"
+
+
+class AuditLogInUse(ConfideError):
+    """Another process writes the log of key releases."""
+
+    code = "audit-log-in-use"
+
+
+class AuditLogCorrupted(ConfideError):
+    """The log of key releases does not hold what was written to it."""
+
+    code = "audit-log-corrupted"
+
+
+class AuditLogUnavailable(ConfideError):
+    """The log of key releases cannot be read or written, for want of disk space most likely; no key left."""
+
+    code = "audit-log-unavailable"
+
+
+class AnswerTimedOut(EngineError):
+    """The engine gave nothing for too long, or an answer took too long in all."""
+
+    code = "answer-timed-out"
+
+
+class RequestRefused(ConfideError):
+    """A request to the API is malformed, or asks for what is not offered."""
+
+    code = "request-refused"
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        """field: of the request, where one is to blame."""
+        super().__init__(message)
+        self.field = field
+
+
+class RequestTooLarge(RequestRefused):
+    """A request is larger than the server takes."""
+
+    code = "request-too-large"
+
+
+class RequestTimedOut(RequestRefused):
+    """A request did not arrive in time."""
+
+    code = "request-timed-out"
+
+
+class UnknownModel(RequestRefused):
+    """A request names another model than the one served."""
+
+    code = "unknown-model"

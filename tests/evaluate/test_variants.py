@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from confide.errors import ConfideError
 from confide.evaluate.perplexity import Perplexity, WindowLoss, compare_perplexity, measure_loss
@@ -61,6 +62,18 @@ def test_8_bits_lose_less_than_half_a_percent_on_books(test_data: Path) -> None:
     assert 0.995 < of[8].ratio.low < of[8].ratio.high < 1.005
     assert of[2].ratio.low > 1.05
     assert of[2].perplexity.value == pytest.approx(of[8].perplexity.value * of[2].ratio.value / of[8].ratio.value)
+
+
+def test_calibrated_weights_of_3_bits_lose_less() -> None:
+    text = torch.tensor([DEMO.load_tokenizer()(OWN_TEXT)["input_ids"]])
+    other = windows_of(" ".join(reversed(OWN_TEXT.split())))
+    ratios = []
+    for texts in ((), (text,)):
+        fp32, swept = swept_variants(DEMO, "all", {3: Recipe.parse(["3"]), 8: Recipe()}, texts)
+        found = measure_variants([fp32, *swept.values()], other, measure_loss, Results(WindowLoss))
+        ratios.append({bits: compare_perplexity(found[swept[bits].name], found[FP32]).ratio.value for bits in swept})
+    assert ratios[1][3] < ratios[0][3]
+    assert ratios[1][8] == ratios[0][8]
 
 
 def test_layers_that_are_not_there_are_refused_before_anything_is_loaded() -> None:

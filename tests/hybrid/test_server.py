@@ -14,8 +14,8 @@ from confide.hybrid import wire
 from confide.hybrid.address import websocket_url
 from confide.hybrid.connection import LayerConnection
 from confide.hybrid.record import Recorder, read_record
-from confide.hybrid.server import require_loopback
 from confide.hybrid.service import LayerService
+from confide.loopback import require_loopback
 
 from .small import activations, connect, exact, online, running, small_service, small_weights, twin_client
 from .test_prepare import offline_request

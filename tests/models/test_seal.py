@@ -167,7 +167,7 @@ def test_signatures_of_other_packages_do_not_hold(folder: Path, llama_halves: Sp
             verify(folder)
 
 
-@pytest.mark.parametrize("kind", list(PackageKind))
+@pytest.mark.parametrize("kind", [PackageKind.SHELL, PackageKind.SERVER])
 def test_the_kind_must_be_that_asked_for(llama_halves: SplitSummary, kind: PackageKind) -> None:
     wrong = llama_halves.server if kind is PackageKind.SHELL else llama_halves.client
     with pytest.raises(InvalidPackage, match=r"give the \w+ folder of the same split"):

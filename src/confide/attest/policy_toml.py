@@ -46,6 +46,12 @@ def simulated_policy_from_toml(text: str) -> SimulatedPolicy:
     return SimulatedPolicy(document.all, document.version)
 
 
+def any_policy_from_toml(text: str) -> AnyPolicy:
+    """Read a policy of either kind, for those who keep both and hold them apart by their types. InvalidPolicy."""
+    document = _read(text)
+    return (Policy if document.kind == "production" else SimulatedPolicy)(document.all, document.version)
+
+
 def _read(text: str) -> _Document:
     if len(text) > MAX_POLICY_BYTES:
         raise InvalidPolicy(_TOO_LARGE)

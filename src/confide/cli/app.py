@@ -22,25 +22,30 @@ app = typer.Typer(
 def _register() -> None:
     from confide.cli import (
         attest,
+        chat,
         checks,
         demo,
         distrust,
         evaluate,
         generate,
+        keys,
         ledger,
         licence,
+        open,
         owner,
         plan,
         prepare,
+        quantize,
+        seal,
         serve,
         split,
         tee,
         tls,
     )
 
-    for module in (plan, split, checks, serve, prepare, generate, distrust, demo):
+    for module in (plan, split, checks, serve, prepare, generate, chat, distrust, quantize, seal, open):
         app.command(module.__name__.rpartition(".")[2])(module.command)
-    for group in (owner, tls, licence, ledger, attest, tee, evaluate):
+    for group in (demo, evaluate, owner, tls, licence, ledger, attest, tee, keys):
         app.add_typer(group.app)
 
 

@@ -308,7 +308,7 @@ def _finish(result: "AttestationResult", *, json: bool) -> None:
     if json:
         output.result(_as_json(result))
     else:
-        _show(result)
+        show(result)
     raise typer.Exit(_exit_code(result))
 
 
@@ -322,7 +322,8 @@ def _as_json(result: "AttestationResult") -> dict[str, Any]:
     }
 
 
-def _show(result: "AttestationResult") -> None:
+def show(result: "AttestationResult") -> None:
+    """Every check in a table, and the verdict."""
     from confide.attest.explain import explain, verdict
 
     table = Table(show_edge=False, pad_edge=False)

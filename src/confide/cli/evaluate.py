@@ -1,6 +1,7 @@
 """`confide evaluate`: what quantization costs in quality, and that the protocol costs nothing on top."""
 
 import dataclasses
+import hashlib
 import json as jsonlib
 import re
 import sys
@@ -16,7 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from confide.cli import output
-from confide.cli.options import ActivationBits, Json, Protect, WeightBits
+from confide.cli.calibration import calibration_texts
+from confide.cli.options import ActivationBits, Calibrate, Json, Protect, WeightBits
 from confide.errors import EvaluationError
 from confide.files import replace_file
 
@@ -63,6 +65,7 @@ class _Request:
     protect: str
     weight_bits: list[str] | None
     activation_bits: list[str] | None
+    calibrate: Path | None
     context: int | None
     windows: int | None
     max_tokens: int | None
@@ -78,6 +81,7 @@ def perplexity(
     protect: Protect = "all",
     weight_bits: WeightBits = None,
     activation_bits: ActivationBits = None,
+    calibrate: Calibrate = None,
     context: Context = None,
     windows: MaxWindows = None,
     max_tokens: MaxTokens = None,
@@ -94,7 +98,18 @@ def perplexity(
     from confide.evaluate.variants import CLEAR, FP32
 
     request = _Request(
-        model, text_file, protect, weight_bits, activation_bits, context, windows, max_tokens, sweep_bits, out, json
+        model,
+        text_file,
+        protect,
+        weight_bits,
+        activation_bits,
+        calibrate,
+        context,
+        windows,
+        max_tokens,
+        sweep_bits,
+        out,
+        json,
     )
     run = _Evaluation("perplexity", request)
     losses = run.measure(measure_loss, WindowLoss)
@@ -122,6 +137,7 @@ def agreement(
     protect: Protect = "all",
     weight_bits: WeightBits = None,
     activation_bits: ActivationBits = None,
+    calibrate: Calibrate = None,
     context: Context = None,
     windows: MaxWindows = None,
     max_tokens: MaxTokens = None,
@@ -139,7 +155,18 @@ def agreement(
 
     ks = _top_k(top_k)
     request = _Request(
-        model, text_file, protect, weight_bits, activation_bits, context, windows, max_tokens, sweep_bits, out, json
+        model,
+        text_file,
+        protect,
+        weight_bits,
+        activation_bits,
+        calibrate,
+        context,
+        windows,
+        max_tokens,
+        sweep_bits,
+        out,
+        json,
     )
     run = _Evaluation("agreement", request, top_k=",".join(map(str, ks)))
     choices = run.measure(MeasureChoices(ks), WindowChoices)
@@ -189,6 +216,7 @@ class _Evaluation:
             max_windows=request.windows,
             max_tokens=request.max_tokens,
         )
+        self._texts = calibration_texts(self._source, request.calibrate)
         self._variants, self.sweep = self._choose_variants(bits)
         self._name = f"{measure}-sweep" if bits else measure
         self.title = f"{Path(request.model).name} on {request.text_file.name}, {self.windows.scored_tokens:,} tokens"
@@ -200,9 +228,9 @@ class _Evaluation:
         activation_bits = self._request.activation_bits or []
         if not bits:
             recipe = Recipe.parse(self._request.weight_bits or [], activation_bits)
-            return compared_variants(self._source, self._request.protect, recipe), {}
+            return compared_variants(self._source, self._request.protect, recipe, self._texts), {}
         recipes = {each: Recipe.parse([str(each)], activation_bits) for each in bits}
-        fp32, swept = swept_variants(self._source, self._request.protect, recipes)
+        fp32, swept = swept_variants(self._source, self._request.protect, recipes, self._texts)
         return [fp32, *swept.values()], {each: variant.name for each, variant in swept.items()}
 
     def measure(self, measure: "Measure[Result]", kind: type[Result]) -> dict[str, list[Result]]:
@@ -233,6 +261,7 @@ class _Evaluation:
             protected_layers=self._request.protect,
             weight_bits=self._request.sweep_bits or " ".join(self._request.weight_bits or ["default"]),
             activation_bits=" ".join(self._request.activation_bits or ["default"]),
+            calibration=_digest(self._request.calibrate),
             **self._options,
         )
         with keep_results(out / f"{self._name}.jsonl", kind, settings) as results:
@@ -308,6 +337,10 @@ def _interruptible(out: Path | None) -> Iterator[None]:
         else:
             output.note(f"Interrupted; what was measured is kept in {out}, and the same command goes on from there.")
         sys.exit(130)  # rather than an Exit, to which a note about packs would be added
+
+
+def _digest(path: Path | None) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path else "none"
 
 
 def _text(path: Path) -> str:

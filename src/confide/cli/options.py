@@ -51,3 +51,7 @@ WeightBits = Annotated[
 ActivationBits = Annotated[
     list[str] | None, typer.Option(help="The most bits of the activations, 8 to 15, in the same way; repeatable.")
 ]
+Calibrate = Annotated[
+    Path | None,
+    typer.Option(exists=True, dir_okay=False, help="A text file by which layers of few weight bits are rounded."),
+]

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +59,15 @@ def duration(seconds: float) -> str:
         if seconds < most:
             return f"{seconds / factor:.3g} {unit}"
     return f"{seconds / 86_400:,.0f} days"
+
+
+@contextmanager
+def counting_bytes(what: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
+    """A progress bar over `total` bytes; what it yields is told of each few more."""
+    columns = (TextColumn(f"[dim]{what}[/]"), BarColumn(bar_width=30), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=messages, transient=True, disable=quiet) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda count: bar.advance(task, count)
 
 
 @contextmanager

@@ -1,17 +1,21 @@
 """`confide serve`: serve what a package's manifest says it is."""
 
 import logging
+import ssl
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from confide.cli import output
 from confide.cli.options import InsecureNoTls, Json
-from confide.hybrid.address import is_loopback
-from confide.hybrid.limits import Limits
+from confide.enclave.tee import TeeKind
 from confide.logs import JsonLines, TextLines
+from confide.loopback import require_loopback
+
+LAYERS = "Layer servers (confide split)"
+MODEL = "Sealed models (confide seal)"
 
 
 class LogFormat(StrEnum):
@@ -21,66 +25,155 @@ class LogFormat(StrEnum):
     JSON = "json"
 
 
+@dataclass(frozen=True)
+class Listening:
+    """Where to listen, and how."""
+
+    host: str
+    port: int
+    tls_cert: Path | None
+    tls_key: Path | None
+    insecure_no_tls: bool
+
+    def tls(self) -> ssl.SSLContext | None:
+        """TLS as the files have it; without any, only this machine is listened to."""
+        from confide.hybrid.tls import server_context
+
+        if self.tls_cert and self.tls_key:
+            return server_context(self.tls_cert, self.tls_key)
+        require_loopback(self.host, insecure_no_tls=self.insecure_no_tls)
+        return None
+
+
 def command(
-    package: Annotated[Path, typer.Argument(help="The server folder that `confide split` wrote.")],
+    package: Annotated[
+        Path, typer.Argument(help="The server folder of `confide split`, or the package of `confide seal`.")
+    ],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = 8470,
-    state: Annotated[
-        Path | None, typer.Option(help="Folder of the ledger and the server key; PACKAGE/state by default.")
-    ] = None,
-    record: Annotated[
-        Path | None, typer.Option(help="Append everything the server sees online to this file, for audits.")
-    ] = None,
     tls_cert: Annotated[
         Path | None, typer.Option(help="PEM file of the server's certificate chain; with it, --host may be public.")
     ] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file of the certificate's private key.")] = None,
-    metrics_port: Annotated[
-        int | None, typer.Option(help="Serve /metrics and /health to this machine on this port.", min=1, max=65535)
-    ] = None,
-    connections: Annotated[int, typer.Option(help="Connections at a time.", min=1)] = Limits.connections,
-    megabytes_per_second: Annotated[
-        int, typer.Option(help="What one connection may send in a second.", min=1)
-    ] = Limits.bytes_per_second >> 20,
     log: Annotated[LogFormat, typer.Option(help="Log lines for people or for machines.")] = LogFormat.TEXT,
+    state: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the ledger and the server key; PACKAGE/state by default.", rich_help_panel=LAYERS),
+    ] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(help="Append everything the server sees online to this file, for audits.", rich_help_panel=LAYERS),
+    ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            help="Serve /metrics and /health to this machine on this port.", min=1, max=65535, rich_help_panel=LAYERS
+        ),
+    ] = None,
+    connections: Annotated[
+        int | None, typer.Option(help="Connections at a time.", min=1, rich_help_panel=LAYERS)
+    ] = None,
+    megabytes_per_second: Annotated[
+        int | None, typer.Option(help="What one connection may send in a second.", min=1, rich_help_panel=LAYERS)
+    ] = None,
     insecure_no_licences: Annotated[
-        bool, typer.Option("--insecure-no-licences", help="Answer anyone on this machine. Gives private weights away.")
+        bool,
+        typer.Option(
+            "--insecure-no-licences",
+            help="Answer anyone on this machine. Gives private weights away.",
+            rich_help_panel=LAYERS,
+        ),
     ] = False,
+    tee: Annotated[
+        TeeKind | None,
+        typer.Option(
+            help="The trusted execution environment; auto, the default, takes what is there.", rich_help_panel=MODEL
+        ),
+    ] = None,
+    simulated_tee: Annotated[
+        Path | None,
+        typer.Option(help="With --tee simulated: what `confide tee simulate init` made.", rich_help_panel=MODEL),
+    ] = None,
+    keys: Annotated[
+        str | None, typer.Option(help="Address of the owner's `confide keys serve`.", rich_help_panel=MODEL)
+    ] = None,
+    keys_ca: Annotated[
+        Path | None, typer.Option(help="PEM file of the authorities to trust there.", rich_help_panel=MODEL)
+    ] = None,
+    ra_tls: Annotated[
+        bool,
+        typer.Option(
+            "--ra-tls",
+            help="End TLS in here, with a certificate that carries evidence, instead of --tls-cert.",
+            rich_help_panel=MODEL,
+        ),
+    ] = False,
+    upstream: Annotated[
+        str | None,
+        typer.Option(
+            help="An OpenAI-compatible server in the same environment that runs the model, such as "
+            "http://127.0.0.1:8000/v1; needs --upstream-model and --context.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    upstream_model: Annotated[str | None, typer.Option(help="The model's name there.", rich_help_panel=MODEL)] = None,
+    context: Annotated[int | None, typer.Option(help="Tokens it takes at most.", min=1, rich_help_panel=MODEL)] = None,
     insecure_no_tls: InsecureNoTls = False,
     json: Json = False,
 ) -> None:
-    """Serve the protected layers of a model to licensed clients. Sees uniform numbers, answers with masked products."""
+    """Serve the protected layers of a model to licensed clients, or a sealed model from inside a TEE.
+
+    Which of the two, the package says. A layer server sees uniform numbers and answers with masked products. A sealed
+    model is opened in memory once its owner has released the key to this environment.
+    """
     if (tls_cert is None) != (tls_key is None):
         raise typer.BadParameter("give both --tls-cert and --tls-key")
-    from confide.hybrid.record import Recorder
-    from confide.hybrid.server import load_service, require_loopback, serve
-    from confide.hybrid.tls import server_context
+    from confide.models.package import PackageKind, read_kind
 
-    if insecure_no_licences and not is_loopback(host):
-        raise typer.BadParameter("--insecure-no-licences is for loopback hosts; make licences with `confide licence`")
-    _log_to_standard_error(log)
-    tls = server_context(tls_cert, tls_key) if tls_cert and tls_key else None
-    if tls is None:
-        require_loopback(host, insecure_no_tls=insecure_no_tls)
-    recorder = Recorder(record) if record else None
-    service = load_service(package, state or package / "state", recorder, insecure_no_licences=insecure_no_licences)
+    log_to_standard_error(log)
+    listening = Listening(host, port, tls_cert, tls_key, insecure_no_tls)
+    layers = {
+        "state": state,
+        "record": record,
+        "metrics_port": metrics_port,
+        "connections": connections,
+        "megabytes_per_second": megabytes_per_second,
+        "insecure_no_licences": insecure_no_licences,
+    }
+    model = {
+        "tee": tee,
+        "simulated_tee": simulated_tee,
+        "keys": keys,
+        "keys_ca": keys_ca,
+        "ra_tls": ra_tls,
+        "upstream": upstream,
+        "upstream_model": upstream_model,
+        "context": context,
+    }
+    if read_kind(package) is PackageKind.SEALED:
+        from confide.cli.serve_model import ModelOptions, serve_model
 
-    def ready(url: str) -> None:
-        if json:
-            output.result({"url": url, "groups": len(service.manifest.groups), "profile": service.manifest.profile})
-        else:
-            output.console.print(
-                f"Serving {len(service.manifest.groups)} layer groups ({service.manifest.model_type}, "
-                f"{service.manifest.profile}) at [bold]{url}[/]   Ctrl-C stops"
-            )
+        _require_unset(layers, "a sealed model")
+        serve_model(package, listening, ModelOptions(**model), json=json)  # type: ignore[arg-type]
+        return
+    from confide.cli.serve_layers import LayerOptions, serve_layers
 
-    limits = Limits(connections=connections, bytes_per_second=megabytes_per_second << 20)
-    serve(service, host, port, limits=limits, tls=tls, metrics_port=metrics_port, on_ready=ready)
+    _require_unset(model, "a layer server")
+    serve_layers(package, listening, LayerOptions(**layers), json=json)  # type: ignore[arg-type]
 
 
-def _log_to_standard_error(form: LogFormat) -> None:
+def _require_unset(options: dict[str, object], kind: str) -> None:
+    for name, value in options.items():
+        if value:
+            raise typer.BadParameter(f"--{name.replace('_', '-')} is not for {kind}")
+
+
+def log_to_standard_error(form: LogFormat) -> None:
+    """For servers: what happens, never what travels."""
+    # Each client's coming and going, and a server's own, is for machines to read.
+    level = logging.INFO if form is LogFormat.JSON else logging.WARNING
     handler = logging.StreamHandler()
+    handler.setLevel(level)  # uvicorn sets its own loggers' level
     handler.setFormatter(JsonLines() if form is LogFormat.JSON else TextLines("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    # Each client's coming and going is for machines to read.
-    logging.getLogger("confide").setLevel(logging.INFO if form is LogFormat.JSON else logging.WARNING)
+    logging.getLogger("confide").setLevel(level)

@@ -1,24 +1,14 @@
 """`confide split`: cut a model in two."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from confide.cli import output
-from confide.cli.options import ActivationBits, Json, OwnerFile, Protect, WeightBits
+from confide.cli.calibration import calibration_texts
+from confide.cli.options import ActivationBits, Calibrate, Json, OwnerFile, Protect, WeightBits
 from confide.rlwe.parameters import Profile
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import Tensor
-
-    from confide.models.source import Source
-
-
-CALIBRATION_TOKENS = 8192
-CALIBRATION_TEXT = 512
 
 
 def command(
@@ -27,10 +17,7 @@ def command(
     protect: Protect = "all",
     weight_bits: WeightBits = None,
     activation_bits: ActivationBits = None,
-    calibrate: Annotated[
-        Path | None,
-        typer.Option(exists=True, dir_okay=False, help="A text file by which layers of few weight bits are rounded."),
-    ] = None,
+    calibrate: Calibrate = None,
     profile: Annotated[
         Profile, typer.Option(help="Whether the weights are secret too, or only what users ask.")
     ] = Profile.PRIVATE_WEIGHTS,
@@ -54,7 +41,7 @@ def command(
             owner=key,
             protect=protect,
             recipe=recipe,
-            texts=_texts(source, calibrate) if calibrate else (),
+            texts=calibration_texts(source, calibrate),
             profile=profile,
             progress=lambda _, done, total: status.update(f"quantized {done} of {total} layer groups"),
         )
@@ -81,15 +68,3 @@ def command(
     output.console.print(f"Signed by {key.public.fingerprint}; publish your key: [bold]{key.public}[/]", soft_wrap=True)
     output.console.print(f"For the client:  [bold]{summary.client}[/]")
     output.console.print(f"For the server:  [bold]{summary.server}[/]   next: confide serve {summary.server}")
-
-
-def _texts(source: "Source", file: Path) -> "Sequence[Tensor]":
-    """The beginning of a text file, as token ids in pieces that any context holds."""
-    import torch
-
-    tokenizer = source.load_tokenizer()
-    if tokenizer is None:
-        raise typer.BadParameter("this model has no tokenizer, so no text can calibrate it")
-    text = file.read_text(errors="replace")[: 16 * CALIBRATION_TOKENS]
-    ids = torch.tensor([tokenizer(text, verbose=False)["input_ids"][:CALIBRATION_TOKENS]])
-    return [part for part in ids.split(CALIBRATION_TEXT, dim=1) if part.numel()]

@@ -5,15 +5,17 @@ of layers that cannot be is refused before anything is loaded.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from confide.evaluate.run import Variant
 from confide.hybrid.simulate import SimulatedProduct
+from confide.models.calibration import Moments
 from confide.models.clear import ClearProduct
 from confide.models.precision import Recipe
-from confide.models.quantized import QuantizedModel
+from confide.models.quantized import QuantizedModel, calibrate
 from confide.models.roles import find_layers
 from confide.models.source import Source
 
@@ -22,17 +24,19 @@ CLEAR = "quantized"
 SIMULATED = "simulated"
 
 
-def compared_variants(source: Source, protect: str, recipe: Recipe) -> list[Variant]:
+def compared_variants(source: Source, protect: str, recipe: Recipe, texts: Sequence[Tensor] = ()) -> list[Variant]:
     """fp32; the quantized model in the clear; and the same with the protocol's arithmetic, but no server.
 
-    protect: see `ModelLayers.select`, errors included. The last two share their weights: loading one puts its product
-    into the other too.
+    protect: see `ModelLayers.select`, errors included. texts: to calibrate on, see `calibrate`. The last two share
+    their weights: loading one puts its product into the other too.
     """
     chosen = find_layers(source.config).select(protect)
 
     @functools.cache
     def quantized() -> QuantizedModel:
-        return QuantizedModel.quantize(source.load_model(), chosen, recipe=recipe)
+        model = source.load_model()
+        moments = calibrate(model, chosen, recipe, texts) if texts else None
+        return QuantizedModel.quantize(model, chosen, recipe=recipe, moments=moments)
 
     def clear() -> PreTrainedModel:
         quantized().use(ClearProduct(quantized().matrices))
@@ -45,12 +49,21 @@ def compared_variants(source: Source, protect: str, recipe: Recipe) -> list[Vari
     return [Variant(FP32, source.load_model), Variant(CLEAR, clear), Variant(SIMULATED, simulated)]
 
 
-def swept_variants(source: Source, protect: str, recipes: Mapping[int, Recipe]) -> tuple[Variant, dict[int, Variant]]:
-    """fp32, and for each number of weight bits the quantized model in the clear with that recipe."""
+def swept_variants(
+    source: Source, protect: str, recipes: Mapping[int, Recipe], texts: Sequence[Tensor] = ()
+) -> tuple[Variant, dict[int, Variant]]:
+    """fp32, and for each number of weight bits the quantized model in the clear with that recipe.
+
+    texts: to calibrate on; that is done once for all, on the stock model.
+    """
     chosen = find_layers(source.config).select(protect)
 
+    @functools.cache
+    def moments() -> Moments | None:
+        return calibrate(source.load_model(), chosen, recipes[min(recipes)], texts) if texts else None
+
     def clear(recipe: Recipe) -> PreTrainedModel:
-        quantized = QuantizedModel.quantize(source.load_model(), chosen, recipe=recipe)
+        quantized = QuantizedModel.quantize(source.load_model(), chosen, recipe=recipe, moments=moments())
         quantized.use(ClearProduct(quantized.matrices))
         return quantized.model
 

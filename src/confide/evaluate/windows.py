@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from confide.errors import EvaluationError
+from confide.models.context import longest_context
 
 LONGEST_CONTEXT = 2048
 """The longest window unless a longer one is asked for: the length that papers on quantization report."""
@@ -72,9 +73,7 @@ def model_context(config: PreTrainedConfig, asked: int | None = None) -> int:
 
     Raises EvaluationError where the model cannot take as many as asked.
     """
-    text_config = config.get_text_config()
-    # MPT has its own name for it; a model with neither has no limit of its own.
-    longest = getattr(text_config, "max_position_embeddings", None) or getattr(text_config, "max_seq_len", None)
+    longest = longest_context(config)
     if asked is None:
         return min(longest or LONGEST_CONTEXT, LONGEST_CONTEXT)
     if longest is not None and asked > longest:

@@ -1,6 +1,5 @@
-"""Addresses of layer servers, and which of them are this machine's own."""
+"""Addresses of layer servers."""
 
-import ipaddress
 from urllib.parse import urlsplit
 
 from websockets.exceptions import InvalidURI
@@ -10,16 +9,6 @@ from confide.errors import ProtocolError
 from confide.hybrid.wire import PATH
 
 _SCHEMES = {"ws": "ws", "http": "ws", "wss": "wss", "https": "wss"}
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address is this machine's own."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def websocket_url(url: str) -> str:

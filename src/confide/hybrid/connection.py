@@ -24,10 +24,11 @@ from confide.errors import (
     UntrustedCertificate,
 )
 from confide.hybrid import wire
-from confide.hybrid.address import is_loopback, websocket_url
+from confide.hybrid.address import websocket_url
 from confide.hybrid.closing import Closing
 from confide.hybrid.tls import client_context
 from confide.logs import quiet_logger
+from confide.loopback import is_loopback
 from confide.models.seal import Release
 
 CONNECT_SECONDS = 10.0

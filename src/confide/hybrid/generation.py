@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, PreTrainedConfig, PreTrainedModel, StoppingCriteria
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from confide.errors import ConfideError
 from confide.hybrid.product import RemoteProduct
+from confide.models.context import longest_context
 
+_UNLIMITED = 1 << 30
 DEFAULT_NEW_TOKENS = 20
 """What transformers generates where nothing says how much."""
 
@@ -147,7 +149,7 @@ class PaddedGeneration:
     def _idle_step(self, cache: DynamicCache | None, step: int) -> None:
         """A forward pass of decoding, at the position it would have, as far as the model has positions."""
         ids = self._steps.ids
-        positions = _positions(self._model.config)
+        positions = longest_context(self._model.config) or _UNLIMITED
         if cache is None:
             # Without a cache each step is the whole text again.
             ids = ids[:, :1].expand(-1, min(ids.shape[1] + step, positions))
@@ -157,12 +159,6 @@ class PaddedGeneration:
             ids = ids[:, :1]
             places = torch.full_like(ids, min(cache.get_seq_length(), positions - 1))
             self._model(input_ids=ids, position_ids=places, past_key_values=cache, use_cache=True, logits_to_keep=1)
-
-
-def _positions(config: PreTrainedConfig) -> int:
-    """How many tokens of context a model has been made for."""
-    named = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len"))
-    return next((count for count in named if count), 1 << 30)
 
 
 def _leave_room(cache: DynamicCache, positions: int) -> None:
@@ -196,5 +192,5 @@ def _longest_answer(model: Any, options: dict[str, Any]) -> int:
     prompt = 1 if given is None else given.shape[1]
     if (longest := setting("max_length")) is None:
         longest = prompt + DEFAULT_NEW_TOKENS
-        longest = min(longest, getattr(model.config, "max_position_embeddings", longest))
+        longest = min(longest, longest_context(model.config) or _UNLIMITED)
     return longest - prompt

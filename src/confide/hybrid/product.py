@@ -1,8 +1,8 @@
 """The matrix products of a private model: each is one round trip to the layer server, under one-time pads.
 
-Nothing the server computes is believed. Every answer is checked, and a wrong one is kept from the server: what is
-sent from then on is zeros under fresh masks, which are uniform numbers, in the shapes it would have got, until the
-caller has gone as far as it might have gone.
+Nothing the server computes is believed. Every answer is checked, and a wrong one is kept from the server: what is sent
+from then on is zeros under fresh masks, which are uniform numbers, in the shapes it would have got, until the caller
+has gone as far as it might have gone.
 """
 
 from collections import deque

@@ -20,9 +20,7 @@ import torch
 import uvloop
 from picows import WSListener, WSUpgradeRequest, WSUpgradeResponse, WSUpgradeResponseWithListener, ws_create_server
 
-from confide.errors import InsecureConnection
 from confide.hybrid import wire
-from confide.hybrid.address import is_loopback
 from confide.hybrid.batch import Batcher
 from confide.hybrid.conversation import Conversation
 from confide.hybrid.ledger import Ledger
@@ -175,15 +173,6 @@ def load_service(
     return LayerService(
         package.signed, package.load(), ledger, RLWE, recorder, insecure_no_licences=insecure_no_licences
     )
-
-
-def require_loopback(host: str, *, insecure_no_tls: bool) -> None:
-    """InsecureConnection for a host that is not this machine's own, unless that is allowed."""
-    if not is_loopback(host) and not insecure_no_tls:
-        raise InsecureConnection(
-            f"Serving on {host} without TLS lets anyone on the way see who asks what and when; "
-            "give --tls-cert and --tls-key (`confide tls make-local` makes them), or use a loopback host."
-        )
 
 
 def serve(

@@ -40,10 +40,29 @@ class PackageKind(StrEnum):
 
     SHELL = "hybrid-shell"
     SERVER = "hybrid-server"
+    SEALED = "sealed-model"
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What a package's JSON files are made of: nothing in them is unknown, nothing changes."""
+
+
+class _Kind(msgspec.Struct, frozen=True):
+    """The one field that the manifests of all kinds share."""
+
+    kind: PackageKind
+
+
+def read_kind(folder: Path | str) -> PackageKind:
+    """What a folder says it is; who says so is not checked. InvalidPackage where it is no package."""
+    path = Path(folder) / MANIFEST_NAME
+    try:
+        return msgspec.json.decode(read_bounded(path, MAX_MANIFEST_BYTES), type=_Kind).kind
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise InvalidPackage(
+            f"{path} does not say what kind of package this is; give a folder that `confide split` or `confide seal` "
+            "made."
+        ) from error
 
 
 class Layer(Record, frozen=True):
@@ -186,7 +205,7 @@ def read_bounded(path: Path, limit: int) -> bytes:
             content = file.read(limit + 1)
     except OSError as error:
         raise InvalidPackage(
-            f"{path} cannot be read; give the client or server folder that `confide split` made."
+            f"{path} cannot be read; give a folder that `confide split` or `confide seal` made."
         ) from error
     if len(content) > limit:
         raise InvalidPackage(f"{path} is larger than its {limit:,} bytes at most; run `confide split` again.")
@@ -194,6 +213,8 @@ def read_bounded(path: Path, limit: int) -> bytes:
 
 
 def _check(path: Path, manifest: Manifest) -> None:
+    if manifest.kind is PackageKind.SEALED:
+        _refuse(path, "a sealed model has none")
     names = [group.name for group in manifest.groups]
     layers = [layer.name for group in manifest.groups for layer in group.layers]
     if len(set(names)) < len(names) or len(set(layers)) < len(layers):

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from confide.errors import ConfideError, InsecureParameters, ModelNotSupported
 from confide.models.calibration import Moments, OnTokens, collect
+from confide.models.context import longest_context
 from confide.models.linear import forget_weights, linear_weights
 from confide.models.package import Group, Layer
 from confide.models.precision import Recipe
@@ -23,6 +24,9 @@ from confide.models.roles import LayerGroup, find_layers, require_untied
 from confide.models.server_package import row_norms
 from confide.models.source import Source
 from confide.rlwe.parameters import Parameters, Profile
+
+CALIBRATION_CONTEXT = 512
+"""Tokens at most that are run at a time when calibrating; what a layer reads hardly depends on more."""
 
 OnProgress = Callable[[str, int, int], None]
 """Called with a layer group's name when it is done, the groups done so far, and the groups there are."""
@@ -151,14 +155,16 @@ def calibrate(
     texts: Iterable[Tensor],
     progress: OnTokens | None = None,
 ) -> Moments:
-    """The moments of the groups that a recipe gives less than 8 bits; see `collect`.
+    """The moments of the groups that a recipe gives less than 8 bits; see `collect`. Long texts are run in pieces.
 
     ConfideError where there are none, for then there is nothing to gain.
     """
     few = [group for group in chosen if any(_has_few_bits(recipe, layer) for layer in group.layers)]
     if not few:
         raise ConfideError("No layer has less than 8 bits, where calibrating helps; give fewer bits, or no texts.")
-    return collect(model, few, texts, progress)
+    context = longest_context(model.config) or CALIBRATION_CONTEXT
+    windows = (part for ids in texts for part in ids.split(min(context, CALIBRATION_CONTEXT), dim=-1) if part.numel())
+    return collect(model, few, windows, progress)
 
 
 def _has_few_bits(recipe: Recipe, layer: str) -> bool:

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, TypeVar
 
 import msgspec
 
@@ -38,6 +38,7 @@ _PACKAGE_LABEL: Final = b"confide package 1\0"
 _RELEASE_LABEL: Final = b"confide release 1\0"
 
 Hex64 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{128}\Z")]
+_Signature = TypeVar("_Signature", bound=Record)
 
 
 class Signature(Record, frozen=True):
@@ -107,11 +108,16 @@ def _package_statement(manifest: bytes) -> bytes:
 
 def seal_package(folder: Path, manifest: Manifest, owner: OwnerKey) -> SignedManifest:
     """Finish a package: write its layer table with the digests of all the files that lie in it, and sign it."""
-    files = {name: file_digest(folder / name) for name in sorted(_files(folder))}
+    files = {name: file_digest(folder / name) for name in sorted(package_files(folder))}
     sealed = msgspec.structs.replace(manifest, files=files)
     signature = sign_manifest(write_manifest(folder, sealed), sealed, owner)
-    (folder / SIGNATURE_NAME).write_bytes(msgspec.json.format(msgspec.json.encode(signature), indent=1) + b"\n")
+    write_signature(folder, signature)
     return SignedManifest(sealed, signature)
+
+
+def write_signature(folder: Path, signature: Record) -> None:
+    """Put a package's signatures where `read_signature` looks for them."""
+    (folder / SIGNATURE_NAME).write_bytes(msgspec.json.format(msgspec.json.encode(signature), indent=1) + b"\n")
 
 
 def open_package(
@@ -124,15 +130,10 @@ def open_package(
     """
     folder = Path(folder)
     content = read_bounded(folder / MANIFEST_NAME, MAX_MANIFEST_BYTES)
-    signature = _read_signature(folder / SIGNATURE_NAME)
+    signature = read_signature(folder / SIGNATURE_NAME, Signature)
     owner = OwnerPublicKey.parse(signature.owner)
-    if trusted is not None and owner not in trusted:
-        raise UntrustedOwner(
-            f"{folder} is signed by an owner you do not trust, {owner.fingerprint}; compare that with the fingerprint "
-            f"which the owner published, and only if they are equal run `confide owner trust {owner}`."
-        )
-    if not owner.signed(_package_statement(content), bytes.fromhex(signature.package)):
-        raise InvalidPackage(f"{folder} was changed after its owner signed it; get the folder from its owner again.")
+    require_trusted(folder, owner, trusted)
+    require_signed(folder, owner, _package_statement(content), signature.package)
     manifest = parse_manifest(folder / MANIFEST_NAME, content)
     if manifest.kind is not kind:
         raise InvalidPackage(f"{folder} is {_OTHER[kind]} folder of the same split.")
@@ -148,10 +149,26 @@ _OTHER: Final = {
 }
 
 
-def _read_signature(path: Path) -> Signature:
+def require_trusted(folder: Path, owner: OwnerPublicKey, trusted: Container[OwnerPublicKey] | None) -> None:
+    """UntrustedOwner where a package's owner is none of those trusted; None trusts everyone."""
+    if trusted is not None and owner not in trusted:
+        raise UntrustedOwner(
+            f"{folder} is signed by an owner you do not trust, {owner.fingerprint}; compare that with the fingerprint "
+            f"which the owner published, and only if they are equal run `confide owner trust {owner}`."
+        )
+
+
+def require_signed(folder: Path, owner: OwnerPublicKey, statement: bytes, signature: str) -> None:
+    """InvalidPackage unless the owner signed the statement about this folder. signature: in hexadecimal."""
+    if not owner.signed(statement, bytes.fromhex(signature)):
+        raise InvalidPackage(f"{folder} was changed after its owner signed it; get the folder from its owner again.")
+
+
+def read_signature(path: Path, kind: type[_Signature]) -> _Signature:
+    """The signatures in a package's file. InvalidPackage where it holds no such thing."""
     content = read_bounded(path, MAX_SIGNATURE_BYTES)
     try:
-        return msgspec.json.decode(content, type=Signature)
+        return msgspec.json.decode(content, type=kind)
     except (msgspec.MsgspecError, ValueError) as error:
         raise InvalidPackage(f"{path} is not a signature; get the folder from its owner again.") from error
 
@@ -162,7 +179,7 @@ def require_files(folder: Path, manifest: Manifest) -> None:
     Surplus ones are refused, because libraries look for files by name and would read what nobody signed. Those in
     BESIDE, and names that begin with a dot, are read by nobody.
     """
-    if surplus := sorted(set(_files(folder)) - set(manifest.files)):
+    if surplus := sorted(set(package_files(folder)) - set(manifest.files)):
         raise InvalidPackage(f"{folder / surplus[0]} is not part of the package that its owner signed; remove it.")
     for name, digest in manifest.files.items():
         if file_digest(folder / name) != digest:
@@ -180,7 +197,7 @@ def file_digest(path: Path) -> str:
         raise InvalidPackage(f"{path} cannot be read; get the folder from its owner again.") from error
 
 
-def _files(folder: Path) -> Iterator[str]:
+def package_files(folder: Path) -> Iterator[str]:
     """Names, relative to the folder, of what belongs to a package or poses as if it did."""
     for entry in folder.iterdir():
         if entry.name in BESIDE | {MANIFEST_NAME, SIGNATURE_NAME} or entry.name.startswith("."):

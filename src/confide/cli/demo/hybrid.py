@@ -1,12 +1,7 @@
 """`confide demo`: private generation end to end, on this machine, with the server as a process of its own."""
 
-import json as jsonlib
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from confide.cli import output
+from confide.cli.demo.process import serving
 from confide.cli.options import Json
-from confide.errors import ServerFault
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -46,36 +41,18 @@ class DemoResult:
 
 
 def command(
+    context: typer.Context,
     prompt: Annotated[str, typer.Option(help="The text to go on from.")] = PROMPT,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate.", min=1, max=400)] = 64,
     json: Json = False,
 ) -> None:
     """Generate with a model whose every transformer matrix lives on a server that never sees the prompt."""
+    if context.invoked_subcommand is not None:
+        return
     with tempfile.TemporaryDirectory(prefix="confide-demo-") as folder:
         result = _Demo(Path(folder), prompt, max_new_tokens, show=not json).run()
     if json:
         output.result(asdict(result))
-
-
-@contextmanager
-def layer_server(package: Path, record: Path) -> Iterator[str]:
-    """A layer server in a process of its own, on a free port; yields its address and stops it in the end."""
-    arguments = ["serve", str(package), "--port", "0", "--record", str(record), "--json"]
-    process = subprocess.Popen(  # noqa: S603 - our own command
-        [sys.executable, "-m", "confide", *arguments], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        announcement = process.stdout.readline() if process.stdout else ""
-        if not announcement.startswith('{"url"'):
-            raise ServerFault("The demo's layer server did not start; run `confide serve` by hand to see why.")
-        yield jsonlib.loads(announcement)["url"]
-    finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 class _Demo:
@@ -104,8 +81,9 @@ class _Demo:
         )
         with licence_book(summary.server / "state") as book:
             _, key = book.create("demo", disclosure=None)  # here the licensee is the owner
-        with layer_server(summary.server, self._record) as url:
-            private = self._private(summary.client, url, str(owner.public), key)
+        arguments = ("serve", str(summary.server), "--port", "0", "--record", str(self._record))
+        with serving(*arguments) as server:
+            private = self._private(summary.client, server["url"], str(owner.public), key)
         self._title("3  The same model in the clear")
         clear, fp32 = self._compare(summary, source.load_model(), private)
         seen = self._what_the_server_saw()

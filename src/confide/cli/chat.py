@@ -1,0 +1,182 @@
+"""`confide chat`: talk to a confidential model, with what was verified in view."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.text import Text
+
+from confide.cli import output
+from confide.cli.options import Ca, InsecureNoTls, Json, Licence
+from confide.errors import ConfideError, KeyChanged
+
+if TYPE_CHECKING:
+    from confide.client.session import Pieces, Session
+
+HELP = (
+    "/verify  verify again, show every check   /clear  forget the conversation   /quit  leave   Ctrl-C  stop an answer"
+)
+
+
+def command(
+    url: Annotated[
+        str, typer.Argument(help="https:// for a model in a trusted environment, wss:// for a layer server.")
+    ],
+    policy: Annotated[
+        Path | None, typer.Option(help="TOML: what evidence must show; without: genuine, not debugged, up to date.")
+    ] = None,
+    simulated_root: Annotated[
+        Path | None, typer.Option(help="Root of simulated hardware, to try things out: it protects nothing.")
+    ] = None,
+    ra_tls: Annotated[
+        bool, typer.Option("--ra-tls", help="TLS ends inside the workload, whose certificate carries evidence.")
+    ] = False,
+    shell: Annotated[
+        Path | None, typer.Option(help="For a layer server: the client folder that `confide split` wrote.")
+    ] = None,
+    licence: Licence = "",
+    once: Annotated[str | None, typer.Option(help="Say this, print the answer, and leave.", metavar="TEXT")] = None,
+    system: Annotated[str, typer.Option(help="How the model should behave.", metavar="TEXT")] = "",
+    max_tokens: Annotated[int | None, typer.Option(help="Tokens of an answer at most.", min=1)] = None,
+    ca: Ca = None,
+    insecure_no_tls: InsecureNoTls = False,
+    json: Json = False,
+) -> None:
+    """Chat with a model. It is verified before anything is sent, and what was verified stays in view."""
+    if json and once is None:
+        raise typer.BadParameter("--json goes with --once")
+    from confide.client.connect import connect
+
+    evidence: dict[str, Any] = {"policy": policy, "simulated_root": simulated_root, "ra_tls": ra_tls}
+    hybrid: dict[str, Any] = {"shell": shell, "licence": licence} if shell else {}
+    if hybrid:
+        hybrid["progress"] = not json
+    with connect(url, **evidence, **hybrid, ca=ca, insecure_no_tls=insecure_no_tls) as session:
+        chat = Chat(session, system, max_tokens)
+        if json:
+            output.result({"text": "".join(chat.pieces(once or "")), **describe(session)})
+        elif once is not None:
+            output.messages.print(headline(session), soft_wrap=True)
+            chat.answer(once)
+        else:
+            output.console.print(headline(session), soft_wrap=True)
+            output.console.print(Text(HELP, "dim"))
+            chat.run(_lines())
+
+
+class Chat:
+    """One conversation at a terminal."""
+
+    def __init__(self, session: "Session", system: str = "", max_tokens: int | None = None) -> None:
+        from confide.client.conversation import Conversation
+
+        self._session = session
+        self._conversation = Conversation(system)
+        self._options = {"max_tokens": max_tokens} if max_tokens else {}
+
+    def run(self, lines: Iterable[str]) -> None:
+        """Take each line as a command or as something said, until there is no more or `/quit` comes."""
+        for line in lines:
+            text = line.strip()
+            if text == "/quit":
+                return
+            try:
+                self._take(text)
+            except ConfideError as error:
+                output.error(error, as_json=False)
+                if isinstance(error, KeyChanged):
+                    output.note("Type /verify to do that.")
+
+    def _take(self, text: str) -> None:
+        match text:
+            case "":
+                pass
+            case "/verify":
+                self._verify()
+            case "/clear":
+                self._conversation.clear()
+                output.note("The conversation is forgotten.")
+            case _ if text.startswith("/"):
+                output.note(HELP)
+            case _:
+                self._answer_until_interrupted(text)
+
+    def _answer_until_interrupted(self, text: str) -> None:
+        try:
+            self.answer(text)
+        except KeyboardInterrupt:
+            output.console.print()
+            output.note("Stopped.")
+
+    def answer(self, text: str) -> None:
+        """Print the answer as it comes."""
+        with closing(self.pieces(text)) as pieces:
+            for piece in pieces:
+                output.console.print(Text(printable(piece)), end="", soft_wrap=True)
+        output.console.print()
+
+    def pieces(self, text: str) -> "Pieces":
+        """The answer, piece by piece."""
+        return self._conversation.say(text, lambda messages: self._session.chat(messages, stream=True, **self._options))
+
+    def _verify(self) -> None:
+        from confide.cli.attest import show
+        from confide.client.enclave import EnclaveSession
+
+        if isinstance(self._session, EnclaveSession):
+            show(self._session.verify())
+        output.console.print(Text(str(self._session.trust)), soft_wrap=True)
+        output.console.print(headline(self._session), soft_wrap=True)
+
+
+def headline(session: "Session") -> Text:
+    """What protects this conversation, in one line."""
+    about = describe(session)
+    line = Text()
+    if about["simulated"]:
+        line.append("SIMULATED, nothing is protected", "bold red")
+    else:
+        line.append("verified" if about["verified"] else "encrypted", "bold green")
+    for name in ("tee", "root", "protection", "model", "model_digest"):
+        if about[name]:
+            line.append(f"   {name.replace('_', ' ')} ", "dim").append(about[name])
+    return line
+
+
+def describe(session: "Session") -> dict[str, Any]:
+    """The same for machines. verified: by evidence; a hybrid server has none, and its every answer is checked."""
+    from confide.client.enclave import EnclaveSession
+    from confide.client.trust import root_of
+
+    about = {"protection": session.trust.protection, "model": session.model}
+    if not isinstance(session, EnclaveSession):
+        return {"verified": False, "simulated": False, "tee": "", "root": "", "model_digest": "", **about}
+    result = session.result
+    return {
+        "verified": result.trusted,
+        "simulated": result.simulated,
+        "tee": result.family.value,
+        "root": root_of(result),
+        "model_digest": session.model_digest,
+        **about,
+    }
+
+
+def printable(text: str) -> str:
+    """Without control characters, by which a model could do things to the terminal."""
+    return "".join(letter for letter in text if letter.isprintable() or letter in "\n\t")
+
+
+def _lines() -> Iterator[str]:
+    """What is typed; an interrupted line is dropped. With the keys of a shell where Python has readline."""
+    with suppress(ImportError):
+        import readline  # noqa: F401 - input() uses it once it is imported
+    while True:
+        try:
+            yield input("\nyou> ")
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            output.note("Type /quit to leave.")

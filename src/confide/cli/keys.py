@@ -1,0 +1,324 @@
+"""`confide keys`: a model owner's keys, who gets them, and the log of who asked."""
+
+import os
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import typer
+from rich.text import Text
+
+from confide.cli import output
+from confide.cli.options import InsecureNoTls, Json
+from confide.cli.serve import LogFormat, log_to_standard_error
+from confide.cli.tee import WARNING
+from confide.errors import InvalidPolicy, KeyStoreError, MalformedEvidence
+from confide.home import home, make_home
+from confide.loopback import require_loopback
+
+if TYPE_CHECKING:
+    from confide.attest.policy import AnyPolicy
+    from confide.enclave.key_release.appraisal import Appraiser, Gather
+    from confide.enclave.key_release.log import Entry
+    from confide.enclave.key_release.store import KeyStore, StoredKey
+    from confide.models.sealed.key import ModelKey
+
+PASSPHRASE_VARIABLE = "CONFIDE_KEYS_PASSPHRASE"  # noqa: S105 - where it is, not what it is
+MAX_FILE_BYTES = 1 << 20
+
+app = typer.Typer(name="keys", help="Release model keys to attested workloads.", no_args_is_help=True)
+log = typer.Typer(name="log", help="The log of who asked for keys, and what was decided.", no_args_is_help=True)
+app.add_typer(log)
+
+Folder = Annotated[
+    Path | None, typer.Option("--folder", help="Where keys and log lie; keys in your Confide folder if not.")
+]
+KeyIdArgument = Annotated[str, typer.Argument(help="The key's id, as `confide keys list` shows it.", metavar="ID")]
+
+
+@app.command("add")
+def add(
+    key: Annotated[Path, typer.Argument(help="The model key that the model was sealed with.", metavar="KEYFILE")],
+    policy: Annotated[Path, typer.Option(help="TOML: what a workload's evidence must show to get the key.")],
+    package: Annotated[Path | None, typer.Option(help="The sealed package of the model that the key is for.")] = None,
+    model_digest: Annotated[
+        str | None, typer.Option(help="Digest of the sealed model instead: 64 hexadecimal digits.")
+    ] = None,
+    simulated_root: Annotated[
+        Path | None,
+        typer.Option(help="For a simulated policy: the root that it trusts. Never for a model of any value."),
+    ] = None,
+    folder: Folder = None,
+    json: Json = False,
+) -> None:
+    """Keep a model's key, encrypted, and bind it to a policy. A broker that runs already knows it at once."""
+    from confide.enclave.key_release.store import Conditions
+    from confide.models.sealed.key import ModelKey
+
+    root = _certificate(simulated_root) if simulated_root else None
+    model_key = ModelKey.read(key)
+    digest = _digest_of(package, model_key) if package else model_digest
+    if digest is None or (package and model_digest):
+        raise typer.BadParameter("give either --package or --model-digest")
+    conditions = Conditions(digest.lower(), _policy(policy), root)
+    stored = _store(folder, make=True).add(model_key, conditions, datetime.now(UTC))
+    if root:
+        output.messages.print(f"[bold red]{WARNING}[/]")
+    if json:
+        output.result(_described(stored))
+    else:
+        output.console.print(
+            f"Key [bold]{stored.key.id}[/] is kept, for model {conditions.model_digest[:16]}.", soft_wrap=True
+        )
+        output.console.print(Text(f"Released where: {conditions.policy}"), soft_wrap=True)
+
+
+def _digest_of(package: Path, key: "ModelKey") -> str:
+    """The digest of a sealed model that a trusted owner signed, once it is sure that the key is that model's."""
+    from confide.models.sealed.package import SealedPackage
+    from confide.models.trust import trusted_owners
+
+    return SealedPackage.open(package, trusted_owners()).unlock(key).manifest.model_digest
+
+
+@app.command("list")
+def list_keys(folder: Folder = None, json: Json = False) -> None:
+    """List the keys and the policies they are bound to."""
+    keys = _store(folder).all()
+    if json:
+        output.result({"keys": [_described(stored) for stored in keys]})
+        return
+    for stored in keys:
+        conditions = stored.conditions
+        facts = f"[bold]{stored.key.id}[/]  model {conditions.model_digest[:16]}  added {stored.added:%Y-%m-%d}"
+        output.console.print(facts, soft_wrap=True)
+        style = "red" if conditions.simulated_root is not None else ""
+        output.console.print(Text(f"    {conditions.policy}", style), soft_wrap=True)
+    if not keys:
+        output.note("No key is kept yet; `confide keys add` adds one.")
+
+
+@app.command("remove")
+def remove(identity: KeyIdArgument, folder: Folder = None, json: Json = False) -> None:
+    """Forget a key: it is not released any more, from now on. Workloads that have it keep it."""
+    _store(folder).remove(identity)
+    if json:
+        output.result({"removed": identity})
+    else:
+        output.console.print(f"Key [bold]{identity}[/] is forgotten. Copies in your backups are not.")
+
+
+@app.command("serve")
+def serve(
+    policy: Annotated[
+        Path | None, typer.Option(help="TOML: what every workload must show, besides the policy of its key.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = 8471,
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="PEM file of the broker's certificate chain; with it, --host may be public.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file of the certificate's private key.")] = None,
+    attestation_key: Annotated[
+        list[str] | None,
+        typer.Option(help="SHA-256 of a TPM's attestation key (DER) that you enrolled; may be repeated."),
+    ] = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Ask no vendor for collateral; workloads must send theirs along.")
+    ] = False,
+    log_format: Annotated[
+        LogFormat, typer.Option("--log", help="Log lines for people or for machines.")
+    ] = LogFormat.TEXT,
+    folder: Folder = None,
+    insecure_no_tls: InsecureNoTls = False,
+    json: Json = False,
+) -> None:
+    """Release keys to workloads whose evidence satisfies their policies. Each decision is logged before it leaves."""
+    if (tls_cert is None) != (tls_key is None):
+        raise typer.BadParameter("give both --tls-cert and --tls-key")
+    from confide.enclave.api.server import serve_app
+    from confide.enclave.key_release.app import CONNECTIONS, key_broker_app
+    from confide.enclave.key_release.broker import Broker
+    from confide.enclave.key_release.log import AuditLog
+    from confide.hybrid.tls import server_context
+
+    log_to_standard_error(log_format)
+    tls = server_context(tls_cert, tls_key) if tls_cert and tls_key else None
+    if tls is None:
+        require_loopback(host, insecure_no_tls=insecure_no_tls)
+    appraiser = _appraiser(policy, attestation_key or [], offline=offline)
+    store = _store(folder)
+    keys = store.all()
+    audit = AuditLog(_folder(folder), datetime.now(UTC))
+    simulated = [stored.key.id for stored in keys if stored.conditions.simulated_root is not None]
+    if simulated:
+        output.messages.print(f"[bold red]{WARNING}[/] Keys released to it: {', '.join(simulated)}")
+
+    def ready(url: str) -> None:
+        if json:
+            output.result({"url": url, "keys": len(keys), "simulated": len(simulated), "log_head": audit.head})
+            return
+        counted = f"{len(keys)} key{'' if len(keys) == 1 else 's'}"
+        output.console.print(f"Releasing {counted} at [bold]{url}[/]   Ctrl-C stops")
+        output.console.print(f"Head of the log  {audit.head}", soft_wrap=True)
+
+    try:
+        serve_app(key_broker_app(Broker(store, audit, appraiser)), host, port, tls, ready, CONNECTIONS)
+    finally:
+        audit.close()
+
+
+@log.command("verify")
+def verify_log(
+    head: Annotated[
+        str | None, typer.Option(help="The head that an earlier run of this printed: finds lines cut off since then.")
+    ] = None,
+    folder: Folder = None,
+    json: Json = False,
+) -> None:
+    """Check that no line of the log was changed, removed or moved.
+
+    Lines cut off at the end, or a log written anew, show only against a head that you kept elsewhere: give it with
+    --head.
+    """
+    from confide.enclave.key_release.log import LOG_NAME, verify
+
+    chain = verify(_folder(folder) / LOG_NAME, None if head is None else head.strip().lower())
+    if json:
+        output.result({"intact": True, "entries": chain.entries, "head": chain.head, "torn_bytes": chain.torn})
+        return
+    output.console.print(f"[bold green]intact[/]: {chain.entries:,} entries")
+    output.console.print(f"Head  [bold]{chain.head}[/]", soft_wrap=True)
+    if chain.torn:
+        output.note(f"The last {chain.torn} bytes are a line torn by a crash; `confide keys serve` will cut it off.")
+    if head is None:
+        output.note("Keep the head on another machine. With --head HEAD, lines cut off at the end are found too.")
+
+
+@log.command("show")
+def show_log(
+    last: Annotated[int | None, typer.Option(help="Only the last so many entries.", min=1)] = None,
+    folder: Folder = None,
+    json: Json = False,
+) -> None:
+    """Show who asked for which key, what was decided, and why. Checks the log on the way."""
+    from collections import deque
+
+    from confide.enclave.key_release.log import LOG_NAME, LogReader
+
+    entries = deque((line.entry for line in LogReader(_folder(folder) / LOG_NAME)), maxlen=last)
+    if json:
+        output.result({"entries": [msgspec.to_builtins(entry) for entry in entries]})
+        return
+    for entry in entries:
+        output.console.print(_headline(entry), soft_wrap=True)
+        for check in entry.failed:
+            reason = f"    {check.code}: expected {check.expected}, saw {check.seen}"
+            output.console.print(Text(_printable(reason)), soft_wrap=True)
+    if not entries:
+        output.note("Nobody has asked yet.")
+
+
+def _headline(entry: "Entry") -> Text:
+    line = Text(f"{entry.at:%Y-%m-%d %H:%M:%S} UTC  ")
+    if entry.event == "recovered":
+        return line.append(f"{entry.recovered} bytes of a line torn by a crash were cut off", "dim")
+    line.append(f"{entry.event:<8}", "green" if entry.event == "released" else "red")
+    line.append(f"  key {entry.key}  asked by {_printable(entry.peer)}")
+    return line.append("  SIMULATED", "bold red") if entry.simulated else line
+
+
+def _printable(text: str) -> str:
+    """What strangers wrote, without what a terminal would obey."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
+def _described(stored: "StoredKey") -> dict[str, Any]:
+    from confide.attest.policy_toml import to_toml
+
+    conditions = stored.conditions
+    return {
+        "key": stored.key.id,
+        "model_digest": conditions.model_digest,
+        "policy": to_toml(conditions.policy),
+        "simulated": conditions.simulated_root is not None,
+        "added": stored.added.isoformat(),
+    }
+
+
+# -- what the options name ---------------------------------------------------------------------------------------
+
+
+def _folder(folder: Path | None) -> Path:
+    return folder or home() / "keys"
+
+
+def _store(folder: Path | None, *, make: bool = False) -> "KeyStore":
+    from confide.enclave.key_release.store import KeyStore
+
+    place = _folder(folder)
+    if KeyStore.exists(place) or not make:
+        return KeyStore.open(place, _passphrase)
+    if folder is None:
+        make_home()
+    return KeyStore.create(place, _passphrase(new=True))
+
+
+def _passphrase(*, new: bool = False) -> str:
+    if passphrase := os.environ.get(PASSPHRASE_VARIABLE):
+        return passphrase
+    if not sys.stdin.isatty():
+        raise KeyStoreError(f"Model keys are kept under a passphrase; set {PASSPHRASE_VARIABLE}, or use a terminal.")
+    text = "New passphrase for model keys" if new else "Passphrase of the model keys"
+    entered: str = typer.prompt(text, hide_input=True, confirmation_prompt=new, err=True)
+    return entered
+
+
+def _policy(path: Path) -> "AnyPolicy":
+    from confide.attest.policy_toml import any_policy_from_toml
+
+    try:
+        return any_policy_from_toml(_read(path).decode())
+    except UnicodeDecodeError:
+        raise InvalidPolicy(f"{path} is no text; a policy is a TOML file.") from None
+
+
+def _certificate(path: Path) -> bytes:
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    from confide.attest.chain import read_certificate
+
+    return read_certificate(_read(path), "simulated root").public_bytes(Encoding.DER)
+
+
+def _appraiser(policy: Path | None, attestation_keys: list[str], *, offline: bool) -> "Appraiser":
+    from confide.attest.roots import ProductionRoots
+    from confide.attest.verifier import Verifier
+    from confide.enclave.key_release.appraisal import Appraiser, no_collateral
+
+    verifier = Verifier(ProductionRoots(attestation_keys=frozenset(attestation_keys)))
+    gather = no_collateral if offline else _from_vendors()
+    return Appraiser(verifier, gather, _policy(policy) if policy else None)
+
+
+def _from_vendors() -> "Gather":
+    from functools import partial
+
+    from confide.attest.collateral_cache import CollateralCache
+    from confide.attest.collateral_lookup import find_collateral
+    from confide.client.collateral_fetch import fetcher
+
+    return partial(find_collateral, CollateralCache(make_home() / "collateral", fetcher()))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise typer.BadParameter(f"{path} cannot be read ({error.strerror})") from None
+    if len(data) > MAX_FILE_BYTES:
+        raise MalformedEvidence(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB; give the file that was asked for.")
+    return data

@@ -1,0 +1,44 @@
+"""`confide quantize`: a model as one GGUF file for llama.cpp."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from confide.cli import output
+from confide.cli.options import Json
+from confide.models.gguf.types import GgufType
+
+
+def command(
+    model: Annotated[str, typer.Argument(help="`demo`, a local Hugging Face folder, or a hub id.")],
+    out: Annotated[Path, typer.Option(help="The GGUF file to write.", dir_okay=False)],
+    type: Annotated[GgufType, typer.Option(help="16, 8.5, 5.5 or 4.5 bits a weight.")] = GgufType.Q8_0,
+    json: Json = False,
+) -> None:
+    """Write a GPT-2 or Llama model as GGUF, in fewer bits."""
+    from confide.models.gguf.write import write_gguf
+    from confide.models.source import open_model
+
+    output.quiet_transformers()
+    source = open_model(model)
+    with output.messages.status("reading the model") as status:
+        summary = write_gguf(source, out, type, lambda done, total: status.update(f"wrote {done} of {total} tensors"))
+    if json:
+        output.result(
+            {
+                "file": str(summary.path),
+                "type": summary.type.value,
+                "tensors": summary.tensors,
+                "parameters": summary.parameters,
+                "bytes": summary.size,
+                "wider": list(summary.wider),
+            }
+        )
+        return
+    output.console.print(
+        f"Wrote {summary.parameters:,} parameters as {summary.type}: {output.megabytes(summary.size)} "
+        f"in [bold]{summary.path}[/]"
+    )
+    if summary.wider:
+        output.note(f"{len(summary.wider)} matrices have more bits, such as {summary.wider[0]}.")

@@ -1,0 +1,74 @@
+"""Asking a workload for evidence, and what is verified of it at present."""
+
+import secrets
+from collections.abc import Callable
+from datetime import UTC, datetime
+from threading import Lock
+from typing import Final
+
+import httpx
+
+from confide.attest.wire import MAX_ATTESTED_BYTES, Attested
+from confide.client.hop import MAX_REFUSAL_BYTES, read_bounded, refusal, sending
+from confide.client.relying_party import RelyingParty, Verified
+from confide.errors import KeyChanged
+
+PATH: Final = "/attestation"
+NONCE_BYTES: Final = 32
+
+
+def fetch_attestation(http: httpx.Client, url: str, nonce: str) -> Attested:
+    """What the workload at this address shows for a nonce in hexadecimal.
+
+    MalformedEvidence, ConnectionLost, GatewayError. No redirect is followed, and a reply that is too large is not read.
+    """
+    request = http.build_request("GET", url + PATH, params={"nonce": nonce})
+    with sending():
+        response = http.send(request, stream=True, follow_redirects=False)
+    try:
+        if response.status_code != httpx.codes.OK:
+            raise refusal(response.status_code, read_bounded(response, MAX_REFUSAL_BYTES))
+        return Attested.decode(read_bounded(response, MAX_ATTESTED_BYTES))
+    finally:
+        response.close()
+
+
+def verify_workload(http: httpx.Client, url: str, party: RelyingParty) -> Verified:
+    """Ask with a fresh nonce and appraise the answer now. AttestationError where it is not to be trusted."""
+    nonce = secrets.token_hex(NONCE_BYTES)
+    return party.appraise(fetch_attestation(http, url, nonce), nonce, datetime.now(UTC))
+
+
+class Standing:
+    """What is verified of a workload: nothing any more once it has another key, until it is verified again."""
+
+    def __init__(self, verify: Callable[[], Verified]) -> None:
+        """Verifies it for the first time."""
+        self._verify = verify
+        self._lock = Lock()
+        self._current: Verified | None = None
+        self.last = self.renew()
+        """The last that held, for showing it; `current` is for relying on it."""
+
+    @property
+    def current(self) -> Verified:
+        """What may be relied on. KeyChanged where there is nothing."""
+        with self._lock:
+            if self._current is None:
+                raise KeyChanged("The workload is not verified any more; nothing is sent until verify() succeeds.")
+            return self._current
+
+    def renew(self) -> Verified:
+        """Verify it again. Until that has succeeded, nothing may be relied on."""
+        with self._lock:
+            self._current = None
+        verified = self._verify()
+        with self._lock:
+            self._current = self.last = verified
+        return verified
+
+    def withdraw(self, verified: Verified) -> None:
+        """Rely on this no more. A verification that came later stands."""
+        with self._lock:
+            if self._current is verified:
+                self._current = None

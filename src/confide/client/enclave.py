@@ -1,0 +1,213 @@
+"""A session with a model inside a trusted execution environment: verified first, and only then sent anything."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Self, cast
+from urllib.parse import urlsplit
+
+import httpx
+
+from confide.attest.policy import AnyPolicy
+from confide.attest.result import AttestationResult
+from confide.client.attested import Standing, verify_workload
+from confide.client.hop import TIMEOUT, server_address, tls_context
+from confide.client.ra_tls import AsyncAttestedTlsTransport, AttestedTlsTransport, unauthenticated_context
+from confide.client.relying_party import RelyingParty
+from confide.client.session import Pieces, Session
+from confide.client.transport import AsyncSealedTransport, SealedTransport
+from confide.client.trust import SEALED, TLS, enclave_trust
+from confide.errors import (
+    ConfideError,
+    InsecureConnection,
+    ProtocolError,
+    ServerBusy,
+    ServerFault,
+    WrongMode,
+    error_class,
+)
+from confide.trust import TrustStatement
+
+if TYPE_CHECKING:
+    from openai import APIError, AsyncOpenAI, OpenAI
+
+_INSIDE: Final = "http://workload.invalid"
+"""Stands for the workload above the sealed channel; the name is never looked up."""
+_NO_API_KEY: Final = "none"
+_OPENAI_CODES: Final = {"context_length_exceeded": "prompt-too-long", "model_not_found": "unknown-model"}
+"""OpenAI's words for what has a code in `confide.errors`."""
+
+
+class EnclaveSession(Session):
+    """A session whose requests are encrypted to a key that the user's policy has accepted.
+
+    Opening one verifies the workload and raises AttestationRefused where the policy does not accept it. When the
+    workload says that it has another key, everything is refused with KeyChanged until `verify` succeeds. Nothing is
+    sent a second time unasked: the clients of the OpenAI SDK are made with max_retries=0, since a cut or changed answer
+    is something to know about, and errors of the channel come through them as they are.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        policy: AnyPolicy | Path | str | None = None,
+        simulated_root: Path | str | None = None,
+        attestation_keys: Iterable[str] = (),
+        ca: Path | str | None = None,
+        ra_tls: bool = False,
+        insecure_no_tls: bool = False,
+    ) -> None:
+        """url: where the workload or its gateway is. policy, simulated_root, attestation_keys: see RelyingParty.
+
+        ca: PEM file of the authorities to trust for TLS that ends at a gateway; the system's without. ra_tls: TLS ends
+        inside the workload, and its certificate's evidence takes the place of an authority; requests then go through
+        that alone, where they are otherwise sealed to the workload's key whatever is in between.
+        insecure_no_tls: allow http beyond this machine, where requests are sealed as everywhere.
+        """
+        self.url = server_address(url, insecure_no_tls=insecure_no_tls)
+        if ra_tls and urlsplit(self.url).scheme != "https":
+            raise InsecureConnection(f"{url} is not an https address, and RA-TLS is TLS; write https://host:port.")
+        if ra_tls and ca:
+            raise WrongMode("RA-TLS trusts evidence and no authority; leave ca out, or connect without ra_tls.")
+        self._party = RelyingParty.configure(policy, simulated_root, attestation_keys)
+        self._ra_tls = ra_tls
+        self._tls = unauthenticated_context() if ra_tls else tls_context(self.url, ca)
+        self._http = httpx.Client(verify=self._tls, timeout=TIMEOUT, trust_env=False)
+        try:
+            self._standing = Standing(lambda: verify_workload(self._http, self.url, self._party))
+        except BaseException:
+            self._http.close()
+            raise
+
+    def __repr__(self) -> str:
+        return f"EnclaveSession({self.url!r}, {self.result.family.value})"
+
+    @property
+    def result(self) -> AttestationResult:
+        """Every check of the last verification that held."""
+        return self._standing.last.result
+
+    @property
+    def model_digest(self) -> str:
+        """SHA-256 of the model, as the verified statement names it; empty where it names none."""
+        return self._standing.last.statement.model_digest
+
+    @property
+    def trust(self) -> TrustStatement:
+        """Who can see prompt, weights and output, under which assumption."""
+        return enclave_trust(self.result, TLS if self._ra_tls else SEALED)
+
+    def verify(self) -> AttestationResult:
+        """Verify the workload again, with a new nonce, and rely on the key that it has now.
+
+        AttestationRefused where it is not trusted any more; the session then refuses everything.
+        """
+        return self._standing.renew().result
+
+    @cached_property
+    def model(self) -> str:
+        """The first model that the workload serves, by the name that its API takes."""
+        with _typed_errors():
+            served = self.openai.models.list().data
+        if not served:
+            raise ProtocolError("The workload serves no model; ask its operator.")
+        return served[0].id
+
+    @cached_property
+    def openai(self) -> "OpenAI":
+        """The OpenAI SDK's client. Its base_url is inside the channel."""
+        from openai import OpenAI
+
+        transport = (
+            AttestedTlsTransport(self._party, self._standing)
+            if self._ra_tls
+            else SealedTransport(self._http, self.url, self._standing)
+        )
+        http: Any = httpx.Client(
+            transport=transport, timeout=TIMEOUT
+        )  # the SDK types httpx's successor, and takes both
+        return OpenAI(api_key=_NO_API_KEY, base_url=self._base_url, http_client=http, max_retries=0)
+
+    @cached_property
+    def async_openai(self) -> "AsyncOpenAI":
+        """The same for asyncio; close it with `aclose`, or use the session in an `async with` statement."""
+        from openai import AsyncOpenAI
+
+        transport = (
+            AsyncAttestedTlsTransport(self._party, self._standing)
+            if self._ra_tls
+            else AsyncSealedTransport(self._async_http, self.url, self._standing)
+        )
+        http: Any = httpx.AsyncClient(transport=transport, timeout=TIMEOUT)
+        return AsyncOpenAI(api_key=_NO_API_KEY, base_url=self._base_url, http_client=http, max_retries=0)
+
+    @cached_property
+    def _async_http(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(verify=self._tls, timeout=TIMEOUT, trust_env=False)
+
+    @property
+    def _base_url(self) -> str:
+        return f"{self.url if self._ra_tls else _INSIDE}/v1"
+
+    def generate(self, text: str, **options: Any) -> str:
+        """How the text goes on. options: those of the OpenAI API's completions, such as max_tokens or temperature."""
+        with _typed_errors():
+            made = self.openai.completions.create(**{"model": self.model, **options, "prompt": text})
+        return str(made.choices[0].text)
+
+    def _answer(self, messages: list[dict[str, str]], options: dict[str, Any]) -> str:
+        with _typed_errors():
+            made = self.openai.chat.completions.create(**{"model": self.model, **options, "messages": messages})
+        return made.choices[0].message.content or ""
+
+    def _stream(self, messages: list[dict[str, str]], options: dict[str, Any]) -> Pieces:
+        with _typed_errors():
+            request = {"model": self.model, **options, "messages": messages, "stream": True}
+            with self.openai.chat.completions.create(**request) as chunks:
+                yield from (text for chunk in chunks if chunk.choices and (text := chunk.choices[0].delta.content))
+
+    def close(self) -> None:
+        """Close the connections of everything but `async_openai`."""
+        if "openai" in vars(self):
+            self.openai.close()
+        self._http.close()
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        self.close()
+        if "async_openai" in vars(self):
+            await self.async_openai.close()
+        if "_async_http" in vars(self):
+            await self._async_http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+
+@contextmanager
+def _typed_errors() -> Iterator[None]:
+    """What the workload's API says is wrong, as typed errors. It came through the channel, so it is the workload's."""
+    from openai import APIError
+
+    try:
+        yield
+    except APIError as error:
+        raise _typed(error) from error
+
+
+def _typed(error: "APIError") -> ConfideError:
+    status = cast(int | None, getattr(error, "status_code", None))
+    body = error.body if isinstance(error.body, dict) else {}
+    message = f"The workload says: {body.get('message') or error.message}"
+    kind = error_class(_OPENAI_CODES.get(str(error.code), str(error.code)))
+    if kind is not ProtocolError:
+        return kind(message)
+    if status == httpx.codes.TOO_MANY_REQUESTS:
+        return ServerBusy(message)
+    broken = status is None or status >= httpx.codes.INTERNAL_SERVER_ERROR
+    return (ServerFault if broken else ProtocolError)(message)

@@ -1,0 +1,176 @@
+"""The outer hop: plain HTTP to whatever listens at the address, which is believed in nothing.
+
+What it says with its status is turned into a typed error here, and never into an answer of the workload's.
+"""
+
+import ssl
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+from urllib.parse import urlsplit
+
+import httpx
+import msgspec
+
+from confide.errors import (
+    ChannelBroken,
+    ChannelRefused,
+    ConfideError,
+    ConnectionLost,
+    GatewayError,
+    InsecureConnection,
+    KeyChanged,
+    ServerBusy,
+    ServerSilent,
+    UntrustedCertificate,
+)
+from confide.hybrid.tls import client_context
+from confide.loopback import is_loopback
+
+CONNECT_SECONDS: Final = 10.0
+ANSWER_SECONDS: Final = 120.0
+"""How long any single wait for the other side may be where the caller says nothing else."""
+TIMEOUT: Final = httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS)
+MAX_REFUSAL_BYTES: Final = 64 << 10
+_BUSY: Final = (429, 503)
+_CHANNEL_ERRORS: Final[Mapping[str, tuple[type[ConfideError], str]]] = MappingProxyType(
+    {
+        KeyChanged.code: (
+            KeyChanged,
+            "The workload has another key than the one that was verified. Nothing was answered, and nothing more is "
+            "sent until it is verified again: call verify().",
+        ),
+        ChannelRefused.code: (
+            ChannelRefused,
+            "The workload did not take the request: it came twice or too late, or this machine's clock is wrong. Check "
+            "the clock, and send it again.",
+        ),
+        ChannelBroken.code: (
+            ChannelBroken,
+            "The request was changed or cut on its way to the workload. Send it again, and find out what is in between "
+            "if that recurs.",
+        ),
+    }
+)
+
+
+class _Error(msgspec.Struct, frozen=True):
+    code: str
+
+
+class _Refusal(msgspec.Struct, frozen=True):
+    error: _Error
+
+
+def server_address(url: str, *, insecure_no_tls: bool = False) -> str:
+    """The address without a slash at its end. InsecureConnection for http beyond this machine, unless allowed."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ConnectionLost(f"{url!r} is not the address of a server; write https://host:port.")
+    if parts.scheme == "http" and not insecure_no_tls and not is_loopback(parts.hostname):
+        raise InsecureConnection(
+            f"{url} is not an https address; prompts would be encrypted all the same, but when and how much you ask "
+            "would show. Use https, or allow it with insecure_no_tls."
+        )
+    return url.rstrip("/")
+
+
+def tls_context(url: str, ca: Path | str | None) -> ssl.SSLContext | bool:
+    """What to trust at this address; loading the system's authorities takes a while and http needs none."""
+    return client_context(ca) if urlsplit(url).scheme == "https" else False
+
+
+@contextmanager
+def sending() -> Iterator[None]:
+    """Errors of getting a request there and the answer's head back, as typed errors."""
+    try:
+        yield
+    except httpx.TimeoutException as error:
+        raise _silent() from error
+    except httpx.TransportError as error:
+        if _caused_by(error, ssl.SSLCertVerificationError):
+            raise UntrustedCertificate(
+                "The server's certificate is not trusted; give the authority's certificate with ca, or check the "
+                "address."
+            ) from error
+        raise ConnectionLost(f"The server cannot be reached ({error}); check the address and the network.") from error
+
+
+@contextmanager
+def receiving() -> Iterator[None]:
+    """The same for an answer that has begun: where it ends early, it was cut."""
+    try:
+        yield
+    except httpx.TimeoutException as error:
+        raise _silent() from error
+    except httpx.TransportError as error:
+        raise ChannelBroken(
+            "The connection broke in the middle of an answer; what came before may be incomplete. Send it again."
+        ) from error
+
+
+def refusal(status: int, body: bytes) -> ConfideError:
+    """What a status other than 200 means. body: as far as it was read; its words are nobody's, so none is repeated."""
+    try:
+        code = msgspec.json.decode(body, type=_Refusal).error.code
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        code = ""
+    if code in _CHANNEL_ERRORS:
+        kind, message = _CHANNEL_ERRORS[code]
+        return kind(message)
+    if status in _BUSY:
+        return ServerBusy(f"The server is busy (status {status}); try again in a moment.")
+    reason = httpx.codes.get_reason_phrase(status)
+    return GatewayError(
+        f"The server answered {status} {reason} without passing the request on; check the address, and what stands "
+        "before the workload."
+    )
+
+
+class Bounded:
+    """Collects a body that should be small and quick, for at most ANSWER_SECONDS."""
+
+    def __init__(self, limit: int) -> None:
+        """limit: in bytes. Of a larger body there will be a little more than that."""
+        self._limit, self._until = limit, time.monotonic() + ANSWER_SECONDS
+        self.content = bytearray()
+
+    def add(self, part: bytes) -> bool:
+        """Whether more may come. ServerSilent where it took too long."""
+        if time.monotonic() > self._until:
+            raise _silent()
+        self.content += part
+        return len(self.content) <= self._limit
+
+
+def read_bounded(response: httpx.Response, limit: int) -> bytes:
+    """The body of a streamed answer, or somewhat more than its first `limit` bytes."""
+    body = Bounded(limit)
+    with receiving():
+        for part in response.iter_bytes():
+            if not body.add(part):
+                break
+    return bytes(body.content)
+
+
+async def aread_bounded(response: httpx.Response, limit: int) -> bytes:
+    """The same for asyncio."""
+    body = Bounded(limit)
+    with receiving():
+        async for part in response.aiter_bytes():
+            if not body.add(part):
+                break
+    return bytes(body.content)
+
+
+def _silent() -> ServerSilent:
+    return ServerSilent("The server took too long; try again, or allow more time.")
+
+
+def _caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:
+    while error is not None and not isinstance(error, kind):
+        error = error.__cause__ or error.__context__
+    return error is not None

@@ -1,0 +1,153 @@
+"""Who decides whether a workload is trusted: the roots, the user's policy, and where collateral comes from."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Self
+
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from confide.attest.chain import read_certificate
+from confide.attest.claims import Claims
+from confide.attest.collateral import Collateral
+from confide.attest.collateral_cache import CollateralCache
+from confide.attest.collateral_lookup import find_collateral
+from confide.attest.evidence import Evidence, Family
+from confide.attest.policy import AnyPolicy, Policy, SimulatedPolicy
+from confide.attest.policy import appraise as appraise_claims
+from confide.attest.policy_toml import policy_from_toml, simulated_policy_from_toml
+from confide.attest.requirements import Fresh
+from confide.attest.result import AttestationResult, Check
+from confide.attest.roots import ProductionRoots, SimulatedRoots
+from confide.attest.statement import Statement
+from confide.attest.verifier import Verifier
+from confide.attest.wire import Attested
+from confide.client.collateral_fetch import fetcher
+from confide.enclave.channel.keys import KEY_PURPOSE, ChannelPublicKey
+from confide.errors import AttestationError, AttestationRefused, ChannelRefused, InvalidPolicy
+from confide.home import make_home
+
+Gather = Callable[[Evidence], Collateral]
+"""Gets collateral for evidence that came without; an AttestationError where there is none to be had."""
+
+
+@dataclass(frozen=True)
+class Verified:
+    """A workload that the policy accepts. collateral: what its evidence was verified with."""
+
+    key: ChannelPublicKey
+    statement: Statement
+    result: AttestationResult
+    collateral: Collateral
+
+
+@dataclass(frozen=True)
+class RelyingParty:
+    """The user, as RFC 9334 calls whoever acts on a verdict."""
+
+    verifier: Verifier
+    policy: AnyPolicy
+    gather: Gather
+
+    @classmethod
+    def configure(
+        cls,
+        policy: AnyPolicy | Path | str | None = None,
+        simulated_root: Path | str | None = None,
+        attestation_keys: Iterable[str] = (),
+    ) -> Self:
+        """Under the vendors' roots, or under a simulated root (a PEM file) and nothing else.
+
+        policy: itself or a TOML file; without one, what `DEFAULT` in attest/policy asks for. It has to be of the
+        roots' kind, InvalidPolicy otherwise. attestation_keys: see ProductionRoots.
+        """
+        enrolled = frozenset(attestation_keys)
+        if simulated_root is None:
+            return cls(Verifier(ProductionRoots(enrolled)), _production(policy), _from_vendors)
+        root = read_certificate(_read(simulated_root), "simulated root").public_bytes(Encoding.DER)
+        roots = SimulatedRoots(dict.fromkeys(Family, root), enrolled)
+        return cls(Verifier(roots), _simulated(policy), lambda _: Collateral())
+
+    def appraise(self, attested: Attested, nonce: str, now: datetime) -> Verified:
+        """AttestationRefused, with every check that failed, unless the hardware signed a statement made for this nonce.
+
+        Beyond what the policy asks for, that statement must hold a channel key.
+        """
+        evidence, statement = attested.evidence.thaw(), attested.statement
+        policy = replace(self.policy, requirements=(*self.policy.requirements, Fresh(nonce)))
+        try:
+            collateral = self._collateral(attested, evidence)
+        except AttestationError as error:
+            raise refused(appraise_claims(error, policy, now, family=evidence.family)) from error
+        result = self.verifier.appraise(evidence, collateral, policy, now, statement=statement)
+        key = _channel_key(statement)
+        seen = key.id.hex() if key else "none"
+        check = Check("channel-key", "a key to encrypt to, in the statement", seen, key is not None)
+        result = replace(result, checks=(*result.checks, check))
+        if key is None or not result.trusted:
+            raise refused(result)
+        return Verified(key, statement, result, collateral)
+
+    def verify(self, evidence: Evidence, collateral: Collateral, now: datetime) -> Claims:
+        """The claims of evidence that holds under the same roots, whatever the policy says of them."""
+        return self.verifier.verify(evidence, collateral, now)
+
+    def _collateral(self, attested: Attested, evidence: Evidence) -> Collateral:
+        sent = attested.collateral.thaw()
+        return sent if sent.documents or sent.members else self.gather(evidence)
+
+
+def refused(result: AttestationResult) -> AttestationRefused:
+    """The error for a verdict that is not `trusted`."""
+    failed = ((check.code, check.expected, check.seen.rstrip(".")) for check in result.failures)
+    reasons = "; ".join(f"{code}: expected {expected}, saw {seen}" for code, expected, seen in failed)
+    codes = tuple(check.code for check in result.failures)
+    return AttestationRefused(
+        f"The workload is not trusted, and no prompt is sent to it. Failed: {reasons}. Ask its operator, or correct "
+        "the policy if that is what is wrong.",
+        codes,
+    )
+
+
+def _from_vendors(evidence: Evidence) -> Collateral:
+    return find_collateral(CollateralCache(make_home() / "collateral", fetcher()), evidence)
+
+
+def _channel_key(statement: Statement) -> ChannelPublicKey | None:
+    try:
+        return ChannelPublicKey.parse(statement.channel_keys.get(KEY_PURPOSE, ""))
+    except ChannelRefused:
+        return None
+
+
+def _production(policy: AnyPolicy | Path | str | None) -> Policy:
+    if policy is None or isinstance(policy, Policy):
+        return policy or Policy()
+    if isinstance(policy, SimulatedPolicy):
+        raise InvalidPolicy("A simulated policy needs the simulated root that it trusts; give simulated_root as well.")
+    return policy_from_toml(_text(policy))
+
+
+def _simulated(policy: AnyPolicy | Path | str | None) -> SimulatedPolicy:
+    if policy is None or isinstance(policy, SimulatedPolicy):
+        return policy or SimulatedPolicy()
+    if isinstance(policy, Policy):
+        raise InvalidPolicy(
+            "A policy for production trusts no simulated root; leave simulated_root out, or use a SimulatedPolicy."
+        )
+    return simulated_policy_from_toml(_text(policy))
+
+
+def _text(path: Path | str) -> str:
+    try:
+        return _read(path).decode()
+    except UnicodeDecodeError:
+        raise InvalidPolicy(f"{path} is no text; a policy is a TOML file.") from None
+
+
+def _read(path: Path | str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InvalidPolicy(f"{path} cannot be read ({error.strerror}); name the right file.") from error

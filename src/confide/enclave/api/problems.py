@@ -1,0 +1,99 @@
+"""Errors as OpenAI's API shows them, each with its status. They say what to do, and quote nothing of a request."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from confide.errors import (
+    AnswerTimedOut,
+    ConfideError,
+    EngineError,
+    EvidenceUnavailable,
+    InsecureConnection,
+    PromptTooLong,
+    RequestRefused,
+    RequestTimedOut,
+    RequestTooLarge,
+    ServerBusy,
+    ServerFault,
+    UnknownModel,
+)
+
+_INVALID: Final = "invalid_request_error"
+_KINDS: Final[Mapping[type[Exception], tuple[int, str]]] = {
+    RequestRefused: (400, _INVALID),
+    RequestTooLarge: (413, _INVALID),
+    RequestTimedOut: (408, _INVALID),
+    UnknownModel: (404, _INVALID),
+    EngineError: (400, _INVALID),
+    InsecureConnection: (403, _INVALID),
+    ServerBusy: (429, "rate_limit_error"),
+    AnswerTimedOut: (504, "timeout_error"),
+    EvidenceUnavailable: (503, "server_error"),
+}
+_OPENAI_CODES: Final[Mapping[type[Exception], str]] = {
+    PromptTooLong: "context_length_exceeded",
+    UnknownModel: "model_not_found",
+}
+"""Where programs look for OpenAI's own word; elsewhere the code is the error's in `confide.errors`."""
+_HTTP: Final = {
+    404: "There is no such endpoint here; /v1/models, /v1/chat/completions, /v1/completions and /v1/embeddings are.",
+    405: "This endpoint takes another method; use POST for questions.",
+}
+_RETRY_SECONDS: Final = 1
+
+
+def problem(error: Exception) -> dict[str, Any]:
+    """An error's JSON. Of one that is not Confide's own it tells nothing."""
+    _, kind = _kind(error)
+    if not isinstance(error, ConfideError):
+        error = ServerFault("The workload failed inside; ask its operator, whose log says where.")
+    code = _OPENAI_CODES.get(type(error), error.code)
+    return {"error": {"message": str(error), "type": kind, "param": getattr(error, "field", None), "code": code}}
+
+
+def problem_response(error: Exception) -> Response:
+    """An error as an HTTP response."""
+    status, _ = _kind(error)
+    headers = {"retry-after": str(_RETRY_SECONDS)} if status == 429 else None
+    return _response(problem(error), status, headers)
+
+
+async def on_confide_error(_request: Request, error: Exception) -> Response:
+    """Exception handler for an application."""
+    return problem_response(error)
+
+
+async def on_http_error(_request: Request, error: Exception) -> Response:
+    """Exception handler for what the framework refuses: paths and methods."""
+    if not isinstance(error, HTTPException):
+        raise error
+    content = problem(RequestRefused(_HTTP.get(error.status_code, "This request cannot be answered; see the docs.")))
+    return _response(content, error.status_code, error.headers)
+
+
+async def on_disconnect(_request: Request, _error: Exception) -> Response:
+    """Exception handler for clients that went away. Nobody reads this; 499 is nginx's number for it."""
+    return Response(status_code=499)
+
+
+HANDLERS: Final = {
+    ConfideError: on_confide_error,
+    HTTPException: on_http_error,
+    ClientDisconnect: on_disconnect,
+}
+
+
+def _kind(error: Exception) -> tuple[int, str]:
+    for parent in type(error).__mro__:
+        if parent in _KINDS:
+            return _KINDS[parent]
+    return 500, "server_error"
+
+
+def _response(content: dict[str, Any], status: int, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(content), status, headers, media_type="application/json")

@@ -1,0 +1,249 @@
+"""GGUF models in llama.cpp, in this process, with its continuous batching.
+
+xllamacpp's server listens over HTTP by itself. Here it is given a Unix socket in a folder of its own that nobody else
+may enter, never a port, and a key nobody knows; once the model is loaded the socket stops listening and the folder
+goes. What remains are calls inside this process.
+
+Requests are computed together, so the last bit of a logit may depend on what else runs: a seed gives the same answer
+in all but the closest of choices. No request's prompt cache serves another, or answers' timing would tell one user of
+another's prompts.
+"""
+
+import asyncio
+import os
+import secrets
+import socket
+import tempfile
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import xllamacpp
+from gguf import GGUFReader, LlamaFileType
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from confide.enclave.engines.engine import EngineFacts, Message, Piece, Sampling
+from confide.enclave.engines.prompts import Prompts
+from confide.errors import EngineError, PromptTooLong
+
+BATCH: Final = 2048
+"""Tokens computed together at most; also the longest text to embed."""
+_SILENT: Final = -1
+_RANDOM_SEED: Final = 2**32 - 1
+"""llama.cpp's seeds are 32 bits wide; this one means that it shall choose."""
+
+
+class GgufEngine:
+    """The Engine of a GGUF file, which may be a memfd's path under /proc/self/fd.
+
+    name: the model's in the API. context: tokens of each request, the model's own where not given. parallel: how many
+    requests are computed at once; each has its own memory, and more wait. threads: all cores where not given; fewer are
+    better where others compute too, since llama.cpp's threads spin while they wait for each other. tokenizer: for an
+    architecture whose tokenizer transformers cannot read from a GGUF file; for counts and templates alone, since
+    llama.cpp reads prompts with the file's.
+    Raises EngineError where llama.cpp cannot load the file.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        name: str,
+        *,
+        context: int | None = None,
+        parallel: int = 16,
+        threads: int | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        architecture, own_context, quantization = _read_facts(path)
+        self._prompts = Prompts(tokenizer or _read_tokenizer(path, architecture), context or own_context)
+        self._facts = EngineFacts(name, "llama.cpp", quantization, self._prompts.context)
+        self._server = _load(path, self._prompts.context, parallel, threads or len(os.sched_getaffinity(0)))
+        self._threads = ThreadPoolExecutor(parallel, thread_name_prefix="llama.cpp request")
+        self._closed = False
+
+    @property
+    def facts(self) -> EngineFacts:
+        """What runs."""
+        return self._facts
+
+    def count(self, text: str) -> int:
+        """Tokens in a text."""
+        return self._prompts.count(text)
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """A conversation as a prompt."""
+        return self._prompts.render(messages)
+
+    async def generate(self, prompt: str, sampling: Sampling) -> AsyncGenerator[Piece, None]:
+        """An answer as llama.cpp gives it. Raises PromptTooLong, and EngineError where llama.cpp refuses."""
+        self._prompts.require_fit(self._prompts.count(prompt), sampling)
+        done = 0
+        async with aclosing(self._complete(_request(prompt, sampling))) as chunks:
+            async for chunk in chunks:
+                _require_no_error(chunk)
+                choice = chunk["choices"][0]
+                now = int(chunk["timings"]["predicted_n"])
+                if now > done or choice["text"] or choice["finish_reason"]:
+                    yield Piece(choice["text"], now - done, choice["finish_reason"])
+                    done = now
+
+    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
+        """The mean over tokens of the last hidden state, scaled to Euclidean length 1."""
+        for text in texts:
+            self._prompts.require_short(self._prompts.count(text), min(BATCH, self._prompts.context))
+        self._require_open()
+        request = {"input": list(texts)}
+        answer = await asyncio.get_running_loop().run_in_executor(
+            self._threads, self._server.handle_embeddings, request
+        )
+        _require_no_error(answer)
+        return [list(row["embedding"]) for row in sorted(answer["data"], key=lambda row: row["index"])]
+
+    async def close(self) -> None:
+        """End what runs, and let go of the model."""
+        self._closed = True
+        await asyncio.to_thread(self._threads.shutdown)
+        del self._server
+
+    async def _complete(self, request: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        """llama.cpp's chunks of one completion. Closing the generator ends it at the next token."""
+        self._require_open()
+        loop = asyncio.get_running_loop()
+        chunks: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+        wanted = True
+
+        def over() -> bool:
+            return not wanted or self._closed
+
+        def deliver(chunk: dict[str, Any]) -> bool:
+            """Called by llama.cpp on a thread of ours; True ends the completion."""
+            try:
+                loop.call_soon_threadsafe(chunks.put_nowait, chunk)
+            except RuntimeError:  # the event loop is gone
+                return True
+            return over()
+
+        def work() -> None:
+            if not over():
+                self._server.handle_completions(request, deliver)
+
+        finished = loop.run_in_executor(self._threads, work)
+        finished.add_done_callback(lambda _: chunks.put_nowait(None))
+        try:
+            while (chunk := await chunks.get()) is not None:
+                yield chunk
+            await finished
+            self._require_open()
+        finally:
+            wanted = False
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise EngineError("The engine is closed; send the request again once it serves.")
+
+
+def _request(prompt: str, sampling: Sampling) -> dict[str, Any]:
+    """A completion in the words of llama.cpp's server. What Sampling does not name is turned off."""
+    return {
+        "prompt": prompt,
+        "stream": True,
+        "return_progress": True,  # so that a long prompt can be given up half read
+        "timings_per_token": True,
+        "cache_prompt": False,
+        "max_tokens": sampling.max_tokens,
+        "samplers": ["temperature", "top_k", "top_p"],
+        "temperature": sampling.temperature,
+        "top_k": sampling.top_k,
+        "top_p": sampling.top_p,
+        "seed": _RANDOM_SEED if sampling.seed is None else sampling.seed % _RANDOM_SEED,
+        "stop": list(sampling.stop),
+    }
+
+
+def _require_no_error(answer: dict[str, Any]) -> None:
+    """An error by its kind alone: what llama.cpp says about it may quote the request."""
+    if error := answer.get("error"):
+        kind = str(error.get("type"))
+        if kind == "exceed_context_size_error":
+            raise PromptTooLong("The prompt does not fit the model's context; shorten it.")
+        raise EngineError(f"llama.cpp refused the request as {kind}; check the request, or try another model.")
+
+
+def _read_facts(path: Path) -> tuple[str, int, str]:
+    """Of a GGUF file: architecture, context and quantization."""
+    try:
+        fields = GGUFReader(path).fields
+        architecture = str(fields["general.architecture"].contents())
+        context = int(fields[f"{architecture}.context_length"].contents())
+        file_type = LlamaFileType(fields["general.file_type"].contents())
+    except (OSError, ValueError, KeyError, IndexError, OverflowError) as error:
+        raise EngineError(
+            f"{path} is not a GGUF file of a language model; make one with `confide quantize`."
+        ) from error
+    return architecture, context, file_type.name.removeprefix("MOSTLY_").removeprefix("ALL_").lower()
+
+
+def _read_tokenizer(path: Path, architecture: str) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            str(path.parent), gguf_file=path.name, trust_remote_code=False
+        )
+    except (ValueError, KeyError, OSError, NotImplementedError) as error:
+        raise EngineError(
+            f"transformers cannot read the tokenizer of a {architecture} model from its GGUF file; hand one in."
+        ) from error
+    return tokenizer
+
+
+def _load(path: Path, context: int, parallel: int, threads: int) -> xllamacpp.Server:
+    """A server without a listener."""
+    params = xllamacpp.CommonParams()
+    params.model.path = str(path)
+    params.n_parallel = parallel
+    params.n_ctx = parallel * context
+    params.n_batch = params.n_ubatch = BATCH
+    params.fit_params = False  # llama.cpp would shorten the context where memory is short
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+    params.embedding = True
+    params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
+    params.cache_prompt = False
+    params.cache_ram_mib = 0
+    params.verbosity = _SILENT
+    params.ui = params.endpoint_slots = params.endpoint_props = params.endpoint_metrics = False
+    params.api_keys = [secrets.token_urlsafe(32)]
+    with tempfile.TemporaryDirectory(prefix="confide-") as folder:
+        address = os.path.join(folder, "closed.sock")
+        params.hostnames = [address]
+        try:
+            server = xllamacpp.Server(params)
+        except RuntimeError as error:
+            raise EngineError(
+                f"llama.cpp cannot load {path}: it is damaged, of an unknown architecture or too large for the memory "
+                "with so many requests at once; check the file, or lower the context."
+            ) from error
+        _stop_listening(address)
+    return server
+
+
+def _stop_listening(address: str) -> None:
+    """Shut this process's own listener on a Unix socket. EngineError if there is none: then it may be anywhere."""
+    for number in map(int, os.listdir("/proc/self/fd")):
+        with _socket(number) as candidate:
+            if candidate and candidate.family == socket.AF_UNIX and candidate.getsockname() == address:
+                candidate.shutdown(socket.SHUT_RDWR)
+                return
+    raise EngineError("llama.cpp does not listen where it was told to; use the version of xllamacpp that is pinned.")
+
+
+@contextmanager
+def _socket(number: int) -> Iterator[socket.socket | None]:
+    """A copy of a file descriptor as a socket, or None where it is not one."""
+    try:
+        copy = socket.socket(fileno=os.dup(number))
+    except OSError:
+        yield None
+        return
+    with copy:
+        yield copy

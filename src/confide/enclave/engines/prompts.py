@@ -1,0 +1,59 @@
+"""Prompts in tokens: how many, from a conversation, and whether they fit. The same for every engine."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import cast
+
+from transformers import PreTrainedTokenizerBase
+
+from confide.enclave.engines.engine import Message, Sampling
+from confide.errors import EngineError, PromptTooLong
+
+
+class Prompts:
+    """A model's tokenizer and context, as far as prompts go. context: tokens of prompt and answer together."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, context: int) -> None:
+        self.tokenizer = tokenizer
+        self.context = context
+
+    def encode(self, text: str) -> list[int]:
+        """A text's tokens, with those that the model wants at a text's beginning."""
+        return cast(list[int], self.tokenizer(text, verbose=False)["input_ids"])
+
+    def count(self, text: str) -> int:
+        """How many tokens `encode` gives."""
+        return len(self.encode(text))
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """A conversation as a prompt by the model's chat template.
+
+        Without one the model just continues text, so what was said follows line by line, without roles.
+        """
+        if not self.tokenizer.chat_template:
+            return "\n".join(message.content for message in messages)
+        turns = [asdict(message) for message in messages]
+        text = cast(str, self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        return text.removeprefix(self._own_beginning())
+
+    def require_fit(self, tokens: int, sampling: Sampling) -> None:
+        """PromptTooLong for a prompt of so many tokens that leaves no room for its answer, EngineError for none."""
+        if not tokens:
+            raise EngineError("The prompt is empty; give the model a text to continue.")
+        if tokens + sampling.max_tokens > self.context:
+            raise PromptTooLong(
+                f"The prompt has {tokens} tokens and its answer up to {sampling.max_tokens}, but the model's context "
+                f"is {self.context}; shorten the prompt, or ask for fewer tokens."
+            )
+
+    def require_short(self, tokens: int, most: int) -> None:
+        """As `require_fit`, for a text that is read and not continued."""
+        if not tokens:
+            raise EngineError("A text is empty; give the model some words.")
+        if tokens > most:
+            raise PromptTooLong(f"A text has {tokens} tokens, but the model reads {most} at most; shorten it.")
+
+    def _own_beginning(self) -> str:
+        """The token that `encode` puts first anyway: with the template's own there would be two."""
+        bos = self.tokenizer.bos_token
+        return bos if bos and self.encode("")[:1] == [self.tokenizer.bos_token_id] else ""

@@ -1,0 +1,181 @@
+"""Any stock causal language model of transformers, on one thread that gives each request a token in its turn.
+
+Each request has its own KV cache and its own random numbers, and is never computed together with another. So a seed
+gives the same answer whatever else runs at the time.
+"""
+
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from typing import Final, cast
+
+import torch
+from torch import Tensor
+from transformers import (
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from confide.enclave.engines.answer_text import AnswerText
+from confide.enclave.engines.engine import EngineFacts, Message, Piece, Sampling
+from confide.enclave.engines.prompts import Prompts
+from confide.enclave.engines.turns import Turns
+from confide.errors import EngineError
+
+PREFILL: Final = 256
+"""Tokens of a prompt that are read in one turn: short enough that other requests hardly notice a long one."""
+_DTYPES: Final = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
+
+
+class TransformersEngine:
+    """The Engine of a loaded model in evaluation mode and its fast tokenizer.
+
+    name: the model's in the API. context: tokens at most, for a model whose configuration does not say.
+    Raises EngineError where either is missing.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, context: int | None = None
+    ) -> None:
+        if not tokenizer.is_fast:
+            raise EngineError(f"{name} has a tokenizer without a tokenizer.json; convert it to a fast one first.")
+        self._model = model
+        self._prompts = Prompts(tokenizer, context or _context(model, name))
+        self._decoder = cast(PreTrainedTokenizerFast, tokenizer).backend_tokenizer
+        self._ends = _end_tokens(model)
+        self._turns = Turns("transformers engine")
+        quantization = _DTYPES.get(model.dtype, str(model.dtype).removeprefix("torch."))
+        self._facts = EngineFacts(name, "transformers", quantization, self._prompts.context)
+
+    @property
+    def facts(self) -> EngineFacts:
+        """What runs."""
+        return self._facts
+
+    def count(self, text: str) -> int:
+        """Tokens in a text."""
+        return self._prompts.count(text)
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """A conversation as a prompt."""
+        return self._prompts.render(messages)
+
+    async def generate(self, prompt: str, sampling: Sampling) -> AsyncGenerator[Piece, None]:
+        """An answer, a token at a time. Raises PromptTooLong, and EngineError where the model fails."""
+        tokens = self._prompts.encode(prompt)
+        self._prompts.require_fit(len(tokens), sampling)
+        async with aclosing(self._turns.run(self._answer(tokens, sampling))) as pieces:
+            async for piece in pieces:
+                if piece.tokens:
+                    yield piece
+
+    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
+        """The mean over tokens of the last hidden state, scaled to Euclidean length 1."""
+        inputs = [self._prompts.encode(text) for text in texts]
+        for tokens in inputs:
+            self._prompts.require_short(len(tokens), self._prompts.context)
+        async with aclosing(self._turns.run(map(self._embedding, inputs))) as embeddings:
+            return [embedding async for embedding in embeddings]
+
+    async def close(self) -> None:
+        """End what runs, and let go of the model."""
+        await self._turns.close()
+        del self._model
+
+    def _answer(self, prompt: list[int], sampling: Sampling) -> Iterator[Piece]:
+        """One step is one token of the answer, or a piece without any for a part of the prompt."""
+        text = AnswerText(self._decoder, prompt, sampling.stop)
+        choose = _chooser(sampling)
+        reading = _Reading(self._model)
+        for start in range(0, len(prompt), PREFILL):
+            reading.read(prompt[start : start + PREFILL])
+            yield Piece("", 0)
+        for left in reversed(range(sampling.max_tokens)):
+            token = choose(reading.logits)
+            if token in self._ends:
+                yield Piece(text.rest(), 1, "stop")
+                return
+            part = text.add(token)
+            if text.stopped:
+                yield Piece(part, 1, "stop")
+                return
+            if not left:
+                yield Piece(part + text.rest(), 1, "length")
+                return
+            yield Piece(part, 1)
+            reading.read([token])
+
+    def _embedding(self, tokens: list[int]) -> list[float]:
+        with torch.inference_mode(), _explained():
+            ids = torch.tensor([tokens], device=self._model.device)
+            hidden = self._model.base_model(input_ids=ids).last_hidden_state[0].float()
+            return cast(list[float], torch.nn.functional.normalize(hidden.mean(0), dim=0).tolist())
+
+
+class _Reading:
+    """What a model has read of one request: its KV cache. logits: of the next token, shape [vocabulary], float32."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.logits = torch.empty(0)
+        self._model = model
+        self._cache: object = None
+
+    def read(self, tokens: list[int]) -> None:
+        """Read on."""
+        with torch.inference_mode(), _explained():
+            ids = torch.tensor([tokens], device=self._model.device)
+            output = self._model(input_ids=ids, past_key_values=self._cache, use_cache=True)
+            self._cache = output.past_key_values
+            self.logits = output.logits[0, -1].float().cpu()
+
+
+def _chooser(sampling: Sampling) -> Callable[[Tensor], int]:
+    """How the next token is chosen from its logits: temperature, then top_k, then top_p, then by chance."""
+    if sampling.temperature == 0:
+        return lambda logits: int(logits.argmax())
+    warpers = LogitsProcessorList([TemperatureLogitsWarper(sampling.temperature)])
+    if sampling.top_k:
+        warpers.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1:
+        warpers.append(TopPLogitsWarper(sampling.top_p))
+    generator = torch.Generator()
+    if sampling.seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(sampling.seed % 2**64)
+    nothing = torch.LongTensor(1, 0)  # these three look at no earlier token
+
+    def choose(logits: Tensor) -> int:
+        probabilities = warpers(nothing, logits[None]).softmax(-1)
+        return int(torch.multinomial(probabilities, 1, generator=generator))
+
+    return choose
+
+
+def _context(model: PreTrainedModel, name: str) -> int:
+    config = model.config.get_text_config()
+    for field in ("max_position_embeddings", "max_seq_len", "seq_length"):
+        if context := getattr(config, field, None):
+            return int(context)
+    raise EngineError(f"The configuration of {name} does not say how long its context is; give it explicitly.")
+
+
+def _end_tokens(model: PreTrainedModel) -> frozenset[int]:
+    """The tokens that end an answer."""
+    ends = model.generation_config.eos_token_id if model.generation_config else model.config.eos_token_id
+    return frozenset([ends] if isinstance(ends, int) else ends or ())
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """What goes wrong inside a model becomes an EngineError: a request's trouble, not the server's."""
+    try:
+        yield
+    except Exception as error:
+        raise EngineError(
+            f"The model failed with {type(error).__name__}; less memory in use, or fewer requests at once, may help."
+        ) from error

@@ -1,0 +1,200 @@
+"""Any OpenAI-compatible server in the same trusted execution environment, such as vLLM.
+
+It is reached on a loopback address alone: prompts go to it in the clear. Its own tokenizer and context are not part of
+the OpenAI protocol, so both are given here.
+"""
+
+import ipaddress
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Final
+
+import httpx
+import msgspec
+from transformers import PreTrainedTokenizerBase
+
+from confide.enclave.engines.engine import EngineFacts, FinishReason, Message, Piece, Sampling
+from confide.enclave.engines.prompts import Prompts
+from confide.errors import EngineError, InsecureConnection
+
+CONNECT_SECONDS: Final = 5.0
+SILENCE_SECONDS: Final = 120.0
+"""A server that sends nothing for so long is given up."""
+CONNECTIONS: Final = 1024
+_DATA: Final = "data: "
+
+
+class _Choice(msgspec.Struct):
+    text: str = ""
+    finish_reason: str | None = None
+
+
+class _Usage(msgspec.Struct):
+    completion_tokens: int
+
+
+class _Chunk(msgspec.Struct):
+    """What is read of a chunk of a streamed completion."""
+
+    choices: list[_Choice] = []
+    usage: _Usage | None = None
+    error: Any = None
+
+
+class _Embedding(msgspec.Struct):
+    index: int
+    embedding: list[float]
+
+
+class _Embeddings(msgspec.Struct):
+    data: list[_Embedding]
+
+
+class UpstreamEngine:
+    """The Engine of a server at `url`, such as http://127.0.0.1:8000/v1, that knows the model under facts.model.
+
+    facts.context and tokenizer must be those the server uses. api_key: where it wants one.
+    insecure_remote: allow another machine, which then reads every prompt. Raises InsecureConnection without it.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        facts: EngineFacts,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        api_key: str | None = None,
+        insecure_remote: bool = False,
+    ) -> None:
+        if not insecure_remote and not _is_loopback(httpx.URL(url).host):
+            raise InsecureConnection(
+                f"{url} is not inside this trusted execution environment, and prompts would go there in the clear; "
+                "give the loopback address of a server in here."
+            )
+        self._facts = facts
+        self._prompts = Prompts(tokenizer, facts.context)
+        self._http = httpx.AsyncClient(
+            base_url=url.rstrip("/") + "/",
+            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+            timeout=httpx.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS),
+            limits=httpx.Limits(max_connections=CONNECTIONS),
+            trust_env=False,  # no proxy from the environment gets to see a prompt
+        )
+
+    @property
+    def facts(self) -> EngineFacts:
+        """What runs."""
+        return self._facts
+
+    def count(self, text: str) -> int:
+        """Tokens in a text."""
+        return self._prompts.count(text)
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """A conversation as a prompt."""
+        return self._prompts.render(messages)
+
+    async def generate(self, prompt: str, sampling: Sampling) -> AsyncGenerator[Piece, None]:
+        """An answer as the server gives it; how many tokens it has comes with the last piece.
+
+        Closing the generator closes the connection, by which such servers stop. Raises PromptTooLong, and EngineError
+        where the server is away, refuses, or breaks off.
+        """
+        self._prompts.require_fit(self._prompts.count(prompt), sampling)
+        finish: FinishReason | None = None
+        tokens: int | None = None
+        async with self._stream("completions", self._request(prompt, sampling)) as chunks:
+            async for chunk in chunks:
+                tokens = chunk.usage.completion_tokens if chunk.usage else tokens
+                for choice in chunk.choices:
+                    finish = _finish(choice) or finish
+                    if choice.text:
+                        yield Piece(choice.text, 0)
+        if finish is None or tokens is None:
+            raise EngineError(
+                "The model's server ended its answer without a finish reason or usage; use one that knows "
+                "stream_options.include_usage, as vLLM and llama.cpp do, and see that it runs."
+            )
+        yield Piece("", tokens, finish)
+
+    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
+        """Embeddings as the server gives them."""
+        for text in texts:
+            self._prompts.require_short(self._prompts.count(text), self._prompts.context)
+        with _explained():
+            response = await self._http.post("embeddings", json={"model": self._facts.model, "input": list(texts)})
+            response.raise_for_status()
+            rows = msgspec.json.decode(response.content, type=_Embeddings).data
+        return [row.embedding for row in sorted(rows, key=lambda row: row.index)]
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    def _request(self, prompt: str, sampling: Sampling) -> dict[str, Any]:
+        request: dict[str, Any] = {
+            "model": self._facts.model,
+            "prompt": prompt,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "max_tokens": sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+        }
+        if sampling.top_k:  # not in the OpenAI protocol, so only servers that are asked for it have to know it
+            request["top_k"] = sampling.top_k
+        if sampling.seed is not None:
+            request["seed"] = sampling.seed
+        if sampling.stop:
+            request["stop"] = list(sampling.stop)
+        return request
+
+    @asynccontextmanager
+    async def _stream(self, path: str, request: dict[str, Any]) -> AsyncIterator[AsyncIterator[_Chunk]]:
+        """The chunks of a streamed answer, as server-sent events."""
+        with _explained():
+            async with self._http.stream("POST", path, json=request) as response:
+                response.raise_for_status()
+                yield _chunks(response)
+
+
+async def _chunks(response: httpx.Response) -> AsyncIterator[_Chunk]:
+    async for line in response.aiter_lines():
+        if not line.startswith(_DATA) or line == f"{_DATA}[DONE]":
+            continue
+        chunk = msgspec.json.decode(line.removeprefix(_DATA), type=_Chunk)
+        if chunk.error:
+            raise EngineError("The model's server broke off with an error; its own log says why.")
+        yield chunk
+
+
+def _finish(choice: _Choice) -> FinishReason | None:
+    if choice.finish_reason is None:
+        return None
+    return "length" if choice.finish_reason == "length" else "stop"
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Every trouble with the server as an EngineError. What the server says is left out: it may quote the prompt."""
+    try:
+        yield
+    except httpx.HTTPStatusError as error:
+        raise EngineError(
+            f"The model's server refused the request with status {error.response.status_code}; its own log says why."
+        ) from error
+    except httpx.TimeoutException as error:
+        raise EngineError("The model's server did not answer in time; see whether it is overloaded.") from error
+    except httpx.TransportError as error:
+        raise EngineError("The model's server is away; start it, and send the request again.") from error
+    except msgspec.MsgspecError as error:
+        raise EngineError("The model's server does not speak the OpenAI protocol; check its address.") from error
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

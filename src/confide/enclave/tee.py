@@ -1,0 +1,77 @@
+"""The trusted execution environment that this process runs in, by what a person calls it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from confide.attest.collateral import Collateral
+from confide.attest.evidence import Family
+from confide.attest.reading.configfs_tsm import ConfigfsTsm
+from confide.attest.reading.detect import Detected, detect
+from confide.attest.reading.gramine import Gramine
+from confide.attest.reading.reader import EvidenceReader
+from confide.attest.simulated import SimulatedTee
+from confide.errors import NoTrustedEnvironment
+
+
+class TeeKind(StrEnum):
+    """auto: whatever real one is there. simulated: none at all, for development."""
+
+    AUTO = "auto"
+    SIMULATED = "simulated"
+    TDX = "tdx"
+    SGX = "sgx"
+    SNP = "snp"
+
+
+_FAMILIES = {TeeKind.TDX: Family.TDX, TeeKind.SGX: Family.SGX, TeeKind.SNP: Family.SNP}
+
+
+@dataclass(frozen=True)
+class Tee:
+    """Where evidence comes from. collateral: what can be sent along with it. name: for people, such as sev-snp."""
+
+    name: str
+    reader: EvidenceReader
+    collateral: Callable[[], Collateral] = Collateral
+
+    @property
+    def simulated(self) -> bool:
+        """Whether it protects nothing."""
+        return isinstance(self.reader, SimulatedTee)
+
+
+def open_tee(kind: TeeKind, simulated: Path | None = None, found: Callable[[], Detected] = detect) -> Tee:
+    """The environment asked for; NoTrustedEnvironment, with what to do, where it is not here.
+
+    simulated: the folder that `confide tee simulate init` made, needed for that kind and refused for all others: what
+    protects nothing is never what happens to be there.
+    """
+    if (kind is TeeKind.SIMULATED) != (simulated is not None):
+        raise NoTrustedEnvironment(
+            "A simulated TEE is only used where it is asked for: give --tee simulated and --simulated-tee DIR "
+            "together, DIR being what `confide tee simulate init` made; or neither, inside a real one."
+        )
+    if simulated is not None:
+        tee = SimulatedTee.open(simulated)
+        return Tee("simulated", tee, tee.collateral)
+    detected = found()
+    for reader in detected.readers:
+        family = _family(reader)
+        if family and kind in (TeeKind.AUTO, next((one for one, of in _FAMILIES.items() if of is family), None)):
+            return Tee(family.value, reader)
+    reasons = " ".join(f"{name}: {reason}" for name, reason in detected.absent.items())
+    wanted = "trusted execution environment" if kind is TeeKind.AUTO else f"{kind.upper()} environment"
+    raise NoTrustedEnvironment(
+        f"There is no {wanted} here, and nothing is served without one. To try it out without the hardware, make a "
+        "simulated one with `confide tee simulate init DIR` and give --tee simulated --simulated-tee DIR, which "
+        f"protects nothing. Looked at {reasons}"
+    )
+
+
+def _family(reader: EvidenceReader) -> Family | None:
+    """Whose evidence a reader gives; None for a TPM, which protects no memory."""
+    if isinstance(reader, Gramine):
+        return Family.SGX
+    return reader.provider() if isinstance(reader, ConfigfsTsm) else None

@@ -1,0 +1,124 @@
+"""A model as one GGUF file, one tensor at a time."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from gguf import GGML_QUANT_SIZES, GGML_QUANT_VERSION, MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFWriter, LlamaFileType
+from gguf.quants import quant_shape_to_byte_shape, quantize
+from torch import Tensor
+
+from confide.errors import ConfideError
+from confide.files import sync_folder
+from confide.models.gguf.architectures import find_architecture
+from confide.models.gguf.types import GgufType
+from confide.models.gguf.vocabulary import write_vocabulary
+from confide.models.source import Source
+
+OnProgress = Callable[[int, int], object]
+"""Called with the tensors written so far, and how many there are."""
+
+
+@dataclass(frozen=True)
+class GgufSummary:
+    """What was written. size: of the file in bytes. wider: matrices that got more bits than asked for."""
+
+    path: Path
+    type: GgufType
+    tensors: int
+    parameters: int
+    size: int
+    wider: tuple[str, ...]
+
+
+_KEPT_F32: Final = ("position_embd.weight", "rope_freqs.weight")
+_NUMPY: Final = {GGMLQuantizationType.F32: np.float32, GGMLQuantizationType.F16: np.float16}
+_HEADS: Final = ("token_embd.weight", "output.weight")
+
+
+def write_gguf(source: Source, out: Path, type: GgufType, progress: OnProgress | None = None) -> GgufSummary:
+    """Write a GPT-2 or Llama model with its tokenizer for llama.cpp; `out` appears when all of it is there.
+
+    Vectors and positions stay float32. Embedding and head, to which few bits do the most harm, have 8 at least, and a
+    matrix whose rows are no whole blocks stays float16. Raises ModelNotSupported for other models, ConfideError where
+    `out` cannot be written.
+    """
+    architecture = find_architecture(source.config)
+    writer = GGUFWriter(None, MODEL_ARCH_NAMES[architecture.arch])
+    writer.add_name(Path(source.name).name)
+    writer.add_file_type(LlamaFileType[f"MOSTLY_{type.name}"])
+    if type is not GgufType.F16:
+        writer.add_quantization_version(GGML_QUANT_VERSION)
+    architecture.describe(writer, source.config)
+    write_vocabulary(writer, source.load_tokenizer(), source.config.vocab_size)
+    tensors = dict(architecture.tensors(source.load_model()))
+    storage = {name: _storage(name, tensor, type) for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        _announce(writer, name, tensor, storage[name])
+    _write(writer, tensors, storage, out, progress or (lambda *_: None))
+    return GgufSummary(
+        path=out,
+        type=type,
+        tensors=len(tensors),
+        parameters=sum(tensor.numel() for tensor in tensors.values()),
+        size=out.stat().st_size,
+        wider=tuple(name for name, kind in storage.items() if kind.name not in (type.name, "F32")),
+    )
+
+
+def _storage(name: str, tensor: Tensor, type: GgufType) -> GGMLQuantizationType:
+    if tensor.ndim == 1 or name in _KEPT_F32:
+        return GGMLQuantizationType.F32
+    kind = GGMLQuantizationType[type.name]
+    block, _ = GGML_QUANT_SIZES[kind]
+    if tensor.shape[-1] % block:
+        return GGMLQuantizationType.F16
+    return GGMLQuantizationType.Q8_0 if name in _HEADS and type is not GgufType.F16 else kind
+
+
+def _announce(writer: GGUFWriter, name: str, tensor: Tensor, kind: GGMLQuantizationType) -> None:
+    """Enter a tensor into the file's table, before any is written."""
+    shape = tuple(tensor.shape)
+    if kind in _NUMPY:
+        dtype = np.dtype(_NUMPY[kind])
+        writer.add_tensor_info(name, shape, dtype, tensor.numel() * dtype.itemsize)
+    else:
+        stored = quant_shape_to_byte_shape(shape, kind)
+        writer.add_tensor_info(name, stored, np.dtype(np.uint8), int(np.prod(stored)), raw_dtype=kind)
+
+
+def _write(
+    writer: GGUFWriter,
+    tensors: dict[str, Tensor],
+    storage: dict[str, GGMLQuantizationType],
+    out: Path,
+    progress: OnProgress,
+) -> None:
+    draft = out.with_name(f".{out.name}.draft")
+    try:
+        writer.write_header_to_file(draft)
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for done, (name, tensor) in enumerate(tensors.items(), 1):
+            writer.write_tensor_data(_stored(tensor, storage[name]))
+            progress(done, len(tensors))
+        writer.flush()
+        for file in writer.fout or ():
+            os.fsync(file.fileno())
+        draft.rename(out)
+        sync_folder(out.parent)
+    except OSError as error:
+        raise ConfideError(
+            f"{out} cannot be written ({error.strerror}); make room, or choose another place."
+        ) from error
+    finally:
+        writer.close()
+        draft.unlink(missing_ok=True)
+
+
+def _stored(tensor: Tensor, kind: GGMLQuantizationType) -> "np.ndarray[tuple[int, ...], np.dtype[np.generic]]":
+    values = tensor.float().contiguous().numpy()
+    return values.astype(_NUMPY[kind], copy=False) if kind in _NUMPY else quantize(values, kind)

@@ -1,0 +1,1 @@
+"""Sealed models: encrypted for a key, signed by their owner, opened into memory and nowhere else."""

@@ -1,0 +1,210 @@
+"""Sealed models served for real: the owner's broker and the server are processes, the TEE is simulated."""
+
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx
+import pytest
+from tests.cli.command import run
+
+import confide
+from confide.attest.policy import Policy, SimulatedPolicy
+from confide.attest.reading.detect import detect
+from confide.attest.requirements import NotDebug
+from confide.attest.simulated import SimulatedTee
+from confide.cli.demo.process import serving
+from confide.cli.demo.tampering import flip_byte
+from confide.cli.keys import PASSPHRASE_VARIABLE
+from confide.client.enclave import EnclaveSession
+from confide.enclave.key_release.store import Conditions, KeyStore
+from confide.models.sealed.contents import contents_of
+from confide.models.sealed.key import ModelKey
+from confide.models.sealed.write import seal_model
+from confide.models.source import open_model
+from owners import OWNER
+
+PROMPT = "The old man opened the door and"
+GREEDY = {"max_tokens": 12, "temperature": 0}
+
+
+@dataclass(frozen=True)
+class Place:
+    """An owner's machine and a simulated one, with two sealed models and one whose key nobody here gets."""
+
+    folder: Path
+    broker: str
+
+    @property
+    def root(self) -> Path:
+        return self.folder / "tee" / "root.pem"
+
+    def options(self) -> tuple[str, ...]:
+        simulated = ("--tee", "simulated", "--simulated-tee", str(self.folder / "tee"))
+        return (*simulated, "--keys", self.broker, "--port", "0")
+
+    @contextmanager
+    def serving(self, package: str, *options: str) -> Iterator[dict[str, object]]:
+        environment = {"OMP_NUM_THREADS": "1"}
+        with serving("serve", str(self.folder / package), *self.options(), *options, environment=environment) as server:
+            yield server
+
+    def connect(self, server: dict[str, object], **options: object) -> EnclaveSession:
+        session = confide.connect(str(server["url"]), simulated_root=self.root, **options)
+        assert isinstance(session, EnclaveSession)
+        return session
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    folder = tmp_path_factory.mktemp("place")
+    SimulatedTee.create(folder / "tee")
+    root = (folder / "tee" / "root.pem").read_bytes()
+    passphrase = secrets.token_hex(8)
+    store = KeyStore.create(folder / "keys", passphrase)
+    done = run("quantize", "demo", "--type", "q8_0", "--out", folder / "demo.gguf", "--json")
+    assert done.returncode == 0, done.stderr
+    lenient, strict = SimulatedPolicy.all_of(NotDebug()), Policy.all_of(NotDebug())
+    for name, model, policy, trusted in (
+        ("safetensors", "demo", lenient, root),
+        ("gguf", str(folder / "demo.gguf"), lenient, root),
+        ("strict", "demo", strict, None),
+    ):
+        key = ModelKey.generate()
+        manifest = seal_model(contents_of(model), folder / name, key=key, owner=OWNER)
+        store.add(key, Conditions(manifest.model_digest, policy, trusted), datetime.now(UTC))
+    broker = ("keys", "serve", "--folder", str(folder / "keys"), "--port", "0", "--offline")
+    with serving(*broker, environment={PASSPHRASE_VARIABLE: passphrase}) as announced:
+        yield Place(folder, str(announced["url"]))
+
+
+@pytest.fixture(scope="module", params=["safetensors", "gguf"])
+def server(request: pytest.FixtureRequest, place: Place) -> Iterator[dict[str, object]]:
+    with place.serving(request.param) as announced:
+        yield announced
+
+
+@pytest.fixture(scope="module")
+def expected() -> str:
+    source = open_model("demo")
+    tokenizer = source.load_tokenizer()
+    inputs = tokenizer(PROMPT, return_tensors="pt")
+    ids = source.load_model().generate(**inputs, max_new_tokens=12, do_sample=False, pad_token_id=0)
+    return str(tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :]))
+
+
+def test_a_verified_model_answers(place: Place, server: dict[str, object], expected: str) -> None:
+    with place.connect(server) as session:
+        assert session.result.trusted
+        assert session.result.simulated
+        assert session.model_digest == server["model_digest"]
+        assert "SIMULATED" in str(session.trust)
+        assert session.generate(PROMPT, **GREEDY) == expected
+        assert "".join(session.chat(PROMPT, stream=True, **GREEDY)) == session.chat(PROMPT, **GREEDY)
+
+
+def test_16_requests_at_once_stream_correctly(place: Place, server: dict[str, object], expected: str) -> None:
+    with place.connect(server) as session:
+        request = {"model": session.model, "prompt": PROMPT, "stream": True, **GREEDY}
+
+        def stream(_: int) -> str:
+            return "".join(chunk.choices[0].text for chunk in session.openai.completions.create(**request))
+
+        with ThreadPoolExecutor(16) as threads:
+            assert set(threads.map(stream, range(16))) == {expected}
+
+
+def test_nothing_but_its_own_port_answers(server: dict[str, object]) -> None:
+    port = int(str(server["url"]).rpartition(":")[2])
+    assert listening_ports(process_listening_on(port)) == {port}
+
+
+def process_listening_on(port: int) -> int:
+    sockets = {inode for inode, local in _listening().items() if local == port}
+    return next(int(pid) for pid in os.listdir("/proc") if pid.isdecimal() and sockets & _sockets(int(pid)))
+
+
+def listening_ports(pid: int) -> set[int]:
+    """Of all TCP sockets that a process listens on."""
+    return {port for inode, port in _listening().items() if inode in _sockets(pid)}
+
+
+def _listening() -> dict[str, int]:
+    """Ports by the inode of the socket, for both versions of IP."""
+    found = {}
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A":
+                found[fields[9]] = int(fields[1].rpartition(":")[2], 16)
+    return found
+
+
+def _sockets(pid: int) -> set[str]:
+    """Inodes of a process's sockets; none of one that ends meanwhile."""
+    found = set()
+    with suppress(OSError):
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            found.add(os.readlink(entry).removeprefix("socket:[").removesuffix("]"))
+    return found
+
+
+def test_questions_in_the_clear_are_refused(server: dict[str, object]) -> None:
+    answer = httpx.post(f"{server['url']}/v1/completions", json={"model": "demo", "prompt": PROMPT})
+    assert answer.status_code == 403
+    assert "confide.connect" in answer.text
+    assert httpx.get(f"{server['url']}/health").status_code == 200
+
+
+def test_tls_may_end_inside(place: Place, expected: str) -> None:
+    with place.serving("safetensors", "--ra-tls") as server, place.connect(server, ra_tls=True) as session:
+        assert session.generate(PROMPT, **GREEDY) == expected
+
+
+def refused(*arguments: object) -> str:
+    done = run("serve", *arguments, "--json", timeout=60)
+    assert done.returncode == 1
+    return str(json.loads(done.stdout.splitlines()[-1])["error"]["code"])
+
+
+def test_a_damaged_package_is_not_served(place: Place, tmp_path: Path) -> None:
+    package = tmp_path / "damaged"
+    package.mkdir()
+    for path in (place.folder / "safetensors").iterdir():
+        content = path.read_bytes()
+        large = path.name == "model.safetensors.sealed"
+        (package / path.name).write_bytes(flip_byte(content, len(content) // 2) if large else content)
+    assert refused(package, *place.options()) == "damaged-file"
+
+
+def test_a_production_policy_gives_no_key_to_a_simulated_environment(place: Place) -> None:
+    assert refused(place.folder / "strict", *place.options()) == "key-refused"
+
+
+def test_auto_never_simulates(place: Place) -> None:
+    if detect().readers:
+        pytest.skip("this machine has hardware")
+    assert refused(place.folder / "safetensors", "--keys", place.broker) == "no-trusted-environment"
+
+
+def test_options_of_the_other_kind_are_refused(place: Place) -> None:
+    done = run("serve", place.folder / "safetensors", "--record", "x")
+    assert done.returncode == 2
+    assert "--record is not for a sealed model" in done.stderr
+
+
+def test_the_demo_refuses_three_kinds_of_tampering() -> None:
+    done = run("demo", "enclave", "--json", timeout=120)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["verified"] is True
+    assert found["tampering_refused"] == 3
+    assert len(found["model_digest"]) == 64
+    assert found["text"]
+    assert found["overhead_ms"] < 100

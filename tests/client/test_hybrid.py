@@ -1,0 +1,89 @@
+"""The hybrid mode through the same door."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from tests.hybrid.small import running
+from tests.owners import OWNER
+
+import confide
+from confide import HybridModel
+from confide.client.hybrid import HybridSession
+from confide.client.session import Session
+from confide.errors import WrongMode
+from confide.hybrid.ledger import Ledger
+from confide.hybrid.service import LayerService
+from confide.models.server_package import ServerPackage
+from confide.rlwe.scheme import RLWE
+
+TEMPLATE = "{% for message in messages %}{{ message.content }} {% endfor %}"
+
+
+@pytest.fixture(scope="module")
+def demo() -> HybridModel:
+    """One layer group only, and a template; its answers in the clear are the reference."""
+    model = HybridModel("demo", protect=r"h\.0\.attn\.c_attn", progress=False)
+    model.tokenizer.chat_template = TEMPLATE  # type: ignore[union-attr]
+    return model
+
+
+@pytest.fixture(scope="module")
+def session(demo: HybridModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
+    folder = tmp_path_factory.mktemp("hybrid")
+    parts = demo.split(folder / "out", OWNER)
+    package = ServerPackage.open(parts.server)
+    service = LayerService(package.signed, package.load(), Ledger(folder / "state"), RLWE, insecure_no_licences=True)
+    with running(service) as url:
+        options: dict[str, Any] = {"owner": OWNER.public.raw, "progress": False}
+        with confide.connect(parts.client, server=url, **options) as opened:
+            yield opened
+        with confide.connect(url, shell=parts.client, packs=folder / "packs", **options) as other_way:
+            assert other_way.trust == opened.trust
+
+
+MESSAGES = [{"role": "user", "content": "The old man"}]
+
+
+def test_answers_are_those_of_the_model(session: Session, demo: HybridModel) -> None:
+    expected = demo.chat(MESSAGES, max_new_tokens=6, do_sample=False, pad_token_id=0)
+    assert expected
+    assert session.chat(MESSAGES, max_tokens=6) == expected
+    assert "".join(session.chat("The old man", stream=True, max_tokens=6)) == expected
+    assert session.generate("The old man ", max_tokens=6) == expected
+
+
+def test_sampling_follows_its_seed(session: Session) -> None:
+    options = {"max_tokens": 6, "temperature": 2.0, "top_p": 0.95}
+    first, again, other = (session.generate("The old", seed=seed, **options) for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_a_stopped_answer_stops_and_leaves_the_session_usable(session: Session) -> None:
+    assert isinstance(session, HybridSession)
+    pieces = session.chat(MESSAGES, stream=True, max_tokens=40)
+    assert next(pieces)
+    pieces.close()
+    assert session.hybrid.lengths is not None
+    assert session.hybrid.lengths.answer < 40
+    assert session.generate("The old", max_tokens=3)
+
+
+def test_trust_is_that_of_the_hybrid_mode(session: Session) -> None:
+    assert session.trust.protection == "hybrid"
+    assert session.trust.prompt.hidden_from == ("the layer server",)
+    assert session.model == "client"
+
+
+def test_what_this_mode_has_not_raises(session: Session, demo: HybridModel) -> None:
+    with pytest.raises(WrongMode, match="generate and chat"):
+        _ = session.openai
+    with pytest.raises(WrongMode):
+        _ = session.async_openai
+    with pytest.raises(TypeError, match="stop"):
+        session.generate("The old", stop=["."])
+
+
+def test_an_error_while_streaming_is_raised_where_the_pieces_are_read(session: Session) -> None:
+    with pytest.raises(ValueError, match="temperature"):
+        list(session.chat(MESSAGES, stream=True, temperature=-1.0))

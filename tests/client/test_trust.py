@@ -1,0 +1,65 @@
+"""What trust statements say of evidence that passed, by what was checked of it."""
+
+from typing import Any
+
+import pytest
+from tests.attest.made_up import MRTD, NOW, tdx_claims
+
+from confide.attest.claims import RootKind
+from confide.attest.evidence import Family
+from confide.attest.policy import Policy, SimulatedPolicy, appraise
+from confide.attest.requirements import AnyOf, Model, NotDebug, Tdx
+from confide.attest.result import AttestationResult
+from confide.attest.statement import Statement
+from confide.client.trust import enclave_trust, root_of
+
+STATEMENT = Statement("ab" * 16, model_digest="cd" * 32)
+
+
+def result(*requirements: Any, **claims: Any) -> AttestationResult:
+    kind = SimulatedPolicy if claims.get("root") is RootKind.SIMULATED else Policy
+    found = tdx_claims(report_data=STATEMENT.digest(), **claims)
+    verdict = appraise(found, kind.all_of(*requirements), NOW, statement=STATEMENT)
+    assert verdict.trusted
+    return verdict
+
+
+def test_what_was_measured_is_what_is_assumed() -> None:
+    trust = enclave_trust(result(Tdx(mrtd=MRTD.hex()), Model("cd" * 32)))
+    assert trust.protection == "enclave"
+    assert trust.prompt.hidden_from == ("whoever runs its machine", "networks and gateways")
+    assert trust.prompt.assumption.startswith("tdx hardware and its root, Intel; the measured code; X25519")
+    assert trust.leaks == ("the network and the machine see when you ask, and how long prompts and answers are",)
+
+
+@pytest.mark.parametrize(
+    ("requirements", "missing"),
+    [
+        ((), ("measurement", "model")),
+        ((Tdx(),), ("measurement", "model")),
+        ((Tdx(mrtd=MRTD.hex()),), ("model",)),
+        ((Model("cd" * 32),), ("measurement",)),
+        ((AnyOf((Tdx(mrtd="00" * 48), Tdx(rtmrs=("", "01" * 48)))),), ("model",)),
+        ((AnyOf((NotDebug(), Tdx(mrtd=MRTD.hex()))),), ("measurement", "model")),
+    ],
+)
+def test_what_a_policy_leaves_open_is_said(requirements: tuple[Any, ...], missing: tuple[str, ...]) -> None:
+    trust = enclave_trust(result(*requirements))
+    said = [leak for leak in trust.leaks if leak.startswith("the policy names no ")]
+    assert [leak.split()[4].rstrip(",") for leak in said] == list(missing)
+    assert ("code that nobody measured" in trust.prompt.assumption) == ("measurement" in missing)
+
+
+def test_simulated_evidence_says_so_in_capitals_everywhere() -> None:
+    trust = enclave_trust(result(root=RootKind.SIMULATED))
+    for exposure in (trust.prompt, trust.weights, trust.output):
+        assert exposure.assumption == "SIMULATED EVIDENCE: NOTHING IS PROTECTED"
+        assert exposure.hidden_from == ()
+    assert str(trust).count("NOTHING IS PROTECTED") == 5
+
+
+def test_whose_root_it_is() -> None:
+    assert root_of(result()) == "Intel"
+    assert root_of(result(root=RootKind.SIMULATED)) == "a simulated root"
+    assert root_of(result(family=Family.SNP)) == "AMD"
+    assert root_of(result(family=Family.TPM)) == "an attestation key that you enrolled"

@@ -1,0 +1,177 @@
+"""A workload on this machine: attestation by a simulated TEE, and sealed requests to a model that turns texts round.
+
+Written from the protocol and not from the server's code, with switches for what an attacker in between would do.
+"""
+
+import asyncio
+import json
+import socket
+import ssl
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from confide.attest.simulated import SimulatedTee
+from confide.attest.wire import Attested
+from confide.enclave.channel.keys import ChannelKey
+from confide.enclave.channel.sealing import MEDIA_TYPE, OpenedRequest, ResponseHead, encode_head, open_request
+from confide.enclave.workload import Workload
+from confide.errors import ChannelError, KeyChanged
+
+MODEL = "reverser"
+ERRORS = {
+    "too long": (400, "context_length_exceeded"),
+    "busy": (429, "rate_limit"),
+    "fault": (500, None),
+    "ours": (400, "engine"),
+    "odd": (422, "odd"),
+}
+"""What the model answers with a status and a code."""
+
+
+@dataclass
+class FakeWorkload:
+    """url: where it is. seen: what reached it, in order: paths of the outer hop, and `(inner path, body)` of sealed
+    requests. alter: what happens to each answer, frame by frame, on its way out. tell: what happens to attestation.
+    outer: answers sealed requests in the workload's place.
+    """
+
+    workload: Workload
+    url: str = ""
+    seen: list[Any] = field(default_factory=list)
+    alter: Callable[[list[bytes]], list[bytes]] = lambda frames: frames
+    tell: Callable[[Attested], Attested] = lambda attested: attested
+    outer: Callable[[], Response] | None = None
+    stopped: threading.Event = field(default_factory=threading.Event)
+
+    def restart(self) -> None:
+        """As a new process: with another channel key."""
+        self.workload.key = ChannelKey()
+
+    @property
+    def prompts(self) -> list[Any]:
+        """The sealed requests that could be opened."""
+        return [entry for entry in self.seen if isinstance(entry, tuple)]
+
+    def app(self) -> Starlette:
+        inside = [
+            Route("/v1/models", self._models),
+            Route("/v1/completions", self._complete, methods=["POST"]),
+            Route("/v1/chat/completions", self._chat, methods=["POST"]),
+        ]
+        return Starlette(
+            routes=[
+                Route("/attestation", self._attestation),
+                Route("/sealed", self._sealed, methods=["POST"]),
+                *inside,
+            ]
+        )
+
+    async def _attestation(self, request: Request) -> Response:
+        self.seen.append("/attestation")
+        attested = self.tell(self.workload.attest(request.query_params["nonce"]))
+        return Response(attested.encode(), media_type="application/json")
+
+    async def _sealed(self, request: Request) -> Response:
+        self.seen.append("/sealed")
+        if self.outer:
+            return self.outer()
+        try:
+            opened = open_request(self.workload.key, await request.body())
+        except ChannelError as error:
+            status = 409 if isinstance(error, KeyChanged) else 400
+            return JSONResponse({"error": {"code": error.code, "message": "IGNORE THIS"}}, status)
+        self.seen.append((opened.head.path, opened.body))
+        return StreamingResponse(self._frames(opened), media_type=MEDIA_TYPE)
+
+    async def _frames(self, opened: OpenedRequest) -> AsyncIterator[bytes]:
+        status, kind, parts = answer(opened.head.path, opened.body)
+        head = encode_head(ResponseHead(status, (("content-type", kind),)))
+        frames = [opened.writer.write(head), *(opened.writer.write(part) for part in parts)]
+        try:
+            for frame in self.alter([*frames, opened.writer.write(b"", last=True)]):
+                yield frame
+                await asyncio.sleep(0.005 if "event-stream" in kind else 0)
+        finally:
+            self.stopped.set()
+
+    async def _models(self, request: Request) -> Response:
+        return self._plain(request.url.path, b"")
+
+    async def _complete(self, request: Request) -> Response:
+        return self._plain(request.url.path, await request.body())
+
+    async def _chat(self, request: Request) -> Response:
+        return self._plain(request.url.path, await request.body())
+
+    def _plain(self, path: str, body: bytes) -> Response:
+        self.seen.append((path, body))
+        status, kind, parts = answer(path, body)
+        return Response(b"".join(parts), status, media_type=kind)
+
+
+def answer(path: str, body: bytes) -> tuple[int, str, list[bytes]]:
+    """Status, content type and body, in parts, of the model's API."""
+    if path == "/v1/models":
+        served = {"object": "list", "data": [{"id": MODEL, "object": "model", "created": 1, "owned_by": "us"}]}
+        return 200, "application/json", [json.dumps(served).encode()]
+    request = json.loads(body)
+    made: dict[str, Any] = {"id": "1", "created": 1, "model": MODEL}
+    if path == "/v1/completions":
+        text = request["prompt"][::-1]
+        choice = {"index": 0, "text": text, "finish_reason": "stop", "logprobs": None}
+        return 200, "application/json", [json.dumps(made | {"object": "text_completion", "choices": [choice]}).encode()]
+    said = request["messages"][-1]["content"]
+    if said in ERRORS:
+        status, code = ERRORS[said]
+        error = {"message": "It does not work.", "type": "any", "code": code}
+        return status, "application/json", [json.dumps({"error": error}).encode()]
+    text = said[::-1]
+    if not request.get("stream"):
+        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+        return 200, "application/json", [json.dumps(made | {"object": "chat.completion", "choices": [choice]}).encode()]
+    chunks = [
+        made | {"object": "chat.completion.chunk", "choices": [{"index": 0, "delta": {"content": letter}}]}
+        for letter in text
+    ]
+    events = [f"data: {json.dumps(chunk)}\n\n".encode() for chunk in chunks]
+    return 200, "text/event-stream", [*events, b"data: [DONE]\n\n"]
+
+
+def simulated(folder: Path, **about: Any) -> FakeWorkload:
+    """On a simulated machine that is made in this folder."""
+    tee = SimulatedTee.create(folder)
+    return FakeWorkload(Workload(tee, tee.collateral, **about))
+
+
+@contextmanager
+def serving(fake: FakeWorkload, tls: ssl.SSLContext | None = None) -> Iterator[FakeWorkload]:
+    """Serve it on this machine."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(
+        fake.app(),
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=1,
+        ssl_context_factory=(lambda _config, _default: tls) if tls else None,
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+    thread.start()
+    fake.url = f"{'https' if tls else 'http'}://127.0.0.1:{listener.getsockname()[1]}"
+    try:
+        yield fake
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        listener.close()

@@ -1,0 +1,142 @@
+"""Whatever is sent, it is answered with a clean error, and the server lives."""
+
+import asyncio
+import json
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from confide.enclave.api.answer import Serving
+from confide.enclave.api.app import api_app
+from confide.enclave.api.schemas import (
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    GenerateRequest,
+    PromptRequest,
+    parse,
+)
+from confide.enclave.channel.keys import ChannelKey
+from confide.enclave.channel.middleware import SealedChannel
+from confide.enclave.channel.sealing import MEDIA_TYPE
+from confide.errors import RequestRefused
+
+from ..fake_engine import FakeEngine
+
+APP = api_app(Serving(FakeEngine()))
+KEY = ChannelKey()
+CHANNEL = SealedChannel(APP, KEY, body_bytes=1 << 20, body_seconds=1)
+PATHS = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/generate", "/chat"]
+FIELDS = ["model", "messages", "prompt", "query", "input", "history", "stream", "stream_options", "max_tokens",
+          "temperature", "top_p", "stop", "seed", "n", "tools", "logprobs", "encoding_format", "role", "content",
+          "type", "text", "include_usage", "max_completion_tokens"]  # fmt: skip
+LEAVES = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8),
+    st.sampled_from(["echo", "user", "system", "text", "aGk=", "float", 1, 0.5, 10**400]),
+)  # fmt: skip
+VALUES = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(FIELDS), inner, max_size=5),
+    max_leaves=12,
+)
+VALID: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"model": "echo", "messages": [{"role": "user", "content": "hi"}]},
+    "/v1/completions": {"model": "echo", "prompt": "hi"},
+    "/v1/embeddings": {"model": "echo", "input": "hi"},
+    "/generate": {"query": "hi"},
+    "/chat": {"prompt": "aGk="},
+}
+
+
+def post(path: str, body: bytes, app: Any = APP, media_type: str = "application/json") -> httpx.Response:
+    async def ask() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+            return await client.post(path, content=body, headers={"content-type": media_type})
+
+    return asyncio.run(ask())
+
+
+def check(path: str, body: bytes) -> None:
+    response = post(path, body)
+    assert response.status_code == 200 or 400 <= response.status_code < 500
+    if response.status_code != 200:
+        assert {"message", "type", "param", "code"} == response.json()["error"].keys()
+
+
+@settings(deadline=None, max_examples=100)
+@given(path=st.sampled_from(PATHS), body=st.binary(max_size=60))
+def test_noise(path: str, body: bytes) -> None:
+    check(path, body)
+
+
+@settings(deadline=None, max_examples=300)
+@given(path=st.sampled_from(PATHS), content=VALUES)
+def test_any_json(path: str, content: object) -> None:
+    check(path, json.dumps(content).encode())
+
+
+@settings(deadline=None, max_examples=300)
+@given(path=st.sampled_from(PATHS), field=st.sampled_from(FIELDS), value=VALUES)
+def test_a_good_request_with_one_odd_field(path: str, field: str, value: object) -> None:
+    check(path, json.dumps(VALID[path] | {field: value}).encode())
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_the_good_ones_are_good(path: str) -> None:
+    assert post(path, json.dumps(VALID[path]).encode()).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"temperature": 3}, "temperature"),
+        ({"temperature": True}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 1.5}, "max_tokens"),
+        ({"max_tokens": 8193}, "max_tokens"),
+        ({"stop": ""}, "stop"),
+        ({"stop": ["a"] * 5}, "stop"),
+        ({"seed": 1 << 63}, "seed"),
+        ({"stream": "yes"}, "stream"),
+        ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "tool", "content": "a"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0].type"),
+        ({"messages": [{"role": "assistant", "content": "a", "tool_calls": []}]}, "messages[0].tool_calls"),
+        ({"n": 2}, "n"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"logit_bias": {"5": 1}}, "logit_bias"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+    ],
+)
+def test_the_field_to_blame_is_named(change: dict[str, Any], field: str) -> None:
+    body = json.dumps(VALID["/v1/chat/completions"] | change).encode()
+    response = post("/v1/chat/completions", body)
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert (error["param"], error["type"]) == (field, "invalid_request_error")
+    assert field.rsplit(".", 1)[-1] in error["message"] or field == "max_tokens"
+
+
+@pytest.mark.parametrize("kind", [ChatRequest, CompletionRequest, EmbeddingRequest, GenerateRequest, PromptRequest])
+@pytest.mark.parametrize("body", [b"[" * 100_000, b'{"a":' * 100_000, b'"\\ud800"', b"\xff", b"NaN", b"1e999", b""])
+def test_what_parsers_stumble_over(kind: type, body: bytes) -> None:
+    with pytest.raises(RequestRefused):
+        parse(body, kind)
+
+
+def test_too_much() -> None:
+    assert post("/generate", b" " * (1 << 20) + b"{}").status_code == 413
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.binary(max_size=100), st.booleans())
+def test_noise_at_the_sealed_endpoint(noise: bytes, opening: bool) -> None:
+    body = b"CFD1" + KEY.public.id + noise if opening else noise
+    response = post("/sealed", body, CHANNEL, MEDIA_TYPE)
+    assert response.status_code in (400, 409)
+    assert response.json()["error"].keys() == {"code", "message"}

@@ -1,0 +1,179 @@
+"""OpenAI's own client, unmodified, against the API."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+
+import openai
+import pytest
+
+from confide.enclave.api.answer import Serving
+from confide.enclave.api.app import api_app
+from confide.enclave.api.limits import Limits
+from confide.errors import EngineError
+
+from ..fake_engine import FakeEngine
+from ..serving import eventually, serving
+
+MESSAGES = [{"role": "system", "content": "be brief"}, {"role": "user", "content": [{"type": "text", "text": "hi"}]}]
+ANSWER = "You said: system: be brief | user: hi"
+
+
+@pytest.fixture(scope="module")
+def engine() -> FakeEngine:
+    return FakeEngine()
+
+
+@pytest.fixture(scope="module")
+def url(engine: FakeEngine) -> Iterator[str]:
+    with serving(api_app(Serving(engine))) as url:
+        yield url + "/v1"
+
+
+@pytest.fixture(scope="module")
+def client(url: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
+        yield client
+
+
+def test_models(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["echo"]
+
+
+def test_chat(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(model="echo", messages=MESSAGES)
+    assert answer.choices[0].message.content == ANSWER
+    assert answer.choices[0].message.role == "assistant"
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (6, 8, 14)
+
+
+def test_chat_as_a_stream(client: openai.OpenAI) -> None:
+    options = {"include_usage": True}
+    chunks = list(client.chat.completions.create(model="echo", messages=MESSAGES, stream=True, stream_options=options))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == ANSWER
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices] == [None] * 7 + ["stop"]
+    assert len({chunk.id for chunk in chunks}) == 1
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.total_tokens == 14
+    assert all(chunk.usage is None for chunk in chunks[:-1])
+
+
+def test_completions(client: openai.OpenAI, engine: FakeEngine) -> None:
+    answer = client.completions.create(
+        model="echo", prompt="one two three", max_tokens=3, temperature=0, top_p=0.5, seed=7, stop=["nothing"]
+    )
+    assert (answer.choices[0].text, answer.choices[0].finish_reason) == ("You said: one", "length")
+    asked = engine.asked[-1]
+    assert (asked.max_tokens, asked.temperature, asked.top_p, asked.seed, asked.stop) == (3, 0, 0.5, 7, ("nothing",))
+    parts = client.completions.create(model="echo", prompt="one two", stream=True, stop="two")
+    assert "".join(part.choices[0].text for part in parts) == "You said: one "
+    assert engine.asked[-1].temperature == 1.0
+
+
+def test_embeddings(client: openai.OpenAI) -> None:
+    for format in ("float", "base64"):
+        found = client.embeddings.create(model="echo", input=["a", "bcd"], encoding_format=format)
+        if format == "float":
+            assert [one.embedding for one in found.data] == [[1.0, 0.5], [3.0, 0.5]]
+    found = client.embeddings.create(model="echo", input="four")
+    assert found.data[0].embedding == [4.0, 0.5]
+    assert found.usage.prompt_tokens == 1
+
+
+def test_errors_are_openais(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="not served here") as caught:
+        client.chat.completions.create(model="gpt-4", messages=MESSAGES)
+    assert caught.value.code == "model_not_found"
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(model="echo", prompt="word " * 1000)
+    assert caught.value.code == "context_length_exceeded"
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(model="echo", prompt="word", max_tokens=1000, stream=True)
+    assert caught.value.code == "context_length_exceeded"
+    for harmful in ({"n": 2}, {"logprobs": True}, {"tools": [{"type": "function"}]}, {"presence_penalty": 0.5}):
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.chat.completions.create(model="echo", messages=MESSAGES, **harmful)
+        assert caught.value.param == next(iter(harmful))
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(model="echo", prompt="a", logprobs=0)
+    assert caught.value.param == "logprobs"
+
+
+def test_harmless_fields_pass(client: openai.OpenAI) -> None:
+    client.chat.completions.create(
+        model="echo", messages=MESSAGES, user="me", n=1, logprobs=False, extra_body={"something_new": [1]}
+    )
+
+
+async def ask_at_once(url: str) -> list[str]:
+    async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
+        whole = await client.chat.completions.create(model="echo", messages=MESSAGES)
+        assert whole.choices[0].message.content == ANSWER
+
+        async def one(index: int) -> str:
+            stream = await client.completions.create(model="echo", prompt=f"this is {index}", stream=True)
+            return "".join([chunk.choices[0].text async for chunk in stream])
+
+        return await asyncio.gather(*map(one, range(16)))
+
+
+def test_sixteen_streams_at_once() -> None:
+    engine = FakeEngine(pause=0.1)
+    with serving(api_app(Serving(engine))) as url:
+        assert asyncio.run(ask_at_once(url + "/v1")) == [f"You said: this is {index}" for index in range(16)]
+    assert engine.most_running == 16
+
+
+def test_an_error_within_a_stream_is_raised() -> None:
+    engine = FakeEngine(broken=EngineError("The model is at a loss; ask something else."))
+    with serving(api_app(Serving(engine))) as url:
+        client = openai.OpenAI(base_url=url + "/v1", api_key="none", max_retries=0)
+        stream = client.completions.create(model="echo", prompt="one", stream=True)
+        assert [next(stream).choices[0].text for _ in range(2)] == ["You ", "said: "]
+        with pytest.raises(openai.APIError, match="at a loss"):
+            next(stream)
+        with pytest.raises(openai.BadRequestError, match="at a loss"):
+            client.completions.create(model="echo", prompt="one")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_stops_the_engine(stream: bool) -> None:
+    engine = FakeEngine(pause=0.05)
+    with serving(api_app(Serving(engine))) as url:
+        client = openai.OpenAI(base_url=url + "/v1", api_key="none", max_retries=0, timeout=0.5)
+        if stream:
+            answer = client.completions.create(model="echo", prompt="word " * 500, stream=True)
+            assert next(iter(answer)).choices[0].text == "You "
+            answer.close()
+        else:
+            with pytest.raises(openai.APITimeoutError):
+                client.completions.create(model="echo", prompt="word " * 500)
+        eventually(lambda: engine.stopped == 1, 3)
+        assert engine.running == 0
+
+
+def test_too_many_at_once_and_too_long() -> None:
+    engine = FakeEngine(pause=0.4)
+    limits = Limits(concurrent=1, idle_seconds=0.6, request_seconds=1.0, answer_tokens=400)
+    with serving(api_app(Serving(engine, limits))) as url:
+        client = openai.OpenAI(base_url=url + "/v1", api_key="none", max_retries=0)
+        begun = client.completions.create(model="echo", prompt="word " * 100, stream=True)
+        with pytest.raises(openai.RateLimitError) as caught:
+            client.completions.create(model="echo", prompt="word")
+        assert caught.value.response.headers["retry-after"] == "1"
+        eventually(lambda: engine.running == 0)  # the first one has taken too long
+        with pytest.raises(openai.BadRequestError, match="at most 400"):
+            client.completions.create(model="echo", prompt="word", max_tokens=401)
+        begun.close()
+        with pytest.raises(openai.InternalServerError) as late:
+            client.completions.create(model="echo", prompt="word " * 100)
+        assert late.value.status_code == 504
+        engine.pause = 2
+        started = time.monotonic()
+        with pytest.raises(openai.InternalServerError, match="stopped answering"):
+            client.completions.create(model="echo", prompt="word")
+        assert time.monotonic() - started < 1
+        assert engine.running == 0

@@ -1,0 +1,138 @@
+"""What the network sees: evidence, the sealed channel, and a refusal of everything in the clear."""
+
+import ssl
+import subprocess
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import httpx
+import pytest
+
+from confide.attest.ra_tls import extract, verify_binding
+from confide.attest.simulated import SimulatedTee
+from confide.attest.verifier import Verifier
+from confide.enclave.api.answer import Serving
+from confide.enclave.api.limits import Limits
+from confide.enclave.api.public import public_app
+from confide.enclave.channel.ra_tls import ra_tls_context
+from confide.enclave.channel.sealing import MEDIA_TYPE
+from confide.enclave.workload import Workload
+from confide.errors import EvidenceUnavailable
+
+from ..fake_engine import FakeEngine
+from ..sealed_client import ask, asking, attested_key, sealed
+from ..serving import eventually, serving
+
+
+@pytest.fixture(scope="module")
+def tee(tmp_path_factory: pytest.TempPathFactory) -> SimulatedTee:
+    return SimulatedTee.create(tmp_path_factory.mktemp("tee"))
+
+
+@pytest.fixture(scope="module")
+def workload(tee: SimulatedTee) -> Workload:
+    return Workload(tee, tee.collateral)
+
+
+@pytest.fixture(scope="module")
+def engine() -> FakeEngine:
+    return FakeEngine()
+
+
+@pytest.fixture(scope="module")
+def client(workload: Workload, engine: FakeEngine) -> Iterator[httpx.Client]:
+    with serving(public_app(workload, Serving(engine, Limits(attestations_per_second=1000)))) as url:
+        with httpx.Client(base_url=url) as client:
+            yield client
+    assert engine.closed
+
+
+def test_from_evidence_to_an_answer(client: httpx.Client, tee: SimulatedTee) -> None:
+    key = attested_key(client, tee)
+    assert ask(client, key, "/generate", {"query": "hello"}) == (200, {"response": "You said: hello"})
+    status, error = ask(client, key, "/v1/completions", {"model": "echo", "prompt": "x", "n": 2})
+    assert (status, error["error"]["param"]) == (400, "n")
+    assert ask(client, key, "/attestation", {})[0] == 404
+
+
+def test_a_stream_arrives_frame_by_frame(client: httpx.Client, tee: SimulatedTee, engine: FakeEngine) -> None:
+    key = attested_key(client, tee)
+    engine.pause = 0.05
+    body = {"model": "echo", "prompt": "word " * 300, "stream": True}
+    with asking(client, key, "/v1/completions", body) as (head, frames):
+        assert dict(head.headers)["content-type"].startswith("text/event-stream")
+        assert b'"You "' in next(frames)
+        assert b'"said: "' in next(frames)
+        assert engine.running == 1
+    eventually(lambda: engine.running == 0, 3)  # the client has left
+    assert engine.stopped == 1
+    engine.pause = 0
+
+
+def test_a_repeated_request_is_refused(client: httpx.Client, workload: Workload) -> None:
+    _, request = sealed(workload.key.public, "/generate", {"query": "hello"})
+    headers = {"content-type": MEDIA_TYPE}
+    assert client.post("/sealed", content=request, headers=headers).status_code == 200
+    again = client.post("/sealed", content=request, headers=headers)
+    assert (again.status_code, again.json()["error"]["code"]) == (400, "channel-refused")
+
+
+@pytest.mark.parametrize("nonce", ["", "ab" * 31, "ab" * 65, "AB" * 32, "zz" * 32, "ab" * 32 + "c", "ab" * 32 + "\n"])
+def test_an_odd_nonce_is_refused(client: httpx.Client, nonce: str) -> None:
+    response = client.get("/attestation", params={"nonce": nonce})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "nonce")
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/models", "/generate", "/chat"])
+def test_questions_in_the_clear_are_refused_with_advice(client: httpx.Client, path: str) -> None:
+    response = client.post(path, content=b'{"model": "echo", "messages": []}')
+    assert response.status_code == 403
+    assert "confide proxy" in response.json()["error"]["message"]
+
+
+def test_health_metrics_and_nothing_else(client: httpx.Client, tee: SimulatedTee) -> None:
+    assert client.get("/health").json() == {"status": "ok"}
+    key = attested_key(client, tee)
+    ask(client, key, "/generate", {"query": "sesame"})
+    client.post("/sealed", content=b"?", headers={"content-type": MEDIA_TYPE})
+    text = client.get("/metrics").text
+    assert 'confide_requests_total{endpoint="/generate",status="200"}' in text
+    assert 'confide_channel_refusals_total{code="channel-refused"}' in text
+    assert "confide_answers_running 0.0" in text
+    assert "sesame" not in text
+    assert client.get("/elsewhere").status_code == 404
+    assert client.get("/sealed").status_code == 405
+
+
+def test_evidence_is_rationed_and_may_be_missing(tee: SimulatedTee) -> None:
+    class Broken:
+        name = "broken"
+
+        def read(self, report_data: bytes) -> None:
+            raise EvidenceUnavailable("The machine gives none; ask its operator.")
+
+    serving_one = Serving(FakeEngine(), Limits(attestations_per_second=1))
+    with serving(public_app(Workload(Broken()), serving_one)) as url:  # type: ignore[arg-type]
+        found = [httpx.get(f"{url}/attestation?nonce={'ab' * 32}") for _ in range(3)]
+    assert [one.status_code for one in found] == [503, 503, 429]
+    assert found[0].json()["error"]["code"] == "evidence-unavailable"
+    assert found[2].headers["retry-after"] == "1"
+
+
+def test_ra_tls_ends_inside(tee: SimulatedTee) -> None:
+    workload = Workload(tee, tee.collateral)
+    context = ra_tls_context(workload)
+    app = public_app(workload, Serving(FakeEngine()), tls_ends_here=True)
+    with serving(app, context) as url:
+        port = int(url.rsplit(":", 1)[1])
+        certificate = ssl.PEM_cert_to_DER_cert(ssl.get_server_certificate(("127.0.0.1", port)))
+        claims = Verifier(tee.roots()).verify(extract(certificate), tee.collateral(), datetime.now(UTC))
+        verify_binding(certificate, claims)
+        command = ["curl", "--silent", "--insecure", f"{url}/generate", "--data", '{"query": "hello"}']
+        found = subprocess.run(command, capture_output=True, timeout=20, check=True)
+        assert found.stdout == b'{"response":"You said: hello"}'
+        with httpx.Client(base_url=url, verify=False) as client:  # noqa: S501 - the key is attested below
+            key = attested_key(client, tee)
+            assert ask(client, key, "/generate", {"query": "hello"})[1] == {"response": "You said: hello"}
+    assert len(bytes.fromhex(workload.tls_spki)) == 32
+    assert workload.attest("ab" * 32).statement.channel_keys["tls"] == workload.tls_spki

@@ -1,0 +1,117 @@
+"""The demo model in each engine, loaded once."""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from tests.enclave.engines.openai_server import openai_server
+from transformers import PreTrainedModel
+
+from confide.enclave.engines.engine import Engine, EngineFacts, Sampling
+from confide.enclave.engines.gguf_engine import GgufEngine
+from confide.enclave.engines.transformers_engine import TransformersEngine
+from confide.enclave.engines.upstream import UpstreamEngine
+from confide.models.gguf.types import GgufType
+from confide.models.gguf.write import write_gguf
+from confide.models.source import open_model
+
+T = TypeVar("T")
+KEY = "a key"
+PROMPT = "The old king called his three sons and said"
+
+
+@dataclass
+class Answer:
+    """One answer: its text, how many tokens it has, why it ended, and in how many pieces it came."""
+
+    text: str
+    tokens: int
+    finish: str | None
+    pieces: int
+
+
+async def answer(engine: Engine, prompt: str, sampling: Sampling) -> Answer:
+    """A whole answer. Only its last piece may say that it is over."""
+    pieces = [piece async for piece in engine.generate(prompt, sampling)]
+    assert all(piece.finish is None for piece in pieces[:-1])
+    text = "".join(piece.text for piece in pieces)
+    return Answer(text, sum(piece.tokens for piece in pieces), pieces[-1].finish, len(pieces))
+
+
+@dataclass
+class Bench:
+    """An engine under test. computed: tokens that it has computed so far, whoever waits for them."""
+
+    make: Callable[[], Engine]
+    computed: Callable[[], int]
+
+    def run(self, work: Callable[[Engine], Coroutine[Any, Any, T]]) -> T:
+        """Run a coroutine with the engine."""
+
+        async def main() -> T:
+            return await work(self.make())
+
+        return asyncio.run(main())
+
+
+class CountingServer:
+    """llama.cpp's server, with a count of the chunks it gives."""
+
+    def __init__(self, server: Any) -> None:
+        self._server = server
+        self.handle_embeddings = server.handle_embeddings
+        self.chunks = 0
+
+    def handle_completions(self, request: dict[str, Any], deliver: Callable[[dict[str, Any]], bool]) -> None:
+        """As the original does."""
+
+        def count(chunk: dict[str, Any]) -> bool:
+            self.chunks += 1
+            return deliver(chunk)
+
+        self._server.handle_completions(request, count)
+
+
+@pytest.fixture(scope="session")
+def demo_model() -> PreTrainedModel:
+    return open_model("demo").load_model()
+
+
+@pytest.fixture(scope="session")
+def gguf_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_gguf(open_model("demo"), tmp_path_factory.mktemp("gguf") / "demo.gguf", GgufType.F16).path
+
+
+@pytest.fixture(scope="session")
+def transformers_bench(demo_model: PreTrainedModel) -> Iterator[Bench]:
+    calls: list[None] = []
+    hook = demo_model.register_forward_hook(lambda *_: calls.append(None))
+    engine = TransformersEngine(demo_model, open_model("demo").load_tokenizer(), "demo")
+    yield Bench(lambda: engine, lambda: len(calls))
+    hook.remove()
+    asyncio.run(engine.close())
+
+
+@pytest.fixture(scope="session")
+def gguf_bench(gguf_file: Path) -> Iterator[Bench]:
+    engine = GgufEngine(gguf_file, "demo", threads=1)
+    engine._server = counting = CountingServer(engine._server)
+    yield Bench(lambda: engine, lambda: counting.chunks)
+    asyncio.run(engine.close())
+
+
+@pytest.fixture(scope="session")
+def upstream_bench(transformers_bench: Bench) -> Iterator[Bench]:
+    tokenizer = open_model("demo").load_tokenizer()
+    facts = EngineFacts("demo", "fake", "f32", 512)
+    with openai_server(transformers_bench.make(), KEY) as url:
+        yield Bench(lambda: UpstreamEngine(url, facts, tokenizer, api_key=KEY), transformers_bench.computed)
+
+
+@pytest.fixture(params=["transformers", "gguf", "upstream"])
+def bench(request: pytest.FixtureRequest) -> Bench:
+    found: Bench = request.getfixturevalue(f"{request.param}_bench")
+    return found

@@ -1,0 +1,146 @@
+"""What every engine must do, whichever it is."""
+
+import asyncio
+import math
+import time
+from contextlib import aclosing
+
+import pytest
+from tests.enclave.engines.conftest import PROMPT, Answer, Bench, answer
+
+from confide.enclave.engines.engine import Engine, Message, Sampling
+from confide.errors import EngineError, PromptTooLong
+
+
+def greedy(tokens: int, stop: tuple[str, ...] = ()) -> Sampling:
+    return Sampling(tokens, temperature=0, stop=stop)
+
+
+def test_facts_name_the_model_and_its_context(bench: Bench) -> None:
+    facts = bench.make().facts
+    assert (facts.model, facts.context) == ("demo", 512)
+    assert facts.quantization in ("f32", "f16")
+
+
+def test_greedy_answers_are_the_same_each_time_and_come_in_pieces(bench: Bench) -> None:
+    first, second = (bench.run(lambda engine: answer(engine, PROMPT, greedy(24))) for _ in range(2))
+    assert first == second
+    assert (first.tokens, first.finish) == (24, "length")
+    assert first.pieces > 12
+    assert first.text.startswith(", ")
+
+
+def test_one_seed_gives_one_answer_and_other_seeds_give_others(bench: Bench) -> None:
+    def sample(seed: int | None) -> str:
+        sampling = Sampling(24, temperature=1.0, top_p=0.95, top_k=100, seed=seed)
+        return bench.run(lambda engine: answer(engine, PROMPT, sampling)).text
+
+    assert sample(7) == sample(7)
+    assert len({sample(seed) for seed in (7, 8, 9)}) == 3
+    assert len({sample(None) for _ in range(3)}) > 1
+
+
+def test_top_k_and_top_p_of_nearly_nothing_are_greedy(bench: Bench) -> None:
+    expected = bench.run(lambda engine: answer(engine, PROMPT, greedy(8))).text
+    for sampling in (Sampling(8, top_k=1, seed=1), Sampling(8, top_p=1e-6, seed=1)):
+        assert bench.run(lambda engine, sampling=sampling: answer(engine, PROMPT, sampling)).text == expected
+
+
+def test_an_answer_ends_before_its_stop_text(bench: Bench) -> None:
+    whole = bench.run(lambda engine: answer(engine, PROMPT, greedy(24))).text
+    for stop in (whole[9:16], whole[11:14], whole[10:20]):  # wherever tokens begin and end
+        stopped = bench.run(lambda engine, stop=stop: answer(engine, PROMPT, greedy(24, (stop, "never said"))))
+        assert stopped.text == whole[: whole.index(stop)]
+        assert stopped.finish == "stop"
+        assert stopped.tokens < 24
+
+
+def test_the_shortest_of_answers(bench: Bench) -> None:
+    one = bench.run(lambda engine: answer(engine, PROMPT, greedy(1)))
+    assert (one.tokens, one.finish) == (1, "length")
+
+
+def test_closing_an_answer_stops_the_work(bench: Bench) -> None:
+    async def leave(engine: Engine) -> int:
+        async with aclosing(engine.generate(PROMPT, greedy(400))) as pieces:
+            assert [await anext(pieces) for _ in range(2)]
+        computed = await _settled(bench)
+        assert (await answer(engine, PROMPT, greedy(2))).tokens == 2
+        return computed
+
+    before = bench.computed()
+    assert bench.run(leave) - before < 200
+
+
+def _cosine(one: list[float], other: list[float]) -> float:
+    return sum(x * y for x, y in zip(one, other, strict=True))
+
+
+async def _settled(bench: Bench) -> int:
+    """What was computed once nothing is computed any more."""
+    deadline = time.monotonic() + 20
+    last, steady = bench.computed(), 0
+    while steady < 5:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.05)
+        now = bench.computed()
+        steady = steady + 1 if now == last else 0
+        last = now
+    return last
+
+
+def test_sixteen_at_once_are_answered_side_by_side(bench: Bench) -> None:
+    prompts = [f"{PROMPT} for the {number}th time," for number in range(16)]
+    begun: set[str] = set()
+    begun_at_first_end: list[int] = []
+
+    async def watch(engine: Engine, prompt: str) -> Answer:
+        text, tokens = "", 0
+        async for piece in engine.generate(prompt, greedy(24)):
+            begun.add(prompt)
+            text, tokens = text + piece.text, tokens + piece.tokens
+        begun_at_first_end.append(len(begun))
+        return Answer(text, tokens, None, 0)
+
+    async def all_at_once(engine: Engine) -> list[Answer]:
+        return await asyncio.gather(*(watch(engine, prompt) for prompt in prompts))
+
+    together = bench.run(all_at_once)
+    assert begun_at_first_end[0] > 1
+    assert all(part.tokens == 24 for part in together)
+    alone = [bench.run(lambda engine, prompt=prompt: answer(engine, prompt, greedy(8))).text for prompt in prompts[:4]]
+    assert all(part.text.startswith(text) for part, text in zip(together, alone, strict=False))
+
+
+def test_prompts_that_do_not_fit_are_refused_before_anything_is_computed(bench: Bench) -> None:
+    before = bench.computed()
+    for prompt, tokens in ((PROMPT * 100, 1), (PROMPT, 510), ("", 1)):
+        with pytest.raises(EngineError) as refusal:
+            bench.run(lambda engine, prompt=prompt, tokens=tokens: answer(engine, prompt, greedy(tokens)))
+        assert isinstance(refusal.value, PromptTooLong) == bool(prompt)
+        assert "king" not in str(refusal.value)
+    assert bench.computed() == before
+
+
+def test_the_whole_context_can_be_used(bench: Bench) -> None:
+    prompt = PROMPT * 45
+    room = 512 - bench.make().count(prompt)
+    assert 0 < room < 100
+    filled = bench.run(lambda engine: answer(engine, prompt, Sampling(room, seed=1)))
+    assert filled.tokens == room or filled.finish == "stop"
+
+
+def test_a_conversation_without_a_template_is_its_text(bench: Bench) -> None:
+    engine = bench.make()
+    prompt = engine.render([Message("user", "Who is there?"), Message("assistant", "A wolf.")])
+    assert prompt == "Who is there?\nA wolf."
+    assert engine.count(prompt) == engine.count("Who is there?\n") + engine.count("A wolf.")
+
+
+def test_embeddings_have_length_one_and_their_own_order(bench: Bench) -> None:
+    texts = ["The king had three sons.", "The king had two sons.", "Fish swim."]
+    kings, also_kings, fish = bench.run(lambda engine: engine.embed(texts))
+    assert all(math.isclose(math.hypot(*row), 1, rel_tol=1e-3) for row in (kings, also_kings, fish))
+    assert _cosine(kings, also_kings) > _cosine(kings, fish) + 0.01
+    with pytest.raises(PromptTooLong):
+        bench.run(lambda engine: engine.embed([PROMPT * 100]))

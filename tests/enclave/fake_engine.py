@@ -1,0 +1,62 @@
+"""An engine that is no model: it echoes, word by word, and notes what becomes of it."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+
+from confide.enclave.engines.engine import EngineFacts, Message, Piece, Sampling
+from confide.errors import PromptTooLong
+
+
+class FakeEngine:
+    """Answers "You said: PROMPT", a word a piece and token.
+
+    pause: seconds before each piece. broken: what it raises after the second piece. running, stopped: generations
+    in progress, and those that were closed before their end. asked: the samplings it got.
+    """
+
+    def __init__(self, pause: float = 0.0, broken: Exception | None = None, context: int = 1000) -> None:
+        self.facts = EngineFacts("echo", "fake", "none", context)
+        self.pause = pause
+        self.broken = broken
+        self.running = 0
+        self.most_running = 0
+        self.stopped = 0
+        self.closed = False
+        self.asked: list[Sampling] = []
+
+    def count(self, text: str) -> int:
+        return len(text.split())
+
+    def render(self, messages: Sequence[Message]) -> str:
+        return " | ".join(f"{message.role}: {message.content}" for message in messages)
+
+    async def generate(self, prompt: str, sampling: Sampling) -> AsyncGenerator[Piece, None]:
+        if self.count(prompt) + sampling.max_tokens > self.facts.context:
+            raise PromptTooLong("The prompt and its answer do not fit; shorten one of them.")
+        self.asked.append(sampling)
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        ended = False
+        try:
+            for index, word in enumerate(words := f"You said: {prompt}".split(" ")):
+                await asyncio.sleep(self.pause)
+                if self.broken and index == 2:
+                    raise self.broken
+                last = index == len(words) - 1
+                full = index + 1 == sampling.max_tokens
+                stop = any(text in word for text in sampling.stop)
+                finish = "stop" if stop or last else "length" if full else None
+                ended = finish is not None
+                yield Piece("" if stop else word if last or full else word + " ", 1, finish)
+                if ended:
+                    return
+        finally:
+            self.running -= 1
+            self.stopped += not ended
+
+    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
+        await asyncio.sleep(self.pause)
+        return [[float(len(text)), 0.5] for text in texts]
+
+    async def close(self) -> None:
+        self.closed = True

@@ -1,0 +1,191 @@
+"""The log: whatever is done to a line is found, and what a crash leaves is told from it."""
+
+import errno
+import os
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.enclave.key_release.scene import NOW
+
+from confide.attest.result import Check
+from confide.enclave.key_release.log import GENESIS, LOG_NAME, AuditLog, Entry, LogReader, verify
+from confide.errors import AuditLogCorrupted, AuditLogInUse, AuditLogUnavailable
+
+
+def entry(number: int) -> Entry:
+    failed = (Check("debug", "off", "on: tdx", passed=False),)
+    return Entry(NOW + timedelta(seconds=number), "refused", key=f"{number:032x}", peer="192.0.2.1", failed=failed)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    """The lines of a log."""
+    folder = tmp_path_factory.mktemp("log")
+    log = AuditLog(folder, NOW)
+    for number in range(6):
+        log.append(entry(number))
+    log.close()
+    return (folder / LOG_NAME).read_bytes().splitlines(keepends=True)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("changed") / LOG_NAME
+
+
+def test_entries_come_back_in_order(tmp_path: Path) -> None:
+    log = AuditLog(tmp_path, NOW)
+    assert log.head == GENESIS.hex()
+    log.append(entry(1))
+    log.close()
+    log = AuditLog(tmp_path, NOW)
+    log.append(entry(2))
+    log.close()
+    reader = LogReader(tmp_path / LOG_NAME)
+    assert [line.entry for line in reader] == [entry(1), entry(2)]
+    assert (reader.head, reader.entries, reader.torn) == (log.head, 2, 0)
+    assert (tmp_path / LOG_NAME).stat().st_mode & 0o777 == 0o600
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_any_changed_byte_is_found(whole: list[bytes], path: Path, data: st.DataObject) -> None:
+    content = b"".join(whole)
+    at = data.draw(st.integers(0, len(content) - 1))
+    changed = bytes([content[at] ^ data.draw(st.integers(1, 255))])
+    path.write_bytes(content[:at] + changed + content[at + 1 :])
+    if at == len(content) - 1:  # the last line's end: that is as good as cutting the line off
+        assert verify(path).torn == len(whole[-1])
+        with pytest.raises(AuditLogCorrupted, match="cut off"):
+            verify(path, _head(whole))
+    else:
+        with pytest.raises(AuditLogCorrupted):
+            verify(path)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_removed_moved_repeated_and_inserted_lines_are_found(
+    whole: list[bytes], path: Path, data: st.DataObject
+) -> None:
+    lines, at = list(whole), data.draw(st.integers(0, len(whole) - 2))
+    match data.draw(st.sampled_from(["remove", "move", "repeat", "blank", "space"])):
+        case "remove":
+            del lines[at]
+        case "move":
+            lines.insert(data.draw(st.integers(at + 1, len(lines) - 1)), lines.pop(at))
+        case "repeat":
+            lines.insert(at, lines[at])
+        case "blank":
+            lines.insert(at, b"\n")
+        case _:
+            lines[at] = b" " + lines[at]
+    path.write_bytes(b"".join(lines))
+    with pytest.raises(AuditLogCorrupted):
+        verify(path)
+
+
+def test_a_line_of_the_middle_cannot_be_replaced_with_a_valid_hash(whole: list[bytes], path: Path) -> None:
+    path.unlink(missing_ok=True)
+    other = AuditLog(path.parent, NOW)
+    for number in (0, 99):
+        other.append(entry(number))
+    other.close()
+    forged = path.read_bytes().splitlines(keepends=True)[1]
+    path.write_bytes(b"".join([whole[0], forged, *whole[2:]]))
+    with pytest.raises(AuditLogCorrupted, match="Line 3"):
+        verify(path)
+
+
+@pytest.mark.parametrize("kept", range(6))
+def test_a_cut_tail_is_found_with_a_head_only(whole: list[bytes], path: Path, kept: int) -> None:
+    path.write_bytes(b"".join(whole[:kept]))
+    assert verify(path).entries == kept
+    with pytest.raises(AuditLogCorrupted, match="cut off"):
+        verify(path, _head(whole))
+    earlier = _head(whole[:kept])
+    assert verify(path, earlier).head == earlier
+    path.write_bytes(b"".join(whole))
+    assert verify(path, earlier).entries == 6  # it has grown since
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_a_torn_last_line_is_recovered_from(whole: list[bytes], path: Path, data: st.DataObject) -> None:
+    kept = data.draw(st.integers(0, len(whole) - 1))
+    torn = whole[kept][: data.draw(st.integers(1, len(whole[kept]) - 1))]
+    path.write_bytes(b"".join(whole[:kept]) + torn)
+    assert verify(path).torn == len(torn)
+    log = AuditLog(path.parent, NOW)
+    log.append(entry(50))
+    log.close()
+    *before, note, last = (line.entry for line in LogReader(path))
+    assert before == [entry(number) for number in range(kept)]
+    assert note == Entry(NOW, "recovered", recovered=len(torn))
+    assert last == entry(50)
+
+
+def test_a_damaged_log_is_not_written_to(whole: list[bytes], path: Path) -> None:
+    damaged = b"".join(whole[1:])
+    path.write_bytes(damaged)
+    with pytest.raises(AuditLogCorrupted):
+        AuditLog(path.parent, NOW)
+    assert path.read_bytes() == damaged
+    path.write_bytes(b"".join(whole))
+    AuditLog(path.parent, NOW).close()  # nothing holds the folder any more
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    log = AuditLog(tmp_path, NOW)
+    with pytest.raises(AuditLogInUse):
+        AuditLog(tmp_path, NOW)
+    log.close()
+
+
+@pytest.mark.parametrize("failing", ["write", "fsync"])
+def test_a_full_disk_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+    log = AuditLog(tmp_path, NOW)
+    log.append(entry(1))
+
+    def full(file: int, data: bytes = b"") -> int:
+        if data:
+            os.pwrite(file, data[:10], 0)  # some of it arrives
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"confide.enclave.key_release.log.os.{failing}", full)
+        with pytest.raises(AuditLogUnavailable, match="No space"):
+            log.append(entry(2))
+    log.append(entry(3))
+    log.close()
+    assert [line.entry for line in LogReader(tmp_path / LOG_NAME)] == [entry(1), entry(3)]
+
+
+@pytest.mark.parametrize("how", ["removed", "appended", "replaced"])
+def test_a_log_that_is_meddled_with_takes_no_more(tmp_path: Path, how: str) -> None:
+    log, path = AuditLog(tmp_path, NOW), tmp_path / LOG_NAME
+    log.append(entry(1))
+    content = path.read_bytes()
+    match how:
+        case "removed":
+            path.unlink()
+        case "appended":
+            path.write_bytes(content + content)
+        case _:
+            path.unlink()
+            path.write_bytes(content)
+    with pytest.raises(AuditLogCorrupted, match="start again"):
+        log.append(entry(2))
+    log.close()
+
+
+def test_no_log_is_not_an_intact_one(tmp_path: Path) -> None:
+    with pytest.raises(AuditLogUnavailable, match="no log"):
+        verify(tmp_path / LOG_NAME)
+
+
+def _head(lines: list[bytes]) -> str:
+    return lines[-1][-67:-3].decode() if lines else GENESIS.hex()
