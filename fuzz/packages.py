@@ -81,7 +81,8 @@ def _tiny_shell() -> tuple[Any, Path]:
     """A shell of a model so small that its weights are a short file, and the folder it lies in."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from confide.models.shell import _empty_model, _replace_protected
+    from confide.models.protected import protect_group
+    from confide.models.shell import _empty_model
     from confide.models.source import open_model
     from confide.models.split import split
 
@@ -91,7 +92,8 @@ def _tiny_shell() -> tuple[Any, Path]:
     client = split(open_model(str(folder)), scratch("tiny-split"), owner=OWNER).client
     table = open_package(client, PackageKind.SHELL).manifest
     model = _empty_model(client, table)
-    _replace_protected(model, table, lambda group, x: x)
+    for index, group in enumerate(table.groups):
+        protect_group(model, index, group, lambda group, x: x)
     return model, client
 
 

@@ -41,6 +41,8 @@ class _Transport:
         self.sent: list[bytes] = []
         self.reading = self.connected = True
 
+    def set_write_buffer_limits(self, high: int) -> None: ...
+
     def send(self, kind: WSMsgType, frame: bytes) -> None:
         self.sent.append(frame)
 
