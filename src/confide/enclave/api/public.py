@@ -106,6 +106,6 @@ async def _not_in_the_clear(_request: Request) -> Response:
     return problem_response(
         InsecureConnection(
             "Questions are answered through the encrypted channel only, for whoever stands in between could read this "
-            "one. Use `confide.connect` in Python, or `confide proxy` for programs that speak OpenAI's API."
+            "one. Use `confide chat`, or `confide.connect` in Python: its `openai` is the SDK's client in that channel."
         )
     )

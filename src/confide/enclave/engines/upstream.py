@@ -4,7 +4,6 @@ It is reached on a loopback address alone: prompts go to it in the clear. Its ow
 the OpenAI protocol, so both are given here.
 """
 
-import ipaddress
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
@@ -16,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from confide.enclave.engines.engine import EngineFacts, FinishReason, Message, Piece, Sampling
 from confide.enclave.engines.prompts import Prompts
 from confide.errors import EngineError, InsecureConnection
+from confide.loopback import is_loopback
 
 CONNECT_SECONDS: Final = 5.0
 SILENCE_SECONDS: Final = 120.0
@@ -66,7 +66,7 @@ class UpstreamEngine:
         api_key: str | None = None,
         insecure_remote: bool = False,
     ) -> None:
-        if not insecure_remote and not _is_loopback(httpx.URL(url).host):
+        if not insecure_remote and not is_loopback(httpx.URL(url).host):
             raise InsecureConnection(
                 f"{url} is not inside this trusted execution environment, and prompts would go there in the clear; "
                 "give the loopback address of a server in here."
@@ -189,12 +189,3 @@ def _explained() -> Iterator[None]:
         raise EngineError("The model's server is away; start it, and send the request again.") from error
     except msgspec.MsgspecError as error:
         raise EngineError("The model's server does not speak the OpenAI protocol; check its address.") from error
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
