@@ -52,7 +52,8 @@ def plot(sides: dict[str, list[Measurement]], path: Path) -> None:
     for panel, (layer, measurements) in zip(panels, sides.items(), strict=True):
         _bars(panel, measurements)
         panel.set_title(layer)
-    panels[0].legend(loc="lower right")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(BARS), frameon=False)
     figure.savefig(path, dpi=120)
 
 
