@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from confide.attest.evidence import Family
 from confide.cli import output
+from confide.cli.files import read_file
 from confide.cli.options import Json
 from confide.errors import AttestationError, InvalidPolicy, MalformedEvidence
 
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from confide.attest.policy import AnyPolicy
     from confide.attest.result import AttestationResult
     from confide.attest.statement import Statement
-
-MAX_FILE_BYTES = 16 << 20
 
 
 class Exit(IntEnum):
@@ -190,7 +189,7 @@ class _Mode:
         enrolled: Any = {"attestation_keys": self.attestation_keys} if self.attestation_keys else {}
         if self.simulated_root is None:
             return Verifier(ProductionRoots(**enrolled))
-        root = read_certificate(_read(self.simulated_root), "simulated root").public_bytes(Encoding.DER)
+        root = read_certificate(read_file(self.simulated_root), "simulated root").public_bytes(Encoding.DER)
         return Verifier(SimulatedRoots(dict.fromkeys(Family, root), **enrolled))
 
     def policy(self, path: Path | None) -> "AnyPolicy":
@@ -202,7 +201,7 @@ class _Mode:
         if path is None:
             return SimulatedPolicy() if simulated else Policy()
         try:
-            text = _read(path).decode()
+            text = read_file(path).decode()
         except UnicodeDecodeError:
             raise InvalidPolicy(f"{path} is no text; a policy is a TOML file.") from None
         return (simulated_policy_from_toml if simulated else policy_from_toml)(text)
@@ -235,9 +234,9 @@ class _Given:
         if evidence is None or at is None:
             raise typer.BadParameter("give --evidence and --at")
         now, chosen = _time(at), mode.policy(policy)
-        made, beside = read_evidence(_read(evidence), family)
-        documents = {**beside.documents, **read_collateral(map(_read, collateral or ())).documents}
-        said = None if statement is None else _statement(_read(statement))
+        made, beside = read_evidence(read_file(evidence), family)
+        documents = {**beside.documents, **read_collateral(map(read_file, collateral or ())).documents}
+        said = None if statement is None else _statement(read_file(statement))
         return cls(made, Collateral(documents), chosen, now, said)
 
     def appraise(self, verifier: "Verifies") -> "AttestationResult":
@@ -261,7 +260,7 @@ def _again(bundle: "Bundle", mode: _Mode, policy: Path | None, at: str | None) -
 def _read_bundle(path: Path) -> "Bundle":
     from confide.attest.bundle import Bundle
 
-    return Bundle.read(_read(path))
+    return Bundle.read(read_file(path))
 
 
 def _statement(data: bytes) -> "Statement":
@@ -273,17 +272,6 @@ def _statement(data: bytes) -> "Statement":
         return msgspec.json.decode(data, type=Statement)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise MalformedEvidence(f"The statement cannot be understood ({error}); ask the workload again.") from None
-
-
-def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise typer.BadParameter(f"{path} cannot be read ({error.strerror})") from None
-    if len(data) > MAX_FILE_BYTES:
-        raise MalformedEvidence(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB; give the thing itself alone.")
-    return data
 
 
 def _time(text: str) -> datetime:

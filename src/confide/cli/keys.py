@@ -11,10 +11,11 @@ import typer
 from rich.text import Text
 
 from confide.cli import output
+from confide.cli.files import read_file
 from confide.cli.options import InsecureNoTls, Json
 from confide.cli.serve import LogFormat, log_to_standard_error
 from confide.cli.tee import WARNING
-from confide.errors import InvalidPolicy, KeyStoreError, MalformedEvidence
+from confide.errors import InvalidPolicy, KeyStoreError
 from confide.home import home, make_home
 from confide.loopback import require_loopback
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from confide.models.sealed.key import ModelKey
 
 PASSPHRASE_VARIABLE = "CONFIDE_KEYS_PASSPHRASE"  # noqa: S105 - where it is, not what it is
-MAX_FILE_BYTES = 1 << 20
 
 app = typer.Typer(name="keys", help="Release model keys to attested workloads.", no_args_is_help=True)
 log = typer.Typer(name="log", help="The log of who asked for keys, and what was decided.", no_args_is_help=True)
@@ -280,7 +280,7 @@ def _policy(path: Path) -> "AnyPolicy":
     from confide.attest.policy_toml import any_policy_from_toml
 
     try:
-        return any_policy_from_toml(_read(path).decode())
+        return any_policy_from_toml(read_file(path).decode())
     except UnicodeDecodeError:
         raise InvalidPolicy(f"{path} is no text; a policy is a TOML file.") from None
 
@@ -290,7 +290,7 @@ def _certificate(path: Path) -> bytes:
 
     from confide.attest.chain import read_certificate
 
-    return read_certificate(_read(path), "simulated root").public_bytes(Encoding.DER)
+    return read_certificate(read_file(path), "simulated root").public_bytes(Encoding.DER)
 
 
 def _appraiser(policy: Path | None, attestation_keys: list[str], *, offline: bool) -> "Appraiser":
@@ -311,14 +311,3 @@ def _from_vendors() -> "Gather":
     from confide.client.collateral_fetch import fetcher
 
     return partial(find_collateral, CollateralCache(make_home() / "collateral", fetcher()))
-
-
-def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise typer.BadParameter(f"{path} cannot be read ({error.strerror})") from None
-    if len(data) > MAX_FILE_BYTES:
-        raise MalformedEvidence(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB; give the file that was asked for.")
-    return data

@@ -24,8 +24,8 @@ import xllamacpp
 from gguf import GGUFReader, LlamaFileType
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from confide.enclave.engines.engine import EngineFacts, Message, Piece, Sampling
-from confide.enclave.engines.prompts import Prompts
+from confide.enclave.engines.engine import EngineFacts, Piece, Sampling
+from confide.enclave.engines.prompts import Prompted, Prompts
 from confide.errors import EngineError, PromptTooLong
 
 BATCH: Final = 2048
@@ -35,7 +35,7 @@ _RANDOM_SEED: Final = 2**32 - 1
 """llama.cpp's seeds are 32 bits wide; this one means that it shall choose."""
 
 
-class GgufEngine:
+class GgufEngine(Prompted):
     """The Engine of a GGUF file, which may be a memfd's path under /proc/self/fd.
 
     name: the model's in the API. context: tokens of each request, the model's own where not given. parallel: how many
@@ -57,24 +57,11 @@ class GgufEngine:
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         architecture, own_context, quantization = _read_facts(path)
-        self._prompts = Prompts(tokenizer or _read_tokenizer(path, architecture), context or own_context)
-        self._facts = EngineFacts(name, "llama.cpp", quantization, self._prompts.context)
+        prompts = Prompts(tokenizer or _read_tokenizer(path, architecture), context or own_context)
+        super().__init__(EngineFacts(name, "llama.cpp", quantization, prompts.context), prompts)
         self._server = _load(path, self._prompts.context, parallel, threads or len(os.sched_getaffinity(0)))
         self._threads = ThreadPoolExecutor(parallel, thread_name_prefix="llama.cpp request")
         self._closed = False
-
-    @property
-    def facts(self) -> EngineFacts:
-        """What runs."""
-        return self._facts
-
-    def count(self, text: str) -> int:
-        """Tokens in a text."""
-        return self._prompts.count(text)
-
-    def render(self, messages: Sequence[Message]) -> str:
-        """A conversation as a prompt."""
-        return self._prompts.render(messages)
 
     async def generate(self, prompt: str, sampling: Sampling) -> AsyncGenerator[Piece, None]:
         """An answer as llama.cpp gives it. Raises PromptTooLong, and EngineError where llama.cpp refuses."""

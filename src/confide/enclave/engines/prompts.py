@@ -6,7 +6,7 @@ from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
-from confide.enclave.engines.engine import Message, Sampling
+from confide.enclave.engines.engine import EngineFacts, Message, Sampling
 from confide.errors import EngineError, PromptTooLong
 
 
@@ -57,3 +57,24 @@ class Prompts:
         """The token that `encode` puts first anyway: with the template's own there would be two."""
         bos = self.tokenizer.bos_token
         return bos if bos and self.encode("")[:1] == [self.tokenizer.bos_token_id] else ""
+
+
+class Prompted:
+    """The part of an engine that its model's tokenizer does."""
+
+    def __init__(self, facts: EngineFacts, prompts: Prompts) -> None:
+        self._facts = facts
+        self._prompts = prompts
+
+    @property
+    def facts(self) -> EngineFacts:
+        """What runs."""
+        return self._facts
+
+    def count(self, text: str) -> int:
+        """Tokens in a text."""
+        return self._prompts.count(text)
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """A conversation as a prompt."""
+        return self._prompts.render(messages)

@@ -21,8 +21,8 @@ from transformers import (
 )
 
 from confide.enclave.engines.answer_text import AnswerText
-from confide.enclave.engines.engine import EngineFacts, Message, Piece, Sampling
-from confide.enclave.engines.prompts import Prompts
+from confide.enclave.engines.engine import EngineFacts, Piece, Sampling
+from confide.enclave.engines.prompts import Prompted, Prompts
 from confide.enclave.engines.turns import Turns
 from confide.errors import EngineError
 
@@ -31,7 +31,7 @@ PREFILL: Final = 256
 _DTYPES: Final = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 
 
-class TransformersEngine:
+class TransformersEngine(Prompted):
     """The Engine of a loaded model in evaluation mode and its fast tokenizer.
 
     name: the model's in the API. context: tokens at most, for a model whose configuration does not say.
@@ -43,26 +43,13 @@ class TransformersEngine:
     ) -> None:
         if not tokenizer.is_fast:
             raise EngineError(f"{name} has a tokenizer without a tokenizer.json; convert it to a fast one first.")
+        prompts = Prompts(tokenizer, context or _context(model, name))
+        quantization = _DTYPES.get(model.dtype, str(model.dtype).removeprefix("torch."))
+        super().__init__(EngineFacts(name, "transformers", quantization, prompts.context), prompts)
         self._model = model
-        self._prompts = Prompts(tokenizer, context or _context(model, name))
         self._decoder = cast(PreTrainedTokenizerFast, tokenizer).backend_tokenizer
         self._ends = _end_tokens(model)
         self._turns = Turns("transformers engine")
-        quantization = _DTYPES.get(model.dtype, str(model.dtype).removeprefix("torch."))
-        self._facts = EngineFacts(name, "transformers", quantization, self._prompts.context)
-
-    @property
-    def facts(self) -> EngineFacts:
-        """What runs."""
-        return self._facts
-
-    def count(self, text: str) -> int:
-        """Tokens in a text."""
-        return self._prompts.count(text)
-
-    def render(self, messages: Sequence[Message]) -> str:
-        """A conversation as a prompt."""
-        return self._prompts.render(messages)
 
     async def generate(self, prompt: str, sampling: Sampling) -> AsyncGenerator[Piece, None]:
         """An answer, a token at a time. Raises PromptTooLong, and EngineError where the model fails."""

@@ -12,8 +12,8 @@ import httpx
 import msgspec
 from transformers import PreTrainedTokenizerBase
 
-from confide.enclave.engines.engine import EngineFacts, FinishReason, Message, Piece, Sampling
-from confide.enclave.engines.prompts import Prompts
+from confide.enclave.engines.engine import EngineFacts, FinishReason, Piece, Sampling
+from confide.enclave.engines.prompts import Prompted, Prompts
 from confide.errors import EngineError, InsecureConnection
 from confide.loopback import is_loopback
 
@@ -50,7 +50,7 @@ class _Embeddings(msgspec.Struct):
     data: list[_Embedding]
 
 
-class UpstreamEngine:
+class UpstreamEngine(Prompted):
     """The Engine of a server at `url`, such as http://127.0.0.1:8000/v1, that knows the model under facts.model.
 
     facts.context and tokenizer must be those the server uses. api_key: where it wants one.
@@ -71,8 +71,7 @@ class UpstreamEngine:
                 f"{url} is not inside this trusted execution environment, and prompts would go there in the clear; "
                 "give the loopback address of a server in here."
             )
-        self._facts = facts
-        self._prompts = Prompts(tokenizer, facts.context)
+        super().__init__(facts, Prompts(tokenizer, facts.context))
         self._http = httpx.AsyncClient(
             base_url=url.rstrip("/") + "/",
             headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
@@ -80,19 +79,6 @@ class UpstreamEngine:
             limits=httpx.Limits(max_connections=CONNECTIONS),
             trust_env=False,  # no proxy from the environment gets to see a prompt
         )
-
-    @property
-    def facts(self) -> EngineFacts:
-        """What runs."""
-        return self._facts
-
-    def count(self, text: str) -> int:
-        """Tokens in a text."""
-        return self._prompts.count(text)
-
-    def render(self, messages: Sequence[Message]) -> str:
-        """A conversation as a prompt."""
-        return self._prompts.render(messages)
 
     async def generate(self, prompt: str, sampling: Sampling) -> AsyncGenerator[Piece, None]:
         """An answer as the server gives it; how many tokens it has comes with the last piece.
