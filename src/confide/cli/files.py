@@ -11,7 +11,7 @@ MAX_FILE_BYTES: Final = 16 << 20
 
 
 def read_file(path: Path) -> bytes:
-    """A file such as evidence, a bundle, a policy or a certificate. MalformedEvidence where it is larger than any is."""
+    """A file such as evidence, a bundle or a policy. MalformedEvidence where it is larger than any of them."""
     try:
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
