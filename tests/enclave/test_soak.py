@@ -30,7 +30,6 @@ from confide.cli.keys import PASSPHRASE_VARIABLE
 from confide.client.enclave import EnclaveSession
 from confide.enclave.channel.sealing import MEDIA_TYPE, PATH
 from confide.enclave.key_release.store import Conditions, KeyStore
-from confide.errors import ConfideError
 from confide.models.gguf.types import GgufType
 from confide.models.gguf.write import write_gguf
 from confide.models.owner import OwnerKey
@@ -246,7 +245,8 @@ def test_nothing_leaks_and_nobody_is_let_down(served: Served, request: pytest.Fi
     users.stop.set()
     for thread in threads:
         thread.join(60)
-    print(users.done, f"memory {settled >> 20} to {highest >> 20} MiB, {idle} descriptors, {working} threads")
+    found = f"{users.done}, memory {settled >> 20} to {highest >> 20} MiB, {idle} descriptors, {working} threads"
+    request.node.add_report_section("call", "soak", found)
     assert users.wrong == []
     assert all(count > seconds / 20 for count in users.done.values()), users.done
     assert highest - settled < GROWTH, f"from {settled >> 20} to {highest >> 20} MiB"
