@@ -53,7 +53,7 @@ class Turn:
 
     @classmethod
     def of(cls, answers: list[dict[str, float]]) -> Self:
-        """throughput: pieces a second, from the first question to the last answer. first: the median client's seconds."""
+        """throughput: pieces a second, first question to last answer. first: the median client's seconds."""
         seconds = max(answer["ended"] for answer in answers) - min(answer["started"] for answer in answers)
         pieces = sum(answer["pieces"] for answer in answers)
         return cls(pieces / seconds, statistics.median(answer["first"] - answer["started"] for answer in answers))
@@ -112,7 +112,7 @@ def _delay(who: str, pairs: list[tuple[Turn, Turn]]) -> Figure:
 
 
 def _spread(differences: list[float]) -> str:
-    """Where the middle half of the pairs lies: wide on a machine that has other work, and then the median says little."""
+    """Where the middle half of the pairs lies: wide on a machine with other work, where the median says little."""
     low, _, high = statistics.quantiles(differences, n=4)
     return f"half of {len(differences)} pairs from {low:.1f} to {high:.1f}"
 
