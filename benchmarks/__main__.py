@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import large_layers, one_layer, prediction, reliability, round_trip, sealed, serving, whole_model
+from benchmarks.confidential import run as confidential
 from benchmarks.peers import run as peers
 from confide.cli.output import quiet_transformers
 
@@ -22,6 +23,7 @@ QUESTIONS = {
     "reliability": reliability.main,
     "prediction": prediction.main,
     "sealed": sealed.main,
+    "confidential": confidential.main,
 }
 ON_REQUEST = {"peers": peers.main}
 

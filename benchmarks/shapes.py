@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, PreTrainedConfig
@@ -90,10 +91,17 @@ def serving(package: Path) -> Iterator[str]:
 @contextmanager
 def serving_by(command: list[str]) -> Iterator[str]:
     """A process that prints the address it serves at, as a line of JSON; at the end it is told to stop."""
+    with announced_by(command) as announcement:
+        yield announcement["url"]
+
+
+@contextmanager
+def announced_by(command: list[str]) -> Iterator[dict[str, Any]]:
+    """A server's process, which prints a line of JSON when it serves; at the end it is told to stop."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
-        yield json.loads(process.stdout.readline())["url"]
+        yield json.loads(process.stdout.readline())
     finally:
         process.terminate()
         process.wait()

@@ -58,13 +58,14 @@ class ResponseHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 _Head = TypeVar("_Head", RequestHead, ResponseHead)
 
 
-@dataclass
 class FrameWriter:
     """Encrypts one direction, frame by frame."""
 
-    _key: bytes = field(repr=False)
-    _count: int = 0
-    _ended: bool = False
+    def __init__(self, key: bytes) -> None:
+        """key: 32 bytes, for this direction alone."""
+        self._cipher = AESGCM(key)
+        self._count = 0
+        self._ended = False
 
     def write(self, plaintext: bytes, *, last: bool = False) -> bytes:
         """Frames with this content; the last one ends the direction, and may be empty."""
@@ -74,20 +75,21 @@ class FrameWriter:
         return b"".join(self._frame(part, last and index == len(parts) - 1) for index, part in enumerate(parts))
 
     def _frame(self, part: bytes, last: bool) -> bytes:
-        sealed = AESGCM(self._key).encrypt(_nonce(self._count, last), part, None)
+        sealed = self._cipher.encrypt(_nonce(self._count, last), part, None)
         self._count += 1
         self._ended = last
         return _LENGTH.pack(len(sealed)) + sealed
 
 
-@dataclass
 class FrameReader:
-    """Decrypts one direction from bytes that come in any portions."""
+    """Decrypts one direction from bytes that come in any portions. ended: whether the last frame has come."""
 
-    _key: bytes = field(repr=False)
-    _buffer: bytearray = field(default_factory=bytearray, repr=False)
-    _count: int = 0
-    ended: bool = False
+    def __init__(self, key: bytes) -> None:
+        """key: 32 bytes, for this direction alone."""
+        self._cipher = AESGCM(key)
+        self._buffer = bytearray()
+        self._count = 0
+        self.ended = False
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """The plaintexts of the frames that are whole by now. ChannelBroken for any that does not belong here."""
@@ -105,10 +107,9 @@ class FrameReader:
             raise _broken()
 
     def _open(self, sealed: bytes) -> bytes:
-        cipher = AESGCM(self._key)
         for last in (False, True):
             try:
-                plaintext = cipher.decrypt(_nonce(self._count, last), sealed, None)
+                plaintext = self._cipher.decrypt(_nonce(self._count, last), sealed, None)
             except InvalidTag:
                 continue
             self._count += 1
