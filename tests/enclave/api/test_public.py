@@ -87,7 +87,7 @@ def test_an_odd_nonce_is_refused(client: httpx.Client, nonce: str) -> None:
 def test_questions_in_the_clear_are_refused_with_advice(client: httpx.Client, path: str) -> None:
     response = client.post(path, content=b'{"model": "echo", "messages": []}')
     assert response.status_code == 403
-    assert "confide proxy" in response.json()["error"]["message"]
+    assert "confide chat" in response.json()["error"]["message"]
 
 
 def test_health_metrics_and_nothing_else(client: httpx.Client, tee: SimulatedTee) -> None:

@@ -1,0 +1,1 @@
+"""A transformer's attention block evaluated on CKKS ciphertexts alone, without round trips."""
