@@ -1,7 +1,7 @@
 """The models of the study on how many bits attention needs: the stock one, and ones with some heads in integers."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -50,7 +50,9 @@ def quantized_attention_variants(
 
 
 @torch.inference_mode()
-def attention_inputs(model: PreTrainedModel, modules: dict[int, nn.Module], texts: Windows) -> dict[int, list[Tensor]]:
+def attention_inputs(
+    model: PreTrainedModel, modules: Mapping[int, nn.Module], texts: Windows
+) -> dict[int, list[Tensor]]:
     """What attention modules, by layer, read while the model runs: (tokens, width) for each text."""
     found: dict[int, list[Tensor]] = {layer: [] for layer in modules}
     with _noting(modules, found):
@@ -60,7 +62,7 @@ def attention_inputs(model: PreTrainedModel, modules: dict[int, nn.Module], text
 
 
 @contextmanager
-def _noting(modules: dict[int, nn.Module], found: dict[int, list[Tensor]]) -> Iterator[None]:
+def _noting(modules: Mapping[int, nn.Module], found: dict[int, list[Tensor]]) -> Iterator[None]:
     def note(layer: int, _: nn.Module, args: tuple[Tensor, ...]) -> None:
         found[layer].append(args[0][0])
 

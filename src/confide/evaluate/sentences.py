@@ -26,9 +26,7 @@ def cut_sentences(text: str, tokenizer: PreTrainedTokenizerBase, count: int, lon
         if len(found) == count:
             break
     if len(found) < 2:
-        raise EvaluationError(
-            f"That is {len(found)} sentence, and an interval needs two or better eighty; use more text."
-        )
+        raise EvaluationError(f"That is {len(found)} sentence, and an interval needs two or more; use a longer text.")
     return Windows(longest, tuple(found))
 
 
