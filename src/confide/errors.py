@@ -87,6 +87,12 @@ class InvalidActivation(ConfideError):
     code = "invalid-activation"
 
 
+class OutsideCalibration(ConfideError):
+    """An encrypted attention block met numbers outside the ranges that it was compiled for."""
+
+    code = "outside-calibration"
+
+
 class EvaluationError(ConfideError):
     """A model cannot be measured on this text, or not with the results that an earlier run left."""
 

@@ -1,1 +1,1 @@
-"""Encrypted attention: GPT-2's attention block on ciphertexts alone, and the studies around it. Knows no network."""
+"""A transformer's attention block evaluated on CKKS ciphertexts alone, without round trips."""

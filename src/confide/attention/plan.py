@@ -1,0 +1,99 @@
+"""What client and server agree on before anything is encrypted: ranges, polynomials, levels, parameters."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from confide.attention.parameters import CkksParameters, choose_parameters
+from confide.attention.polynomials import Exponential, Inverse, choose_exponential, choose_inverse
+from confide.attention.ranges import Ranges, calibrate
+from confide.attention.shape import AttentionShape
+from confide.attention.weights import AttentionWeights
+from confide.errors import ConfideError, InvalidPackage
+
+EXPONENTIAL_TOLERANCE = 2e-3
+INVERSE_TOLERANCE = 1e-3
+"""Relative errors, worst in the calibrated range."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A compiled attention block. It holds nothing secret, but ranges say something of weights and texts."""
+
+    shape: AttentionShape
+    ranges: Ranges
+    exponential: Exponential
+    inverse: Inverse
+    parameters: CkksParameters
+
+    def __post_init__(self) -> None:
+        heads, tokens = self.shape.heads, self.shape.tokens
+        sums = (self.ranges.sum_low, self.ranges.sum_high)
+        if any(len(values) != heads for values in (self.ranges.centre, self.ranges.half_range, *sums)) or any(
+            len(row) != tokens for rows in sums for row in rows
+        ):
+            raise InvalidPackage("The plan's ranges are for another number of heads or tokens; compile again.")
+        if self.parameters.levels != levels(self.exponential, self.inverse) or (
+            self.parameters.slots < self.shape.slots
+        ):
+            raise InvalidPackage("The plan's parameters do not fit its circuit; compile again.")
+
+    @property
+    def value_level(self) -> int:
+        """Where values meet exponentials: after that product, one more by the inverse reaches level 0."""
+        return 2
+
+    @cached_property
+    def baby_steps(self) -> int:
+        """Of a projection; queries, keys and values share their rotations, so that they are many."""
+        candidates = [1 << bits for bits in range(1, self._diagonals.bit_length())]
+        return min(candidates, key=lambda babies: babies + 3 * (self._diagonals // babies))
+
+    @property
+    def giant_steps(self) -> int:
+        """Of a projection, each with a rotation of its own."""
+        return self._diagonals // self.baby_steps
+
+    @property
+    def _diagonals(self) -> int:
+        return min(self.shape.input_positions, self.shape.output_positions)
+
+    @cached_property
+    def sum_scales(self) -> NDArray[np.float64]:
+        """(heads, tokens): what brings sums from their range to 1 / spread - 1 and 1 / spread + 1."""
+        low, high = np.array(self.ranges.sum_low), np.array(self.ranges.sum_high)
+        return 2 / (low + high) / self.inverse.spread
+
+    def to_json(self) -> bytes:
+        """For the other party."""
+        return msgspec.json.encode(self)
+
+    @classmethod
+    def from_json(cls, text: bytes) -> "Plan":
+        """Reads and checks what `to_json` wrote. Raises InvalidPackage."""
+        try:
+            return msgspec.json.decode(text, type=cls)
+        except msgspec.DecodeError as error:
+            if isinstance(error.__cause__, ConfideError):
+                raise error.__cause__ from error
+            raise InvalidPackage("This is not a plan of an attention block; compile again.") from error
+
+
+def compile_plan(weights: AttentionWeights, shape: AttentionShape, inputs: Sequence[NDArray[np.float64]]) -> Plan:
+    """Calibrates on inputs (tokens, width) as they come out of the layer norm, and chooses polynomials and parameters.
+
+    Raises EvaluationError where texts are too short or ranges too wide, InsecureParameters where no ring fits.
+    """
+    ranges = calibrate(inputs, weights, shape)
+    exponential = choose_exponential(ranges, EXPONENTIAL_TOLERANCE)
+    inverse = choose_inverse(ranges, INVERSE_TOLERANCE)
+    return Plan(shape, ranges, exponential, inverse, choose_parameters(levels(exponential, inverse), shape.slots))
+
+
+def levels(exponential: Exponential, inverse: Inverse) -> int:
+    """Multiplicative depth: projection, scores, mask; exponential; inverse or weighted sum; their product."""
+    return 3 + exponential.levels + max(inverse.levels, 2) + 1
