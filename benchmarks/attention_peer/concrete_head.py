@@ -73,7 +73,7 @@ def measure(head: Head, *, execute: bool) -> dict[str, object]:
     inputset = list(head.inputs)
     started = time.perf_counter()
     configuration = fhe.Configuration(
-        auto_adjust_rounders=True, fhe_simulation=True, fhe_execution=execute, single_precision=False
+        auto_adjust_rounders=True, rounding_exactness=fhe.Exactness.APPROXIMATE, parameter_selection_strategy=fhe.ParameterSelectionStrategy.MONO, fhe_simulation=True
     )
     circuit = fhe.Compiler(circuit_function(head), {"x": "encrypted"}).compile(inputset, configuration)
     found: dict[str, object] = {
