@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from confide.attention.parameters import CkksParameters, choose_parameters
+from confide.attention.parameters import HEADROOM_BITS, CkksParameters, choose_parameters
 from confide.attention.polynomials import Exponential, Inverse, choose_exponential, choose_inverse
 from confide.attention.ranges import Ranges, calibrate
 from confide.attention.shape import AttentionShape
@@ -18,6 +18,8 @@ from confide.errors import ConfideError, InvalidPackage
 EXPONENTIAL_TOLERANCE = 2e-3
 INVERSE_TOLERANCE = 1e-3
 """Relative errors, worst in the calibrated range."""
+LARGEST_SLOT = 2.0 ** (HEADROOM_BITS - 2)
+"""What decrypts without wrapping."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Plan:
     exponential: Exponential
     inverse: Inverse
     parameters: CkksParameters
+    largest_norm: float
+    """Of a token's input. Up to here no score can leave the modulus, so that the client sees all that are too large."""
 
     def __post_init__(self) -> None:
         heads, tokens = self.shape.heads, self.shape.tokens
@@ -91,9 +95,22 @@ def compile_plan(weights: AttentionWeights, shape: AttentionShape, inputs: Seque
     ranges = calibrate(inputs, weights, shape)
     exponential = choose_exponential(ranges, EXPONENTIAL_TOLERANCE)
     inverse = choose_inverse(ranges, INVERSE_TOLERANCE)
-    return Plan(shape, ranges, exponential, inverse, choose_parameters(levels(exponential, inverse), shape.slots))
+    parameters = choose_parameters(levels(exponential, inverse), shape.slots)
+    return Plan(shape, ranges, exponential, inverse, parameters, _largest_norm(weights, ranges))
 
 
 def levels(exponential: Exponential, inverse: Inverse) -> int:
     """Multiplicative depth: projection, scores, mask; exponential; inverse or weighted sum; their product."""
     return 3 + exponential.levels + max(inverse.levels, 2) + 1
+
+
+def _largest_norm(weights: AttentionWeights, ranges: Ranges) -> float:
+    """The norm n for which every head's (|Wq| n + |bq|) (|Wk| n + |bk|) / sqrt(head_width), which bounds its scores,
+    stays below LARGEST_SLOT in units of its half range. |W| is the spectral norm."""
+    matrices, biases = weights.with_centred_keys(np.array(ranges.key_centre)).by_role()
+    (slope_q, slope_k, _), (start_q, start_k, _) = np.linalg.norm(matrices, 2, axis=(2, 3)), np.linalg.norm(biases, axis=2)
+    half_range, centre = np.array(ranges.half_range), np.abs(ranges.centre)
+    bound = (LARGEST_SLOT * half_range - centre) * np.sqrt(matrices.shape[2])
+    # a n^2 + b n + c = 0, of which the positive root.
+    a, b, c = slope_q * slope_k, slope_q * start_k + slope_k * start_q, start_q * start_k - bound
+    return float(np.min((-b + np.sqrt(b**2 - 4 * a * c)) / (2 * a)))

@@ -1,0 +1,108 @@
+"""The circuit on ciphertexts."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from tenseal import sealapi
+
+from confide.attention.backend import Plain
+from confide.attention.ckks import CkksContext, to_bytes
+from confide.attention.workers import run_forked
+
+Ciphertext = Any
+"""sealapi has no types. Ciphertexts are never changed in place: workers and chains share them."""
+
+
+@dataclass(frozen=True, eq=False)
+class SealBackend:
+    """Computes with relinearisation and Galois keys. See Backend for every method."""
+
+    ckks: CkksContext
+    relinearisation: Any
+    galois: Any
+    workers: int
+
+    @cached_property
+    def _evaluator(self) -> Any:
+        return sealapi.Evaluator(self.ckks.context)
+
+    def level(self, vector: Ciphertext) -> int:
+        return self.ckks.level(vector)
+
+    def drop(self, vector: Ciphertext, level: int) -> Ciphertext:
+        if level == self.level(vector):
+            return vector
+        # Switching the modulus keeps the scale, which differs from level to level: a product with 1 corrects it.
+        ckks, result = self.ckks, sealapi.Ciphertext()
+        self._evaluator.mod_switch_to(vector, ckks.level_ids[level + 1], result)
+        correction = ckks.scales[level] * ckks.primes[level + 1] / result.scale
+        self._evaluator.multiply_plain(result, ckks.encode(1.0, level + 1, correction), result)
+        return self._rescaled(result, ckks.scales[level])
+
+    def add(self, left: Ciphertext, right: Ciphertext) -> Ciphertext:
+        return self._new(self._evaluator.add, left, right)
+
+    def negate(self, vector: Ciphertext) -> Ciphertext:
+        return self._new(self._evaluator.negate, vector)
+
+    def add_plain(self, vector: Ciphertext, plain: Plain | float) -> Ciphertext:
+        encoded = self.ckks.encode(plain, self.level(vector), vector.scale)
+        return self._new(self._evaluator.add_plain, vector, encoded)
+
+    def dot(self, pairs: Sequence[tuple[Ciphertext, Ciphertext]]) -> Ciphertext:
+        total, product = None, sealapi.Ciphertext()
+        for left, right in pairs:
+            self._evaluator.multiply(left, right, product)
+            total = product if total is None else self.add(total, product)
+            product = sealapi.Ciphertext()
+        relinearised = self._new(self._evaluator.relinearize, total, self.relinearisation)
+        return self.rescale(relinearised)
+
+    def plain_dot(self, vectors: Iterable[Ciphertext], plains: Iterable[Plain]) -> Ciphertext:
+        total: Ciphertext = None
+        for vector, plain in zip(vectors, plains, strict=True):
+            level = self.level(vector)
+            encoded = self.ckks.encode(plain, level, self.ckks.scales[level])
+            product = self._new(self._evaluator.multiply_plain, vector, encoded)
+            if total is None:
+                total = product
+            else:
+                self._evaluator.add_inplace(total, product)
+        return total
+
+    def rescale(self, vector: Ciphertext) -> Ciphertext:
+        return self._new(self._evaluator.rescale_to_next, vector)
+
+    def scaled(self, vector: Ciphertext, factor: float) -> Ciphertext:
+        # A smaller scale makes the same integers stand for larger numbers.
+        result = self._new(self._evaluator.mod_switch_to, vector, vector.parms_id())
+        result.scale = vector.scale / factor
+        return result
+
+    def times_i(self, vector: Ciphertext) -> Ciphertext:
+        # At scale 1 the imaginary unit is the monomial X^(N/2), exactly.
+        return self._new(self._evaluator.multiply_plain, vector, self.ckks.encode(1j, self.level(vector), 1.0))
+
+    def rotate(self, vector: Ciphertext, steps: int) -> Ciphertext:
+        return self._new(self._evaluator.rotate_vector, vector, steps, self.galois)
+
+    def conjugate(self, vector: Ciphertext) -> Ciphertext:
+        return self._new(self._evaluator.complex_conjugate, vector, self.galois)
+
+    def parallel(self, tasks: Sequence[Callable[[], list[Ciphertext]]]) -> list[list[Ciphertext]]:
+        """SEAL computes on one core: tasks run in forked processes, which share keys and ciphertexts with this one."""
+        serialised = [lambda task=task: [to_bytes(vector) for vector in task()] for task in tasks]  # type: ignore[misc]
+        return [list(map(self.ckks.load_ciphertext, parts)) for parts in run_forked(serialised, self.workers)]
+
+    def _rescaled(self, product: Ciphertext, scale: float) -> Ciphertext:
+        result = self._new(self._evaluator.rescale_to_next, product)
+        result.scale = scale
+        return result
+
+    @staticmethod
+    def _new(operation: Callable[..., None], *operands: Any) -> Ciphertext:
+        result = sealapi.Ciphertext()
+        operation(*operands, result)
+        return result
