@@ -4,9 +4,12 @@ The module itself stays as it is: what enters it is noted, and what enters its o
 chosen heads have their columns. The other heads and the projection are computed in the clear, as ever.
 """
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, Literal, cast
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
@@ -32,7 +35,10 @@ def attention_module(model: PreTrainedModel, layer: int) -> GPT2Attention:
     if not 0 <= layer < config.num_hidden_layers:
         last = config.num_hidden_layers - 1
         raise ModelNotSupported(f"The model has no layer {layer}; choose layers from 0 to {last}.")
-    return cast(GPT2Attention, model.get_submodule(f"transformer.h.{layer}.attn"))
+    attention = cast(GPT2Attention, model.get_submodule(f"transformer.h.{layer}.attn"))
+    if attention.scaling != attention.head_dim**-0.5:
+        raise ModelNotSupported("This GPT-2 scales its scores otherwise than stock ones; use one that does not.")
+    return attention
 
 
 def chosen_heads(config: PreTrainedConfig, heads: Heads) -> tuple[int, ...]:
@@ -78,3 +84,21 @@ class ReplacedHeads:
         for text, row in zip(inputs, context, strict=True):
             row[:, self._columns] = self._compute(text).to(row)
         return (context,)
+
+
+@torch.inference_mode()
+def attention_inputs(
+    model: PreTrainedModel, modules: Mapping[int, GPT2Attention], texts: Sequence[Sequence[int]]
+) -> dict[int, list[Tensor]]:
+    """What attention modules, by layer, read while the model runs: (tokens, width) for each text of token ids."""
+    found: dict[int, list[Tensor]] = {layer: [] for layer in modules}
+
+    def note(layer: int, _: nn.Module, args: tuple[Tensor, ...]) -> None:
+        found[layer].append(args[0][0])
+
+    with ExitStack() as hooks:
+        for layer, module in modules.items():
+            hooks.enter_context(module.register_forward_pre_hook(functools.partial(note, layer)))
+        for ids in texts:
+            model(torch.tensor([ids], device=model.device), use_cache=False)
+    return found

@@ -1,14 +1,11 @@
 """The models of the study on how many bits attention needs: the stock one, and ones with some heads in integers."""
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
-import torch
-from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from confide.attention.heads import Heads, ReplacedHeads, attention_module, chosen_heads
+from confide.attention.heads import Heads, ReplacedHeads, attention_inputs, attention_module, chosen_heads
 from confide.attention.quantized import HeadWeights, Magnitudes, QuantizedHeads
 from confide.evaluate.run import Variant
 from confide.evaluate.variants import FP32
@@ -26,7 +23,7 @@ def quantized_attention_variants(
     """
     model = source.load_model()
     modules = {layer: attention_module(model, layer) for layer in layers}
-    inputs = attention_inputs(model, modules, calibration)
+    inputs = attention_inputs(model, modules, calibration.ids)
     heads = {name: chosen_heads(source.config, choice) for name, choice in choices.items()}
 
     @functools.cache
@@ -47,28 +44,3 @@ def quantized_attention_variants(
         for count in bits
     }
     return Variant(FP32, source.load_model), by_choice
-
-
-@torch.inference_mode()
-def attention_inputs(
-    model: PreTrainedModel, modules: Mapping[int, nn.Module], texts: Windows
-) -> dict[int, list[Tensor]]:
-    """What attention modules, by layer, read while the model runs: (tokens, width) for each text."""
-    found: dict[int, list[Tensor]] = {layer: [] for layer in modules}
-    with _noting(modules, found):
-        for ids in texts.ids:
-            model(torch.tensor([ids], device=model.device), use_cache=False)
-    return found
-
-
-@contextmanager
-def _noting(modules: Mapping[int, nn.Module], found: dict[int, list[Tensor]]) -> Iterator[None]:
-    def note(layer: int, _: nn.Module, args: tuple[Tensor, ...]) -> None:
-        found[layer].append(args[0][0])
-
-    handles = [module.register_forward_pre_hook(functools.partial(note, layer)) for layer, module in modules.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
