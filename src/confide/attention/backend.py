@@ -54,8 +54,8 @@ class Backend(Protocol[Vector]):
         """The vector times a real factor, at no cost. It may only be a factor of products from then on."""
         ...
 
-    def times_i(self, vector: Vector) -> Vector:
-        """The vector times the imaginary unit, at no level."""
+    def times_unit(self, vector: Vector) -> Vector:
+        """The vector times i in even slots and -i in odd ones (layout.unit), at no level."""
         ...
 
     def rotate(self, vector: Vector, steps: int) -> Vector:

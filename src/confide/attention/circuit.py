@@ -20,7 +20,7 @@ class Outputs(NamedTuple, Generic[Vector]):
     context: Vector
     """Context vectors."""
     checks: Vector
-    """Real parts: scaled scores, within [-1, 1] where calibrated. Imaginary parts: sums of exponentials."""
+    """Real parts: scaled scores, within [-1, 1] where calibrated. Times layout.unit: sums of exponentials."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Circuit(Generic[Vector]):
         )
         # Sums came divided by the spread, and a real part is taken twice.
         context = self._multiply(backend.scaled(mixed, plan.inverse.spread / 2), inverse)
-        checks = backend.add(backend.drop(scores, 0), backend.times_i(backend.drop(sums, 0)))
+        checks = backend.add(backend.drop(scores, 0), backend.times_unit(backend.drop(sums, 0)))
         self._report(5)
         return Outputs(context, checks)
 
@@ -105,7 +105,7 @@ class Circuit(Generic[Vector]):
     def _scores(self, query: Vector, key: Vector) -> Vector:
         """Scaled and centred scores, each in the dims of its distance; zero where the causal mask forbids."""
         backend, shape = self.backend, self.plaintexts.plan.shape
-        shifted = self._shifts(backend.add(key, backend.times_i(backend.rotate(key, -shape.half_distances))))
+        shifted = self._shifts(backend.add(key, backend.times_unit(backend.rotate(key, -shape.half_distances))))
 
         def masked(delta: int) -> list[Vector]:
             everywhere = self._sum_over_dims(self._multiply(query, shifted[delta]), shape.dim_slots)
@@ -158,7 +158,7 @@ class Circuit(Generic[Vector]):
         """Values weighted with exponentials, summed over distances; two distances in one complex product."""
         backend, plan = self.backend, self.plaintexts.plan
         half = plan.shape.half_distances
-        shifted = self._shifts(backend.add(value, backend.negate(backend.times_i(backend.rotate(value, -half)))))
+        shifted = self._shifts(backend.add(value, backend.negate(backend.times_unit(backend.rotate(value, -half)))))
         low = backend.drop(exponentials, plan.value_level + 1)
         pairs = []
         for delta in range(half):

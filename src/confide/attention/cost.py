@@ -56,7 +56,7 @@ class CountingBackend:
     def scaled(self, vector: int, factor: float) -> int:
         return vector
 
-    def times_i(self, vector: int) -> int:
+    def times_unit(self, vector: int) -> int:
         return vector
 
     def rotate(self, vector: int, steps: int) -> int:

@@ -46,6 +46,11 @@ def unpack_sums(slots: NDArray[np.float64], shape: AttentionShape) -> NDArray[np
     return output_grid(slots, shape)[0, : shape.heads, : shape.tokens]
 
 
+def unit(slots: int) -> NDArray[np.complex128]:
+    """i in even slots, -i in odd ones: a root of -1 that costs no level. Rotating by one slot changes its sign."""
+    return np.tile([1j, -1j], slots // 2)
+
+
 def output_grid(slots: NDArray[np.float64], shape: AttentionShape) -> NDArray[np.float64]:
     """The first period of output slots as (dim_slots, head_slots, token_slots)."""
     period = shape.output_positions * shape.token_slots

@@ -63,10 +63,11 @@ class Plaintexts:
         distance, scales by 1 / (2 sqrt(head_width) half_range) and drops what the causal mask forbids.
         """
         shape = self.plan.shape
-        turn = np.where(np.arange(shape.token_slots) < shape.half_distances, 1, -1j)
+        near = (np.arange(shape.token_slots) < shape.half_distances)[:, None, None]
+        turn = np.where(near, 1, -self._unit_after(delta))
         here = self._distances(delta) | self._distances(delta + shape.half_distances)
         scale = self._of_heads(1 / (2 * math.sqrt(shape.head_width) * np.array(self.plan.ranges.half_range)))
-        return self._spread(here * turn[:, None, None] * scale * layout.causal(shape))
+        return self._spread(here * turn * scale * layout.causal(shape))
 
     @cached_property
     def score_shift(self) -> NDArray[np.complex128]:
@@ -94,7 +95,11 @@ class Plaintexts:
     def share_mask(self, delta: int) -> NDArray[np.complex128]:
         """Keeps the dims of distance delta, as real numbers, and of delta + half_distances, as imaginary ones."""
         half = self.plan.shape.half_distances
-        return self._spread(self._distances(delta) + 1j * self._distances(delta + half))
+        return self._spread(self._distances(delta) + self._unit_after(delta) * self._distances(delta + half))
+
+    def _unit_after(self, delta: int) -> NDArray[np.complex128]:
+        """The imaginary unit, token by token, once it has been moved by delta tokens."""
+        return np.roll(layout.unit(self.plan.shape.token_slots), delta)
 
     def _distances(self, delta: int) -> NDArray[np.bool_]:
         return (np.arange(self.plan.shape.token_slots) == delta)[:, None, None]

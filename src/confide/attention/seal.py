@@ -1,5 +1,6 @@
 """The circuit on ciphertexts."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -7,6 +8,7 @@ from typing import Any
 
 from tenseal import sealapi
 
+from confide.attention import layout
 from confide.attention.backend import Plain
 from confide.attention.ckks import CkksContext, to_bytes
 from confide.attention.workers import run_forked
@@ -39,7 +41,7 @@ class SealBackend:
         self._evaluator.mod_switch_to(vector, ckks.level_ids[level + 1], result)
         correction = ckks.scales[level] * ckks.primes[level + 1] / result.scale
         self._evaluator.multiply_plain(result, ckks.encode(1.0, level + 1, correction), result)
-        return self._rescaled(result, ckks.scales[level])
+        return self.rescale(result)
 
     def add(self, left: Ciphertext, right: Ciphertext) -> Ciphertext:
         return self._new(self._evaluator.add, left, right)
@@ -73,7 +75,12 @@ class SealBackend:
         return total
 
     def rescale(self, vector: Ciphertext) -> Ciphertext:
-        return self._new(self._evaluator.rescale_to_next, vector)
+        result = self._new(self._evaluator.rescale_to_next, vector)
+        # SEAL adds equal scales only, so that rounding errors have to go; what `scaled` did is far larger.
+        nominal = self.ckks.scales[self.level(result)]
+        if math.isclose(result.scale, nominal, rel_tol=1e-9):
+            result.scale = nominal
+        return result
 
     def scaled(self, vector: Ciphertext, factor: float) -> Ciphertext:
         # A smaller scale makes the same integers stand for larger numbers.
@@ -81,9 +88,10 @@ class SealBackend:
         result.scale = vector.scale / factor
         return result
 
-    def times_i(self, vector: Ciphertext) -> Ciphertext:
-        # At scale 1 the imaginary unit is the monomial X^(N/2), exactly.
-        return self._new(self._evaluator.multiply_plain, vector, self.ckks.encode(1j, self.level(vector), 1.0))
+    def times_unit(self, vector: Ciphertext) -> Ciphertext:
+        # This vector is the monomial X^(N/2), exact at scale 1: slot k is its value at a root's 3^k-th power.
+        unit = self.ckks.encode(layout.unit(2), self.level(vector), 1.0)
+        return self._new(self._evaluator.multiply_plain, vector, unit)
 
     def rotate(self, vector: Ciphertext, steps: int) -> Ciphertext:
         return self._new(self._evaluator.rotate_vector, vector, steps, self.galois)
@@ -95,11 +103,6 @@ class SealBackend:
         """SEAL computes on one core: tasks run in forked processes, which share keys and ciphertexts with this one."""
         serialised = [lambda task=task: [to_bytes(vector) for vector in task()] for task in tasks]  # type: ignore[misc]
         return [list(map(self.ckks.load_ciphertext, parts)) for parts in run_forked(serialised, self.workers)]
-
-    def _rescaled(self, product: Ciphertext, scale: float) -> Ciphertext:
-        result = self._new(self._evaluator.rescale_to_next, product)
-        result.scale = scale
-        return result
 
     @staticmethod
     def _new(operation: Callable[..., None], *operands: Any) -> Ciphertext:

@@ -62,8 +62,8 @@ class ClearBackend:
     def scaled(self, vector: ClearVector, factor: float) -> ClearVector:
         return ClearVector(vector.slots * factor, vector.level)
 
-    def times_i(self, vector: ClearVector) -> ClearVector:
-        return ClearVector(1j * vector.slots, vector.level)
+    def times_unit(self, vector: ClearVector) -> ClearVector:
+        return ClearVector(layout.unit(len(vector.slots)) * vector.slots, vector.level)
 
     def rotate(self, vector: ClearVector, steps: int) -> ClearVector:
         return ClearVector(np.roll(vector.slots, -steps), vector.level)
