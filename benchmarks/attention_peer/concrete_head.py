@@ -19,6 +19,9 @@ from concrete import fhe  # noqa: E402
 
 from benchmarks.attention_peer.head import Head  # noqa: E402
 
+P_ERROR = 1e-3
+"""The probability that a table look-up is off, mostly by one."""
+
 
 def circuit_function(head: Head) -> Callable[[np.ndarray], np.ndarray]:
     """x (tokens, width), integers -> context (tokens, head width), integers."""
@@ -73,7 +76,7 @@ def measure(head: Head, *, execute: bool) -> dict[str, object]:
     inputset = list(head.inputs)
     started = time.perf_counter()
     configuration = fhe.Configuration(
-        auto_adjust_rounders=True, rounding_exactness=fhe.Exactness.APPROXIMATE, parameter_selection_strategy=fhe.ParameterSelectionStrategy.MONO, fhe_simulation=True
+        auto_adjust_rounders=True, rounding_exactness=fhe.Exactness.APPROXIMATE, p_error=P_ERROR, fhe_simulation=True
     )
     circuit = fhe.Compiler(circuit_function(head), {"x": "encrypted"}).compile(inputset, configuration)
     found: dict[str, object] = {

@@ -11,6 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -56,7 +57,7 @@ class EncryptedAttentionGPT2:
 
     Texts have no padding, no KV cache, and no more tokens than it was compiled for, prompt and answer together; in
     mode clear none of that holds. `strict`: results outside the calibrated ranges raise OutsideCalibration; if not,
-    they are used, with an OutsideCalibrationWarning.
+    they are used as long as they are finite, with an OutsideCalibrationWarning.
     """
 
     def __init__(
@@ -177,7 +178,7 @@ class EncryptedAttentionGPT2:
         try:
             result.require_in_range()
         except OutsideCalibration as error:
-            if self.strict:
+            if self.strict or not np.isfinite(result.context).all():
                 raise
             warnings.warn(f"layer {layer}: {error}", OutsideCalibrationWarning, stacklevel=2)
         return torch.from_numpy(result.context)
