@@ -37,7 +37,8 @@ class Result:
         attended[0] = False  # its exponential is constant
         scores = layout.unpack_scores(checks.real, plan.shape)[:, rows][:, attended]
         # Sums come divided by the spread, which makes their range 1 / spread - 1 to 1 / spread + 1.
-        sums = layout.unpack_sums((checks / layout.unit(len(checks))).real, plan.shape)[:, rows] - 1 / plan.inverse.spread
+        second = (checks / layout.unit(len(checks))).real
+        sums = layout.unpack_sums(second, plan.shape)[:, rows] - 1 / plan.inverse.spread
         return cls(
             context=layout.unpack_output(context.real, plan.shape)[rows],
             largest_score=float(np.abs(scores).max(initial=0)),

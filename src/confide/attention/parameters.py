@@ -11,7 +11,7 @@ SEAL_ERROR_STD = 3.2
 
 LARGEST_PRIME_BITS = 60
 LARGEST_SCALE_BITS = 40
-SMALLEST_SCALE_BITS = 30
+SMALLEST_SCALE_BITS = 33
 """Below it the error of a deep circuit shows in the third decimal."""
 HEADROOM_BITS = 20
 """The last prime exceeds the scale by these: decrypted numbers may be as large as 2^19."""

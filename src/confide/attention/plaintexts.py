@@ -38,7 +38,7 @@ class Plaintexts:
         padded[:, : shape.head_width, : shape.heads, : shape.width] = weights.swapaxes(1, 2)
         # Halved, because the real part of y is taken as (y + conjugate of y).
         pairs = (padded[..., :half] - 1j * padded[..., half:]) / 2
-        return pairs.reshape(3, shape.output_positions, half)
+        return np.asarray(pairs.reshape(3, shape.output_positions, half), dtype=np.complex128)
 
     def diagonal(self, role: int, giant: int, baby: int) -> NDArray[np.complex128]:
         """The matrix's diagonal giant * baby_steps + baby, rotated back by the giant step that follows."""
@@ -102,7 +102,7 @@ class Plaintexts:
         return np.roll(layout.unit(self.plan.shape.token_slots), delta)
 
     def _distances(self, delta: int) -> NDArray[np.bool_]:
-        return (np.arange(self.plan.shape.token_slots) == delta)[:, None, None]
+        return np.asarray(np.arange(self.plan.shape.token_slots) == delta)[:, None, None]
 
     def _of_heads(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         grid = np.zeros((1, self.plan.shape.head_slots, 1))

@@ -70,7 +70,7 @@ class Plan:
     def sum_scales(self) -> NDArray[np.float64]:
         """(heads, tokens): what brings sums from their range to 1 / spread - 1 and 1 / spread + 1."""
         low, high = np.array(self.ranges.sum_low), np.array(self.ranges.sum_high)
-        return 2 / (low + high) / self.inverse.spread
+        return np.asarray(2 / (low + high) / self.inverse.spread)
 
     def to_json(self) -> bytes:
         """For the other party."""
@@ -108,7 +108,8 @@ def _largest_norm(weights: AttentionWeights, ranges: Ranges) -> float:
     """The norm n for which every head's (|Wq| n + |bq|) (|Wk| n + |bk|) / sqrt(head_width), which bounds its scores,
     stays below LARGEST_SLOT in units of its half range. |W| is the spectral norm."""
     matrices, biases = weights.with_centred_keys(np.array(ranges.key_centre)).by_role()
-    (slope_q, slope_k, _), (start_q, start_k, _) = np.linalg.norm(matrices, 2, axis=(2, 3)), np.linalg.norm(biases, axis=2)
+    slope_q, slope_k, _ = np.linalg.norm(matrices, 2, axis=(2, 3))
+    start_q, start_k, _ = np.linalg.norm(biases, axis=2)
     half_range, centre = np.array(ranges.half_range), np.abs(ranges.centre)
     bound = (LARGEST_SLOT * half_range - centre) * np.sqrt(matrices.shape[2])
     # a n^2 + b n + c = 0, of which the positive root.

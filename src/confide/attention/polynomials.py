@@ -33,10 +33,12 @@ class Exponential:
         return np.pad(found, (0, self.degree + 1 - len(found)))  # trailing zeros are left out there
 
     def relative_error(self, half_range: float) -> float:
-        """The largest |p(u)^(2^squarings) / exp(r u) - 1| on a fine grid of [-1, 1]."""
+        """The largest |p(u)^(2^squarings) / exp(r u) - 1| on a fine grid of [-1, 1]; infinite where it overflows."""
         u = np.linspace(-1, 1, 2001)
-        values = np.polynomial.polynomial.polyval(u, self.coefficients(half_range))
-        return float(np.max(np.abs(values ** (2**self.squarings) * np.exp(-half_range * u) - 1)))
+        with np.errstate(over="ignore", invalid="ignore"):
+            values = np.polynomial.polynomial.polyval(u, self.coefficients(half_range))
+            error = float(np.max(np.abs(values ** (2**self.squarings) * np.exp(-half_range * u) - 1)))
+        return error if np.isfinite(error) else np.inf
 
 
 @dataclass(frozen=True)

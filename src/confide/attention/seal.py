@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from tenseal import sealapi
@@ -101,7 +101,9 @@ class SealBackend:
 
     def parallel(self, tasks: Sequence[Callable[[], list[Ciphertext]]]) -> list[list[Ciphertext]]:
         """SEAL computes on one core: tasks run in forked processes, which share keys and ciphertexts with this one."""
-        serialised = [lambda task=task: [to_bytes(vector) for vector in task()] for task in tasks]  # type: ignore[misc]
+        if self.workers == 1:
+            return [task() for task in tasks]
+        serialised = [partial(_serialised, task) for task in tasks]
         return [list(map(self.ckks.load_ciphertext, parts)) for parts in run_forked(serialised, self.workers)]
 
     @staticmethod
@@ -109,3 +111,7 @@ class SealBackend:
         result = sealapi.Ciphertext()
         operation(*operands, result)
         return result
+
+
+def _serialised(task: Callable[[], list[Ciphertext]]) -> list[bytes]:
+    return [to_bytes(vector) for vector in task()]

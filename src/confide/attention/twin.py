@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,16 +44,12 @@ class ClearBackend:
         return ClearVector(vector.slots + plain, vector.level)
 
     def dot(self, pairs: Sequence[tuple[ClearVector, ClearVector]]) -> ClearVector:
-        level = {_common(*pair) for pair in pairs}
-        if len(level) > 1:
-            raise ValueError("products at different levels")
-        return self.rescale(ClearVector(sum(left.slots * right.slots for left, right in pairs), level.pop()))
+        products = [ClearVector(left.slots * right.slots, _common(left, right)) for left, right in pairs]
+        return self.rescale(reduce(self.add, products))
 
     def plain_dot(self, vectors: Iterable[ClearVector], plains: Iterable[Plain]) -> ClearVector:
-        total, level = 0, 0
-        for vector, plain in zip(vectors, plains, strict=True):
-            total, level = total + vector.slots * plain, vector.level
-        return ClearVector(np.asarray(total), level)
+        products = [ClearVector(v.slots * plain, v.level) for v, plain in zip(vectors, plains, strict=True)]
+        return reduce(self.add, products)
 
     def rescale(self, vector: ClearVector) -> ClearVector:
         if vector.level < 1:
