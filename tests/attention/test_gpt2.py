@@ -19,7 +19,8 @@ PROMPT = torch.tensor([[3, 14, 15]])
 
 def tiny(layers: tuple[int, ...] = (0,), heads: str | list[int] = "all") -> EncryptedAttentionGPT2:
     torch.manual_seed(4)
-    config = GPT2Config(vocab_size=50, n_positions=32, n_embd=16, n_layer=2, n_head=2, initializer_range=0.2, **NO_SPECIAL)
+    sizes = {"vocab_size": 50, "n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 2}
+    config = GPT2Config(**sizes, initializer_range=0.2, **NO_SPECIAL)  # type: ignore[arg-type]
     return EncryptedAttentionGPT2(GPT2LMHeadModel(config).eval(), layers, heads)  # type: ignore[arg-type]
 
 
