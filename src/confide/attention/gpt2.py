@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -151,7 +151,7 @@ class EncryptedAttentionGPT2:
             # The last token is not read again.
             self._require_length(input_ids.shape[1] + max_new_tokens - 1)
             options["use_cache"] = False
-        return self.model.generate(input_ids, max_new_tokens=max_new_tokens, **options)
+        return cast(Any, self.model).generate(input_ids, max_new_tokens=max_new_tokens, **options)
 
     def _computation(self, mode: Mode) -> Callable[[int, Tensor], Tensor] | None:
         if mode is Mode.CLEAR:
