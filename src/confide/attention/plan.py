@@ -95,6 +95,7 @@ def compile_plan(weights: AttentionWeights, shape: AttentionShape, inputs: Seque
     ranges = calibrate(inputs, weights, shape)
     exponential = choose_exponential(ranges, EXPONENTIAL_TOLERANCE)
     inverse = choose_inverse(ranges, INVERSE_TOLERANCE)
+    ranges = ranges.widened(exponential.widest(EXPONENTIAL_TOLERANCE), inverse.sum_ratio)
     parameters = choose_parameters(levels(exponential, inverse), shape.slots)
     return Plan(shape, ranges, exponential, inverse, parameters, _largest_norm(weights, ranges))
 

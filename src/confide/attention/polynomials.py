@@ -40,6 +40,14 @@ class Exponential:
             error = float(np.max(np.abs(values ** (2**self.squarings) * np.exp(-half_range * u) - 1)))
         return error if np.isfinite(error) else np.inf
 
+    def widest(self, tolerance: float) -> float:
+        """The largest half range, by bisection, at which the relative error is within the tolerance."""
+        inside, outside = 0.0, 1000.0
+        while outside - inside > 1e-3:
+            middle = (inside + outside) / 2
+            inside, outside = (middle, outside) if self.relative_error(middle) <= tolerance else (inside, middle)
+        return inside
+
 
 @dataclass(frozen=True)
 class Inverse:
@@ -68,6 +76,16 @@ class Inverse:
         """T_N(y0) with N = 2^step, the Chebyshev polynomial at s = 0."""
         return float(np.cosh(2**step * np.arccosh(1 / self.spread)))
 
+    @classmethod
+    def widest(cls, steps: int, tolerance: float) -> "Inverse":
+        """The one for the widest range that these steps bring within the tolerance."""
+        return cls(steps, float(1 / np.cosh(np.arccosh(1 / tolerance) / 2**steps)))
+
+    @property
+    def sum_ratio(self) -> float:
+        """Between the ends of its range."""
+        return (1 + self.spread) / (1 - self.spread)
+
 
 def choose_exponential(ranges: Ranges, tolerance: float) -> Exponential:
     """The most exact one of the fewest levels within the tolerance, a relative error. Raises EvaluationError."""
@@ -84,10 +102,9 @@ def choose_exponential(ranges: Ranges, tolerance: float) -> Exponential:
 
 
 def choose_inverse(ranges: Ranges, tolerance: float) -> Inverse:
-    """The one of fewest steps within the tolerance, a relative error. Raises EvaluationError."""
-    spread = (ranges.sum_ratio - 1) / (ranges.sum_ratio + 1)
+    """The widest one of the fewest steps within the tolerance, a relative error. Raises EvaluationError."""
     for steps in INVERSE_STEPS:
-        if (inverse := Inverse(steps, spread)).relative_error <= tolerance:
+        if (inverse := Inverse.widest(steps, tolerance)).sum_ratio >= ranges.sum_ratio:
             return inverse
     raise EvaluationError(
         f"Sums of exponentials differ by a factor of {ranges.sum_ratio:.0f}, too many for a polynomial inverse; "

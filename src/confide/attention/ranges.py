@@ -1,7 +1,7 @@
 """Calibration: in which ranges the polynomials must hold, measured on float runs."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,17 @@ class Ranges:
     def sum_ratio(self) -> float:
         """The largest ratio between the ends of a sum's range."""
         return float(np.max(np.asarray(self.sum_high) / np.asarray(self.sum_low)))
+
+    def widened(self, half_range: float, sum_ratio: float) -> "Ranges":
+        """Every range as wide as the polynomials allow: what costs nothing keeps more texts inside."""
+        low, high = np.array(self.sum_low), np.array(self.sum_high)
+        middle, reach = np.sqrt(low * high), np.sqrt(sum_ratio)
+        return replace(
+            self,
+            half_range=_rounded(np.full(len(self.half_range), half_range)),
+            sum_low=tuple(map(_rounded, middle / reach)),
+            sum_high=tuple(map(_rounded, middle * reach)),
+        )
 
 
 def calibrate(inputs: Iterable[NDArray[np.float64]], weights: AttentionWeights, shape: AttentionShape) -> Ranges:
