@@ -1,6 +1,6 @@
 """What Concrete Python makes of one GPT-2 head: bootstraps, predicted cost, and with `execute` what it takes.
 
-Keys have some 8 GB and execution takes an hour or more on two cores; compiling takes minutes.
+Compiling takes seconds. Executing was not tried: keys have 0.8 GB at 4 bits, 4.7 at 5 and 23 at 6.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from confide.attention.quantized import HeadWeights, Magnitudes, QuantizedHeads,
 REQUIREMENTS = ("concrete-python==2.11.0", "numpy==1.26.4", "setuptools==80.9.0")
 """Concrete imports pkg_resources, which later versions of setuptools lack."""
 BITS = 4
-"""As in the only execution of one head that Zama's example documents. PEER_NOTE"""
+"""As in the only execution of one head that Zama's example documents. At 7 the compiler finds no parameters."""
 WIDTH, HEADS = 768, 12
 _TEXTS = 100
 """So many that no score is positive in all of them: the compiler would take it for unsigned, and fail."""
@@ -74,7 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, default=6, help="6 as in Zama's measurement")
     parser.add_argument("--bits", type=int, default=BITS, help="of weights and activations")
-    parser.add_argument("--run-peer", action="store_true", help="make keys and execute: an hour or more, 16 GB")
+    parser.add_argument("--run-peer", action="store_true", help="make keys and execute, which may take hours")
     options = parser.parse_args()
     found = measure(options.tokens, bits=options.bits, execute=options.run_peer)
     print(json.dumps(found, indent=1))

@@ -11,7 +11,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Self, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -175,13 +174,14 @@ class EncryptedAttentionGPT2:
         return x.detach().double().cpu().numpy()
 
     def _context(self, layer: int, result: Result) -> Tensor:
+        context = torch.from_numpy(result.context).float()  # what the model computes in
         try:
             result.require_in_range()
         except OutsideCalibration as error:
-            if self.strict or not np.isfinite(result.context).all():
+            if self.strict or not context.isfinite().all():
                 raise
             warnings.warn(f"layer {layer}: {error}", OutsideCalibrationWarning, stacklevel=2)
-        return torch.from_numpy(result.context)
+        return context
 
     def _require_plans(self) -> None:
         if not self._plans:
