@@ -1,7 +1,7 @@
 """Run every benchmark, or those named, and print the table.
 
-`peers` runs only when it is named: it takes minutes, and on its first run it installs other libraries from the network,
-in an environment of their own.
+`attention` and `peers` run only when named: they take minutes. On its first run `peers` installs other libraries from
+the network, in an environment of their own.
 """
 
 import sys
@@ -9,7 +9,17 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import large_layers, one_layer, prediction, reliability, round_trip, sealed, serving, whole_model
+from benchmarks import (
+    attention,
+    large_layers,
+    one_layer,
+    prediction,
+    reliability,
+    round_trip,
+    sealed,
+    serving,
+    whole_model,
+)
 from benchmarks.peers import run as peers
 from confide.cli.output import quiet_transformers
 
@@ -23,7 +33,7 @@ QUESTIONS = {
     "prediction": prediction.main,
     "sealed": sealed.main,
 }
-ON_REQUEST = {"peers": peers.main}
+ON_REQUEST = {"peers": peers.main, "attention": attention.main}
 
 
 def main() -> None:

@@ -13,8 +13,11 @@ LARGEST_PRIME_BITS = 60
 LARGEST_SCALE_BITS = 40
 SMALLEST_SCALE_BITS = 33
 """Below it the error of a deep circuit shows in the third decimal."""
-HEADROOM_BITS = 20
-"""The last prime exceeds the scale by these: decrypted numbers may be as large as 2^19."""
+HEADROOM_BITS = 14
+"""The last prime exceeds the scale by these: decrypted numbers may be as large as 2^13."""
+SWITCHING_BITS = 20
+"""The prime for key switching exceeds the scale by these. Switching adds noise in proportion to the ratio of the
+largest other prime to this one."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,8 @@ class CkksParameters:
     @cached_property
     def prime_bits(self) -> tuple[int, ...]:
         """Bits of every prime: the last one left by rescaling, those of the levels, the one for key switching."""
-        large = min(LARGEST_PRIME_BITS, self.scale_bits + HEADROOM_BITS)
-        return (large, *(self.scale_bits,) * self.levels, large)
+        last, switching = _large_prime_bits(self.scale_bits)
+        return (last, *(self.scale_bits,) * self.levels, switching)
 
     @property
     def modulus_bits(self) -> int:
@@ -70,6 +73,10 @@ def choose_parameters(levels: int, slots: int) -> CkksParameters:
 
 def _largest_scale(levels: int, allowed: int) -> int | None:
     for bits in range(LARGEST_SCALE_BITS, SMALLEST_SCALE_BITS - 1, -1):
-        if levels * bits + 2 * min(LARGEST_PRIME_BITS, bits + HEADROOM_BITS) <= allowed:
+        if levels * bits + sum(_large_prime_bits(bits)) <= allowed:
             return bits
     return None
+
+
+def _large_prime_bits(scale_bits: int) -> tuple[int, int]:
+    return scale_bits + HEADROOM_BITS, min(LARGEST_PRIME_BITS, scale_bits + SWITCHING_BITS)

@@ -97,7 +97,7 @@ def compile_plan(weights: AttentionWeights, shape: AttentionShape, inputs: Seque
     inverse = choose_inverse(ranges, INVERSE_TOLERANCE)
     ranges = ranges.widened(exponential.widest(EXPONENTIAL_TOLERANCE), inverse.sum_ratio)
     parameters = choose_parameters(levels(exponential, inverse), shape.slots)
-    return Plan(shape, ranges, exponential, inverse, parameters, _largest_norm(weights, ranges))
+    return Plan(shape, ranges, exponential, inverse, parameters, _largest_norm(weights, ranges, inverse))
 
 
 def levels(exponential: Exponential, inverse: Inverse) -> int:
@@ -105,14 +105,17 @@ def levels(exponential: Exponential, inverse: Inverse) -> int:
     return 3 + exponential.levels + max(inverse.levels, 2) + 1
 
 
-def _largest_norm(weights: AttentionWeights, ranges: Ranges) -> float:
+def _largest_norm(weights: AttentionWeights, ranges: Ranges, inverse: Inverse) -> float:
     """The norm n for which every head's (|Wq| n + |bq|) (|Wk| n + |bk|) / sqrt(head_width), which bounds its scores,
-    stays below LARGEST_SLOT in units of its half range. |W| is the spectral norm."""
+    stays below LARGEST_SLOT in units of its half range, and the result's bound |Wv| n + |bv| below it times the scale
+    that the inverse leaves it. |W| is the spectral norm."""
     matrices, biases = weights.with_centred_keys(np.array(ranges.key_centre)).by_role()
-    slope_q, slope_k, _ = np.linalg.norm(matrices, 2, axis=(2, 3))
-    start_q, start_k, _ = np.linalg.norm(biases, axis=2)
+    slope_q, slope_k, slope_v = np.linalg.norm(matrices, 2, axis=(2, 3))
+    start_q, start_k, start_v = np.linalg.norm(biases, axis=2)
     half_range, centre = np.array(ranges.half_range), np.abs(ranges.centre)
     bound = (LARGEST_SLOT * half_range - centre) * np.sqrt(matrices.shape[2])
     # a n^2 + b n + c = 0, of which the positive root.
     a, b, c = slope_q * slope_k, slope_q * start_k + slope_k * start_q, start_q * start_k - bound
-    return float(np.min((-b + np.sqrt(b**2 - 4 * a * c)) / (2 * a)))
+    by_scores = (-b + np.sqrt(b**2 - 4 * a * c)) / (2 * a)
+    by_values = (LARGEST_SLOT / inverse.scale_growth - start_v) / slope_v
+    return float(np.minimum(by_scores, by_values).min())

@@ -72,6 +72,11 @@ class Inverse:
         """The largest |s q(s) - 1|."""
         return 1 / self.at_zero(self.steps)
 
+    @property
+    def scale_growth(self) -> float:
+        """By how much the factors before each step, and the spread / 2 of the sums, enlarge a ciphertext's scale."""
+        return self.at_zero(self.steps) * 2.0 ** (1 - self.steps)
+
     def at_zero(self, step: int) -> float:
         """T_N(y0) with N = 2^step, the Chebyshev polynomial at s = 0."""
         return float(np.cosh(2**step * np.arccosh(1 / self.spread)))
