@@ -119,3 +119,34 @@ def test_what_cannot_be_evaluated(text: Path, tmp_path: Path) -> None:
     short = tmp_path / "short.txt"
     short.write_text("Once upon a time")
     assert "longer text" in evaluate("perplexity", "demo", short, check=1)
+
+
+STUDY = ("attention", "demo", "--bits", "3:4", "--sentences", 6, "--tokens", 8)
+
+
+def test_bits_of_attention(tmp_path: Path) -> None:
+    found = answer(*STUDY, "--out", tmp_path)
+    assert (found["sentences"], found["scored_tokens"], found["layers"]) == (6, 6 * 7, [0])
+    assert {name: list(by_bits) for name, by_bits in found["heads"].items()} == {
+        "head 0": ["3", "4"],
+        "all heads": ["3", "4"],
+    }
+    assert list(found["heads"]["head 0"]["3"]) == ["top_1", "top_5", "top_10"]
+    assert 0.2 < found["heads"]["all heads"]["3"]["top_1"]["value"] < 1
+    assert json.loads((tmp_path / "attention.json").read_text()) == found
+    assert (tmp_path / "attention.png").read_bytes().startswith(b"\x89PNG")
+    shown = evaluate(*STUDY, "--out", tmp_path)
+    assert "42 tokens in 6 sentences" in shown
+    assert "…" not in shown
+    assert "another" in evaluate(*STUDY, "--layers", 1, "--out", tmp_path, check=1)
+
+
+def test_bits_of_attention_on_a_text(text: Path) -> None:
+    found = answer(*STUDY, text, "--heads", "1,2", "--layers", "0,2")
+    assert found["text"] == "tale.txt"
+    assert list(found["heads"]) == ["heads 1, 2"]
+
+
+@pytest.mark.parametrize(("options", "reason"), [(("--heads", "x"), "such as 0,3"), (("--bits", "5"), "such as 2:8")])
+def test_wrong_choices_of_attention(options: tuple[str, str], reason: str) -> None:
+    assert reason in " ".join(evaluate("attention", "demo", *options, check=2).split()).replace("│ ", "")

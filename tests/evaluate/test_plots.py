@@ -75,3 +75,12 @@ def test_choices(tmp_path: Path, figures: list[Figure]) -> None:
     reference = {k: Agreement(around(1), around(0.11 * k), around(0)) for k in (1, 5)}
     plots.draw_choices(tmp_path / "choices.png", "", quantized, reference)
     assert list(lines(figures[0]).values()) == [pytest.approx(each) for each in ([0.9, 0.9], [0.1, 0.5], [0.11, 0.55])]
+
+
+def test_bits_of_attention_have_a_panel_for_each_choice_of_heads(tmp_path: Path, figures: list[Figure]) -> None:
+    one, every = {1: {2: around(0.6), 7: around(0.98)}}, {1: {2: around(0.4), 7: around(0.8)}}
+    plots.draw_attention_bits(tmp_path / "bits.png", "a title", {"one head": one, "all heads": every})
+    assert figures[0].get_suptitle() == "a title"
+    assert [axes.get_title() for axes in figures[0].axes] == ["one head", "all heads"]
+    assert [list(axes.lines[0].get_ydata()) for axes in figures[0].axes] == [[0.6, 0.98], [0.4, 0.8]]
+    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == ["top 1"]

@@ -29,7 +29,8 @@ class Exponential:
     def coefficients(self, half_range: float) -> NDArray[np.float64]:
         """Of p, lowest first, (degree + 1,) float64, for r = half_range."""
         small = half_range / 2**self.squarings
-        return chebyshev.cheb2poly(chebyshev.chebinterpolate(lambda u: np.exp(small * u), self.degree))
+        found = chebyshev.cheb2poly(chebyshev.chebinterpolate(lambda u: np.exp(small * u), self.degree))
+        return np.pad(found, (0, self.degree + 1 - len(found)))  # trailing zeros are left out there
 
     def relative_error(self, half_range: float) -> float:
         """The largest |p(u)^(2^squarings) / exp(r u) - 1| on a fine grid of [-1, 1]; infinite where it overflows."""

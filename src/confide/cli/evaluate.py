@@ -3,8 +3,6 @@
 import dataclasses
 import hashlib
 import json as jsonlib
-import re
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,32 +11,30 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from confide.cli import output
+from confide.cli import evaluate_attention, measuring, output
 from confide.cli.calibration import calibration_texts
+from confide.cli.measuring import Model, Out, TopK
 from confide.cli.options import ActivationBits, Calibrate, Json, Protect, WeightBits
 from confide.errors import EvaluationError
 from confide.files import replace_file
 
 if TYPE_CHECKING:
     from confide.evaluate.results import Results
-    from confide.evaluate.run import Measure, OnProgress, Variant
+    from confide.evaluate.run import Measure, Variant
     from confide.evaluate.statistics import Estimate
 
 Result = TypeVar("Result", bound=Any)
 
-FEW_WINDOWS = 20
-"""With fewer, bootstrapped intervals are too narrow, and the command says so."""
 DIFFERS = 1
 """What the command exits with when the simulated run was not identical."""
 
 app = typer.Typer(
     name="evaluate", help="Measure a quantized model on a text, against the stock one.", no_args_is_help=True
 )
+app.command("attention")(evaluate_attention.command)
 
-Model = Annotated[str, typer.Argument(help="`demo`, a local Hugging Face folder, or a hub id.")]
 TextFile = Annotated[
     Path, typer.Argument(help="A text in UTF-8.", metavar="TEXT_FILE", exists=True, dir_okay=False, readable=True)
 ]
@@ -47,12 +43,6 @@ MaxWindows = Annotated[int | None, typer.Option("--windows", help="Use only so m
 MaxTokens = Annotated[int | None, typer.Option(help="Use only so many tokens, from the start.", min=2)]
 SweepBits = Annotated[
     str | None, typer.Option(help="Measure at each number of weight bits instead, and draw it.", metavar="2:8")
-]
-Out = Annotated[
-    Path | None,
-    typer.Option(
-        help="Folder for results and charts. What is interrupted goes on there with the same command.", file_okay=False
-    ),
 ]
 
 
@@ -114,7 +104,7 @@ def perplexity(
     run = _Evaluation("perplexity", request)
     losses = run.measure(measure_loss, WindowLoss)
     found = {name: compare_perplexity(each, losses[FP32]) for name, each in losses.items()}
-    table = _table("", "perplexity", "ratio to fp32")
+    table = measuring.table("", "perplexity", "ratio to fp32")
     for name, of in found.items():
         table.add_row(name, _number(of.perplexity), "" if name == FP32 else _ratio(of.ratio))
 
@@ -133,7 +123,7 @@ def perplexity(
 def agreement(
     model: Model,
     text_file: TextFile,
-    top_k: Annotated[str, typer.Option(help="The sizes k to look at.")] = "1,5,10",
+    top_k: TopK = "1,5,10",
     protect: Protect = "all",
     weight_bits: WeightBits = None,
     activation_bits: ActivationBits = None,
@@ -153,7 +143,7 @@ def agreement(
     from confide.evaluate.agreement import MeasureChoices, WindowChoices, compare_choices
     from confide.evaluate.variants import CLEAR, FP32
 
-    ks = _top_k(top_k)
+    ks = measuring.top_k(top_k)
     request = _Request(
         model,
         text_file,
@@ -171,12 +161,14 @@ def agreement(
     run = _Evaluation("agreement", request, top_k=",".join(map(str, ks)))
     choices = run.measure(MeasureChoices(ks), WindowChoices)
     found = {name: compare_choices(each, choices[FP32], ks) for name, each in choices.items()}
-    table = _table("", "k", "agreement, %", "accuracy, %", "less fp32's")
+    table = measuring.table("", "k", "agreement, %", "accuracy, %", "less fp32's")
     table.caption = "agreement: fp32's first choice in the top k; accuracy: the text's own token"
     for name, by_k in found.items():
         for k, of in by_k.items():
-            compared = ("", "") if name == FP32 else (_percent(of.agreement, 2), _change(of.accuracy_change))
-            table.add_row(name if k == ks[0] else "", str(k), compared[0], _percent(of.accuracy, 1), compared[1])
+            compared = ("", "") if name == FP32 else (measuring.percent(of.agreement, 2), _change(of.accuracy_change))
+            table.add_row(
+                name if k == ks[0] else "", str(k), compared[0], measuring.percent(of.accuracy, 1), compared[1]
+            )
 
     def draw(path: Path) -> None:
         if run.sweep:
@@ -210,7 +202,7 @@ class _Evaluation:
         if tokenizer is None:
             raise EvaluationError(f"{request.model} has no tokenizer; give a model folder that has one.")
         self.windows = cut_windows(
-            _text(request.text_file),
+            measuring.read_text(request.text_file),
             tokenizer,
             model_context(self._source.config, request.context),
             max_windows=request.windows,
@@ -239,8 +231,8 @@ class _Evaluation:
         from confide.evaluate.variants import CLEAR, SIMULATED
 
         names = [variant.name for variant in self._variants]
-        with _interruptible(self._request.out), self._results(kind) as results:
-            with _progress(names, len(self.windows), quiet=self._request.json) as progress:
+        with measuring.interruptible(self._request.out), self._results(kind) as results:
+            with measuring.progress(names, len(self.windows), quiet=self._request.json) as progress:
                 measured = measure_variants(self._variants, self.windows, measure, results, progress)
         if not self.sweep:
             self._identical = measured[SIMULATED] == measured[CLEAR]
@@ -302,8 +294,10 @@ class _Evaluation:
         output.console.print(table)
         windows = f"{len(self.windows)} windows of up to {self.windows.context} tokens"
         output.note(f"{self.windows.scored_tokens:,} tokens in {windows}; intervals of 95%, bootstrapped over windows.")
-        if len(self.windows) < FEW_WINDOWS:
-            output.note(f"With fewer than {FEW_WINDOWS} windows these intervals are too narrow; use a longer text.")
+        if len(self.windows) < measuring.FEW_WINDOWS:
+            output.note(
+                f"With fewer than {measuring.FEW_WINDOWS} windows these intervals are too narrow; use a longer text."
+            )
         if self._identical:
             output.console.print("Simulated and quantized are [bold green]identical[/]: every bit of every logit.")
         elif self._identical is False:
@@ -312,42 +306,8 @@ class _Evaluation:
             output.console.print(f"Written: {escape(str(path))}", soft_wrap=True)
 
 
-@contextmanager
-def _progress(names: list[str], windows: int, *, quiet: bool) -> "Iterator[OnProgress]":
-    """A bar of windows for each variant."""
-    columns = (TextColumn("{task.description:<10}"), BarColumn(30), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=output.messages, transient=True, disable=quiet) as bars:
-        tasks = {name: bars.add_task(escape(name), total=windows, start=False) for name in names}
-
-        def update(name: str, done: int, total: int) -> None:
-            bars.start_task(tasks[name])
-            bars.update(tasks[name], completed=done, total=total)
-
-        yield update
-
-
-@contextmanager
-def _interruptible(out: Path | None) -> Iterator[None]:
-    """Says after ctrl-C whether the same command would go on, which takes a folder to keep results in."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        if out is None:
-            output.note("Interrupted, and nothing was kept; with --out, the same command would go on from there.")
-        else:
-            output.note(f"Interrupted; what was measured is kept in {out}, and the same command goes on from there.")
-        sys.exit(130)  # rather than an Exit, to which a note about packs would be added
-
-
 def _digest(path: Path | None) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path else "none"
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise EvaluationError(f"{path} is not a text in UTF-8; convert it first.") from None
 
 
 def _sweep_range(request: _Request) -> list[int]:
@@ -358,23 +318,7 @@ def _sweep_range(request: _Request) -> list[int]:
         raise typer.BadParameter("give either --weight-bits or --sweep-bits")
     if request.out is None:
         raise typer.BadParameter("--sweep-bits draws a chart: give a folder for it with --out")
-    found = re.fullmatch(r"(\d+):(\d+)", request.sweep_bits)
-    if found is None or int(found[1]) > int(found[2]):
-        raise typer.BadParameter("--sweep-bits takes the first and the last number of bits, such as 2:8")
-    return list(range(int(found[1]), int(found[2]) + 1))
-
-
-def _top_k(text: str) -> tuple[int, ...]:
-    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", text):
-        raise typer.BadParameter("--top-k takes numbers from 1 up, separated by commas, such as 1,5,10")
-    return tuple(sorted({int(part) for part in text.split(",")}))
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, caption_justify="left")
-    for column in columns:
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
-    return table
+    return measuring.bits_range(request.sweep_bits, "--sweep-bits")
 
 
 def _number(of: "Estimate") -> str:
@@ -383,10 +327,6 @@ def _number(of: "Estimate") -> str:
 
 def _ratio(of: "Estimate") -> str:
     return f"{of.value:.4f} ({of.low:.4f}, {of.high:.4f})"
-
-
-def _percent(of: "Estimate", digits: int) -> str:
-    return f"{of.value * 100:.{digits}f} ({of.low * 100:.{digits}f}, {of.high * 100:.{digits}f})"
 
 
 def _change(of: "Estimate") -> str:

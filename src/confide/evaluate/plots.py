@@ -66,6 +66,17 @@ def draw_choices(
         _shares(axes, ks)
 
 
+def draw_attention_bits(path: Path, title: str, curves: Mapping[str, Mapping[int, Mapping[int, Estimate]]]) -> None:
+    """Top-k agreement with fp32 against the bits of attention: a panel for each choice of heads, a curve for each k."""
+    with _panels(
+        path, title, tuple(curves), "bits of weights and activations", "fp32's first choice is in the top k"
+    ) as all_axes:
+        for axes, by_k in zip(all_axes, curves.values(), strict=True):
+            for colour, (k, points) in zip(itertools.cycle(_COLOURS), by_k.items(), strict=False):
+                _line(axes, points, f"top {k}", colour)
+            _shares(axes, sorted(next(iter(by_k.values()))))
+
+
 def _in_units_of(unit: float, of: Estimate) -> Estimate:
     return Estimate(unit * of.value, unit * of.low, unit * of.high)
 
@@ -93,18 +104,36 @@ def _logarithmic(axes: "Axes") -> None:
 
 @contextmanager
 def _chart(path: Path, title: str, x: str, y: str, shaded: str = "") -> Iterator["Axes"]:
+    with _panels(path, "", (title,), x, y, shaded) as (axes,):
+        yield axes
+
+
+@contextmanager
+def _panels(
+    path: Path, title: str, panels: Sequence[str], x: str, y: str, shaded: str = ""
+) -> Iterator[Sequence["Axes"]]:
+    """Charts side by side with one scale and one legend; panels: their titles."""
     # Imported here, since it takes a while, and without pyplot, which would want a display and keep global state.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes: Any = figure.add_subplot()
-    yield axes
-    axes.set(title=title, xlabel=x, ylabel=y)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    figure = Figure(figsize=(2 + 5 * len(panels), 4.5), layout="constrained")
+    all_axes: Any = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    yield all_axes
+    for axes, name in zip(all_axes, panels, strict=True):
+        axes.set(title=name, xlabel=x)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    all_axes[0].set_ylabel(y)
+    figure.suptitle(title)
     note = f"shaded: 95% confidence {shaded}".rstrip()
     # Below the chart, where it covers no point.
     figure.legend(
-        loc="outside lower center", ncols=2, frameon=False, fontsize="small", title=note, title_fontsize="small"
+        *all_axes[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=2 if len(panels) == 1 else 3,
+        frameon=False,
+        fontsize="small",
+        title=note,
+        title_fontsize="small",
     )
     figure.savefig(path, format="png")
