@@ -77,11 +77,11 @@ class Store:
             self.rows(table)
 
     def rows(self, table: str, **where: Any) -> list[Row]:
-        """The rows whose columns have these values, each checked against its sum, in the order they were added."""
+        """The rows whose columns have these values, each checked against its sum."""
         condition = " AND ".join(f"{column} = ?" for column in where) or "1"
         with self._reporting():
             # The names come from this module and its callers, never from outside.
-            query = f"SELECT * FROM {table} WHERE {condition} ORDER BY rowid"  # noqa: S608
+            query = f"SELECT * FROM {table} WHERE {condition}"  # noqa: S608
             found = [dict(row) for row in self._database.execute(query, tuple(where.values()))]
         for row in found:
             recorded = row.pop("sum", None)
