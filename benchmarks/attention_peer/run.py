@@ -21,7 +21,7 @@ from confide.attention.quantized import HeadWeights, Magnitudes, QuantizedHeads,
 REQUIREMENTS = ("concrete-python==2.11.0", "numpy==1.26.4", "setuptools==80.9.0")
 """Concrete imports pkg_resources, which later versions of setuptools lack."""
 BITS = 4
-"""As in the only execution of one head that Zama's example documents. At 7 the compiler finds no parameters."""
+"""As in the execution that Zama's example documents. At 7 the compiler found no parameters for a smaller head."""
 WIDTH, HEADS = 768, 12
 _TEXTS = 100
 """So many that no score is positive in all of them: the compiler would take it for unsigned, and fail."""
