@@ -4,6 +4,8 @@ Weights are random, and strong enough that scores range as widely as a trained m
 Client and server share this process; the server's workers are processes of their own.
 """
 
+import argparse
+import json
 import os
 import tempfile
 import threading
@@ -144,3 +146,21 @@ def _proportional_kib(process: str) -> int:
     except OSError:  # it ended meanwhile
         return 0
     return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
+
+
+def _command() -> None:
+    """`python -m benchmarks.attention [--peer | --run-peer]`: the block, and next to it one head in Concrete Python."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--peer", action="store_true", help="compile the peer's head too, in an environment of its own")
+    parser.add_argument("--run-peer", action="store_true", help="and execute it, which may take hours")
+    options = parser.parse_args()
+    for figure in main():
+        print(f"{figure.what}: {figure.value:.1f} {figure.unit}, reached: {figure.reached} ({figure.detail})")
+    if options.peer or options.run_peer:
+        from benchmarks.attention_peer.run import measure
+
+        print(json.dumps(measure(TOKENS[0], execute=options.run_peer), indent=1))
+
+
+if __name__ == "__main__":
+    _command()
