@@ -43,7 +43,7 @@ class GroupShape:
         )
 
     def prompt_tokens(self, prompt: int) -> int:
-        """Tokens that a prompt of this length sends through it, before padding."""
+        """Tokens that a prompt of this length, padding included, sends through it: of a head's, nothing is padded."""
         return 1 if self.head else prompt
 
 
@@ -155,8 +155,7 @@ def prompt_cost(cut: Cut, rates: Rates, skeleton: SkeletonTimes, network: Networ
     """The forward pass of the skeleton's prompt, rounded up as the default padding does, to its last token's logits."""
     work, size, trips = rates.masks, 0, 0
     for group in cut.protected:
-        # A head gets one token whatever the prompt, so there is nothing to pad.
-        tokens = 1 if group.head else Padding().prompt_tokens(skeleton.tokens)
+        tokens = group.prompt_tokens(Padding().prompt_tokens(skeleton.tokens))
         work += tokens * rates.prompt_token.seconds(group)
         size += tokens * _online_bytes(group)
         # The parts of a prompt are on their way together, as far as the server may owe their answers.

@@ -4,6 +4,7 @@ import base64
 import secrets
 import struct
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -90,20 +91,20 @@ class OpenAi:
 
 
 @dataclass(frozen=True)
-class _Shape:
+class _Shape(ABC):
     """The JSON of one answer, in its endpoint's form."""
 
     model: str
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
 
+    @abstractmethod
     def whole(self, text: str, finish: FinishReason | None) -> dict[str, Any]:
         """All of it at once."""
-        raise NotImplementedError
 
+    @abstractmethod
     def part(self, piece: Piece, *, first: bool) -> dict[str, Any]:
         """A piece of it, in a stream."""
-        raise NotImplementedError
 
     def end(self) -> dict[str, Any]:
         """The frame of a part without text, for the count of tokens."""
