@@ -132,7 +132,7 @@ class Answer(_Message, tag=9):
 
 
 class Failure(_Message, tag=10):
-    """What went wrong, as a code of errors.py and a sentence."""
+    """What went wrong, as a code of `errors` and a sentence."""
 
     code: Name
     message: Sentence

@@ -1,0 +1,103 @@
+"""Errors about evidence, collateral and policies."""
+
+from confide.errors.base import ConfideError
+
+
+class AttestationError(ConfideError):
+    """Evidence of a trusted execution environment is not to be trusted."""
+
+    code = "attestation"
+
+
+class MalformedEvidence(AttestationError):
+    """Evidence, collateral or a certificate is truncated, oversized or not what it should be."""
+
+    code = "malformed-evidence"
+
+
+class UnknownRoot(AttestationError):
+    """A chain of certificates does not end in a root that is trusted."""
+
+    code = "unknown-root"
+
+
+class InvalidSignature(AttestationError):
+    """A signature does not hold, or belongs to something else."""
+
+    code = "invalid-signature"
+
+
+class Revoked(AttestationError):
+    """A certificate was revoked."""
+
+    code = "revoked"
+
+
+class OutsideValidity(AttestationError):
+    """Something is expired, or not valid yet, at the time of appraisal."""
+
+    code = "outside-validity"
+
+
+class WrongCollateral(AttestationError):
+    """Collateral is missing, or belongs to another platform."""
+
+    code = "wrong-collateral"
+
+
+class UnknownTcb(AttestationError):
+    """No level of the vendor's list matches the platform's trusted computing base."""
+
+    code = "unknown-tcb"
+
+
+class EventLogMismatch(AttestationError):
+    """An event log does not lead to the registers that the hardware signed."""
+
+    code = "event-log-mismatch"
+
+
+class DebugEnabled(AttestationError):
+    """The hardware runs the software in debug mode, where its owner can read everything."""
+
+    code = "debug-enabled"
+
+
+class WrongBinding(AttestationError):
+    """Evidence is genuine perhaps, and speaks for another key than the one in use."""
+
+    code = "wrong-binding"
+
+
+class NoTrustedEnvironment(AttestationError):
+    """No trusted execution environment can be read on this machine."""
+
+    code = "no-trusted-environment"
+
+
+class EvidenceUnavailable(AttestationError):
+    """A trusted execution environment is here, and did not hand out its evidence."""
+
+    code = "evidence-unavailable"
+
+
+class CollateralUnavailable(AttestationError):
+    """Collateral is neither at hand nor to be had from the vendor for the moment."""
+
+    code = "collateral-unavailable"
+
+
+class AttestationRefused(AttestationError):
+    """A policy does not accept a workload; no prompt is sent to it. checks: the codes of those that failed."""
+
+    code = "attestation-refused"
+
+    def __init__(self, message: str, checks: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.checks = checks
+
+
+class InvalidPolicy(ConfideError):
+    """A policy for attestation is not one, or says something that no evidence could satisfy."""
+
+    code = "invalid-policy"

@@ -1,0 +1,126 @@
+"""Errors of the enclave mode: the channel, engines, the API and the release of keys."""
+
+from confide.errors.base import ConfideError
+
+
+class ChannelError(ConfideError):
+    """Something about the encrypted channel to a workload."""
+
+    code = "channel"
+
+
+class ChannelRefused(ChannelError):
+    """What came is not a sealed request for this workload, or came before."""
+
+    code = "channel-refused"
+
+
+class ChannelBroken(ChannelError):
+    """A sealed request or answer was cut, changed or moved on its way."""
+
+    code = "channel-broken"
+
+
+class KeyChanged(ChannelError):
+    """The workload has another key than the one that was verified; it has to be verified again."""
+
+    code = "key-changed"
+
+
+class GatewayError(ChannelError):
+    """Something before the workload answered in its place: a proxy, a login page, another server."""
+
+    code = "gateway"
+
+
+class EngineError(ConfideError):
+    """The engine that runs a model cannot do what is asked."""
+
+    code = "engine"
+
+
+class PromptTooLong(EngineError):
+    """A prompt and its answer do not fit the model's context."""
+
+    code = "prompt-too-long"
+
+
+class AnswerTimedOut(EngineError):
+    """The engine gave nothing for too long, or an answer took too long in all."""
+
+    code = "answer-timed-out"
+
+
+class KeyStoreError(ConfideError):
+    """The folder of model keys, or a key in it, cannot be opened, read or written."""
+
+    code = "key-store"
+
+
+class UnknownModelKey(ConfideError):
+    """No model key of this id is kept here."""
+
+    code = "unknown-model-key"
+
+
+class KeyRefused(ConfideError):
+    """A model key is not released to this workload. checks: the codes of those that failed."""
+
+    code = "key-refused"
+
+    def __init__(self, message: str, checks: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.checks = checks
+
+
+class NonceRefused(ConfideError):
+    """Evidence for a model key was made for a nonce that is unknown, used or expired."""
+
+    code = "nonce-refused"
+
+
+class AuditLogInUse(ConfideError):
+    """Another process writes the log of key releases."""
+
+    code = "audit-log-in-use"
+
+
+class AuditLogCorrupted(ConfideError):
+    """The log of key releases does not hold what was written to it."""
+
+    code = "audit-log-corrupted"
+
+
+class AuditLogUnavailable(ConfideError):
+    """The log of key releases cannot be read or written, for want of disk space most likely; no key left."""
+
+    code = "audit-log-unavailable"
+
+
+class RequestRefused(ConfideError):
+    """A request to the API is malformed, or asks for what is not offered."""
+
+    code = "request-refused"
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        """field: of the request, where one is to blame."""
+        super().__init__(message)
+        self.field = field
+
+
+class RequestTooLarge(RequestRefused):
+    """A request is larger than the server takes."""
+
+    code = "request-too-large"
+
+
+class RequestTimedOut(RequestRefused):
+    """A request did not arrive in time."""
+
+    code = "request-timed-out"
+
+
+class UnknownModel(RequestRefused):
+    """A request names another model than the one served."""
+
+    code = "unknown-model"

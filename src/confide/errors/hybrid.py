@@ -1,0 +1,189 @@
+"""Errors of the hybrid mode: parameters, licences, the ledger, the protocol, a server that cheats."""
+
+from confide.errors.base import ConfideError
+
+
+class InsecureParameters(ConfideError):
+    """The parameters asked for miss the security table, the drowning ratio or the failure probability."""
+
+    code = "insecure-parameters"
+
+
+class PackError(ConfideError):
+    """Something about the client's pack folder."""
+
+    code = "pack"
+
+
+class PackInUse(PackError):
+    """Another process, or the parent of this fork, owns the pack folder."""
+
+    code = "pack-in-use"
+
+
+class PackExhausted(PackError):
+    """No unused mask is left."""
+
+    code = "pack-exhausted"
+
+
+class UnusablePack(PackError):
+    """A pack in preparation can never be finished."""
+
+    code = "unusable-pack"
+
+
+class PackCorrupted(PackError):
+    """A pack file does not hold what was written to it."""
+
+    code = "pack-corrupted"
+
+
+class PackUnavailable(PackError):
+    """The pack folder cannot be read or written, for want of disk space most likely; nothing was sent or lost."""
+
+    code = "pack-unavailable"
+
+
+class LedgerInUse(ConfideError):
+    """Another server process owns the ledger."""
+
+    code = "ledger-in-use"
+
+
+class LedgerCorrupted(ConfideError):
+    """The ledger's files do not hold what was written to them."""
+
+    code = "ledger-corrupted"
+
+
+class LedgerCopied(ConfideError):
+    """The state folder is a copy, or came back from a backup, and may not know what was answered since."""
+
+    code = "ledger-copied"
+
+
+class LedgerUnavailable(ConfideError):
+    """The ledger cannot be written, for want of disk space most likely; nothing was answered."""
+
+    code = "ledger-unavailable"
+
+
+class ClockWentBackwards(ConfideError):
+    """The clock stands before the ledger's last record."""
+
+    code = "clock-went-backwards"
+
+
+class LicenceError(ConfideError):
+    """A licence does not allow what was asked for."""
+
+    code = "licence"
+
+
+class LicenceRefused(LicenceError):
+    """The licence key is missing, unknown, revoked or expired."""
+
+    code = "licence-refused"
+
+
+class BudgetExhausted(LicenceError):
+    """The licence's tokens, or its packs of the day, are used up."""
+
+    code = "budget-exhausted"
+
+
+class DisclosureLimit(LicenceError):
+    """More tokens would let the licensee solve a layer's weights, and the owner has not allowed that."""
+
+    code = "disclosure-limit"
+
+
+class ProtocolError(ConfideError):
+    """The other side did not keep to the protocol."""
+
+    code = "protocol"
+
+
+class VersionMismatch(ProtocolError):
+    """The two sides speak different versions of the protocol."""
+
+    code = "version-mismatch"
+
+
+class ModelMismatch(ProtocolError):
+    """The server's package and the client's shell were not made together."""
+
+    code = "model-mismatch"
+
+
+class MalformedMessage(ProtocolError):
+    """A frame is truncated, oversized, of an unknown type or out of bounds."""
+
+    code = "malformed-message"
+
+
+class UnknownGroup(ProtocolError):
+    """The layer group named does not exist in the model served."""
+
+    code = "unknown-group"
+
+
+class WrongShape(ProtocolError):
+    """A payload does not have the width or the number of rows that its group needs."""
+
+    code = "wrong-shape"
+
+
+class UnknownPack(ProtocolError):
+    """The server has no offline request on record for this pack and group."""
+
+    code = "unknown-pack"
+
+
+class RequestConflict(ProtocolError):
+    """A second, different offline request came for one pack and group."""
+
+    code = "request-conflict"
+
+
+class IndexUsed(ProtocolError):
+    """A mask index was already answered for other data, or was burned."""
+
+    code = "index-used"
+
+
+class ServerBusy(ProtocolError):
+    """A limit of the server (connections, memory) is reached for the moment."""
+
+    code = "server-busy"
+
+
+class RateLimited(ServerBusy):
+    """The licence's tokens of the minute are used up."""
+
+    code = "rate-limited"
+
+
+class ServerChanged(ProtocolError):
+    """The server is not the one that this client's packs were made with."""
+
+    code = "server-changed"
+
+
+class ServerFault(ProtocolError):
+    """The server failed inside; its own log says why."""
+
+    code = "server-fault"
+
+
+class IntegrityError(ConfideError):
+    """The server's answer is not what the model's layer gives."""
+
+    code = "integrity"
+
+
+class ServerDistrusted(ConfideError):
+    """The server is on this client's refusal list, because an answer of its was wrong."""
+
+    code = "server-distrusted"

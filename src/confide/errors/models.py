@@ -1,0 +1,87 @@
+"""Errors about models, their packages, keys and owners."""
+
+from confide.errors.base import ConfideError
+
+
+class ModelNotSupported(ConfideError):
+    """The model's architecture cannot be split."""
+
+    code = "model-not-supported"
+
+
+class InvalidPackage(ConfideError):
+    """A package folder is missing something, is malformed or does not belong with its counterpart."""
+
+    code = "invalid-package"
+
+
+class SurplusFile(InvalidPackage):
+    """A sealed model's folder holds a file that its owner did not seal."""
+
+    code = "surplus-file"
+
+
+class TruncatedFile(InvalidPackage):
+    """A file of a sealed model is missing, or does not have the length that its owner signed."""
+
+    code = "truncated-file"
+
+
+class DamagedFile(InvalidPackage):
+    """A file of a sealed model, or a chunk of it, was changed, moved, or comes from elsewhere."""
+
+    code = "damaged-file"
+
+
+class SubstitutedContent(InvalidPackage):
+    """What a sealed model decrypts to is not what its owner signed: somebody else with the key encrypted it."""
+
+    code = "substituted-content"
+
+
+class WrongModelKey(InvalidPackage):
+    """A sealed model was encrypted with another key than the one given."""
+
+    code = "wrong-model-key"
+
+
+class ModelKeyError(ConfideError):
+    """The key of sealed models cannot be made, read or understood."""
+
+    code = "model-key"
+
+
+class OwnerKeyError(ConfideError):
+    """An owner's key cannot be made, read or understood."""
+
+    code = "owner-key"
+
+
+class UntrustedOwner(ConfideError):
+    """A package or a release is signed by somebody who is not trusted here."""
+
+    code = "untrusted-owner"
+
+
+class InvalidActivation(ConfideError):
+    """An activation is not finite, so it has no integer representation."""
+
+    code = "invalid-activation"
+
+
+class OutsideCalibration(ConfideError):
+    """An encrypted attention block met numbers outside the ranges that it was compiled for."""
+
+    code = "outside-calibration"
+
+
+class EvaluationError(ConfideError):
+    """A model cannot be measured on this text, or not with the results that an earlier run left."""
+
+    code = "evaluation"
+
+
+class WrongMode(ConfideError):
+    """A model is asked for what its mode does not have."""
+
+    code = "wrong-mode"
