@@ -16,9 +16,9 @@ from benchmarks.measure import Figure, write
 from benchmarks.shapes import GPT2_SMALL, serving, split_shape
 from benchmarks.whole_model import decode
 from confide import HybridModel
-from confide.hybrid.ledger import Ledger
-from confide.hybrid.ledger.journal import Entry
-from confide.hybrid.ledger.usage import Answerable
+from confide.hybrid.server.ledger import Ledger
+from confide.hybrid.server.ledger.journal import Entry
+from confide.hybrid.server.ledger.usage import Answerable
 from confide.rlwe.freivalds import AnswerCheck
 from confide.rlwe.masks import Int32Array
 

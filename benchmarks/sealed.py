@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.measure import Figure, in_turn, write
-from confide.models.owner import OwnerKey
-from confide.models.sealed.contents import Contents
-from confide.models.sealed.key import ModelKey
-from confide.models.sealed.manifest import WeightsFormat
-from confide.models.sealed.package import SealedPackage
-from confide.models.sealed.tensors import allocate, file_layout, read_tensors
-from confide.models.sealed.write import seal_model
+from confide.packages.owner import OwnerKey
+from confide.packages.sealed.contents import Contents
+from confide.packages.sealed.key import ModelKey
+from confide.packages.sealed.manifest import WeightsFormat
+from confide.packages.sealed.package import SealedPackage
+from confide.packages.sealed.tensors import allocate, file_layout, read_tensors
+from confide.packages.sealed.write import seal_model
 
 LAYERS = 48
 WIDTH = 2048

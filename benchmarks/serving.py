@@ -23,8 +23,8 @@ from picows import WSFrame, WSListener, WSMsgType, WSTransport, ws_connect
 from benchmarks.measure import Figure, write
 from benchmarks.shapes import GPT2_SMALL, SplitModel, serving, split_shape
 from confide.hybrid import wire
-from confide.hybrid.ledger import Ledger
-from confide.models.package import Manifest, read_manifest
+from confide.hybrid.server.ledger import Ledger
+from confide.packages.manifest import Manifest, read_manifest
 
 CLIENTS = (1, 4, 16)
 TOKENS = {1: 40, 4: 30, 16: 24}

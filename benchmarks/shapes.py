@@ -15,10 +15,10 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, PreTrainedConfig
 
 from confide import HybridModel
-from confide.hybrid.ledger.licences import licence_book
-from confide.models.owner import OwnerKey
+from confide.hybrid.server.ledger.licences import licence_book
 from confide.models.source import Source, open_model
 from confide.models.split import split
+from confide.packages.owner import OwnerKey
 
 GPT2_SMALL = GPT2Config()
 PYTHIA_160M = GPTNeoXConfig(

@@ -14,10 +14,10 @@ from pathlib import Path
 from transformers import TextStreamer
 
 import confide
-from confide.hybrid.ledger.licences import licence_book
-from confide.models.owner import OwnerKey
+from confide.hybrid.server.ledger.licences import licence_book
 from confide.models.source import open_model
 from confide.models.split import split
+from confide.packages.owner import OwnerKey
 
 PROMPT = "The old man opened the door and"
 

@@ -11,14 +11,14 @@ from websockets.frames import Frame, Opcode
 from websockets.utils import accept_key
 
 from confide.hybrid import wire
-from confide.hybrid.connection import LayerConnection
-from confide.hybrid.link import Link
-from confide.hybrid.padding import Padding
-from confide.hybrid.prepare import _receive_values
-from confide.hybrid.product import CheckedGroup, RemoteProduct
-from confide.hybrid.supply import Segment
-from confide.models.package import PackageKind
-from confide.models.seal import Release, release_of, sign_manifest
+from confide.hybrid.client.connection import LayerConnection
+from confide.hybrid.client.link import Link
+from confide.hybrid.client.padding import Padding
+from confide.hybrid.client.prepare import _receive_values
+from confide.hybrid.client.product import CheckedGroup, RemoteProduct
+from confide.hybrid.client.supply import Segment
+from confide.packages.manifest import PackageKind
+from confide.packages.signing import Release, release_of, sign_manifest
 from confide.rlwe.freivalds import AnswerCheck, secret_vector
 from confide.rlwe.parameters import Parameters
 
@@ -62,7 +62,7 @@ def _facts() -> tuple[Release, bytes, list[Parameters]]:
 
 def _connect(stream: bytes, *, upgrade: bool = True) -> LayerConnection:
     peer = _Peer(stream, upgrade=upgrade)
-    with mock.patch("confide.hybrid.connection._connect", return_value=peer):
+    with mock.patch("confide.hybrid.client.connection._connect", return_value=peer):
         return LayerConnection("ws://127.0.0.1:1", scheme=TWIN.name, release=_facts()[0])
 
 

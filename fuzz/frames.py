@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from confide.hybrid import wire
-from confide.hybrid.record import read_record
+from confide.hybrid.server.record import read_record
 
 from .bench import scratch
 

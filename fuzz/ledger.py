@@ -6,11 +6,11 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-from confide.hybrid.ledger import Ledger
-from confide.hybrid.ledger.backup import restore
-from confide.hybrid.ledger.journal import Entry, Journal, Position
-from confide.hybrid.ledger.store import DATABASE, Store
-from confide.hybrid.ledger.usage import Answerable
+from confide.hybrid.server.ledger import Ledger
+from confide.hybrid.server.ledger.backup import restore
+from confide.hybrid.server.ledger.journal import Entry, Journal, Position
+from confide.hybrid.server.ledger.store import DATABASE, Store
+from confide.hybrid.server.ledger.usage import Answerable
 
 from .bench import scratch
 from .script import Script

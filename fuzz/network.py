@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from websockets.frames import Frame, Opcode
 
 from confide.hybrid import wire
-from confide.hybrid.address import PATH
+from confide.hybrid.client.address import PATH
 
 from .bench import running, scratch, small_service
 from .script import Script

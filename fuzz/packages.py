@@ -9,11 +9,18 @@ from typing import Any
 
 import msgspec
 
-from confide.models.owner import OwnerKey, OwnerPublicKey
-from confide.models.package import MANIFEST_NAME, PackageKind, parse_manifest, write_manifest
-from confide.models.seal import SIGNATURE_NAME, SignedManifest, open_package, release_of, require_files, sign_manifest
-from confide.models.server_package import ServerPackage, group_file
-from confide.models.trust import parse_trusted
+from confide.packages.manifest import MANIFEST_NAME, PackageKind, parse_manifest, write_manifest
+from confide.packages.owner import OwnerKey, OwnerPublicKey
+from confide.packages.server_package import ServerPackage, group_file
+from confide.packages.signing import (
+    SIGNATURE_NAME,
+    SignedManifest,
+    open_package,
+    release_of,
+    require_files,
+    sign_manifest,
+)
+from confide.packages.trusted import parse_trusted
 
 from .bench import OWNER, manifest_for, scratch, small_weights, write_packages
 from .script import Script
@@ -82,9 +89,9 @@ def _tiny_shell() -> tuple[Any, Path]:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from confide.models.protected import protect_group
-    from confide.models.shell import _empty_model
     from confide.models.source import open_model
     from confide.models.split import split
+    from confide.packages.shell import _empty_model
 
     folder = scratch("tiny")
     config = GPT2Config(vocab_size=3, n_positions=2, n_embd=2, n_layer=1, n_head=1, bos_token_id=0, eos_token_id=1)
@@ -99,7 +106,7 @@ def _tiny_shell() -> tuple[Any, Path]:
 
 def shell_weights(data: bytes) -> None:
     """A shell's safetensors file, signed as it is."""
-    from confide.models.shell import SHELL_WEIGHTS, _load_weights
+    from confide.packages.shell import SHELL_WEIGHTS, _load_weights
 
     model = _tiny_shell()[0]
     folder = scratch("shell-weights")
@@ -109,7 +116,7 @@ def shell_weights(data: bytes) -> None:
 
 def shell_config(data: bytes) -> None:
     """A shell's configuration, signed as it is. Whoever is trusted to sign may make a model as large as they like."""
-    from confide.models.shell import _empty_model
+    from confide.packages.shell import _empty_model
 
     if re.search(rb"[0-9]{4}|[0-9.]e", data, re.IGNORECASE):
         return

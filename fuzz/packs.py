@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from confide.errors import ConfideError
-from confide.hybrid.packs import MaskPack, PackStore
-from confide.models.package import PackageKind
+from confide.hybrid.client.packs import MaskPack, PackStore
+from confide.packages.manifest import PackageKind
 from confide.rlwe.parameters import Parameters
 
 from .bench import manifest_for, scratch, small_weights

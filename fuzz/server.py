@@ -9,9 +9,9 @@ from typing import Any
 from picows import WSCloseCode, WSMsgType
 
 from confide.hybrid import wire
-from confide.hybrid.conversation import MAX_INBOX, Conversation
-from confide.hybrid.server import LayerServer
-from confide.hybrid.service import LayerService
+from confide.hybrid.server.peer import MAX_INBOX, Conversation
+from confide.hybrid.server.server import LayerServer
+from confide.hybrid.server.service import LayerService
 
 from .bench import scratch, small_service
 from .script import Script

@@ -7,10 +7,10 @@ from unittest import mock
 import typer
 
 from confide.cli.generate import _Request
-from confide.hybrid.address import websocket_url
-from confide.hybrid.connection import LayerConnection
-from confide.hybrid.tls import client_context, make_certificates, server_context
-from confide.loopback import is_loopback
+from confide.hybrid.client.address import websocket_url
+from confide.hybrid.client.connection import LayerConnection
+from confide.net.loopback import is_loopback
+from confide.net.tls import client_context, make_certificates, server_context
 
 from .bench import scratch
 from .script import Script

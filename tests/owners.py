@@ -4,9 +4,9 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from confide.models.owner import OwnerKey
-from confide.models.package import read_manifest
-from confide.models.seal import seal_package
+from confide.packages.manifest import read_manifest
+from confide.packages.owner import OwnerKey
+from confide.packages.signing import seal_package
 
 
 def owner_key(number: int) -> OwnerKey:

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
+from confide.disk.home import home, make_home
 from confide.errors import ConfideError
-from confide.home import home, make_home
 
 
 def test_the_home_is_closed_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,11 +24,11 @@ from benchmarks.shapes import announced_by
 from confide.attest.simulated import SimulatedTee
 from confide.models.gguf.types import GgufType
 from confide.models.gguf.write import write_gguf
-from confide.models.owner import OwnerKey
-from confide.models.sealed.contents import contents_of
-from confide.models.sealed.key import ModelKey
-from confide.models.sealed.write import seal_model
 from confide.models.source import DEMO_FOLDER, DEMO_NAME, open_model
+from confide.packages.owner import OwnerKey
+from confide.packages.sealed.contents import contents_of
+from confide.packages.sealed.key import ModelKey
+from confide.packages.sealed.write import seal_model
 
 CLIENTS = (1, 8)
 TOKENS = 64

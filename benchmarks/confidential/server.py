@@ -22,8 +22,8 @@ from confide.enclave.api.public import public_app
 from confide.enclave.api.server import Server, configuration
 from confide.enclave.boot import load_engine
 from confide.enclave.workload import Workload
-from confide.models.sealed.key import ModelKey
-from confide.models.sealed.package import SealedPackage
+from confide.packages.sealed.key import ModelKey
+from confide.packages.sealed.package import SealedPackage
 
 
 async def serve(package: Path, key: Path, tee_folder: Path) -> None:

@@ -213,8 +213,8 @@ def test_a_licensees_own_checks(parts: dict[str, Any], url: str, tmp_path: Path)
 
 
 def test_refused_servers_are_listed_and_forgiven(parts: dict[str, Any], url: str, tmp_path: Path) -> None:
-    from confide.hybrid.distrust import Breach, RefusalList
-    from confide.models.package import read_manifest
+    from confide.hybrid.client.refusals import Breach, RefusalList
+    from confide.packages.manifest import read_manifest
 
     assert "No server is refused" in confide("distrust", tmp_path).stderr
     digest = read_manifest(parts["client"]).model_digest

@@ -16,16 +16,16 @@ from confide.attest.policy import Policy, SimulatedPolicy
 from confide.attest.policy_toml import to_toml
 from confide.attest.result import Check
 from confide.attest.simulated import SimulatedTee
+from confide.broker import store
+from confide.broker.log import LOG_NAME, AuditLog, Entry
 from confide.cli.app import main
-from confide.enclave.key_release import store
-from confide.enclave.key_release.log import LOG_NAME, AuditLog, Entry
-from confide.home import make_home
-from confide.models.sealed.contents import Contents
-from confide.models.sealed.key import ModelKey
-from confide.models.sealed.manifest import WeightsFormat
-from confide.models.sealed.package import SealedPackage
-from confide.models.sealed.write import seal_model
-from confide.models.trust import trust
+from confide.disk.home import make_home
+from confide.packages.sealed.contents import Contents
+from confide.packages.sealed.key import ModelKey
+from confide.packages.sealed.manifest import WeightsFormat
+from confide.packages.sealed.package import SealedPackage
+from confide.packages.sealed.write import seal_model
+from confide.packages.trusted import trust
 
 MODEL = "ab" * 32
 

@@ -19,15 +19,15 @@ from confide.attest.policy import Policy, SimulatedPolicy
 from confide.attest.reading.detect import detect
 from confide.attest.requirements import NotDebug
 from confide.attest.simulated import SimulatedTee
+from confide.broker.store import Conditions, KeyStore
 from confide.cli.demo.process import serving
 from confide.cli.demo.tampering import flip_byte
 from confide.cli.keys import PASSPHRASE_VARIABLE
 from confide.client.enclave import EnclaveSession
-from confide.enclave.key_release.store import Conditions, KeyStore
-from confide.models.sealed.contents import contents_of
-from confide.models.sealed.key import ModelKey
-from confide.models.sealed.write import seal_model
 from confide.models.source import open_model
+from confide.packages.sealed.contents import contents_of
+from confide.packages.sealed.key import ModelKey
+from confide.packages.sealed.write import seal_model
 from owners import OWNER
 
 PROMPT = "The old man opened the door and"

@@ -19,8 +19,8 @@ from confide.attest.policy_toml import to_toml
 from confide.attest.requirements import Model, NotDebug, PolicyVersion, Tdx
 from confide.attest.simulated import SimulatedTee
 from confide.attest.wire import Attested, WireCollateral
+from confide.channel.keys import ChannelKey
 from confide.client.enclave import EnclaveSession
-from confide.enclave.channel.keys import ChannelKey
 from confide.errors import (
     AttestationRefused,
     ChannelBroken,

@@ -12,9 +12,9 @@ from confide import HybridModel
 from confide.client.hybrid import HybridSession
 from confide.client.session import Session
 from confide.errors import WrongMode
-from confide.hybrid.ledger import Ledger
-from confide.hybrid.service import LayerService
-from confide.models.server_package import ServerPackage
+from confide.hybrid.server.ledger import Ledger
+from confide.hybrid.server.service import LayerService
+from confide.packages.server_package import ServerPackage
 from confide.rlwe.scheme import RLWE
 
 TEMPLATE = "{% for message in messages %}{{ message.content }} {% endfor %}"

@@ -27,7 +27,7 @@ from confide.attest.ra_tls import make_certificate
 from confide.attest.simulated import SimulatedTee
 from confide.client.enclave import EnclaveSession
 from confide.errors import AttestationError, ConfideError, KeyChanged, MalformedEvidence, WrongBinding
-from confide.hybrid.tls import make_certificates
+from confide.net.tls import make_certificates
 
 
 def spki(key: ec.EllipticCurvePrivateKey) -> bytes:

@@ -11,7 +11,7 @@ from confide.attest.policy import Policy, SimulatedPolicy, appraise
 from confide.attest.requirements import AnyOf, Model, NotDebug, Tdx
 from confide.attest.result import AttestationResult
 from confide.attest.statement import Statement
-from confide.client.trust import enclave_trust, root_of
+from confide.trust.enclave import enclave_trust, root_of
 
 STATEMENT = Statement("ab" * 16, model_digest="cd" * 32)
 

@@ -22,8 +22,8 @@ from starlette.routing import Route
 
 from confide.attest.simulated import SimulatedTee
 from confide.attest.wire import Attested
-from confide.enclave.channel.keys import ChannelKey
-from confide.enclave.channel.sealing import MEDIA_TYPE, OpenedRequest, ResponseHead, encode_head, open_request
+from confide.channel.keys import ChannelKey
+from confide.channel.sealing import MEDIA_TYPE, OpenedRequest, ResponseHead, encode_head, open_request
 from confide.enclave.workload import Workload
 from confide.errors import ChannelError, KeyChanged
 

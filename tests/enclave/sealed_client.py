@@ -12,8 +12,8 @@ import msgspec
 from confide.attest.simulated import SimulatedTee
 from confide.attest.verifier import Verifier
 from confide.attest.wire import Attested
-from confide.enclave.channel.keys import ChannelPublicKey
-from confide.enclave.channel.sealing import MEDIA_TYPE, RequestHead, ResponseHead, SealedExchange, decode_head
+from confide.channel.keys import ChannelPublicKey
+from confide.channel.sealing import MEDIA_TYPE, RequestHead, ResponseHead, SealedExchange, decode_head
 
 
 def attested_key(client: httpx.Client, tee: SimulatedTee) -> ChannelPublicKey:

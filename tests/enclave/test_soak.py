@@ -25,18 +25,18 @@ import pytest
 from confide.attest.policy import SimulatedPolicy
 from confide.attest.requirements import NotDebug
 from confide.attest.simulated import SimulatedTee
+from confide.broker.store import Conditions, KeyStore
+from confide.channel.sealing import MEDIA_TYPE, PATH
 from confide.cli.demo.process import serving
 from confide.cli.keys import PASSPHRASE_VARIABLE
 from confide.client.enclave import EnclaveSession
-from confide.enclave.channel.sealing import MEDIA_TYPE, PATH
-from confide.enclave.key_release.store import Conditions, KeyStore
 from confide.models.gguf.types import GgufType
 from confide.models.gguf.write import write_gguf
-from confide.models.owner import OwnerKey
-from confide.models.sealed.contents import contents_of
-from confide.models.sealed.key import ModelKey
-from confide.models.sealed.write import seal_model
 from confide.models.source import open_model
+from confide.packages.owner import OwnerKey
+from confide.packages.sealed.contents import contents_of
+from confide.packages.sealed.key import ModelKey
+from confide.packages.sealed.write import seal_model
 
 from .sealed_client import attested_key, sealed
 from .serving import eventually

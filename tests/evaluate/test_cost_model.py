@@ -24,16 +24,16 @@ from confide.evaluate.cost_model import (
     token_cost,
 )
 from confide.evaluate.plan import Choice, protection_choices
-from confide.hybrid.ledger import Ledger
-from confide.hybrid.ledger.licences import ANONYMOUS
-from confide.hybrid.ledger.usage import Account, Answerable, solving_tokens
-from confide.hybrid.padding import Padding
-from confide.hybrid.prepare import Progress
-from confide.hybrid.service import LayerService
+from confide.hybrid.client.padding import Padding
+from confide.hybrid.client.prepare import Progress
+from confide.hybrid.server.ledger import Ledger
+from confide.hybrid.server.ledger.licences import ANONYMOUS
+from confide.hybrid.server.ledger.usage import Account, Answerable, solving_tokens
+from confide.hybrid.server.service import LayerService
 from confide.models.roles import find_layers
-from confide.models.server_package import ServerPackage
 from confide.models.source import open_model
 from confide.models.split import SplitSummary, split
+from confide.packages.server_package import ServerPackage
 from confide.rlwe.scheme import RLWE
 from hybrid.small import running
 from owners import OWNER

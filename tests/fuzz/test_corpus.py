@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from confide.errors import ConfideError
 from confide.hybrid import wire
-from confide.hybrid.record import read_record
-from confide.models.owner import OwnerKey
-from confide.models.package import parse_manifest
-from confide.models.trust import parse_trusted
+from confide.hybrid.server.record import read_record
+from confide.packages.manifest import parse_manifest
+from confide.packages.owner import OwnerKey
+from confide.packages.trusted import parse_trusted
 
 NAMES = sorted(path.name for path in CORPUS.iterdir())
 EXAMPLES = 200

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from confide.hybrid.service import LayerService
+from confide.hybrid.server.service import LayerService
 
 from .small import running, small_service, write_packages
 

@@ -24,10 +24,10 @@ import torch
 
 from confide.errors import ConnectionLost, ServerBusy
 from confide.hybrid import wire
-from confide.hybrid.padding import NO_PADDING
-from confide.hybrid.product import RemoteProduct
-from confide.hybrid.server import serve
-from confide.hybrid.service import Admitted, LayerService
+from confide.hybrid.client.padding import NO_PADDING
+from confide.hybrid.client.product import RemoteProduct
+from confide.hybrid.server.server import serve
+from confide.hybrid.server.service import Admitted, LayerService
 from confide.rlwe.parameters import Parameters
 
 from .small import activations, exact, small_service, small_weights, twin_client

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from confide.hybrid import wire
-from confide.hybrid.client import HybridClient
-from confide.hybrid.connection import LayerConnection
-from confide.hybrid.service import LayerService, Session
+from confide.hybrid.client.client import HybridClient
+from confide.hybrid.client.connection import LayerConnection
+from confide.hybrid.server.service import LayerService, Session
 from owners import OWNER
 
 from .twin import TWIN

@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 
 from confide.hybrid import wire
-from confide.hybrid.client import HybridClient
-from confide.hybrid.connection import LayerConnection
-from confide.hybrid.ledger import Ledger
-from confide.hybrid.limits import Limits
-from confide.hybrid.server import LayerServer
-from confide.hybrid.service import LayerService, Observer
-from confide.models.checks import CHECKS_NAME, checks_for, write_checks
-from confide.models.owner import OwnerKey
-from confide.models.package import FORMAT, Group, Layer, Manifest, ModelDigest, PackageKind
-from confide.models.seal import SignedManifest, seal_package, sign_manifest
-from confide.models.server_package import ServerPackage, group_file, row_norms
+from confide.hybrid.client.client import HybridClient
+from confide.hybrid.client.connection import LayerConnection
+from confide.hybrid.server.ledger import Ledger
+from confide.hybrid.server.limits import Limits
+from confide.hybrid.server.server import LayerServer
+from confide.hybrid.server.service import LayerService, Observer
+from confide.packages.checks import CHECKS_NAME, checks_for, write_checks
+from confide.packages.manifest import FORMAT, Group, Layer, Manifest, ModelDigest, PackageKind
+from confide.packages.owner import OwnerKey
+from confide.packages.server_package import ServerPackage, group_file, row_norms
+from confide.packages.signing import SignedManifest, seal_package, sign_manifest
 from confide.rlwe.parameters import Parameters, Profile
 from confide.rlwe.scheme import Scheme
 from owners import OWNER

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from confide.errors import PackCorrupted, ServerDistrusted
-from confide.hybrid.distrust import FILE_NAME, Breach, RefusalList
+from confide.hybrid.client.refusals import FILE_NAME, Breach, RefusalList
 
 SEED, MODEL = b"s" * 32, "ab" * 32
 BREACH = Breach("h.3.mlp", ("h.3.mlp.up", "h.3.mlp.gate"), 17)

@@ -18,16 +18,16 @@ from transformers import PreTrainedModel
 
 from confide.errors import ModelNotSupported
 from confide.hybrid import wire
-from confide.hybrid.ledger import Ledger
-from confide.hybrid.padding import Padding
-from confide.hybrid.remote import RemoteModel
-from confide.hybrid.service import LayerService
+from confide.hybrid.client.padding import Padding
+from confide.hybrid.client.remote import RemoteModel
+from confide.hybrid.server.ledger import Ledger
+from confide.hybrid.server.service import LayerService
 from confide.models.clear import ClearProduct
 from confide.models.quantized import QuantizedModel
-from confide.models.server_package import ServerPackage
-from confide.models.shell import load_shell
 from confide.models.source import Source, open_model
 from confide.models.split import split
+from confide.packages.server_package import ServerPackage
+from confide.packages.shell import load_shell
 from families import FAMILIES, POSITIONS, UNLISTED, save_random
 from owners import OWNER
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from confide.errors import LedgerCopied, LedgerCorrupted, PackCorrupted, PackError, PackUnavailable, ServerChanged
-from confide.hybrid import packs as packs_module
-from confide.hybrid.ledger import Ledger
-from confide.hybrid.ledger.backup import restore
-from confide.hybrid.packs import BLOCK_TOKENS, MaskPack, PackStore
-from confide.hybrid.padding import NO_PADDING
-from confide.hybrid.service import LayerService
+from confide.hybrid.client.client import packs as packs_module
+from confide.hybrid.client.packs import BLOCK_TOKENS, MaskPack, PackStore
+from confide.hybrid.client.padding import NO_PADDING
+from confide.hybrid.server.ledger import Ledger
+from confide.hybrid.server.ledger.backup import restore
+from confide.hybrid.server.service import LayerService
 
 from .small import activations, exact, running, small_service, small_weights, twin_client
 from .test_kill import Log

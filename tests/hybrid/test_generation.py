@@ -15,15 +15,15 @@ from transformers.generation.streamers import BaseStreamer
 
 from confide.errors import ConnectionLost, IntegrityError, ServerDistrusted
 from confide.evaluate.uniformity import uniformity_p_value
-from confide.hybrid.generation import Lengths
-from confide.hybrid.ledger import Ledger
-from confide.hybrid.padding import NO_PADDING, Padding
-from confide.hybrid.remote import RemoteModel
-from confide.hybrid.service import LayerService
-from confide.models.server_package import ServerPackage
-from confide.models.shell import load_shell
+from confide.hybrid.client.generation import Lengths
+from confide.hybrid.client.padding import NO_PADDING, Padding
+from confide.hybrid.client.remote import RemoteModel
+from confide.hybrid.server.ledger import Ledger
+from confide.hybrid.server.service import LayerService
 from confide.models.source import open_model
 from confide.models.split import SplitSummary, split
+from confide.packages.server_package import ServerPackage
+from confide.packages.shell import load_shell
 from confide.rlwe.parameters import PLAINTEXT_BITS
 from owners import OWNER
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from confide.hybrid import wire
-from confide.hybrid.ledger import Ledger
-from confide.hybrid.ledger.journal import Journal
-from confide.hybrid.ledger.licences import licence_book
+from confide.hybrid.server.ledger import Ledger
+from confide.hybrid.server.ledger.journal import Journal
+from confide.hybrid.server.ledger.licences import licence_book
 
 from .crashing import MOST_TOKENS, Evidence, Index, Witness, World, processes
 

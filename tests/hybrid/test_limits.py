@@ -21,14 +21,14 @@ from websockets.sync.client import ClientConnection
 from websockets.sync.client import connect as plain_connect
 
 from confide import errors
-from confide.hybrid import batch as batch_module
-from confide.hybrid import server as server_module
 from confide.hybrid import wire
-from confide.hybrid.address import websocket_url
-from confide.hybrid.batch import Batcher
-from confide.hybrid.ledger import Ledger
-from confide.hybrid.limits import ByteMeter, Limits
-from confide.hybrid.service import Admitted, LayerService, Session
+from confide.hybrid.client.address import websocket_url
+from confide.hybrid.server.batch import Batcher
+from confide.hybrid.server.ledger import Ledger
+from confide.hybrid.server.limits import ByteMeter, Limits
+from confide.hybrid.server.server import batch as batch_module
+from confide.hybrid.server.server import server as server_module
+from confide.hybrid.server.service import Admitted, LayerService, Session
 
 from .small import Served, activations, connect, exact, online, serving, small_service, small_weights, twin_client
 from .test_prepare import offline_request

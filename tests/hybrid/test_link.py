@@ -15,14 +15,14 @@ import pytest
 import torch
 
 from confide import errors
-from confide.hybrid import connection as connection_module
-from confide.hybrid import link as link_module
 from confide.hybrid import wire
-from confide.hybrid.client import HybridClient
-from confide.hybrid.connection import LayerConnection
-from confide.hybrid.link import Link
-from confide.hybrid.product import RemoteProduct
-from confide.hybrid.service import LayerService
+from confide.hybrid.client.client import HybridClient
+from confide.hybrid.client.client import connection as connection_module
+from confide.hybrid.client.client import link as link_module
+from confide.hybrid.client.connection import LayerConnection
+from confide.hybrid.client.link import Link
+from confide.hybrid.client.product import RemoteProduct
+from confide.hybrid.server.service import LayerService
 
 from .flaky import flaky_road, no_limit
 from .small import activations, connect, exact, running, small_service, small_weights, twin_client

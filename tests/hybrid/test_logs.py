@@ -17,8 +17,8 @@ from torch import Tensor
 
 from confide import errors
 from confide.hybrid import wire
-from confide.hybrid.ledger.journal import Entry
-from confide.hybrid.service import Admitted, Session
+from confide.hybrid.server.ledger.journal import Entry
+from confide.hybrid.server.service import Admitted, Session
 from confide.logs import JsonLines, TextLines
 from confide.rlwe.evaluation import RequestKey
 

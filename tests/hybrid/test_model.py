@@ -17,13 +17,13 @@ from transformers import (
 )
 
 from confide import HybridModel
-from confide.hybrid.ledger import Ledger
-from confide.hybrid.service import LayerService
+from confide.hybrid.server.ledger import Ledger
+from confide.hybrid.server.service import LayerService
 from confide.models.clear import ClearProduct, load_clear
-from confide.models.server_package import ServerPackage
-from confide.models.shell import load_shell
 from confide.models.source import open_model
 from confide.models.split import split
+from confide.packages.server_package import ServerPackage
+from confide.packages.shell import load_shell
 from confide.rlwe.parameters import Profile
 from confide.rlwe.scheme import RLWE
 from families import FAMILIES, save_random

@@ -10,14 +10,14 @@ from transformers import TextIteratorStreamer, TextStreamer
 
 from confide import HybridModel
 from confide.errors import ConfideError, ModelNotSupported, WrongMode
-from confide.hybrid.ledger import Ledger
 from confide.hybrid.mode import Mode
-from confide.hybrid.service import LayerService
+from confide.hybrid.server.ledger import Ledger
+from confide.hybrid.server.service import LayerService
 from confide.hybrid.simulate import SimulatedProduct, load_simulated
 from confide.models.clear import ClearProduct, load_clear
 from confide.models.precision import Recipe
-from confide.models.server_package import ServerPackage
 from confide.models.source import open_model
+from confide.packages.server_package import ServerPackage
 from confide.rlwe.parameters import Parameters, Profile
 from confide.rlwe.scheme import RLWE
 from owners import OWNER
@@ -150,7 +150,7 @@ def test_chat_follows_the_template_that_the_shell_keeps(demo: HybridModel, tmp_p
     answer = demo.chat(message, **GREEDY)
     assert answer
     parts = demo.split(tmp_path / "out", OWNER)
-    from confide.models.shell import shell_tokenizer
+    from confide.packages.shell import shell_tokenizer
 
     assert shell_tokenizer(parts.client).chat_template == TEMPLATE
 

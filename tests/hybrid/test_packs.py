@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from confide.errors import PackCorrupted, PackExhausted, PackInUse
-from confide.hybrid.packs import BLOCK_TOKENS, MaskPack, PackStore
-from confide.hybrid.supply import MaskSupply
+from confide.hybrid.client.packs import BLOCK_TOKENS, MaskPack, PackStore
+from confide.hybrid.client.supply import MaskSupply
 from confide.rlwe.parameters import Parameters, Profile
 
 SEED, MODEL = b"s" * 32, "ab" * 32
@@ -189,9 +189,7 @@ def test_another_model_or_server_sees_no_packs(store: PackStore) -> None:
 def test_a_second_process_gets_a_clear_error(store: PackStore) -> None:
     with pytest.raises(PackInUse, match="Another process"):
         PackStore(store.folder, MODEL, GROUPS)
-    code = (
-        "import sys, pathlib; from confide.hybrid.packs import PackStore; PackStore(pathlib.Path(sys.argv[1]), '', [])"
-    )
+    code = "import sys, pathlib; from confide.hybrid.client.packs import PackStore; PackStore(pathlib.Path(sys.argv[1]), '', [])"
     command = [sys.executable, "-c", code, str(store.folder)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert "PackInUse" in run.stderr

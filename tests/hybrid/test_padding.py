@@ -1,6 +1,6 @@
 import pytest
 
-from confide.hybrid.padding import NO_PADDING, Padding
+from confide.hybrid.client.padding import NO_PADDING, Padding
 
 
 @pytest.mark.parametrize(("tokens", "visible"), [(1, 16), (15, 16), (16, 16), (17, 32)])

@@ -7,11 +7,11 @@ import pytest
 
 from confide import errors
 from confide.hybrid import wire
-from confide.hybrid.client import HybridClient
-from confide.hybrid.server import load_service
-from confide.hybrid.service import LayerService, Session
-from confide.models.owner import OwnerKey
-from confide.models.trust import trust
+from confide.hybrid.client.client import HybridClient
+from confide.hybrid.server.server import load_service
+from confide.hybrid.server.service import LayerService, Session
+from confide.packages.owner import OwnerKey
+from confide.packages.trusted import trust
 from owners import OWNER, STRANGER, reseal
 
 from .small import running, small_service, twin_client, write_packages

@@ -5,9 +5,9 @@ import torch
 
 from confide.errors import ConnectionLost, ProtocolError, RequestConflict
 from confide.hybrid import wire
-from confide.hybrid.connection import LayerConnection
-from confide.hybrid.prepare import Progress
-from confide.hybrid.service import LayerService
+from confide.hybrid.client.connection import LayerConnection
+from confide.hybrid.client.prepare import Progress
+from confide.hybrid.server.service import LayerService
 from confide.rlwe.parameters import Profile
 from confide.rlwe.scheme import RLWE
 from owners import OWNER
@@ -32,7 +32,7 @@ def test_products_are_exact_with_the_twin(shell: Path, server: tuple[str, LayerS
 
 @pytest.mark.parametrize("profile", list(Profile))
 def test_products_are_exact_with_the_encryption(tmp_path: Path, profile: Profile) -> None:
-    from confide.hybrid.client import HybridClient
+    from confide.hybrid.client.client import HybridClient
 
     shell, _ = write_packages(tmp_path / "packages", profile)
     with (
@@ -156,7 +156,7 @@ def offline_request(service: LayerService) -> tuple[wire.OfflineBegin, wire.Offl
 
 
 def _greeted(service: LayerService):  # type: ignore[no-untyped-def]
-    from confide.hybrid.service import Session
+    from confide.hybrid.server.service import Session
 
     session = Session(service)
     session.handle(wire.Hello(wire.PROTOCOL_VERSION, service.scheme.name, service.model_digest, service.table_digest))

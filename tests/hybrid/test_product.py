@@ -12,15 +12,15 @@ from torch import Tensor
 
 from confide.errors import IntegrityError, InvalidPackage, ServerDistrusted, WrongShape
 from confide.evaluate.uniformity import uniformity_p_value
-from confide.hybrid import product as module
 from confide.hybrid import wire
-from confide.hybrid.ledger import Ledger
-from confide.hybrid.padding import NO_PADDING, Padding
-from confide.hybrid.product import RemoteProduct
-from confide.hybrid.service import LayerService
-from confide.models.checks import CHECKS_NAME
-from confide.models.package import PackageKind
-from confide.models.seal import SignedManifest, sign_manifest
+from confide.hybrid.client.client import product as module
+from confide.hybrid.client.padding import NO_PADDING, Padding
+from confide.hybrid.client.product import RemoteProduct
+from confide.hybrid.server.ledger import Ledger
+from confide.hybrid.server.service import LayerService
+from confide.packages.checks import CHECKS_NAME
+from confide.packages.manifest import PackageKind
+from confide.packages.signing import SignedManifest, sign_manifest
 from confide.rlwe.parameters import PLAINTEXT_BITS
 from confide.rlwe.scheme import Scheme
 from owners import OWNER
@@ -287,7 +287,7 @@ def test_a_caught_server_is_refused_and_its_packs_are_burned(shell: Path, servic
 def test_a_refused_server_is_not_connected_to(
     shell: Path, service: LayerService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from confide.hybrid.distrust import RefusalList
+    from confide.hybrid.client.refusals import RefusalList
 
     with LocalClient(shell, service, add_one) as client:
         product = client.product()

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from confide.hybrid.client import HybridClient
-from confide.hybrid.refill import BackgroundRefill, RefillOrder
+from confide.hybrid.client.client import HybridClient
+from confide.hybrid.client.refill import BackgroundRefill, RefillOrder
 from confide.rlwe.scheme import RLWE
 from owners import OWNER
 
@@ -103,7 +103,7 @@ def test_the_licence_key_does_not_show(shell: Path, url: str) -> None:
 
 def test_it_ends_with_the_process_that_wanted_it(shell: Path) -> None:
     code = (
-        "import sys, time, msgspec; from confide.hybrid.refill import BackgroundRefill, RefillOrder\n"
+        "import sys, time, msgspec; from confide.hybrid.client.refill import BackgroundRefill, RefillOrder\n"
         "refill = BackgroundRefill(msgspec.json.decode(sys.argv[1].encode(), type=RefillOrder)); refill.start()\n"
         "print(refill._process.pid, flush=True); time.sleep(60)"
     )

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from confide import errors
-from confide.hybrid import link as link_module
 from confide.hybrid import wire
-from confide.hybrid.connection import LayerConnection
-from confide.hybrid.packs import PackStore
-from confide.hybrid.padding import NO_PADDING
-from confide.hybrid.product import CheckedGroup, RemoteProduct
-from confide.hybrid.service import Admitted, LayerService
-from confide.hybrid.supply import MaskSupply
+from confide.hybrid.client.client import link as link_module
+from confide.hybrid.client.connection import LayerConnection
+from confide.hybrid.client.packs import PackStore
+from confide.hybrid.client.padding import NO_PADDING
+from confide.hybrid.client.product import CheckedGroup, RemoteProduct
+from confide.hybrid.client.supply import MaskSupply
+from confide.hybrid.server.service import Admitted, LayerService
 from confide.rlwe import masks
 
 from .small import activations, exact, running, small_service, small_weights, twin_client
@@ -381,12 +381,12 @@ def test_no_mask_carries_two_values_whichever_answer_is_wrong(
 def test_a_model_interrupted_while_generating_bills_each_token_once(tmp_path: Path) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel, StoppingCriteria, StoppingCriteriaList
 
-    from confide.hybrid.ledger import Ledger
-    from confide.hybrid.remote import RemoteModel
-    from confide.models.server_package import ServerPackage
-    from confide.models.shell import load_shell
+    from confide.hybrid.client.remote import RemoteModel
+    from confide.hybrid.server.ledger import Ledger
     from confide.models.source import open_model
     from confide.models.split import split
+    from confide.packages.server_package import ServerPackage
+    from confide.packages.shell import load_shell
     from owners import OWNER
 
     from .twin import TWIN

@@ -11,11 +11,11 @@ from websockets.sync.client import connect as plain_connect
 
 from confide import errors
 from confide.hybrid import wire
-from confide.hybrid.address import websocket_url
-from confide.hybrid.connection import LayerConnection
-from confide.hybrid.record import Recorder, read_record
-from confide.hybrid.service import LayerService
-from confide.loopback import require_loopback
+from confide.hybrid.client.address import websocket_url
+from confide.hybrid.client.connection import LayerConnection
+from confide.hybrid.server.record import Recorder, read_record
+from confide.hybrid.server.service import LayerService
+from confide.net.loopback import require_loopback
 
 from .small import activations, connect, exact, online, running, small_service, small_weights, twin_client
 from .test_prepare import offline_request

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from confide.errors import ConfideError
-from confide.hybrid.client import HybridClient
+from confide.hybrid.client.client import HybridClient
 from owners import OWNER
 
 from .small import activations, exact, small_weights, write_packages

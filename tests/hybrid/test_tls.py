@@ -12,9 +12,9 @@ from cryptography import x509
 
 from confide import errors
 from confide.hybrid import wire
-from confide.hybrid.address import websocket_url
-from confide.hybrid.service import LayerService
-from confide.hybrid.tls import client_context, make_certificates, server_context
+from confide.hybrid.client.address import websocket_url
+from confide.hybrid.server.service import LayerService
+from confide.net.tls import client_context, make_certificates, server_context
 
 from .small import connect, running, small_service, twin_client
 from .test_prepare import check_products

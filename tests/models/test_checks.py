@@ -7,10 +7,10 @@ import pytest
 import rich.pretty
 
 from confide.errors import InvalidPackage
-from confide.models.checks import CHECKS_NAME, Checks, checks_for, read_checks, write_checks
-from confide.models.package import read_manifest
-from confide.models.server_package import ServerPackage, group_file
 from confide.models.split import SplitSummary
+from confide.packages.checks import CHECKS_NAME, Checks, checks_for, read_checks, write_checks
+from confide.packages.manifest import read_manifest
+from confide.packages.server_package import ServerPackage, group_file
 from confide.rlwe.freivalds import PRIME
 
 

@@ -11,10 +11,10 @@ from transformers import PreTrainedModel
 from confide.errors import InvalidPackage
 from confide.models.clear import ClearProduct, load_clear
 from confide.models.protected import ProtectedLinear
-from confide.models.server_package import ServerPackage
-from confide.models.shell import load_shell
 from confide.models.source import Source, open_model
 from confide.models.split import SplitSummary, split
+from confide.packages.server_package import ServerPackage
+from confide.packages.shell import load_shell
 from owners import OWNER
 
 

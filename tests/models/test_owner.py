@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from confide.errors import OwnerKeyError
-from confide.models.owner import OwnerKey, OwnerPublicKey, default_key_path
+from confide.packages.owner import OwnerKey, OwnerPublicKey, default_key_path
 from owners import OWNER, STRANGER
 
 

@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from confide.errors import InvalidPackage
-from confide.models import package
-from confide.models.package import Manifest, ModelDigest, read_manifest
+from confide.packages import manifest as package
+from confide.packages.manifest import Manifest, ModelDigest, read_manifest
 from confide.rlwe.parameters import Profile
 
 SERVER: dict[str, Any] = {
@@ -205,7 +205,7 @@ def test_the_model_digest_separates_matrices() -> None:
 
 
 def test_reading_a_table_needs_no_tensor_library() -> None:
-    program = "import sys, confide.models.package; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
+    program = "import sys, confide.packages.manifest; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 

@@ -9,8 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from confide.errors import InvalidPackage, ModelMismatch, UntrustedOwner
-from confide.models.package import Manifest, PackageKind, read_manifest
-from confide.models.seal import (
+from confide.models.split import SplitSummary
+from confide.packages.manifest import Manifest, PackageKind, read_manifest
+from confide.packages.signing import (
     MAX_SIGNATURE_BYTES,
     Signature,
     SignedManifest,
@@ -19,7 +20,6 @@ from confide.models.seal import (
     seal_package,
     sign_manifest,
 )
-from confide.models.split import SplitSummary
 from owners import OWNER, STRANGER, reseal
 
 FILES = ["config.json", "model.safetensors", "tokenizer.json", "templates/one.jinja"]

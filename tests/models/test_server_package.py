@@ -6,10 +6,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from confide.errors import InvalidPackage
-from confide.models import server_package
-from confide.models.package import read_bounded
-from confide.models.server_package import ServerPackage, group_file, row_norms
 from confide.models.split import SplitSummary
+from confide.packages import server_package
+from confide.packages.manifest import read_bounded
+from confide.packages.server_package import ServerPackage, group_file, row_norms
 from owners import reseal
 
 

@@ -7,11 +7,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from confide.errors import InvalidPackage, UntrustedOwner
-from confide.models import shell as shell_module
 from confide.models.protected import ProtectedLinear
-from confide.models.shell import load_shell, shell_tokenizer
 from confide.models.source import Source
 from confide.models.split import SplitSummary
+from confide.packages import shell as shell_module
+from confide.packages.shell import load_shell, shell_tokenizer
 from owners import OWNER, STRANGER, reseal
 
 

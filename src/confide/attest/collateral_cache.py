@@ -23,13 +23,13 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from confide.disk.files import replace_file
 from confide.errors import (
     CollateralUnavailable,
     ConnectionLost,
     MalformedEvidence,
     WrongCollateral,
 )
-from confide.files import replace_file
 
 MAX_BODY_BYTES: Final = 4 << 20
 MAX_HEADER_BYTES: Final = 64 << 10

@@ -48,8 +48,8 @@ from confide.attest.simulated_vendor import (
     pem,
     sign,
 )
+from confide.disk.files import create_file, replace_file
 from confide.errors import AttestationError
-from confide.files import create_file, replace_file
 
 _KEYS: Final = (*ISSUERS, "attestation")
 _QE_AUTH: Final = b"SIMULATED" + bytes(23)

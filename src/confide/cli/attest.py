@@ -141,7 +141,7 @@ def freeze(
     json: Json = False,
 ) -> None:
     """Verify evidence and keep it, with everything that went in and came out, in one file to verify again later."""
-    from confide.files import create_file
+    from confide.disk.files import create_file
 
     mode = _Mode(simulated_root, frozenset(attestation_key or ()))
     bundle = _Given.read(mode, evidence, collateral, policy, at, family, statement).freeze(mode.verifier())

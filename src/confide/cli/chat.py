@@ -148,7 +148,7 @@ def headline(session: "Session") -> Text:
 def describe(session: "Session") -> dict[str, Any]:
     """The same for machines. verified: by evidence; a hybrid server has none, and its every answer is checked."""
     from confide.client.enclave import EnclaveSession
-    from confide.client.trust import root_of
+    from confide.trust.enclave import root_of
 
     about = {"protection": session.trust.protection, "model": session.model}
     if not isinstance(session, EnclaveSession):

@@ -20,8 +20,8 @@ def command(
     """Make check vectors with a fresh secret: once for each licensee, and never for whoever runs the server."""
     if out.exists():
         raise ConfideError(f"{out} exists already; choose another name, or remove it first.")
-    from confide.models.checks import checks_for, write_checks
-    from confide.models.server_package import ServerPackage
+    from confide.packages.checks import checks_for, write_checks
+    from confide.packages.server_package import ServerPackage
 
     checks = checks_for(ServerPackage.open(package))
     write_checks(out, checks)

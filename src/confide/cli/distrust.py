@@ -16,7 +16,7 @@ def command(
     json: Json = False,
 ) -> None:
     """List the servers that are refused because an answer was wrong, or clear the list."""
-    from confide.hybrid.distrust import RefusalList
+    from confide.hybrid.client.refusals import RefusalList
 
     refused = RefusalList(packs)
     entries = [] if clear else refused.entries()

@@ -17,8 +17,8 @@ from confide.cli import evaluate_attention, measuring, output
 from confide.cli.calibration import calibration_texts
 from confide.cli.measuring import Model, Out, TopK
 from confide.cli.options import ActivationBits, Calibrate, Json, Protect, WeightBits
+from confide.disk.files import replace_file
 from confide.errors import EvaluationError
-from confide.files import replace_file
 
 if TYPE_CHECKING:
     from confide.evaluate.results import Results

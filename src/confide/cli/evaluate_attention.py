@@ -15,8 +15,8 @@ from rich.table import Table
 from confide.cli import measuring, output
 from confide.cli.measuring import FEW_WINDOWS, Model, Out, TopK
 from confide.cli.options import Json
+from confide.disk.files import replace_file
 from confide.errors import EvaluationError
-from confide.files import replace_file
 
 if TYPE_CHECKING:
     from confide.attention.heads import Heads

@@ -8,7 +8,7 @@ import typer
 
 from confide.cli import output
 from confide.cli.options import Ca, Checks, InsecureNoTls, Json, Licence, Packs, Patience, Shell, TrustedOwner
-from confide.hybrid.padding import Padding
+from confide.hybrid.client.padding import Padding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -57,9 +57,12 @@ def command(
     if server is None:
         from confide.hybrid.simulate import load_simulated
         from confide.models.clear import load_clear
-        from confide.models.shell import shell_tokenizer
+        from confide.packages.shell import shell_tokenizer
 
-        model = load_clear(shell, clear_with) if clear_with else load_simulated(shell, simulate_with)
+        if clear_with is not None:
+            model = load_clear(shell, clear_with)
+        elif simulate_with is not None:
+            model = load_simulated(shell, simulate_with)
         request.run(model, shell_tokenizer(shell), None)
         return
     from confide.hybrid.model import HybridModel
@@ -127,7 +130,7 @@ class _Request:
         if self._seed is not None:
             torch.manual_seed(self._seed)
         streams = tokenizer is not None and not self._json
-        clock = TokenClock(TextStreamer(tokenizer) if streams else None)
+        clock = TokenClock(TextStreamer(tokenizer) if streams and tokenizer is not None else None)
         generate: Any = (private or model).generate
         sequence = generate(
             ids,

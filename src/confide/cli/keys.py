@@ -15,16 +15,16 @@ from confide.cli.files import read_file
 from confide.cli.options import InsecureNoTls, Json
 from confide.cli.serve import LogFormat, log_to_standard_error
 from confide.cli.tee import WARNING
+from confide.disk.home import home, make_home
 from confide.errors import InvalidPolicy, KeyStoreError
-from confide.home import home, make_home
-from confide.loopback import require_loopback
+from confide.net.loopback import require_loopback
 
 if TYPE_CHECKING:
     from confide.attest.policy import AnyPolicy
-    from confide.enclave.key_release.appraisal import Appraiser, Gather
-    from confide.enclave.key_release.log import Entry
-    from confide.enclave.key_release.store import KeyStore, StoredKey
-    from confide.models.sealed.key import ModelKey
+    from confide.broker.appraisal import Appraiser, Gather
+    from confide.broker.log import Entry
+    from confide.broker.store import KeyStore, StoredKey
+    from confide.packages.sealed.key import ModelKey
 
 PASSPHRASE_VARIABLE = "CONFIDE_KEYS_PASSPHRASE"  # noqa: S105 - where it is, not what it is
 
@@ -54,8 +54,8 @@ def add(
     json: Json = False,
 ) -> None:
     """Keep a model's key, encrypted, and bind it to a policy. A broker that runs already knows it at once."""
-    from confide.enclave.key_release.store import Conditions
-    from confide.models.sealed.key import ModelKey
+    from confide.broker.store import Conditions
+    from confide.packages.sealed.key import ModelKey
 
     root = _certificate(simulated_root) if simulated_root else None
     model_key = ModelKey.read(key)
@@ -77,8 +77,8 @@ def add(
 
 def _digest_of(package: Path, key: "ModelKey") -> str:
     """The digest of a sealed model that a trusted owner signed, once it is sure that the key is that model's."""
-    from confide.models.sealed.package import SealedPackage
-    from confide.models.trust import trusted_owners
+    from confide.packages.sealed.package import SealedPackage
+    from confide.packages.trusted import trusted_owners
 
     return SealedPackage.open(package, trusted_owners()).unlock(key).manifest.model_digest
 
@@ -138,11 +138,11 @@ def serve(
     """Release keys to workloads whose evidence satisfies their policies. Each decision is logged before it leaves."""
     if (tls_cert is None) != (tls_key is None):
         raise typer.BadParameter("give both --tls-cert and --tls-key")
+    from confide.broker.app import CONNECTIONS, key_broker_app
+    from confide.broker.broker import Broker
+    from confide.broker.log import AuditLog
     from confide.enclave.api.server import serve_app
-    from confide.enclave.key_release.app import CONNECTIONS, key_broker_app
-    from confide.enclave.key_release.broker import Broker
-    from confide.enclave.key_release.log import AuditLog
-    from confide.hybrid.tls import server_context
+    from confide.net.tls import server_context
 
     log_to_standard_error(log_format)
     tls = server_context(tls_cert, tls_key) if tls_cert and tls_key else None
@@ -183,7 +183,7 @@ def verify_log(
     Lines cut off at the end, or a log written anew, show only against a head that you kept elsewhere: give it with
     --head.
     """
-    from confide.enclave.key_release.log import LOG_NAME, verify
+    from confide.broker.log import LOG_NAME, verify
 
     chain = verify(_folder(folder) / LOG_NAME, None if head is None else head.strip().lower())
     if json:
@@ -206,7 +206,7 @@ def show_log(
     """Show who asked for which key, what was decided, and why. Checks the log on the way."""
     from collections import deque
 
-    from confide.enclave.key_release.log import LOG_NAME, LogReader
+    from confide.broker.log import LOG_NAME, LogReader
 
     entries = deque((line.entry for line in LogReader(_folder(folder) / LOG_NAME)), maxlen=last)
     if json:
@@ -256,7 +256,7 @@ def _folder(folder: Path | None) -> Path:
 
 
 def _store(folder: Path | None, *, make: bool = False) -> "KeyStore":
-    from confide.enclave.key_release.store import KeyStore
+    from confide.broker.store import KeyStore
 
     place = _folder(folder)
     if KeyStore.exists(place) or not make:
@@ -296,7 +296,7 @@ def _certificate(path: Path) -> bytes:
 def _appraiser(policy: Path | None, attestation_keys: list[str], *, offline: bool) -> "Appraiser":
     from confide.attest.roots import ProductionRoots
     from confide.attest.verifier import Verifier
-    from confide.enclave.key_release.appraisal import Appraiser, no_collateral
+    from confide.broker.appraisal import Appraiser, no_collateral
 
     verifier = Verifier(ProductionRoots(attestation_keys=frozenset(attestation_keys)))
     gather = no_collateral if offline else _from_vendors()

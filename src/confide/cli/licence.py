@@ -16,9 +16,9 @@ from rich.table import Table
 from confide.cli import output
 from confide.cli.options import Json, ServerFolder, state_of
 from confide.errors import ConfideError
-from confide.hybrid.ledger.licences import SECONDS_PER_DAY, Licence, LicenceBook, licence_book
-from confide.hybrid.ledger.usage import CHECK_VECTOR_TOKENS, WARN_DISCLOSED, licensed_tokens, solving_tokens
-from confide.models.package import MANIFEST_NAME, PackageKind, read_manifest
+from confide.hybrid.server.ledger.licences import SECONDS_PER_DAY, Licence, LicenceBook, licence_book
+from confide.hybrid.server.ledger.usage import CHECK_VECTOR_TOKENS, WARN_DISCLOSED, licensed_tokens, solving_tokens
+from confide.packages.manifest import MANIFEST_NAME, PackageKind, read_manifest
 from confide.rlwe.parameters import Profile
 
 app = typer.Typer(name="licence", help="Who may use a layer server, and what they have used.", no_args_is_help=True)
@@ -208,7 +208,7 @@ def _limits(
         "packs_per_day": packs_per_day,
         "disclosure": disclosure,
     }
-    limits = {field: value for field, value in given.items() if value is not None}
+    limits: dict[str, int | float | None] = {field: value for field, value in given.items() if value is not None}
     return limits | {"disclosure": None} if lift else limits
 
 

@@ -8,10 +8,10 @@ from rich.markup import escape
 
 from confide.cli import output
 from confide.cli.options import Json, TrustedOwner
-from confide.models.owner import OwnerPublicKey
-from confide.models.sealed.key import ModelKey
-from confide.models.sealed.package import SealedPackage
-from confide.models.trust import trusted_owners
+from confide.packages.owner import OwnerPublicKey
+from confide.packages.sealed.key import ModelKey
+from confide.packages.sealed.package import SealedPackage
+from confide.packages.trusted import trusted_owners
 
 
 def command(

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from confide.models.package import MANIFEST_NAME
+from confide.packages.manifest import MANIFEST_NAME
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 Shell = Annotated[Path, typer.Argument(help="The client folder that `confide split` wrote.", metavar="SHELL")]

@@ -13,8 +13,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, 
 from confide.errors import ConfideError
 
 if TYPE_CHECKING:
-    from confide.hybrid.prepare import OnProgress
-    from confide.hybrid.prepare import Progress as Preparation
+    from confide.hybrid.client.prepare import OnProgress
+    from confide.hybrid.client.prepare import Progress as Preparation
 
 console = Console(highlight=False)
 messages = Console(stderr=True, highlight=False)

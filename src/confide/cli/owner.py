@@ -10,15 +10,15 @@ from rich.markup import escape
 
 from confide.cli import output
 from confide.cli.options import Json, OwnerFile
-from confide.home import make_home
-from confide.models.owner import (
+from confide.disk.home import make_home
+from confide.packages.owner import (
     PASSPHRASE_VARIABLE,
     OwnerKey,
     OwnerPublicKey,
     default_key_path,
     passphrase_from_environment,
 )
-from confide.models.trust import trust, trusted_owners
+from confide.packages.trusted import trust, trusted_owners
 
 OWN_NAME = "own key"
 

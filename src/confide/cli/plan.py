@@ -10,7 +10,7 @@ from rich.table import Table
 
 from confide.cli import output
 from confide.cli.options import Json
-from confide.hybrid.ledger.licences import DEFAULT_DISCLOSURE
+from confide.hybrid.server.ledger.licences import DEFAULT_DISCLOSURE
 
 if TYPE_CHECKING:
     from confide.evaluate.cost_model import Cost, Rates

@@ -24,7 +24,7 @@ def command(
     """Prepare masks for tokens to come. Safe to interrupt: the same command goes on where it stopped."""
     import time
 
-    from confide.hybrid.client import HybridClient
+    from confide.hybrid.client.client import HybridClient
 
     with HybridClient(
         shell,

@@ -8,7 +8,7 @@ from rich.markup import escape
 
 from confide.cli import output
 from confide.cli.options import Json, OwnerFile
-from confide.models.sealed.key import ModelKey
+from confide.packages.sealed.key import ModelKey
 
 
 def command(
@@ -20,8 +20,8 @@ def command(
 ) -> None:
     """Encrypt a model so that only holders of its key can run it, and sign it so that nobody else can change it."""
     from confide.cli.owner import read_or_make_key
-    from confide.models.sealed.contents import contents_of
-    from confide.models.sealed.write import require_absent, seal_model
+    from confide.packages.sealed.contents import contents_of
+    from confide.packages.sealed.write import require_absent, seal_model
 
     require_absent(out)
     contents = contents_of(model)

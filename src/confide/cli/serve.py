@@ -2,6 +2,7 @@
 
 import logging
 import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -12,7 +13,7 @@ import typer
 from confide.cli.options import InsecureNoTls, Json
 from confide.enclave.tee import TeeKind
 from confide.logs import JsonLines, TextLines
-from confide.loopback import require_loopback
+from confide.net.loopback import require_loopback
 
 LAYERS = "Layer servers (confide split)"
 MODEL = "Sealed models (confide seal)"
@@ -37,7 +38,7 @@ class Listening:
 
     def tls(self) -> ssl.SSLContext | None:
         """TLS as the files have it; without any, only this machine is listened to."""
-        from confide.hybrid.tls import server_context
+        from confide.net.tls import server_context
 
         if self.tls_cert and self.tls_key:
             return server_context(self.tls_cert, self.tls_key)
@@ -128,7 +129,7 @@ def command(
     """
     if (tls_cert is None) != (tls_key is None):
         raise typer.BadParameter("give both --tls-cert and --tls-key")
-    from confide.models.package import PackageKind, read_kind
+    from confide.packages.manifest import PackageKind, read_kind
 
     log_to_standard_error(log)
     listening = Listening(host, port, tls_cert, tls_key, insecure_no_tls)
@@ -162,7 +163,7 @@ def command(
     serve_layers(package, listening, LayerOptions(**layers), json=json)  # type: ignore[arg-type]
 
 
-def _require_unset(options: dict[str, object], kind: str) -> None:
+def _require_unset(options: Mapping[str, object], kind: str) -> None:
     for name, value in options.items():
         if value:
             raise typer.BadParameter(f"--{name.replace('_', '-')} is not for {kind}")

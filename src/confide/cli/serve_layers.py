@@ -7,8 +7,8 @@ import typer
 
 from confide.cli import output
 from confide.cli.serve import Listening
-from confide.hybrid.limits import Limits
-from confide.loopback import is_loopback
+from confide.hybrid.server.limits import Limits
+from confide.net.loopback import is_loopback
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class LayerOptions:
 
 def serve_layers(package: Path, listening: Listening, options: LayerOptions, *, json: bool) -> None:
     """Serve until a signal comes."""
-    from confide.hybrid.record import Recorder
-    from confide.hybrid.server import load_service, serve
+    from confide.hybrid.server.record import Recorder
+    from confide.hybrid.server.server import load_service, serve
 
     if options.insecure_no_licences and not is_loopback(listening.host):
         raise typer.BadParameter("--insecure-no-licences is for loopback hosts; make licences with `confide licence`")

@@ -36,12 +36,12 @@ def serve_model(package: Path, listening: Listening, options: ModelOptions, *, j
     from confide.enclave.api.public import public_app
     from confide.enclave.api.server import serve_app
     from confide.enclave.boot import load_engine
-    from confide.enclave.channel.ra_tls import ra_tls_context
-    from confide.enclave.key_release.remote import fetch_key
+    from confide.enclave.fetch_key import fetch_key
+    from confide.enclave.ra_tls import ra_tls_context
     from confide.enclave.tee import open_tee
     from confide.enclave.workload import Workload
-    from confide.hybrid.tls import client_context
-    from confide.models.sealed.package import SealedPackage
+    from confide.net.tls import client_context
+    from confide.packages.sealed.package import SealedPackage
 
     output.quiet_transformers()
     if options.ra_tls and listening.tls_cert:

@@ -30,7 +30,7 @@ def make_local(
     The authority's key is not kept, so nobody can make another certificate for it. A new certificate comes with a new
     ca.pem.
     """
-    from confide.hybrid.tls import make_certificates
+    from confide.net.tls import make_certificates
 
     ca, chain, key = make_certificates(name or [], days=days).write(out)
     if json:

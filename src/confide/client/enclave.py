@@ -17,7 +17,6 @@ from confide.client.ra_tls import AsyncAttestedTlsTransport, AttestedTlsTranspor
 from confide.client.relying_party import RelyingParty
 from confide.client.session import Pieces, Session
 from confide.client.transport import AsyncSealedTransport, SealedTransport
-from confide.client.trust import SEALED, TLS, enclave_trust
 from confide.errors import (
     ConfideError,
     InsecureConnection,
@@ -27,7 +26,8 @@ from confide.errors import (
     WrongMode,
     error_class,
 )
-from confide.trust import TrustStatement
+from confide.trust.enclave import SEALED, TLS, enclave_trust
+from confide.trust.statement import TrustStatement
 
 if TYPE_CHECKING:
     from openai import APIError, AsyncOpenAI, OpenAI

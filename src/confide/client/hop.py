@@ -27,8 +27,8 @@ from confide.errors import (
     ServerSilent,
     UntrustedCertificate,
 )
-from confide.hybrid.tls import client_context
-from confide.loopback import is_loopback
+from confide.net.loopback import is_loopback
+from confide.net.tls import client_context
 
 CONNECT_SECONDS: Final = 10.0
 ANSWER_SECONDS: Final = 120.0

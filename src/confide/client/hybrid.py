@@ -11,7 +11,7 @@ from transformers import StoppingCriteria, TextIteratorStreamer
 from confide.client.session import Pieces, Session
 from confide.errors import WrongMode
 from confide.hybrid.model import HybridModel
-from confide.trust import TrustStatement
+from confide.trust.statement import TrustStatement
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI, OpenAI

@@ -23,10 +23,10 @@ from confide.attest.roots import ProductionRoots, SimulatedRoots
 from confide.attest.statement import Statement
 from confide.attest.verifier import Verifier
 from confide.attest.wire import Attested
+from confide.channel.keys import KEY_PURPOSE, ChannelPublicKey
 from confide.client.collateral_fetch import fetcher
-from confide.enclave.channel.keys import KEY_PURPOSE, ChannelPublicKey
+from confide.disk.home import make_home
 from confide.errors import AttestationError, AttestationRefused, ChannelRefused, InvalidPolicy
-from confide.home import make_home
 
 Gather = Callable[[Evidence], Collateral]
 """Gets collateral for evidence that came without; an AttestationError where there is none to be had."""

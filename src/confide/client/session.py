@@ -5,7 +5,7 @@ from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from confide.hybrid.closing import Closing
-from confide.trust import TrustStatement
+from confide.trust.statement import TrustStatement
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI, OpenAI

@@ -10,10 +10,7 @@ from typing import Final
 
 import httpx
 
-from confide.client.attested import Standing
-from confide.client.hop import MAX_REFUSAL_BYTES, aread_bounded, read_bounded, receiving, refusal, sending
-from confide.client.relying_party import Verified
-from confide.enclave.channel.sealing import (
+from confide.channel.sealing import (
     MEDIA_TYPE,
     PATH,
     FrameReader,
@@ -22,6 +19,9 @@ from confide.enclave.channel.sealing import (
     SealedExchange,
     decode_head,
 )
+from confide.client.attested import Standing
+from confide.client.hop import MAX_REFUSAL_BYTES, aread_bounded, read_bounded, receiving, refusal, sending
+from confide.client.relying_party import Verified
 from confide.errors import ConfideError, KeyChanged
 
 _HEADERS: Final = {"Content-Type": MEDIA_TYPE, "Accept": MEDIA_TYPE, "Accept-Encoding": "identity"}

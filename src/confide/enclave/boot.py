@@ -7,10 +7,10 @@ from pathlib import Path
 from confide.enclave.engines.engine import Engine, EngineFacts
 from confide.enclave.workload import Workload
 from confide.errors import EngineError
-from confide.models.sealed.key import ModelKey
-from confide.models.sealed.manifest import WeightsFormat
-from confide.models.sealed.package import SealedPackage, UnlockedPackage
-from confide.models.sealed.reader import OnChunk
+from confide.packages.sealed.key import ModelKey
+from confide.packages.sealed.manifest import WeightsFormat
+from confide.packages.sealed.package import SealedPackage, UnlockedPackage
+from confide.packages.sealed.reader import OnChunk
 
 Fetch = Callable[[str, Workload], ModelKey]
 """Gets the model key of this id for a workload: see `key_release.remote.fetch_key`."""
@@ -53,7 +53,7 @@ def _transformers(unlocked: UnlockedPackage, on_chunk: OnChunk | None) -> Engine
     import torch
 
     from confide.enclave.engines.transformers_engine import TransformersEngine
-    from confide.models.sealed.load import load_model, load_tokenizer
+    from confide.packages.sealed.load import load_model, load_tokenizer
 
     tokenizer = load_tokenizer(unlocked)
     if tokenizer is None:
@@ -65,7 +65,7 @@ def _transformers(unlocked: UnlockedPackage, on_chunk: OnChunk | None) -> Engine
 
 def _llama_cpp(unlocked: UnlockedPackage, on_chunk: OnChunk | None) -> Engine:
     from confide.enclave.engines.gguf_engine import GgufEngine
-    from confide.models.sealed.memory import open_gguf
+    from confide.packages.sealed.memory import open_gguf
 
     with open_gguf(unlocked, on_chunk) as file:
         return GgufEngine(Path(file.path), unlocked.manifest.name)
@@ -73,7 +73,7 @@ def _llama_cpp(unlocked: UnlockedPackage, on_chunk: OnChunk | None) -> Engine:
 
 def _upstream(unlocked: UnlockedPackage, upstream: Upstream) -> Engine:
     from confide.enclave.engines.upstream import UpstreamEngine
-    from confide.models.sealed.load import load_tokenizer
+    from confide.packages.sealed.load import load_tokenizer
 
     tokenizer = load_tokenizer(unlocked)
     if tokenizer is None:

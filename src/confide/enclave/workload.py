@@ -8,7 +8,7 @@ from confide.attest.collateral import Collateral
 from confide.attest.reading.reader import EvidenceReader
 from confide.attest.statement import Statement
 from confide.attest.wire import Attested
-from confide.enclave.channel.keys import KEY_PURPOSE, ChannelKey
+from confide.channel.keys import KEY_PURPOSE, ChannelKey
 
 TLS_PURPOSE: Final = "tls"
 """Under this name a statement holds the SHA-256 of a TLS key's SPKI, in hexadecimal, where TLS ends in here too."""

@@ -23,15 +23,15 @@ from torch import Tensor, nn
 
 from confide.errors import ServerFault
 from confide.evaluate.cost_model import GroupRate, Rates
-from confide.hybrid.client import HybridClient
-from confide.hybrid.prepare import Progress
-from confide.hybrid.product import RemoteProduct
-from confide.models.checks import CHECKS_NAME, checks_for, write_checks
-from confide.models.owner import OwnerKey
-from confide.models.package import FORMAT, Group, Layer, Manifest, ModelDigest, PackageKind
+from confide.hybrid.client.client import HybridClient
+from confide.hybrid.client.prepare import Progress
+from confide.hybrid.client.product import RemoteProduct
 from confide.models.protected import protect_group
-from confide.models.seal import seal_package
-from confide.models.server_package import ServerPackage, group_file, row_norms
+from confide.packages.checks import CHECKS_NAME, checks_for, write_checks
+from confide.packages.manifest import FORMAT, Group, Layer, Manifest, ModelDigest, PackageKind
+from confide.packages.owner import OwnerKey
+from confide.packages.server_package import ServerPackage, group_file, row_norms
+from confide.packages.signing import seal_package
 from confide.rlwe.online import matrix_product
 from confide.rlwe.packed import PackedMatrix
 from confide.rlwe.parameters import Parameters, Profile

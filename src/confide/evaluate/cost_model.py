@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from confide.hybrid import wire
-from confide.hybrid.ledger.licences import DEFAULT_DISCLOSURE
-from confide.hybrid.ledger.usage import CHECK_VECTOR_TOKENS, licensed_tokens, solving_tokens
-from confide.hybrid.packs import BLOCK_TOKENS
-from confide.hybrid.padding import Padding
-from confide.hybrid.prepare import Traffic, pack_traffic
+from confide.hybrid.client.packs import BLOCK_TOKENS
+from confide.hybrid.client.padding import Padding
+from confide.hybrid.client.prepare import Traffic, pack_traffic
+from confide.hybrid.server.ledger.licences import DEFAULT_DISCLOSURE
+from confide.hybrid.server.ledger.usage import CHECK_VECTOR_TOKENS, licensed_tokens, solving_tokens
 from confide.rlwe.parameters import ANSWER_BITS, MIN_ACTIVATION_BITS, Parameters, Profile
 
 CACHED_WEIGHTS = 8 << 20

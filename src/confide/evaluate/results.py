@@ -11,8 +11,8 @@ from typing import IO, BinaryIO, Generic, TypeVar
 
 import msgspec
 
+from confide.disk.files import hold_folder
 from confide.errors import EvaluationError
-from confide.files import hold_folder
 
 Settings = Mapping[str, str]
 """What results depend on, by names that a person understands."""

@@ -1,6 +1,7 @@
 """Short texts, one to a window: sentences of a text, or what a model samples by itself."""
 
 import re
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -42,7 +43,8 @@ def sample_sentences(model: PreTrainedModel, count: int, tokens: int, seed: int)
     prompt = torch.full((count, 1), start, device=model.device)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        sampled = model.generate(
+        generate: Any = model.generate
+        sampled = generate(
             prompt,
             attention_mask=torch.ones_like(prompt),
             do_sample=True,

@@ -7,8 +7,8 @@ from typing import Any
 
 from tqdm import auto
 
-from confide.hybrid.prepare import OnProgress as OnPreparation
-from confide.hybrid.prepare import Progress
+from confide.hybrid.client.prepare import OnProgress as OnPreparation
+from confide.hybrid.client.prepare import Progress
 from confide.models.calibration import OnTokens
 from confide.models.quantized import OnProgress as OnGroup
 

@@ -10,16 +10,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from confide.errors import WrongMode
 from confide.hybrid.mode import Mode
 from confide.hybrid.simulate import SimulatedProduct
-from confide.hybrid.trust import local_trust
 from confide.models.calibration import Moments, OnTokens
 from confide.models.clear import ClearProduct
-from confide.models.owner import OwnerKey
 from confide.models.precision import Recipe
 from confide.models.quantized import OnProgress, QuantizedModel, calibrate
 from confide.models.roles import find_layers
 from confide.models.split import SplitSummary, write_split
+from confide.packages.owner import OwnerKey
 from confide.rlwe.parameters import Profile
-from confide.trust import TrustStatement
+from confide.trust.hybrid import local_trust
+from confide.trust.statement import TrustStatement
 
 
 class LocalModel:

@@ -9,21 +9,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from confide.errors import WrongMode
 from confide.hybrid.bars import group_bar, preparation_bar, token_count
-from confide.hybrid.client import HybridClient
+from confide.hybrid.client.client import HybridClient
+from confide.hybrid.client.generation import Lengths
+from confide.hybrid.client.padding import Padding
+from confide.hybrid.client.prepare import OnProgress
+from confide.hybrid.client.product import OnlineTraffic
+from confide.hybrid.client.remote import RemoteModel
 from confide.hybrid.closing import Closing
-from confide.hybrid.generation import Lengths
 from confide.hybrid.local import LocalModel
 from confide.hybrid.mode import Mode
-from confide.hybrid.padding import Padding
-from confide.hybrid.prepare import OnProgress
-from confide.hybrid.product import OnlineTraffic
-from confide.hybrid.remote import RemoteModel
-from confide.models.owner import OwnerKey
 from confide.models.precision import Recipe
 from confide.models.source import open_model
 from confide.models.split import SplitSummary
+from confide.packages.owner import OwnerKey
 from confide.rlwe.parameters import Profile
-from confide.trust import TrustStatement
+from confide.trust.statement import TrustStatement
 
 
 class HybridModel(Closing):

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from confide.models.clear import open_counterpart
 from confide.models.quantized import QuantizedModel
-from confide.models.shell import load_shell
+from confide.packages.shell import load_shell
 from confide.rlwe import masks, online
 from confide.rlwe.parameters import ANSWER_BITS, Parameters, Profile
 from confide.rlwe.streams import Stream, fresh_key

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from confide.models.package import PackageKind
-from confide.models.seal import open_package
-from confide.models.server_package import ServerPackage
-from confide.models.shell import load_shell
+from confide.packages.manifest import PackageKind
+from confide.packages.server_package import ServerPackage
+from confide.packages.shell import load_shell
+from confide.packages.signing import open_package
 from confide.rlwe.gemm import int8_matmul
 
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from confide.errors import InvalidPackage
 from confide.models.linear import linear_shape
-from confide.models.package import Group
 from confide.models.quantize import quantize_activations
+from confide.packages.manifest import Group
 
 
 class IntegerProduct(Protocol):

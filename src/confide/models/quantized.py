@@ -16,13 +16,13 @@ from confide.errors import ConfideError, InsecureParameters, ModelNotSupported
 from confide.models.calibration import Moments, OnTokens, collect
 from confide.models.context import longest_context
 from confide.models.linear import forget_weights, linear_weights
-from confide.models.package import Group, Layer
 from confide.models.precision import Recipe
 from confide.models.protected import IntegerProduct, protect_group
 from confide.models.quantize import MAX_WEIGHT_BITS, quantize_weights
 from confide.models.roles import LayerGroup, find_layers, require_untied
-from confide.models.server_package import row_norms
 from confide.models.source import Source
+from confide.packages.manifest import Group, Layer
+from confide.packages.server_package import row_norms
 from confide.rlwe.parameters import Parameters, Profile
 
 CALIBRATION_CONTEXT = 512

@@ -17,15 +17,15 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from confide.errors import ConfideError
-from confide.models.checks import CHECKS_NAME, Checks, group_vector, write_checks
-from confide.models.owner import OwnerKey
-from confide.models.package import FORMAT, Manifest, ModelDigest, PackageKind
 from confide.models.precision import Recipe
 from confide.models.quantized import OnProgress, QuantizedModel
-from confide.models.seal import seal_package
-from confide.models.server_package import group_file
-from confide.models.shell import SHELL_WEIGHTS
 from confide.models.source import Source
+from confide.packages.checks import CHECKS_NAME, Checks, group_vector, write_checks
+from confide.packages.manifest import FORMAT, Manifest, ModelDigest, PackageKind
+from confide.packages.owner import OwnerKey
+from confide.packages.server_package import group_file
+from confide.packages.shell import SHELL_WEIGHTS
+from confide.packages.signing import seal_package
 from confide.rlwe.parameters import Profile
 from confide.rlwe.streams import fresh_key
 

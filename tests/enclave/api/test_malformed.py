@@ -9,6 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from confide.channel.keys import ChannelKey
+from confide.channel.middleware import SealedChannel
+from confide.channel.sealing import MEDIA_TYPE
 from confide.enclave.api.answer import Serving
 from confide.enclave.api.app import api_app
 from confide.enclave.api.schemas import (
@@ -19,9 +22,6 @@ from confide.enclave.api.schemas import (
     PromptRequest,
     parse,
 )
-from confide.enclave.channel.keys import ChannelKey
-from confide.enclave.channel.middleware import SealedChannel
-from confide.enclave.channel.sealing import MEDIA_TYPE
 from confide.errors import RequestRefused
 
 from ..fake_engine import FakeEngine

@@ -18,7 +18,7 @@ from confide.attest.simulated import SimulatedTee
 from confide.enclave.api.answer import Serving
 from confide.enclave.api.public import public_app
 from confide.enclave.workload import Workload
-from confide.hybrid.tls import client_context, make_certificates
+from confide.net.tls import client_context, make_certificates
 
 from ..fake_engine import FakeEngine
 from ..sealed_client import asking, attested_key

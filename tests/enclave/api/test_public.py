@@ -11,11 +11,11 @@ import pytest
 from confide.attest.ra_tls import extract, verify_binding
 from confide.attest.simulated import SimulatedTee
 from confide.attest.verifier import Verifier
+from confide.channel.sealing import MEDIA_TYPE
 from confide.enclave.api.answer import Serving
 from confide.enclave.api.limits import Limits
 from confide.enclave.api.public import public_app
-from confide.enclave.channel.ra_tls import ra_tls_context
-from confide.enclave.channel.sealing import MEDIA_TYPE
+from confide.enclave.ra_tls import ra_tls_context
 from confide.enclave.workload import Workload
 from confide.errors import EvidenceUnavailable
 

@@ -8,10 +8,10 @@ import httpx
 import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from confide.enclave.channel.keys import ChannelKey
-from confide.enclave.channel.middleware import SealedChannel
-from confide.enclave.channel.replay import WINDOW_SECONDS
-from confide.enclave.channel.sealing import (
+from confide.channel.keys import ChannelKey
+from confide.channel.middleware import SealedChannel
+from confide.channel.replay import WINDOW_SECONDS
+from confide.channel.sealing import (
     MAX_FRAME,
     MEDIA_TYPE,
     RequestHead,

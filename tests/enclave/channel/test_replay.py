@@ -1,6 +1,6 @@
 import pytest
 
-from confide.enclave.channel.replay import ReplayGuard
+from confide.channel.replay import ReplayGuard
 from confide.errors import ChannelRefused
 
 

@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from confide.enclave.channel.keys import PUBLIC_BYTES, ChannelKey, ChannelPublicKey
-from confide.enclave.channel.sealing import (
+from confide.channel.keys import PUBLIC_BYTES, ChannelKey, ChannelPublicKey
+from confide.channel.sealing import (
     MAX_FRAME,
     FrameReader,
     RequestHead,

@@ -7,10 +7,10 @@ import pytest
 from tests.enclave.key_release.scene import KEY, MODEL, NOW, PASSPHRASE, Scene, collateral_of, simulated
 
 from confide.attest.simulated import SimulatedTee
-from confide.enclave.key_release import store
-from confide.enclave.key_release.broker import Broker
-from confide.enclave.key_release.log import AuditLog
-from confide.enclave.key_release.store import KeyStore
+from confide.broker import store
+from confide.broker.broker import Broker
+from confide.broker.log import AuditLog
+from confide.broker.store import KeyStore
 from confide.enclave.workload import Workload
 
 

@@ -10,12 +10,12 @@ from confide.attest.collateral import Collateral
 from confide.attest.policy import AnyPolicy, SimulatedPolicy
 from confide.attest.simulated import SimulatedTee
 from confide.attest.simulated_vendor import Listing
-from confide.enclave.key_release.broker import Broker
-from confide.enclave.key_release.log import Line, LogReader
-from confide.enclave.key_release.messages import ReleaseAnswer, ReleaseRequest, wrapping_info
-from confide.enclave.key_release.store import Conditions, KeyStore, StoredKey
+from confide.broker.broker import Broker
+from confide.broker.log import Line, LogReader
+from confide.broker.store import Conditions, KeyStore, StoredKey
+from confide.channel.key_release import ReleaseAnswer, ReleaseRequest, wrapping_info
 from confide.enclave.workload import Workload
-from confide.models.sealed.key import ModelKey
+from confide.packages.sealed.key import ModelKey
 
 KEY = ModelKey(bytes(range(32)))
 MODEL = "ab" * 32

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 from tests.enclave.key_release.scene import KEY, Scene
 
-from confide.enclave.key_release.app import key_broker_app
-from confide.enclave.key_release.messages import MAX_REQUEST_BYTES, NonceAnswer, ReleaseAnswer
-from confide.enclave.key_release.nonces import Nonces
+from confide.broker.app import key_broker_app
+from confide.broker.nonces import Nonces
+from confide.channel.key_release import MAX_REQUEST_BYTES, NonceAnswer, ReleaseAnswer
 from confide.errors import KeyStoreError
 from confide.logs import TextLines
 

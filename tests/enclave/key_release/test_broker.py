@@ -19,13 +19,13 @@ from confide.attest.requirements import CollateralValid, Fresh, NotDebug, Tdx, a
 from confide.attest.simulated import SimulatedTee
 from confide.attest.statement import Statement
 from confide.attest.wire import Attested
-from confide.enclave.channel.keys import ChannelKey
-from confide.enclave.key_release import log as log_module
-from confide.enclave.key_release.appraisal import Appraiser
-from confide.enclave.key_release.broker import Broker
-from confide.enclave.key_release.messages import ReleaseRequest, wrapping_info
-from confide.enclave.key_release.nonces import LIFETIME, Nonces
-from confide.enclave.key_release.store import Conditions
+from confide.broker import log as log_module
+from confide.broker.appraisal import Appraiser
+from confide.broker.broker import Broker
+from confide.broker.nonces import LIFETIME, Nonces
+from confide.broker.store import Conditions
+from confide.channel.key_release import ReleaseRequest, wrapping_info
+from confide.channel.keys import ChannelKey
 from confide.errors import (
     AuditLogUnavailable,
     ChannelRefused,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.enclave.key_release.scene import NOW
 
 from confide.attest.result import Check
-from confide.enclave.key_release.log import GENESIS, LOG_NAME, AuditLog, Entry, LogReader, verify
+from confide.broker.log import GENESIS, LOG_NAME, AuditLog, Entry, LogReader, verify
 from confide.errors import AuditLogCorrupted, AuditLogInUse, AuditLogUnavailable
 
 
@@ -156,7 +156,7 @@ def test_a_full_disk_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"confide.enclave.key_release.log.os.{failing}", full)
+        patch.setattr(f"confide.broker.log.os.{failing}", full)
         with pytest.raises(AuditLogUnavailable, match="No space"):
             log.append(entry(2))
     log.append(entry(3))

@@ -16,11 +16,11 @@ import pytest
 from tests.enclave.key_release.scene import KEY, MODEL, NOW, PASSPHRASE, Scene, simulated
 
 from confide.attest.simulated import SimulatedTee
-from confide.enclave.key_release import remote
-from confide.enclave.key_release.log import LOG_NAME, LogReader, verify
-from confide.enclave.key_release.messages import NonceAnswer, Refusal, RefusalAnswer, ReleaseAnswer, wrapping_info
-from confide.enclave.key_release.remote import fetch_key
-from confide.enclave.key_release.store import SCRYPT_COST, KeyStore
+from confide.broker.log import LOG_NAME, LogReader, verify
+from confide.broker.store import SCRYPT_COST, KeyStore
+from confide.channel.key_release import NonceAnswer, Refusal, RefusalAnswer, ReleaseAnswer, wrapping_info
+from confide.enclave import fetch_key as remote
+from confide.enclave.fetch_key import fetch_key
 from confide.enclave.workload import Workload
 from confide.errors import (
     ChannelRefused,
@@ -32,7 +32,7 @@ from confide.errors import (
     ProtocolError,
     ServerBusy,
 )
-from confide.hybrid.tls import client_context, make_certificates
+from confide.net.tls import client_context, make_certificates
 
 
 @contextmanager
@@ -60,7 +60,7 @@ def fetch_until_lost(url: str, workload: Workload) -> int:
 def test_over_loopback_and_after_a_kill(
     tmp_path: Path, tee: SimulatedTee, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("confide.enclave.key_release.store.SCRYPT_COST", SCRYPT_COST)  # as the process has it
+    monkeypatch.setattr("confide.broker.store.SCRYPT_COST", SCRYPT_COST)  # as the process has it
     folder = tmp_path / "keys"
     KeyStore.create(folder, PASSPHRASE).add(KEY, simulated(tee), NOW)
     workload = Workload(tee, tee.collateral, model_digest=MODEL)

@@ -10,9 +10,9 @@ from tests.enclave.key_release.scene import KEY, MODEL, NOW, PASSPHRASE, root_of
 from confide.attest.policy import Policy, SimulatedPolicy
 from confide.attest.requirements import NotDebug, Tdx
 from confide.attest.simulated import SimulatedTee
-from confide.enclave.key_release.store import HEADER_NAME, Conditions, KeyStore
+from confide.broker.store import HEADER_NAME, Conditions, KeyStore
 from confide.errors import InvalidPolicy, KeyStoreError, UnknownModelKey
-from confide.models.sealed.key import ModelKey
+from confide.packages.sealed.key import ModelKey
 
 POLICY = Policy.all_of(Tdx(mrtd="cd" * 48), NotDebug(), version="7")
 

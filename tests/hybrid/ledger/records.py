@@ -2,9 +2,9 @@
 
 import math
 
-from confide.hybrid.ledger import Ledger
-from confide.hybrid.ledger.journal import Entry
-from confide.hybrid.ledger.usage import Answerable
+from confide.hybrid.server.ledger import Ledger
+from confide.hybrid.server.ledger.journal import Entry
+from confide.hybrid.server.ledger.usage import Answerable
 
 PACK, TAG, OTHER = b"p" * 16, b"t" * 16, b"o" * 16
 LIMIT = 4096

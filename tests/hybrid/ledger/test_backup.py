@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from confide.errors import ConfideError, IndexUsed, LedgerCopied, LedgerCorrupted, LedgerInUse, UnknownPack
-from confide.hybrid.ledger import Ledger
-from confide.hybrid.ledger import backup as module
-from confide.hybrid.ledger.backup import backup, restore
-from confide.hybrid.ledger.licences import licence_book
-from confide.hybrid.ledger.store import DATABASE, Store
+from confide.hybrid.server.ledger import Ledger
+from confide.hybrid.server.ledger import backup as module
+from confide.hybrid.server.ledger.backup import backup, restore
+from confide.hybrid.server.ledger.licences import licence_book
+from confide.hybrid.server.ledger.store import DATABASE, Store
 
 from .records import OPEN, OTHER, PACK, entry, kill
 

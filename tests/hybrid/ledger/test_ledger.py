@@ -26,10 +26,10 @@ from confide.errors import (
     RequestConflict,
     UnknownPack,
 )
-from confide.hybrid.ledger import Ledger, journal
-from confide.hybrid.ledger import ledger as module
-from confide.hybrid.ledger.backup import accept_clock
-from confide.hybrid.ledger.ledger import LEASE_TOKENS, PACKS_IN_MEMORY
+from confide.hybrid.server.ledger import Ledger, journal
+from confide.hybrid.server.ledger import ledger as module
+from confide.hybrid.server.ledger.backup import accept_clock
+from confide.hybrid.server.ledger.ledger import LEASE_TOKENS, PACKS_IN_MEMORY
 
 from .records import LIMIT, OTHER, PACK, TAG, bind, kill, spend
 
@@ -235,7 +235,7 @@ def test_threads_cannot_spend_one_index_twice(ledger: Ledger) -> None:
 def test_one_process_at_a_time(ledger: Ledger, tmp_path: Path) -> None:
     with pytest.raises(LedgerInUse, match="--state"):
         Ledger(tmp_path)
-    code = f"from pathlib import Path; from confide.hybrid.ledger import Ledger; Ledger(Path({str(tmp_path)!r}))"
+    code = f"from pathlib import Path; from confide.hybrid.server.ledger import Ledger; Ledger(Path({str(tmp_path)!r}))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "LedgerInUse" in run.stderr
 

@@ -17,10 +17,10 @@ from confide.errors import (
     RequestConflict,
     UnknownPack,
 )
-from confide.hybrid.ledger import Ledger
-from confide.hybrid.ledger import ledger as module
-from confide.hybrid.ledger.licences import KEY_PREFIX, SECONDS_PER_DAY, Usage, licence_book
-from confide.hybrid.ledger.usage import CHECK_VECTOR_TOKENS, Account, Answerable, solving_tokens
+from confide.hybrid.server.ledger import Ledger
+from confide.hybrid.server.ledger import ledger as module
+from confide.hybrid.server.ledger.licences import KEY_PREFIX, SECONDS_PER_DAY, Usage, licence_book
+from confide.hybrid.server.ledger.usage import CHECK_VECTOR_TOKENS, Account, Answerable, solving_tokens
 
 from .records import LIMIT, OPEN, OTHER, PACK, entry, kill
 

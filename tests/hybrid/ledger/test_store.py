@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from confide.errors import LedgerCorrupted, LedgerUnavailable
-from confide.hybrid.ledger import Ledger
-from confide.hybrid.ledger.licences import licence_book
-from confide.hybrid.ledger.store import DATABASE, Store
+from confide.hybrid.server.ledger import Ledger
+from confide.hybrid.server.ledger.licences import licence_book
+from confide.hybrid.server.ledger.store import DATABASE, Store
 
 from .records import bind, spend
 
@@ -104,7 +104,7 @@ def test_a_transaction_is_all_or_nothing(store: Store) -> None:
 def test_readers_see_whole_transactions_while_another_process_writes(store: Store, tmp_path: Path) -> None:
     code = f"""
 from pathlib import Path
-from confide.hybrid.ledger.store import Store
+from confide.hybrid.server.ledger.store import Store
 store = Store(Path({str(tmp_path / DATABASE)!r}))
 for number in range(2, 300):
     with store.transaction():
@@ -147,7 +147,7 @@ def test_licences_are_written_by_many_processes_at_once(tmp_path: Path) -> None:
     code = """
 import sys
 from pathlib import Path
-from confide.hybrid.ledger.licences import licence_book
+from confide.hybrid.server.ledger.licences import licence_book
 for number in range(10):
     with licence_book(Path(sys.argv[1])) as book:
         book.create(f"{sys.argv[2]} {number}")

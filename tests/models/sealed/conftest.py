@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from gguf import GGUFWriter, LlamaFileType
 
-from confide.models.sealed.contents import Contents, contents_of
-from confide.models.sealed.key import ModelKey
-from confide.models.sealed.manifest import WeightsFormat
-from confide.models.sealed.stream import CHUNK_BYTES
-from confide.models.sealed.write import seal_model
+from confide.packages.sealed.contents import Contents, contents_of
+from confide.packages.sealed.key import ModelKey
+from confide.packages.sealed.manifest import WeightsFormat
+from confide.packages.sealed.stream import CHUNK_BYTES
+from confide.packages.sealed.write import seal_model
 from owners import OWNER
 
 KEY = ModelKey(b"k" * 32)

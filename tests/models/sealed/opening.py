@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from confide.models.sealed.key import ModelKey
-from confide.models.sealed.load import load_model, load_tokenizer
-from confide.models.sealed.memory import open_gguf
-from confide.models.sealed.package import SealedPackage, UnlockedPackage
+from confide.packages.sealed.key import ModelKey
+from confide.packages.sealed.load import load_model, load_tokenizer
+from confide.packages.sealed.memory import open_gguf
+from confide.packages.sealed.package import SealedPackage, UnlockedPackage
 
 KEY = ModelKey(b"k" * 32)
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC

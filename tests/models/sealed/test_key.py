@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from confide.errors import ModelKeyError
-from confide.models.sealed.key import ModelKey
+from confide.packages.sealed.key import ModelKey
 
 KEY = ModelKey(bytes(range(32)))
 

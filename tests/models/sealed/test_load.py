@@ -10,12 +10,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, PreTrainedTokenizerFast
 
 from confide.errors import InvalidPackage, ModelNotSupported
-from confide.models.sealed.contents import Contents, contents_of
-from confide.models.sealed.load import load_model, load_tokenizer
-from confide.models.sealed.manifest import WeightsFormat
-from confide.models.sealed.package import SealedPackage, UnlockedPackage
-from confide.models.sealed.write import seal_model
 from confide.models.source import DEMO_FOLDER, Source
+from confide.packages.sealed.contents import Contents, contents_of
+from confide.packages.sealed.load import load_model, load_tokenizer
+from confide.packages.sealed.manifest import WeightsFormat
+from confide.packages.sealed.package import SealedPackage, UnlockedPackage
+from confide.packages.sealed.write import seal_model
 from owners import OWNER
 
 from .conftest import KEY

@@ -8,8 +8,8 @@ import pytest
 from gguf import GGUFReader
 
 from confide.errors import DamagedFile, InvalidPackage
-from confide.models.sealed.memory import open_gguf
-from confide.models.sealed.package import SealedPackage
+from confide.packages.sealed.memory import open_gguf
+from confide.packages.sealed.package import SealedPackage
 
 from .conftest import KEY
 

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from confide.models.sealed.merkle import leaf_hash, root_hash
+from confide.packages.sealed.merkle import leaf_hash, root_hash
 
 # The example tree that implementations of RFC 6962 share: leaves, and the root over the first 1, 2, 3... of them.
 LEAVES = ["", "00", "10", "2021", "3031", "40414243", "5051525354555657", "606162636465666768696a6b6c6d6e6f"]

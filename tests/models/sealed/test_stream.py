@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from confide.errors import DamagedFile
-from confide.models.sealed.regions import Regions
-from confide.models.sealed.stream import CHUNK_BYTES, TAG_BYTES, ChunkCipher, chunk_count, sealed_size
+from confide.packages.sealed.regions import Regions
+from confide.packages.sealed.stream import CHUNK_BYTES, TAG_BYTES, ChunkCipher, chunk_count, sealed_size
 
 KEY = bytes(32)
 

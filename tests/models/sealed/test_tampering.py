@@ -20,12 +20,12 @@ from confide.errors import (
     UntrustedOwner,
     WrongModelKey,
 )
-from confide.models.sealed.contents import Contents
-from confide.models.sealed.key import ModelKey
-from confide.models.sealed.manifest import SealedManifest, WeightsFormat, model_digest, write_signed
-from confide.models.sealed.package import SealedPackage
-from confide.models.sealed.stream import CHUNK_BYTES, TAG_BYTES, ChunkCipher, chunk_count
-from confide.models.sealed.write import seal_model
+from confide.packages.sealed.contents import Contents
+from confide.packages.sealed.key import ModelKey
+from confide.packages.sealed.manifest import SealedManifest, WeightsFormat, model_digest, write_signed
+from confide.packages.sealed.package import SealedPackage
+from confide.packages.sealed.stream import CHUNK_BYTES, TAG_BYTES, ChunkCipher, chunk_count
+from confide.packages.sealed.write import seal_model
 from owners import OWNER, STRANGER
 
 from .conftest import KEY

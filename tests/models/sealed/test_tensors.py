@@ -10,12 +10,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from confide.errors import InvalidPackage, SubstitutedContent, TruncatedFile
-from confide.models.sealed.contents import Contents
-from confide.models.sealed.manifest import WeightsFormat
-from confide.models.sealed.package import SealedPackage, UnlockedPackage
-from confide.models.sealed.stream import CHUNK_BYTES
-from confide.models.sealed.tensors import DTYPES, allocate, file_layout, parse_layout, read_tensors
-from confide.models.sealed.write import seal_model
+from confide.packages.sealed.contents import Contents
+from confide.packages.sealed.manifest import WeightsFormat
+from confide.packages.sealed.package import SealedPackage, UnlockedPackage
+from confide.packages.sealed.stream import CHUNK_BYTES
+from confide.packages.sealed.tensors import DTYPES, allocate, file_layout, parse_layout, read_tensors
+from confide.packages.sealed.write import seal_model
 from owners import OWNER
 
 from .conftest import KEY
@@ -122,7 +122,7 @@ def test_nothing_comes_out_of_content_that_the_owner_did_not_sign(tmp_path: Path
         genuine.manifest.files[0],
         KEY.file_key(bytes.fromhex(genuine.manifest.salt), 0, "model.safetensors"),
     )
-    from confide.models.sealed.stream import ChunkCipher
+    from confide.packages.sealed.stream import ChunkCipher
 
     forged = ChunkCipher(cipher_key, file.size).seal(0, (tmp_path / "other" / "model.safetensors").read_bytes())
     genuine.package.path(file).write_bytes(forged)

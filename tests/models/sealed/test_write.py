@@ -9,14 +9,14 @@ from safetensors.torch import save_file
 from transformers import T5Config
 
 from confide.errors import ConfideError, InvalidPackage, ModelNotSupported
-from confide.models.package import PackageKind, read_kind, read_manifest
-from confide.models.sealed.contents import Contents, contents_of
-from confide.models.sealed.key import ModelKey
-from confide.models.sealed.manifest import WeightsFormat
-from confide.models.sealed.package import SealedPackage
-from confide.models.sealed.write import seal_model
 from confide.models.source import Source
 from confide.models.split import SplitSummary
+from confide.packages.manifest import PackageKind, read_kind, read_manifest
+from confide.packages.sealed.contents import Contents, contents_of
+from confide.packages.sealed.key import ModelKey
+from confide.packages.sealed.manifest import WeightsFormat
+from confide.packages.sealed.package import SealedPackage
+from confide.packages.sealed.write import seal_model
 from owners import OWNER
 
 from .conftest import KEY

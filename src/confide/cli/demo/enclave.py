@@ -25,7 +25,7 @@ from confide.errors import AttestationRefused, ChannelBroken, ConfideError, Inva
 if TYPE_CHECKING:
     from confide.attest.policy import SimulatedPolicy
     from confide.client.enclave import EnclaveSession
-    from confide.models.sealed.key import ModelKey
+    from confide.packages.sealed.key import ModelKey
 
 PROMPT = "The old king called his three sons and said,"
 ANSWER_TOKENS = 40
@@ -91,10 +91,10 @@ class _Demo:
     # -- the owner ---------------------------------------------------------------------------------------------
 
     def _seal(self) -> "tuple[ModelKey, str]":
-        from confide.models.owner import OwnerKey
-        from confide.models.sealed.contents import contents_of
-        from confide.models.sealed.key import ModelKey
-        from confide.models.sealed.write import seal_model
+        from confide.packages.owner import OwnerKey
+        from confide.packages.sealed.contents import contents_of
+        from confide.packages.sealed.key import ModelKey
+        from confide.packages.sealed.write import seal_model
 
         key = ModelKey.generate()
         manifest = seal_model(contents_of("demo"), self._package, key=key, owner=OwnerKey.generate())
@@ -108,7 +108,7 @@ class _Demo:
         """Bind the key to the policy; returns the environment that the broker and the server run in."""
         from datetime import UTC, datetime
 
-        from confide.enclave.key_release.store import Conditions, KeyStore
+        from confide.broker.store import Conditions, KeyStore
 
         passphrase = secrets.token_hex(16)
         root = (self._folder / "tee" / "root.pem").read_bytes()
@@ -117,7 +117,7 @@ class _Demo:
         return {PASSPHRASE_VARIABLE: passphrase, "CONFIDE_HOME": str(self._folder / "home")}
 
     def _log_entries(self) -> int:
-        from confide.enclave.key_release.log import LOG_NAME, verify
+        from confide.broker.log import LOG_NAME, verify
 
         return verify(self._folder / "keys" / LOG_NAME).entries
 
@@ -181,8 +181,8 @@ class _Demo:
 
     def _open_damaged(self, key: "ModelKey") -> None:
         """What the server would do with a copy of the package in which one byte of the weights is another."""
-        from confide.models.sealed.load import load_model
-        from confide.models.sealed.package import SealedPackage
+        from confide.packages.sealed.load import load_model
+        from confide.packages.sealed.package import SealedPackage
 
         damaged = Path(shutil.copytree(self._package, self._folder / "damaged"))
         weights = max(damaged.iterdir(), key=lambda path: path.stat().st_size)

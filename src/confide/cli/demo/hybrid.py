@@ -64,10 +64,10 @@ class _Demo:
         self._record = folder / "seen-by-the-server"
 
     def run(self) -> DemoResult:
-        from confide.hybrid.ledger.licences import licence_book
-        from confide.models.owner import OwnerKey
+        from confide.hybrid.server.ledger.licences import licence_book
         from confide.models.source import open_model
         from confide.models.split import split
+        from confide.packages.owner import OwnerKey
 
         output.quiet_transformers()
         self._title("1  A model cut in two")
@@ -163,7 +163,7 @@ class _Demo:
     def _compare(self, summary: Any, fp32: "PreTrainedModel", private: dict[str, Any]) -> tuple[bool, dict[str, Any]]:
         from confide.evaluate.agreement import top1_agreement
         from confide.models.clear import load_clear
-        from confide.models.shell import shell_tokenizer
+        from confide.packages.shell import shell_tokenizer
 
         tokenizer = shell_tokenizer(summary.client)
         clear = self._generate(load_clear(summary.client, summary.server), tokenizer, stream=False)
@@ -181,7 +181,7 @@ class _Demo:
         import numpy as np
 
         from confide.evaluate.uniformity import uniformity_p_value
-        from confide.hybrid.record import read_record
+        from confide.hybrid.server.record import read_record
         from confide.rlwe.parameters import PLAINTEXT_BITS
 
         self._title("4  What the server saw")

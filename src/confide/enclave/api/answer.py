@@ -12,9 +12,9 @@ from starlette.requests import ClientDisconnect, Request
 from confide.enclave.api.limits import Limits
 from confide.enclave.api.metrics import Metrics
 from confide.enclave.api.schemas import Fields, SamplingFields, parse
-from confide.enclave.body import read_body
 from confide.enclave.engines.engine import Engine, FinishReason, Piece, Sampling
 from confide.errors import AnswerTimedOut, EngineError, PromptTooLong, RequestRefused
+from confide.net.body import read_body
 
 _Result = TypeVar("_Result")
 

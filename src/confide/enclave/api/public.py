@@ -14,11 +14,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount, Route
 
+from confide.channel.middleware import SealedChannel
+from confide.channel.sealing import PATH
 from confide.enclave.api.answer import Serving
 from confide.enclave.api.app import API_PATHS, api_app, health
 from confide.enclave.api.problems import HANDLERS, problem_response
-from confide.enclave.channel.middleware import SealedChannel
-from confide.enclave.channel.sealing import PATH
 from confide.enclave.workload import Workload
 from confide.errors import InsecureConnection, RequestRefused, ServerBusy
 
@@ -29,7 +29,7 @@ _BURST_SECONDS: Final = 2.0
 def public_app(workload: Workload, serving: Serving, *, tls_ends_here: bool = False) -> Starlette:
     """The application to serve to the world. Closes the engine when the server stops.
 
-    tls_ends_here: the server's TLS key is the workload's own (see `confide.enclave.channel.ra_tls`), so that the API
+    tls_ends_here: the server's TLS key is the workload's own (see `confide.enclave.ra_tls`), so that the API
     may be asked directly. Otherwise it is reached through the sealed channel alone.
     """
     api, limits, metrics = api_app(serving), serving.limits, serving.metrics

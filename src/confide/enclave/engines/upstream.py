@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from confide.enclave.engines.engine import EngineFacts, FinishReason, Piece, Sampling
 from confide.enclave.engines.prompts import Prompted, Prompts
 from confide.errors import EngineError, InsecureConnection
-from confide.loopback import is_loopback
+from confide.net.loopback import is_loopback
 
 CONNECT_SECONDS: Final = 5.0
 SILENCE_SECONDS: Final = 120.0

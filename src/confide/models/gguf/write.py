@@ -11,8 +11,8 @@ from gguf import GGML_QUANT_SIZES, GGML_QUANT_VERSION, MODEL_ARCH_NAMES, GGMLQua
 from gguf.quants import quant_shape_to_byte_shape, quantize
 from torch import Tensor
 
+from confide.disk.files import sync_folder
 from confide.errors import ConfideError
-from confide.files import sync_folder
 from confide.models.gguf.architectures import find_architecture
 from confide.models.gguf.types import GgufType
 from confide.models.gguf.vocabulary import write_vocabulary

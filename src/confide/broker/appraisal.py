@@ -1,0 +1,89 @@
+"""Holds a workload's evidence against the conditions of a key. Pure, but for collateral that has to be fetched.
+
+Whatever a policy says, the hardware must have signed the statement that holds the broker's nonce, the digest of the
+key's model, and the channel key. A key with a policy for production is judged under the vendors' roots, and by a type
+of policy that asks for them: simulated evidence never gets it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+
+from confide.attest.appraise import Verifies, appraise
+from confide.attest.collateral import Collateral
+from confide.attest.evidence import Evidence, Family
+from confide.attest.policy import AnyPolicy
+from confide.attest.policy import appraise as appraise_claims
+from confide.attest.requirements import Fresh, Model
+from confide.attest.result import AttestationResult, Check
+from confide.attest.roots import ProductionRoots, SimulatedRoots
+from confide.attest.statement import Statement
+from confide.attest.verifier import Verifier
+from confide.attest.wire import Attested
+from confide.broker.store import Conditions
+from confide.channel.keys import KEY_PURPOSE, ChannelPublicKey
+from confide.errors import AttestationError, ChannelRefused
+
+Gather = Callable[[Evidence], Collateral]
+"""Gets collateral for evidence that came without; an AttestationError where there is none to be had."""
+
+
+def no_collateral(evidence: Evidence) -> Collateral:
+    """For those who ask no vendor: workloads send their collateral along."""
+    return Collateral()
+
+
+@dataclass(frozen=True)
+class Appraiser:
+    """Judges workloads for one owner.
+
+    production: verifies under the vendors' roots. gather: where collateral comes from that a workload did not send.
+    demands: a policy that every workload must satisfy besides that of the key; where the two are not of one kind, no
+    evidence satisfies both.
+    """
+
+    production: Verifies = field(default_factory=lambda: Verifier(ProductionRoots()))
+    gather: Gather = no_collateral
+    demands: AnyPolicy | None = None
+
+    def appraise(self, attested: Attested, conditions: Conditions, nonce: str, now: datetime) -> AttestationResult:
+        """The verdict, with every check of both policies. Nothing is raised for evidence that does not hold."""
+        evidence, statement = attested.evidence.thaw(), attested.statement
+        bound = (Fresh(nonce), Model(conditions.model_digest))
+        own = replace(conditions.policy, requirements=(*conditions.policy.requirements, *bound))
+        try:
+            collateral = self._collateral(attested, evidence, conditions)
+        except AttestationError as error:
+            return appraise_claims(error, own, now, family=evidence.family)
+        verifier = self._verifier(conditions)
+        results = [
+            appraise(verifier, evidence, collateral, policy, now, statement=statement)
+            for policy in (own, self.demands)
+            if policy is not None
+        ]
+        checks = dict.fromkeys(check for result in results for check in result.checks)
+        return replace(results[0], checks=(*checks, _channel_key_check(statement)))
+
+    def _collateral(self, attested: Attested, evidence: Evidence, conditions: Conditions) -> Collateral:
+        sent = attested.collateral.thaw()
+        if sent.documents or sent.members or conditions.simulated_root is not None:
+            return sent
+        return self.gather(evidence)
+
+    def _verifier(self, conditions: Conditions) -> Verifies:
+        if conditions.simulated_root is None:
+            return self.production
+        return Verifier(SimulatedRoots(dict.fromkeys(Family, conditions.simulated_root)))
+
+
+def channel_key(statement: Statement) -> ChannelPublicKey:
+    """What model keys are wrapped to. ChannelRefused where the statement names none."""
+    return ChannelPublicKey.parse(statement.channel_keys.get(KEY_PURPOSE, ""))
+
+
+def _channel_key_check(statement: Statement) -> Check:
+    expected = "a key to encrypt to, in the statement"
+    try:
+        return Check("channel-key", expected, channel_key(statement).id.hex(), passed=True)
+    except ChannelRefused:
+        return Check("channel-key", expected, "none", passed=False)

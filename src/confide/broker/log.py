@@ -1,0 +1,210 @@
+"""The audit log of key releases: JSON lines, chained by hashes, each on the disk before its answer leaves.
+
+A line's hash is SHA-256 over the hash of the line before and its own content. So a line that is changed, removed or
+moved breaks the chain from there on. Lines cut off at the end leave a chain that is whole: that is found only with the
+hash of a later line, the head, kept somewhere else. And whoever can write the file can write all of it anew; against
+that, too, a head kept elsewhere helps. A last line without its end is what a crash leaves; its answer never left.
+"""
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from threading import Lock
+from typing import Annotated, Final, Literal
+
+import msgspec
+
+from confide.attest.result import Check
+from confide.attest.wire import Record
+from confide.disk.files import hold_folder, sync_folder
+from confide.errors import AuditLogCorrupted, AuditLogInUse, AuditLogUnavailable
+
+LOG_NAME: Final = "audit.jsonl"
+GENESIS: Final = bytes(32)
+"""In the place of a hash before the first line."""
+_PURPOSE: Final = b"confide audit log 1\0"
+_log = logging.getLogger(__name__)
+
+
+class Entry(Record, frozen=True):
+    """What was decided, and on what grounds.
+
+    key, model: the key's id and the digest of its model. policy: SHA-256 of its TOML. nonce: what the
+    evidence was made for. statement: the digest of what the workload says of itself, its channel key included, as the
+    hardware signs it. evidence: SHA-256 of the evidence as JSON. peer: the
+    address that asked, which may be a proxy's. failed: the checks that did not pass. recovered: bytes of a torn last
+    line that were cut off before this.
+    """
+
+    at: Annotated[datetime, msgspec.Meta(tz=True)]
+    event: Literal["released", "refused", "recovered"]
+    key: str = ""
+    model: str = ""
+    policy: str = ""
+    family: str = ""
+    simulated: bool = False
+    nonce: str = ""
+    statement: str = ""
+    evidence: str = ""
+    peer: str = ""
+    failed: tuple[Check, ...] = ()
+    recovered: int = 0
+
+
+class Line(Record, frozen=True):
+    """An entry in its place. hash: of all up to here, in hexadecimal."""
+
+    entry: Entry
+    hash: str
+
+
+@dataclass
+class LogReader:
+    """Reads a log from its beginning, and checks it on the way.
+
+    Of what was read so far: entries, and head, the hash of the last line. torn: bytes of a torn line at the end.
+    """
+
+    path: Path
+    entries: int = 0
+    head: str = GENESIS.hex()
+    torn: int = 0
+
+    def __iter__(self) -> Iterator[Line]:
+        """The lines. AuditLogCorrupted at the first that is not what was written in its place.
+
+        AuditLogUnavailable where the file is missing or cannot be read.
+        """
+        for raw in self._raw_lines():
+            if not raw.endswith(b"\n"):
+                self.torn = len(raw)
+                return
+            line = _parse(raw)
+            if line is None or line.hash != _next(self.head, line.entry):
+                raise AuditLogCorrupted(
+                    f"Line {self.entries + 1} of {self.path} is not what was written there, or lines before it are "
+                    "missing; keep the file for an investigation, and trust nothing from this line on."
+                )
+            self.entries += 1
+            self.head = line.hash
+            yield line
+
+    def _raw_lines(self) -> Iterator[bytes]:
+        try:
+            with self.path.open("rb") as file:
+                yield from file
+        except OSError as error:
+            raise AuditLogUnavailable(
+                f"There is no log to be read at {self.path} ({error.strerror}); `confide keys serve` writes one."
+            ) from error
+
+
+def verify(path: Path, head: str | None = None) -> LogReader:
+    """Check the whole log. head: a hash kept from earlier, which must be that of a line, or of no line at all."""
+    reader = LogReader(path)
+    seen = head is None or head == reader.head
+    for line in reader:
+        seen = seen or line.hash == head
+    if not seen:
+        raise AuditLogCorrupted(
+            f"{path} does not hold the line with the hash {head}: lines at its end were cut off, or it was written "
+            "anew; keep the file for an investigation."
+        )
+    return reader
+
+
+class AuditLog:
+    """The log of one folder, open for writing. One process at a time; safe for several threads.
+
+    head: the hash of the last line, in hexadecimal, to keep elsewhere.
+    """
+
+    def __init__(self, folder: Path, now: datetime) -> None:
+        """Checks all of it, and cuts off a torn last line. AuditLogInUse, AuditLogCorrupted, AuditLogUnavailable."""
+        self.path = folder / LOG_NAME
+        self._lock = Lock()
+        held = hold_folder(folder)
+        if held is None:
+            raise AuditLogInUse(f"Another process releases keys from {folder}; stop it first, or use another folder.")
+        self._held = held
+        try:
+            self._file = self._open()
+            chain = verify(self.path)
+            self.head = chain.head
+            self._offset = os.fstat(self._file).st_size - chain.torn
+            if chain.torn:
+                _log.warning("The last line of %s was torn by a crash; its answer never left. Cut off.", self.path)
+                os.ftruncate(self._file, self._offset)
+                self.append(Entry(now, "recovered", recovered=chain.torn))
+        except BaseException:
+            held.close()
+            raise
+
+    def append(self, entry: Entry) -> None:
+        """Write an entry and wait for the disk. AuditLogUnavailable, and no trace of it, where that fails.
+
+        AuditLogCorrupted where the file is not the one that this process left.
+        """
+        with self._lock:
+            line = Line(entry, _next(self.head, entry))
+            data = _encode(line)
+            self._require_ours()
+            try:
+                if os.write(self._file, data) != len(data):
+                    raise OSError("short write")
+                os.fsync(self._file)
+            except OSError as error:
+                with suppress(OSError):  # what stays then is found before the next entry
+                    os.ftruncate(self._file, self._offset)
+                raise AuditLogUnavailable(
+                    f"The log {self.path} cannot be written ({error.strerror or error}); make room on its disk. "
+                    "No key leaves without its line."
+                ) from error
+            self.head, self._offset = line.hash, self._offset + len(data)
+
+    def _require_ours(self) -> None:
+        opened = os.fstat(self._file)
+        try:
+            same = os.path.samestat(opened, self.path.stat()) and opened.st_size == self._offset
+        except OSError:
+            same = False
+        if not same:
+            raise AuditLogCorrupted(
+                f"{self.path} was removed or written to by somebody else, or a failed write could not be undone; "
+                "look into it, then start again. No key leaves until then."
+            )
+
+    def close(self) -> None:
+        """Let another process have it."""
+        os.close(self._file)
+        self._held.close()
+
+    def _open(self) -> int:
+        try:
+            file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+            sync_folder(self.path.parent)
+        except OSError as error:
+            raise AuditLogUnavailable(f"{self.path} cannot be written ({error.strerror}); check its owner.") from error
+        return file
+
+
+def _parse(raw: bytes) -> Line | None:
+    """The line, if these are the very bytes that it is written as."""
+    try:
+        line = msgspec.json.decode(raw, type=Line)
+    except (msgspec.MsgspecError, ValueError):
+        return None
+    return line if _encode(line) == raw else None
+
+
+def _encode(line: Line) -> bytes:
+    return msgspec.json.encode(line) + b"\n"
+
+
+def _next(head: str, entry: Entry) -> str:
+    return hashlib.sha256(_PURPOSE + bytes.fromhex(head) + msgspec.json.encode(entry)).hexdigest()

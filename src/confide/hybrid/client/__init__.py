@@ -1,0 +1,1 @@
+"""The client's half of the hybrid mode. Knows nothing of the server's."""

@@ -1,0 +1,220 @@
+"""The client's end of the wire: a WebSocket over one blocking socket, without threads or an event loop.
+
+A decoded token crosses the network once for every layer group, so a round trip must cost little: the sans-I/O
+protocol of `websockets` on a plain socket takes about half of what its threaded client does.
+"""
+
+import contextlib
+import socket
+import ssl
+from collections import deque
+from typing import TypeVar
+
+from websockets.client import ClientProtocol
+from websockets.exceptions import InvalidState
+from websockets.frames import Frame, Opcode
+from websockets.protocol import State
+from websockets.uri import parse_uri
+
+from confide.errors import (
+    ConnectionLost,
+    InsecureConnection,
+    MalformedMessage,
+    ServerSilent,
+    UntrustedCertificate,
+)
+from confide.hybrid import wire
+from confide.hybrid.client.address import websocket_url
+from confide.hybrid.closing import Closing
+from confide.logs import quiet_logger
+from confide.net.loopback import is_loopback
+from confide.net.tls import client_context
+from confide.packages.signing import Release
+
+CONNECT_SECONDS = 10.0
+GOODBYE_SECONDS = 1.0
+ONLINE_SECONDS = 30.0
+OFFLINE_SECONDS = 600.0
+"""An offline request may have to wait for those of others, and no byte moves meanwhile."""
+_READ_BYTES = 1 << 20
+_TLS_RECORD = 1 << 14
+"""What one read of a TLS socket gives at most; room for more would be allocated in vain, at half the throughput."""
+
+Reply = TypeVar("Reply", bound=wire.FromServer)
+
+
+class LayerConnection(Closing):
+    """A greeted connection to a layer server. One thread at a time.
+
+    licence: the bearer key, if any. trust: what a certificate and host name at a wss:// address are checked against.
+    silence: the seconds that may pass without a single byte. Raises ConnectionLost where the server cannot be reached,
+    ServerSilent where it stops answering, InsecureConnection where the address is plain, not on this machine and
+    `insecure_no_tls` is not set, UntrustedCertificate where the server cannot prove who it is, UntrustedOwner or
+    ModelMismatch where it does not present the release that is asked for, and what the server reports as the error it
+    is.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        scheme: str,
+        release: Release,
+        licence: str = "",
+        trust: ssl.SSLContext | None = None,
+        silence: float = ONLINE_SECONDS,
+        insecure_no_tls: bool = False,
+    ) -> None:
+        uri = parse_uri(websocket_url(url))
+        if not uri.secure and not is_loopback(uri.host) and not insecure_no_tls:
+            raise InsecureConnection(
+                f"{uri.host} is another machine and the connection would be plain; use a wss:// address of a server "
+                "with TLS (`confide tls make-local` makes it a certificate), or a tunnel to a loopback port."
+            )
+        self.url = url
+        self._events: deque[object] = deque()
+        self._protocol = ClientProtocol(
+            uri, max_size=wire.MAX_FRAME + wire.FRAME_OVERHEAD, logger=quiet_logger("client.frames")
+        )
+        self._read_bytes = _TLS_RECORD if uri.secure else _READ_BYTES
+        self._socket = _connect(url, uri.host, uri.port)
+        try:
+            if uri.secure:
+                self._socket = _secure(self._socket, trust or client_context(), url, uri.host)
+            self._upgrade()
+            self._socket.settimeout(silence)
+            greeting = wire.Hello(wire.PROTOCOL_VERSION, scheme, release.model_digest, release.table_digest, licence)
+            welcome = self.request(greeting, wire.Welcome)
+            release.require_signed(welcome.owner, welcome.release)
+            self.server_seed = welcome.server_seed
+            self.tokens_left = welcome.tokens_left
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def _upgrade(self) -> None:
+        self._protocol.send_request(self._protocol.connect())
+        self._flush()
+        try:
+            while self._protocol.state is State.CONNECTING and self._protocol.handshake_exc is None:
+                self._read()
+        except ServerSilent:
+            raise
+        except ConnectionLost as error:
+            raise ConnectionLost(
+                f"What answers at {self.url} hangs up at once; check the address, which starts with wss:// where the "
+                "server has TLS."
+            ) from error
+        if self._protocol.handshake_exc is not None:
+            raise ConnectionLost(f"What answers at {self.url} is not a layer server; check the address.")
+        self._events.popleft()  # the handshake's response
+
+    def send(self, message: wire.FromClient) -> None:
+        """Send one message. Where the server has hung up, the reason it gave is raised."""
+        try:
+            self._protocol.send_binary(wire.encode(message))
+            self._flush()
+        except ServerSilent:
+            raise
+        except (ConnectionLost, InvalidState):
+            while True:  # ends in ConnectionLost at the latest
+                parting = wire.decode_from_server(self._next_frame())
+                if isinstance(parting, wire.Failure):
+                    wire.raise_failure(parting)
+
+    def receive(self, kind: type[Reply]) -> Reply:
+        """The next message, which must be of this kind; a Failure is raised as the error it reports."""
+        message = wire.decode_from_server(self._next_frame())
+        if isinstance(message, wire.Failure):
+            wire.raise_failure(message)
+        if not isinstance(message, kind):
+            raise MalformedMessage(f"The server sent a {type(message).__name__} out of turn; connect again.")
+        return message
+
+    def request(self, message: wire.FromClient, kind: type[Reply]) -> Reply:
+        """Send a message and receive its reply."""
+        self.send(message)
+        return self.receive(kind)
+
+    def _next_frame(self) -> bytes:
+        while True:
+            while self._events:
+                event = self._events.popleft()
+                if not isinstance(event, Frame) or event.opcode is Opcode.TEXT:
+                    raise MalformedMessage("The server sent text where the protocol has only binary frames.")
+                if event.opcode is Opcode.BINARY and event.fin:
+                    return bytes(event.data)
+                if event.opcode in (Opcode.BINARY, Opcode.CONT):
+                    # Of pieces there could be infinitely many, all of them empty.
+                    raise MalformedMessage("The server sent a message in pieces where the protocol has whole ones.")
+            if self._protocol.parser_exc is not None or self._protocol.close_rcvd is not None:
+                raise self._lost()  # whatever else arrives would be dropped, for as long as the server likes
+            self._read()
+
+    def _read(self) -> None:
+        try:
+            data = self._socket.recv(self._read_bytes)
+        except OSError as error:
+            raise self._lost(error) from error
+        if not data:
+            self._protocol.receive_eof()
+            raise self._lost()
+        self._protocol.receive_data(data)
+        self._events.extend(self._protocol.events_received())
+        self._flush()  # answers to pings
+
+    def _lost(self, error: OSError | None = None) -> ConnectionLost:
+        if isinstance(error, TimeoutError):
+            return ServerSilent(f"The server at {self.url} does not answer; try again later.")
+        closed = self._protocol.close_rcvd
+        if closed is not None and closed.code == 1009:
+            return ConnectionLost(
+                "The server refused an oversized frame; use the same version of Confide on both sides."
+            )
+        return ConnectionLost(f"The connection to {self.url} broke; start again, nothing that was sent is reused.")
+
+    def _flush(self) -> None:
+        try:
+            for data in self._protocol.data_to_send():
+                rest = memoryview(data)
+                while rest:  # not sendall, whose time limit is one for the whole frame
+                    rest = rest[self._socket.send(rest) :]
+        except OSError as error:
+            raise self._lost(error) from error
+
+    def close(self) -> None:
+        """Say goodbye and close the socket."""
+        with contextlib.suppress(ConnectionLost, InvalidState, OSError):
+            self._socket.settimeout(GOODBYE_SECONDS)
+            self._protocol.send_close()
+            self._flush()
+        self._socket.close()
+
+
+def _connect(url: str, host: str, port: int) -> socket.socket:
+    try:
+        connected = socket.create_connection((host, port), timeout=CONNECT_SECONDS)
+    except (OSError, UnicodeError) as error:  # the latter for what can be no host name
+        kind = ServerSilent if isinstance(error, TimeoutError) else ConnectionLost
+        reason = getattr(error, "strerror", None) or error
+        raise kind(f"No layer server answers at {url} ({reason}); start one with `confide serve`.") from error
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connected
+
+
+def _secure(plain: socket.socket, trust: ssl.SSLContext, url: str, host: str) -> ssl.SSLSocket:
+    """The socket under TLS, once its certificate and host name are proved."""
+    try:
+        return trust.wrap_socket(plain, server_hostname=host)
+    except ssl.SSLCertVerificationError as error:
+        raise UntrustedCertificate(
+            f"{host} could not prove that it is {host} ({error.verify_message.rstrip('.')}); "
+            "give the authority of its certificate with --ca, write a host name that is in the certificate, "
+            "or have its operator make a new one."
+        ) from error
+    except TimeoutError as error:
+        raise ServerSilent(f"The server at {url} does not answer; try again later.") from error
+    except OSError as error:
+        raise ConnectionLost(
+            f"What answers at {url} does not speak TLS; check the address, and that the server has --tls-cert."
+        ) from error

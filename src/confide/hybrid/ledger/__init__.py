@@ -1,5 +1,0 @@
-"""What a layer server must never forget: spent indexes, request digests, licences and usage."""
-
-from confide.hybrid.ledger.ledger import Ledger
-
-__all__ = ["Ledger"]

@@ -1,0 +1,1 @@
+"""The layer server. Knows nothing of the client's half."""

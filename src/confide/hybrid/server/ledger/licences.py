@@ -1,0 +1,157 @@
+"""Licences: who may ask for how many tokens, until when and how fast; their keys are stored as hashes only.
+
+Kept apart from the running server, so that a licence can be made, changed or revoked while it serves.
+"""
+
+import hashlib
+import os
+import time
+from base64 import urlsafe_b64encode
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Self
+
+import msgspec
+
+from confide.errors import ConfideError
+from confide.hybrid.server.ledger.store import DATABASE, Row, Store, require_whole
+
+KEY_PREFIX: Final = "confide-"
+SECONDS_PER_DAY: Final = 86_400
+DEFAULT_DISCLOSURE: Final = 1.0
+"""Of what solves a layer: see `usage.solving_tokens`."""
+
+
+class Licence(msgspec.Struct, frozen=True):
+    """What one licensee may do. None means without limit.
+
+    id: 8 bytes, public. key_hash: SHA-256 of the bearer key. created, expires, revoked: seconds since 1970.
+    disclosure: how much of what solves a layer may be disclosed, 1.0 is all of it.
+    """
+
+    id: bytes
+    key_hash: bytes
+    name: str
+    created: int
+    expires: int | None = None
+    tokens: int | None = None
+    tokens_per_minute: int | None = None
+    packs_per_day: int | None = None
+    disclosure: float | None = DEFAULT_DISCLOSURE
+    revoked: int | None = None
+
+    def __repr__(self) -> str:
+        return f"Licence({self.label})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [("label", self.label)]
+
+    @classmethod
+    def from_row(cls, row: Row) -> Self:
+        """The licence in a row of the table."""
+        return cls(**row)
+
+    @property
+    def label(self) -> str:
+        """The name people gave it and its id."""
+        return f"{self.name} ({self.id.hex()})"
+
+    def state(self, now: float) -> str:
+        """active, expired or revoked."""
+        if self.revoked is not None:
+            return "revoked"
+        return "expired" if self.expires is not None and now >= self.expires else "active"
+
+
+ANONYMOUS: Final = Licence(b"anonymou", b"", "anonymous", 0, disclosure=None)
+"""Stands for clients without a licence, where a server takes them."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a licence has used: tokens on one day, a day since 1970."""
+
+    licence: bytes
+    day: int
+    tokens: int
+
+    @property
+    def date(self) -> str:
+        """Such as 2026-11-21, in UTC."""
+        return time.strftime("%Y-%m-%d", time.gmtime(self.day * SECONDS_PER_DAY))
+
+
+class LicenceBook:
+    """The licences of one ledger database."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def create(self, name: str, **limits: int | float | None) -> tuple[Licence, str]:
+        """A new licence and its key, which cannot be had again. `limits` are fields of Licence."""
+        key = KEY_PREFIX + urlsafe_b64encode(os.urandom(32)).rstrip(b"=").decode()
+        licence = Licence(os.urandom(8), _hash(key), name, int(time.time()), **limits)  # type: ignore[arg-type]
+        with self._store.transaction():
+            if self._store.count("licences", name=name):
+                raise ConfideError(f"There is a licence named {name} already; choose another name.")
+            self._write(licence)
+        return licence, key
+
+    def all(self) -> list[Licence]:
+        """Oldest first."""
+        return sorted(map(Licence.from_row, self._store.rows("licences")), key=lambda licence: licence.created)
+
+    def find(self, name_or_id: str) -> Licence:
+        """The licence with this name or hexadecimal id; ConfideError where there is none."""
+        for licence in self.all():
+            if name_or_id in (licence.name, licence.id.hex()):
+                return licence
+        raise ConfideError(f"There is no licence {name_or_id!r}; `confide licence list` shows those there are.")
+
+    def of_key(self, key: str) -> Licence | None:
+        """The licence of a bearer key. Keys have 256 random bits, so looking their hash up gives nothing away."""
+        row = self._store.row("licences", key_hash=_hash(key))
+        return Licence.from_row(row) if row else None
+
+    def by_id(self, licence: bytes) -> Licence | None:
+        """The licence with this id as it is now."""
+        row = self._store.row("licences", id=licence)
+        return Licence.from_row(row) if row else None
+
+    def change(self, licence: Licence, **fields: int | float | None) -> Licence:
+        """Change some fields of a licence; the others stay as they are by now, whoever wrote them meanwhile."""
+        with self._store.transaction():
+            changed = msgspec.structs.replace(self.by_id(licence.id) or licence, **fields)
+            self._write(changed)
+        return changed
+
+    def usage(self, licence: Licence | None = None) -> list[Usage]:
+        """Tokens by licence and day, oldest first, as of the server's last checkpoint."""
+        where = {} if licence is None else {"licence": licence.id}
+        return sorted((Usage(**row) for row in self._store.rows("usage", **where)), key=lambda usage: usage.day)
+
+    def disclosed(self, licence: Licence) -> dict[int, int]:
+        """Tokens answered for each layer group of which any were."""
+        rows = self._store.rows("disclosed", licence=licence.id)
+        return {row["layer_group"]: row["tokens"] for row in rows}
+
+    def _write(self, licence: Licence) -> None:
+        self._store.put("licences", **msgspec.structs.asdict(licence))
+
+
+@contextmanager
+def licence_book(state: Path) -> Iterator[LicenceBook]:
+    """The licences of the layer server whose state folder this is; it may be running, or not have run yet.
+
+    LedgerCorrupted where its database is lost, because the server would start on the new one made here.
+    """
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    require_whole(state)
+    with closing(Store(state / DATABASE)) as store:
+        yield LicenceBook(store)
+
+
+def _hash(key: str) -> bytes:
+    return hashlib.sha256(b"confide licence key 1\0" + key.encode()).digest()

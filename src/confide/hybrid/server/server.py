@@ -1,0 +1,202 @@
+"""The layer server on the network: WebSocket connections over a `LayerService`, and what an operator asks for.
+
+Decoding requests are checked where they arrive, on the event loop, and answered there in batches: that takes a
+fraction of a millisecond, less than a change of threads. Long prompts and offline work run in threads.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import ssl
+import threading
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import uvloop
+from picows import WSListener, WSUpgradeRequest, WSUpgradeResponse, WSUpgradeResponseWithListener, ws_create_server
+
+from confide.hybrid import wire
+from confide.hybrid.server.batch import Batcher
+from confide.hybrid.server.ledger import Ledger
+from confide.hybrid.server.limits import Limits
+from confide.hybrid.server.metrics import Metrics
+from confide.hybrid.server.peer import Conversation
+from confide.hybrid.server.record import Recorder
+from confide.hybrid.server.service import LayerService
+from confide.logs import quiet_logger
+from confide.packages.server_package import ServerPackage
+from confide.rlwe.scheme import RLWE
+
+CHECKPOINT_SECONDS = 5.0
+SWEEP_SECONDS = 1.0
+DRAIN_SECONDS = 10.0
+"""How long a server that was told to stop lets offline requests go on."""
+_OFFLINE_NICENESS = 10
+"""Gives way to decoding, and still gets on where other programs keep the machine busy."""
+
+Result = TypeVar("Result")
+
+WORKER_THREADS = torch.get_num_threads()
+"""Threads of the long products, as torch chose them for this machine."""
+
+_log = logging.getLogger(__name__)
+
+
+class LayerServer:
+    """Serves a service on the running event loop; `async with LayerServer(service).listening(...)`."""
+
+    def __init__(self, service: LayerService, limits: Limits | None = None) -> None:
+        self.service = service
+        self.limits = limits or Limits()
+        self.metrics = Metrics()
+        self.conversations: set[Conversation] = set()
+        self.offline_slots = asyncio.Semaphore(self.limits.offline_requests)
+        self.draining = False
+        # One thread each for long prompts and for offline work: every thread that enters a parallel region of torch
+        # gets helpers of its own. Offline work gives way to everything else.
+        self._online_worker = ThreadPoolExecutor(1, "online", _prepare_worker, (0,))
+        self._offline_worker = ThreadPoolExecutor(1, "offline", _prepare_worker, (_OFFLINE_NICENESS,))
+        self.batcher = Batcher(service, self._online_worker, self.metrics.batch.observe)
+
+    async def offline(self, call: Callable[..., Result], *arguments: Any) -> Result:
+        """Run a step of an offline request in its thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._offline_worker, call, *arguments)
+
+    @contextlib.asynccontextmanager
+    async def listening(
+        self, host: str, port: int, *, tls: ssl.SSLContext | None = None, metrics_port: int | None = None
+    ) -> AsyncIterator[str]:
+        """Listen; yields the address. At the end clients are let go, and the ledger is settled and closed."""
+        # Answers on the event loop are too short to share out: waiting for a second thread that the client on the
+        # same machine keeps from running can take a hundred times as long. Workers set their own number.
+        torch.set_num_threads(1)
+        async with contextlib.AsyncExitStack() as stack:
+            stack.callback(self._close)
+            listener = await self._listen(self._route, host, port, tls)
+            stack.callback(listener.close)
+            if metrics_port is not None:
+                private = await self._listen(self._route_private, "127.0.0.1", metrics_port, None)
+                stack.callback(private.close)
+            housekeeping = asyncio.create_task(self._keep_house())
+            stack.callback(housekeeping.cancel)
+            stack.push_async_callback(self._drain)
+            bound = listener.sockets[0].getsockname()[1]
+            name = f"[{host}]" if ":" in host else host
+            yield f"{'wss' if tls else 'ws'}://{name}:{bound}"
+            listener.close()
+
+    async def _listen(
+        self, route: Callable[[WSUpgradeRequest], Any], host: str, port: int, tls: ssl.SSLContext | None
+    ) -> asyncio.Server:
+        return await ws_create_server(
+            route,
+            host,
+            port,
+            ssl=tls,
+            max_frame_size=wire.MAX_FRAME + wire.FRAME_OVERHEAD,
+            websocket_handshake_timeout=self.limits.greeting_seconds,
+            # Its remarks on clients that misbehave are not for the operator's log.
+            logger_name=quiet_logger("server.frames"),
+        )
+
+    def _route(self, request: WSUpgradeRequest) -> WSListener | WSUpgradeResponseWithListener | None:
+        path = request.path.decode("ascii", "replace")
+        if path == wire.PATH:
+            return Conversation(self)
+        return _page(b"draining\n" if self.draining else b"ok\n") if path == "/health" else None
+
+    def _route_private(self, request: WSUpgradeRequest) -> WSUpgradeResponseWithListener | None:
+        match request.path:
+            case b"/metrics":
+                return _page(self.metrics.text())
+            case b"/health":
+                return _page(b"draining\n" if self.draining else b"ok\n")
+        return None
+
+    async def _keep_house(self) -> None:
+        """Part with silent clients, and bring the ledger up to date now and then."""
+        loop = asyncio.get_running_loop()
+        settle_at = loop.time() + CHECKPOINT_SECONDS
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            for conversation in list(self.conversations):
+                conversation.part_if_silent()
+            if loop.time() >= settle_at:
+                settle_at = loop.time() + CHECKPOINT_SECONDS
+                try:
+                    await loop.run_in_executor(None, self.service.ledger.checkpoint)
+                except Exception:  # noqa: BLE001 - serving goes on, and the next answer says what is wrong
+                    _log.exception("The ledger could not be brought up to date")
+
+    async def _drain(self) -> None:
+        """Let offline requests in progress finish, for a while; online requests are answered at once anyway."""
+        self.draining = True
+        deadline = asyncio.get_running_loop().time() + DRAIN_SECONDS
+        while any(one.busy for one in self.conversations) and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.02)
+        for conversation in list(self.conversations):
+            conversation.say_goodbye()
+        await asyncio.sleep(0)
+
+    def _close(self) -> None:
+        for worker in (self._online_worker, self._offline_worker):
+            worker.shutdown(cancel_futures=True)
+        self.service.ledger.close()
+
+
+def _prepare_worker(niceness: int) -> None:
+    torch.set_num_threads(WORKER_THREADS)
+    with contextlib.suppress(OSError):  # a platform where threads have no priority of their own
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
+
+
+def _page(body: bytes) -> WSUpgradeResponseWithListener:
+    return WSUpgradeResponseWithListener(WSUpgradeResponse.create_ok_response(body), None)
+
+
+def load_service(
+    package_folder: Path,
+    state_folder: Path,
+    recorder: Recorder | None = None,
+    *,
+    insecure_no_licences: bool = False,
+) -> LayerService:
+    """A service for a server package, with its ledger in `state_folder`. Reads and checks every weight."""
+    torch.set_num_threads(1)  # this thread will be the event loop's, and must not gather helpers: see LayerServer
+    package = ServerPackage.open(package_folder)
+    ledger = Ledger(state_folder)
+    return LayerService(
+        package.signed, package.load(), ledger, RLWE, recorder, insecure_no_licences=insecure_no_licences
+    )
+
+
+def serve(
+    service: LayerService,
+    host: str,
+    port: int,
+    *,
+    limits: Limits | None = None,
+    tls: ssl.SSLContext | None = None,
+    metrics_port: int | None = None,
+    on_ready: Callable[[str], None] | None = None,
+) -> None:
+    """Serve until SIGINT or SIGTERM. `on_ready` is called with the address once clients can connect."""
+
+    async def until_told_to_stop() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for name in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(name, stop.set)
+        server = LayerServer(service, limits)
+        async with server.listening(host, port, tls=tls, metrics_port=metrics_port) as url:
+            if on_ready:
+                on_ready(url)
+            await stop.wait()
+            _log.info("Told to stop; letting offline requests finish.")
+
+    uvloop.run(until_told_to_stop())

@@ -1,0 +1,1 @@
+"""What every party needs of a network: TLS, loopback, bounded reads. Knows no protocol."""

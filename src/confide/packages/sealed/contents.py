@@ -1,0 +1,137 @@
+"""What of a model is sealed: the weights, and the files without which they are no language model."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Final
+
+import msgspec
+from gguf import GGUFReader, LlamaFileType
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from confide.errors import ConfideError, ModelNotSupported
+from confide.models.source import DEMO_FOLDER, DEMO_NAME, TOKENIZER_FILES, open_model
+from confide.packages.sealed.manifest import WeightsFormat
+from confide.packages.sealed.tensors import file_layout
+
+CONFIG: Final = "config.json"
+GENERATION_CONFIG: Final = "generation_config.json"
+TOKENIZER: Final = "tokenizer.json"
+TOKENIZER_CONFIG: Final = "tokenizer_config.json"
+CHAT_TEMPLATE: Final = "chat_template.jinja"
+_WEIGHTS: Final = "model.safetensors"
+_INDEX: Final = "model.safetensors.index.json"
+_GGUF: Final = "model.gguf"
+_OPTIONAL: Final = (GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG, CHAT_TEMPLATE)
+
+
+class _Index(msgspec.Struct, frozen=True):
+    """Which file of a folder each tensor is in."""
+
+    weight_map: dict[str, Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9_][A-Za-z0-9_.\-]{0,110}\.safetensors\Z")]]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A model on disk, in the clear. files: by their names in the package. The rest as in SealedManifest."""
+
+    name: str
+    architecture: str
+    weights: WeightsFormat
+    quantization: str
+    files: Mapping[str, Path]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(path.stat().st_size for path in self.files.values())
+
+
+def contents_of(model: str) -> Contents:
+    """Find what to seal of `demo`, a Hugging Face folder or a .gguf file.
+
+    Raises ConfideError where there is no model, ModelNotSupported for one that could not be opened from memory later.
+    """
+    path = DEMO_FOLDER if model == DEMO_NAME else Path(model).expanduser().resolve()
+    name = model if model == DEMO_NAME else path.name
+    if path.is_dir():
+        return _of_folder(name, path)
+    if path.is_file() and path.suffix == ".gguf":
+        return _of_gguf(path)
+    raise ConfideError(
+        f"There is no model to seal at {model}: give {DEMO_NAME!r}, a Hugging Face folder or a .gguf file. "
+        "A hub model must be downloaded first."
+    )
+
+
+def _of_folder(name: str, folder: Path) -> Contents:
+    config = open_model(str(folder)).config
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ModelNotSupported(
+            f"{folder} holds no causal language model, but a {config.model_type}; seal one that is."
+        )
+    _require_tokenizer(folder)
+    weights = _weight_files(folder)
+    names = [CONFIG, *(name for name in _OPTIONAL if (folder / name).is_file()), *weights]
+    files = {name: folder / name for name in names}
+    dtype = _main_dtype(folder, weights)
+    return Contents(_safe(name), config.model_type, WeightsFormat.SAFETENSORS, dtype, files)
+
+
+def _require_tokenizer(folder: Path) -> None:
+    """Where there is a tokenizer, tokenizer.json must hold all of it: nothing else can be read from memory."""
+    has_other = any((folder / name).is_file() for name in TOKENIZER_FILES)
+    if has_other and not (folder / TOKENIZER).is_file():
+        raise ModelNotSupported(
+            f"The tokenizer in {folder} is a sentencepiece or vocabulary file, which libraries read from disk only; "
+            f"convert it with transformers (AutoTokenizer.from_pretrained(...).save_pretrained(...)) so that there is "
+            f"a {TOKENIZER}, and seal again."
+        )
+
+
+def _weight_files(folder: Path) -> list[str]:
+    if (folder / _WEIGHTS).is_file():
+        return [_WEIGHTS]
+    try:
+        names = sorted(set(msgspec.json.decode((folder / _INDEX).read_bytes(), type=_Index).weight_map.values()))
+    except (OSError, ValueError, msgspec.MsgspecError) as error:
+        raise ModelNotSupported(
+            f"{folder} has neither {_WEIGHTS} nor a sound {_INDEX}; save the model as safetensors first."
+        ) from error
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise ModelNotSupported(f"{folder} lacks the file {missing[0]} that {_INDEX} names; download it whole.")
+    return names
+
+
+def _main_dtype(folder: Path, weights: list[str]) -> str:
+    """The type of most of the weights' bytes, as safetensors calls it, in small letters."""
+    sizes: dict[str, int] = {}
+    for name in weights:
+        try:
+            layout = file_layout(folder / name)
+        except (OSError, ValueError) as error:
+            raise ModelNotSupported(
+                f"{folder / name} is not a safetensors file that can be opened later: {error}. Save the model again."
+            ) from error
+        for entry in layout.values():
+            sizes[entry.dtype] = sizes.get(entry.dtype, 0) + entry.bytes
+    return max(sizes, key=sizes.__getitem__, default="none").lower()
+
+
+def _of_gguf(path: Path) -> Contents:
+    try:
+        reader = GGUFReader(path)
+        architecture = str(reader.fields["general.architecture"].contents())
+        kind = LlamaFileType(reader.fields["general.file_type"].contents()).name
+    except Exception as error:  # the library checks little, and raises what it stumbles over
+        raise ModelNotSupported(
+            f"{path} is not a GGUF model that says its architecture and its type; convert the model again."
+        ) from error
+    quantization = kind.removeprefix("MOSTLY_").removeprefix("ALL_").lower()
+    return Contents(_safe(path.stem), _safe(architecture), WeightsFormat.GGUF, quantization, {_GGUF: path})
+
+
+def _safe(name: str) -> str:
+    """A name of the characters that a manifest may hold."""
+    return re.sub(r"[^A-Za-z0-9_.\-]", "-", name)[:256] or "model"

@@ -1,0 +1,80 @@
+"""The model key: 32 random bytes in a file, from which every file of a package gets a key of its own.
+
+Needs neither torch nor transformers.
+"""
+
+import hashlib
+import os
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Self
+
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from confide.disk.files import create_file
+from confide.errors import ModelKeyError
+
+KEY_BYTES: Final = 32
+_ID_BYTES: Final = 16
+_ID_LABEL: Final = b"confide model key id 1\0"
+_FILE_LABEL: Final = b"confide sealed file 1\0"
+
+
+@dataclass(frozen=True)
+class ModelKey:
+    """A key that seals and opens models. raw: 32 bytes, uniformly random."""
+
+    raw: bytes = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if len(self.raw) != KEY_BYTES:
+            raise ModelKeyError(f"A model key has {KEY_BYTES} bytes; give the file that `confide seal` made.")
+
+    def __repr__(self) -> str:
+        return f"ModelKey({self.id})"
+
+    @classmethod
+    def generate(cls) -> Self:
+        """A fresh key from the operating system's randomness."""
+        return cls(os.urandom(KEY_BYTES))
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """The key of a file. ModelKeyError where it is missing, not a key, or open to others on this machine."""
+        try:
+            with path.open("rb") as file:
+                mode = os.fstat(file.fileno()).st_mode
+                content = file.read(KEY_BYTES + 1)
+        except OSError as error:
+            raise ModelKeyError(
+                f"The model key {path} cannot be read ({error.strerror}); give the file that `confide seal` made."
+            ) from error
+        if mode & (stat.S_IRWXG | stat.S_IRWXO):
+            raise ModelKeyError(f"Others on this machine can reach the model key; run `chmod 600 {path}` first.")
+        return cls(content)
+
+    def write(self, path: Path) -> None:
+        """Make the key file, for this user only. ModelKeyError where a file is there: it is never replaced."""
+        try:
+            create_file(path, self.raw)
+        except FileExistsError as error:
+            raise ModelKeyError(
+                f"{path} exists already and is left as it is; use it, or choose another file."
+            ) from error
+        except OSError as error:
+            raise ModelKeyError(f"{path} cannot be written ({error.strerror}); choose another place.") from error
+
+    @property
+    def id(self) -> str:
+        """32 hexadecimal digits of a labelled SHA-256: says which key it is, and nothing else about it."""
+        return hashlib.sha256(_ID_LABEL + self.raw).digest()[:_ID_BYTES].hex()
+
+    def file_key(self, salt: bytes, index: int, name: str) -> bytes:
+        """The AES-256 key of one file: HKDF-SHA256 (RFC 5869) under the package's salt, 32 bytes.
+
+        The salt is fresh for every package, so no two files share a key, and nonces may count from zero in each.
+        """
+        info = _FILE_LABEL + index.to_bytes(4, "big") + name.encode()
+        return HKDF(SHA256(), KEY_BYTES, salt=salt, info=info).derive(self.raw)

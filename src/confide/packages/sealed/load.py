@@ -1,0 +1,106 @@
+"""A sealed safetensors model as transformers runs it, its configuration and tokenizer included, without a file.
+
+Code that a model brings along is never run.
+"""
+
+import json
+from typing import Any, Final, cast
+
+import torch
+from tokenizers import AddedToken, Tokenizer
+from torch import Tensor, nn
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from confide.errors import InvalidPackage
+from confide.packages.sealed.contents import CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG
+from confide.packages.sealed.manifest import WeightsFormat
+from confide.packages.sealed.package import UnlockedPackage
+from confide.packages.sealed.reader import OnChunk
+from confide.packages.sealed.tensors import read_tensors
+
+_NOT_FOR_THE_CLASS: Final = frozenset({"tokenizer_class", "auto_map", "backend", "is_local", "local_files_only"})
+"""Settings of a tokenizer's file that say how to find and make it, which is known here."""
+
+
+def load_model(
+    package: UnlockedPackage,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    on_chunk: OnChunk | None = None,
+) -> PreTrainedModel:
+    """The stock model, in evaluation mode and without gradients. dtype: that of its configuration by default.
+
+    Raises InvalidPackage where the package is not what its owner signed, or not a whole causal language model.
+    """
+    if package.manifest.weights is not WeightsFormat.SAFETENSORS:
+        raise InvalidPackage(f"{package.package.folder} holds a GGUF model; run it with the xllamacpp engine.")
+    config, tensors = _config(package), read_tensors(package, on_chunk)
+    model = _stock_model(config, tensors, dtype or config.dtype or torch.float32)
+    if GENERATION_CONFIG in package:
+        model.generation_config = GenerationConfig.from_dict(_json(package, GENERATION_CONFIG))
+    model.requires_grad_(False)
+    model.eval()
+    cast(nn.Module, model).to(device)
+    return model
+
+
+def _stock_model(config: PreTrainedConfig, tensors: dict[str, Tensor], dtype: torch.dtype | str) -> PreTrainedModel:
+    try:
+        architecture = cast(type[PreTrainedModel], MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
+        loaded: Any = architecture.from_pretrained(
+            None, config=config, state_dict=tensors, dtype=dtype, output_loading_info=True
+        )
+    except Exception as error:  # transformers checks little, and raises what it stumbles over
+        raise InvalidPackage(
+            f"transformers cannot make a model of this {config.model_type} ({type(error).__name__}); "
+            "see that the plain model loads, and seal it again."
+        ) from error
+    model, report = cast(tuple[PreTrainedModel, dict[str, set[str]]], loaded)
+    if missing := sorted(report["missing_keys"]):
+        raise InvalidPackage(f"The weights {missing[0]} and {len(missing) - 1} more are missing; seal a whole model.")
+    return model
+
+
+def load_tokenizer(package: UnlockedPackage) -> PreTrainedTokenizerBase | None:
+    """The model's tokenizer with its chat template, or None where it was sealed without one."""
+    if TOKENIZER not in package:
+        return None
+    settings = _json(package, TOKENIZER_CONFIG) if TOKENIZER_CONFIG in package else {}
+    settings = {name: _value(value) for name, value in settings.items() if name not in _NOT_FOR_THE_CLASS}
+    if CHAT_TEMPLATE in package:
+        settings["chat_template"] = package.file(CHAT_TEMPLATE).read().decode()
+    tokenizer = Tokenizer.from_str(package.file(TOKENIZER).read().decode())
+    return cast(PreTrainedTokenizerBase, PreTrainedTokenizerFast(tokenizer_object=tokenizer, **settings))
+
+
+def _config(package: UnlockedPackage) -> PreTrainedConfig:
+    values = _json(package, CONFIG)
+    kind = str(values.get("model_type"))
+    if kind not in CONFIG_MAPPING:
+        raise InvalidPackage(f"This version of transformers does not know the architecture {kind!r}; use a newer one.")
+    return CONFIG_MAPPING[kind].from_dict(values)
+
+
+def _json(package: UnlockedPackage, name: str) -> dict[str, Any]:
+    try:
+        values = json.loads(package.file(name).read())  # as transformers does: it writes Infinity and NaN
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        raise InvalidPackage(f"{name} is not a JSON object; seal a sound model.")
+    return values
+
+
+def _value(value: object) -> object:
+    """A setting, tokens made into what they were written from."""
+    if isinstance(value, dict) and value.get("__type") == "AddedToken":
+        return AddedToken(**{name: part for name, part in value.items() if name != "__type"})
+    return value

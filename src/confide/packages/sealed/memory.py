@@ -1,0 +1,65 @@
+"""A sealed file as a file in memory, for libraries that want a path, such as GGUF engines.
+
+It lies in the kernel's memory, not in any file system, and goes with the process. Swapping would write it to disk, as
+it would any memory: keep swap off where models are opened.
+"""
+
+import fcntl
+import mmap
+import os
+from types import TracebackType
+from typing import Final, Self
+
+from confide.errors import InvalidPackage
+from confide.packages.sealed.manifest import WeightsFormat
+from confide.packages.sealed.package import UnlockedPackage
+from confide.packages.sealed.reader import OnChunk, SealedReader
+from confide.packages.sealed.regions import Regions
+
+_READ_ONLY: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+
+class MemoryFile:
+    """A read-only file in memory (memfd_create(2)), for this process, until it is closed. A context manager."""
+
+    def __init__(self, reader: SealedReader, on_chunk: OnChunk | None = None) -> None:
+        """Decrypt into it; see `SealedReader.read_into` for what is raised."""
+        self._descriptor = os.memfd_create("model", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            self._fill(reader, on_chunk)
+            fcntl.fcntl(self._descriptor, fcntl.F_ADD_SEALS, _READ_ONLY)
+        except BaseException:
+            self.close()
+            raise
+
+    def _fill(self, reader: SealedReader, on_chunk: OnChunk | None) -> None:
+        os.ftruncate(self._descriptor, reader.size)
+        content = mmap.mmap(self._descriptor, reader.size)
+        reader.read_into(Regions([memoryview(content)]), on_chunk)
+        # Not in a `with`: after an error its traceback still holds parts of the mapping, which cannot be closed then.
+        content.close()
+
+    @property
+    def path(self) -> str:
+        """Where this process, and no other user's, can open it."""
+        return f"/proc/self/fd/{self._descriptor}"
+
+    def close(self) -> None:
+        """Let go of it. What has mapped it keeps its pages."""
+        os.close(self._descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_gguf(package: UnlockedPackage, on_chunk: OnChunk | None = None) -> MemoryFile:
+    """The model of a sealed GGUF package. InvalidPackage where it is not one, or not what its owner signed."""
+    files = package.manifest.weight_files()
+    if package.manifest.weights is not WeightsFormat.GGUF or len(files) != 1:
+        raise InvalidPackage(f"{package.package.folder} does not hold a GGUF model; seal a .gguf file.")
+    return MemoryFile(package.file(files[0]), on_chunk)

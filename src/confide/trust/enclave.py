@@ -1,0 +1,70 @@
+"""The trust statement of a workload in a trusted execution environment, from what was checked of it."""
+
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+from confide.attest.evidence import Family
+from confide.attest.result import AttestationResult
+from confide.trust.statement import Exposure, TrustStatement
+
+SIMULATED: Final = "SIMULATED EVIDENCE: NOTHING IS PROTECTED"
+SEALED: Final = "X25519 with ML-KEM-768, and AES-256-GCM, to the attested key"
+TLS: Final = "TLS to the attested key"
+_YOU: Final = "you"
+_WORKLOAD: Final = "the attested workload"
+_HOST: Final = "whoever runs its machine"
+_NETWORK: Final = "networks and gateways"
+_VENDORS: Final[Mapping[Family, str]] = MappingProxyType(
+    {Family.SGX: "Intel", Family.TDX: "Intel", Family.SNP: "AMD", Family.NVIDIA: "NVIDIA"}
+)
+_OF_CODE: Final = re.compile(r"mrenclave|mrsigner|mrtd|rtmr[0-3]|measurement|pcr[0-9]+")
+"""Checks that hold the code against something, by their codes."""
+_OF_MODEL: Final = re.compile(r"model")
+
+
+def enclave_trust(result: AttestationResult, channel: str = SEALED) -> TrustStatement:
+    """Of a workload with this verdict, which passed. channel: what encrypts prompts and answers on their way."""
+    if result.simulated:
+        return _simulated()
+    hardware = f"{result.family.value} hardware and its root, {root_of(result)}"
+    code = "the measured code" if _checked(result, _OF_CODE) else "code that nobody measured"
+    mine = Exposure((_YOU, _WORKLOAD), (_HOST, _NETWORK), f"{hardware}; {code}; {channel}")
+    weights = Exposure(
+        ("the owner", _WORKLOAD),
+        (_YOU,),
+        "hidden from the machine's owner as well if they were sealed for this workload, which evidence does not say",
+    )
+    return TrustStatement("enclave", mine, weights, mine, tuple(_leaks(result)))
+
+
+def root_of(result: AttestationResult) -> str:
+    """By whose word evidence that passed is genuine: a vendor's, a verification service's, or a simulated root's."""
+    if result.simulated:
+        return "a simulated root"
+    claims = result.claims
+    if claims is not None and claims.verified_by:
+        return claims.verified_by
+    members = claims.everyone() if claims else ()
+    vendors = dict.fromkeys(_VENDORS[one.family] for one in members if one.family in _VENDORS)
+    return " and ".join(vendors) or "an attestation key that you enrolled"
+
+
+def _leaks(result: AttestationResult) -> list[str]:
+    leaks = ["the network and the machine see when you ask, and how long prompts and answers are"]
+    if not _checked(result, _OF_CODE):
+        leaks.append("the policy names no measurement, so any code on such hardware passes; name those that you trust")
+    if not _checked(result, _OF_MODEL):
+        leaks.append("the policy names no model, so the workload may serve any; name its digest")
+    return leaks
+
+
+def _checked(result: AttestationResult, what: re.Pattern[str]) -> bool:
+    return any(what.fullmatch(check.code) for check in result.checks)
+
+
+def _simulated() -> TrustStatement:
+    anybody = (_WORKLOAD, _HOST, "whoever has the simulated root")
+    mine, weights = (Exposure((first, *anybody), (), SIMULATED) for first in (_YOU, "the owner"))
+    return TrustStatement(f"none ({SIMULATED})", mine, weights, mine, (SIMULATED,))
