@@ -189,7 +189,10 @@ def test_another_model_or_server_sees_no_packs(store: PackStore) -> None:
 def test_a_second_process_gets_a_clear_error(store: PackStore) -> None:
     with pytest.raises(PackInUse, match="Another process"):
         PackStore(store.folder, MODEL, GROUPS)
-    code = "import sys, pathlib; from confide.hybrid.client.packs import PackStore; PackStore(pathlib.Path(sys.argv[1]), '', [])"
+    code = (
+        "import sys, pathlib; from confide.hybrid.client.packs import PackStore; "
+        "PackStore(pathlib.Path(sys.argv[1]), '', [])"
+    )
     command = [sys.executable, "-c", code, str(store.folder)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert "PackInUse" in run.stderr

@@ -8,10 +8,10 @@ from transformers import GPT2LMHeadModel, LlamaForCausalLM
 
 from confide.errors import ConfideError, InsecureParameters, ModelNotSupported
 from confide.models import quantized
+from confide.models import split as split_module
 from confide.models.clear import load_clear
 from confide.models.source import Source, open_model
 from confide.models.split import SplitSummary, split
-from confide.packages import split as split_module
 from confide.packages.manifest import read_manifest
 from confide.packages.server_package import ServerPackage, group_file
 from confide.rlwe.parameters import Profile
