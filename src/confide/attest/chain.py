@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from itertools import pairwise
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature as WrongSignature
@@ -20,7 +20,6 @@ from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import ExtensionOID
 
 from confide.attest.evidence import Family
-from confide.attest.roots import Roots
 from confide.errors import InvalidSignature, MalformedEvidence, OutsideValidity, Revoked, UnknownRoot
 
 MAX_CERTIFICATES: Final = 8
@@ -92,8 +91,15 @@ def read_crl(data: bytes, what: str) -> x509.CertificateRevocationList:
     return crl
 
 
+class Trusts(Protocol):
+    """What names the roots: see `roots`."""
+
+    def trusts(self, family: Family, certificate: bytes) -> bool:
+        """Whether this certificate (DER) is a root for this family."""
+
+
 def verify_chain(
-    chain: Sequence[x509.Certificate], family: Family, roots: Roots, now: datetime, crl: bytes | None = None
+    chain: Sequence[x509.Certificate], family: Family, roots: Trusts, now: datetime, crl: bytes | None = None
 ) -> datetime:
     """Check a chain, leaf first and root last, at `now`, against a revocation list if given. Until when it holds.
 
@@ -108,7 +114,7 @@ def verify_chain(
     for depth, (certificate, issuer) in enumerate(pairwise([*chain, root])):
         _check_issued(certificate, issuer, depth)
     until = min(_check_validity(certificate, now) for certificate in chain)
-    return until if crl is None else min(until, _check_revocation(chain, read_crl(crl, "revocation list"), now))
+    return until if crl is None else min(until, check_revocation(chain, read_crl(crl, "revocation list"), now))
 
 
 def _parsed(load: Callable[[bytes], Parsed], data: bytes, what: str, limit: int) -> Parsed:
@@ -176,9 +182,7 @@ def _check_validity(certificate: x509.Certificate, now: datetime) -> datetime:
     return end
 
 
-def _check_revocation(
-    chain: Sequence[x509.Certificate], crl: x509.CertificateRevocationList, now: datetime
-) -> datetime:
+def check_revocation(chain: Sequence[x509.Certificate], crl: x509.CertificateRevocationList, now: datetime) -> datetime:
     """Revoked if the list, which an authority of the chain must have signed, has a certificate that it issued."""
     authority = next((one for one in chain[1:] if one.subject == crl.issuer), None)
     if authority is None or not _signed_list(crl, authority):

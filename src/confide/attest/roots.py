@@ -29,6 +29,15 @@ VENDOR_ROOTS: Final[Mapping[Family, frozenset[str]]] = MappingProxyType(
 )
 """SHA-256 fingerprints (hex) of the vendors' self-signed certificates in DER."""
 
+VENDOR_REFERENCE_ROOTS: Final[Mapping[Family, frozenset[str]]] = MappingProxyType(
+    {
+        # NVIDIA CoRIM signing Root CA, P-384, 2023 to 2053, as NVIDIA's own verifier carries it: certs/
+        # verifier_RIM_root.pem of nv-local-gpu-verifier 2.7.3 (PyPI) and of github.com/NVIDIA/nvtrust.
+        Family.NVIDIA: frozenset({"12977b5115acb0381179279fffeb5a8c4d264971ebb32298023a465fa41df5d1"}),
+    }
+)
+"""The same of the roots under which vendors sign reference values. They certify no device, and those no values."""
+
 
 @dataclass(frozen=True)
 class ProductionRoots:
@@ -52,6 +61,10 @@ class ProductionRoots:
         accepted = self.attestation_key_roots if family is Family.TPM else VENDOR_ROOTS.get(family, frozenset())
         return sha256(certificate).hexdigest() in accepted
 
+    def trusts_reference(self, family: Family, certificate: bytes) -> bool:
+        """Whether this certificate (DER) is a root for reference values of this family."""
+        return sha256(certificate).hexdigest() in VENDOR_REFERENCE_ROOTS.get(family, frozenset())
+
     def trusts_key(self, public_key: bytes) -> bool:
         """Whether this attestation key (SubjectPublicKeyInfo, DER) was enrolled."""
         return sha256(public_key).hexdigest() in self.attestation_keys
@@ -59,10 +72,14 @@ class ProductionRoots:
 
 @dataclass(frozen=True)
 class SimulatedRoots:
-    """Roots that were made for tests: the DER certificate for each family; attestation keys as above."""
+    """Roots that were made for tests: the DER certificate for each family; attestation keys as above.
+
+    references: the same for reference values.
+    """
 
     certificates: Mapping[Family, bytes] = field(default_factory=lambda: MappingProxyType({}))
     attestation_keys: frozenset[str] = frozenset()
+    references: Mapping[Family, bytes] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def kind(self) -> RootKind:
@@ -73,9 +90,24 @@ class SimulatedRoots:
         """Whether this certificate (DER) is the root made for this family."""
         return self.certificates.get(family) == certificate
 
+    def trusts_reference(self, family: Family, certificate: bytes) -> bool:
+        """Whether this certificate (DER) is the root made for reference values of this family."""
+        return self.references.get(family) == certificate
+
     def trusts_key(self, public_key: bytes) -> bool:
         """Whether this attestation key (SubjectPublicKeyInfo, DER) was enrolled."""
         return sha256(public_key).hexdigest() in self.attestation_keys
 
 
 Roots = ProductionRoots | SimulatedRoots
+
+
+@dataclass(frozen=True)
+class ReferenceRoots:
+    """The roots for reference values among these roots, for whatever walks a chain."""
+
+    roots: Roots
+
+    def trusts(self, family: Family, certificate: bytes) -> bool:
+        """Whether this certificate (DER) is a root for reference values of this family."""
+        return self.roots.trusts_reference(family, certificate)

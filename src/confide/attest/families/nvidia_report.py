@@ -25,7 +25,7 @@ _SIGNED: Final = 0x01
 _DMTF: Final = 0x01
 
 _DRIVER_VERSION, _VBIOS_VERSION, _NVDEC, _CHIP_SKU, _PROJECT, _PROJECT_SKU = 3, 6, 11, 15, 17, 18
-_FIRMWARE_ID, _CHIP = 20, 35
+_FIRMWARE_ID, _CHIP, _FEATURE = 20, 35, 36
 _NVDEC_OFF: Final = 0x55
 _PLAIN: Final = re.compile(r"[A-Za-z0-9.\-]{1,32}")
 """What goes into an address: the report comes from outside."""
@@ -80,6 +80,12 @@ class Report:
         vbios = self.opaque.get(_VBIOS_VERSION, b"")
         # The two numbers are little-endian, the most significant first when written.
         return ".".join(f"{byte:02X}" for byte in vbios[3::-1] + vbios[4:5]) if len(vbios) == 8 else ""
+
+    @property
+    def feature(self) -> int:
+        """NVIDIA's feature flag, see `nvidia.MODES`; -1 where it is not said."""
+        flag = self.opaque.get(_FEATURE)
+        return -1 if flag is None else int.from_bytes(flag[:8], "little")
 
     @property
     def nvdec_is_off(self) -> bool:

@@ -13,14 +13,14 @@ import base64
 import binascii
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Final, Self
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from lxml import etree
-from signxml import DigestAlgorithm, SignatureConfiguration, SignatureMethod, XMLVerifier
+from signxml.algorithms import DigestAlgorithm, SignatureMethod
 from signxml.exceptions import SignXMLException
+from signxml.verifier import SignatureConfiguration, XMLVerifier
 
 from confide.attest.chain import MAX_CERTIFICATES, read_certificate
 from confide.errors import InvalidSignature, MalformedEvidence
@@ -63,19 +63,17 @@ class ReferenceManifest:
     measurements: Mapping[int, tuple[bytes, ...]]
 
     @classmethod
-    def read(cls, document: bytes, what: str, now: datetime) -> Self:
+    def read(cls, document: bytes, what: str) -> Self:
         """Read a manifest, naming it `what` in errors.
 
-        MalformedEvidence if it is none, InvalidSignature if the signature does not hold at `now`.
+        MalformedEvidence if it is none, InvalidSignature if the signature does not hold.
         """
         chain = _chain(_parse(document, what), what)
-        root = _signed(document, chain[0], what, now)
+        root = _signed(document, chain[0], what)
         meta = root.find(f"{{{_SWID}}}Meta")
         if root.tag != f"{{{_SWID}}}SoftwareIdentity" or meta is None:
             raise _malformed(what, "what is signed is no SoftwareIdentity with Meta")
-        return cls(
-            chain, meta.get("colloquialVersion", ""), meta.get("product", ""), dict(_measurements(root, what))
-        )
+        return cls(chain, meta.get("colloquialVersion", ""), meta.get("product", ""), dict(_measurements(root, what)))
 
 
 def reference_chain(document: bytes, what: str) -> tuple[x509.Certificate, ...]:
@@ -116,7 +114,7 @@ def _base64(text: str, what: str) -> bytes:
         raise _malformed(what, "its certificates are not in base64") from error
 
 
-def _signed(document: bytes, signer: x509.Certificate, what: str, now: datetime) -> etree._Element:
+def _signed(document: bytes, signer: x509.Certificate, what: str) -> etree._Element:
     """What the one signature at the root covers, as it was signed."""
     key = signer.public_key()
     if not (isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP384R1)):
@@ -126,7 +124,7 @@ def _signed(document: bytes, signer: x509.Certificate, what: str, now: datetime)
         expect_references=1,
         signature_methods=frozenset({SignatureMethod.ECDSA_SHA384}),
         digest_algorithms=frozenset({DigestAlgorithm.SHA384, DigestAlgorithm.SHA512}),
-        verification_time=now,
+        verification_time=signer.not_valid_before_utc,  # whether it is valid is for the walk of its chain to say
     )
     try:
         result = XMLVerifier().verify(document, x509_cert=signer, parser=_parser(), expect_config=expected)
