@@ -9,6 +9,7 @@ import dcap_qvl
 
 from confide.attest.collateral import Collateral
 from confide.attest.collateral_cache import CollateralCache
+from confide.attest.collateral_nvidia import nvidia_collateral
 from confide.attest.collateral_sources import (
     AmdPlatform,
     IntelPlatform,
@@ -37,7 +38,9 @@ def find_collateral(cache: CollateralCache, evidence: Evidence) -> Collateral:
             return Collateral(members=tuple(find_collateral(cache, member) for member in evidence.members))
         case Family.TOKEN:
             return Collateral()
-        case Family.TPM | Family.NVIDIA:
+        case Family.NVIDIA:
+            return nvidia_collateral(cache, evidence).collateral
+        case Family.TPM:
             raise WrongCollateral(f"No vendor publishes collateral for {evidence.family}; send it with the evidence.")
 
 
