@@ -65,7 +65,7 @@ Ends = Callable[[Response], datetime | None]
 
 
 class Document(msgspec.Struct, frozen=True):
-    """One answer. url: and the digest of what was sent, if anything was. stale: its time is over, and no new one came."""
+    """One answer. url: with the digest of what was sent, if anything. stale: its time is over, and no new one came."""
 
     url: str
     response: Response

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 from confide.attest.chain import read_certificate
 from confide.attest.collateral import Collateral
 from confide.attest.evidence import MAX_EVIDENCE_BYTES, Evidence, Family
+from confide.attest.families import nvidia_json
 from confide.errors import MalformedEvidence
 
 _TOKEN: Final = re.compile(rb"\s*eyJ[A-Za-z0-9_-]*\.[A-Za-z0-9_-]*\.[A-Za-z0-9_-]*\s*")
@@ -38,6 +39,8 @@ def family_of(data: bytes) -> Family:
         return Family.TOKEN
     if data.lstrip()[:1] == b"{":
         return Family.TPM
+    if data.lstrip()[:1] == b"[":
+        return nvidia_json.family_of(data)
     if data.startswith(_SPDM_REQUEST) or _SPDM_HEX.fullmatch(data):
         return Family.NVIDIA
     if len(data) == _SNP_REPORT_BYTES and int.from_bytes(data[:4], "little") in _SNP_VERSIONS:
@@ -63,6 +66,8 @@ def read_evidence(data: bytes, family: Family | None = None) -> tuple[Evidence, 
     family = family or family_of(data)
     if family is Family.TPM:
         return _tpm(data)
+    if family is Family.NVIDIA and data.lstrip()[:1] == b"[":
+        return nvidia_json.read_evidence(data), Collateral()
     if family is Family.NVIDIA and not data.startswith(_SPDM_REQUEST):
         try:
             data = bytes.fromhex(data.decode("ascii"))

@@ -133,8 +133,8 @@ class ChipIdIn(_Known, frozen=True, tag="chip-id-in"):
 class VerifierService(Requirement, frozen=True, tag="verifier-service"):
     """Take the word of a verification service, signed with one of these keys, instead of verifying evidence here.
 
-    service: intel-trust-authority, azure-attestation or trustee. issuer: exactly as its tokens name it. keys: its JSON
-    Web Key Set, as text; it is never fetched.
+    service: intel-trust-authority, azure-attestation, trustee or nvidia-nras. issuer: exactly as its tokens name it.
+    keys: its JSON Web Key Set, as text; it is never fetched.
     """
 
     service: str
