@@ -126,7 +126,7 @@ def verify_binding(certificate: bytes, claims: Claims) -> None:
     """
     opened = open_certificate(certificate)
     member = claims
-    while member.members:
+    while member.family is Family.COMPOSITE and member.members:
         member = member.members[0]
     expected = opened.accepted_report_data()
     if member.family is Family.TPM:

@@ -49,6 +49,8 @@ def serve_model(package: Path, listening: Listening, options: ModelOptions, *, j
     tee = open_tee(options.tee or TeeKind.AUTO, options.simulated_tee)
     if tee.simulated:
         output.messages.print(f"[bold red]{WARNING}[/]")
+    if tee.gpus:
+        output.messages.print(f"[bold yellow]The GPU is not attested.[/] {tee.gpus}")
     sealed = SealedPackage.open(package)
     if options.keys is None:
         raise typer.BadParameter("a sealed model needs --keys, the address of its owner's `confide keys serve`")

@@ -46,6 +46,22 @@ def test_the_nonce_is_the_sha256_of_the_quote() -> None:
     assert gpu_nonce(machine.evidence) == sha256(machine.evidence.raw).digest()
 
 
+def test_the_nonce_covers_a_quote_beside_the_report() -> None:
+    machine = snp_case().evidence
+    quoted = [replace(machine, parts={"quote": quote}) for quote in (b"", b"a", b"b")]
+    assert len({gpu_nonce(one) for one in (machine, *quoted)}) == 4
+    assert gpu_nonce(replace(machine, parts={"auxblob": b"a"})) == gpu_nonce(machine)
+
+
+def test_what_was_checked_of_each_member_is_told_and_the_machine_speaks() -> None:
+    machine = snp_case()
+    claims = composite(machine, bound_gpu(machine)).verify()
+    assert claims.speaks
+    assert not claims.members[1].speaks
+    assert [one.code for one in claims.checks] == ["gpu-binding"]
+    assert {one.code for one in claims.members[1].checks} >= {"revocation", "nvidia-measurements"}
+
+
 def test_debug_of_a_member_is_debug_of_all() -> None:
     machine = snp_case(Fields(policy=0x30000 | 1 << 19))
     assert composite(machine, bound_gpu(machine)).verify().debug

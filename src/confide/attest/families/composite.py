@@ -1,10 +1,11 @@
 """A confidential virtual machine with its GPUs: each verified on its own, and bound to one another.
 
 Binding: the nonce of each GPU's report is the SHA-256 of the virtual machine's raw evidence (its quote or report,
-without the parts beside it). So each GPU reported after that very quote was made, and answers to its measurements and
-its client's nonce. It does not prove by itself that the GPU is plugged into that machine: anyone who has the quote can
-ask a GPU elsewhere. The measured guest vouches for that, because its driver opens the SPDM session and the software
-in it asks; so a policy for composites must name the guest's measurements.
+without the parts beside it), or, where the raw evidence is made once at boot and a part `quote` holds the answer to the
+nonce, as on Azure, the SHA-256 of the SHA-256 of both. So each GPU reported after that very quote was made, and answers
+to its measurements and its client's nonce. It does not prove by itself that the GPU is plugged into that machine:
+anyone who has the quote can ask a GPU elsewhere. The measured guest vouches for that, because its driver opens the SPDM
+session and the software in it asks; so a policy for composites must name the guest's measurements.
 
 The evidence's members are the virtual machine (SGX has no devices, so TDX, SEV-SNP or TPM) and then at least one GPU;
 its own raw bytes and parts are empty. The collateral's members are theirs, in the same order.
@@ -15,6 +16,7 @@ from datetime import datetime
 from hashlib import sha256
 from typing import Final
 
+from confide.attest.check import check
 from confide.attest.claims import Claims, RootKind, TcbStatus
 from confide.attest.collateral import Collateral
 from confide.attest.evidence import Evidence, Family
@@ -23,13 +25,16 @@ from confide.attest.verifier import Verifier
 from confide.errors import InvalidSignature, MalformedEvidence, WrongCollateral
 
 MAX_GPUS: Final = 16
+_BOUND: Final = "every GPU's report made for this machine's quote"
 
 _MACHINES: Final = (Family.TDX, Family.SNP, Family.TPM)
 
 
 def gpu_nonce(machine: Evidence) -> bytes:
     """The nonce with which a virtual machine asks its GPUs for their reports: 32 bytes."""
-    return sha256(machine.raw).digest()
+    whole = sha256(machine.raw).digest()
+    quote = machine.parts.get("quote")
+    return whole if quote is None else sha256(whole + sha256(quote).digest()).digest()
 
 
 def verify(evidence: Evidence, collateral: Collateral, roots: Roots, now: datetime) -> Claims:
@@ -78,6 +83,7 @@ def _weakest(claims: tuple[Claims, ...]) -> Claims:
         family=Family.COMPOSITE,
         root=RootKind.SIMULATED if any(one.root is RootKind.SIMULATED for one in claims) else RootKind.PRODUCTION,
         report_data=claims[0].report_data,
+        checks=(check("gpu-binding", _BOUND, f"{len(claims) - 1} of {len(claims) - 1}", ok=True),),
         speaks=claims[0].speaks,
         debug=any(one.debug for one in claims),
         tcb_status=max((one.tcb_status for one in claims), key=order.index),
