@@ -8,6 +8,7 @@ from confide.attest.collateral import Collateral
 from confide.attest.evidence import Evidence, Family
 from confide.attest.policy import AnyPolicy
 from confide.attest.policy import appraise as appraise_claims
+from confide.attest.release import RELEASE
 from confide.attest.result import AttestationResult
 from confide.attest.statement import Statement
 from confide.attest.tokens import verify_token
@@ -37,7 +38,15 @@ def appraise(
         found = _verify(verifier, evidence, collateral, policy, now)
     except AttestationError as error:
         found = error
-    return appraise_claims(found, policy, now, family=evidence.family, statement=statement)
+    return appraise_claims(
+        found,
+        policy,
+        now,
+        family=evidence.family,
+        statement=statement,
+        provenance=collateral.provenance,
+        release=collateral.documents.get(RELEASE),
+    )
 
 
 def _verify(verifier: Verifies, evidence: Evidence, collateral: Collateral, policy: AnyPolicy, now: datetime) -> Claims:

@@ -43,6 +43,11 @@ class OcspResponses:
         """MalformedEvidence if they are none, or too many."""
         self._responses = tuple(_read(document))
 
+    @property
+    def oldest(self) -> datetime:
+        """When the oldest response was made."""
+        return min(single.this_update_utc for response in self._responses for single in response.responses)
+
     def check(self, certificate: x509.Certificate, issuer: x509.Certificate, now: datetime) -> datetime | None:
         """Until when the certificate is known to be good; None where no response is about it.
 

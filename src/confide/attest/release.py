@@ -125,7 +125,7 @@ def verify_release(document: bytes, signer: Signer, now: datetime) -> Release:
         raise
     except (VerificationError, *errors) as error:
         reason = str(error)[:200] if isinstance(error, VerificationError) else type(error).__name__
-        raise InvalidSignature(f"The release's signature does not hold ({ascii(reason)}); {_ADVICE}.") from None
+        raise InvalidSignature(f"The release's signature does not hold ({reason!a}); {_ADVICE}.") from None
     if kind != _IN_TOTO:
         raise MalformedEvidence(f"The release is signed, and is no in-toto statement; {_ADVICE}.")
     # It was signed while the certificate was valid, which is ten minutes: so not before its beginning.

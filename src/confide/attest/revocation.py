@@ -8,15 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
-from typing import Self
+from typing import Final, Self
 
 from cryptography import x509
 
-from confide.attest.chain import check_revocation, read_crl
+from confide.attest.chain import REVOKED, check_revocation, read_crl
 from confide.attest.check import Check, check, skipped
 from confide.attest.ocsp import OcspResponses
 
-CLAUSE = "RFC 5280, 6.3; RFC 6960, 3.2"
+CLAUSE: Final = "RFC 5280, 6.3; RFC 6960, 3.2"
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,12 @@ class Revocation:
         ocsp, crl = documents.get("ocsp"), documents.get("crl")
         responses = None if ocsp is None else OcspResponses(ocsp)
         return cls(responses, None if crl is None else read_crl(crl, "revocation list"))
+
+    @property
+    def issued(self) -> datetime | None:
+        """When the oldest of the documents was made."""
+        made = [] if self.crl is None else [self.crl.last_update_utc]
+        return min(made + ([] if self.responses is None else [self.responses.oldest]), default=None)
 
     def check(
         self, chain: Sequence[x509.Certificate], whose: str, now: datetime, ends: list[datetime], unlisted: int = 0
@@ -50,8 +56,8 @@ class Revocation:
         expected = f"no certificate of the {whose} revoked"
         if uncertain:
             because = f"no OCSP response or revocation list was given for {'; '.join(uncertain)}"
-            return skipped("revocation", expected, because, CLAUSE)
-        return check("revocation", expected, f"{len(chain) - 1 - unlisted} certificates, none revoked", True, CLAUSE)
+            return skipped(REVOKED, expected, because, CLAUSE)
+        return check(REVOKED, expected, f"{len(chain) - 1 - unlisted} certificates, none revoked", True, CLAUSE)
 
     def _by_ocsp(self, certificate: x509.Certificate, issuer: x509.Certificate, now: datetime) -> datetime | None:
         return None if self.responses is None else self.responses.check(certificate, issuer, now)

@@ -25,7 +25,6 @@ from confide.attest.verifier import Verifier
 from confide.errors import InvalidSignature, MalformedEvidence, WrongCollateral
 
 MAX_GPUS: Final = 16
-_BOUND: Final = "every GPU's report made for this machine's quote"
 
 _MACHINES: Final = (Family.TDX, Family.SNP, Family.TPM)
 
@@ -83,7 +82,6 @@ def _weakest(claims: tuple[Claims, ...]) -> Claims:
         family=Family.COMPOSITE,
         root=RootKind.SIMULATED if any(one.root is RootKind.SIMULATED for one in claims) else RootKind.PRODUCTION,
         report_data=claims[0].report_data,
-        checks=(check("gpu-binding", _BOUND, f"{len(claims) - 1} of {len(claims) - 1}", ok=True),),
         speaks=claims[0].speaks,
         debug=any(one.debug for one in claims),
         tcb_status=max((one.tcb_status for one in claims), key=order.index),
@@ -91,4 +89,5 @@ def _weakest(claims: tuple[Claims, ...]) -> Claims:
         tcb_date=min((one.tcb_date for one in claims if one.tcb_date), default=None),
         valid_until=min((one.valid_until for one in claims if one.valid_until), default=None),
         members=claims,
+        checks=(check("binding", "each GPU's report for this machine's quote", "so", ok=True, clause="RFC 9334, 3.3"),),
     )

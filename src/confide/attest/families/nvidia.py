@@ -62,7 +62,12 @@ def verify(evidence: Evidence, collateral: Collateral, roots: Roots, now: dateti
     _check_signature(report, chain[0])
     revocation = Revocation.read(collateral.documents)
     # The GPU makes the leaf itself, at every start; nobody publishes that certificate's status.
-    checks = [revocation.check(chain, "GPU", now, ends, unlisted=1), _firmware(report, chain[0])]
+    checks = [
+        check("chain", "certificates up to NVIDIA's root", "valid", ok=True, clause="RFC 5280, 6.1"),
+        check("signature", "by the GPU's key", "valid", ok=True, clause="DMTF DSP0274 1.1, MEASUREMENTS"),
+        revocation.check(chain, "GPU", now, ends, unlisted=1),
+        _firmware(report, chain[0]),
+    ]
     checks += _measurements(report, product_of(chain[0]), collateral.documents, roots, revocation, now, ends)
     return Claims(
         family=Family.NVIDIA,
@@ -73,6 +78,7 @@ def verify(evidence: Evidence, collateral: Collateral, roots: Roots, now: dateti
         measurements=MappingProxyType({f"block{index}": value for index, value in report.blocks.items()}),
         identity=MappingProxyType(_identity(report, chain[0])),
         valid_until=min(ends),
+        issued_at=revocation.issued,
         checks=tuple(checks),
         speaks=False,
     )

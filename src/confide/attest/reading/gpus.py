@@ -21,7 +21,7 @@ DRIVER: Final = Path("/proc/driver/nvidia/version")
 
 
 class Nvml(Protocol):
-    """What is used of `pynvml`. Failures are `NVMLError`; structures have ctypes arrays, with their sizes beside them."""
+    """What is used of `pynvml`. It raises `NVMLError`; structures have ctypes arrays, with their sizes beside them."""
 
     NVMLError: type[Exception]
 
