@@ -162,7 +162,7 @@ def test_freeze_verify_and_explain(capsys: pytest.CaptureFixture[str], monkeypat
     code, text = run("explain kept --json", capsys, monkeypatch)
     assert json.loads(text)["claims"]["tdx mrtd"] == MRTD.hex()
     kept = Path("kept").read_text()
-    Path("kept").write_text(kept.replace('"passed": true', '"passed": false', 1))
+    Path("kept").write_text(kept.replace('"outcome": "pass"', '"outcome": "fail"', 1))
     assert run("verify kept", capsys, monkeypatch) == (10, _Containing("record"))
     Path("kept").write_text(kept[:-50])
     assert run("verify kept", capsys, monkeypatch)[0] == 20
