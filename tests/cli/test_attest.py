@@ -153,7 +153,7 @@ def test_freeze_verify_and_explain(capsys: pytest.CaptureFixture[str], monkeypat
     assert run(freeze, capsys, monkeypatch)[0] == 30  # it exists
     assert run("verify kept", capsys, monkeypatch)[0] == 0
     assert run("verify kept --policy strict.toml", capsys, monkeypatch)[0] == 10
-    assert run("verify kept --at 2026-04-01 ", capsys, monkeypatch)[0] == 0  # its policy does not ask for validity
+    assert run("verify kept --at 2026-04-01 ", capsys, monkeypatch)[0] == 10  # every policy asks for validity
     assert run("verify kept --collateral dcap.json", capsys, monkeypatch)[0] == 30
     code, text = run("explain kept", capsys, monkeypatch)
     assert code == 0

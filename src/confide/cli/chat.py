@@ -122,7 +122,7 @@ class Chat:
         """Print the answer as it comes."""
         with closing(self.pieces(text)) as pieces:
             for piece in pieces:
-                output.console.print(Text(printable(piece)), end="", soft_wrap=True)
+                output.console.print(Text(output.printable(piece)), end="", soft_wrap=True)
         output.console.print()
 
     def pieces(self, text: str) -> "Pieces":
@@ -170,11 +170,6 @@ def describe(session: "Session") -> dict[str, Any]:
         "model_digest": session.model_digest,
         **about,
     }
-
-
-def printable(text: str) -> str:
-    """Without control characters, by which a model could do things to the terminal."""
-    return "".join(letter for letter in text if letter.isprintable() or letter in "\n\t")
 
 
 def _lines() -> Iterator[str]:

@@ -158,7 +158,7 @@ def test_an_empty_policy_still_asks_for_the_binding(scene: Scene, tee: Simulated
 
 
 def test_a_nonce_in_the_policy_does_not_stand_in_for_ours(scene: Scene, tee: SimulatedTee) -> None:
-    scene.bind(simulated(tee, SimulatedPolicy.all_of(any_of(Fresh("11" * 32), NotDebug()))))
+    scene.bind(simulated(tee, SimulatedPolicy.all_of(any_of(Fresh("11" * 32), Tdx()))))
     assert "nonce" in refused(scene, _statement(scene, lambda statement: replace(statement, model_digest="")))
 
 
@@ -316,7 +316,7 @@ def test_removing_a_key_counts_at_once(scene: Scene) -> None:
 
 def test_the_log_tells_policies_apart(scene: Scene, tee: SimulatedTee) -> None:
     scene.release(scene.request())
-    scene.bind(simulated(tee, SimulatedPolicy.all_of()))
+    scene.bind(simulated(tee, SimulatedPolicy.all_of(Tdx())))
     scene.release(scene.request())
     before, after = (line.entry.policy for line in scene.logged)
     assert before != after
