@@ -86,7 +86,7 @@ def test_every_gpu_with_what_the_service_says_of_it() -> None:
 
 def test_a_gpu_alone_is_no_workload() -> None:
     result = verdict(bundle(), Policy.all_of(SERVICE, Nvidia(drivers=("550.90.07",))))
-    assert [check.code for check in result.failures] == ["speaks-for-a-workload"]
+    assert [check.code for check in result.failures] == ["speaks-for-a-workload", "tcb-status"]
 
 
 def without(name: str) -> dict[str, Any]:
@@ -221,4 +221,4 @@ def test_a_gpu_without_a_machine_speaks_for_nobody() -> None:
     body["submods"] = {"gpu0": {"ear.status": "affirming", "ear.veraison.annotated-evidence": {"nvidia": LOCAL}}}
     token = jwt.encode(body, EC, "ES256", headers={"kid": "e"}).encode()
     result = verdict(token, Policy.all_of(TRUSTEE_SERVICE, Nvidia()))
-    assert [check.code for check in result.failures] == ["speaks-for-a-workload"]
+    assert [check.code for check in result.failures] == ["speaks-for-a-workload", "tcb-status"]

@@ -64,9 +64,11 @@ def gather(cache: CollateralCache, vendor: VendorServer, case: Case) -> Gathered
 def test_everything_is_fetched_once_and_passes_every_check(vendor: VendorServer, cache: CollateralCache) -> None:
     case = gpu()
     gathered = gather(cache, vendor, case)
-    assert set(gathered.collateral.documents) == {"driver-rim", "vbios-rim", "ocsp"}
+    assert set(gathered.collateral.documents) == {"chain", "driver-rim", "vbios-rim", "ocsp"}
     claims = replace(case, collateral=gathered.collateral).verify()
     assert {one.outcome for one in claims.checks} == {Outcome.PASS}
+    assert gathered.collateral.provenance.fetched == NOW
+    assert claims.issued_at == NOW - timedelta(hours=1)
     assert gather(cache, vendor, case) == gathered
     assert (vendor.asked, len(vendor.asked_about)) == ([DRIVER_RIM, VBIOS_RIM], 3)
 
@@ -83,7 +85,7 @@ def test_a_manifest_that_nvidia_does_not_have_is_not_checked(vendor: VendorServe
     del vendor.replies[DRIVER_RIM]
     case = gpu()
     gathered = gather(cache, vendor, case)
-    assert set(gathered.collateral.documents) == {"vbios-rim", "ocsp"}
+    assert set(gathered.collateral.documents) == {"chain", "vbios-rim", "ocsp"}
     outcomes = {one.code: one.outcome for one in replace(case, collateral=gathered.collateral).verify().checks}
     assert outcomes["nvidia-measurements"] is Outcome.SKIPPED
 

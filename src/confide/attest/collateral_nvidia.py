@@ -15,7 +15,7 @@ import msgspec
 from cryptography import x509
 
 from confide.attest.chain import read_chain
-from confide.attest.collateral import Collateral
+from confide.attest.collateral import Collateral, Provenance
 from confide.attest.collateral_cache import CollateralCache, Document, Response
 from confide.attest.collateral_sources import Gathered
 from confide.attest.evidence import Evidence
@@ -32,11 +32,12 @@ def nvidia_collateral(
     cache: CollateralCache,
     evidence: Evidence,
     *,
+    chain: bytes | None = None,
     service: str = NVIDIA_RIM,
     responder: str = NVIDIA_OCSP,
     allow_stale: bool = False,
 ) -> Gathered:
-    """The documents `driver-rim`, `vbios-rim` and `ocsp` for a GPU that sends its own chain as the part `chain`.
+    """The documents `driver-rim`, `vbios-rim` and `ocsp` for a GPU. chain: where it is no part of the evidence.
 
     A manifest that NVIDIA does not have is left out, and then the verdict says that it was not there. The GPU's own
     leaf is not asked about: the GPU makes it at every start.
@@ -44,24 +45,27 @@ def nvidia_collateral(
     from confide.attest.families.nvidia_rim import reference_chain
 
     report = Report.parse(evidence.raw)
-    if "chain" not in evidence.parts:
+    document = evidence.parts.get("chain") or chain
+    if document is None:
         raise WrongCollateral("The GPU's certificates are missing; send them with its report, as `chain`.")
-    chain = read_chain(evidence.parts["chain"], "chain of the GPU")
-    names = {"driver-rim": report.driver_manifest(product_of(chain[0])), "vbios-rim": report.vbios_manifest()}
+    certificates = read_chain(document, "chain of the GPU")
+    names = {"driver-rim": report.driver_manifest(product_of(certificates[0])), "vbios-rim": report.vbios_manifest()}
     answers: list[Document] = []
-    documents: dict[str, bytes] = {}
-    asked = dict.fromkeys(pairwise(chain[1:]))
-    for document, name in names.items():
+    documents = {"chain": document}
+    asked = dict.fromkeys(pairwise(certificates[1:]))
+    for kind, name in names.items():
         found = None if name is None else _manifest(cache, f"{service}/v1/rim/{name}", allow_stale)
         if found is not None:
             answers.append(found)
-            documents[document] = _rim(found.response)
-            asked |= dict.fromkeys(pairwise(reference_chain(documents[document], "manifest of the GPU")))
+            documents[kind] = _rim(found.response)
+            asked |= dict.fromkeys(pairwise(reference_chain(documents[kind], "manifest of the GPU")))
     statuses = [_status(cache, responder, one, issuer, allow_stale) for one, issuer in asked]
     if statuses:
         documents["ocsp"] = b"".join(answer.response.body for answer in statuses)
-    stale = tuple(answer.url for answer in (*answers, *statuses) if answer.stale)
-    return Gathered(Collateral(documents), stale)
+    answers += statuses
+    provenance = Provenance(fetched=min((answer.fetched for answer in answers), default=None))
+    stale = tuple(answer.url for answer in answers if answer.stale)
+    return Gathered(Collateral(documents, provenance=provenance), stale)
 
 
 class _Answer(msgspec.Struct):

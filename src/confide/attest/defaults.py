@@ -17,12 +17,11 @@ from confide.attest.chain import REVOKED
 from confide.attest.check import Check, Outcome, check, skipped
 from confide.attest.claims import Claims, RootKind, TcbStatus
 from confide.attest.evidence import Family
-from confide.attest.requirements.base import Subject, day, families_of
+from confide.attest.requirements.base import Subject, day, families_of, period
 from confide.errors import InvalidPolicy
 
-MAX_GRACE: Final = timedelta(days=366)
-_PERIOD: Final = re.compile(r"([1-9][0-9]{0,5})([dhm])")
-_UNITS: Final = {"d": "days", "h": "hours", "m": "minutes"}
+COLLATERAL: Final = "collateral-valid"
+"""The code of the check that says until when collateral is valid, how old it is, and who chose it."""
 _CODE: Final = re.compile(r"[a-z][a-z0-9-]{1,63}")
 _BEFORE_UPDATE: Final = {
     TcbStatus.OUT_OF_DATE: TcbStatus.UP_TO_DATE,
@@ -91,17 +90,6 @@ class Exceptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
 NO_EXCEPTIONS: Final = Exceptions()
 
 
-def period(text: str) -> timedelta:
-    """The time that 30d, 12h or 90m says. InvalidPolicy for anything else, and for more than MAX_GRACE."""
-    match = _PERIOD.fullmatch(text)
-    if match is None:
-        raise InvalidPolicy(f"{text[:40]!r} is no period; write days, hours or minutes as in 30d, 12h or 90m.")
-    length = timedelta(**{_UNITS[match[2]]: int(match[1])})
-    if length > MAX_GRACE:
-        raise InvalidPolicy(f"A grace of {text} is too long to mean anything; give at most {MAX_GRACE.days}d.")
-    return length
-
-
 def default_checks(
     subject: Subject, root: RootKind, exceptions: Exceptions, snp_minimum: bool | None
 ) -> Iterator[Check]:
@@ -156,8 +144,10 @@ def _valid(subject: Subject) -> Check:
         seen += f"; oldest list of {day(oldest)}, {_age(now - oldest)} old"
     if subject.provenance.sent:
         seen += "; the workload chose it"
+    elif subject.provenance.fetched is not None:
+        seen += f"; fetched {_age(now - subject.provenance.fetched)} ago"
     ok = all(end >= now for end in ends) and all(begin <= now for begin in begins)
-    return check("collateral-valid", f"valid at {day(now)}", seen, ok, "RFC 5280, 6.3.3; Intel PCS v4, nextUpdate")
+    return check(COLLATERAL, f"valid at {day(now)}", seen, ok, "RFC 5280, 6.3.3; Intel PCS v4, nextUpdate")
 
 
 def _age(length: timedelta) -> str:

@@ -62,7 +62,7 @@ def blackwell(test_data: Path) -> Case:
 
 
 def outcomes(claims: Claims) -> dict[str, Outcome]:
-    return {one.code: one.outcome for one in claims.checks}
+    return {one.code: one.outcome for one in claims.checks if one.code not in ("chain", "signature")}
 
 
 def test_hopper_report(hopper: Case) -> None:

@@ -4,7 +4,7 @@ import hmac
 import re
 from collections.abc import Iterator, Sized
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import msgspec
@@ -18,6 +18,9 @@ from confide.errors import InvalidPolicy
 
 _HEX: Final = re.compile(r"(?:[0-9a-f]{2})+")
 ABSENT: Final = "absent"
+MAX_PERIOD: Final = timedelta(days=366)
+_PERIOD: Final = re.compile(r"([1-9][0-9]{0,5})([dhm])")
+_UNITS: Final = {"d": "days", "h": "hours", "m": "minutes"}
 
 
 @dataclass(frozen=True)
@@ -116,3 +119,14 @@ def number(value: bytes | None) -> str:
 
 def day(time: datetime) -> str:
     return time.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def period(text: str) -> timedelta:
+    """The time that 30d, 12h or 90m says. InvalidPolicy for anything else, and for more than MAX_PERIOD."""
+    match = _PERIOD.fullmatch(text)
+    if match is None:
+        raise InvalidPolicy(f"{text[:40]!r} is no period; write days, hours or minutes as in 30d, 12h or 90m.")
+    length = timedelta(**{_UNITS[match[2]]: int(match[1])})
+    if length > MAX_PERIOD:
+        raise InvalidPolicy(f"A period of {text} is too long to mean anything; give at most {MAX_PERIOD.days}d.")
+    return length

@@ -7,9 +7,8 @@ import msgspec
 
 from confide.attest.check import Check, Outcome, check
 from confide.attest.claims import Claims
-from confide.attest.defaults import period
 from confide.attest.release import Release, Signer, read_trusted_root, verify_release
-from confide.attest.requirements.base import ABSENT, Requirement, Subject, day, families_of
+from confide.attest.requirements.base import ABSENT, Requirement, Subject, day, families_of, period
 from confide.errors import AttestationError, InvalidPolicy
 
 _CLAUSE: Final = "in-toto Attestation Framework 1.0; Sigstore Client Spec 4"
