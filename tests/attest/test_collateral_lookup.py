@@ -12,7 +12,7 @@ from tests.client.vendor_server import LEAF, VendorServer
 
 from confide.attest.collateral import Collateral
 from confide.attest.collateral_cache import CollateralCache, Response
-from confide.attest.collateral_lookup import find_collateral
+from confide.attest.collateral_lookup import VendorCollateral, find_collateral
 from confide.attest.collateral_sources import AmdPlatform
 from confide.attest.evidence import Evidence, Family
 from confide.attest.simulated import SimulatedTee
@@ -114,3 +114,21 @@ def test_real_quotes(find: Find, vendor: VendorServer, test_data: Path, name: st
         f"/{family.value}/certification/v4/tcb?fmspc={fmspc.upper()}",
     }
     assert wanted & set(vendor.asked)
+
+
+def test_a_release_goes_along_and_chooses_no_collateral(vendor: VendorServer, tmp_path: Path) -> None:
+    def fetch(url: str, body: bytes = b"") -> Response:
+        parts = urlsplit(url)
+        reply = vendor.replies[parts.path + (f"?{parts.query}" if parts.query else "")][0]
+        return Response(reply.status, reply.body)
+
+    sent = Collateral({"release": b"bundle", "crl": b"chosen by the workload"})
+    found = VendorCollateral(CollateralCache(tmp_path / "cache", fetch)).find(snp_case().evidence, sent)
+    assert found.documents["release"] == b"bundle"
+    assert found.documents["crl"] != b"chosen by the workload"
+    assert not found.provenance.sent
+    offline = VendorCollateral(CollateralCache(tmp_path / "cache", None), offline=True)
+    kept = offline.find(snp_case().evidence, Collateral({"release": b"bundle"}))
+    assert kept.documents["release"] == b"bundle"
+    assert "vcek" in kept.documents
+    assert not kept.provenance.sent

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.attest.families.forged_nvidia import DEVICE, ROOT
+from tests.attest.families.forged_rim import RIM_AUTHORITY, RIM_SIGNER, manifest, response
 
 from confide.attest.detect import read_collateral, read_evidence
 from confide.attest.evidence import MAX_EVIDENCE_BYTES, Evidence, Family
@@ -97,3 +99,21 @@ def test_what_is_no_collateral(data: bytes) -> None:
 def test_gpu_reports_that_are_not_hexadecimal() -> None:
     with pytest.raises(MalformedEvidence, match="hexadecimal"):
         read_evidence(b"\xff\xfe", Family.NVIDIA)
+
+
+def test_documents_about_gpus_and_releases() -> None:
+    driver, vbios = (manifest({1: bytes(48)}, version) for version in ("550.90.07", "96.00.9F.00.01"))
+    statuses = [response(DEVICE, ROOT), response(RIM_SIGNER, RIM_AUTHORITY)]
+    bundle = b'{"mediaType": "application/vnd.dev.sigstore.bundle.v0.3+json"}'
+    found = read_collateral([vbios, driver, *statuses, bundle])
+    assert found.documents == {
+        "driver-rim": driver,
+        "vbios-rim": vbios,
+        "ocsp": b"".join(statuses),
+        "release": bundle,
+    }
+    with pytest.raises(MalformedEvidence, match="give each thing once"):
+        read_collateral([driver, driver])
+    for other in (b"<a/>", b"<", b'<a colloquialVersion="x"/>'):
+        with pytest.raises(MalformedEvidence, match="no reference manifest"):
+            read_collateral([other])

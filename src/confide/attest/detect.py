@@ -12,11 +12,13 @@ from typing import Any, Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_der_public_key
+from cryptography.x509.ocsp import load_der_ocsp_response
 
 from confide.attest.chain import read_certificate
 from confide.attest.collateral import Collateral
 from confide.attest.evidence import MAX_EVIDENCE_BYTES, Evidence, Family
 from confide.attest.families import nvidia_json
+from confide.attest.release import RELEASE
 from confide.errors import MalformedEvidence
 
 _TOKEN: Final = re.compile(rb"\s*eyJ[A-Za-z0-9_-]*\.[A-Za-z0-9_-]*\.[A-Za-z0-9_-]*\s*")
@@ -28,6 +30,7 @@ _TEES: Final = {0x00: Family.SGX, 0x81: Family.TDX}
 _SNP_REPORT_BYTES: Final = 1184
 _SNP_VERSIONS: Final = range(2, 6)
 _PEM: Final = b"-----BEGIN "
+_SIGSTORE_BUNDLE: Final = "application/vnd.dev.sigstore.bundle"
 _DCAP_KEYS: Final = {"tcb_info", "qe_identity"}
 
 
@@ -91,10 +94,12 @@ def _tpm(data: bytes) -> tuple[Evidence, Collateral]:
 
 
 def read_collateral(files: Iterable[bytes]) -> Collateral:
-    """Collateral from files in any order: DCAP's JSON, a PEM chain, and DER certificates, keys and CRLs."""
+    """Collateral from files in any order: DCAP's JSON, a PEM chain, NVIDIA's manifests, a release; in DER the rest."""
     documents: dict[str, bytes] = {}
     for data in files:
         name = _name_of(data)
+        if name == "ocsp":  # one response for each certificate is how they come
+            data = documents.pop(name, b"") + data
         if name in documents:
             raise MalformedEvidence(f"Two of the files of collateral are a {name}; give each thing once.")
         documents[name] = data
@@ -106,7 +111,9 @@ def _name_of(data: bytes) -> str:
         return _json_name(data)
     if data.lstrip().startswith(_PEM):
         return "ak" if b"PUBLIC KEY-----" in data[:64] else "chain"
-    for name_if in (_certificate_name, _crl_name, _key_name):
+    if data.lstrip()[:1] == b"<":
+        return nvidia_json.manifest_kind(data)
+    for name_if in (_certificate_name, _crl_name, _ocsp_name, _key_name):
         try:
             return name_if(data)
         except (ValueError, MalformedEvidence):
@@ -121,6 +128,8 @@ def _json_name(data: bytes) -> str:
         document = json.loads(data)
     except (ValueError, RecursionError):
         document = {}
+    if isinstance(document, dict) and str(document.get("mediaType", "")).startswith(_SIGSTORE_BUNDLE):
+        return RELEASE
     if not isinstance(document, dict) or not document.keys() >= _DCAP_KEYS:
         raise MalformedEvidence("A file of collateral is JSON, but not DCAP's, or it is cut off; fetch it again.")
     return "dcap"
@@ -135,6 +144,11 @@ def _certificate_name(data: bytes) -> str:
 def _crl_name(data: bytes) -> str:
     x509.load_der_x509_crl(data)
     return "crl"
+
+
+def _ocsp_name(data: bytes) -> str:
+    load_der_ocsp_response(data)
+    return "ocsp"
 
 
 def _key_name(data: bytes) -> str:

@@ -7,6 +7,7 @@ and `certificate` (the PEM chain) are in base64 and `nonce` is hexadecimal. A bu
 import base64
 import binascii
 import hmac
+import re
 from typing import Final
 
 import msgspec
@@ -15,6 +16,9 @@ from confide.attest.evidence import MAX_EVIDENCE_BYTES, Evidence, Family
 from confide.attest.families.nvidia_report import Report
 from confide.errors import MalformedEvidence
 
+MANIFEST_HEAD: Final = 1 << 14
+_VERSION: Final = re.compile(rb'\bcolloquialVersion="([0-9A-Fa-f.]{1,40})"')
+_VBIOS_DOTS: Final = 4
 _ADVICE: Final = "write it again with NVIDIA's attestation tools"
 
 
@@ -58,6 +62,14 @@ def read_evidence(data: bytes) -> Evidence:
     if nonce and not hmac.compare_digest(nonce, Report.parse(raw).nonce):
         raise _malformed("its nonce is not the one in the report")
     return Evidence(Family.NVIDIA, raw, {"chain": chain})
+
+
+def manifest_kind(data: bytes) -> str:
+    """Whether a reference manifest is a driver's or a VBIOS's, by the version it names; nothing of it is verified."""
+    found = _VERSION.search(data[:MANIFEST_HEAD])
+    if found is None:
+        raise MalformedEvidence("A file of collateral is XML, but no reference manifest of NVIDIA's; fetch it again.")
+    return "vbios-rim" if found[1].count(b".") == _VBIOS_DOTS else "driver-rim"
 
 
 def _base64(text: str) -> bytes:
