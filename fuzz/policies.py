@@ -9,7 +9,8 @@ from confide.attest.requirements import Sgx, Snp, SnpTcb, Tdx
 def _policy(data: bytes) -> None:
     """A policy that is read can be written, read again, and explained."""
     policy = any_policy_from_toml(data.decode("utf-8", "replace"))
-    assert any_policy_from_toml(to_toml(policy)) == policy
+    if any_policy_from_toml(to_toml(policy)) != policy:
+        raise RuntimeError("another policy was written than was read")
     _ = (list(asked(policy)), list(left_open(policy)), policy.exceptions.sentences())
 
 
