@@ -236,6 +236,8 @@ def policy_from(
         return
     if out is None:
         output.console.print(Text(text), soft_wrap=True)
+    if any(one.family is Family.SNP for one in claims.everyone()):
+        output.note("min_tcb is what this machine has; compare it with AMD's bulletins for the product.")
     for check in failures:
         output.note(f"This evidence itself does not satisfy it: {check.code}: {output.printable(check.seen)}.")
 
