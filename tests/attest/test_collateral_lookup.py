@@ -10,6 +10,7 @@ import pytest
 from tests.attest.families.forged_snp import CHIP, TCB, Fields, snp_case
 from tests.client.vendor_server import LEAF, VendorServer
 
+from confide.attest.amd import Product
 from confide.attest.collateral import Collateral
 from confide.attest.collateral_cache import CollateralCache, Response
 from confide.attest.collateral_lookup import find_collateral
@@ -20,7 +21,7 @@ from confide.attest.simulated_vendor import FMSPC
 from confide.errors import MalformedEvidence, WrongCollateral
 
 VLEK = uuid.UUID("a8074bc2-a25a-483e-aae6-39c045a0b8a1")
-VCEK_PATH = AmdPlatform("Milan", CHIP, TCB).vcek_path
+VCEK_PATH = AmdPlatform(Product.MILAN, CHIP, TCB).vcek_path
 Find = Callable[[Evidence], Collateral]
 
 

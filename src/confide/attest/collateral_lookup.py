@@ -3,10 +3,12 @@
 The evidence is not verified yet: all that is taken from it is which platform to ask for.
 """
 
+from contextlib import suppress
 from typing import Final, Literal
 
 import dcap_qvl
 
+from confide.attest.amd import Product
 from confide.attest.collateral import Collateral
 from confide.attest.collateral_cache import CollateralCache
 from confide.attest.collateral_sources import (
@@ -21,6 +23,8 @@ from confide.attest.families.snp import Report
 from confide.errors import MalformedEvidence, WrongCollateral
 
 _EMPTY_TABLE: Final = bytes(24)
+_UNNAMED: Final = (Product.MILAN, Product.GENOA)
+"""Where to look for the chip of a report of version 2, which does not say what made it: AMD knows each chip once."""
 
 
 def find_collateral(cache: CollateralCache, evidence: Evidence) -> Collateral:
@@ -52,11 +56,20 @@ def _intel_platform(evidence: Evidence) -> IntelPlatform:
 
 def _amd(cache: CollateralCache, evidence: Evidence) -> Collateral:
     report = Report.parse(evidence.raw)
-    # Reports of version 2 do not say which product made them; only Milan's root is pinned.
-    platform = AmdPlatform("Milan", report.chip_id, report.reported_tcb)
-    if report.signer == "vcek":
-        return amd_collateral(cache, platform).collateral
+    vlek = _provided_vlek(evidence) if report.signer == "vlek" else None
+    *others, last = [report.product] if report.product else _UNNAMED
+    for product in others:
+        with suppress(WrongCollateral):
+            return _amd_product(cache, report, product, vlek)
+    return _amd_product(cache, report, last, vlek)
+
+
+def _amd_product(cache: CollateralCache, report: Report, product: Product, vlek: bytes | None) -> Collateral:
+    return amd_collateral(cache, AmdPlatform(product, report.chip_id, report.reported_tcb), vlek=vlek).collateral
+
+
+def _provided_vlek(evidence: Evidence) -> bytes:
     vlek = certificate_table(evidence.parts.get("auxblob", _EMPTY_TABLE)).get("vlek")
     if vlek is None:
         raise WrongCollateral("The host gave no VLEK certificate, and AMD does not publish it; ask the cloud for it.")
-    return amd_collateral(cache, platform, vlek=vlek).collateral
+    return vlek
