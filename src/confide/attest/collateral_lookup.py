@@ -19,6 +19,7 @@ from confide.attest.collateral_sources import (
     intel_collateral,
 )
 from confide.attest.evidence import Evidence, Family
+from confide.attest.families.azure import HclReport
 from confide.attest.families.snp import Report
 from confide.errors import MalformedEvidence, WrongCollateral
 
@@ -37,9 +38,11 @@ def find_collateral(cache: CollateralCache, evidence: Evidence) -> Collateral:
             return intel_collateral(cache, _intel_platform(evidence)).collateral
         case Family.SNP:
             return _amd(cache, evidence)
+        case Family.AZURE:
+            return find_collateral(cache, HclReport.parse(evidence.raw).evidence(evidence.parts))
         case Family.COMPOSITE:
             return Collateral(members=tuple(find_collateral(cache, member) for member in evidence.members))
-        case Family.TOKEN:
+        case Family.TOKEN | Family.NITRO:
             return Collateral()
         case Family.TPM | Family.NVIDIA:
             raise WrongCollateral(f"No vendor publishes collateral for {evidence.family}; send it with the evidence.")

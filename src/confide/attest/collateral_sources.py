@@ -4,9 +4,9 @@ Intel: "Provisioning Certification Service API" version 4, which also caches (PC
 URL-encoded PEM in headers. The signatures cover the very bytes of `tcbInfo` and `enclaveIdentity`, so these are cut out
 of their answers and never encoded again. The result is dcap-qvl's QuoteCollateralV3 in JSON.
 
-AMD: document 57230, "VCEK Certificate and KDS Interface Specification"; see `amd` for its products. A VLEK is not served
-to the public: it comes with the report, as the host's certificate table (document 56421, "GHCB Standardization",
-4.1.8.1: entries of GUID, offset and length, ended by an entry of zeros).
+AMD: document 57230, "VCEK Certificate and KDS Interface Specification"; see `amd` for its products. A VLEK is not
+served to the public: it comes with the report, as the host's certificate table (document 56421, "GHCB
+Standardization", 4.1.8.1: entries of GUID, offset and length, ended by an entry of zeros).
 """
 
 import struct
@@ -104,8 +104,8 @@ def intel_collateral(
     root = get(root_crl, _crl_ends)
     tcb = get(f"{service}/{tee}/certification/v4/tcb?fmspc={platform.fmspc.upper()}", _signed_ends("tcbInfo"))
     identity = get(f"{service}/{tee}/certification/v4/qe/identity", _signed_ends("enclaveIdentity"))
-    tcb_info, tcb_signature = _signed(tcb.response, "tcbInfo")
-    qe_identity, qe_signature = _signed(identity.response, "enclaveIdentity")
+    tcb_info, tcb_signature = signed_text(tcb.response.body, "tcbInfo")
+    qe_identity, qe_signature = signed_text(identity.response.body, "enclaveIdentity")
     dcap = {
         "pck_crl_issuer_chain": _chain(crl.response, "sgx-pck-crl-issuer-chain"),
         "root_ca_crl": _der(root.response.body).hex(),
@@ -168,18 +168,18 @@ def _gathered(documents: dict[str, bytes], *answers: Document) -> Gathered:
     return Gathered(Collateral(documents), tuple(answer.url for answer in answers if answer.stale))
 
 
-def _signed(response: Response, name: str) -> tuple[str, str]:
-    """The exact text that was signed, and the signature in hexadecimal."""
+def signed_text(answer: bytes, name: str) -> tuple[str, str]:
+    """Of Intel's answer, the exact text under this name, which was signed, and the signature in hexadecimal."""
     try:
-        answer = msgspec.json.decode(response.body, type=dict[str, msgspec.Raw])
-        return bytes(answer[name]).decode(), msgspec.json.decode(answer["signature"], type=str)
+        parts = msgspec.json.decode(answer, type=dict[str, msgspec.Raw])
+        return bytes(parts[name]).decode(), msgspec.json.decode(parts["signature"], type=str)
     except (msgspec.MsgspecError, KeyError, UnicodeDecodeError) as error:
         raise _unusable(f"no signed {name}") from error
 
 
 def _signed_ends(name: str) -> Ends:
     def ends(response: Response) -> datetime:
-        text, _ = _signed(response, name)
+        text, _ = signed_text(response.body, name)
         try:
             return msgspec.json.decode(text, type=_Dated).next_update
         except msgspec.MsgspecError as error:

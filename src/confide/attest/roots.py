@@ -32,6 +32,10 @@ VENDOR_ROOTS: Final[Mapping[Family, frozenset[str]]] = MappingProxyType(
         ),
         # NVIDIA Device Identity CA, the last certificate of the chain that a Hopper GPU itself hands out.
         Family.NVIDIA: frozenset({"102bf659d5419614c9d8e6aecebc80454eb26b1df6a769ac720b9a690b167b48"}),
+        # CN=aws.nitro-enclaves, G1, P-384, 2019 to 2049, of AWS's commercial partition (others have their own roots):
+        # https://aws-nitro-enclaves.amazonaws.com/AWS_NitroEnclaves_Root-G1.zip, with the fingerprint as AWS's
+        # documentation has it, https://docs.aws.amazon.com/enclaves/latest/user/verify-root.html.
+        Family.NITRO: frozenset({"641a0321a3e244efe456463195d606317ed7cdcc3c1756e09893f3c68f79bb5b"}),
     }
 )
 """SHA-256 fingerprints (hex) of the vendors' self-signed certificates in DER."""
