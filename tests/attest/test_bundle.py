@@ -13,7 +13,7 @@ from confide.attest.claims import Claims, RootKind
 from confide.attest.collateral import Collateral
 from confide.attest.evidence import Evidence, Family
 from confide.attest.explain import explain, verdict
-from confide.attest.policy import DEFAULT, AnyPolicy, Policy, SimulatedPolicy
+from confide.attest.policy import AnyPolicy, Policy, SimulatedPolicy
 from confide.attest.requirements import Fresh, NotDebug
 from confide.attest.statement import Statement
 from confide.errors import InvalidPolicy, InvalidSignature, MalformedEvidence
@@ -23,7 +23,7 @@ MEMBER = Evidence(Family.TDX, b"signed", {"event_log": b"\0\xff"})
 EVIDENCE = Evidence(Family.COMPOSITE, b"", members=(MEMBER, Evidence(Family.NVIDIA, b"gpu")))
 COLLATERAL = Collateral(members=(Collateral({"dcap": b"{}"}), Collateral()))
 LAX = 'confide-policy = 1\nkind = "production"\nall = []\n'
-POLICY = Policy.all_of(*DEFAULT, Fresh("aa" * 32))
+POLICY = Policy.all_of(Fresh("aa" * 32))
 
 
 class Signed:

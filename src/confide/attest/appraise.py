@@ -37,7 +37,8 @@ def appraise(
         found = verified(verifier, evidence, collateral, policy, now)
     except AttestationError as error:
         found = error
-    return appraise_claims(found, policy, now, family=evidence.family, statement=statement)
+    provenance = collateral.provenance
+    return appraise_claims(found, policy, now, family=evidence.family, statement=statement, provenance=provenance)
 
 
 def verified(

@@ -16,7 +16,7 @@ alone), `bootloader`, `tee`, `snp`, `microcode` of the TCB that the report and i
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from types import MappingProxyType
 from typing import Final, Literal, Self
@@ -28,7 +28,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from confide.attest.amd import COMPONENTS, HARDWARE_ID_BYTES, Product, product_named, product_of
-from confide.attest.chain import path_from, read_certificate, read_chain, verify_chain
+from confide.attest.chain import list_date, path_from, read_certificate, read_chain, revocation_check, verify_chain
+from confide.attest.check import check
 from confide.attest.claims import Claims, TcbStatus
 from confide.attest.collateral import Collateral
 from confide.attest.evidence import Evidence, Family
@@ -150,7 +151,14 @@ def verify(evidence: Evidence, collateral: Collateral, roots: Roots, now: dateti
     product = _check_product(report, chain, kind)
     _check_platform(report, product, leaf, kind)
     _check_signature(evidence.raw, leaf)
-    return _claims(report, product, leaf, kind, roots, until)
+    checks = (
+        check("chain", "certificates up to AMD's root", "valid", ok=True, clause="AMD 57230; RFC 5280, 6.1"),
+        check("signature", f"by the {kind.upper()}", "valid", ok=True, clause="AMD 56860, ATTESTATION_REPORT"),
+        revocation_check(chain, documents.get("crl"), "AMD 57230, CRL; RFC 5280, 6.3"),
+    )
+    return replace(
+        _claims(report, product, leaf, kind, roots, until), checks=checks, issued_at=list_date(documents.get("crl"))
+    )
 
 
 def _check_product(report: Report, chain: Sequence[x509.Certificate], kind: _Kind) -> Product:
@@ -272,8 +280,8 @@ def _claims(
         report_data=report.report_data,
         speaks=True,
         debug=bool(report.policy & _POLICY_DEBUG),
-        # AMD has no list of levels: it certifies versions, these very ones (`_check_platform`), and revokes bad ones.
-        tcb_status=TcbStatus.UP_TO_DATE,
+        # AMD certifies versions, these very ones (`_check_platform`), and has no list of which are current.
+        tcb_status=TcbStatus.UNKNOWN,
         measurements=MappingProxyType(
             {
                 "measurement": report.measurement,

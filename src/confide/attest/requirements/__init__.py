@@ -5,18 +5,27 @@ answers with checks; it never raises, and what is absent from the claims has fai
 """
 
 from confide.attest.requirements.base import Requirement, Subject, name_of
-from confide.attest.requirements.composition import AllOf, AnyOf, AnyRequirement, all_of, any_of, services_of
+from confide.attest.requirements.composition import (
+    AllOf,
+    AnyOf,
+    AnyRequirement,
+    all_of,
+    any_of,
+    everywhere,
+    services_of,
+)
 from confide.attest.requirements.hardware import Nvidia, Sgx, Snp, SnpTcb, Tdx, Tpm
 from confide.attest.requirements.platform import (
     ChipIdIn,
     CollateralValid,
+    Default,
+    FmspcIn,
     NoAdvisory,
     NotDebug,
     PpidIn,
     ProductionRoot,
     TcbAtLeast,
     VerifierService,
-    roots_check,
 )
 from confide.attest.requirements.workload import Fresh, Model, PolicyVersion, ReportData
 
@@ -26,6 +35,8 @@ __all__ = [
     "AnyRequirement",
     "ChipIdIn",
     "CollateralValid",
+    "Default",
+    "FmspcIn",
     "Fresh",
     "Model",
     "NoAdvisory",
@@ -46,7 +57,7 @@ __all__ = [
     "VerifierService",
     "all_of",
     "any_of",
+    "everywhere",
     "name_of",
-    "roots_check",
     "services_of",
 ]
