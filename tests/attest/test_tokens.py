@@ -50,6 +50,7 @@ AZURE_SNP: dict[str, Any] = {
         "x-ms-sevsnpvm-reportdata": "07" * 64,
         "x-ms-sevsnpvm-is-debuggable": False,
         "x-ms-sevsnpvm-snpfw-svn": 8,
+        "x-ms-sevsnpvm-microcode-svn": 1,
     },
 }
 EAR: dict[str, Any] = {

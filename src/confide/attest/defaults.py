@@ -20,6 +20,8 @@ from confide.attest.evidence import Family
 from confide.attest.requirements.base import Subject, day, families_of
 from confide.errors import InvalidPolicy
 
+COLLATERAL: Final = "collateral-valid"
+"""The code of the check that says until when collateral is valid, how old it is, and who chose it."""
 MAX_GRACE: Final = timedelta(days=366)
 _PERIOD: Final = re.compile(r"([1-9][0-9]{0,5})([dhm])")
 _UNITS: Final = {"d": "days", "h": "hours", "m": "minutes"}
@@ -156,8 +158,10 @@ def _valid(subject: Subject) -> Check:
         seen += f"; oldest list of {day(oldest)}, {_age(now - oldest)} old"
     if subject.provenance.sent:
         seen += "; the workload chose it"
+    elif subject.provenance.fetched is not None:
+        seen += f"; fetched {_age(now - subject.provenance.fetched)} ago"
     ok = all(end >= now for end in ends) and all(begin <= now for begin in begins)
-    return check("collateral-valid", f"valid at {day(now)}", seen, ok, "RFC 5280, 6.3.3; Intel PCS v4, nextUpdate")
+    return check(COLLATERAL, f"valid at {day(now)}", seen, ok, "RFC 5280, 6.3.3; Intel PCS v4, nextUpdate")
 
 
 def _age(length: timedelta) -> str:

@@ -37,6 +37,9 @@ def command(
     ra_tls: Annotated[
         bool, typer.Option("--ra-tls", help="TLS ends inside the workload, whose certificate carries evidence.")
     ] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Ask no vendor: take the workload's collateral, and show how old it is.")
+    ] = False,
     shell: Annotated[
         Path | None, typer.Option(help="For a layer server: the client folder that `confide split` wrote.")
     ] = None,
@@ -53,7 +56,12 @@ def command(
         raise typer.BadParameter("--json goes with --once")
     from confide.client.connect import connect
 
-    evidence: dict[str, Any] = {"policy": policy, "simulated_root": simulated_root, "ra_tls": ra_tls}
+    evidence: dict[str, Any] = {
+        "policy": policy,
+        "simulated_root": simulated_root,
+        "ra_tls": ra_tls,
+        "offline": offline,
+    }
     hybrid: dict[str, Any] = {"shell": shell, "licence": licence} if shell else {}
     if hybrid:
         hybrid["progress"] = not json
