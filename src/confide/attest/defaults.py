@@ -165,7 +165,10 @@ def _valid(subject: Subject) -> Check:
 
 
 def _age(length: timedelta) -> str:
-    return f"{length.days} days" if length.days else f"{int(length.total_seconds() // 3600)} hours"
+    if length.days > 0:
+        return f"{length.days} days"
+    hours = int(length.total_seconds() // 3600)
+    return f"{hours} hours" if hours > 0 else "less than an hour"
 
 
 def _evaluation(subject: Subject, exceptions: Exceptions) -> Iterator[Check]:
