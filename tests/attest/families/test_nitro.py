@@ -14,7 +14,7 @@ from confide.attest.check import Outcome
 from confide.attest.claims import RootKind, TcbStatus
 from confide.attest.evidence import Family
 from confide.attest.families.nitro import MAX_DOCUMENT_BYTES
-from confide.attest.roots import ProductionRoots, SimulatedRoots
+from confide.attest.roots import VENDOR_ROOTS, ProductionRoots, SimulatedRoots
 from confide.errors import (
     InvalidSignature,
     MalformedEvidence,
@@ -165,3 +165,9 @@ def test_noise(noise: bytes, at: int) -> None:
     changed = raw[:at] + noise + raw[at + len(noise) :]
     if changed != raw:
         refused(case.with_raw(changed))
+
+
+def test_the_pinned_root_is_the_one_of_awss_documentation() -> None:
+    """The certificate itself was not at hand; this is the fingerprint as AWS prints it."""
+    printed = "64:1A:03:21:A3:E2:44:EF:E4:56:46:31:95:D6:06:31:7E:D7:CD:CC:3C:17:56:E0:98:93:F3:C6:8F:79:BB:5B"
+    assert VENDOR_ROOTS[Family.NITRO] == {printed.replace(":", "").lower()}
