@@ -35,7 +35,7 @@ def appraise(
     """The verdict. Evidence that does not hold is a verdict too; nothing is raised for it."""
     found: Claims | AttestationError
     try:
-        found = _verify(verifier, evidence, collateral, policy, now)
+        found = verified(verifier, evidence, collateral, policy, now)
     except AttestationError as error:
         found = error
     return appraise_claims(
@@ -49,7 +49,13 @@ def appraise(
     )
 
 
-def _verify(verifier: Verifies, evidence: Evidence, collateral: Collateral, policy: AnyPolicy, now: datetime) -> Claims:
+def verified(
+    verifier: Verifies, evidence: Evidence, collateral: Collateral, policy: AnyPolicy, now: datetime
+) -> Claims:
+    """The claims of evidence, or of a token by a service that the policy names; an AttestationError that says why not.
+
+    The policy's other requirements are not looked at.
+    """
     if evidence.family is Family.TOKEN:
         return verify_token(evidence.raw, policy.services(), now)
     return verifier.verify(evidence, collateral, now)

@@ -21,7 +21,7 @@ from cryptography.x509.oid import ExtensionOID
 
 from confide.attest.check import Check, check, skipped
 from confide.attest.evidence import Family
-from confide.errors import InvalidSignature, MalformedEvidence, OutsideValidity, Revoked, UnknownRoot
+from confide.errors import InvalidSignature, MalformedEvidence, OutsideValidity, Revoked, UnknownRoot, WrongCollateral
 
 MAX_CERTIFICATES: Final = 8
 """NVIDIA's chains have five, AMD's three."""
@@ -99,6 +99,24 @@ class Trusts(Protocol):
 
     def trusts(self, family: Family, certificate: bytes) -> bool:
         """Whether this certificate (DER) is a root for this family."""
+
+
+def path_from(leaf: x509.Certificate, others: Sequence[x509.Certificate]) -> tuple[x509.Certificate, ...]:
+    """The leaf, its issuer, and so on to one that issued itself, from certificates in any order. Nothing is verified.
+
+    WrongCollateral where an issuer is not among them.
+    """
+    path, left = [leaf], [one for one in others if one != leaf]
+    while path[-1].issuer != path[-1].subject:
+        issuer = next((one for one in left if one.subject == path[-1].issuer), None)
+        if issuer is None:
+            raise WrongCollateral(
+                f"The certificate {_name(path[-1])!r} was issued by {path[-1].issuer.rfc4514_string()[:200]!r}, which "
+                "is not in the chain; fetch the chain for it, up to the root."
+            )
+        left.remove(issuer)
+        path.append(issuer)
+    return tuple(path)
 
 
 def verify_chain(

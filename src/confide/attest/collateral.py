@@ -29,10 +29,11 @@ OWN: Final = Provenance()
 class Collateral:
     """Documents by name. The names of each family stand in its module.
 
-    dcap: the JSON of QuoteCollateralV3. snp: vcek or vlek (DER), chain (PEM: ASK or ASVK, then ARK), crl (DER).
-    tpm: ak (DER or PEM public key or certificate), chain (PEM), crl (DER). nvidia: chain (PEM, leaf first),
-    driver-rim and vbios-rim (XML), ocsp (DER), crl (DER). composite: nothing of its own, but one collateral for each
-    member of the evidence, in the same order, in members. Of any, and of a composite itself: release, see `release`.
+    dcap: the JSON of QuoteCollateralV3. snp: vcek or vlek (DER), chain (PEM: ASK or ASVK, and ARK), crl (DER).
+    azure: the processor's, as snp or dcap. nitro: none. tpm: ak (DER or PEM public key or certificate), chain (PEM),
+    crl (DER). nvidia: chain (PEM, leaf first), driver-rim and vbios-rim (XML), ocsp (DER), crl (DER).
+    composite: nothing of its own, but one collateral for each member of the evidence, in the same order, in members.
+    Of any, and of a composite itself: release, see `release`.
     """
 
     documents: Mapping[str, bytes] = field(default_factory=lambda: MappingProxyType({}))

@@ -6,11 +6,13 @@ so it counts only where no vendor publishes any, or where the verifier was told 
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final, Literal, Protocol
 
 import dcap_qvl
 
+from confide.attest.amd import Product
 from confide.attest.claims import Claims
 from confide.attest.collateral import Collateral, Provenance
 from confide.attest.collateral_cache import CollateralCache
@@ -23,11 +25,14 @@ from confide.attest.collateral_sources import (
     intel_collateral,
 )
 from confide.attest.evidence import Evidence, Family
+from confide.attest.families.azure import HclReport
 from confide.attest.families.snp import Report
 from confide.attest.release import RELEASE
 from confide.errors import AttestationError, MalformedEvidence, WrongCollateral
 
 _EMPTY_TABLE: Final = bytes(24)
+_UNNAMED: Final = (Product.MILAN, Product.GENOA)
+"""Where to look for the chip of a report of version 2, which does not say what made it: AMD knows each chip once."""
 
 
 class CollateralSource(Protocol):
@@ -97,9 +102,11 @@ def find_collateral(cache: CollateralCache, evidence: Evidence, sent: Collateral
             return intel_collateral(cache, _intel_platform(evidence)).collateral
         case Family.SNP:
             return _amd(cache, evidence, given)
+        case Family.AZURE:
+            return find_collateral(cache, HclReport.parse(evidence.raw).evidence(evidence.parts), given)
         case Family.COMPOSITE:
             return _members(cache, evidence, given)
-        case Family.TOKEN:
+        case Family.TOKEN | Family.NITRO:
             return Collateral()
         case Family.NVIDIA:
             return nvidia_collateral(cache, evidence, chain=given.documents.get("chain")).collateral
@@ -119,12 +126,14 @@ def _members(cache: CollateralCache, evidence: Evidence, sent: Collateral) -> Co
 def _platforms(evidence: Evidence) -> Iterator[str]:
     """The Intel platforms in this evidence, as the cache calls them. What cannot be parsed is refused elsewhere."""
     for member in (evidence, *evidence.members):
-        if member.family in (Family.SGX, Family.TDX):
-            try:
+        try:
+            if member.family is Family.AZURE:
+                member = HclReport.parse(member.raw).evidence(member.parts)
+            if member.family in (Family.SGX, Family.TDX):
                 platform = _intel_platform(member)
-            except AttestationError:
-                continue
-            yield _platform(member.family, bytes.fromhex(platform.fmspc))
+                yield _platform(member.family, bytes.fromhex(platform.fmspc))
+        except AttestationError:
+            continue
 
 
 def _platform(family: Family, fmspc: bytes) -> str:
@@ -142,11 +151,20 @@ def _intel_platform(evidence: Evidence) -> IntelPlatform:
 
 def _amd(cache: CollateralCache, evidence: Evidence, sent: Collateral) -> Collateral:
     report = Report.parse(evidence.raw)
-    # Reports of version 2 do not say which product made them; only Milan's root is pinned.
-    platform = AmdPlatform("Milan", report.chip_id, report.reported_tcb)
-    if report.signer == "vcek":
-        return amd_collateral(cache, platform).collateral
+    vlek = _provided_vlek(evidence, sent) if report.signer == "vlek" else None
+    *others, last = [report.product] if report.product else _UNNAMED
+    for product in others:
+        with suppress(WrongCollateral):
+            return _amd_product(cache, report, product, vlek)
+    return _amd_product(cache, report, last, vlek)
+
+
+def _amd_product(cache: CollateralCache, report: Report, product: Product, vlek: bytes | None) -> Collateral:
+    return amd_collateral(cache, AmdPlatform(product, report.chip_id, report.reported_tcb), vlek=vlek).collateral
+
+
+def _provided_vlek(evidence: Evidence, sent: Collateral) -> bytes:
     vlek = certificate_table(evidence.parts.get("auxblob", _EMPTY_TABLE)).get("vlek") or sent.documents.get("vlek")
     if vlek is None:
         raise WrongCollateral("The host gave no VLEK certificate, and AMD does not publish it; ask the cloud for it.")
-    return amd_collateral(cache, platform, vlek=vlek).collateral
+    return vlek

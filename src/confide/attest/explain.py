@@ -4,6 +4,7 @@ from typing import Final, NamedTuple
 
 from confide.attest.check import Outcome
 from confide.attest.result import AttestationResult
+from confide.printable import printable
 
 _ORDER: Final = (Outcome.FAIL, Outcome.SKIPPED, Outcome.PASS)
 _WORDS: Final = {Outcome.FAIL: "FAIL", Outcome.SKIPPED: "not checked", Outcome.PASS: "pass"}
@@ -20,9 +21,12 @@ class Row(NamedTuple):
 
 
 def explain(result: AttestationResult) -> list[Row]:
-    """Every check, those that failed first, and then those that were not made."""
+    """Every check, those that failed first, and then those that were not made. A workload chose some of the words."""
     checks = sorted(result.checks, key=lambda check: _ORDER.index(check.outcome))
-    return [Row(check.code, check.expected, check.seen, _WORDS[check.outcome], check.clause) for check in checks]
+    return [
+        Row(*map(printable, (check.code, check.expected, check.seen, _WORDS[check.outcome], check.clause)))
+        for check in checks
+    ]
 
 
 def verdict(result: AttestationResult) -> str:

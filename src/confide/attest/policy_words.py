@@ -7,8 +7,10 @@ from confide.attest.requirements import (
     AllOf,
     AnyOf,
     AnyRequirement,
+    Azure,
     Fresh,
     Model,
+    Nitro,
     Nvidia,
     ReportData,
     Requirement,
@@ -63,6 +65,8 @@ def left_open(policy: AnyPolicy) -> Iterator[str]:
                 yield from _open_in_sgx(one)
             case Nvidia(drivers=None) | Nvidia(vbioses=None):
                 yield "a GPU with any driver or VBIOS is trusted: name drivers and vbioses"
+            case Azure():
+                yield from _open_in_azure(one, asks)
             case VerifierService():
                 yield f"whatever {one.service} says is believed: nothing of its evidence is verified here"
             case _:
@@ -95,6 +99,20 @@ def _open_in_sgx(one: Sgx) -> Iterator[str]:
         yield "sgx: any enclave of this signer is trusted: name isvprodid and min_isvsvn, or mrenclave"
 
 
+def _open_in_azure(one: Azure, asks: Iterable[AnyRequirement]) -> Iterator[str]:
+    if not _all_ways(asks, _measures_machine):
+        yield (
+            "azure-cvm: any paravisor is trusted, one too that makes up what its virtual TPM signs: name the paravisor "
+            "as well, with sev-snp's measurement or tdx's mrtd"
+        )
+    if one.pcrs is None:
+        yield "azure-cvm: what the paravisor starts is open: name pcrs"
+
+
+def _measures_machine(one: Requirement) -> bool:
+    return isinstance(one, Snp | Tdx) and _measures_code(one)
+
+
 def _measures_code(one: Requirement) -> bool:
     match one:
         case Sgx():
@@ -103,7 +121,7 @@ def _measures_code(one: Requirement) -> bool:
             return one.mrtd is not None or one.rtmrs is not None
         case Snp():
             return one.measurement is not None or one.id_key_digest is not None or one.author_key_digest is not None
-        case Tpm():
+        case Tpm() | Nitro():
             return one.pcrs is not None
         case _:
             return False

@@ -20,11 +20,22 @@ Source: https://certificates.trustedservices.intel.com/Intel_SGX_Provisioning_Ce
 """
 VENDOR_ROOTS: Final[Mapping[Family, frozenset[str]]] = MappingProxyType(
     {
-        # AMD's root key for EPYC 7003 (ARK-Milan), https://kdsintf.amd.com/vcek/v1/Milan/cert_chain. Genoa and Turin
-        # have roots of their own, not pinned yet: no evidence of theirs was at hand to test with.
-        Family.SNP: frozenset({"69d063b45344d26a2e94e1f4210de49ef555308287d4c174445c95639a540bcd"}),
+        # AMD's root key of each product line, ARK-Milan (EPYC 7003), ARK-Genoa (EPYC 9004 and 8004, with Bergamo and
+        # Siena) and ARK-Turin (EPYC 9005): https://kdsintf.amd.com/vcek/v1/{Milan,Genoa,Turin}/cert_chain, the last
+        # certificate of each. VLEKs end in the same roots.
+        Family.SNP: frozenset(
+            {
+                "69d063b45344d26a2e94e1f4210de49ef555308287d4c174445c95639a540bcd",
+                "4c6598d19c18719c5dfd4a7d335f674e5bfe1d8f800cea2cf270c10d103db2f1",
+                "1f084161a44bb6d93778a904877d4819cafa5d05ef4193b2ded9dd9c73dd3f6a",
+            }
+        ),
         # NVIDIA Device Identity CA, the last certificate of the chain that a Hopper GPU itself hands out.
         Family.NVIDIA: frozenset({"102bf659d5419614c9d8e6aecebc80454eb26b1df6a769ac720b9a690b167b48"}),
+        # CN=aws.nitro-enclaves, G1, P-384, 2019 to 2049, of AWS's commercial partition (others have their own roots):
+        # https://aws-nitro-enclaves.amazonaws.com/AWS_NitroEnclaves_Root-G1.zip, with the fingerprint as AWS's
+        # documentation has it, https://docs.aws.amazon.com/enclaves/latest/user/verify-root.html.
+        Family.NITRO: frozenset({"641a0321a3e244efe456463195d606317ed7cdcc3c1756e09893f3c68f79bb5b"}),
     }
 )
 """SHA-256 fingerprints (hex) of the vendors' self-signed certificates in DER."""

@@ -12,7 +12,7 @@ from confide.attest.claims import Claims, RootKind
 from confide.attest.defaults import Exceptions
 from confide.attest.evidence import Family
 from confide.attest.policy import AnyPolicy, Policy, SimulatedPolicy
-from confide.attest.requirements import AnyRequirement, Nvidia, Sgx, Snp, SnpTcb, Tdx, Tpm
+from confide.attest.requirements import AnyRequirement, Azure, Nitro, Nvidia, Sgx, Snp, SnpTcb, Tdx, Tpm
 from confide.attest.requirements.hardware import SGX_ATTRIBUTES, SNP_PLATFORM, SNP_POLICY, Word
 from confide.errors import WrongCollateral
 
@@ -75,10 +75,25 @@ def _snp(claims: Claims) -> AnyRequirement:
 
 
 def _tpm(claims: Claims) -> AnyRequirement:
+    return Tpm(pcrs=_pcrs(claims))
+
+
+def _azure(claims: Claims) -> AnyRequirement:
+    secure_boot = {b"true": True, b"false": False}.get(claims.identity.get("secure_boot", b""))
+    return Azure(pcrs=_pcrs(claims), secure_boot=secure_boot)
+
+
+def _nitro(claims: Claims) -> AnyRequirement:
+    """All but PCR 4, which is the parent's instance, another each time."""
+    pcrs = {index: value for index, value in (_pcrs(claims) or {}).items() if index != "4"}
+    return Nitro(pcrs=pcrs or None)
+
+
+def _pcrs(claims: Claims) -> dict[str, str] | None:
     pcrs = {
         name.removeprefix("pcr"): value.hex() for name, value in claims.measurements.items() if name.startswith("pcr")
     }
-    return Tpm(pcrs=pcrs or None)
+    return pcrs or None
 
 
 def _nvidia(claims: Claims) -> AnyRequirement:
@@ -91,7 +106,15 @@ def _nvidia(claims: Claims) -> AnyRequirement:
 
 
 _MAKERS: Final[Mapping[Family, Callable[[Claims], AnyRequirement]]] = MappingProxyType(
-    {Family.TDX: _tdx, Family.SGX: _sgx, Family.SNP: _snp, Family.TPM: _tpm, Family.NVIDIA: _nvidia}
+    {
+        Family.TDX: _tdx,
+        Family.SGX: _sgx,
+        Family.SNP: _snp,
+        Family.TPM: _tpm,
+        Family.NVIDIA: _nvidia,
+        Family.AZURE: _azure,
+        Family.NITRO: _nitro,
+    }
 )
 
 

@@ -3,7 +3,7 @@
 Exit codes: 0 trusted, 10 refused, 20 malformed or cut-off input, 30 wrong usage, a policy that is none included.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from enum import IntEnum
 from pathlib import Path
@@ -19,6 +19,7 @@ from confide.cli import output
 from confide.cli.files import read_file
 from confide.cli.options import Json
 from confide.errors import AttestationError, InvalidPolicy, MalformedEvidence
+from confide.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -85,6 +86,14 @@ ForcedFamily = Annotated[Family | None, typer.Option("--family", help="Whose evi
 StatementFile = Annotated[
     Path | None, typer.Option("--statement", help="JSON of what the workload says of itself.", metavar="FILE")
 ]
+EventLogFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--event-log",
+        help="The CCEL table's log of a TDX machine; it must lead to the quote's registers.",
+        metavar="FILE",
+    ),
+]
 SimulatedRoot = Annotated[
     Path | None,
     typer.Option(
@@ -112,6 +121,7 @@ def verify(
     at: At = None,
     family: ForcedFamily = None,
     statement: StatementFile = None,
+    event_log: EventLogFile = None,
     simulated_root: SimulatedRoot = None,
     attestation_key: AttestationKeys = None,
     json: Json = False,
@@ -121,11 +131,11 @@ def verify(
         raise typer.BadParameter("give either a BUNDLE or --evidence")
     mode = _Mode(simulated_root, frozenset(attestation_key or ()))
     if bundle is not None:
-        if collateral or family or statement:
-            raise typer.BadParameter("a bundle has its own collateral, family and statement")
+        if collateral or family or statement or event_log:
+            raise typer.BadParameter("a bundle has its own collateral, family, statement and event log")
         _finish(_again(_read_bundle(bundle), mode, policy, at), json=json)
         return
-    given = _Given.read(mode, evidence, collateral, policy, at, family, statement)
+    given = _Given.read(mode, evidence, collateral, policy, at, family, statement, event_log)
     _finish(given.appraise(mode.verifier()), json=json)
 
 
@@ -138,6 +148,7 @@ def freeze(
     at: At = None,
     family: ForcedFamily = None,
     statement: StatementFile = None,
+    event_log: EventLogFile = None,
     simulated_root: SimulatedRoot = None,
     attestation_key: AttestationKeys = None,
     json: Json = False,
@@ -146,7 +157,7 @@ def freeze(
     from confide.files import create_file
 
     mode = _Mode(simulated_root, frozenset(attestation_key or ()))
-    bundle = _Given.read(mode, evidence, collateral, policy, at, family, statement).freeze(mode.verifier())
+    bundle = _Given.read(mode, evidence, collateral, policy, at, family, statement, event_log).freeze(mode.verifier())
     try:
         create_file(out, bundle.write())
     except OSError as error:
@@ -167,10 +178,45 @@ def explain(
     if json:
         output.result(_as_json(result) | {"policy": frozen.policy, "claims": _claims(result)})
         raise typer.Exit(_exit_code(result))
-    output.console.print(Text(frozen.policy))
+    output.console.print(Text(printable(frozen.policy, keep="\n\t")))
     for name, value in _claims(result).items():
         output.console.print(Text(f"{name:<24} {value}"), soft_wrap=True)
     _finish(result, json=False)
+
+
+@app.command("eventlog")
+def eventlog(
+    log: Annotated[Path, typer.Argument(help="The CCEL table's log, as the kernel shows it.", metavar="LOG")],
+    json: Json = False,
+) -> None:
+    """Show what a TDX machine's firmware and kernel logged, and the registers that it leads to. Nothing is verified.
+
+    Whether a quote has these registers, `confide attest verify --event-log` says.
+    """
+    from confide.attest.families.eventlog import REGISTERS, replay
+
+    replayed = replay(read_file(log))
+    names = ("mrtd", *REGISTERS)
+    if json:
+        events = [
+            {"register": names[event.register], "type": event.name, "digest": event.digest.hex(), "data": event.words}
+            for event in replayed.events
+        ]
+        registers = {name: value.hex() for name, value in replayed.registers.items()}
+        output.result({"registers": registers, "events": events})
+        return
+    table = Table(show_edge=False, pad_edge=False)
+    for heading in ("register", "type", "digest", "said"):
+        table.add_column(heading, overflow="fold")
+    for event in replayed.events:
+        words = (names[event.register], event.name, event.digest.hex()[:16], printable(event.words))
+        table.add_row(*map(Text, words))
+    output.console.print(table)
+    for name, value in replayed.registers.items():
+        output.console.print(Text(f"{name}  {value.hex()}"), soft_wrap=True)
+    output.note(
+        "Not verified: a log is what somebody says; `confide attest verify --event-log` compares it with a quote."
+    )
 
 
 policy_app = typer.Typer(name="policy", help="Read policies, and write strict ones.", no_args_is_help=True, cls=_Group)
@@ -196,12 +242,12 @@ def policy_check(
         return
     output.console.print(Text(f"This {kind} policy asks for", "bold"))
     for sentence in asks:
-        output.console.print(Text(f"  {output.printable(sentence)}"))
+        output.console.print(Text(f"  {printable(sentence)}"))
     _show_exceptions(policy.exceptions.sentences())
     if open_to:
         output.console.print(Text("It leaves open", "bold yellow"))
     for sentence in open_to:
-        output.console.print(Text(f"  {output.printable(sentence)}", "yellow"))
+        output.console.print(Text(f"  {printable(sentence)}", "yellow"))
 
 
 @policy_app.command("from")
@@ -239,7 +285,7 @@ def policy_from(
     if any(one.family is Family.SNP for one in claims.everyone()):
         output.note("min_tcb is what this machine has; compare it with AMD's bulletins for the product.")
     for check in failures:
-        output.note(f"This evidence itself does not satisfy it: {check.code}: {output.printable(check.seen)}.")
+        output.note(f"This evidence itself does not satisfy it: {check.code}: {printable(check.seen)}.")
 
 
 @dataclass(frozen=True)
@@ -294,6 +340,7 @@ class _Given:
         at: str | None,
         family: Family | None,
         statement: Path | None,
+        event_log: Path | None,
     ) -> "_Given":
         from confide.attest.collateral import Collateral
         from confide.attest.detect import read_collateral, read_evidence
@@ -303,6 +350,8 @@ class _Given:
         now, chosen = _time(at), mode.policy(policy)
         made, beside = read_evidence(read_file(evidence), family)
         documents = {**beside.documents, **read_collateral(map(read_file, collateral or ())).documents}
+        if event_log is not None:
+            made = _with_log(made, read_file(event_log))
         said = None if statement is None else _statement(read_file(statement))
         return cls(made, Collateral(documents), chosen, now, said)
 
@@ -315,6 +364,15 @@ class _Given:
         from confide.attest.bundle import freeze
 
         return freeze(verifier, self.evidence, self.collateral, self.policy, self.now, statement=self.statement)
+
+
+def _with_log(evidence: "Evidence", log: bytes) -> "Evidence":
+    """The same evidence with its event log among its parts."""
+    from confide.attest.families.eventlog import PART
+
+    if evidence.family is not Family.TDX:
+        raise typer.BadParameter(f"--event-log belongs to a TDX quote, and this is {evidence.family}")
+    return replace(evidence, parts={**evidence.parts, PART: log})
 
 
 def _again(bundle: "Bundle", mode: _Mode, policy: Path | None, at: str | None) -> "AttestationResult":
@@ -394,9 +452,7 @@ def show(result: "AttestationResult") -> None:
         table.add_column(heading, overflow="fold")
     for row in explain(result):
         style = _STYLES[row.verdict]
-        table.add_row(
-            row.check, Text(output.printable(row.expected)), Text(output.printable(row.seen)), Text(row.verdict, style)
-        )
+        table.add_row(row.check, Text(row.expected), Text(row.seen), Text(row.verdict, style))
     output.console.print(table)
     _show_exceptions(result.exceptions)
     good = result.trusted and not result.simulated

@@ -11,9 +11,13 @@ from rich.text import Text
 from confide.cli import output
 from confide.cli.options import Ca, InsecureNoTls, Json, Licence
 from confide.errors import ConfideError, KeyChanged
+from confide.printable import printable
 
 if TYPE_CHECKING:
     from confide.client.session import Pieces, Session
+
+_KEPT = "\n\t\N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}"
+"""What an answer may have besides printable characters: lines, and what joins emoji and letters of many scripts."""
 
 HELP = (
     "/verify  verify again, show every check   /clear  forget the conversation   /quit  leave   Ctrl-C  stop an answer"
@@ -122,7 +126,7 @@ class Chat:
         """Print the answer as it comes."""
         with closing(self.pieces(text)) as pieces:
             for piece in pieces:
-                output.console.print(Text(output.printable(piece)), end="", soft_wrap=True)
+                output.console.print(Text(printable(piece, keep=_KEPT)), end="", soft_wrap=True)
         output.console.print()
 
     def pieces(self, text: str) -> "Pieces":

@@ -18,6 +18,7 @@ from confide.cli.tee import WARNING
 from confide.errors import InvalidPolicy, KeyStoreError
 from confide.home import home, make_home
 from confide.loopback import require_loopback
+from confide.printable import printable
 
 if TYPE_CHECKING:
     from confide.attest.policy import AnyPolicy
@@ -216,7 +217,7 @@ def show_log(
         output.console.print(_headline(entry), soft_wrap=True)
         for check in entry.failed:
             reason = f"    {check.code}: expected {check.expected}, saw {check.seen}"
-            output.console.print(Text(_printable(reason)), soft_wrap=True)
+            output.console.print(Text(printable(reason)), soft_wrap=True)
     if not entries:
         output.note("Nobody has asked yet.")
 
@@ -226,13 +227,8 @@ def _headline(entry: "Entry") -> Text:
     if entry.event == "recovered":
         return line.append(f"{entry.recovered} bytes of a line torn by a crash were cut off", "dim")
     line.append(f"{entry.event:<8}", "green" if entry.event == "released" else "red")
-    line.append(f"  key {entry.key}  asked by {_printable(entry.peer)}")
+    line.append(f"  key {entry.key}  asked by {printable(entry.peer)}")
     return line.append("  SIMULATED", "bold red") if entry.simulated else line
-
-
-def _printable(text: str) -> str:
-    """What strangers wrote, without what a terminal would obey."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
 def _described(stored: "StoredKey") -> dict[str, Any]:

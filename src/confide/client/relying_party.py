@@ -8,6 +8,7 @@ from typing import Self
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from confide.attest.appraise import verified
 from confide.attest.chain import read_certificate
 from confide.attest.check import check
 from confide.attest.claims import Claims
@@ -93,8 +94,11 @@ class RelyingParty:
         return Verified(key, statement, result, collateral)
 
     def verify(self, evidence: Evidence, collateral: Collateral, now: datetime) -> Claims:
-        """The claims of evidence that holds under the same roots, whatever the policy says of them."""
-        return self.verifier.verify(evidence, collateral, now)
+        """The claims of evidence that holds under the same roots, or of a token by a service that the policy names.
+
+        Whatever else the policy says is not looked at.
+        """
+        return verified(self.verifier, evidence, collateral, self.policy, now)
 
 
 def refused(result: AttestationResult) -> AttestationRefused:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from confide.attest.collateral import Collateral
 from confide.attest.evidence import Family
+from confide.attest.reading.azure import AzureCvm
 from confide.attest.reading.configfs_tsm import ConfigfsTsm
 from confide.attest.reading.detect import Detected, detect
 from confide.attest.reading.gpus import Gpus, WithGpus, find_gpus
@@ -24,9 +25,10 @@ class TeeKind(StrEnum):
     TDX = "tdx"
     SGX = "sgx"
     SNP = "snp"
+    AZURE = "azure"
 
 
-_FAMILIES = {TeeKind.TDX: Family.TDX, TeeKind.SGX: Family.SGX, TeeKind.SNP: Family.SNP}
+_FAMILIES = {TeeKind.TDX: Family.TDX, TeeKind.SGX: Family.SGX, TeeKind.SNP: Family.SNP, TeeKind.AZURE: Family.AZURE}
 
 
 @dataclass(frozen=True)
@@ -94,4 +96,6 @@ def _family(reader: EvidenceReader) -> Family | None:
     """Whose evidence a reader gives; None for a TPM, which protects no memory."""
     if isinstance(reader, Gramine):
         return Family.SGX
+    if isinstance(reader, AzureCvm):
+        return Family.AZURE
     return reader.provider() if isinstance(reader, ConfigfsTsm) else None

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from confide.attest.claims import RootKind
 from confide.attest.collateral import Collateral
-from confide.attest.detect import family_of, read_evidence
-from confide.attest.evidence import Family
+from confide.attest.detect import read_evidence
+from confide.attest.evidence import Evidence, Family
 from confide.attest.roots import ProductionRoots
 from confide.attest.verifier import Verifier
 from confide.errors import MalformedEvidence
@@ -42,8 +42,10 @@ def test_real_evidence(test_data: Path) -> None:
 
 
 def test_evidence_and_tokens_are_told_apart() -> None:
-    assert family_of(json.dumps([gpu()]).encode()) is Family.NVIDIA
-    assert family_of(b' [["JWT", "x"], {}]') is Family.TOKEN
+    for bundle in (b' [["JWT", "x"], {}]', b'[ ["JWT", "x"], {}]'):
+        assert read_evidence(bundle)[0] == Evidence(Family.TOKEN, bundle)
+    with pytest.raises(MalformedEvidence, match="leave --family out"):
+        read_evidence(json.dumps([gpu()]).encode(), Family.TDX)
     evidence, _ = read_evidence(json.dumps([gpu()]).encode())
     case = gpu_case()
     assert Verifier(case.roots).verify(evidence, Collateral(), case.now) == case.verify()

@@ -1,14 +1,14 @@
 """A confidential virtual machine with its GPUs: each verified on its own, and bound to one another.
 
 Binding: the nonce of each GPU's report is the SHA-256 of the virtual machine's raw evidence (its quote or report,
-without the parts beside it), or, where the raw evidence is made once at boot and a part `quote` holds the answer to the
-nonce, as on Azure, the SHA-256 of the SHA-256 of both. So each GPU reported after that very quote was made, and answers
-to its measurements and its client's nonce. It does not prove by itself that the GPU is plugged into that machine:
-anyone who has the quote can ask a GPU elsewhere. The measured guest vouches for that, because its driver opens the SPDM
-session and the software in it asks; so a policy for composites must name the guest's measurements.
+without the parts beside it; of Azure's, whose report is as old as its start, the virtual TPM's quote). So each GPU
+reported after that very quote was made, and answers to its measurements and its client's nonce. It does not prove by
+itself that the GPU is plugged into that machine: anyone who has the quote can ask a GPU elsewhere. The measured guest
+vouches for that, because its driver opens the SPDM session and the software in it asks; so a policy for composites
+must name the guest's measurements.
 
-The evidence's members are the virtual machine (SGX has no devices, so TDX, SEV-SNP or TPM) and then at least one GPU;
-its own raw bytes and parts are empty. The collateral's members are theirs, in the same order.
+The evidence's members are the virtual machine (SGX has no devices, so TDX, SEV-SNP, Azure or TPM) and then at least one
+GPU; its own raw bytes and parts are empty. The collateral's members are theirs, in the same order.
 """
 
 import hmac
@@ -26,14 +26,12 @@ from confide.errors import InvalidSignature, MalformedEvidence, WrongCollateral
 
 MAX_GPUS: Final = 16
 
-_MACHINES: Final = (Family.TDX, Family.SNP, Family.TPM)
+_MACHINES: Final = (Family.TDX, Family.SNP, Family.AZURE, Family.TPM)
 
 
 def gpu_nonce(machine: Evidence) -> bytes:
     """The nonce with which a virtual machine asks its GPUs for their reports: 32 bytes."""
-    whole = sha256(machine.raw).digest()
-    quote = machine.parts.get("quote")
-    return whole if quote is None else sha256(whole + sha256(quote).digest()).digest()
+    return sha256(machine.parts.get("quote", b"") if machine.family is Family.AZURE else machine.raw).digest()
 
 
 def verify(evidence: Evidence, collateral: Collateral, roots: Roots, now: datetime) -> Claims:

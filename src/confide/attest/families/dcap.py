@@ -43,6 +43,7 @@ from confide.errors import (
     Revoked,
     UnknownRoot,
     UnknownTcb,
+    UnsafeConfiguration,
     WrongCollateral,
 )
 
@@ -62,6 +63,41 @@ _LATEST: Final = datetime(2200, 1, 1, tzinfo=UTC)
 
 REASONS: Final[tuple[tuple[str, type[AttestationError], str], ...]] = (
     ("Debug mode is enabled", DebugEnabled, "It runs in debug mode, so its owner can read everything; do not trust it"),
+    (
+        "SEPT_VE_DISABLE",
+        UnsafeConfiguration,
+        "This TD was started without SEPT_VE_DISABLE, so its host may take memory away and step in wherever it is "
+        "used; do not trust it, and start it with that attribute, as current hypervisors do",
+    ),
+    (
+        "TD migration is enabled",
+        UnsafeConfiguration,
+        "This TD may be moved to another machine (MIGRATABLE), of which its quote says nothing; do not trust it, and "
+        "start it without that attribute",
+    ),
+    (
+        "TD profiling is enabled",
+        UnsafeConfiguration,
+        "This TD lets its host watch how it performs, which tells what it does; do not trust it, and start it without "
+        "profiling",
+    ),
+    (
+        "SERVTD_EXT",
+        UnsafeConfiguration,
+        "This TD has service TDs bound to it in a way that its quote does not tell (SERVTD_EXT); do not trust it, and "
+        "start it without them",
+    ),
+    (
+        "Invalid MR service TD",
+        UnsafeConfiguration,
+        "A service TD is bound to this TD, and may act on it, move it for example; do not trust it, and start it "
+        "without one",
+    ),
+    (
+        "Reserved bits in TD attributes",
+        UnsafeConfiguration,
+        "This TD has attributes that nobody here knows the meaning of; do not trust it, or update Confide",
+    ),
     ("status is invalid: Revoked", Revoked, "The platform's TCB was revoked; do not trust this machine"),
     ("CertRevoked", Revoked, "A certificate was revoked; do not trust this machine"),
     ("Unknown QE vendor ID", MalformedEvidence, "The quote is not by Intel's quoting enclave; fetch it again"),
@@ -75,6 +111,10 @@ REASONS: Final[tuple[tuple[str, type[AttestationError], str], ...]] = (
     ("Unsupported QE Identity", WrongCollateral, "The collateral is for another kind of quote; fetch it again"),
     ("TCB info in the collateral", WrongCollateral, "The collateral is for another kind of quote; fetch it again"),
     (" mismatch", WrongCollateral, "The quote is not by the platform that the collateral describes; fetch it again"),
+    ("TCBInfo expired", OutsideValidity, "The list of TCB levels is expired at this time; fetch the TCB info again"),
+    ("QE Identity expired", OutsideValidity, "The quoting enclave's identity is expired at this time; fetch it again"),
+    ("CrlExpired", OutsideValidity, "A revocation list is expired at this time; fetch the lists again"),
+    ("CertExpired", OutsideValidity, "A certificate is expired at this time; fetch the collateral again"),
     ("xpired", OutsideValidity, "The collateral is expired at this time; fetch it again"),
     ("in the future", OutsideValidity, "The collateral is not valid yet at this time; check the clock"),
     ("NotValidYet", OutsideValidity, "A certificate is not valid yet at this time; check the clock"),

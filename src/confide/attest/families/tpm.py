@@ -121,13 +121,10 @@ class Signature:
 
 def verify(evidence: Evidence, collateral: Collateral, roots: Roots, now: datetime) -> Claims:
     """What a TPM's quote says, after its key, its signature and the PCRs' values were checked at `now`."""
-    quote = Quote.parse(evidence.raw)
     if missing := {"signature", "pcrs"} - evidence.parts.keys():
         raise MalformedEvidence(f"The TPM evidence lacks {', '.join(sorted(missing))}; send it with the quote.")
-    signature = Signature.parse(evidence.parts["signature"])
     key, until, checks = _trusted_key(collateral, roots, now)
-    _check_signature(key, signature, evidence.raw)
-    measurements = _measurements(quote, signature, evidence.parts["pcrs"])
+    quote, measurements = verify_quote(evidence.raw, evidence.parts["signature"], evidence.parts["pcrs"], key)
     return Claims(
         family=Family.TPM,
         root=roots.kind,
@@ -146,6 +143,13 @@ def verify(evidence: Evidence, collateral: Collateral, roots: Roots, now: dateti
         valid_until=until,
         checks=checks,
     )
+
+
+def verify_quote(message: bytes, signature: bytes, pcrs: bytes, key: PublicKeyTypes) -> tuple[Quote, dict[str, bytes]]:
+    """A quote that this key signed, and its PCRs by name. Whether to trust the key is not asked here."""
+    quote, signed = Quote.parse(message), Signature.parse(signature)
+    _check_signature(key, signed, message)
+    return quote, _measurements(quote, signed, pcrs)
 
 
 def _selection(cursor: Cursor) -> tuple[tuple[int, tuple[int, ...]], ...]:

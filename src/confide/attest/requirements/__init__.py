@@ -14,7 +14,7 @@ from confide.attest.requirements.composition import (
     everywhere,
     services_of,
 )
-from confide.attest.requirements.hardware import Nvidia, Sgx, Snp, SnpTcb, Tdx, Tpm
+from confide.attest.requirements.hardware import Azure, Nitro, Nvidia, Sgx, Snp, SnpTcb, Tdx, Tpm
 from confide.attest.requirements.platform import (
     ChipIdIn,
     CollateralValid,
@@ -34,12 +34,14 @@ __all__ = [
     "AllOf",
     "AnyOf",
     "AnyRequirement",
+    "Azure",
     "ChipIdIn",
     "CollateralValid",
     "Default",
     "FmspcIn",
     "Fresh",
     "Model",
+    "Nitro",
     "NoAdvisory",
     "NotDebug",
     "Nvidia",

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 
 from confide.attest.check import Check, check
 from confide.attest.requirements.base import Requirement, Subject, name_of
-from confide.attest.requirements.hardware import Nvidia, Sgx, Snp, Tdx, Tpm
+from confide.attest.requirements.hardware import Azure, Nitro, Nvidia, Sgx, Snp, Tdx, Tpm
 from confide.attest.requirements.platform import (
     ChipIdIn,
     CollateralValid,
@@ -75,6 +75,8 @@ AnyRequirement = (
     | Tdx
     | Snp
     | Tpm
+    | Azure
+    | Nitro
     | Nvidia
     | ProductionRoot
     | NotDebug

@@ -1,5 +1,6 @@
 """Requirements on what the hardware measured and how it was set up: one for each family of evidence."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, ClassVar, Final, Literal, NamedTuple
 
@@ -23,7 +24,7 @@ from confide.attest.requirements.base import (
 )
 from confide.errors import InvalidPolicy
 
-_PCRS: Final = frozenset(map(str, range(24)))
+_UUID: Final = re.compile(r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 _RTMRS: Final = 4
 
 Names = Annotated[tuple[str, ...], msgspec.Meta(max_length=64)]
@@ -364,24 +365,89 @@ _NO_AGENT: Final = "ff" * 32
 """REPORT_ID_MA of a guest that no migration agent is bound to (AMD 56860)."""
 
 
-class Tpm(_Measured, frozen=True, tag="tpm"):
+class _Registers(_Measured, frozen=True):
+    """Equality with registers by number, of which there are so many, of so many bytes."""
+
+    sizes: ClassVar[Mapping[str, int]] = {}
+    registers: ClassVar[int]
+    register_bytes: ClassVar[int]
+
+    pcrs: Annotated[dict[str, str], msgspec.Meta(max_length=32)] | None = None
+
+    def __hash__(self) -> int:
+        """As of any other requirement, although there is a dictionary in it."""
+        return hash((type(self), frozenset((self.pcrs or {}).items())))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_some("pcrs", self.pcrs)
+        for index, value in (self.pcrs or {}).items():
+            if index not in map(str, range(self.registers)):
+                raise InvalidPolicy(f"There is no PCR {index[:20]!r}; {self.family} has 0 to {self.registers - 1}.")
+            require_hex(f"pcr{index}", value, self.register_bytes)
+
+    def expected(self) -> Iterator[tuple[str, str]]:
+        yield from super().expected()
+        pcrs = sorted((self.pcrs or {}).items(), key=lambda pcr: int(pcr[0]))
+        yield from ((f"pcr{index}", value) for index, value in pcrs)
+
+
+class Tpm(_Registers, frozen=True, tag="tpm"):
     """A TPM 2.0, with the SHA-256 values of its PCRs by number, such as {"7": ...}."""
 
     family = Family.TPM
-    sizes: ClassVar[Mapping[str, int]] = {}
+    registers = 24
+    register_bytes = 32
 
-    pcrs: dict[str, str] | None = None
+
+class Azure(_Registers, frozen=True, tag="azure-cvm"):
+    """A confidential virtual machine of Azure's, with the SHA-256 values of its virtual TPM's PCRs, as for a TPM.
+
+    The TPM is the paravisor's, which the processor measures: name that too, with Snp(measurement) or Tdx(mrtd). vm_id:
+    as Azure writes it. secure_boot: as the paravisor says.
+    """
+
+    family = Family.AZURE
+    registers = 24
+    register_bytes = 32
+
+    vm_id: str | None = None
+    secure_boot: bool | None = None
 
     def __post_init__(self) -> None:
-        require_some("pcrs", self.pcrs)
-        for index, value in (self.pcrs or {}).items():
-            if index not in _PCRS:
-                raise InvalidPolicy(f"There is no PCR {index[:20]!r}; a TPM has 0 to 23.")
-            require_hex(f"pcr{index}", value, 32)
+        super().__post_init__()
+        if self.vm_id is not None and not _UUID.fullmatch(self.vm_id):
+            raise InvalidPolicy("vm_id is the machine's UUID, such as 390CBCF5-6C67-4D9B-98EF-C3F1699CC8FC.")
 
-    def expected(self) -> Iterator[tuple[str, str]]:
-        pcrs = sorted((self.pcrs or {}).items(), key=lambda pcr: int(pcr[0]))
-        yield from ((f"pcr{index}", value) for index, value in pcrs)
+    def further(self, claims: Claims) -> Iterator[Check]:
+        if self.vm_id is not None:
+            seen = _said(claims, "vm_id")
+            yield check("vm-id", self.vm_id, seen, seen.lower() == self.vm_id.lower())
+        if self.secure_boot is not None:
+            wanted, seen = str(self.secure_boot).lower(), _said(claims, "secure_boot")
+            yield check("secure-boot", wanted, seen, seen == wanted)
+
+
+class Nitro(_Registers, frozen=True, tag="aws-nitro"):
+    """An AWS Nitro enclave, with the SHA-384 values of its PCRs by number: 0 the image, 8 who signed it.
+
+    nonce: the document's own, in hexadecimal, for enclaves that put it there and not into a statement.
+    """
+
+    family = Family.NITRO
+    registers = 32
+    register_bytes = 48
+
+    nonce: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.nonce is not None:
+            require_hex("nonce", self.nonce)
+
+    def further(self, claims: Claims) -> Iterator[Check]:
+        if self.nonce is not None:
+            yield equal("nonce", self.nonce, claims.identity.get("nonce"))
 
 
 class Nvidia(_Measured, frozen=True, tag="nvidia-gpu"):
@@ -406,6 +472,11 @@ class Nvidia(_Measured, frozen=True, tag="nvidia-gpu"):
                 seen = claims.identity.get(f"{name}_version")
                 text = ABSENT if seen is None else seen.decode("ascii", "replace")
                 yield check(f"nvidia-{name}", one_of(allowed), text, text in allowed)
+
+
+def _said(claims: Claims, name: str) -> str:
+    value = claims.identity.get(name)
+    return ABSENT if value is None else value.decode("utf-8", "replace")
 
 
 def _bytes(claims: Claims, name: str) -> bytes | None:
