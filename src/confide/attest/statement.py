@@ -10,7 +10,7 @@ import rfc8785
 from confide.attest.evidence import Family, qualifying_data
 
 DIGEST_BYTES: Final = 64
-_SHORT: Final = (Family.TPM, Family.NVIDIA)
+_SHORT: Final = (Family.TPM, Family.NVIDIA, Family.AZURE)
 """Families with room for 32 bytes only: they sign the SHA-256 of the digest."""
 
 

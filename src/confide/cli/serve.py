@@ -109,6 +109,13 @@ def command(
             rich_help_panel=MODEL,
         ),
     ] = False,
+    release: Annotated[
+        Path | None,
+        typer.Option(
+            help="Sigstore bundle over the measurements of this build, to send along with the evidence.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
     upstream: Annotated[
         str | None,
         typer.Option(
@@ -147,6 +154,7 @@ def command(
         "keys": keys,
         "keys_ca": keys_ca,
         "ra_tls": ra_tls,
+        "release": release,
         "upstream": upstream,
         "upstream_model": upstream_model,
         "context": context,

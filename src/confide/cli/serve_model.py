@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from confide.cli import output
+from confide.cli.files import read_file
 from confide.cli.serve import Listening
 from confide.cli.tee import WARNING
 from confide.enclave.tee import TeeKind
@@ -25,6 +26,7 @@ class ModelOptions:
     keys: str | None
     keys_ca: Path | None
     ra_tls: bool
+    release: Path | None
     upstream: str | None
     upstream_model: str | None
     context: int | None
@@ -49,10 +51,13 @@ def serve_model(package: Path, listening: Listening, options: ModelOptions, *, j
     tee = open_tee(options.tee or TeeKind.AUTO, options.simulated_tee)
     if tee.simulated:
         output.messages.print(f"[bold red]{WARNING}[/]")
+    if tee.gpus:
+        output.messages.print(f"[bold yellow]The GPU is not attested.[/] {tee.gpus}")
     sealed = SealedPackage.open(package)
     if options.keys is None:
         raise typer.BadParameter("a sealed model needs --keys, the address of its owner's `confide keys serve`")
-    workload = Workload(tee.reader, tee.collateral)
+    release = None if options.release is None else read_file(options.release)
+    workload = Workload(tee.reader, tee.collateral, release=release)
     tls = ra_tls_context(workload) if options.ra_tls else listening.tls()
     fetch = partial(fetch_key, options.keys, tls=client_context(options.keys_ca))
     with output.counting_bytes("opening", sealed.manifest.size, quiet=json) as on_chunk:

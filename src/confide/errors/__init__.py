@@ -19,6 +19,7 @@ from confide.errors.attest import (
     Revoked,
     UnknownRoot,
     UnknownTcb,
+    UnsafeConfiguration,
     WrongBinding,
     WrongCollateral,
 )
@@ -179,6 +180,7 @@ __all__ = [
     "UnknownPack",
     "UnknownRoot",
     "UnknownTcb",
+    "UnsafeConfiguration",
     "UntrustedCertificate",
     "UntrustedOwner",
     "UnusablePack",

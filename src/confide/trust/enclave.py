@@ -17,7 +17,14 @@ _WORKLOAD: Final = "the attested workload"
 _HOST: Final = "whoever runs its machine"
 _NETWORK: Final = "networks and gateways"
 _VENDORS: Final[Mapping[Family, str]] = MappingProxyType(
-    {Family.SGX: "Intel", Family.TDX: "Intel", Family.SNP: "AMD", Family.NVIDIA: "NVIDIA"}
+    {
+        Family.SGX: "Intel",
+        Family.TDX: "Intel",
+        Family.SNP: "AMD",
+        Family.NVIDIA: "NVIDIA",
+        Family.AZURE: "Microsoft, for the virtual TPM",
+        Family.NITRO: "AWS",
+    }
 )
 _OF_CODE: Final = re.compile(r"mrenclave|mrsigner|mrtd|rtmr[0-3]|measurement|pcr[0-9]+")
 """Checks that hold the code against something, by their codes."""
@@ -57,6 +64,7 @@ def _leaks(result: AttestationResult) -> list[str]:
         leaks.append("the policy names no measurement, so any code on such hardware passes; name those that you trust")
     if not _checked(result, _OF_MODEL):
         leaks.append("the policy names no model, so the workload may serve any; name its digest")
+    leaks.extend(f"the policy makes an exception, {sentence}" for sentence in result.exceptions)
     return leaks
 
 

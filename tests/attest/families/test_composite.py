@@ -14,9 +14,10 @@ from confide.errors import InvalidSignature, MalformedEvidence, UnknownRoot, Wro
 
 from .authorities import party
 from .cases import NOW, Case, flips, refused
+from .forged_azure import azure_case
 from .forged_nvidia import LEAF, Messages, gpu_case, leaf
 from .forged_nvidia import ROOT as GPU_ROOT
-from .forged_snp import ARK, Fields, snp_case
+from .forged_snp import ARK, GENOA, Fields, snp_case
 from .forged_tpm import tpm_case
 
 ROOTS = SimulatedRoots({Family.SNP: ARK.der, Family.NVIDIA: GPU_ROOT.der})
@@ -44,6 +45,15 @@ def test_machine_with_two_gpus() -> None:
 def test_the_nonce_is_the_sha256_of_the_quote() -> None:
     machine = snp_case()
     assert gpu_nonce(machine.evidence) == sha256(machine.evidence.raw).digest()
+
+
+def test_what_was_checked_of_each_member_is_told_and_the_machine_speaks() -> None:
+    machine = snp_case()
+    claims = composite(machine, bound_gpu(machine)).verify()
+    assert claims.speaks
+    assert not claims.members[1].speaks
+    assert [one.code for one in claims.checks] == ["binding"]
+    assert {one.code for one in claims.members[1].checks} >= {"revocation", "nvidia-measurements"}
 
 
 def test_debug_of_a_member_is_debug_of_all() -> None:
@@ -90,6 +100,17 @@ def test_machine_that_quotes_with_a_tpm() -> None:
     assert isinstance(machine.roots, SimulatedRoots)
     roots = replace(ROOTS, attestation_keys=machine.roots.attestation_keys)
     assert composite(machine, bound_gpu(machine), roots=roots).verify().members[0].family is Family.TPM
+
+
+def test_a_machine_at_azure_with_a_gpu() -> None:
+    """Its report is as old as its start: a GPU is asked with the TPM's quote, which has the client's nonce."""
+    machine = azure_case()
+    roots = SimulatedRoots({Family.SNP: GENOA.ark.der, Family.NVIDIA: GPU_ROOT.der})
+    claims = composite(machine, bound_gpu(machine), roots=roots).verify()
+    assert [one.family for one in claims.members] == [Family.AZURE, Family.NVIDIA]
+    assert claims.report_data == machine.verify().report_data
+    report = gpu_case(Messages(nonce=sha256(machine.evidence.raw).digest()), LEAF)
+    refused(composite(machine, report, roots=roots), InvalidSignature)
 
 
 def test_real_evidence_of_strangers(test_data: Path) -> None:

@@ -1,0 +1,67 @@
+"""What a policy can ask for. Each requirement is a value: comparable, printable, and the same in Python and TOML.
+
+Digests and other bytes are texts in hexadecimal, as every tool prints them. A requirement looks at a `Subject` and
+answers with checks; it never raises, and what is absent from the claims has failed.
+"""
+
+from confide.attest.requirements.base import Requirement, Subject, name_of
+from confide.attest.requirements.composition import (
+    AllOf,
+    AnyOf,
+    AnyRequirement,
+    all_of,
+    any_of,
+    everywhere,
+    services_of,
+)
+from confide.attest.requirements.hardware import Azure, Nitro, Nvidia, Sgx, Snp, SnpTcb, Tdx, Tpm
+from confide.attest.requirements.platform import (
+    ChipIdIn,
+    CollateralValid,
+    Default,
+    FmspcIn,
+    NoAdvisory,
+    NotDebug,
+    PpidIn,
+    ProductionRoot,
+    TcbAtLeast,
+    VerifierService,
+)
+from confide.attest.requirements.release import SignedRelease
+from confide.attest.requirements.workload import Fresh, Model, PolicyVersion, ReportData
+
+__all__ = [
+    "AllOf",
+    "AnyOf",
+    "AnyRequirement",
+    "Azure",
+    "ChipIdIn",
+    "CollateralValid",
+    "Default",
+    "FmspcIn",
+    "Fresh",
+    "Model",
+    "Nitro",
+    "NoAdvisory",
+    "NotDebug",
+    "Nvidia",
+    "PolicyVersion",
+    "PpidIn",
+    "ProductionRoot",
+    "ReportData",
+    "Requirement",
+    "Sgx",
+    "SignedRelease",
+    "Snp",
+    "SnpTcb",
+    "Subject",
+    "TcbAtLeast",
+    "Tdx",
+    "Tpm",
+    "VerifierService",
+    "all_of",
+    "any_of",
+    "everywhere",
+    "name_of",
+    "services_of",
+]
