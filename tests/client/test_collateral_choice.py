@@ -61,6 +61,10 @@ def tee(tmp_path_factory: pytest.TempPathFactory) -> SimulatedTee:
     return SimulatedTee.create(tmp_path_factory.mktemp("machine") / "tee", NOW - timedelta(days=3))
 
 
+def vendors(tee: SimulatedTee, cache: CollateralCache, *, offline: bool = False) -> VendorCollateral:
+    return VendorCollateral(cache, offline, tee.roots())
+
+
 Ask = Callable[[CollateralSource], Verified]
 
 
@@ -84,11 +88,11 @@ def refusal(ask: Ask, source: CollateralSource) -> tuple[str, ...]:
 
 def test_what_the_vendor_says_counts_and_not_what_was_sent(tee: SimulatedTee, ask: Ask, tmp_path: Path) -> None:
     vendor = Vendor(tee, NEW_AND_WORSE)
-    source = VendorCollateral(CollateralCache(tmp_path, vendor))
+    source = vendors(tee, CollateralCache(tmp_path, vendor))
     assert refusal(ask, source) == ("tcb-status",)
     assert vendor.asked == 4
     vendor = Vendor(tee, NEW)
-    verified = ask(VendorCollateral(CollateralCache(tmp_path / "other", vendor)))
+    verified = ask(vendors(tee, CollateralCache(tmp_path / "other", vendor)))
     seen = {check.code: check.seen for check in verified.result.checks}
     assert seen["tcb-evaluation"] == "22"
     assert "fetched less than an hour ago" in seen["collateral-valid"]
@@ -98,31 +102,31 @@ def test_offline_it_takes_what_was_sent_only_if_it_knows_of_nothing_newer(
     tee: SimulatedTee, ask: Ask, tmp_path: Path
 ) -> None:
     def offline(folder: str) -> VendorCollateral:
-        return VendorCollateral(CollateralCache(tmp_path / folder, None), offline=True)
+        return vendors(tee, CollateralCache(tmp_path / folder, None), offline=True)
 
     assert refusal(ask, offline("ignorant")) == ("tcb-evaluation",)
     assert refusal(ask, SentCollateral()) == ("tcb-evaluation",)
-    ask(VendorCollateral(CollateralCache(tmp_path / "knows 20", Vendor(tee, OLD))))
+    ask(vendors(tee, CollateralCache(tmp_path / "knows 20", Vendor(tee, OLD))))
     verified = ask(offline("knows 20"))
     seen = {check.code: check.seen for check in verified.result.checks}
     assert "2 days old; the workload chose it" in seen["collateral-valid"]
-    ask(VendorCollateral(CollateralCache(tmp_path / "knows 22", Vendor(tee, NEW))))
+    ask(vendors(tee, CollateralCache(tmp_path / "knows 22", Vendor(tee, NEW))))
     assert refusal(ask, offline("knows 22")) == ("tcb-evaluation",)
 
 
 def test_it_never_falls_back(tee: SimulatedTee, ask: Ask, tmp_path: Path) -> None:
     cache = CollateralCache(tmp_path, Vendor(tee, NEW))
-    ask(VendorCollateral(cache))
+    ask(vendors(tee, cache))
     for file in tmp_path.iterdir():
         if not file.name.startswith("evaluation-"):
             file.unlink()
-    assert refusal(ask, VendorCollateral(CollateralCache(tmp_path, Vendor(tee, OLD)))) == ("tcb-evaluation",)
+    assert refusal(ask, vendors(tee, CollateralCache(tmp_path, Vendor(tee, OLD)))) == ("tcb-evaluation",)
 
 
 def test_only_what_was_fetched_and_holds_is_learnt(tee: SimulatedTee, ask: Ask, tmp_path: Path) -> None:
-    refusal(ask, VendorCollateral(CollateralCache(tmp_path, None), offline=True))
+    refusal(ask, vendors(tee, CollateralCache(tmp_path, None), offline=True))
     forger = SimulatedTee.create(tmp_path / "forger", NOW - timedelta(days=3))
-    refusal(ask, VendorCollateral(CollateralCache(tmp_path, Vendor(forger, NEW))))
+    refusal(ask, vendors(tee, CollateralCache(tmp_path, Vendor(forger, NEW))))
     assert not list(tmp_path.glob("evaluation-*"))
 
 
@@ -141,9 +145,9 @@ def test_numbers_only_grow(tmp_path: Path) -> None:
 def test_offline_with_nothing_sent_the_cache_has_to_do(tee: SimulatedTee, tmp_path: Path) -> None:
     evidence = tee.quote(bytes(64))
     with pytest.raises(CollateralUnavailable):
-        VendorCollateral(CollateralCache(tmp_path, None), offline=True).find(evidence, Collateral())
-    VendorCollateral(CollateralCache(tmp_path, Vendor(tee, NEW))).find(evidence, Collateral())
-    found = VendorCollateral(CollateralCache(tmp_path, None), offline=True).find(evidence, Collateral())
+        vendors(tee, CollateralCache(tmp_path, None), offline=True).find(evidence, Collateral())
+    vendors(tee, CollateralCache(tmp_path, Vendor(tee, NEW))).find(evidence, Collateral())
+    found = vendors(tee, CollateralCache(tmp_path, None), offline=True).find(evidence, Collateral())
     assert found.documents
     assert not found.provenance.sent
 
@@ -153,7 +157,7 @@ def test_what_no_vendor_publishes_comes_with_the_evidence(tee: SimulatedTee, tmp
     cache = CollateralCache(tmp_path, Vendor(tee, NEW))
     assert find_collateral(cache, gpu, sent) == Collateral({"chain": b"gpu"}, provenance=Provenance(sent=True))
     both = Evidence(Family.COMPOSITE, b"", members=(tee.quote(bytes(64)), gpu))
-    found = VendorCollateral(cache).find(both, Collateral(members=(Collateral({"dcap": b"the host's"}), sent)))
+    found = vendors(tee, cache).find(both, Collateral(members=(Collateral({"dcap": b"the host's"}), sent)))
     assert found.members[0].documents["dcap"] != b"the host's"
     assert found.members[1].documents == {"chain": b"gpu"}
     assert found.provenance.fetched is not None
@@ -165,3 +169,9 @@ def test_damaged_evidence_is_refused_for_what_it_is(tmp_path: Path) -> None:
         source.find(Evidence(Family.TDX, b"no quote"), Collateral())
     with pytest.raises(CollateralUnavailable):
         source.find(snp_case().evidence, Collateral())
+
+
+def test_nobody_is_asked_about_a_strangers_quote(tee: SimulatedTee, ask: Ask, tmp_path: Path) -> None:
+    vendor = Vendor(tee, NEW)
+    assert refusal(ask, VendorCollateral(CollateralCache(tmp_path, vendor))) == ("unknown-root",)
+    assert vendor.asked == 0

@@ -7,7 +7,7 @@ so it counts only where no vendor publishes any, or where the verifier was told 
 
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal, Protocol
 
 import dcap_qvl
@@ -25,9 +25,11 @@ from confide.attest.collateral_sources import (
     intel_collateral,
 )
 from confide.attest.evidence import Evidence, Family
+from confide.attest.families import dcap_signature
 from confide.attest.families.azure import HclReport
 from confide.attest.families.snp import Report
 from confide.attest.release import RELEASE
+from confide.attest.roots import ProductionRoots, Roots
 from confide.errors import AttestationError, MalformedEvidence, WrongCollateral
 
 _EMPTY_TABLE: Final = bytes(24)
@@ -60,10 +62,15 @@ class SentCollateral:
 
 @dataclass(frozen=True)
 class VendorCollateral:
-    """The vendors, through a cache. offline: take what was sent, or else what the cache has, and say so."""
+    """The vendors, through a cache. offline: take what was sent, or else what the cache has, and say so.
+
+    roots: a vendor is asked only about quotes that are signed up to one of these, so that a stranger's bytes make
+    nobody ask anything.
+    """
 
     cache: CollateralCache
     offline: bool = False
+    roots: Roots = field(default_factory=ProductionRoots)
 
     def find(self, evidence: Evidence, sent: Collateral) -> Collateral:
         """As `find_collateral`, with the newest evaluation known; offline what was sent, if there is any.
@@ -79,6 +86,9 @@ class VendorCollateral:
         newest = max(filter(None, map(self.cache.newest_evaluation, _platforms(evidence))), default=None)
         if self.offline and (sent.documents or sent.members):
             return replace(sent, provenance=Provenance(sent=True, newest_evaluation=newest))
+        for member in (evidence, *evidence.members):
+            if member.family in (Family.SGX, Family.TDX):
+                dcap_signature.parse(member.raw, self.roots)
         found = find_collateral(self.cache, evidence, sent)
         return replace(found, provenance=replace(found.provenance, newest_evaluation=newest))
 
