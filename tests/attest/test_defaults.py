@@ -5,14 +5,22 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from tests.attest.families.authorities import YEAR, crl
+from tests.attest.families.cases import NOW as NOW_OF_CASES
+from tests.attest.families.cases import Case
+from tests.attest.families.forged_nvidia import ROOT as GPU_ROOT
+from tests.attest.families.forged_nvidia import Messages, gpu_case
+from tests.attest.families.forged_snp import ARK, snp_case
+from tests.attest.families.forged_tpm import tpm_case
 from tests.attest.made_up import NOW, tdx_claims
 
 from confide.attest.check import Outcome, check, skipped
 from confide.attest.claims import Claims, RootKind, TcbStatus
-from confide.attest.collateral import OWN, Provenance
+from confide.attest.collateral import OWN, Collateral, Provenance
 from confide.attest.defaults import Exceptions
-from confide.attest.evidence import Family
+from confide.attest.evidence import Evidence, Family
 from confide.attest.explain import explain, verdict
+from confide.attest.families.composite import gpu_nonce
 from confide.attest.policy import AnyPolicy, Policy, SimulatedPolicy, appraise
 from confide.attest.requirements import (
     AnyRequirement,
@@ -28,6 +36,7 @@ from confide.attest.requirements import (
     any_of,
 )
 from confide.attest.result import AttestationResult
+from confide.attest.roots import SimulatedRoots
 
 MEASUREMENT = b"m" * 48
 SNP = tdx_claims(
@@ -308,3 +317,42 @@ def test_simulated_policies_have_the_same_defaults() -> None:
         assert appraise(simulated, policy, NOW).trusted
         for code in set(BAD) - {"root"}:
             assert [one.code for one in appraise(replace(simulated, **BAD[code]), policy, NOW).failures] == [code]
+
+
+# -- what families report ----------------------------------------------------------------------------------------
+
+
+def skipped_codes(claims: Claims) -> set[str]:
+    return {one.code for one in claims.checks if one.outcome is Outcome.SKIPPED}
+
+
+def test_a_missing_list_is_a_check_that_was_not_made_whatever_the_family() -> None:
+    gpu = gpu_case()
+    for case in (snp_case(), snp_case(kind="vlek"), gpu):
+        claims = case.verify()
+        assert skipped_codes(claims) == {"revocation"}
+        assert all(one.clause for one in claims.checks)
+    for case, root in ((snp_case(), ARK), (gpu, GPU_ROOT)):
+        listed = case.with_documents(crl=crl(root))
+        assert skipped_codes(listed.verify()) == set()
+        assert listed.verify().issued_at == NOW_OF_CASES - YEAR
+
+
+def test_a_device_alone_is_no_workload() -> None:
+    for case in (gpu_case(), tpm_case()):
+        claims = case.verify()
+        assert not claims.speaks
+        failed = appraise(claims, SimulatedPolicy(), NOW_OF_CASES).failures
+        assert failed[0].code == "speaks-for-a-workload"
+    machine = snp_case()
+    bound = gpu_case(Messages(nonce=gpu_nonce(machine.evidence)))
+    evidence = Evidence(Family.COMPOSITE, b"", members=(machine.evidence, bound.evidence))
+    roots = SimulatedRoots({Family.SNP: ARK.der, Family.NVIDIA: GPU_ROOT.der})
+    collateral = Collateral(members=(machine.collateral, bound.collateral))
+    claims = Case(evidence, collateral, roots).verify()
+    assert claims.speaks
+    least = Snp(min_tcb=SnpTcb(snp=1, microcode=1))
+    policy = SimulatedPolicy((least,), exceptions=Exceptions(revocation="if-available"))
+    result = appraise(claims, policy, NOW_OF_CASES)
+    assert result.trusted, result.failures
+    assert {one.code for one in result.not_checked} == {"revocation"}

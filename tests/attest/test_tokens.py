@@ -187,6 +187,7 @@ def _altered() -> bytes:
         (intel(iss=""), "unknown-root"),
         (intel(exp=SECONDS), "outside-validity"),
         (intel(nbf=SECONDS + 1), "outside-validity"),
+        (intel(iat=SECONDS + 1), "outside-validity"),
         (intel(exp=1 << 80), "malformed-evidence"),
         (intel(exp=None), "malformed-evidence"),
         (intel(attester_type="SAMPLE"), "malformed-evidence"),

@@ -6,6 +6,7 @@ import pytest
 from tests.attest.made_up import MRTD, NOW, tdx_claims
 
 from confide.attest.claims import RootKind
+from confide.attest.defaults import Exceptions
 from confide.attest.evidence import Family
 from confide.attest.policy import Policy, SimulatedPolicy, appraise
 from confide.attest.requirements import AnyOf, Model, Tdx
@@ -48,6 +49,12 @@ def test_what_a_policy_leaves_open_is_said(requirements: tuple[Any, ...], missin
     said = [leak for leak in trust.leaks if leak.startswith("the policy names no ")]
     assert [leak.split()[4].rstrip(",") for leak in said] == list(missing)
     assert ("code that nobody measured" in trust.prompt.assumption) == ("measurement" in missing)
+
+
+def test_exceptions_of_the_policy_are_said() -> None:
+    policy = Policy(exceptions=Exceptions(allow_debug=True))
+    trust = enclave_trust(appraise(tdx_claims(), policy, NOW))
+    assert any("an exception, allow-debug: the machine's owner may read everything" in leak for leak in trust.leaks)
 
 
 def test_simulated_evidence_says_so_in_capitals_everywhere() -> None:

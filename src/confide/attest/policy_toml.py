@@ -19,6 +19,10 @@ MAX_POLICY_BYTES: Final = 1 << 17
 MAX_KEY_PARTS: Final = 8
 """Of a dotted key or a table's name; this format needs two."""
 
+MAX_MARKS: Final = 2000
+"""Keys, tables, arrays and inline tables: each costs the reader far more than a character of a text does."""
+
+_OPENING: Final = frozenset("=[{")
 _TOO_LARGE: Final = f"A policy has at most {MAX_POLICY_BYTES >> 10} KiB; shorten its lists."
 _TOKEN: Final = re.compile(
     r"(?P<string>"
@@ -28,7 +32,7 @@ _TOKEN: Final = re.compile(
     r"|'[^'\n]*+')"
     r"|(?P<comment>\#[^\n]*+)"
     r"|(?P<dot>\.)"
-    r"|(?P<end>[=\[\]{},\n])"
+    r"|(?P<mark>[=\[\]{},\n])"
     r"""|(?P<other>[^"'\#.=\[\]{},\n]++)""",
     re.DOTALL,
 )
@@ -92,8 +96,8 @@ def _read(text: str) -> _Document:
 
 
 def _require_shallow(text: str) -> None:
-    """InvalidPolicy for a key of more than MAX_KEY_PARTS, or a quote that nothing closes."""
-    dots = at = 0
+    """InvalidPolicy for a key of more than MAX_KEY_PARTS, for too many of them, or a quote that nothing closes."""
+    dots = at = marks = 0
     while at < len(text):
         token = _TOKEN.match(text, at)
         if token is None:
@@ -103,7 +107,10 @@ def _require_shallow(text: str) -> None:
         match token.lastgroup:
             case "dot":
                 dots += 1
-            case "end":
+            case "mark":
                 dots = 0
+                marks += token.group() in _OPENING
         if dots >= MAX_KEY_PARTS:
             raise InvalidPolicy(f"A key of the policy has more than {MAX_KEY_PARTS} parts; write it as tables.")
+        if marks > MAX_MARKS:
+            raise InvalidPolicy(f"The policy has more than {MAX_MARKS} keys and tables; no policy needs so many.")

@@ -282,6 +282,8 @@ def policy_from(
         return
     if out is None:
         output.console.print(Text(text), soft_wrap=True)
+    if any(one.family is Family.SNP for one in claims.everyone()):
+        output.note("min_tcb is what this machine has; compare it with AMD's bulletins for the product.")
     for check in failures:
         output.note(f"This evidence itself does not satisfy it: {check.code}: {printable(check.seen)}.")
 
@@ -338,7 +340,7 @@ class _Given:
         at: str | None,
         family: Family | None,
         statement: Path | None,
-        event_log: Path | None,
+        event_log: Path | None = None,
     ) -> "_Given":
         from confide.attest.collateral import Collateral
         from confide.attest.detect import read_collateral, read_evidence

@@ -64,6 +64,7 @@ def _leaks(result: AttestationResult) -> list[str]:
         leaks.append("the policy names no measurement, so any code on such hardware passes; name those that you trust")
     if not _checked(result, _OF_MODEL):
         leaks.append("the policy names no model, so the workload may serve any; name its digest")
+    leaks.extend(f"the policy makes an exception, {sentence}" for sentence in result.exceptions)
     return leaks
 
 

@@ -22,16 +22,17 @@ from confide.errors import MalformedEvidence, OutsideValidity
 QUIET = {"tcbStatus": "UpToDate", "tcbDate": "2024-01-01T00:00:00Z"}
 
 
-def lists(test_data: Path) -> Iterator[tuple[str, str, list[dict[str, Any]]]]:
-    """Each list of levels in the real collateral: its TCB info, its QE identity, the list; module identities too."""
+def lists(test_data: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """TCB info and QE identity of each real collateral."""
     for path in sorted((test_data / "evidence").rglob("*.collateral.json")):
         content = json.loads(path.read_text())
-        yield content["tcb_info"], content["qe_identity"], json.loads(content["tcb_info"])["tcbLevels"]
+        yield json.loads(content["tcb_info"]), json.loads(content["qe_identity"])
 
 
 def test_in_real_lists_every_outdated_level_was_replaced_later_than_its_own_day(test_data: Path) -> None:
     seen = 0
-    for info, identity, levels in lists(test_data):
+    for info, identity in lists(test_data):
+        levels = info["tcbLevels"]
         days = sorted({date_of(level) for level in levels})
         for level in levels:
             found = {"platform": {"tcb_level": level}, "qe": {"tcb_level": QUIET}}
@@ -46,16 +47,15 @@ def test_in_real_lists_every_outdated_level_was_replaced_later_than_its_own_day(
 
 def test_in_real_lists_of_modules_and_quoting_enclaves(test_data: Path) -> None:
     seen = 0
-    for info, identity, _ in lists(test_data):
-        read = json.loads(identity)
-        newest = read["tcbLevels"][0]
-        for level in read["tcbLevels"][1:]:
+    for info, identity in lists(test_data):
+        newest = identity["tcbLevels"][0]
+        for level in identity["tcbLevels"][1:]:
             found = {"platform": {"tcb_level": QUIET}, "qe": {"tcb_level": level}}
             replaced = superseded(found, info, identity, None)
             assert replaced is not None
             assert date_of(level) < replaced <= date_of(newest)
             seen += 1
-        for module in json.loads(info).get("tdxModuleIdentities", ()):
+        for module in info.get("tdxModuleIdentities", ()):
             for level in module["tcbLevels"]:
                 svn = bytes([level["tcb"]["isvsvn"], int(module["id"][4:], 16)])
                 quiet = {"platform": {"tcb_level": QUIET}, "qe": {"tcb_level": QUIET}}
@@ -69,12 +69,12 @@ def test_in_real_lists_of_modules_and_quoting_enclaves(test_data: Path) -> None:
 def test_no_later_level_is_no_day() -> None:
     level = {"tcbStatus": "OutOfDate", "tcbDate": "2024-01-01T00:00:00Z"}
     found = {"platform": {"tcb_level": level}, "qe": {"tcb_level": QUIET}}
-    assert superseded(found, json.dumps({"tcbLevels": [level]}), "{}", None) is None
+    assert superseded(found, {"tcbLevels": [level]}, {}, None) is None
     later = {**level, "tcbDate": "2024-02-01T00:00:00Z"}
     two = {"platform": {"tcb_level": later}, "qe": {"tcb_level": level}}
-    text = json.dumps({"tcbLevels": [{**QUIET, "tcbDate": "2025-01-01T00:00:00Z"}, later]})
-    assert superseded(two, text, json.dumps({"tcbLevels": [level]}), None) is None
-    both = superseded(two, text, json.dumps({"tcbLevels": [later, level]}), None)
+    info = {"tcbLevels": [{**QUIET, "tcbDate": "2025-01-01T00:00:00Z"}, later]}
+    assert superseded(two, info, {"tcbLevels": [level]}, None) is None
+    both = superseded(two, info, {"tcbLevels": [later, level]}, None)
     assert both == datetime.fromisoformat("2024-02-01T00:00:00+00:00")  # the first that was replaced
 
 

@@ -153,8 +153,9 @@ def verify(family: Family, evidence: Evidence, collateral: Collateral, roots: Ro
         check_list(revoked, issuer)
         check_current(revoked, _LIST_WORDS[name], now)
     found = _verified(quote, chain, papers, root, evidence.raw, now)
-    _check_pce(found, papers)
-    return _claims(quote, roots, found, papers)
+    tcb_info = json.loads(papers.native.tcb_info)
+    _check_pce(found, tcb_info)
+    return _claims(quote, roots, found, tcb_info, papers)
 
 
 def _read(collateral: Collateral) -> _Papers:
@@ -194,9 +195,9 @@ def _verified(
     return found
 
 
-def _check_pce(found: Mapping[str, Any], papers: _Papers) -> None:
+def _check_pce(found: Mapping[str, Any], tcb_info: Mapping[str, Any]) -> None:
     """The list is for the platform's PCE, which the library does not compare; WrongCollateral if not."""
-    listed = str(json.loads(papers.native.tcb_info).get("pceId"))
+    listed = str(tcb_info.get("pceId"))
     if listed.lower() != bytes(found["platform"]["pck"]["pce_id"]).hex():
         raise WrongCollateral("The collateral is for another platform; fetch it for this quote's PCE.")
 
@@ -224,13 +225,15 @@ def _refuse(words: str) -> NoReturn:
     raise MalformedEvidence("The quote or its collateral is not what it should be; fetch both again.")
 
 
-def _claims(quote: Quote, roots: Roots, found: Mapping[str, Any], papers: _Papers) -> Claims:
+def _claims(
+    quote: Quote, roots: Roots, found: Mapping[str, Any], tcb_info: Mapping[str, Any], papers: _Papers
+) -> Claims:
     report = _fields(found["report"])
     if any(report.get(name) != value for name, value in quote.report.items()):
         raise MalformedEvidence("Two readings of the quote differ; report this quote, and do not trust it.")
-    platform, native = found["platform"], papers.native
+    platform, identity = found["platform"], json.loads(papers.native.qe_identity)
     issued = [revoked.last_update_utc for revoked in papers.lists]
-    issued += [_date(json.loads(text)["issueDate"]) for text in (native.tcb_info, native.qe_identity)]
+    issued += [_date(signed["issueDate"]) for signed in (tcb_info, identity)]
     ends = [revoked.next_update_utc for revoked in papers.lists if revoked.next_update_utc]
     ends += [
         datetime.fromtimestamp(found[name], UTC)
@@ -247,7 +250,7 @@ def _claims(quote: Quote, roots: Roots, found: Mapping[str, Any], papers: _Paper
         identity=_identity(platform["pck"]),
         advisories=tuple(found["tcb"]["advisory_ids"]),
         tcb_date=date_of(platform["tcb_level"]),
-        tcb_superseded=superseded(found, native.tcb_info, native.qe_identity, report.get("tee_tcb_svn")),
+        tcb_superseded=superseded(found, tcb_info, identity, report.get("tee_tcb_svn")),
         tcb_evaluation=min(found["tcb"]["eval_data_number"], found["qe"]["tcb_eval_data_number"]),
         issued_at=min(issued),
         valid_until=min(ends),

@@ -10,7 +10,6 @@ the day is not known, and no grace can be counted from it.
 Source: Intel PCS API v4, "Get TDX TCB Info" (tcbDate, tcbStatus) and "Get Quoting Enclave Identity".
 """
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -20,13 +19,15 @@ from confide.errors import MalformedEvidence
 _OUT_OF_DATE: Final = "OutOfDate"
 
 
-def superseded(found: Mapping[str, Any], tcb_info: str, qe_identity: str, tee_tcb_svn: bytes | None) -> datetime | None:
+def superseded(
+    found: Mapping[str, Any], tcb_info: Mapping[str, Any], identity: Mapping[str, Any], tee_tcb_svn: bytes | None
+) -> datetime | None:
     """The day for a platform, or None if nothing of it is out of date or the lists do not say.
 
-    found: the library's claims. tcb_info, qe_identity: the signed texts that it verified. tee_tcb_svn: of a TD report.
+    found: the library's claims. tcb_info, identity: the signed lists that it verified. tee_tcb_svn: of a TD report.
     """
     days = []
-    for level, levels in _parts(found, json.loads(tcb_info), json.loads(qe_identity), tee_tcb_svn):
+    for level, levels in _parts(found, tcb_info, identity, tee_tcb_svn):
         if str(level.get("tcbStatus", "")).startswith(_OUT_OF_DATE):
             own = date_of(level)
             later = [day for day in map(date_of, levels) if day > own]
