@@ -340,7 +340,7 @@ class _Given:
         at: str | None,
         family: Family | None,
         statement: Path | None,
-        event_log: Path | None,
+        event_log: Path | None = None,
     ) -> "_Given":
         from confide.attest.collateral import Collateral
         from confide.attest.detect import read_collateral, read_evidence

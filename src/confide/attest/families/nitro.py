@@ -124,7 +124,7 @@ def verify(evidence: Evidence, collateral: Collateral, roots: Roots, now: dateti
                 "revocation",
                 "no certificate revoked",
                 "AWS has no lists for enclaves' certificates to hold them against; each lives for three hours",
-                "AWS, Nitro Enclaves Attestation Process, 3.2.3",
+                "AWS, Nitro Enclaves Attestation Process, 3.2.4",
             ),
         ),
         speaks=True,
