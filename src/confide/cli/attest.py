@@ -230,13 +230,14 @@ class _Given:
     ) -> "_Given":
         from confide.attest.collateral import Collateral
         from confide.attest.detect import read_collateral, read_evidence
+        from confide.attest.statement import Statement
 
         if evidence is None or at is None:
             raise typer.BadParameter("give --evidence and --at")
         now, chosen = _time(at), mode.policy(policy)
         made, beside = read_evidence(read_file(evidence), family)
         documents = {**beside.documents, **read_collateral(map(read_file, collateral or ())).documents}
-        said = None if statement is None else _statement(read_file(statement))
+        said = None if statement is None else Statement.decode(read_file(statement))
         return cls(made, Collateral(documents), chosen, now, said)
 
     def appraise(self, verifier: "Verifies") -> "AttestationResult":
@@ -261,17 +262,6 @@ def _read_bundle(path: Path) -> "Bundle":
     from confide.attest.bundle import Bundle
 
     return Bundle.read(read_file(path))
-
-
-def _statement(data: bytes) -> "Statement":
-    import msgspec
-
-    from confide.attest.statement import Statement
-
-    try:
-        return msgspec.json.decode(data, type=Statement)
-    except (msgspec.MsgspecError, RecursionError) as error:
-        raise MalformedEvidence(f"The statement cannot be understood ({error}); ask the workload again.") from None
 
 
 def _time(text: str) -> datetime:

@@ -119,15 +119,19 @@ def _statement(scene: Scene, change: Callable[[Statement], Statement]) -> Releas
     )
 
 
+def changed(**fields: Any) -> Callable[[Statement], Statement]:
+    return lambda statement: msgspec.structs.replace(statement, **fields)
+
+
 def test_the_channel_key_must_be_the_one_that_was_attested(scene: Scene) -> None:
     thief = {"hpke": ChannelKey().public.raw.hex()}
-    assert "nonce" in refused(scene, _statement(scene, lambda statement: replace(statement, channel_keys=thief)))
+    assert "nonce" in refused(scene, _statement(scene, changed(channel_keys=thief)))
 
 
 def test_a_nonce_cannot_be_put_into_old_evidence(scene: Scene) -> None:
     old = scene.request()
     nonce = scene.broker.nonce(scene.now).nonce
-    statement = replace(old.attested.statement, nonce=nonce)
+    statement = msgspec.structs.replace(old.attested.statement, nonce=nonce)
     assert "nonce" in refused(scene, ReleaseRequest(KEY.id, msgspec.structs.replace(old.attested, statement=statement)))
 
 
@@ -147,7 +151,7 @@ def test_a_statement_without_a_channel_key(scene: Scene, tee: SimulatedTee) -> N
 
 def test_an_empty_policy_still_asks_for_the_binding(scene: Scene, tee: SimulatedTee) -> None:
     scene.bind(simulated(tee, SimulatedPolicy.all_of()))
-    assert refused(scene, _statement(scene, lambda statement: replace(statement, policy_version="x"))) == (
+    assert refused(scene, _statement(scene, changed(policy_version="x"))) == (
         "nonce",
         "model",
     )
@@ -157,7 +161,7 @@ def test_an_empty_policy_still_asks_for_the_binding(scene: Scene, tee: Simulated
 
 def test_a_nonce_in_the_policy_does_not_stand_in_for_ours(scene: Scene, tee: SimulatedTee) -> None:
     scene.bind(simulated(tee, SimulatedPolicy.all_of(any_of(Fresh("11" * 32), NotDebug()))))
-    assert "nonce" in refused(scene, _statement(scene, lambda statement: replace(statement, model_digest="")))
+    assert "nonce" in refused(scene, _statement(scene, changed(model_digest="")))
 
 
 def test_checks_of_the_policy(scene: Scene, tee: SimulatedTee) -> None:

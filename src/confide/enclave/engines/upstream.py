@@ -113,6 +113,14 @@ class UpstreamEngine(Prompted):
             rows = msgspec.json.decode(response.content, type=_Embeddings).data
         return [row.embedding for row in sorted(rows, key=lambda row: row.index)]
 
+    def weights_digest(self) -> str:
+        """Empty: they are in another process."""
+        return ""
+
+    async def margins(self, prompt: str, tokens: int) -> list[float]:
+        """Refused: a model that is served by others is sealed from its files."""
+        raise EngineError("How certain another server is cannot be known; seal the model from its files.")
+
     async def close(self) -> None:
         """Close the connections."""
         await self._http.aclose()
