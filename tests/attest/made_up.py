@@ -26,6 +26,7 @@ def tdx_claims(**changes: Any) -> Claims:
         advisories=("INTEL-SA-00001",),
         tcb_date=datetime(2026, 2, 1, tzinfo=UTC),
         valid_until=datetime(2026, 3, 1, tzinfo=UTC),
+        speaks=True,
     )
     return replace(claims, **changes)
 

@@ -11,11 +11,12 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from confide.attest.appraise import Verifies, appraise
+from confide.attest.check import Check, Outcome, check
 from confide.attest.collateral import Collateral
 from confide.attest.evidence import Evidence
 from confide.attest.policy import AnyPolicy, Policy
 from confide.attest.policy_toml import MAX_POLICY_BYTES, policy_from_toml, simulated_policy_from_toml, to_toml
-from confide.attest.result import AttestationResult, Check
+from confide.attest.result import AttestationResult
 from confide.attest.statement import Statement
 from confide.attest.wire import Record, WireCollateral, WireEvidence
 from confide.errors import MalformedEvidence
@@ -30,9 +31,9 @@ class _Verdict(Record, frozen=True):
     simulated: bool
     checks: tuple[Check, ...]
 
-    def gist(self) -> tuple[bool, bool, tuple[tuple[str, bool], ...]]:
+    def gist(self) -> tuple[bool, bool, tuple[tuple[str, str], ...]]:
         """What must come out again. The words for it may change with the version of Confide."""
-        return self.trusted, self.simulated, tuple((check.code, check.passed) for check in self.checks)
+        return self.trusted, self.simulated, tuple((check.code, check.outcome) for check in self.checks)
 
 
 class Bundle(Record, frozen=True):
@@ -80,7 +81,7 @@ class Bundle(Record, frozen=True):
         if policy is not None or now is not None:
             return result
         same = _record(result).gist() == self.result.gist()
-        record = Check("record", _short(self.result.checks), _short(result.checks), same)
+        record = check("record", _short(self.result.checks), _short(result.checks), same)
         return AttestationResult(result.family, result.at, (*result.checks, record), result.claims)
 
 
@@ -112,5 +113,5 @@ def _record(result: AttestationResult) -> _Verdict:
 
 
 def _short(checks: tuple[Check, ...]) -> str:
-    failed = [check.code for check in checks if not check.passed]
-    return f"{len(checks)} checks, failed: {', '.join(failed)}" if failed else f"{len(checks)} checks, all passed"
+    failed = [check.code for check in checks if check.outcome is Outcome.FAIL]
+    return f"{len(checks)} checks, failed: {', '.join(failed)}" if failed else f"{len(checks)} checks, none failed"

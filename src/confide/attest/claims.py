@@ -6,6 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 from types import MappingProxyType
 
+from confide.attest.check import Check
 from confide.attest.evidence import Family
 
 
@@ -45,7 +46,9 @@ class Claims:
     valid_until: the end of the shortest validity in use. members: for a composite, of each part, the virtual machine
     first. versions: security versions by component, which only grow, for families whose vendor has no list of levels.
     verified_by: empty for evidence that was verified here, and otherwise the identity of the service whose
-    word this is.
+    word this is. checks: what verification looked at, or could not look at; the policy decides what that means. speaks:
+    whether this evidence can speak for a workload, because report_data is that workload's own, inside a processor's
+    trusted execution environment: never for a GPU, and for a TPM only where its key is bound to such evidence.
     """
 
     family: Family
@@ -61,6 +64,8 @@ class Claims:
     members: tuple["Claims", ...] = ()
     versions: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     verified_by: str = ""
+    checks: tuple[Check, ...] = ()
+    speaks: bool = False
 
     def everyone(self) -> tuple["Claims", ...]:
         """These claims and those of all members, theirs included."""

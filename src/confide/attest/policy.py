@@ -6,10 +6,11 @@ printed it says so.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final, final
 
+from confide.attest.check import Check, Outcome, check
 from confide.attest.claims import Claims, RootKind
 from confide.attest.evidence import Family
 from confide.attest.requirements import (
@@ -24,7 +25,7 @@ from confide.attest.requirements import (
     roots_check,
     services_of,
 )
-from confide.attest.result import AttestationResult, Check
+from confide.attest.result import AttestationResult
 from confide.attest.statement import Statement
 from confide.errors import AttestationError
 
@@ -104,7 +105,7 @@ def appraise(
     family: that of the evidence, for an error has none. statement: what the workload says of itself, if it does.
     """
     if isinstance(found, AttestationError):
-        failed = Check(found.code, "evidence that can be verified", str(found), passed=False)
+        failed = check(found.code, "evidence that can be verified", str(found), ok=False)
         return AttestationResult(family or Family.COMPOSITE, now, (failed,), None)
     checks = tuple(policy.checks(Subject(found, now, statement)))
     return AttestationResult(family or found.family, now, checks, found)
@@ -113,7 +114,13 @@ def appraise(
 def _checks(requirements: tuple[AnyRequirement, ...], subject: Subject) -> Iterator[Check]:
     seen = subject.claims.verified_by or _HERE
     allowed = (_HERE, *(service.identity for service in services_of(requirements)))
-    yield Check("verified-by", " or ".join(allowed), seen, seen in allowed)
+    yield check("verified-by", " or ".join(allowed), seen, seen in allowed)
+    speaker = subject.speaker
+    yield check(
+        "speaks-for-a-workload", "yes", f"{speaker.family}: {'yes' if speaker.speaks else 'no'}", speaker.speaks
+    )
+    for found in dict.fromkeys(one for claims in subject.claims.everyone() for one in claims.checks):
+        yield replace(found, outcome=Outcome.FAIL) if found.outcome is Outcome.SKIPPED else found
     for requirement in requirements:
         yield from requirement.checks(subject)
 

@@ -185,6 +185,7 @@ def _intel_claims(body: _Json, family: Family, measurements: dict[str, bytes], p
     return Claims(
         family=family,
         root=RootKind.PRODUCTION,
+        speaks=True,
         report_data=bytes.fromhex(body[f"{prefix}report_data"]),
         debug=body.get(f"{prefix}is_debuggable") is not False,
         tcb_status=_status(body.get("attester_tcb_status")),
@@ -232,6 +233,7 @@ def _azure_claims(
     return Claims(
         family=family,
         root=RootKind.PRODUCTION,
+        speaks=True,
         report_data=bytes.fromhex(tee.get(report_data, "")),
         debug=tee.get(debuggable) is not False,
         tcb_status=_status(tee.get("attester_tcb_status")),
@@ -297,6 +299,7 @@ def _ear_claims(tee: _Json, family: Family, measurements: dict[str, bytes], debu
     return Claims(
         family=family,
         root=RootKind.PRODUCTION,
+        speaks=True,
         report_data=b"",
         debug=debug is not False,
         tcb_status=_status(tee.get("tcb_status")),

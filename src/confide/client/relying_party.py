@@ -9,6 +9,7 @@ from typing import Self
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from confide.attest.chain import read_certificate
+from confide.attest.check import check
 from confide.attest.claims import Claims
 from confide.attest.collateral import Collateral
 from confide.attest.collateral_cache import CollateralCache
@@ -18,7 +19,7 @@ from confide.attest.policy import AnyPolicy, Policy, SimulatedPolicy
 from confide.attest.policy import appraise as appraise_claims
 from confide.attest.policy_toml import policy_from_toml, simulated_policy_from_toml
 from confide.attest.requirements import Fresh
-from confide.attest.result import AttestationResult, Check
+from confide.attest.result import AttestationResult
 from confide.attest.roots import ProductionRoots, SimulatedRoots
 from confide.attest.statement import Statement
 from confide.attest.verifier import Verifier
@@ -83,8 +84,8 @@ class RelyingParty:
         result = self.verifier.appraise(evidence, collateral, policy, now, statement=statement)
         key = _channel_key(statement)
         seen = key.id.hex() if key else "none"
-        check = Check("channel-key", "a key to encrypt to, in the statement", seen, key is not None)
-        result = replace(result, checks=(*result.checks, check))
+        bound = check("channel-key", "a key to encrypt to, in the statement", seen, key is not None)
+        result = replace(result, checks=(*result.checks, bound))
         if key is None or not result.trusted:
             raise refused(result)
         return Verified(key, statement, result, collateral)

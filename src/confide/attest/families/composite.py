@@ -78,6 +78,7 @@ def _weakest(claims: tuple[Claims, ...]) -> Claims:
         family=Family.COMPOSITE,
         root=RootKind.SIMULATED if any(one.root is RootKind.SIMULATED for one in claims) else RootKind.PRODUCTION,
         report_data=claims[0].report_data,
+        speaks=claims[0].speaks,
         debug=any(one.debug for one in claims),
         tcb_status=max((one.tcb_status for one in claims), key=order.index),
         advisories=tuple(sorted({advisory for one in claims for advisory in one.advisories})),

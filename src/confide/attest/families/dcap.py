@@ -187,6 +187,7 @@ def _claims(quote: Quote, roots: Roots, found: Mapping[str, Any]) -> Claims:
         family=quote.family,
         root=roots.kind,
         report_data=report["report_data"],
+        speaks=True,
         debug=in_debug(report),
         tcb_status=_status(found["tcb"]["status"]),
         measurements=measurements(report),

@@ -199,6 +199,7 @@ def _claims(report: Report, leaf: x509.Certificate, kind: _Kind, roots: Roots, u
         family=Family.SNP,
         root=roots.kind,
         report_data=report.report_data,
+        speaks=True,
         debug=bool(report.policy & _POLICY_DEBUG),
         # AMD has no list of levels: it certifies versions, these very ones (`_check_platform`), and revokes bad ones.
         tcb_status=TcbStatus.UP_TO_DATE,

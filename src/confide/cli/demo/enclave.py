@@ -8,12 +8,13 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
+from confide.attest.check import Outcome
 from confide.cli import output
 from confide.cli.demo.process import serving
 from confide.cli.demo.tampering import flip_byte, tampering_relay
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 PROMPT = "The old king called his three sons and said,"
 ANSWER_TOKENS = 40
 ROUNDS = 30
+_MARKS: Final = {Outcome.PASS: ("✓ ", "green"), Outcome.FAIL: ("✗ ", "red"), Outcome.SKIPPED: ("– ", "yellow")}
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ class _Demo:
             return
         table = Table("check", "expected", "seen", show_edge=False, pad_edge=False)
         for check in session.result.checks:
-            mark = Text("✓ " if check.passed else "✗ ", "green" if check.passed else "red")
+            mark = Text(*_MARKS[check.outcome])
             table.add_row(mark + Text(check.code), Text(check.expected[:44]), Text(check.seen[:44]))
         output.console.print(table)
 

@@ -10,12 +10,13 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from confide.attest.appraise import Verifies, appraise
+from confide.attest.check import Check, check
 from confide.attest.collateral import Collateral
 from confide.attest.evidence import Evidence, Family
 from confide.attest.policy import AnyPolicy
 from confide.attest.policy import appraise as appraise_claims
 from confide.attest.requirements import Fresh, Model
-from confide.attest.result import AttestationResult, Check
+from confide.attest.result import AttestationResult
 from confide.attest.roots import ProductionRoots, SimulatedRoots
 from confide.attest.statement import Statement
 from confide.attest.verifier import Verifier
@@ -61,7 +62,7 @@ class Appraiser:
             for policy in (own, self.demands)
             if policy is not None
         ]
-        checks = dict.fromkeys(check for result in results for check in result.checks)
+        checks = dict.fromkeys(one for result in results for one in result.checks)
         return replace(results[0], checks=(*checks, _channel_key_check(statement)))
 
     def _collateral(self, attested: Attested, evidence: Evidence, conditions: Conditions) -> Collateral:
@@ -84,6 +85,6 @@ def channel_key(statement: Statement) -> ChannelPublicKey:
 def _channel_key_check(statement: Statement) -> Check:
     expected = "a key to encrypt to, in the statement"
     try:
-        return Check("channel-key", expected, channel_key(statement).id.hex(), passed=True)
+        return check("channel-key", expected, channel_key(statement).id.hex(), ok=True)
     except ChannelRefused:
-        return Check("channel-key", expected, "none", passed=False)
+        return check("channel-key", expected, "none", ok=False)

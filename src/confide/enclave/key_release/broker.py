@@ -4,14 +4,14 @@ Each decision is in the log, on the disk, before anybody hears of it.
 """
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final
 
 import msgspec
 
+from confide.attest.check import Check, check
 from confide.attest.policy_toml import to_toml
-from confide.attest.result import Check
 from confide.enclave.key_release.appraisal import Appraiser, channel_key
 from confide.enclave.key_release.log import AuditLog, Entry
 from confide.enclave.key_release.messages import NonceAnswer, ReleaseAnswer, ReleaseRequest, wrapping_info
@@ -49,7 +49,7 @@ class Broker:
         try:
             stored = self.store.get(request.key)
         except UnknownModelKey:
-            failed = Check(UnknownModelKey.code, "a key that is kept here", request.key, passed=False)
+            failed = check(UnknownModelKey.code, "a key that is kept here", request.key, ok=False)
             self.log.append(msgspec.structs.replace(entry, failed=(failed,)))
             raise
         policy = hashlib.sha256(to_toml(stored.conditions.policy).encode()).hexdigest()
@@ -79,8 +79,8 @@ def _entry(request: ReleaseRequest, now: datetime, peer: str) -> Entry:
     )
 
 
-def _shortened(check: Check) -> Check:
-    return Check(check.code, check.expected[:_MAX_WORDS], check.seen[:_MAX_WORDS], check.passed)
+def _shortened(failed: Check) -> Check:
+    return replace(failed, expected=failed.expected[:_MAX_WORDS], seen=failed.seen[:_MAX_WORDS])
 
 
 def _refusal(key: str, failures: tuple[Check, ...]) -> KeyRefused:

@@ -19,7 +19,7 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
-from confide.attest.result import Check
+from confide.attest.check import Check
 from confide.attest.wire import Record
 from confide.errors import AuditLogCorrupted, AuditLogInUse, AuditLogUnavailable
 from confide.files import hold_folder, sync_folder
