@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from tests.attest.made_up import MRTD, NOW, tdx_claims
+from tests.attest.made_up import CONFIGURATION, MRTD, NOW, tdx_claims
 
 from confide.attest.claims import RootKind
 from confide.attest.evidence import Family
@@ -13,7 +13,7 @@ from confide.attest.result import AttestationResult
 from confide.attest.statement import Statement
 from confide.client.trust import enclave_trust, root_of
 
-STATEMENT = Statement("ab" * 16, model_digest="cd" * 32)
+STATEMENT = Statement("ab" * 16, model_digest="cd" * 32, configuration=CONFIGURATION)
 
 
 def result(*requirements: Any, **claims: Any) -> AttestationResult:

@@ -83,7 +83,7 @@ class SelfTestRun(_Part, frozen=True):
     """
 
     outcome: Literal["passed", "failed", "not-run"]
-    at: Annotated[str, msgspec.Meta(pattern=r"\A(\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}Z)?\Z")] = ""
+    at: Annotated[str, msgspec.Meta(pattern=r"\A([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z)?\Z")] = ""
     digest: Annotated[str, msgspec.Meta(pattern=r"\A([0-9a-f]{64})?\Z")] = ""
     tokens: Count = 0
 

@@ -13,9 +13,10 @@ from tests.enclave.key_release.scene import KEY, MODEL, NOW, Scene, collateral_o
 
 from confide.attest.claims import RootKind
 from confide.attest.collateral import Collateral
+from confide.attest.configuration import UpstreamUsed
 from confide.attest.evidence import Evidence
 from confide.attest.policy import Policy, SimulatedPolicy
-from confide.attest.requirements import CollateralValid, Fresh, NotDebug, Tdx, any_of
+from confide.attest.requirements import CollateralValid, Fresh, Model, NotDebug, Tdx, any_of
 from confide.attest.simulated import SimulatedTee
 from confide.attest.statement import Statement
 from confide.attest.wire import Attested
@@ -144,9 +145,24 @@ def test_the_model_must_be_the_key_s(scene: Scene) -> None:
 
 def test_a_statement_without_a_channel_key(scene: Scene, tee: SimulatedTee) -> None:
     for channel_keys in ({}, {"hpke": "00"}, {"hpke": "no digits"}):
-        statement = Statement(scene.broker.nonce(scene.now).nonce, MODEL, channel_keys=channel_keys)
+        nonce = scene.broker.nonce(scene.now).nonce
+        statement = Statement(nonce, MODEL, channel_keys=channel_keys, configuration=scene.workload.configuration)
         attested = Attested.make(tee.read(statement.digest()), statement, collateral_of(tee))
         assert refused(scene, ReleaseRequest(KEY.id, attested)) == ("channel-key",)
+
+
+def test_no_key_for_a_workload_whose_answers_another_program_makes(scene: Scene, tee: SimulatedTee) -> None:
+    scene.workload.configuration = msgspec.structs.replace(
+        scene.workload.configuration, upstream=UpstreamUsed("llama", "http://127.0.0.1:8000/v1")
+    )
+    assert refused(scene, scene.request()) == ("upstream",)
+    scene.bind(simulated(tee, SimulatedPolicy.all_of(Model(MODEL, allow_upstream="other"))))
+    assert refused(scene, scene.request()) == ("upstream",)
+    scene.bind(simulated(tee, SimulatedPolicy.all_of(Model("11" * 32, allow_upstream="llama"))))
+    assert refused(scene, scene.request()) == ("model", "upstream")
+    scene.bind(simulated(tee, SimulatedPolicy.all_of(Model(MODEL, allow_upstream="llama"))))
+    request = scene.request()
+    assert scene.open(request, scene.release(request)) == KEY
 
 
 def test_an_empty_policy_still_asks_for_the_binding(scene: Scene, tee: SimulatedTee) -> None:

@@ -92,7 +92,7 @@ class Engine(Protocol):
     async def margins(self, prompt: str, tokens: int) -> list[float]:
         """How certain the greedy answer is: of each of its tokens, by how much its logit exceeds the next best one's.
 
-        So many tokens at most, and none from the one on that would end the answer. EngineError where it cannot be known.
+        So many tokens at most, and none from the one on that would end it. EngineError where that cannot be known.
         """
         ...
 
