@@ -23,6 +23,7 @@ from confide.cli.demo.process import serving
 from confide.cli.demo.tampering import flip_byte
 from confide.cli.keys import PASSPHRASE_VARIABLE
 from confide.client.enclave import EnclaveSession
+from confide.enclave.boot import examine
 from confide.enclave.key_release.store import Conditions, KeyStore
 from confide.models.sealed.contents import contents_of
 from confide.models.sealed.key import ModelKey
@@ -77,7 +78,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         ("strict", "demo", strict, None),
     ):
         key = ModelKey.generate()
-        manifest = seal_model(contents_of(model), folder / name, key=key, owner=OWNER)
+        manifest = seal_model(contents_of(model), folder / name, key=key, owner=OWNER, examine=examine)
         store.add(key, Conditions(manifest.model_digest, policy, trusted), datetime.now(UTC))
     broker = ("keys", "serve", "--folder", str(folder / "keys"), "--port", "0", "--offline")
     with serving(*broker, environment={PASSPHRASE_VARIABLE: passphrase}) as announced:

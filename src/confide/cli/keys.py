@@ -138,7 +138,7 @@ def serve(
     """Release keys to workloads whose evidence satisfies their policies. Each decision is logged before it leaves."""
     if (tls_cert is None) != (tls_key is None):
         raise typer.BadParameter("give both --tls-cert and --tls-key")
-    from confide.enclave.api.server import serve_app
+    from confide.enclave.api.server import bind, serve_app
     from confide.enclave.key_release.app import CONNECTIONS, key_broker_app
     from confide.enclave.key_release.broker import Broker
     from confide.enclave.key_release.log import AuditLog
@@ -165,7 +165,8 @@ def serve(
         output.console.print(f"Head of the log  {audit.head}", soft_wrap=True)
 
     try:
-        serve_app(key_broker_app(Broker(store, audit, appraiser)), host, port, tls, ready, CONNECTIONS)
+        app = key_broker_app(Broker(store, audit, appraiser))
+        serve_app(app, bind(host, port), tls, ready, connections=CONNECTIONS)
     finally:
         audit.close()
 

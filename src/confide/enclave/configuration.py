@@ -12,10 +12,21 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-import confide
-from confide.attest.configuration import Build, Configuration, Egress, Settings
-from confide.attest.configuration import UpstreamUsed as UpstreamUsed
+import msgspec
+
+from confide.attest.configuration import (
+    Build,
+    Configuration,
+    Egress,
+    EngineUsed,
+    SamplingDefaults,
+    Settings,
+    WeightsHeld,
+)
+from confide.enclave.api.limits import Limits
+from confide.enclave.engines.engine import Engine, Sampling
 from confide.errors import ConfideError
+from confide.version import VERSION
 
 _BEHAVIOUR: Final = re.compile(
     r"(ATEN|BLIS|CONFIDE|CUBLAS|CUDA|CUDNN|DNNL|GGML|GOMP|GOTO|HF|HIP|HUGGINGFACE|HUGGING_FACE|KMP|LD|LLAMA|LLAMA_ARG|"
@@ -35,13 +46,13 @@ def build() -> Build:
 
     As `sha256sum` prints them, so that whoever has the source or the wheel can compute it. Compiled files do not count.
     """
-    root = Path(confide.__file__).parent
+    root = Path(__file__).resolve().parent.parent
     lines = []
     for path in sorted(root.rglob("*"), key=lambda path: path.relative_to(root).as_posix()):
         name = path.relative_to(root)
         if path.is_file() and "__pycache__" not in name.parts:
             lines.append(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {name.as_posix()}\n")
-    return Build(confide.__version__, hashlib.sha256("".join(lines).encode()).hexdigest())
+    return Build(VERSION, hashlib.sha256("".join(lines).encode()).hexdigest())
 
 
 def behaviour(environment: Mapping[str, str] = os.environ) -> Settings:
@@ -63,6 +74,21 @@ def _printable(value: str) -> str:
     return text if len(text) <= _LONGEST else f"sha256:{hashlib.sha256(os.fsencode(value)).hexdigest()}"
 
 
-def own_configuration(options: Mapping[str, str] | None = None, egress: Egress = Egress.OPEN) -> Configuration:
+def own_configuration(options: Mapping[str, str] | None = None) -> Configuration:
     """Of a process that has loaded nothing yet. options: those of its command that change behaviour."""
-    return Configuration(build(), egress=egress, options=dict(options or {}), environment=behaviour())
+    return Configuration(build(), options=dict(options or {}), environment=behaviour())
+
+
+def configuration_with(before: Configuration, engine: Engine, egress: Egress) -> Configuration:
+    """With what an engine has loaded, which it is asked for: its weights are read once more, in memory."""
+    facts, digest = engine.facts, engine.weights_digest()
+    return msgspec.structs.replace(
+        before,
+        engine=EngineUsed(facts.engine, facts.version, dict(facts.settings)),
+        weights=WeightsHeld(digest, facts.quantization, facts.dtype) if digest else None,
+        context=facts.context,
+        adapters=facts.adapters,
+        template=hashlib.sha256(facts.template.encode()).hexdigest() if facts.template else "",
+        sampling=SamplingDefaults(Sampling.temperature, Sampling.top_p, Sampling.top_k, Limits.answer_tokens),
+        egress=egress,
+    )

@@ -2,9 +2,11 @@
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 FinishReason = Literal["stop", "length"]
+PARALLEL: Final = 16
+"""Requests that are computed at once, where each takes memory of its own."""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ import xllamacpp
 from gguf import GGUFReader, LlamaFileType
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from confide.enclave.engines.engine import EngineFacts, Piece, Sampling
+from confide.enclave.engines.engine import PARALLEL, EngineFacts, Piece, Sampling
 from confide.enclave.engines.held import digest_of
 from confide.enclave.engines.prompts import Prompted, Prompts
 from confide.errors import EngineError, PromptTooLong
@@ -56,7 +56,7 @@ class GgufEngine(Prompted):
         name: str,
         *,
         context: int | None = None,
-        parallel: int = 16,
+        parallel: int = PARALLEL,
         threads: int | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
