@@ -54,6 +54,7 @@ def serve_model(package: Path, listening: Listening, options: ModelOptions, *, j
     from confide.enclave.api.public import public_app
     from confide.enclave.api.server import bind, serve_app
     from confide.enclave.boot import load_engine
+    from confide.enclave.channel.ra_tls import ra_tls_context
     from confide.enclave.configuration import own_configuration
     from confide.enclave.egress import WaysOut, close_egress
     from confide.enclave.key_release.remote import fetch_key
@@ -75,7 +76,7 @@ def serve_model(package: Path, listening: Listening, options: ModelOptions, *, j
     workload = Workload(
         tee.reader, tee.collateral, configuration=own_configuration(options.stated(tee.name, listening))
     )
-    tls = None if options.ra_tls else listening.tls()
+    tls = ra_tls_context(workload) if options.ra_tls else listening.tls()
     with bind(listening.host, listening.port) as bound:
         if options.insecure_open_egress:
             output.messages.print("[bold red]This process can open connections to anywhere, and says so.[/]")
