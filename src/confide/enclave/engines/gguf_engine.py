@@ -122,7 +122,8 @@ class GgufEngine(Prompted):
         """End what runs, and let go of the model."""
         self._closed = True
         await asyncio.to_thread(self._threads.shutdown)
-        await asyncio.to_thread(self._in_use.acquire)  # whoever reads the weights is done, and nobody begins
+        await asyncio.to_thread(self._in_use.acquire)  # whoever reads the weights is done, and nobody else begins
+        self._in_use.release()
         del self._server
 
     async def _complete(self, request: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
