@@ -30,6 +30,7 @@ def tdx_claims(**changes: Any) -> Claims:
         tcb_date=datetime(2026, 2, 1, tzinfo=UTC),
         valid_until=datetime(2026, 3, 1, tzinfo=UTC),
         speaks=True,
+        tcb_evaluation=18,
     )
     return replace(claims, **changes)
 

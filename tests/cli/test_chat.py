@@ -12,7 +12,8 @@ import confide
 from confide.attest.policy import SimulatedPolicy
 from confide.attest.policy_toml import to_toml
 from confide.attest.requirements import Model
-from confide.cli.chat import Chat, headline, printable
+from confide.cli.chat import Chat, headline
+from confide.cli.output import printable
 
 DIGEST = "ab" * 32
 

@@ -95,7 +95,7 @@ def test_the_commands_of_the_page_work_in_their_order(tmp_path: Path) -> None:
     assert '{"status":"ok"}' in said
     assert '"code":"insecure-connection"' in said
     assert re.search(r"tdx mrtd +[0-9a-f]{96}", said)
-    assert said.count("trusted: all 7 checks passed") == 2
+    assert said.count("trusted: all 14 checks passed") == 2
     assert "intact: 2 entries" in said
     assert len(re.findall(r"^The old king,? \w+", said, re.MULTILINE)) == 2
     assert "llama.cpp, q8_0" in done.stderr

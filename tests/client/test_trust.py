@@ -10,7 +10,7 @@ from confide.attest.claims import RootKind
 from confide.attest.configuration import Egress, SelfTestRun, UpstreamUsed
 from confide.attest.evidence import Family
 from confide.attest.policy import Policy, SimulatedPolicy, appraise
-from confide.attest.requirements import AnyOf, Model, NotDebug, Tdx
+from confide.attest.requirements import AnyOf, Model, Tdx
 from confide.attest.result import AttestationResult
 from confide.attest.statement import Statement
 from confide.client.trust import enclave_trust, root_of
@@ -47,7 +47,7 @@ def test_what_was_measured_is_what_is_assumed() -> None:
         ((Tdx(mrtd=MRTD.hex()),), ("model",)),
         ((Model("cd" * 32),), ("measurement",)),
         ((AnyOf((Tdx(mrtd="00" * 48), Tdx(rtmrs=("", "01" * 48)))),), ("model",)),
-        ((AnyOf((NotDebug(), Tdx(mrtd=MRTD.hex()))),), ("measurement", "model")),
+        ((AnyOf((Tdx(), Tdx(mrtd=MRTD.hex()))),), ("measurement", "model")),
     ],
 )
 def test_what_a_policy_leaves_open_is_said(requirements: tuple[Any, ...], missing: tuple[str, ...]) -> None:

@@ -37,7 +37,8 @@ def appraise(
         found = _verify(verifier, evidence, collateral, policy, now)
     except AttestationError as error:
         found = error
-    return appraise_claims(found, policy, now, family=evidence.family, statement=statement)
+    provenance = collateral.provenance
+    return appraise_claims(found, policy, now, family=evidence.family, statement=statement, provenance=provenance)
 
 
 def _verify(verifier: Verifies, evidence: Evidence, collateral: Collateral, policy: AnyPolicy, now: datetime) -> Claims:

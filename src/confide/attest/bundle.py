@@ -5,6 +5,7 @@ the policy or the time changes the verdict or breaks a signature; and a verdict 
 failed check. The policy and the time in it are whoever froze it's: give your own to be sure of them.
 """
 
+from dataclasses import replace
 from datetime import datetime
 from typing import Annotated, Final, Literal
 
@@ -12,7 +13,7 @@ import msgspec
 
 from confide.attest.appraise import Verifies, appraise
 from confide.attest.check import Check, Outcome, check
-from confide.attest.collateral import Collateral
+from confide.attest.collateral import OWN, Collateral, Provenance
 from confide.attest.evidence import Evidence
 from confide.attest.policy import AnyPolicy, Policy
 from confide.attest.policy_toml import MAX_POLICY_BYTES, policy_from_toml, simulated_policy_from_toml, to_toml
@@ -37,9 +38,9 @@ class _Verdict(Record, frozen=True):
 
 
 class Bundle(Record, frozen=True):
-    """What was appraised, against what, when, and what came out."""
+    """What was appraised, against what, when, and what came out. provenance: of the collateral."""
 
-    format: Literal[1] = msgspec.field(name="confide-bundle")
+    format: Literal[2] = msgspec.field(name="confide-bundle")
     at: Annotated[datetime, msgspec.Meta(tz=True)]
     evidence: WireEvidence
     collateral: WireCollateral
@@ -47,6 +48,7 @@ class Bundle(Record, frozen=True):
     policy: Annotated[str, msgspec.Meta(max_length=MAX_POLICY_BYTES)]
     result: _Verdict
     statement: Statement | None = None
+    provenance: Provenance = OWN
 
     @classmethod
     def read(cls, data: bytes) -> "Bundle":
@@ -75,14 +77,15 @@ class Bundle(Record, frozen=True):
         self, verifier: Verifies, *, policy: AnyPolicy | None = None, now: datetime | None = None
     ) -> AttestationResult:
         """The verdict found anew. With the bundle's own policy and time, it must also be the verdict on record."""
-        evidence, collateral = self.evidence.thaw(), self.collateral.thaw()
+        evidence = self.evidence.thaw()
+        collateral = replace(self.collateral.thaw(), provenance=self.provenance)
         chosen = policy or self.own_policy()
         result = appraise(verifier, evidence, collateral, chosen, now or self.at, statement=self.statement)
         if policy is not None or now is not None:
             return result
         same = _record(result).gist() == self.result.gist()
         record = check("record", _short(self.result.checks), _short(result.checks), same)
-        return AttestationResult(result.family, result.at, (*result.checks, record), result.claims)
+        return replace(result, checks=(*result.checks, record))
 
 
 def freeze(
@@ -97,7 +100,7 @@ def freeze(
     """Appraise and keep everything that went in and came out. A refusal can be kept too."""
     result = appraise(verifier, evidence, collateral, policy, now, statement=statement)
     return Bundle(
-        format=1,
+        format=2,
         at=now,
         evidence=WireEvidence.of(evidence),
         collateral=WireCollateral.of(collateral),
@@ -105,6 +108,7 @@ def freeze(
         policy=to_toml(policy),
         result=_record(result),
         statement=statement,
+        provenance=collateral.provenance,
     )
 
 

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import ExtensionOID
 
+from confide.attest.check import Check, check, skipped
 from confide.attest.evidence import Family
 from confide.attest.roots import Roots
 from confide.errors import InvalidSignature, MalformedEvidence, OutsideValidity, Revoked, UnknownRoot
@@ -29,6 +30,8 @@ MAX_CERTIFICATES: Final = 8
 MAX_CHAIN_BYTES: Final = 1 << 16
 MAX_CRL_BYTES: Final = 1 << 20
 MIN_RSA_BITS: Final = 2048
+REVOKED: Final = "revocation"
+"""The code of the check that no certificate was revoked; policies can do without it by this name."""
 
 _HASHES: Final = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
 _CURVES: Final = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
@@ -111,6 +114,36 @@ def verify_chain(
     return until if crl is None else min(until, _check_revocation(chain, read_crl(crl, "revocation list"), now))
 
 
+def check_current(crl: x509.CertificateRevocationList, what: str, now: datetime) -> datetime:
+    """The one rule of time for revocation lists, AMD's and Intel's alike; until when the list holds.
+
+    OutsideValidity before thisUpdate, after nextUpdate, and without a nextUpdate (RFC 5280, 5.1.2.4 and 5.1.2.5).
+    """
+    begin, end = crl.last_update_utc, crl.next_update_utc
+    if end is None or now > end:
+        until = f"expired on {end:%Y-%m-%d}" if end else "does not say when it expires"
+        raise OutsideValidity(f"The {what} {until}, and it is {now:%Y-%m-%d}; fetch a current one.")
+    if now < begin:
+        raise OutsideValidity(f"The {what} is of {begin:%Y-%m-%d}, later than {now:%Y-%m-%d}; check the clock.")
+    return end
+
+
+def revocation_check(chain: Sequence[x509.Certificate], crl: bytes | None, clause: str) -> Check:
+    """What `verify_chain` made of this list: a check that was skipped where there is none, or none of the root's."""
+    expected = "no certificate of the chain on its root's list"
+    if crl is None:
+        return skipped(REVOKED, expected, "no revocation list was given; give the vendor's", clause)
+    read = read_crl(crl, "revocation list")
+    if read.issuer != chain[-1].subject:
+        return skipped(REVOKED, expected, "the revocation list given is not the root's; give the vendor's", clause)
+    return check(REVOKED, expected, f"none, list of {read.last_update_utc:%Y-%m-%d}", ok=True, clause=clause)
+
+
+def list_date(crl: bytes | None) -> datetime | None:
+    """When a revocation list was issued, if there is one."""
+    return None if crl is None else read_crl(crl, "revocation list").last_update_utc
+
+
 def _parsed(load: Callable[[bytes], Parsed], data: bytes, what: str, limit: int) -> Parsed:
     if len(data) > limit:
         raise MalformedEvidence(f"The {what} is larger than {limit} bytes; give the right document.")
@@ -183,9 +216,7 @@ def _check_revocation(
     authority = next((one for one in chain[1:] if one.subject == crl.issuer), None)
     if authority is None or not _signed_list(crl, authority):
         raise InvalidSignature("The revocation list is not signed by an authority of the chain; get the right list.")
-    begin, end = crl.last_update_utc, crl.next_update_utc
-    if end is None or not begin <= now <= end:
-        raise OutsideValidity(f"The revocation list is not current at {now:%Y-%m-%d}; fetch a current one.")
+    end = check_current(crl, "revocation list", now)
     for certificate in chain:
         revoked = crl.get_revoked_certificate_by_serial_number(certificate.serial_number)
         if certificate.issuer == authority.subject and revoked is not None:

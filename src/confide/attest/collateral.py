@@ -2,7 +2,27 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from types import MappingProxyType
+from typing import Final
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Who chose the collateral, and what the verifier knows besides. Never part of what a workload sends.
+
+    sent: the workload chose it, so that it may be an older one that is still valid. fetched: when the verifier fetched
+    the oldest document of it. newest_evaluation: the highest tcbEvaluationDataNumber that the verifier has fetched for
+    this platform.
+    """
+
+    sent: bool = False
+    fetched: datetime | None = None
+    newest_evaluation: int | None = None
+
+
+OWN: Final = Provenance()
+"""Given by whoever verifies."""
 
 
 @dataclass(frozen=True)
@@ -16,3 +36,4 @@ class Collateral:
 
     documents: Mapping[str, bytes] = field(default_factory=lambda: MappingProxyType({}))
     members: tuple["Collateral", ...] = ()
+    provenance: Provenance = OWN

@@ -101,6 +101,25 @@ class CollateralCache:
                     raise
                 return msgspec.structs.replace(kept, stale=True)
 
+    def newest_evaluation(self, platform: str) -> int | None:
+        """The highest evaluation number of Intel's that was learnt for a platform; None if none was."""
+        try:
+            with self._evaluation(platform).open("rb") as file:
+                number = msgspec.msgpack.decode(file.read(16), type=int)
+        except (OSError, msgspec.MsgspecError):
+            return None
+        return number if number > 0 else None
+
+    def learn_evaluation(self, platform: str, number: int) -> None:
+        """Keep a number that was verified, unless a higher one is kept already."""
+        with self._lock:
+            if number > (self.newest_evaluation(platform) or 0):
+                with suppress(OSError):  # then it is learnt again when collateral is next fetched
+                    replace_file(self._evaluation(platform), msgspec.msgpack.encode(number), mode=0o600)
+
+    def _evaluation(self, platform: str) -> Path:
+        return self._folder / f"evaluation-{hashlib.sha256(platform.encode()).hexdigest()}"
+
     def _current(self, document: Document) -> bool:
         latest = document.fetched + MAX_HOLD
         until = max(min(document.ends or latest, latest), document.fetched + MIN_HOLD)

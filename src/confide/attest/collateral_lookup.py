@@ -1,13 +1,18 @@
-"""The collateral that a piece of evidence asks for, from its vendor or the cache, where it came without.
+"""Who chooses the collateral that evidence is verified with: whoever verifies, from its vendor or the cache.
 
-The evidence is not verified yet: all that is taken from it is which platform to ask for.
+The evidence is not verified yet when collateral is looked for: all that is taken from it is which platform to ask for.
+A workload may send collateral along. All of it is signed, but a workload can choose between two that are valid at once,
+so it counts only where no vendor publishes any, or where the verifier was told to work offline; then it is marked.
 """
 
-from typing import Final, Literal
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Final, Literal, Protocol
 
 import dcap_qvl
 
-from confide.attest.collateral import Collateral
+from confide.attest.claims import Claims
+from confide.attest.collateral import Collateral, Provenance
 from confide.attest.collateral_cache import CollateralCache
 from confide.attest.collateral_sources import (
     AmdPlatform,
@@ -18,27 +23,99 @@ from confide.attest.collateral_sources import (
 )
 from confide.attest.evidence import Evidence, Family
 from confide.attest.families.snp import Report
-from confide.errors import MalformedEvidence, WrongCollateral
+from confide.errors import AttestationError, MalformedEvidence, WrongCollateral
 
 _EMPTY_TABLE: Final = bytes(24)
 
 
-def find_collateral(cache: CollateralCache, evidence: Evidence) -> Collateral:
-    """What verifying this evidence needs; for composites, of each member.
+class CollateralSource(Protocol):
+    """Where a verifier takes collateral from."""
+
+    def find(self, evidence: Evidence, sent: Collateral) -> Collateral:
+        """What to verify this evidence with. sent: by the workload. An AttestationError where there is none."""
+        ...
+
+    def learn(self, claims: Claims, provenance: Provenance) -> None:
+        """Remember what was verified with collateral of this source."""
+        ...
+
+
+class SentCollateral:
+    """For those who ask no vendor and keep no cache: what workloads send along, marked as theirs."""
+
+    def find(self, evidence: Evidence, sent: Collateral) -> Collateral:
+        """What was sent."""
+        return replace(sent, provenance=Provenance(sent=True))
+
+    def learn(self, claims: Claims, provenance: Provenance) -> None:
+        """Nothing: a workload teaches nobody which collateral is the newest."""
+
+
+@dataclass(frozen=True)
+class VendorCollateral:
+    """The vendors, through a cache. offline: take what was sent, or else what the cache has, and say so."""
+
+    cache: CollateralCache
+    offline: bool = False
+
+    def find(self, evidence: Evidence, sent: Collateral) -> Collateral:
+        """As `find_collateral`, with the newest evaluation known; offline what was sent, if there is any."""
+        newest = max(filter(None, map(self.cache.newest_evaluation, _platforms(evidence))), default=None)
+        if self.offline and (sent.documents or sent.members):
+            return replace(sent, provenance=Provenance(sent=True, newest_evaluation=newest))
+        found = find_collateral(self.cache, evidence, sent)
+        return replace(found, provenance=replace(found.provenance, newest_evaluation=newest))
+
+    def learn(self, claims: Claims, provenance: Provenance) -> None:
+        """The evaluation number of collateral that was fetched here and holds."""
+        if provenance.sent:
+            return
+        for one in claims.everyone():
+            if one.tcb_evaluation is not None and "fmspc" in one.identity:
+                self.cache.learn_evaluation(_platform(one.family, one.identity["fmspc"]), one.tcb_evaluation)
+
+
+def find_collateral(cache: CollateralCache, evidence: Evidence, sent: Collateral | None = None) -> Collateral:
+    """What verifying this evidence needs; for composites, of each member. sent: for what no vendor publishes.
 
     MalformedEvidence, WrongCollateral where no vendor publishes any, CollateralUnavailable where none can be had now.
     """
+    given = sent or Collateral()
     match evidence.family:
         case Family.SGX | Family.TDX:
             return intel_collateral(cache, _intel_platform(evidence)).collateral
         case Family.SNP:
-            return _amd(cache, evidence)
+            return _amd(cache, evidence, given)
         case Family.COMPOSITE:
-            return Collateral(members=tuple(find_collateral(cache, member) for member in evidence.members))
+            return _members(cache, evidence, given)
         case Family.TOKEN:
             return Collateral()
-        case Family.TPM | Family.NVIDIA:
+        case _ if given.documents:
+            return replace(given, provenance=Provenance(sent=True))
+        case _:
             raise WrongCollateral(f"No vendor publishes collateral for {evidence.family}; send it with the evidence.")
+
+
+def _members(cache: CollateralCache, evidence: Evidence, sent: Collateral) -> Collateral:
+    theirs = sent.members if len(sent.members) == len(evidence.members) else (Collateral(),) * len(evidence.members)
+    found = tuple(find_collateral(cache, member, its) for member, its in zip(evidence.members, theirs, strict=True))
+    fetched = [one.provenance.fetched for one in found if one.provenance.fetched is not None]
+    return Collateral(members=found, provenance=Provenance(fetched=min(fetched, default=None)))
+
+
+def _platforms(evidence: Evidence) -> Iterator[str]:
+    """The Intel platforms in this evidence, as the cache calls them. What cannot be parsed is refused elsewhere."""
+    for member in (evidence, *evidence.members):
+        if member.family in (Family.SGX, Family.TDX):
+            try:
+                platform = _intel_platform(member)
+            except AttestationError:
+                continue
+            yield _platform(member.family, bytes.fromhex(platform.fmspc))
+
+
+def _platform(family: Family, fmspc: bytes) -> str:
+    return f"{family.value} {fmspc.hex()}"
 
 
 def _intel_platform(evidence: Evidence) -> IntelPlatform:
@@ -50,13 +127,13 @@ def _intel_platform(evidence: Evidence) -> IntelPlatform:
         raise MalformedEvidence("This is no DCAP quote with its platform's certificate; make it again.") from error
 
 
-def _amd(cache: CollateralCache, evidence: Evidence) -> Collateral:
+def _amd(cache: CollateralCache, evidence: Evidence, sent: Collateral) -> Collateral:
     report = Report.parse(evidence.raw)
     # Reports of version 2 do not say which product made them; only Milan's root is pinned.
     platform = AmdPlatform("Milan", report.chip_id, report.reported_tcb)
     if report.signer == "vcek":
         return amd_collateral(cache, platform).collateral
-    vlek = certificate_table(evidence.parts.get("auxblob", _EMPTY_TABLE)).get("vlek")
+    vlek = certificate_table(evidence.parts.get("auxblob", _EMPTY_TABLE)).get("vlek") or sent.documents.get("vlek")
     if vlek is None:
         raise WrongCollateral("The host gave no VLEK certificate, and AMD does not publish it; ask the cloud for it.")
     return amd_collateral(cache, platform, vlek=vlek).collateral

@@ -21,7 +21,7 @@ from urllib.parse import unquote
 import msgspec
 from cryptography import x509
 
-from confide.attest.collateral import Collateral
+from confide.attest.collateral import Collateral, Provenance
 from confide.attest.collateral_cache import CollateralCache, Document, Ends, Response
 from confide.attest.evidence import Family
 from confide.errors import MalformedEvidence
@@ -171,7 +171,8 @@ class _Dated(msgspec.Struct):
 
 
 def _gathered(documents: dict[str, bytes], *answers: Document) -> Gathered:
-    return Gathered(Collateral(documents), tuple(answer.url for answer in answers if answer.stale))
+    provenance = Provenance(fetched=min(answer.fetched for answer in answers))
+    return Gathered(Collateral(documents, provenance=provenance), tuple(one.url for one in answers if one.stale))
 
 
 def _signed(response: Response, name: str) -> tuple[str, str]:

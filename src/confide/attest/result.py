@@ -10,12 +10,16 @@ from confide.attest.evidence import Family
 
 @dataclass(frozen=True)
 class AttestationResult:
-    """The verdict on one piece of evidence at one time. claims: None where the evidence itself was refused."""
+    """The verdict on one piece of evidence at one time. claims: None where the evidence itself was refused.
+
+    exceptions: what the policy does without, a sentence for each; whoever shows a verdict shows them.
+    """
 
     family: Family
     at: datetime
     checks: tuple[Check, ...]
     claims: Claims | None
+    exceptions: tuple[str, ...] = ()
 
     @property
     def trusted(self) -> bool:

@@ -136,7 +136,7 @@ def _public_key(key: _Json, algorithm: str) -> jwt.PyJWK | RSAPublicKey:
 
 
 def _check_times(body: _Json, now: datetime) -> datetime:
-    if now < _time(body, "nbf", _time(body, "iat", now)):
+    if now < max(_time(body, name, now) for name in ("nbf", "iat")):
         raise OutsideValidity("The token is not valid yet; check the time of appraisal.")
     until = _time(body, "exp")
     if now >= until:

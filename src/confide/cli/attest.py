@@ -21,6 +21,8 @@ from confide.cli.options import Json
 from confide.errors import AttestationError, InvalidPolicy, MalformedEvidence
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from confide.attest.appraise import Verifies
     from confide.attest.bundle import Bundle
     from confide.attest.collateral import Collateral
@@ -74,7 +76,7 @@ CollateralFiles = Annotated[
 ]
 PolicyFile = Annotated[
     Path | None,
-    typer.Option("--policy", help="TOML; without: genuine, not debugged, TCB up to date, all valid.", metavar="FILE"),
+    typer.Option("--policy", help="TOML, added to what every policy asks for; see `policy check`.", metavar="FILE"),
 ]
 At = Annotated[
     str | None, typer.Option("--at", help="Time of appraisal, such as 2026-02-19 or 2026-02-19T12:00:00Z; UTC.")
@@ -171,6 +173,73 @@ def explain(
     _finish(result, json=False)
 
 
+policy_app = typer.Typer(name="policy", help="Read policies, and write strict ones.", no_args_is_help=True, cls=_Group)
+app.add_typer(policy_app)
+
+
+@policy_app.command("check")
+def policy_check(
+    file: Annotated[Path, typer.Argument(help="A policy, TOML.", metavar="FILE")],
+    json: Json = False,
+) -> None:
+    """Say in sentences what a policy asks for, what it does without, and what it leaves open."""
+    from confide.attest.policy import SimulatedPolicy
+    from confide.attest.policy_toml import any_policy_from_toml
+    from confide.attest.policy_words import asked, left_open
+
+    policy = any_policy_from_toml(_policy_text(file))
+    kind = "simulated" if isinstance(policy, SimulatedPolicy) else "production"
+    asks, open_to = list(asked(policy)), list(left_open(policy))
+    if json:
+        said = {"asks": asks, "exceptions": list(policy.exceptions.sentences()), "open": open_to}
+        output.result({"kind": kind, "version": policy.version, **said})
+        return
+    output.console.print(Text(f"This {kind} policy asks for", "bold"))
+    for sentence in asks:
+        output.console.print(Text(f"  {output.printable(sentence)}"))
+    _show_exceptions(policy.exceptions.sentences())
+    if open_to:
+        output.console.print(Text("It leaves open", "bold yellow"))
+    for sentence in open_to:
+        output.console.print(Text(f"  {output.printable(sentence)}", "yellow"))
+
+
+@policy_app.command("from")
+def policy_from(
+    evidence: Annotated[Path, typer.Argument(help="Evidence that you trust, to ask for the same.", metavar="EVIDENCE")],
+    collateral: CollateralFiles = None,
+    at: At = None,
+    family: ForcedFamily = None,
+    simulated_root: SimulatedRoot = None,
+    attestation_key: AttestationKeys = None,
+    out: Annotated[Path | None, typer.Option(help="The policy to write; it must not exist. Without: printed.")] = None,
+    json: Json = False,
+) -> None:
+    """Verify evidence, and write a strict policy that asks for what it says: measurements, attributes, versions."""
+    from confide.attest.policy import appraise
+    from confide.attest.policy_toml import to_toml
+    from confide.attest.strict import strict_policy
+    from confide.files import create_file
+
+    mode = _Mode(simulated_root, frozenset(attestation_key or ()))
+    given = _Given.read(mode, evidence, collateral, None, at or datetime.now(UTC).isoformat(), family, None)
+    claims = mode.verifier().verify(given.evidence, given.collateral, given.now)
+    policy = strict_policy(claims)
+    text, failures = to_toml(policy), appraise(claims, policy, given.now).failures
+    if out is not None:
+        try:
+            create_file(out, text.encode())
+        except OSError as error:
+            raise typer.BadParameter(f"{out} cannot be written ({error.strerror}); choose another place") from None
+    if json:
+        output.result({"policy": text, "failures": [asdict(check) for check in failures]})
+        return
+    if out is None:
+        output.console.print(Text(text), soft_wrap=True)
+    for check in failures:
+        output.note(f"This evidence itself does not satisfy it: {check.code}: {output.printable(check.seen)}.")
+
+
 @dataclass(frozen=True)
 class _Mode:
     """For production, or with a simulated root: then roots and policy are both of the simulated types."""
@@ -200,11 +269,7 @@ class _Mode:
         simulated = self.simulated_root is not None
         if path is None:
             return SimulatedPolicy() if simulated else Policy()
-        try:
-            text = read_file(path).decode()
-        except UnicodeDecodeError:
-            raise InvalidPolicy(f"{path} is no text; a policy is a TOML file.") from None
-        return (simulated_policy_from_toml if simulated else policy_from_toml)(text)
+        return (simulated_policy_from_toml if simulated else policy_from_toml)(_policy_text(path))
 
 
 @dataclass(frozen=True)
@@ -264,6 +329,13 @@ def _read_bundle(path: Path) -> "Bundle":
     return Bundle.read(read_file(path))
 
 
+def _policy_text(path: Path) -> str:
+    try:
+        return read_file(path).decode()
+    except UnicodeDecodeError:
+        raise InvalidPolicy(f"{path} is no text; a policy is a TOML file.") from None
+
+
 def _time(text: str) -> datetime:
     try:
         time = datetime.fromisoformat(text)
@@ -297,6 +369,7 @@ def _as_json(result: "AttestationResult") -> dict[str, Any]:
         "family": result.family.value,
         "at": result.at.isoformat(),
         "checks": [asdict(check) for check in result.checks],
+        "exceptions": list(result.exceptions),
     }
 
 
@@ -308,11 +381,22 @@ def show(result: "AttestationResult") -> None:
     for heading in ("check", "expected", "seen", ""):
         table.add_column(heading, overflow="fold")
     for row in explain(result):
-        style = "green" if row.verdict == "pass" else "bold red"
-        table.add_row(row.check, Text(row.expected), Text(row.seen), Text(row.verdict, style))
+        style = _STYLES[row.verdict]
+        table.add_row(
+            row.check, Text(output.printable(row.expected)), Text(output.printable(row.seen)), Text(row.verdict, style)
+        )
     output.console.print(table)
+    _show_exceptions(result.exceptions)
     good = result.trusted and not result.simulated
     output.console.print(Text(verdict(result), "bold green" if good else "bold red"))
+
+
+_STYLES = {"pass": "green", "not checked": "bold yellow", "FAIL": "bold red"}
+
+
+def _show_exceptions(sentences: "Iterable[str]") -> None:
+    for sentence in sentences:
+        output.console.print(Text(f"Exception of the policy: {sentence}", "bold red"))
 
 
 def _claims(result: "AttestationResult") -> dict[str, str]:

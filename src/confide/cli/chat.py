@@ -33,6 +33,9 @@ def command(
     ra_tls: Annotated[
         bool, typer.Option("--ra-tls", help="TLS ends inside the workload, whose certificate carries evidence.")
     ] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Ask no vendor: take the workload's collateral, and show how old it is.")
+    ] = False,
     shell: Annotated[
         Path | None, typer.Option(help="For a layer server: the client folder that `confide split` wrote.")
     ] = None,
@@ -49,7 +52,12 @@ def command(
         raise typer.BadParameter("--json goes with --once")
     from confide.client.connect import connect
 
-    evidence: dict[str, Any] = {"policy": policy, "simulated_root": simulated_root, "ra_tls": ra_tls}
+    evidence: dict[str, Any] = {
+        "policy": policy,
+        "simulated_root": simulated_root,
+        "ra_tls": ra_tls,
+        "offline": offline,
+    }
     hybrid: dict[str, Any] = {"shell": shell, "licence": licence} if shell else {}
     if hybrid:
         hybrid["progress"] = not json
@@ -114,7 +122,7 @@ class Chat:
         """Print the answer as it comes."""
         with closing(self.pieces(text)) as pieces:
             for piece in pieces:
-                output.console.print(Text(printable(piece)), end="", soft_wrap=True)
+                output.console.print(Text(output.printable(piece)), end="", soft_wrap=True)
         output.console.print()
 
     def pieces(self, text: str) -> "Pieces":
@@ -162,11 +170,6 @@ def describe(session: "Session") -> dict[str, Any]:
         "model_digest": session.model_digest,
         **about,
     }
-
-
-def printable(text: str) -> str:
-    """Without control characters, by which a model could do things to the terminal."""
-    return "".join(letter for letter in text if letter.isprintable() or letter in "\n\t")
 
 
 def _lines() -> Iterator[str]:

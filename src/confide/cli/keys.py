@@ -21,7 +21,7 @@ from confide.loopback import require_loopback
 
 if TYPE_CHECKING:
     from confide.attest.policy import AnyPolicy
-    from confide.enclave.key_release.appraisal import Appraiser, Gather
+    from confide.enclave.key_release.appraisal import Appraiser
     from confide.enclave.key_release.log import Entry
     from confide.enclave.key_release.store import KeyStore, StoredKey
     from confide.models.sealed.key import ModelKey
@@ -126,7 +126,7 @@ def serve(
         typer.Option(help="SHA-256 of a TPM's attestation key (DER) that you enrolled; may be repeated."),
     ] = None,
     offline: Annotated[
-        bool, typer.Option("--offline", help="Ask no vendor for collateral; workloads must send theirs along.")
+        bool, typer.Option("--offline", help="Ask no vendor: take workloads' collateral, and log how old it is.")
     ] = False,
     log_format: Annotated[
         LogFormat, typer.Option("--log", help="Log lines for people or for machines.")
@@ -297,18 +297,8 @@ def _certificate(path: Path) -> bytes:
 def _appraiser(policy: Path | None, attestation_keys: list[str], *, offline: bool) -> "Appraiser":
     from confide.attest.roots import ProductionRoots
     from confide.attest.verifier import Verifier
-    from confide.enclave.key_release.appraisal import Appraiser, no_collateral
+    from confide.client.relying_party import vendor_collateral
+    from confide.enclave.key_release.appraisal import Appraiser
 
     verifier = Verifier(ProductionRoots(attestation_keys=frozenset(attestation_keys)))
-    gather = no_collateral if offline else _from_vendors()
-    return Appraiser(verifier, gather, _policy(policy) if policy else None)
-
-
-def _from_vendors() -> "Gather":
-    from functools import partial
-
-    from confide.attest.collateral_cache import CollateralCache
-    from confide.attest.collateral_lookup import find_collateral
-    from confide.client.collateral_fetch import fetcher
-
-    return partial(find_collateral, CollateralCache(make_home() / "collateral", fetcher()))
+    return Appraiser(verifier, vendor_collateral(offline=offline), _policy(policy) if policy else None)

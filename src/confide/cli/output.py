@@ -94,3 +94,8 @@ def preparing(*, quiet: bool = False) -> Iterator["OnProgress"]:
             )
 
         yield update
+
+
+def printable(text: str) -> str:
+    """Without control characters, by which a model or a workload could do things to the terminal."""
+    return "".join(letter for letter in text if letter.isprintable() or letter in "\n\t")

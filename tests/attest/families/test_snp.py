@@ -16,7 +16,10 @@ from hypothesis import strategies as st
 
 from confide.attest.claims import RootKind, TcbStatus
 from confide.attest.collateral import Collateral
+from confide.attest.defaults import Exceptions
 from confide.attest.evidence import Evidence, Family
+from confide.attest.policy import Policy, appraise
+from confide.attest.requirements import Snp, SnpTcb
 from confide.attest.roots import ProductionRoots, SimulatedRoots
 from confide.errors import (
     AttestationError,
@@ -61,7 +64,7 @@ def vlek(folder: Path) -> Case:
 def test_milan_report(milan: Case) -> None:
     claims = milan.verify()
     raw = milan.evidence.raw
-    assert (claims.family, claims.root, claims.tcb_status) == (Family.SNP, RootKind.PRODUCTION, TcbStatus.UP_TO_DATE)
+    assert (claims.family, claims.root, claims.tcb_status) == (Family.SNP, RootKind.PRODUCTION, TcbStatus.UNKNOWN)
     assert claims.report_data == raw[0x50:0x90]
     assert claims.measurements["measurement"] == raw[0x90:0xC0]
     assert claims.identity["chip_id"] == raw[0x1A0:0x1E0]
@@ -75,6 +78,17 @@ def test_milan_report(milan: Case) -> None:
     }
     assert claims.versions["firmware"] == 0x013404  # 1.52, build 4
     assert claims.valid_until == datetime(2030, 1, 24, 17, 58, 26, tzinfo=UTC)
+
+
+def test_a_genuine_report_of_old_microcode_is_not_trusted_unless_the_policy_says_so(milan: Case) -> None:
+    def failed(policy: Policy) -> list[str]:
+        return [check.code for check in appraise(milan.verify(), policy, milan.now).failures]
+
+    assert failed(Policy()) == ["tcb-status", "revocation"]
+    lists = Exceptions(revocation="if-available")
+    assert failed(Policy(exceptions=lists)) == ["tcb-status"]
+    assert failed(Policy((Snp(min_tcb=SnpTcb(snp=8, microcode=116)),), exceptions=lists))
+    assert not failed(Policy((Snp(min_tcb=SnpTcb(snp=8, microcode=115)),), exceptions=lists))
 
 
 def test_vlek_report(vlek: Case) -> None:

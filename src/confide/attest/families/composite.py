@@ -15,6 +15,7 @@ from datetime import datetime
 from hashlib import sha256
 from typing import Final
 
+from confide.attest.check import check
 from confide.attest.claims import Claims, RootKind, TcbStatus
 from confide.attest.collateral import Collateral
 from confide.attest.evidence import Evidence, Family
@@ -85,4 +86,5 @@ def _weakest(claims: tuple[Claims, ...]) -> Claims:
         tcb_date=min((one.tcb_date for one in claims if one.tcb_date), default=None),
         valid_until=min((one.valid_until for one in claims if one.valid_until), default=None),
         members=claims,
+        checks=(check("binding", "each GPU's report for this machine's quote", "so", ok=True, clause="RFC 9334, 3.3"),),
     )

@@ -26,7 +26,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from confide.attest.chain import read_chain, verify_chain
+from confide.attest.chain import list_date, read_chain, revocation_check, verify_chain
+from confide.attest.check import check
 from confide.attest.claims import Claims, TcbStatus
 from confide.attest.collateral import Collateral
 from confide.attest.cursor import Cursor
@@ -90,6 +91,12 @@ def verify(evidence: Evidence, collateral: Collateral, roots: Roots, now: dateti
         measurements=MappingProxyType({f"block{index}": value for index, value in report.blocks.items()}),
         identity=MappingProxyType(_identity(report, chain[0])),
         valid_until=until,
+        issued_at=list_date(collateral.documents.get("crl")),
+        checks=(
+            check("chain", "certificates up to NVIDIA's root", "valid", ok=True, clause="RFC 5280, 6.1"),
+            check("signature", "by the GPU's key", "valid", ok=True, clause="DMTF DSP0274, MEASUREMENTS"),
+            revocation_check(chain, collateral.documents.get("crl"), "RFC 5280, 6.3; RFC 6960"),
+        ),
     )
 
 

@@ -13,7 +13,7 @@ that it accepts: `bootloader`, `tee`, `snp`, `microcode` of the TCB that the rep
 """
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from types import MappingProxyType
 from typing import Final, Literal, Self
@@ -24,7 +24,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
-from confide.attest.chain import read_certificate, read_chain, verify_chain
+from confide.attest.chain import list_date, read_certificate, read_chain, revocation_check, verify_chain
+from confide.attest.check import check
 from confide.attest.claims import Claims, TcbStatus
 from confide.attest.collateral import Collateral
 from confide.attest.evidence import Evidence, Family
@@ -127,7 +128,12 @@ def verify(evidence: Evidence, collateral: Collateral, roots: Roots, now: dateti
     until = verify_chain(chain, Family.SNP, roots, now, documents.get("crl"))
     _check_platform(report, leaf, kind)
     _check_signature(evidence.raw, leaf)
-    return _claims(report, leaf, kind, roots, until)
+    checks = (
+        check("chain", "certificates up to AMD's root", "valid", ok=True, clause="AMD 57230; RFC 5280, 6.1"),
+        check("signature", f"by the {kind.upper()}", "valid", ok=True, clause="AMD 56860, ATTESTATION_REPORT"),
+        revocation_check(chain, documents.get("crl"), "AMD 57230, CRL; RFC 5280, 6.3"),
+    )
+    return replace(_claims(report, leaf, kind, roots, until), checks=checks, issued_at=list_date(documents.get("crl")))
 
 
 def _check_signature(raw: bytes, leaf: x509.Certificate) -> None:
@@ -184,6 +190,7 @@ def _claims(report: Report, leaf: x509.Certificate, kind: _Kind, roots: Roots, u
     identity = {
         "chip_id": report.chip_id,
         "report_id": report.report_id,
+        "report_id_ma": report.report_id_ma,
         "family_id": report.family_id,
         "image_id": report.image_id,
         "signer": kind.encode(),
@@ -201,8 +208,8 @@ def _claims(report: Report, leaf: x509.Certificate, kind: _Kind, roots: Roots, u
         report_data=report.report_data,
         speaks=True,
         debug=bool(report.policy & _POLICY_DEBUG),
-        # AMD has no list of levels: it certifies versions, these very ones (`_check_platform`), and revokes bad ones.
-        tcb_status=TcbStatus.UP_TO_DATE,
+        # AMD certifies versions, these very ones (`_check_platform`), and has no list of which are current.
+        tcb_status=TcbStatus.UNKNOWN,
         measurements=MappingProxyType(
             {
                 "measurement": report.measurement,

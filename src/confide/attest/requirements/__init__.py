@@ -5,7 +5,15 @@ answers with checks; it never raises, and what is absent from the claims has fai
 """
 
 from confide.attest.requirements.base import Requirement, Subject, name_of
-from confide.attest.requirements.composition import AllOf, AnyOf, AnyRequirement, all_of, any_of, services_of
+from confide.attest.requirements.composition import (
+    AllOf,
+    AnyOf,
+    AnyRequirement,
+    all_of,
+    any_of,
+    everywhere,
+    services_of,
+)
 from confide.attest.requirements.configuration import (
     ConfideVersion,
     ContextAtLeast,
@@ -24,13 +32,14 @@ from confide.attest.requirements.hardware import Nvidia, Sgx, Snp, SnpTcb, Tdx, 
 from confide.attest.requirements.platform import (
     ChipIdIn,
     CollateralValid,
+    Default,
+    FmspcIn,
     NoAdvisory,
     NotDebug,
     PpidIn,
     ProductionRoot,
     TcbAtLeast,
     VerifierService,
-    roots_check,
 )
 from confide.attest.requirements.workload import Fresh, Model, PolicyVersion, ReportData
 
@@ -42,8 +51,10 @@ __all__ = [
     "CollateralValid",
     "ConfideVersion",
     "ContextAtLeast",
+    "Default",
     "Engine",
     "Environment",
+    "FmspcIn",
     "Fresh",
     "Model",
     "NoAdapters",
@@ -72,7 +83,7 @@ __all__ = [
     "Weights",
     "all_of",
     "any_of",
+    "everywhere",
     "name_of",
-    "roots_check",
     "services_of",
 ]

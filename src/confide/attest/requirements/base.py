@@ -2,7 +2,7 @@
 
 import hmac
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -11,23 +11,29 @@ import msgspec
 
 from confide.attest.check import Check, check
 from confide.attest.claims import Claims
+from confide.attest.collateral import OWN, Provenance
 from confide.attest.evidence import Family
 from confide.attest.statement import Statement
 from confide.errors import InvalidPolicy
 
 _HEX: Final = re.compile(r"(?:[0-9a-f]{2})+")
-_PERIOD: Final = re.compile(r"([0-9]{1,6})([dhm])")
+_PERIOD: Final = re.compile(r"([1-9][0-9]{0,5})([dhm])")
 _UNITS: Final = {"d": "days", "h": "hours", "m": "minutes"}
+LONGEST_PERIOD: Final = timedelta(days=366)
 ABSENT: Final = "absent"
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is appraised: verified claims, at a time, with what the workload says of itself if it said anything."""
+    """What is appraised: verified claims, at a time, with what the workload says of itself if it said anything.
+
+    provenance: of the collateral that the claims were verified with.
+    """
 
     claims: Claims
     now: datetime
     statement: Statement | None = None
+    provenance: Provenance = OWN
 
     def of(self, *families: Family) -> tuple[Claims, ...]:
         """The claims of these families, members of a composite included."""
@@ -54,6 +60,10 @@ class Requirement(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
         """What was expected, what was seen, and whether that will do."""
         raise NotImplementedError
 
+    def sentences(self) -> Iterator[str]:
+        """What this asks for, in words that follow "asks for"."""
+        raise NotImplementedError
+
 
 def name_of(requirement: Requirement) -> str:
     """What a requirement is called in TOML."""
@@ -61,33 +71,39 @@ def name_of(requirement: Requirement) -> str:
 
 
 def period(text: str) -> timedelta:
-    """The time that 30d, 12h or 90m says; none for an empty text."""
-    if not text:
-        return timedelta(seconds=-1)
+    """The time that 30d, 12h or 90m says. InvalidPolicy for anything else, and for more than LONGEST_PERIOD."""
     match = _PERIOD.fullmatch(text)
     if match is None:
-        raise InvalidPolicy(f"{text!r} is no period; write days, hours or minutes as in 30d, 12h or 90m.")
-    return timedelta(**{_UNITS[match[2]]: int(match[1])})
+        raise InvalidPolicy(f"{text[:40]!r} is no period; write days, hours or minutes as in 30d, 12h or 90m.")
+    length = timedelta(**{_UNITS[match[2]]: int(match[1])})
+    if length > LONGEST_PERIOD:
+        raise InvalidPolicy(f"{text} is too long to mean anything; give at most {LONGEST_PERIOD.days}d.")
+    return length
 
 
 def equal(code: str, expected: str, seen: bytes | None) -> Check:
+    """Whether bytes of the claims are those expected (hexadecimal), in constant time; absent ones are not."""
     same = seen is not None and hmac.compare_digest(seen, bytes.fromhex(expected))
     return check(code, expected, hexadecimal(seen), same)
 
 
-def texts(value: str | tuple[str, ...]) -> Iterator[str]:
-    yield from filter(None, (value,) if isinstance(value, str) else value)
-
-
 def require_hex(name: str, value: str, size: int | None = None) -> None:
+    """InvalidPolicy unless this is lower-case hexadecimal, of `size` bytes if that is given."""
     if not _HEX.fullmatch(value) or (size is not None and len(value) != 2 * size):
         length = f"{2 * size} lower-case hexadecimal digits" if size else "pairs of lower-case hexadecimal digits"
         raise InvalidPolicy(f"{name} takes {length}, and the policy says {value[:140]!r}.")
 
 
 def require_range(name: str, value: int, largest: int) -> None:
+    """InvalidPolicy unless this is a number from 0 to `largest`."""
     if not 0 <= value <= largest:
         raise InvalidPolicy(f"{name} is a number from 0 to {largest}, and the policy says {value}.")
+
+
+def require_some(name: str, values: Sized | None) -> None:
+    """InvalidPolicy for a list that is there and empty; None is one that is not there."""
+    if values is not None and not values:
+        raise InvalidPolicy(f"{name} is empty, which asks for nothing; fill it, or leave it out.")
 
 
 def code_of(name: str) -> str:

@@ -22,6 +22,8 @@ from confide.attest.requirements.hardware import Nvidia, Sgx, Snp, Tdx, Tpm
 from confide.attest.requirements.platform import (
     ChipIdIn,
     CollateralValid,
+    Default,
+    FmspcIn,
     NoAdvisory,
     NotDebug,
     PpidIn,
@@ -38,6 +40,14 @@ class AllOf(Requirement, frozen=True, tag="all-of"):
 
     of: tuple["AnyRequirement", ...]
 
+    def __post_init__(self) -> None:
+        if not self.of:
+            raise InvalidPolicy("all-of needs something to ask for; name at least one requirement.")
+
+    def sentences(self) -> Iterator[str]:
+        for requirement in self.of:
+            yield from requirement.sentences()
+
     def checks(self, subject: Subject) -> Iterator[Check]:
         for requirement in self.of:
             yield from requirement.checks(subject)
@@ -50,13 +60,22 @@ class AnyOf(Requirement, frozen=True, tag="any-of"):
 
     def __post_init__(self) -> None:
         if not self.of:
-            raise InvalidPolicy("any_of needs something to choose from; name at least one requirement.")
+            raise InvalidPolicy("any-of needs something to choose from; name at least one requirement.")
+        for requirement in self.of:
+            if isinstance(requirement, Default):
+                raise InvalidPolicy(
+                    f"{name_of(requirement)} is part of every policy, so an any-of with it asks for nothing; "
+                    "leave it out."
+                )
+
+    def sentences(self) -> Iterator[str]:
+        yield "either " + ", or ".join(" and ".join(one.sentences()) or name_of(one) for one in self.of)
 
     def checks(self, subject: Subject) -> Iterator[Check]:
         expected = " or ".join(name_of(requirement) for requirement in self.of)
         outcomes = [tuple(requirement.checks(subject)) for requirement in self.of]
         for requirement, outcome in zip(self.of, outcomes, strict=True):
-            if outcome and all(check.passed for check in outcome):
+            if outcome and all(one.passed for one in outcome):
                 yield check("any-of", expected, name_of(requirement), ok=True)
                 yield from outcome
                 return
@@ -76,6 +95,7 @@ AnyRequirement = (
     | CollateralValid
     | NoAdvisory
     | PpidIn
+    | FmspcIn
     | ChipIdIn
     | VerifierService
     | ReportData
@@ -109,14 +129,18 @@ def all_of(*requirements: AnyRequirement) -> AllOf:
     return AllOf(requirements)
 
 
+def everywhere(requirements: Iterable[AnyRequirement]) -> Iterator[AnyRequirement]:
+    """These requirements, and those inside them."""
+    for requirement in requirements:
+        yield requirement
+        if isinstance(requirement, AllOf | AnyOf):
+            yield from everywhere(requirement.of)
+
+
 def services_of(requirements: Iterable[AnyRequirement]) -> Iterator[VerifierService]:
     """The verification services that are named anywhere in these."""
-    for requirement in requirements:
-        if isinstance(requirement, VerifierService):
-            yield requirement
-        elif isinstance(requirement, AllOf | AnyOf):
-            yield from services_of(requirement.of)
+    return (one for one in everywhere(requirements) if isinstance(one, VerifierService))
 
 
 def _reasons(checks: Iterable[Check]) -> str:
-    return ", ".join(check.code for check in checks if not check.passed) or "nothing to check"
+    return ", ".join(one.code for one in checks if not one.passed) or "nothing to check"

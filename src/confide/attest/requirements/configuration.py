@@ -23,12 +23,18 @@ Seen = tuple[str, bool]
 class NoUpstream(Requirement, frozen=True, tag="no-upstream"):
     """The attested process runs the model itself, and asks no other program for answers."""
 
+    def sentences(self) -> Iterator[str]:
+        yield "no other program that makes the answers"
+
     def checks(self, subject: Subject) -> Iterator[Check]:
         yield upstream_check(subject)
 
 
 class NoEgress(Requirement, frozen=True, tag="no-egress"):
     """The attested process can open no connection, but to the service that releases its model key."""
+
+    def sentences(self) -> Iterator[str]:
+        yield "no way out but to the key service"
 
     def checks(self, subject: Subject) -> Iterator[Check]:
         def seen(configuration: Configuration) -> Seen:
@@ -45,6 +51,9 @@ class Engine(Requirement, frozen=True, tag="engine"):
 
     def __post_init__(self) -> None:
         _require_some("names", self.names)
+
+    def sentences(self) -> Iterator[str]:
+        yield f"the engine {one_of(self.names)}"
 
     def checks(self, subject: Subject) -> Iterator[Check]:
         yield _among("engine", self.names, subject, lambda found: found.engine.name if found.engine else "")
@@ -64,6 +73,9 @@ class Weights(Requirement, frozen=True, tag="weights"):
         for digest in self.sha256:
             require_hex("sha256", digest, 32)
 
+    def sentences(self) -> Iterator[str]:
+        yield "weights in memory with " + one_of(tuple(f"the digest {digest[:16]}..." for digest in self.sha256))
+
     def checks(self, subject: Subject) -> Iterator[Check]:
         yield _among("weights", self.sha256, subject, lambda found: found.weights.digest if found.weights else "")
 
@@ -75,6 +87,9 @@ class Quantization(Requirement, frozen=True, tag="quantization"):
 
     def __post_init__(self) -> None:
         _require_some("allowed", self.allowed)
+
+    def sentences(self) -> Iterator[str]:
+        yield f"weights held as {one_of(self.allowed)}"
 
     def checks(self, subject: Subject) -> Iterator[Check]:
         yield _among("quantization", self.allowed, subject, lambda found: _quantization(found))
@@ -89,6 +104,9 @@ class ContextAtLeast(Requirement, frozen=True, tag="context-at-least"):
         if not 1 <= self.tokens <= 1 << 40:
             raise InvalidPolicy(f"A context has at least one token, and the policy says {self.tokens}; correct it.")
 
+    def sentences(self) -> Iterator[str]:
+        yield f"a context of at least {self.tokens} tokens"
+
     def checks(self, subject: Subject) -> Iterator[Check]:
         def seen(configuration: Configuration) -> Seen:
             return str(configuration.context), configuration.context >= self.tokens
@@ -98,6 +116,9 @@ class ContextAtLeast(Requirement, frozen=True, tag="context-at-least"):
 
 class NoAdapters(Requirement, frozen=True, tag="no-adapters"):
     """Nothing is laid over the weights."""
+
+    def sentences(self) -> Iterator[str]:
+        yield "no adapters over the weights"
 
     def checks(self, subject: Subject) -> Iterator[Check]:
         def seen(configuration: Configuration) -> Seen:
@@ -116,6 +137,9 @@ class Template(Requirement, frozen=True, tag="template"):
         for digest in self.sha256:
             require_hex("sha256", digest, 32)
 
+    def sentences(self) -> Iterator[str]:
+        yield "a given chat template"
+
     def checks(self, subject: Subject) -> Iterator[Check]:
         yield _among("template", self.sha256, subject, lambda found: found.template)
 
@@ -131,6 +155,9 @@ class ConfideVersion(Requirement, frozen=True, tag="confide-version"):
         for digest in self.sha256:
             require_hex("sha256", digest, 32)
 
+    def sentences(self) -> Iterator[str]:
+        yield "a given Confide: " + one_of((*self.versions, *(f"digest {digest[:16]}..." for digest in self.sha256)))
+
     def checks(self, subject: Subject) -> Iterator[Check]:
         if self.versions:
             yield _among("confide-version", self.versions, subject, lambda found: found.confide.version)
@@ -144,8 +171,10 @@ class SelfTest(Requirement, frozen=True, tag="self-test"):
     within: str = "2h"
 
     def __post_init__(self) -> None:
-        if period(self.within) <= timedelta():
-            raise InvalidPolicy("A self-test cannot be required within no time; write a period such as 2h.")
+        period(self.within)
+
+    def sentences(self) -> Iterator[str]:
+        yield f"known answers given within {self.within}"
 
     def checks(self, subject: Subject) -> Iterator[Check]:
         def seen(configuration: Configuration) -> Seen:
@@ -167,6 +196,9 @@ class Options(Requirement, frozen=True, tag="options"):
 
     allowed: dict[str, str]
 
+    def sentences(self) -> Iterator[str]:
+        yield "no other options than " + (", ".join(sorted(self.allowed)) or "none")
+
     def checks(self, subject: Subject) -> Iterator[Check]:
         yield _only("options", self.allowed, subject, lambda found: found.options)
 
@@ -175,6 +207,9 @@ class Environment(Requirement, frozen=True, tag="environment"):
     """No other variables change how libraries behave than these, and these have no other values."""
 
     allowed: dict[str, str]
+
+    def sentences(self) -> Iterator[str]:
+        yield "no other environment variables than " + (", ".join(sorted(self.allowed)) or "none")
 
     def checks(self, subject: Subject) -> Iterator[Check]:
         yield _only("environment", self.allowed, subject, lambda found: found.environment)

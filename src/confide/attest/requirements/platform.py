@@ -1,96 +1,78 @@
-"""Requirements on the platform: its root, how current it is, which one it is, and who vouches for it."""
+"""Requirements on the platform: which one it is, what affects it, and who vouches for it."""
 
 import hashlib
+import re
 from collections.abc import Iterator
-from datetime import datetime
 from typing import ClassVar, Final
 
 import rfc8785
 
 from confide.attest.check import Check, check
-from confide.attest.claims import Claims, RootKind, TcbStatus
+from confide.attest.claims import TcbStatus
 from confide.attest.evidence import Family
 from confide.attest.requirements.base import (
     ABSENT,
     Requirement,
     Subject,
-    day,
-    families_of,
     hexadecimal,
     one_of,
-    period,
     require_hex,
+    require_some,
 )
 from confide.errors import InvalidPolicy
 
-_WITHIN_GRACE: Final = {
-    TcbStatus.OUT_OF_DATE: TcbStatus.UP_TO_DATE,
-    TcbStatus.OUT_OF_DATE_CONFIGURATION_NEEDED: TcbStatus.CONFIGURATION_NEEDED,
-}
-"""What a status was before the vendor's update. Time heals nothing else."""
+_ADVISORY: Final = re.compile(r"INTEL-SA-[0-9]{5}")
 
 
-class ProductionRoot(Requirement, frozen=True, tag="production-root"):
-    """The evidence ends in the vendor's root. Part of every `Policy`, whether named or not."""
+class Default(Requirement, frozen=True):
+    """Part of every policy, see `defaults`. To name it at the top of a policy changes nothing."""
 
     def checks(self, subject: Subject) -> Iterator[Check]:
-        yield roots_check(subject, RootKind.PRODUCTION)
+        yield from ()
+
+    def sentences(self) -> Iterator[str]:
+        yield from ()
 
 
-class NotDebug(Requirement, frozen=True, tag="not-debug"):
+class ProductionRoot(Default, frozen=True, tag="production-root"):
+    """The evidence ends in the vendor's root."""
+
+
+class NotDebug(Default, frozen=True, tag="not-debug"):
     """Nobody can look into it with a debugger."""
 
-    def checks(self, subject: Subject) -> Iterator[Check]:
-        debuggable = [claims.family.value for claims in subject.claims.everyone() if claims.debug]
-        yield check("debug", "off", f"on: {', '.join(debuggable)}" if debuggable else "off", not debuggable)
+
+class CollateralValid(Default, frozen=True, tag="collateral-valid"):
+    """No certificate, list or token in use has expired or is not valid yet."""
 
 
-class TcbAtLeast(Requirement, frozen=True, tag="tcb-at-least"):
-    """A platform's firmware and microcode are this current, in the vendor's word.
-
-    grace: how old the platform's level may be, such as 90d, although an update is out. Intel publishes lists of levels.
-    AMD certifies versions: UpToDate means that it has certified those that the platform reports; for newer ones ask
-    with Snp(min_tcb). For others, who do neither, this fails.
-    """
+class TcbAtLeast(Default, frozen=True, tag="tcb-at-least"):
+    """The platform's firmware and microcode are current. Anything less is an exception, and written as one."""
 
     status: str
     grace: str = ""
 
     def __post_init__(self) -> None:
-        if self.status not in set(TcbStatus) - {TcbStatus.REVOKED, TcbStatus.UNKNOWN}:
-            raise InvalidPolicy(f"{self.status!r} is no TCB status to ask for; most policies say UpToDate.")
-        period(self.grace)
-
-    def checks(self, subject: Subject) -> Iterator[Check]:
-        expected = self.status + (f", or a level no older than {self.grace}" if self.grace else "")
-        found = subject.of(Family.SGX, Family.TDX, Family.SNP)
-        if not found:
-            seen = f"{subject.claims.tcb_status.value}: nothing to go by for {families_of(subject.claims)}"
-            yield check("tcb-status", expected, seen, ok=False)
-        for claims in found:
-            seen = claims.tcb_status.value + (f", level of {day(claims.tcb_date)}" if claims.tcb_date else "")
-            yield check("tcb-status", expected, f"{claims.family.value}: {seen}", self._enough(claims, subject.now))
-
-    def _enough(self, claims: Claims, now: datetime) -> bool:
-        status, order = claims.tcb_status, list(TcbStatus)
-        if claims.tcb_date is not None and now - claims.tcb_date <= period(self.grace):
-            status = _WITHIN_GRACE.get(status, status)
-        return order.index(status) <= order.index(TcbStatus(self.status))
-
-
-class CollateralValid(Requirement, frozen=True, tag="collateral-valid"):
-    """No certificate, list or token in use has expired."""
-
-    def checks(self, subject: Subject) -> Iterator[Check]:
-        ends = [claims.valid_until for claims in subject.claims.everyone() if claims.valid_until is not None]
-        seen = f"valid until {day(min(ends))}" if ends else "nothing that expires"
-        yield check("collateral-valid", f"valid at {day(subject.now)}", seen, all(end >= subject.now for end in ends))
+        if self.status != TcbStatus.UP_TO_DATE or self.grace:
+            raise InvalidPolicy(
+                "Every policy asks for the TCB status UpToDate; for less, write allow-tcb, a list of statuses such as "
+                '["SWHardeningNeeded"], or grace, such as "30d", at the top of the policy.'
+            )
 
 
 class NoAdvisory(Requirement, frozen=True, tag="no-advisory"):
     """The platform is affected by none of these security advisories, such as INTEL-SA-00837."""
 
     denied: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        require_some("denied", self.denied)
+        for name in self.denied:
+            if not _ADVISORY.fullmatch(name):
+                raise InvalidPolicy(f"{name[:40]!r} is no advisory of Intel's; write it as INTEL-SA-00837.")
+
+    def sentences(self) -> Iterator[str]:
+        yield f"a platform that none of {', '.join(self.denied)} affects"
 
     def checks(self, subject: Subject) -> Iterator[Check]:
         present = sorted({name for claims in subject.claims.everyone() for name in claims.advisories})
@@ -101,13 +83,21 @@ class NoAdvisory(Requirement, frozen=True, tag="no-advisory"):
 class _Known(Requirement, frozen=True):
     code: ClassVar[str]
     name: ClassVar[str]
+    sizes: ClassVar[tuple[int, ...]]
     families: ClassVar[tuple[Family, ...]]
 
     allowed: tuple[str, ...]
 
     def __post_init__(self) -> None:
+        require_some("allowed", self.allowed)
         for value in self.allowed:
             require_hex(self.name, value)
+            if len(value) // 2 not in self.sizes:
+                sizes = " or ".join(map(str, self.sizes))
+                raise InvalidPolicy(f"A {self.code} has {sizes} bytes, and the policy names one of {len(value) // 2}.")
+
+    def sentences(self) -> Iterator[str]:
+        yield f"one of {len(self.allowed)} platforms, by its {self.code}"
 
     def checks(self, subject: Subject) -> Iterator[Check]:
         found = subject.of(*self.families)
@@ -121,13 +111,19 @@ class _Known(Requirement, frozen=True):
 class PpidIn(_Known, frozen=True, tag="ppid-in"):
     """An Intel platform of this list, by its PPID."""
 
-    code, name, families = "ppid", "ppid", (Family.SGX, Family.TDX)
+    code, name, sizes, families = "ppid", "ppid", (16,), (Family.SGX, Family.TDX)
+
+
+class FmspcIn(_Known, frozen=True, tag="fmspc-in"):
+    """An Intel platform of one of these models, by its FMSPC."""
+
+    code, name, sizes, families = "fmspc", "fmspc", (6,), (Family.SGX, Family.TDX)
 
 
 class ChipIdIn(_Known, frozen=True, tag="chip-id-in"):
-    """An AMD chip of this list."""
+    """An AMD chip of this list. Turin's ids have 8 bytes, all others 64."""
 
-    code, name, families = "chip-id", "chip_id", (Family.SNP,)
+    code, name, sizes, families = "chip-id", "chip_id", (8, 64), (Family.SNP,)
 
 
 class VerifierService(Requirement, frozen=True, tag="verifier-service"):
@@ -151,12 +147,9 @@ class VerifierService(Requirement, frozen=True, tag="verifier-service"):
         pinned = rfc8785.dumps([self.service, self.issuer, self.keys])
         return f"{self.service} at {self.issuer} with keys {hashlib.sha256(pinned).hexdigest()[:16]}"
 
+    def sentences(self) -> Iterator[str]:
+        yield f"the word of {self.service} at {self.issuer}, instead of evidence that is verified here"
+
     def checks(self, subject: Subject) -> Iterator[Check]:
         seen = subject.claims.verified_by
         yield check("verifier-service", self.identity, seen or "verified here", seen == self.identity)
-
-
-def roots_check(subject: Subject, kind: RootKind) -> Check:
-    """Whether all of the evidence ends in roots of this kind."""
-    seen = sorted({claims.root.value for claims in subject.claims.everyone()})
-    return check("root", kind.value, " and ".join(seen), seen == [kind.value])

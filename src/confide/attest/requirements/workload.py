@@ -20,6 +20,9 @@ class ReportData(Requirement, frozen=True, tag="report-data"):
     def __post_init__(self) -> None:
         require_hex("digest", self.digest, DIGEST_BYTES)
 
+    def sentences(self) -> Iterator[str]:
+        yield f"report data of {self.digest[:16]}..."
+
     def checks(self, subject: Subject) -> Iterator[Check]:
         claims = subject.speaker
         same = same_report_data(bytes.fromhex(self.digest), claims.report_data, claims.family)
@@ -35,6 +38,9 @@ class Fresh(Requirement, frozen=True, tag="fresh"):
         require_hex("nonce", self.nonce)
         if not 16 <= len(self.nonce) // 2 <= DIGEST_BYTES:
             raise InvalidPolicy("A nonce has 16 to 64 bytes, so that none is guessed or used twice; make a new one.")
+
+    def sentences(self) -> Iterator[str]:
+        yield "evidence made for a given nonce"
 
     def checks(self, subject: Subject) -> Iterator[Check]:
         if subject.statement is not None:
@@ -58,6 +64,10 @@ class Model(Requirement, frozen=True, tag="model"):
     def __post_init__(self) -> None:
         require_hex("sha256", self.sha256, 32)
 
+    def sentences(self) -> Iterator[str]:
+        upstream = f", or of the upstream {self.allow_upstream!r} in its place" if self.allow_upstream else ""
+        yield f"a signed statement of the model {self.sha256[:16]}...{upstream}"
+
     def checks(self, subject: Subject) -> Iterator[Check]:
         yield _stated("model", self.sha256, subject, lambda statement: statement.model_digest)
         if subject.signed_statement is not None:  # otherwise the check above has failed, and has said why
@@ -68,6 +78,13 @@ class PolicyVersion(Requirement, frozen=True, tag="policy-version"):
     """The workload's signed statement was made for this version of the policy."""
 
     version: str
+
+    def __post_init__(self) -> None:
+        if not self.version:
+            raise InvalidPolicy("policy-version names a version; write one, or leave the requirement out.")
+
+    def sentences(self) -> Iterator[str]:
+        yield f"a signed statement of the policy version {self.version!r}"
 
     def checks(self, subject: Subject) -> Iterator[Check]:
         yield _stated("policy-version", self.version, subject, lambda statement: statement.policy_version)

@@ -66,7 +66,6 @@ class _Demo:
 
     def run(self) -> EnclaveDemoResult:
         from confide.attest.policy import SimulatedPolicy
-        from confide.attest.requirements import NotDebug
         from confide.attest.simulated import SimulatedTee
 
         output.quiet_transformers()
@@ -76,7 +75,7 @@ class _Demo:
         SimulatedTee.create(self._folder / "tee")
         if self._show:
             output.console.print(f"[bold red]{WARNING}[/]")
-        policy = SimulatedPolicy.all_of(NotDebug())
+        policy = SimulatedPolicy()
         environment = self._keep(key, digest, policy)
         root = self._folder / "tee" / "root.pem"
         keys = ("keys", "serve", "--folder", str(self._folder / "keys"), "--port", "0", "--offline")

@@ -5,13 +5,13 @@ key's model, and the channel key. A key with a policy for production is judged u
 of policy that asks for them: simulated evidence never gets it.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from confide.attest.appraise import Verifies, appraise
 from confide.attest.check import Check, check
 from confide.attest.collateral import Collateral
+from confide.attest.collateral_lookup import CollateralSource, SentCollateral
 from confide.attest.evidence import Evidence, Family
 from confide.attest.policy import AnyPolicy
 from confide.attest.policy import appraise as appraise_claims
@@ -25,26 +25,18 @@ from confide.enclave.channel.keys import KEY_PURPOSE, ChannelPublicKey
 from confide.enclave.key_release.store import Conditions
 from confide.errors import AttestationError, ChannelRefused
 
-Gather = Callable[[Evidence], Collateral]
-"""Gets collateral for evidence that came without; an AttestationError where there is none to be had."""
-
-
-def no_collateral(evidence: Evidence) -> Collateral:
-    """For those who ask no vendor: workloads send their collateral along."""
-    return Collateral()
-
 
 @dataclass(frozen=True)
 class Appraiser:
     """Judges workloads for one owner.
 
-    production: verifies under the vendors' roots. gather: where collateral comes from that a workload did not send.
+    production: verifies under the vendors' roots. source: where collateral comes from.
     demands: a policy that every workload must satisfy besides that of the key; where the two are not of one kind, no
     evidence satisfies both.
     """
 
     production: Verifies = field(default_factory=lambda: Verifier(ProductionRoots()))
-    gather: Gather = no_collateral
+    source: CollateralSource = field(default_factory=SentCollateral)
     demands: AnyPolicy | None = None
 
     def appraise(self, attested: Attested, conditions: Conditions, nonce: str, now: datetime) -> AttestationResult:
@@ -61,14 +53,16 @@ class Appraiser:
             for policy in (own, self.demands)
             if policy is not None
         ]
+        if results[0].claims is not None and conditions.simulated_root is None:
+            self.source.learn(results[0].claims, collateral.provenance)
         checks = dict.fromkeys(one for result in results for one in result.checks)
         return replace(results[0], checks=(*checks, _channel_key_check(statement)))
 
     def _collateral(self, attested: Attested, evidence: Evidence, conditions: Conditions) -> Collateral:
         sent = attested.collateral.thaw()
-        if sent.documents or sent.members or conditions.simulated_root is not None:
+        if conditions.simulated_root is not None:  # a simulated machine is its own vendor
             return sent
-        return self.gather(evidence)
+        return self.source.find(evidence, sent)
 
     def _verifier(self, conditions: Conditions) -> Verifies:
         if conditions.simulated_root is None:

@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 
 from confide.attest.check import Check, check
+from confide.attest.defaults import COLLATERAL
 from confide.attest.policy_toml import to_toml
 from confide.enclave.key_release.appraisal import Appraiser, channel_key
 from confide.enclave.key_release.log import AuditLog, Entry
@@ -55,7 +56,7 @@ class Broker:
         policy = hashlib.sha256(to_toml(stored.conditions.policy).encode()).hexdigest()
         entry = msgspec.structs.replace(entry, model=stored.conditions.model_digest, policy=policy)
         result = self.appraiser.appraise(attested, stored.conditions, nonce, now)
-        entry = msgspec.structs.replace(entry, simulated=result.simulated)
+        entry = msgspec.structs.replace(entry, simulated=result.simulated, collateral=_collateral(result.checks))
         if not result.trusted:
             self.log.append(msgspec.structs.replace(entry, failed=tuple(map(_shortened, result.failures))))
             raise _refusal(stored.key.id, result.failures)
@@ -77,6 +78,11 @@ def _entry(request: ReleaseRequest, now: datetime, peer: str) -> Entry:
         evidence=hashlib.sha256(msgspec.json.encode(attested.evidence)).hexdigest(),
         peer=peer,
     )
+
+
+def _collateral(checks: tuple[Check, ...]) -> str:
+    """What was found of the collateral; empty where evidence was refused before that."""
+    return next((one.seen for one in checks if one.code == COLLATERAL), "")
 
 
 def _shortened(failed: Check) -> Check:
