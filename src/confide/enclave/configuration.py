@@ -55,7 +55,7 @@ def build() -> Build:
     return Build(VERSION, hashlib.sha256("".join(lines).encode()).hexdigest())
 
 
-def behaviour(environment: Mapping[str, str] = os.environ) -> Settings:
+def behaviour(environment: Mapping[str, str]) -> Settings:
     """The variables that change what libraries do, in order. Secret ones by name alone, long ones by their SHA-256.
 
     Raises ConfideError for more of them than a statement holds.
@@ -76,7 +76,7 @@ def _printable(value: str) -> str:
 
 def own_configuration(options: Mapping[str, str] | None = None) -> Configuration:
     """Of a process that has loaded nothing yet. options: those of its command that change behaviour."""
-    return Configuration(build(), options=dict(options or {}), environment=behaviour())
+    return Configuration(build(), options=dict(options or {}), environment=behaviour(os.environ))
 
 
 def configuration_with(before: Configuration, engine: Engine, egress: Egress) -> Configuration:
