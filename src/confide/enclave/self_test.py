@@ -37,8 +37,10 @@ PATIENCE: Final = 1800.0
 """Seconds for a self-test: it waits its turn among the requests of users."""
 ANSWERS: Final = 6
 LONGEST: Final = 12
+ENOUGH: Final = 32
+"""Tokens in all answers of a test, after which no more prompts are tried."""
 LEAST: Final = 8
-"""Tokens, in all answers of a test. By chance a wrong engine gives one of them about once in its vocabulary."""
+"""Fewer are no test. By chance a wrong engine gives one of them about once in its vocabulary."""
 _LOOK_AHEAD: Final = 32
 PROMPTS: Final = (
     "Once upon a time there was a",
@@ -64,12 +66,12 @@ _log = logging.getLogger(__name__)
 
 async def make_known_answers(engine: Engine, prompts: Sequence[str] = PROMPTS) -> KnownAnswers:
     """Ask a model, and keep what it is certain of. SelfTestMissing where that is too little to test with."""
-    found: list[KnownAnswer] = []
+    best: list[KnownAnswer] = []
     for prompt in prompts:
-        found.extend([answer] if (answer := await _certain_answer(engine, prompt)) else [])
-        if sum(answer.tokens == LONGEST for answer in found) == ANSWERS:
+        if answer := await _certain_answer(engine, prompt):
+            best = sorted([*best, answer], key=lambda answer: answer.tokens, reverse=True)[:ANSWERS]
+        if sum(answer.tokens for answer in best) >= ENOUGH:
             break
-    best = sorted(found, key=lambda answer: answer.tokens, reverse=True)[:ANSWERS]
     if sum(answer.tokens for answer in best) < LEAST:
         raise SelfTestMissing(
             "The model is not certain enough of its answers to be tested with them; give prompts that it knows how to "
