@@ -16,6 +16,7 @@ _GROUPS = (
     "packs",
     "ledger",
     "settings",
+    "statements",
     "policies",
     "machines",
     "gpus",

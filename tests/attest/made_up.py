@@ -6,11 +6,14 @@ from typing import Any
 
 from confide.attest.claims import Claims, RootKind, TcbStatus
 from confide.attest.collateral import Collateral
+from confide.attest.configuration import Build, Configuration
 from confide.attest.evidence import Evidence, Family
 from confide.errors import AttestationError
 
 NOW = datetime(2026, 2, 19, 12, tzinfo=UTC)
 MRTD = bytes(range(48))
+CONFIGURATION = Configuration(Build("0.1.0", "ee" * 32))
+"""Of a workload that has loaded nothing."""
 
 
 def tdx_claims(**changes: Any) -> Claims:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.attest.made_up import MRTD, NOW, tdx_claims
+from tests.attest.made_up import CONFIGURATION, MRTD, NOW, tdx_claims
 
 from confide.attest.claims import Claims, RootKind, TcbStatus
 from confide.attest.defaults import Exceptions
@@ -202,7 +202,7 @@ def test_expired_collateral_advisories_and_platforms() -> None:
 
 
 def test_the_statement_counts_only_if_the_hardware_signed_it() -> None:
-    statement = Statement(nonce="aa" * 32, model_digest="bb" * 32, policy_version="3", channel_keys={"hpke": "cc"})
+    statement = Statement("aa" * 32, "bb" * 32, "3", {"hpke": "cc"}, CONFIGURATION)
     asked = (Fresh("aa" * 32), Model("bb" * 32), PolicyVersion("3"), ReportData(statement.digest().hex()))
     signed = tdx_claims(report_data=statement.digest())
     assert not failures(signed, *asked, statement=statement)

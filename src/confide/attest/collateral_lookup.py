@@ -86,9 +86,8 @@ class VendorCollateral:
         newest = max(filter(None, map(self.cache.newest_evaluation, _platforms(evidence))), default=None)
         if self.offline and (sent.documents or sent.members):
             return replace(sent, provenance=Provenance(sent=True, newest_evaluation=newest))
-        for member in (evidence, *evidence.members):
-            if member.family in (Family.SGX, Family.TDX):
-                dcap_signature.parse(member.raw, self.roots)
+        for quote in _quotes(evidence):
+            dcap_signature.parse(quote.raw, self.roots)
         found = find_collateral(self.cache, evidence, sent)
         return replace(found, provenance=replace(found.provenance, newest_evaluation=newest))
 
@@ -135,15 +134,20 @@ def _members(cache: CollateralCache, evidence: Evidence, sent: Collateral) -> Co
 
 def _platforms(evidence: Evidence) -> Iterator[str]:
     """The Intel platforms in this evidence, as the cache calls them. What cannot be parsed is refused elsewhere."""
-    for member in (evidence, *evidence.members):
-        try:
-            if member.family is Family.AZURE:
-                member = HclReport.parse(member.raw).evidence(member.parts)
-            if member.family in (Family.SGX, Family.TDX):
-                platform = _intel_platform(member)
-                yield _platform(member.family, bytes.fromhex(platform.fmspc))
-        except AttestationError:
-            continue
+    for quote in _quotes(evidence):
+        with suppress(AttestationError):
+            yield _platform(quote.family, bytes.fromhex(_intel_platform(quote).fmspc))
+
+
+def _quotes(evidence: Evidence) -> Iterator[Evidence]:
+    """Every DCAP quote in this evidence, in whatever it is wrapped. What cannot be parsed is refused elsewhere."""
+    if evidence.family in (Family.SGX, Family.TDX):
+        yield evidence
+    elif evidence.family is Family.AZURE:
+        with suppress(AttestationError):
+            yield from _quotes(HclReport.parse(evidence.raw).evidence(evidence.parts))
+    for member in evidence.members:
+        yield from _quotes(member)
 
 
 def _platform(family: Family, fmspc: bytes) -> str:

@@ -15,7 +15,7 @@ from confide.attest.collateral_lookup import CollateralSource, SentCollateral
 from confide.attest.evidence import Evidence, Family
 from confide.attest.policy import AnyPolicy
 from confide.attest.policy import appraise as appraise_claims
-from confide.attest.requirements import Fresh, Model
+from confide.attest.requirements import AnyRequirement, Fresh, Model
 from confide.attest.result import AttestationResult
 from confide.attest.roots import ProductionRoots, SimulatedRoots
 from confide.attest.statement import Statement
@@ -42,8 +42,7 @@ class Appraiser:
     def appraise(self, attested: Attested, conditions: Conditions, nonce: str, now: datetime) -> AttestationResult:
         """The verdict, with every check of both policies. Nothing is raised for evidence that does not hold."""
         evidence, statement = attested.evidence.thaw(), attested.statement
-        bound = (Fresh(nonce), Model(conditions.model_digest))
-        own = replace(conditions.policy, requirements=(*conditions.policy.requirements, *bound))
+        own = replace(conditions.policy, requirements=(*conditions.policy.requirements, *_bound(conditions, nonce)))
         try:
             collateral = self._collateral(attested, evidence, conditions)
         except AttestationError as error:
@@ -69,6 +68,13 @@ class Appraiser:
         if conditions.simulated_root is None:
             return self.production
         return Verifier(SimulatedRoots(dict.fromkeys(Family, conditions.simulated_root)))
+
+
+def _bound(conditions: Conditions, nonce: str) -> tuple[AnyRequirement, ...]:
+    """What is asked for in any case. Only a policy that names the key's model itself can let an upstream run it."""
+    fresh, digest = Fresh(nonce), conditions.model_digest
+    named = any(isinstance(one, Model) and one.sha256 == digest for one in conditions.policy.requirements)
+    return (fresh,) if named else (fresh, Model(digest))
 
 
 def channel_key(statement: Statement) -> ChannelPublicKey:

@@ -344,6 +344,7 @@ class _Given:
     ) -> "_Given":
         from confide.attest.collateral import Collateral
         from confide.attest.detect import read_collateral, read_evidence
+        from confide.attest.statement import Statement
 
         if evidence is None or at is None:
             raise typer.BadParameter("give --evidence and --at")
@@ -352,7 +353,7 @@ class _Given:
         documents = {**beside.documents, **read_collateral(map(read_file, collateral or ())).documents}
         if event_log is not None:
             made = _with_log(made, read_file(event_log))
-        said = None if statement is None else _statement(read_file(statement))
+        said = None if statement is None else Statement.decode(read_file(statement))
         return cls(made, Collateral(documents), chosen, now, said)
 
     def appraise(self, verifier: "Verifies") -> "AttestationResult":
@@ -393,17 +394,6 @@ def _policy_text(path: Path) -> str:
         return read_file(path).decode()
     except UnicodeDecodeError:
         raise InvalidPolicy(f"{path} is no text; a policy is a TOML file.") from None
-
-
-def _statement(data: bytes) -> "Statement":
-    import msgspec
-
-    from confide.attest.statement import Statement
-
-    try:
-        return msgspec.json.decode(data, type=Statement)
-    except (msgspec.MsgspecError, RecursionError) as error:
-        raise MalformedEvidence(f"The statement cannot be understood ({error}); ask the workload again.") from None
 
 
 def _time(text: str) -> datetime:

@@ -142,7 +142,7 @@ def serve(
     from confide.broker.app import CONNECTIONS, key_broker_app
     from confide.broker.broker import Broker
     from confide.broker.log import AuditLog
-    from confide.enclave.api.server import serve_app
+    from confide.enclave.api.server import bind, serve_app
     from confide.net.tls import server_context
 
     log_to_standard_error(log_format)
@@ -166,7 +166,8 @@ def serve(
         output.console.print(f"Head of the log  {audit.head}", soft_wrap=True)
 
     try:
-        serve_app(key_broker_app(Broker(store, audit, appraiser)), host, port, tls, ready, CONNECTIONS)
+        app = key_broker_app(Broker(store, audit, appraiser))
+        serve_app(app, bind(host, port), tls, ready, connections=CONNECTIONS)
     finally:
         audit.close()
 

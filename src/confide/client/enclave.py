@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from confide.attest.configuration import Configuration
 from confide.attest.policy import AnyPolicy
 from confide.attest.result import AttestationResult
 from confide.client.attested import Standing, verify_workload
@@ -97,9 +98,14 @@ class EnclaveSession(Session):
         return self._standing.last.statement.model_digest
 
     @property
+    def configuration(self) -> Configuration | None:
+        """What runs, as the verified statement says it; None where it does not."""
+        return self._standing.last.statement.configuration
+
+    @property
     def trust(self) -> TrustStatement:
         """Who can see prompt, weights and output, under which assumption."""
-        return enclave_trust(self.result, TLS if self._ra_tls else SEALED)
+        return enclave_trust(self.result, TLS if self._ra_tls else SEALED, self.configuration)
 
     def verify(self) -> AttestationResult:
         """Verify the workload again, with a new nonce, and rely on the key that it has now.

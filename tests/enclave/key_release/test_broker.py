@@ -14,10 +14,11 @@ from tests.enclave.key_release.scene import KEY, MODEL, NOW, Scene, collateral_o
 from confide.attest.claims import RootKind
 from confide.attest.collateral import OWN, Collateral
 from confide.attest.collateral_lookup import SentCollateral
+from confide.attest.configuration import UpstreamUsed
 from confide.attest.defaults import Exceptions
 from confide.attest.evidence import Evidence
 from confide.attest.policy import Policy, SimulatedPolicy
-from confide.attest.requirements import CollateralValid, Fresh, NotDebug, Tdx, any_of
+from confide.attest.requirements import CollateralValid, Fresh, Model, NotDebug, Tdx, any_of
 from confide.attest.simulated import SimulatedTee
 from confide.attest.statement import Statement
 from confide.attest.wire import Attested
@@ -121,15 +122,19 @@ def _statement(scene: Scene, change: Callable[[Statement], Statement]) -> Releas
     )
 
 
+def changed(**fields: Any) -> Callable[[Statement], Statement]:
+    return lambda statement: msgspec.structs.replace(statement, **fields)
+
+
 def test_the_channel_key_must_be_the_one_that_was_attested(scene: Scene) -> None:
     thief = {"hpke": ChannelKey().public.raw.hex()}
-    assert "nonce" in refused(scene, _statement(scene, lambda statement: replace(statement, channel_keys=thief)))
+    assert "nonce" in refused(scene, _statement(scene, changed(channel_keys=thief)))
 
 
 def test_a_nonce_cannot_be_put_into_old_evidence(scene: Scene) -> None:
     old = scene.request()
     nonce = scene.broker.nonce(scene.now).nonce
-    statement = replace(old.attested.statement, nonce=nonce)
+    statement = msgspec.structs.replace(old.attested.statement, nonce=nonce)
     assert "nonce" in refused(scene, ReleaseRequest(KEY.id, msgspec.structs.replace(old.attested, statement=statement)))
 
 
@@ -142,14 +147,29 @@ def test_the_model_must_be_the_key_s(scene: Scene) -> None:
 
 def test_a_statement_without_a_channel_key(scene: Scene, tee: SimulatedTee) -> None:
     for channel_keys in ({}, {"hpke": "00"}, {"hpke": "no digits"}):
-        statement = Statement(scene.broker.nonce(scene.now).nonce, MODEL, channel_keys=channel_keys)
+        nonce = scene.broker.nonce(scene.now).nonce
+        statement = Statement(nonce, MODEL, channel_keys=channel_keys, configuration=scene.workload.configuration)
         attested = Attested.make(tee.read(statement.digest()), statement, collateral_of(tee))
         assert refused(scene, ReleaseRequest(KEY.id, attested)) == ("channel-key",)
 
 
+def test_no_key_for_a_workload_whose_answers_another_program_makes(scene: Scene, tee: SimulatedTee) -> None:
+    scene.workload.configuration = msgspec.structs.replace(
+        scene.workload.configuration, upstream=UpstreamUsed("llama", "http://127.0.0.1:8000/v1")
+    )
+    assert refused(scene, scene.request()) == ("upstream",)
+    scene.bind(simulated(tee, SimulatedPolicy.all_of(Model(MODEL, allow_upstream="other"))))
+    assert refused(scene, scene.request()) == ("upstream",)
+    scene.bind(simulated(tee, SimulatedPolicy.all_of(Model("11" * 32, allow_upstream="llama"))))
+    assert refused(scene, scene.request()) == ("model", "upstream")
+    scene.bind(simulated(tee, SimulatedPolicy.all_of(Model(MODEL, allow_upstream="llama"))))
+    request = scene.request()
+    assert scene.open(request, scene.release(request)) == KEY
+
+
 def test_an_empty_policy_still_asks_for_the_binding(scene: Scene, tee: SimulatedTee) -> None:
     scene.bind(simulated(tee, SimulatedPolicy.all_of()))
-    assert refused(scene, _statement(scene, lambda statement: replace(statement, policy_version="x"))) == (
+    assert refused(scene, _statement(scene, changed(policy_version="x"))) == (
         "nonce",
         "model",
     )
@@ -159,7 +179,7 @@ def test_an_empty_policy_still_asks_for_the_binding(scene: Scene, tee: Simulated
 
 def test_a_nonce_in_the_policy_does_not_stand_in_for_ours(scene: Scene, tee: SimulatedTee) -> None:
     scene.bind(simulated(tee, SimulatedPolicy.all_of(any_of(Fresh("11" * 32), Tdx()))))
-    assert "nonce" in refused(scene, _statement(scene, lambda statement: replace(statement, model_digest="")))
+    assert "nonce" in refused(scene, _statement(scene, changed(model_digest="")))
 
 
 def test_checks_of_the_policy(scene: Scene, tee: SimulatedTee) -> None:

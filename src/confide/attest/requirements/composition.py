@@ -4,6 +4,20 @@ from collections.abc import Iterable, Iterator
 
 from confide.attest.check import Check, check
 from confide.attest.requirements.base import Requirement, Subject, name_of
+from confide.attest.requirements.configuration import (
+    ConfideVersion,
+    ContextAtLeast,
+    Engine,
+    Environment,
+    NoAdapters,
+    NoEgress,
+    NoUpstream,
+    Options,
+    Quantization,
+    SelfTest,
+    Template,
+    Weights,
+)
 from confide.attest.requirements.hardware import Azure, Nitro, Nvidia, Sgx, Snp, Tdx, Tpm
 from confide.attest.requirements.platform import (
     ChipIdIn,
@@ -92,6 +106,18 @@ AnyRequirement = (
     | Model
     | PolicyVersion
     | SignedRelease
+    | ConfideVersion
+    | ContextAtLeast
+    | Engine
+    | Environment
+    | NoAdapters
+    | NoEgress
+    | NoUpstream
+    | Options
+    | Quantization
+    | SelfTest
+    | Template
+    | Weights
     | AllOf
     | AnyOf
 )

@@ -3,8 +3,11 @@
 import hmac
 from collections.abc import Callable, Iterator
 
+import msgspec
+
 from confide.attest.check import Check, check
 from confide.attest.requirements.base import ABSENT, Requirement, Subject, hexadecimal, require_hex
+from confide.attest.requirements.configuration import upstream_check
 from confide.attest.statement import DIGEST_BYTES, Statement, same_report_data
 from confide.errors import InvalidPolicy
 
@@ -49,18 +52,26 @@ class Fresh(Requirement, frozen=True, tag="fresh"):
 
 
 class Model(Requirement, frozen=True, tag="model"):
-    """The workload's signed statement names this model, by the SHA-256 of its package."""
+    """The workload's signed statement names this model, by the SHA-256 of its package, and says that it runs it itself.
+
+    allow_upstream: the name under which another program may run it instead, in TOML `allow-upstream`. What that program
+    is then must follow from the measurements: it says its name itself.
+    """
 
     sha256: str
+    allow_upstream: str = msgspec.field(default="", name="allow-upstream")
 
     def __post_init__(self) -> None:
         require_hex("sha256", self.sha256, 32)
 
     def sentences(self) -> Iterator[str]:
-        yield f"a signed statement of the model {self.sha256[:16]}..."
+        upstream = f", or of the upstream {self.allow_upstream!r} in its place" if self.allow_upstream else ""
+        yield f"a signed statement of the model {self.sha256[:16]}...{upstream}"
 
     def checks(self, subject: Subject) -> Iterator[Check]:
         yield _stated("model", self.sha256, subject, lambda statement: statement.model_digest)
+        if subject.signed_statement is not None:  # otherwise the check above has failed, and has said why
+            yield upstream_check(subject, self.allow_upstream)
 
 
 class PolicyVersion(Requirement, frozen=True, tag="policy-version"):

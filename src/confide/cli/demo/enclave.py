@@ -92,13 +92,14 @@ class _Demo:
     # -- the owner ---------------------------------------------------------------------------------------------
 
     def _seal(self) -> "tuple[ModelKey, str]":
+        from confide.enclave.boot import examine
         from confide.packages.owner import OwnerKey
         from confide.packages.sealed.contents import contents_of
         from confide.packages.sealed.key import ModelKey
         from confide.packages.sealed.write import seal_model
 
         key = ModelKey.generate()
-        manifest = seal_model(contents_of("demo"), self._package, key=key, owner=OwnerKey.generate())
+        manifest = seal_model(contents_of("demo"), self._package, key=key, owner=OwnerKey.generate(), examine=examine)
         self._say(
             f"{len(manifest.files)} files, {output.megabytes(manifest.size)}, encrypted and signed. Model digest "
             f"[bold]{manifest.model_digest[:16]}[/]…"
