@@ -322,19 +322,23 @@ def test_simulated_policies_have_the_same_defaults() -> None:
 # -- what families report ----------------------------------------------------------------------------------------
 
 
+GPU_CODES = {"revocation", "nvidia-measurements"}
+"""What cannot be checked of a GPU without lists and reference manifests."""
+
+
 def skipped_codes(claims: Claims) -> set[str]:
     return {one.code for one in claims.checks if one.outcome is Outcome.SKIPPED}
 
 
 def test_a_missing_list_is_a_check_that_was_not_made_whatever_the_family() -> None:
     gpu = gpu_case()
-    for case in (snp_case(), snp_case(kind="vlek"), gpu):
+    for case, codes in ((snp_case(), {"revocation"}), (snp_case(kind="vlek"), {"revocation"}), (gpu, GPU_CODES)):
         claims = case.verify()
-        assert skipped_codes(claims) == {"revocation"}
+        assert skipped_codes(claims) == codes
         assert all(one.clause for one in claims.checks)
-    for case, root in ((snp_case(), ARK), (gpu, GPU_ROOT)):
+    for case, root, codes in ((snp_case(), ARK, set()), (gpu, GPU_ROOT, GPU_CODES - {"revocation"})):
         listed = case.with_documents(crl=crl(root))
-        assert skipped_codes(listed.verify()) == set()
+        assert skipped_codes(listed.verify()) == codes
         assert listed.verify().issued_at == NOW_OF_CASES - YEAR
 
 
@@ -353,6 +357,8 @@ def test_a_device_alone_is_no_workload() -> None:
     assert claims.speaks
     least = Snp(min_tcb=SnpTcb(snp=1, microcode=1))
     policy = SimulatedPolicy((least,), exceptions=Exceptions(revocation="if-available"))
-    result = appraise(claims, policy, NOW_OF_CASES)
+    assert {one.code for one in appraise(claims, policy, NOW_OF_CASES).failures} == GPU_CODES - {"revocation"}
+    lenient = Exceptions(revocation="if-available", allow_unchecked=("nvidia-measurements",))
+    result = appraise(claims, SimulatedPolicy((least,), exceptions=lenient), NOW_OF_CASES)
     assert result.trusted, result.failures
-    assert {one.code for one in result.not_checked} == {"revocation"}
+    assert {one.code for one in result.not_checked} == GPU_CODES

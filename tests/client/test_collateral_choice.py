@@ -153,13 +153,13 @@ def test_offline_with_nothing_sent_the_cache_has_to_do(tee: SimulatedTee, tmp_pa
 
 
 def test_what_no_vendor_publishes_comes_with_the_evidence(tee: SimulatedTee, tmp_path: Path) -> None:
-    gpu, sent = Evidence(Family.NVIDIA, b"report"), Collateral({"chain": b"gpu"})
+    tpm, sent = Evidence(Family.TPM, b"quote"), Collateral({"ak": b"key"})
     cache = CollateralCache(tmp_path, Vendor(tee, NEW))
-    assert find_collateral(cache, gpu, sent) == Collateral({"chain": b"gpu"}, provenance=Provenance(sent=True))
-    both = Evidence(Family.COMPOSITE, b"", members=(tee.quote(bytes(64)), gpu))
+    assert find_collateral(cache, tpm, sent) == Collateral({"ak": b"key"}, provenance=Provenance(sent=True))
+    both = Evidence(Family.COMPOSITE, b"", members=(tee.quote(bytes(64)), tpm))
     found = vendors(tee, cache).find(both, Collateral(members=(Collateral({"dcap": b"the host's"}), sent)))
     assert found.members[0].documents["dcap"] != b"the host's"
-    assert found.members[1].documents == {"chain": b"gpu"}
+    assert found.members[1].documents == {"ak": b"key"}
     assert found.provenance.fetched is not None
 
 
