@@ -7,6 +7,8 @@ with it.
 from dataclasses import dataclass
 from enum import StrEnum
 
+from confide.attest.clauses import clause_of
+
 
 class Outcome(StrEnum):
     """What became of a check."""
@@ -36,10 +38,10 @@ class Check:
 
 
 def check(code: str, expected: str, seen: str, ok: bool, clause: str = "") -> Check:
-    """A check that was made."""
-    return Check(code, expected, seen, Outcome.PASS if ok else Outcome.FAIL, clause)
+    """A check that was made. clause: that of its code, unless the caller knows a closer one."""
+    return Check(code, expected, seen, Outcome.PASS if ok else Outcome.FAIL, clause or clause_of(code))
 
 
 def skipped(code: str, expected: str, because: str, clause: str = "") -> Check:
     """A check that could not be made. because: the reason, which follows "not checked, because"."""
-    return Check(code, expected, f"not checked, because {because}", Outcome.SKIPPED, clause)
+    return Check(code, expected, f"not checked, because {because}", Outcome.SKIPPED, clause or clause_of(code))

@@ -10,7 +10,7 @@ from confide.attest.collateral import Collateral
 from confide.attest.evidence import Evidence, Family
 from confide.attest.families.composite import MAX_GPUS, gpu_nonce
 from confide.attest.roots import ProductionRoots, SimulatedRoots
-from confide.errors import InvalidSignature, MalformedEvidence, UnknownRoot, WrongCollateral
+from confide.errors import MalformedEvidence, UnknownRoot, WrongBinding, WrongCollateral
 
 from .authorities import party
 from .cases import NOW, Case, flips, refused
@@ -63,8 +63,8 @@ def test_debug_of_a_member_is_debug_of_all() -> None:
 
 def test_gpu_bound_to_another_quote() -> None:
     machine, other = snp_case(), snp_case(Fields(report_data=b"\1" * 64))
-    refused(composite(machine, bound_gpu(other)), InvalidSignature)
-    refused(composite(machine, bound_gpu(machine), gpu_case()), InvalidSignature)
+    refused(composite(machine, bound_gpu(other)), WrongBinding)
+    refused(composite(machine, bound_gpu(machine), gpu_case()), WrongBinding)
 
 
 def test_one_gpu_for_two() -> None:
@@ -110,7 +110,7 @@ def test_a_machine_at_azure_with_a_gpu() -> None:
     assert [one.family for one in claims.members] == [Family.AZURE, Family.NVIDIA]
     assert claims.report_data == machine.verify().report_data
     report = gpu_case(Messages(nonce=sha256(machine.evidence.raw).digest()), LEAF)
-    refused(composite(machine, report, roots=roots), InvalidSignature)
+    refused(composite(machine, report, roots=roots), WrongBinding)
 
 
 def test_real_evidence_of_strangers(test_data: Path) -> None:
@@ -131,4 +131,4 @@ def test_real_evidence_of_strangers(test_data: Path) -> None:
         Collateral({"chain": (folder / "nvidia/hopper_cert_chain.txt").read_bytes()}),
         ProductionRoots(),
     )
-    refused(replace(composite(snp, gpu), roots=ProductionRoots()), InvalidSignature)
+    refused(replace(composite(snp, gpu), roots=ProductionRoots()), WrongBinding)

@@ -22,7 +22,7 @@ from confide.attest.collateral import Collateral
 from confide.attest.evidence import Evidence, Family
 from confide.attest.roots import Roots
 from confide.attest.verifier import Verifier
-from confide.errors import InvalidSignature, MalformedEvidence, WrongCollateral
+from confide.errors import MalformedEvidence, WrongBinding, WrongCollateral
 
 MAX_GPUS: Final = 16
 
@@ -48,7 +48,7 @@ def verify(evidence: Evidence, collateral: Collateral, roots: Roots, now: dateti
     )
     expected = gpu_nonce(evidence.members[0])
     if not all(hmac.compare_digest(gpu.report_data, expected) for gpu in claims[1:]):
-        raise InvalidSignature(
+        raise WrongBinding(
             "A GPU's report was not made for this virtual machine's quote; ask it with the quote's SHA-256 as nonce."
         )
     _refuse_repeated(claims[1:])

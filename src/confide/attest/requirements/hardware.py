@@ -105,7 +105,7 @@ SGX_ATTRIBUTES: Final = Word(
 )
 
 
-class _Measured(Requirement, frozen=True):
+class Measured(Requirement, frozen=True):
     """Equality with what one family reports: at least one member of it, and every one of them as asked.
 
     sizes: bytes of each field that is compared, by its name here. words: fields that name flags, with their suffixes.
@@ -162,7 +162,7 @@ class _Measured(Requirement, frozen=True):
         yield from ()
 
 
-class Sgx(_Measured, frozen=True, tag="sgx"):
+class Sgx(Measured, frozen=True, tag="sgx"):
     """An Intel SGX enclave: its measurement, or its signer with product and lowest security version; how it was set up.
 
     attributes_set and attributes_clear: names of flags. configid, isvextprodid and isvfamilyid need the flag kss.
@@ -210,7 +210,7 @@ class Sgx(_Measured, frozen=True, tag="sgx"):
                 yield check(name, f"at least {least}", number(seen), version >= least)
 
 
-class Tdx(_Measured, frozen=True, tag="tdx"):
+class Tdx(Measured, frozen=True, tag="tdx"):
     """An Intel TDX virtual machine. rtmrs: RTMR 0 onwards; an empty text leaves one of them open.
 
     td_attributes, xfam: the words themselves, as they stand in the quote; attributes_set and attributes_clear: names of
@@ -299,7 +299,7 @@ class SnpTcb(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
         )
 
 
-class Snp(_Measured, frozen=True, tag="sev-snp"):
+class Snp(Measured, frozen=True, tag="sev-snp"):
     """An AMD SEV-SNP virtual machine: its launch measurement, what the host committed to, its policy, the platform.
 
     min_tcb: where it names snp and microcode, it says which platforms are current; AMD publishes no list of levels.
@@ -365,7 +365,7 @@ _NO_AGENT: Final = "ff" * 32
 """REPORT_ID_MA of a guest that no migration agent is bound to (AMD 56860)."""
 
 
-class _Registers(_Measured, frozen=True):
+class _Registers(Measured, frozen=True):
     """Equality with registers by number, of which there are so many, of so many bytes."""
 
     sizes: ClassVar[Mapping[str, int]] = {}
@@ -450,7 +450,7 @@ class Nitro(_Registers, frozen=True, tag="aws-nitro"):
             yield equal("nonce", self.nonce, claims.identity.get("nonce"))
 
 
-class Nvidia(_Measured, frozen=True, tag="nvidia-gpu"):
+class Nvidia(Measured, frozen=True, tag="nvidia-gpu"):
     """NVIDIA GPUs in confidential mode, all of which run one of these drivers and VBIOSes. Left out: any."""
 
     family = Family.NVIDIA
