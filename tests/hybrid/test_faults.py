@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from confide.errors import LedgerCopied, LedgerCorrupted, PackCorrupted, PackError, PackUnavailable, ServerChanged
-from confide.hybrid.client.client import packs as packs_module
+from confide.hybrid.client import packs as packs_module
 from confide.hybrid.client.packs import BLOCK_TOKENS, MaskPack, PackStore
 from confide.hybrid.client.padding import NO_PADDING
 from confide.hybrid.server.ledger import Ledger

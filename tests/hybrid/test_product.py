@@ -13,7 +13,7 @@ from torch import Tensor
 from confide.errors import IntegrityError, InvalidPackage, ServerDistrusted, WrongShape
 from confide.evaluate.uniformity import uniformity_p_value
 from confide.hybrid import wire
-from confide.hybrid.client.client import product as module
+from confide.hybrid.client import product as module
 from confide.hybrid.client.padding import NO_PADDING, Padding
 from confide.hybrid.client.product import RemoteProduct
 from confide.hybrid.server.ledger import Ledger

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from confide import errors
 from confide.hybrid import wire
-from confide.hybrid.client.client import link as link_module
+from confide.hybrid.client import link as link_module
 from confide.hybrid.client.connection import LayerConnection
 from confide.hybrid.client.packs import PackStore
 from confide.hybrid.client.padding import NO_PADDING
