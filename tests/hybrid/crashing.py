@@ -26,7 +26,7 @@ from confide.errors import ConnectionLost, ServerBusy
 from confide.hybrid import wire
 from confide.hybrid.client.padding import NO_PADDING
 from confide.hybrid.client.product import RemoteProduct
-from confide.hybrid.server import serve
+from confide.hybrid.server.server import serve
 from confide.hybrid.server.service import Admitted, LayerService
 from confide.rlwe.parameters import Parameters
 

@@ -16,9 +16,9 @@ import torch
 
 from confide import errors
 from confide.hybrid import wire
-from confide.hybrid.client.client import HybridClient
 from confide.hybrid.client import connection as connection_module
 from confide.hybrid.client import link as link_module
+from confide.hybrid.client.client import HybridClient
 from confide.hybrid.client.connection import LayerConnection
 from confide.hybrid.client.link import Link
 from confide.hybrid.client.product import RemoteProduct

@@ -8,7 +8,7 @@ import pytest
 from confide import errors
 from confide.hybrid import wire
 from confide.hybrid.client.client import HybridClient
-from confide.hybrid.server import load_service
+from confide.hybrid.server.server import load_service
 from confide.hybrid.server.service import LayerService, Session
 from confide.packages.owner import OwnerKey
 from confide.packages.trusted import trust

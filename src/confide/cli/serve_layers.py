@@ -26,7 +26,7 @@ class LayerOptions:
 def serve_layers(package: Path, listening: Listening, options: LayerOptions, *, json: bool) -> None:
     """Serve until a signal comes."""
     from confide.hybrid.server.record import Recorder
-    from confide.hybrid.server import load_service, serve
+    from confide.hybrid.server.server import load_service, serve
 
     if options.insecure_no_licences and not is_loopback(listening.host):
         raise typer.BadParameter("--insecure-no-licences is for loopback hosts; make licences with `confide licence`")
