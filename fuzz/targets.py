@@ -19,6 +19,7 @@ _GROUPS = (
     "statements",
     "policies",
     "machines",
+    "platforms",
     "gpus",
 )
 

@@ -137,3 +137,10 @@ def test_explain_puts_failures_first() -> None:
     assert verdict(result) == f"refused: 1 of {len(rows)} checks failed"
     error = freeze(StubVerifier(InvalidSignature("No.")), EVIDENCE, COLLATERAL, Policy(), NOW)
     assert [check.code for check in error.result.checks] == ["invalid-signature"]
+
+
+def test_a_text_that_is_no_unicode_is_refused_like_any_other_damage() -> None:
+    damaged = frozen(POLICY).replace(b"confide-policy", b"confide\x89policy", 1)
+    assert b"\x89" in damaged
+    with pytest.raises(MalformedEvidence):
+        Bundle.read(damaged)

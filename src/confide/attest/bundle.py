@@ -57,7 +57,7 @@ class Bundle(Record, frozen=True):
             raise MalformedEvidence(f"A bundle has at most {MAX_BUNDLE_BYTES >> 20} MiB; this is none.")
         try:
             return msgspec.json.decode(data, type=cls)
-        except (msgspec.MsgspecError, RecursionError) as error:
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise MalformedEvidence(f"This is no bundle, or it was damaged ({error}); get the file again.") from None
 
     def write(self) -> bytes:

@@ -183,7 +183,7 @@ def _signed_ends(name: str) -> Ends:
         text, _ = signed_text(response.body, name)
         try:
             return msgspec.json.decode(text, type=_Dated).next_update
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, ValueError) as error:
             raise _unusable(f"no nextUpdate in its {name}") from error
 
     return ends

@@ -34,7 +34,7 @@ def family_of(data: bytes) -> Family:
     """Whether a JSON list holds evidence or tokens; MalformedEvidence if neither. Only its outermost marks count."""
     try:
         items = msgspec.json.decode(data, type=list[msgspec.Raw])
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise _malformed("it is no JSON, or cut off") from error
     first = bytes(items[0]).lstrip()[:1] if items else b""
     if first == b"{":
