@@ -29,6 +29,7 @@ from confide.errors.base import (
     InvalidCertificate,
     ServerSilent,
     UntrustedCertificate,
+    printable,
 )
 from confide.errors.enclave import (
     AnswerTimedOut,
@@ -52,6 +53,7 @@ from confide.errors.enclave import (
     UnknownModelKey,
 )
 from confide.errors.hybrid import (
+    WIRE_CODES,
     BudgetExhausted,
     ClockWentBackwards,
     DisclosureLimit,
@@ -78,6 +80,7 @@ from confide.errors.hybrid import (
     ServerChanged,
     ServerDistrusted,
     ServerFault,
+    UnknownBlock,
     UnknownGroup,
     UnknownPack,
     UnusablePack,
@@ -102,6 +105,7 @@ from confide.errors.models import (
 )
 
 __all__ = [
+    "WIRE_CODES",
     "AnswerTimedOut",
     "AttestationError",
     "AttestationRefused",
@@ -173,6 +177,7 @@ __all__ = [
     "SubstitutedContent",
     "SurplusFile",
     "TruncatedFile",
+    "UnknownBlock",
     "UnknownGroup",
     "UnknownModel",
     "UnknownModelKey",
@@ -189,6 +194,7 @@ __all__ = [
     "WrongModelKey",
     "WrongShape",
     "error_class",
+    "printable",
 ]
 
 
