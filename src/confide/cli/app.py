@@ -28,6 +28,7 @@ def _register() -> None:
         distrust,
         evaluate,
         generate,
+        hint,
         keys,
         ledger,
         licence,
@@ -45,7 +46,7 @@ def _register() -> None:
 
     for module in (plan, split, checks, serve, prepare, generate, chat, distrust, quantize, seal, open):
         app.command(module.__name__.rpartition(".")[2])(module.command)
-    for group in (demo, evaluate, owner, tls, licence, ledger, attest, tee, keys):
+    for group in (hint, demo, evaluate, owner, tls, licence, ledger, attest, tee, keys):
         app.add_typer(group.app)
 
 

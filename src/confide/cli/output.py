@@ -71,6 +71,15 @@ def counting_bytes(what: str, total: int, *, quiet: bool = False) -> Iterator[Ca
 
 
 @contextmanager
+def progress_of(what: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar over bytes; what it yields is told of those done and of all. It shows once there are any."""
+    columns = (TextColumn(f"[dim]{what}[/]"), BarColumn(bar_width=30), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=messages, transient=True, disable=quiet) as bar:
+        task = bar.add_task("", visible=False, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
+
+
+@contextmanager
 def preparing(*, quiet: bool = False) -> Iterator["OnProgress"]:
     """A progress bar for the offline phase: layer group, MB over the wire, time left."""
     columns = (
