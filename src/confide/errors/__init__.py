@@ -29,6 +29,7 @@ from confide.errors.base import (
     InvalidCertificate,
     ServerSilent,
     UntrustedCertificate,
+    printable,
 )
 from confide.errors.enclave import (
     AnswerTimedOut,
@@ -52,6 +53,7 @@ from confide.errors.enclave import (
     UnknownModelKey,
 )
 from confide.errors.hybrid import (
+    WIRE_CODES,
     BudgetExhausted,
     ClockWentBackwards,
     DisclosureLimit,
@@ -74,6 +76,7 @@ from confide.errors.hybrid import (
     ServerBusy,
     ServerDistrusted,
     ServerFault,
+    UnknownBlock,
     UnknownGroup,
     UnknownPack,
     VersionMismatch,
@@ -98,6 +101,7 @@ from confide.errors.models import (
 )
 
 __all__ = [
+    "WIRE_CODES",
     "AnswerTimedOut",
     "AttestationError",
     "AttestationRefused",
@@ -166,6 +170,7 @@ __all__ = [
     "SubstitutedContent",
     "SurplusFile",
     "TruncatedFile",
+    "UnknownBlock",
     "UnknownGroup",
     "UnknownModel",
     "UnknownModelKey",
@@ -181,6 +186,7 @@ __all__ = [
     "WrongModelKey",
     "WrongShape",
     "error_class",
+    "printable",
 ]
 
 

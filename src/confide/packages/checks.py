@@ -45,7 +45,7 @@ _T = TypeVar("_T")
 class Checks(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Check vectors of one model, for one licensee.
 
-    release: SHA-256 of the release's statement. licence: its name or id, as its owner writes it; empty for the set
+    release: SHA-256 of its owner's public key and its statement. licence: its name or id, as its owner writes it; empty for the set
     that a split makes. serial: which one of the licence's sets. seed: of u. vectors: c of each layer group,
     little-endian 64-bit words.
     """
@@ -167,7 +167,7 @@ def _statement(checks: bytes) -> bytes:
 
 
 def _release_digest(manifest: Manifest, owner: OwnerPublicKey) -> bytes:
-    return hashlib.sha256(release_of(manifest, owner).statement).digest()
+    return hashlib.sha256(owner.raw + release_of(manifest, owner).statement).digest()
 
 
 def _fits(checks: Checks, manifest: Manifest, owner: OwnerPublicKey) -> bool:

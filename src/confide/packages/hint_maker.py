@@ -25,7 +25,7 @@ from confide.packages.owner import OwnerKey
 from confide.packages.server_package import ServerPackage
 from confide.packages.signing import file_digest, open_package, resign_package
 from confide.rlwe.hint import hint_rows, mask_rows
-from confide.rlwe.parameters import Profile
+from confide.rlwe.parameters import Profile, require_noise_fits
 from confide.rlwe.public import PublicSeed
 
 _UNFINISHED: Final = ".unfinished-hint-"
@@ -88,11 +88,10 @@ class HintMaker:
             progress.more(hint_bytes(group))
             return digest
         matrix = weights(index).numpy()
-        parameters = group.parameters(self._manifest.profile)
         hashed = hashlib.sha256()
         with path.with_suffix(".part").open("wb") as file:
-            for tile in hint_rows(matrix, self._public, self._key, index, _digest(matrix)):
-                TODO
+            for _, rows, _, tile in hint_rows(matrix, self._public, self._key, index, _digest(matrix)):
+                require_noise_fits(group.parameters(self._manifest.profile), tile)
                 content = memoryview(rows).cast("B")
                 hashed.update(content)
                 file.write(content)
