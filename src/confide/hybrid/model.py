@@ -5,8 +5,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Self, cast
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -32,7 +30,8 @@ from confide.packages.checks import CHECKS_NAME, read_checks
 from confide.packages.hint import Hint, OnBytes
 from confide.packages.manifest import PackageKind
 from confide.packages.owner import OwnerKey, OwnerPublicKey
-from confide.packages.shell import load_shell, shell_tokenizer, shell_weights
+from confide.packages.server_package import read_group
+from confide.packages.shell import load_shell, shell_tokenizer
 from confide.packages.signing import SignedManifest, open_package
 from confide.packages.trusted import trusted_owners
 from confide.rlwe.parameters import Profile
@@ -292,8 +291,6 @@ def _pad_source(folder: Path, shell: SignedManifest, on_hint: OnBytes | None, sc
     manifest = shell.manifest
     parameters = [group.parameters(manifest.profile) for group in manifest.groups]
     if manifest.profile is Profile.OPEN_WEIGHTS:
-        weights: list[NDArray[np.int8]] = [
-            matrix.numpy() for matrix in shell_weights(folder, manifest)
-        ]
-        return one_time_pads(weights.__getitem__, parameters)
+        weights = [read_group(folder, manifest, index).weights for index in range(len(manifest.groups))]
+        return one_time_pads(weights.__getitem__)
     return lattice_pads(manifest, Hint.open(folder, manifest, on_hint).rows, parameters)

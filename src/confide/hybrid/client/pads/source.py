@@ -9,9 +9,10 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from confide.packages.manifest import Manifest
-from confide.rlwe.open_weights import OpenPads
+from confide.rlwe.open_weights import open_pads
 from confide.rlwe.parameters import Parameters
 from confide.rlwe.public import PublicSeed
 from confide.rlwe.tokens import TokenSecrets
@@ -45,10 +46,6 @@ class TokenPads(Protocol):
         """The pads of a layer group."""
         ...
 
-    def forget(self) -> None:
-        """Drop the secrets; the pads that were made stay good."""
-        ...
-
 
 PadSource = Callable[[int], TokenPads]
 """Draws secrets for a number of tokens, from the operating system's randomness."""
@@ -58,7 +55,7 @@ class _LatticePads:
     def __init__(
         self, public: PublicSeed, hint: Callable[[int], NDArray[np.int8]], parameters: Sequence[Parameters], tokens: int
     ) -> None:
-        self._secrets = TokenSecrets.draw(public, tokens)
+        self._secrets = TokenSecrets(public, tokens)
         self._hint = hint
         self._parameters = parameters
 
@@ -68,13 +65,7 @@ class _LatticePads:
 
     def group(self, index: int) -> Pads:
         parameters = self._parameters[index]
-        return Pads(
-            self._secrets.pads(index, parameters),
-            self._secrets.values(self._hint(index), parameters),
-        )
-
-    def forget(self) -> None:
-        self._secrets.forget()
+        return Pads(self._secrets.pads(index, parameters), self._secrets.values(self._hint(index), parameters))
 
 
 def lattice_pads(
@@ -88,21 +79,14 @@ def lattice_pads(
 class _OneTimePads:
     p0 = None
 
-    def __init__(
-        self, weights: Callable[[int], NDArray[np.int8]], parameters: Sequence[Parameters], tokens: int
-    ) -> None:
+    def __init__(self, weights: Callable[[int], Tensor], tokens: int) -> None:
         self._weights = weights
-        self._parameters = parameters
         self._tokens = tokens
 
     def group(self, index: int) -> Pads:
-        made = OpenPads.draw(self._tokens, self._parameters[index])
-        return Pads(made.pads, made.values(self._weights(index)))
-
-    def forget(self) -> None:
-        pass
+        return Pads(*open_pads(self._weights(index), self._tokens))
 
 
-def one_time_pads(weights: Callable[[int], NDArray[np.int8]], parameters: Sequence[Parameters]) -> PadSource:
+def one_time_pads(weights: Callable[[int], Tensor]) -> PadSource:
     """For open weights: int8 (rows, columns) of each layer group."""
-    return lambda tokens: _OneTimePads(weights, parameters, tokens)
+    return lambda tokens: _OneTimePads(weights, tokens)
