@@ -7,7 +7,20 @@ from pathlib import Path
 from confide.errors import ConfideError
 
 CORPUS = Path(__file__).parent / "corpus"
-_GROUPS = ("frames", "server", "network", "client", "packages", "packs", "ledger", "settings")
+_GROUPS = (
+    "frames",
+    "server",
+    "network",
+    "client",
+    "packages",
+    "packs",
+    "ledger",
+    "settings",
+    "statements",
+    "policies",
+    "machines",
+    "gpus",
+)
 
 Target = Callable[[bytes], None]
 

@@ -15,7 +15,6 @@ import httpx
 from openai import OpenAI
 
 from confide.attest.policy import SimulatedPolicy
-from confide.attest.requirements import NotDebug
 from confide.client.enclave import EnclaveSession
 from confide.client.hop import TIMEOUT
 
@@ -40,7 +39,7 @@ def ask(client: OpenAI, model: str, tokens: int) -> dict[str, float]:
 def main(plain: str, sealed: str, root: str, model: str) -> None:
     http: Any = httpx.Client(timeout=TIMEOUT, trust_env=False)
     in_the_clear = OpenAI(api_key="none", base_url=f"{plain}/v1", http_client=http, max_retries=0)
-    with EnclaveSession(sealed, policy=SimulatedPolicy.all_of(NotDebug()), simulated_root=root) as session:
+    with EnclaveSession(sealed, policy=SimulatedPolicy(), simulated_root=root) as session:
         sides = {"plain": in_the_clear, "sealed": session.openai}
         print("ready", flush=True)
         for line in sys.stdin:

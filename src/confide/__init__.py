@@ -3,13 +3,14 @@
 from typing import TYPE_CHECKING
 
 from confide.errors import ConfideError
+from confide.version import VERSION
 
 if TYPE_CHECKING:
     from confide.client.connect import connect
     from confide.hybrid.model import HybridModel
 
 __all__ = ["ConfideError", "HybridModel", "connect"]
-__version__ = "0.1.0"
+__version__ = VERSION
 
 
 def __getattr__(name: str) -> object:

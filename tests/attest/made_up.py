@@ -6,11 +6,14 @@ from typing import Any
 
 from confide.attest.claims import Claims, RootKind, TcbStatus
 from confide.attest.collateral import Collateral
+from confide.attest.configuration import Build, Configuration
 from confide.attest.evidence import Evidence, Family
 from confide.errors import AttestationError
 
 NOW = datetime(2026, 2, 19, 12, tzinfo=UTC)
 MRTD = bytes(range(48))
+CONFIGURATION = Configuration(Build("0.1.0", "ee" * 32))
+"""Of a workload that has loaded nothing."""
 
 
 def tdx_claims(**changes: Any) -> Claims:
@@ -26,6 +29,8 @@ def tdx_claims(**changes: Any) -> Claims:
         advisories=("INTEL-SA-00001",),
         tcb_date=datetime(2026, 2, 1, tzinfo=UTC),
         valid_until=datetime(2026, 3, 1, tzinfo=UTC),
+        speaks=True,
+        tcb_evaluation=18,
     )
     return replace(claims, **changes)
 

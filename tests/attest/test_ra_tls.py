@@ -171,6 +171,20 @@ def test_a_tpm_signs_the_digest_and_a_composite_binds_by_its_first_member(
     verify_binding(certificate, composite)
 
 
+def test_azure_binds_by_its_tpm_and_not_by_the_processor(key: ec.EllipticCurvePrivateKey) -> None:
+    certificate = make(key, lambda data: Evidence(Family.AZURE, b"HCLA"))
+    bound = hashlib.sha512(spki(key)).digest()
+
+    def azure(quoted: bytes, processor: bytes) -> Claims:
+        inner = Claims(Family.SNP, RootKind.SIMULATED, processor, False, TcbStatus.UNKNOWN)
+        return Claims(Family.AZURE, RootKind.SIMULATED, quoted, False, TcbStatus.UNKNOWN, members=(inner,))
+
+    verify_binding(certificate, azure(qualifying_data(bound), bytes(64)))
+    for claims in (azure(bytes(32), bound), azure(bound, bound)):
+        with pytest.raises(WrongBinding):
+            verify_binding(certificate, claims)
+
+
 def test_every_family_keeps_its_parts_and_members() -> None:
     gpu = Evidence(Family.NVIDIA, b"spdm", {"nonce": b"n"})
     composite = Evidence(Family.COMPOSITE, b"", members=(Evidence(Family.SNP, b"report", {"auxblob": b"x"}), gpu))

@@ -19,7 +19,7 @@ from confide.attest.appraise import appraise
 from confide.attest.claims import TcbStatus
 from confide.attest.collateral import Collateral
 from confide.attest.evidence import Evidence, Family
-from confide.attest.policy import DEFAULT, Policy, SimulatedPolicy
+from confide.attest.policy import Policy, SimulatedPolicy
 from confide.attest.requirements import NotDebug, Sgx, Snp, SnpTcb, Tdx, VerifierService
 from confide.attest.result import AttestationResult
 from confide.attest.tokens import verify_token
@@ -50,6 +50,7 @@ AZURE_SNP: dict[str, Any] = {
         "x-ms-sevsnpvm-reportdata": "07" * 64,
         "x-ms-sevsnpvm-is-debuggable": False,
         "x-ms-sevsnpvm-snpfw-svn": 8,
+        "x-ms-sevsnpvm-microcode-svn": 1,
     },
 }
 EAR: dict[str, Any] = {
@@ -102,7 +103,7 @@ def verdict(token: bytes, policy: Policy | SimulatedPolicy) -> AttestationResult
 
 
 def test_intel_trust_authority() -> None:
-    policy = Policy.all_of(INTEL_SERVICE, *DEFAULT, Tdx(mrtd=MRTD.hex(), rtmrs=("00" * 48,)))
+    policy = Policy.all_of(INTEL_SERVICE, Tdx(mrtd=MRTD.hex(), rtmrs=("00" * 48,)))
     for token in (intel(), intel({"tdx": INTEL_TDX, "ver": "2.0.0"})):
         result = verdict(token, policy)
         assert result.trusted, result.failures
@@ -122,13 +123,13 @@ def test_intel_trust_authority_of_an_enclave() -> None:
         "sgx_report_data": "07" * 64,
         "sgx_is_debuggable": True,
     }
-    result = verdict(intel(body), Policy.all_of(INTEL_SERVICE, *DEFAULT, Sgx(mrsigner="05" * 32, min_isvsvn=4)))
+    result = verdict(intel(body), Policy.all_of(INTEL_SERVICE, Sgx(mrsigner="05" * 32, min_isvsvn=4)))
     assert [check.code for check in result.failures] == ["debug", "tcb-status", "isvsvn"]
 
 
 def test_azure_attestation() -> None:
     token = jwt.encode({"iss": AZURE, **TIMES, **AZURE_SNP}, RSA, "RS256", headers={"kid": "r"}).encode()
-    hardware = Snp(measurement="0a" * 48, min_tcb=SnpTcb(snp=8))
+    hardware = Snp(measurement="0a" * 48, min_tcb=SnpTcb(snp=8, microcode=1))
     for keys in (jwks(), _certified_keys()):
         result = verdict(token, Policy.all_of(service("azure-attestation", AZURE, keys), NotDebug(), hardware))
         assert result.trusted, result.failures
@@ -147,7 +148,7 @@ def test_trustee() -> None:
     header = {"jwk": {"kty": "oct", "k": "AAAA"}}  # Trustee puts its key here; nobody looks
     token = jwt.encode({"iat": SECONDS, "exp": SECONDS + 60, **EAR}, EC, "ES256", headers=header).encode()
     only = json.dumps({"keys": [key for key in json.loads(jwks())["keys"] if key["kty"] == "EC"]})
-    policy = Policy.all_of(service("trustee", TRUSTEE, only), *DEFAULT, Tdx(rtmrs=("", "01" * 48)))
+    policy = Policy.all_of(service("trustee", TRUSTEE, only), Tdx(rtmrs=("", "01" * 48)))
     result = verdict(token, policy)
     assert result.trusted, result.failures
 
@@ -186,6 +187,7 @@ def _altered() -> bytes:
         (intel(iss=""), "unknown-root"),
         (intel(exp=SECONDS), "outside-validity"),
         (intel(nbf=SECONDS + 1), "outside-validity"),
+        (intel(iat=SECONDS + 1), "outside-validity"),
         (intel(exp=1 << 80), "malformed-evidence"),
         (intel(exp=None), "malformed-evidence"),
         (intel(attester_type="SAMPLE"), "malformed-evidence"),
@@ -260,5 +262,5 @@ def test_what_a_service_leaves_out_has_failed() -> None:
     silent = {
         name: value for name, value in INTEL_TDX.items() if name not in ("tdx_is_debuggable", "attester_tcb_status")
     }
-    result = verdict(intel(silent), Policy.all_of(INTEL_SERVICE, *DEFAULT, Tdx(mrconfigid="00" * 48)))
+    result = verdict(intel(silent), Policy.all_of(INTEL_SERVICE, Tdx(mrconfigid="00" * 48)))
     assert [check.code for check in result.failures] == ["debug", "tcb-status", "mrconfigid"]

@@ -11,7 +11,7 @@ from confide.attest.policy import Policy, SimulatedPolicy
 from confide.attest.roots import ProductionRoots
 from confide.attest.simulated import SimulatedTee
 from confide.attest.verifier import Verifier
-from confide.errors import MalformedEvidence
+from confide.errors import AttestationError, MalformedEvidence, WrongCollateral
 
 from .families.cases import NOW, Case
 from .families.forged_nvidia import gpu_case
@@ -50,3 +50,12 @@ def test_a_verdict_in_one_call(tmp_path: Path) -> None:
     assert not Verifier(tee.roots()).appraise(evidence, collateral, Policy(), now).trusted
     refused = Verifier(ProductionRoots()).appraise(evidence, collateral, Policy(), now)
     assert [check.code for check in refused.failures] == ["unknown-root"]
+
+
+def test_every_family_is_verified_or_refused_with_a_reason() -> None:
+    """A service's token needs a policy that names the service; all others have a module."""
+    verifier = Verifier(ProductionRoots())
+    for family in Family:
+        with pytest.raises(AttestationError) as caught:
+            verifier.verify(Evidence(family, b"nothing"), Collateral(), NOW)
+        assert (caught.type is WrongCollateral) == (family is Family.TOKEN)

@@ -153,7 +153,7 @@ def test_freeze_verify_and_explain(capsys: pytest.CaptureFixture[str], monkeypat
     assert run(freeze, capsys, monkeypatch)[0] == 30  # it exists
     assert run("verify kept", capsys, monkeypatch)[0] == 0
     assert run("verify kept --policy strict.toml", capsys, monkeypatch)[0] == 10
-    assert run("verify kept --at 2026-04-01 ", capsys, monkeypatch)[0] == 0  # its policy does not ask for validity
+    assert run("verify kept --at 2026-04-01 ", capsys, monkeypatch)[0] == 10  # every policy asks for validity
     assert run("verify kept --collateral dcap.json", capsys, monkeypatch)[0] == 30
     code, text = run("explain kept", capsys, monkeypatch)
     assert code == 0
@@ -162,7 +162,7 @@ def test_freeze_verify_and_explain(capsys: pytest.CaptureFixture[str], monkeypat
     code, text = run("explain kept --json", capsys, monkeypatch)
     assert json.loads(text)["claims"]["tdx mrtd"] == MRTD.hex()
     kept = Path("kept").read_text()
-    Path("kept").write_text(kept.replace('"passed": true', '"passed": false', 1))
+    Path("kept").write_text(kept.replace('"outcome": "pass"', '"outcome": "fail"', 1))
     assert run("verify kept", capsys, monkeypatch) == (10, _Containing("record"))
     Path("kept").write_text(kept[:-50])
     assert run("verify kept", capsys, monkeypatch)[0] == 20

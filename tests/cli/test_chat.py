@@ -12,7 +12,7 @@ import confide
 from confide.attest.policy import SimulatedPolicy
 from confide.attest.policy_toml import to_toml
 from confide.attest.requirements import Model
-from confide.cli.chat import Chat, headline, printable
+from confide.cli.chat import Chat, headline
 
 DIGEST = "ab" * 32
 
@@ -135,5 +135,12 @@ def test_what_is_simulated_is_red(fake: FakeWorkload, root: Path) -> None:
     assert line.spans[0].style == "bold red"
 
 
-def test_a_model_cannot_reach_the_terminal() -> None:
-    assert printable("a\x1b[2Jb\r\x07\n\tc\u202e") == "a[2Jb\n\tc"
+def test_a_model_cannot_reach_the_terminal(
+    fake: FakeWorkload, root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with confide.connect(fake.url, simulated_root=root) as session:
+        pieces = ["a\x1b[2Jb\r", "\x07\nc\u202e", "\N{MAN}\N{ZERO WIDTH JOINER}\N{WOMAN}"]
+        monkeypatch.setattr(session, "chat", lambda *_, **__: (piece for piece in pieces))
+        Chat(session).run(["hello"])
+    shown = "a\ufffd[2Jb\ufffd\ufffd\nc\ufffd\N{MAN}\N{ZERO WIDTH JOINER}\N{WOMAN}\n"
+    assert capsys.readouterr().out == shown

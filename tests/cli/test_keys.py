@@ -12,9 +12,9 @@ import pytest
 from tests.cli import command
 from tests.owners import OWNER
 
+from confide.attest.check import check
 from confide.attest.policy import Policy, SimulatedPolicy
 from confide.attest.policy_toml import to_toml
-from confide.attest.result import Check
 from confide.attest.simulated import SimulatedTee
 from confide.broker import store
 from confide.broker.log import LOG_NAME, AuditLog, Entry
@@ -125,7 +125,7 @@ def test_the_log_is_verified_and_shown(files: Path, run: Run) -> None:
 
     log = AuditLog(folder, datetime.now(UTC))
     for number in range(3):
-        failed = Check("model", MODEL, "\x1b[2J", passed=False)  # strangers write what they like
+        failed = check("model", MODEL, "\x1b[2J", ok=False)  # strangers write what they like
         log.append(Entry(datetime.now(UTC), "refused", key=f"{number:032x}", peer="192.0.2.7", failed=(failed,)))
     log.close()
     whole = json.loads(run(*verify).out)

@@ -12,18 +12,21 @@ from pathlib import Path
 
 import httpx
 import pytest
+from msgspec.json import encode
 from tests.cli.command import run
 
 import confide
 from confide.attest.policy import Policy, SimulatedPolicy
 from confide.attest.reading.detect import detect
-from confide.attest.requirements import NotDebug
+from confide.attest.requirements import NoEgress, NotDebug, NoUpstream, Options, Quantization, SelfTest, Weights
 from confide.attest.simulated import SimulatedTee
 from confide.broker.store import Conditions, KeyStore
 from confide.cli.demo.process import serving
 from confide.cli.demo.tampering import flip_byte
 from confide.cli.keys import PASSPHRASE_VARIABLE
 from confide.client.enclave import EnclaveSession
+from confide.enclave.boot import examine
+from confide.errors import AttestationRefused
 from confide.models.source import open_model
 from confide.packages.sealed.contents import contents_of
 from confide.packages.sealed.key import ModelKey
@@ -77,7 +80,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         ("strict", "demo", strict, None),
     ):
         key = ModelKey.generate()
-        manifest = seal_model(contents_of(model), folder / name, key=key, owner=OWNER)
+        manifest = seal_model(contents_of(model), folder / name, key=key, owner=OWNER, examine=examine)
         store.add(key, Conditions(manifest.model_digest, policy, trusted), datetime.now(UTC))
     broker = ("keys", "serve", "--folder", str(folder / "keys"), "--port", "0", "--offline")
     with serving(*broker, environment={PASSPHRASE_VARIABLE: passphrase}) as announced:
@@ -107,6 +110,31 @@ def test_a_verified_model_answers(place: Place, server: dict[str, object], expec
         assert "SIMULATED" in str(session.trust)
         assert session.generate(PROMPT, **GREEDY) == expected
         assert "".join(session.chat(PROMPT, stream=True, **GREEDY)) == session.chat(PROMPT, **GREEDY)
+
+
+def test_what_runs_is_in_the_evidence(place: Place, server: dict[str, object]) -> None:
+    requirements = (NoUpstream(), NoEgress(), SelfTest(), Options({"tee": "simulated", **_options(place)}))
+    with place.connect(server, policy=SimulatedPolicy.all_of(*requirements)) as session:
+        stated = session.configuration
+        assert stated is not None
+        assert json.loads(encode(stated)) == server["configuration"]
+        assert stated.engine is not None
+        assert (stated.engine.name, stated.context) == (server["engine"], 512)
+        assert stated.environment["OMP_NUM_THREADS"] == "1"
+        assert stated.weights is not None
+        policy = SimulatedPolicy.all_of(Weights((stated.weights.digest,)), Quantization((str(server["quantization"]),)))
+        place.connect(server, policy=policy).close()
+        with pytest.raises(AttestationRefused, match="weights"):
+            place.connect(server, policy=SimulatedPolicy.all_of(Weights(("11" * 32,))))
+
+
+def _options(place: Place) -> dict[str, str]:
+    return {"simulated-tee": str(place.folder / "tee"), "keys": place.broker}
+
+
+def test_a_package_without_known_answers_is_not_served(place: Place, tmp_path: Path) -> None:
+    seal_model(contents_of("demo"), tmp_path / "package", key=ModelKey.generate(), owner=OWNER)
+    assert refused(tmp_path / "package", *place.options()) == "self-test-missing"
 
 
 def test_16_requests_at_once_stream_correctly(place: Place, server: dict[str, object], expected: str) -> None:

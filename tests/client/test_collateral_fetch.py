@@ -8,6 +8,7 @@ import pytest
 from tests.client import vendor_server
 from tests.client.vendor_server import CHAIN, CRL, IDENTITY, LEAF, NEXT_UPDATE, TCB_INFO, Reply, VendorServer
 
+from confide.attest.amd import Product
 from confide.attest.collateral_cache import MAX_BODY_BYTES, CollateralCache
 from confide.attest.collateral_sources import AmdPlatform, Gathered, IntelPlatform, amd_collateral, intel_collateral
 from confide.attest.evidence import Family
@@ -21,7 +22,7 @@ from confide.errors import (
 )
 
 TDX = IntelPlatform("b0c06f000000", "platform", Family.TDX)
-MILAN = AmdPlatform("Milan", bytes(range(64)), bytes([3, 0, 0, 0, 0, 0, 8, 115]))
+MILAN = AmdPlatform(Product.MILAN, bytes(range(64)), bytes([3, 0, 0, 0, 0, 0, 8, 115]))
 TCB_PATH = "/tdx/certification/v4/tcb?fmspc=B0C06F000000"
 
 
@@ -151,7 +152,7 @@ def test_rubbish_from_amd_is_refused(vendor: VendorServer, shop: Shop, path: str
 
 
 def test_an_unknown_chip_is_said_to_be_unknown(vendor: VendorServer, shop: Shop) -> None:
-    unknown = AmdPlatform("Milan", bytes(64), bytes(8))
+    unknown = AmdPlatform(Product.MILAN, bytes(64), bytes(8))
     with pytest.raises(WrongCollateral, match="404"):
         amd_collateral(shop.cache, unknown, service=vendor.url)
 

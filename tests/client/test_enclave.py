@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ def restated(**changes: Any) -> Callable[[Attested], Attested]:
     """Says something else than what the hardware signed."""
 
     def tell(attested: Attested) -> Attested:
-        return msgspec.structs.replace(attested, statement=replace(attested.statement, **changes))
+        return msgspec.structs.replace(attested, statement=msgspec.structs.replace(attested.statement, **changes))
 
     return tell
 
@@ -97,7 +97,7 @@ def resigned(running: Running, **changes: Any) -> Callable[[Attested], Attested]
     """The hardware signs a statement with these changes."""
 
     def tell(attested: Attested) -> Attested:
-        statement = replace(attested.statement, **changes)
+        statement = msgspec.structs.replace(attested.statement, **changes)
         evidence = running.fake.workload.reader.read(statement.digest())
         return Attested.make(evidence, statement, running.fake.workload.collateral())
 

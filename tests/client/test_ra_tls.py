@@ -23,10 +23,11 @@ from cryptography.x509 import load_der_x509_certificate, load_pem_x509_certifica
 from tests.client.workload import MODEL, FakeWorkload, serving, simulated
 
 import confide
+from confide.attest.evidence import Evidence, Family
 from confide.attest.ra_tls import make_certificate
 from confide.attest.simulated import SimulatedTee
 from confide.client.enclave import EnclaveSession
-from confide.errors import AttestationError, ConfideError, KeyChanged, MalformedEvidence, WrongBinding
+from confide.errors import AttestationError, ConfideError, KeyChanged, MalformedEvidence, UnknownRoot, WrongBinding
 from confide.net.tls import make_certificates
 
 
@@ -117,11 +118,27 @@ def another_root(server: Server) -> tuple[bytes, ec.EllipticCurvePrivateKey]:
     return make_certificate(key, tee.read, now=datetime.now(UTC)), key
 
 
+def a_services_token(_: Server) -> tuple[bytes, ec.EllipticCurvePrivateKey]:
+    """Somebody whose certificate carries a verification service's token, of which the policy names none."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    token = Evidence(Family.TOKEN, b"eyJhbGciOiJub25lIn0.e30.")
+    return make_certificate(key, lambda _: token, now=datetime.now(UTC)), key
+
+
+def evidence_in_pieces(server: Server) -> tuple[bytes, ec.EllipticCurvePrivateKey]:
+    """Somebody whose certificate carries a composite of a token and of nothing."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    members = (Evidence(Family.TOKEN, b"eyJhbGciOiJub25lIn0.e30."), Evidence(Family.NITRO, b""))
+    return make_certificate(key, lambda _: Evidence(Family.COMPOSITE, b"", members=members), now=datetime.now(UTC)), key
+
+
 IMPOSTORS: dict[str, tuple[Callable[[Server], tuple[bytes, Any]], type[ConfideError]]] = {
     "another workload": (somebody_else, KeyChanged),
     "no evidence": (no_evidence, MalformedEvidence),
     "evidence for another key": (borrowed_evidence, WrongBinding),
     "another root": (another_root, AttestationError),
+    "a service's token": (a_services_token, UnknownRoot),
+    "evidence in pieces": (evidence_in_pieces, MalformedEvidence),
 }
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from confide.attest.collateral import Collateral
+from confide.attest.collateral_lookup import SentCollateral
 from confide.attest.evidence import Evidence, Family
 from confide.attest.policy import SimulatedPolicy
 from confide.attest.simulated import SimulatedTee
@@ -22,27 +23,28 @@ def tee(tmp_path_factory: pytest.TempPathFactory) -> SimulatedTee:
     return SimulatedTee.create(tmp_path_factory.mktemp("machine") / "tee")
 
 
-def test_collateral_that_was_not_sent_is_gathered(tee: SimulatedTee) -> None:
+def test_the_user_chooses_the_collateral_whatever_was_sent(tee: SimulatedTee) -> None:
     asked: list[Family] = []
 
-    def gather(evidence: Evidence) -> Collateral:
-        asked.append(evidence.family)
-        return tee.collateral()
+    class Vendor(SentCollateral):
+        def find(self, evidence: Evidence, sent: Collateral) -> Collateral:
+            asked.append(evidence.family)
+            return tee.collateral()
 
-    party = RelyingParty(Verifier(tee.roots()), SimulatedPolicy(), gather)
-    assert party.appraise(Workload(tee, tee.collateral).attest(NONCE), NONCE, datetime.now(UTC)).result.trusted
-    assert asked == []
-    verified = party.appraise(Workload(tee).attest(NONCE), NONCE, datetime.now(UTC))
-    assert verified.result.trusted
-    assert asked == [Family.TDX]
-    assert set(verified.collateral.documents) == {"dcap"}
+    party = RelyingParty(Verifier(tee.roots()), SimulatedPolicy(), Vendor())
+    for workload in (Workload(tee), Workload(tee, lambda: Collateral({"dcap": b"the host's"}))):
+        verified = party.appraise(workload.attest(NONCE), NONCE, datetime.now(UTC))
+        assert verified.result.trusted
+        assert set(verified.collateral.documents) == {"dcap"}
+    assert asked == [Family.TDX] * 2
 
 
 def test_without_collateral_there_is_no_trust(tee: SimulatedTee) -> None:
-    def gather(_: Evidence) -> Collateral:
-        raise CollateralUnavailable("The vendor is asleep; try again later.")
+    class Asleep(SentCollateral):
+        def find(self, evidence: Evidence, sent: Collateral) -> Collateral:
+            raise CollateralUnavailable("The vendor is asleep; try again later.")
 
-    party = RelyingParty(Verifier(tee.roots()), SimulatedPolicy(), gather)
+    party = RelyingParty(Verifier(tee.roots()), SimulatedPolicy(), Asleep())
     with pytest.raises(AttestationRefused, match="The vendor is asleep") as caught:
         party.appraise(Workload(tee).attest(NONCE), NONCE, datetime.now(UTC))
     assert caught.value.checks == ("collateral-unavailable",)

@@ -2,18 +2,26 @@
 
 from typing import Any
 
+import msgspec
 import pytest
-from tests.attest.made_up import MRTD, NOW, tdx_claims
+from tests.attest.made_up import CONFIGURATION, MRTD, NOW, tdx_claims
 
 from confide.attest.claims import RootKind
+from confide.attest.configuration import Egress, SelfTestRun, UpstreamUsed
+from confide.attest.defaults import Exceptions
 from confide.attest.evidence import Family
 from confide.attest.policy import Policy, SimulatedPolicy, appraise
-from confide.attest.requirements import AnyOf, Model, NotDebug, Tdx
+from confide.attest.requirements import AnyOf, Model, Tdx
 from confide.attest.result import AttestationResult
 from confide.attest.statement import Statement
 from confide.trust.enclave import enclave_trust, root_of
 
-STATEMENT = Statement("ab" * 16, model_digest="cd" * 32)
+STATEMENT = Statement("ab" * 16, model_digest="cd" * 32, configuration=CONFIGURATION)
+
+
+SOUND = msgspec.structs.replace(
+    CONFIGURATION, egress=Egress.NONE, self_test=SelfTestRun("passed", "2026-02-19T12:00:00Z", "ab" * 32, 40)
+)
 
 
 def result(*requirements: Any, **claims: Any) -> AttestationResult:
@@ -25,7 +33,7 @@ def result(*requirements: Any, **claims: Any) -> AttestationResult:
 
 
 def test_what_was_measured_is_what_is_assumed() -> None:
-    trust = enclave_trust(result(Tdx(mrtd=MRTD.hex()), Model("cd" * 32)))
+    trust = enclave_trust(result(Tdx(mrtd=MRTD.hex()), Model("cd" * 32)), configuration=SOUND)
     assert trust.protection == "enclave"
     assert trust.prompt.hidden_from == ("whoever runs its machine", "networks and gateways")
     assert trust.prompt.assumption.startswith("tdx hardware and its root, Intel; the measured code; X25519")
@@ -40,7 +48,7 @@ def test_what_was_measured_is_what_is_assumed() -> None:
         ((Tdx(mrtd=MRTD.hex()),), ("model",)),
         ((Model("cd" * 32),), ("measurement",)),
         ((AnyOf((Tdx(mrtd="00" * 48), Tdx(rtmrs=("", "01" * 48)))),), ("model",)),
-        ((AnyOf((NotDebug(), Tdx(mrtd=MRTD.hex()))),), ("measurement", "model")),
+        ((AnyOf((Tdx(), Tdx(mrtd=MRTD.hex()))),), ("measurement", "model")),
     ],
 )
 def test_what_a_policy_leaves_open_is_said(requirements: tuple[Any, ...], missing: tuple[str, ...]) -> None:
@@ -50,12 +58,35 @@ def test_what_a_policy_leaves_open_is_said(requirements: tuple[Any, ...], missin
     assert ("code that nobody measured" in trust.prompt.assumption) == ("measurement" in missing)
 
 
+def test_exceptions_of_the_policy_are_said() -> None:
+    policy = Policy(exceptions=Exceptions(allow_debug=True))
+    trust = enclave_trust(appraise(tdx_claims(), policy, NOW))
+    assert any("an exception, allow-debug: the machine's owner may read everything" in leak for leak in trust.leaks)
+
+
 def test_simulated_evidence_says_so_in_capitals_everywhere() -> None:
     trust = enclave_trust(result(root=RootKind.SIMULATED))
     for exposure in (trust.prompt, trust.weights, trust.output):
         assert exposure.assumption == "SIMULATED EVIDENCE: NOTHING IS PROTECTED"
         assert exposure.hidden_from == ()
     assert str(trust).count("NOTHING IS PROTECTED") == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"upstream": UpstreamUsed("llama", "http://127.0.0.1:8000/v1")}, "another program"),
+        ({"egress": Egress.OPEN}, "open connections to anywhere"),
+        ({"self_test": SelfTestRun("not-run")}, "self-test: not-run"),
+        ({"self_test": SelfTestRun("failed")}, "self-test: failed"),
+    ],
+)
+def test_what_runs_is_said_where_it_matters(change: dict[str, Any], said: str) -> None:
+    trust = enclave_trust(result(), configuration=msgspec.structs.replace(SOUND, **change))
+    assert [leak for leak in trust.leaks if said in leak]
+    assert ("the program that it asks" in trust.prompt.seen_by) == ("upstream" in change)
+    assert not [leak for leak in enclave_trust(result(), configuration=SOUND).leaks if said in leak]
+    assert [leak for leak in enclave_trust(result()).leaks if "does not say what runs" in leak]
 
 
 def test_whose_root_it_is() -> None:

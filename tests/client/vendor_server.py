@@ -46,11 +46,16 @@ class Reply:
 
 @dataclass
 class VendorServer:
-    """url: where it is. replies: by address, one after another, the last for ever. asked: the addresses, in order."""
+    """url: where it is. replies: by address, one after another, the last for ever. asked: the addresses, in order.
+
+    statuses: OCSP responses by the request; asked_about: the requests, in order.
+    """
 
     url: str = ""
     replies: dict[str, list[Reply]] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
+    statuses: dict[bytes, bytes] = field(default_factory=dict)
+    asked_about: list[bytes] = field(default_factory=list)
 
     def serve_intel(self) -> None:
         chain = quote(CHAIN)
@@ -77,7 +82,16 @@ def running() -> Iterator[VendorServer]:
         def do_GET(self) -> None:
             vendor.asked.append(self.path)
             replies = vendor.replies.get(self.path, [Reply(status=404)])
-            reply = replies.pop(0) if len(replies) > 1 else replies[0]
+            self.answer(replies.pop(0) if len(replies) > 1 else replies[0])
+
+        def do_POST(self) -> None:
+            request = self.rfile.read(int(self.headers["Content-Length"]))
+            vendor.asked_about.append(request)
+            right = self.path == "/ocsp" and self.headers["Content-Type"] == "application/ocsp-request"
+            status = vendor.statuses.get(request) if right else None
+            self.answer(Reply(status=404) if status is None else Reply(status))
+
+        def answer(self, reply: Reply) -> None:
             self.send_response(reply.status)
             self.send_header("Content-Length", str(len(reply.body) if reply.promised is None else reply.promised))
             for name, value in reply.headers.items():

@@ -22,6 +22,7 @@ class FakeEngine:
         self.most_running = 0
         self.stopped = 0
         self.closed = False
+        self.weights = "11" * 32
         self.asked: list[Sampling] = []
 
     def count(self, text: str) -> int:
@@ -57,6 +58,13 @@ class FakeEngine:
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
         await asyncio.sleep(self.pause)
         return [[float(len(text)), 0.5] for text in texts]
+
+    def weights_digest(self) -> str:
+        return self.weights
+
+    async def margins(self, prompt: str, tokens: int) -> list[float]:
+        words = f"You said: {prompt}".split(" ")
+        return [10.0] * min(tokens, len(words) - 1)
 
     async def close(self) -> None:
         self.closed = True

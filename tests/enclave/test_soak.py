@@ -30,6 +30,7 @@ from confide.channel.sealing import MEDIA_TYPE, PATH
 from confide.cli.demo.process import serving
 from confide.cli.keys import PASSPHRASE_VARIABLE
 from confide.client.enclave import EnclaveSession
+from confide.enclave.boot import examine
 from confide.models.gguf.types import GgufType
 from confide.models.gguf.write import write_gguf
 from confide.models.source import open_model
@@ -93,7 +94,7 @@ def served(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Served]:
         write_gguf(open_model("demo"), Path(model), GgufType.Q8_0, lambda _done, _total: None)
     package, keys, tee = tmp_path / "package", tmp_path / "keys", tmp_path / "tee"
     key, passphrase = ModelKey.generate(), secrets.token_hex(16)
-    digest = seal_model(contents_of(model), package, key=key, owner=OwnerKey.generate()).model_digest
+    digest = seal_model(contents_of(model), package, key=key, owner=OwnerKey.generate(), examine=examine).model_digest
     SimulatedTee.create(tee)
     root = (tee / "root.pem").read_bytes()
     KeyStore.create(keys, passphrase).add(key, Conditions(digest, POLICY, root), datetime.now(UTC))

@@ -1,10 +1,12 @@
 from pathlib import Path
 
 import pytest
+from tests.attest.reading.fake_nvml import FakeNvml
 
 from confide.attest.evidence import Family
 from confide.attest.reading.configfs_tsm import ConfigfsTsm
 from confide.attest.reading.detect import Detected
+from confide.attest.reading.gpus import Gpus, WithGpus
 from confide.attest.reading.gramine import Gramine
 from confide.attest.reading.tpm import Tpm
 from confide.attest.simulated import SimulatedTee
@@ -36,6 +38,17 @@ def test_auto_takes_what_is_there() -> None:
     assert open_tee(TeeKind.AUTO, found=lambda: Detected((Gramine(),))).name == "sgx"
     assert open_tee(TeeKind.AUTO, found=lambda: Detected((Tdx(),))).name == "tdx"
     assert open_tee(TeeKind.TDX, found=lambda: Detected((Gramine(), Tdx()))).name == "tdx"
+
+
+def test_a_machine_takes_its_gpus_along_and_an_enclave_has_none() -> None:
+    nvml = FakeNvml([])
+    with_gpus = open_tee(TeeKind.AUTO, found=lambda: Detected((Tdx(),)), gpus=lambda: Gpus(nvml))
+    assert isinstance(with_gpus.reader, WithGpus)
+    assert (with_gpus.name, with_gpus.gpus) == ("tdx with nvidia-gpu", "")
+    without = open_tee(TeeKind.AUTO, found=lambda: Detected((Tdx(),)), gpus=lambda: Gpus(None, "It is off."))
+    assert (without.name, without.gpus) == ("tdx", "It is off.")
+    enclave = open_tee(TeeKind.AUTO, found=lambda: Detected((Gramine(),)), gpus=lambda: Gpus(nvml))
+    assert enclave.name == "sgx"
 
 
 def test_another_kind_than_asked_for_is_refused() -> None:

@@ -1,5 +1,7 @@
 """The exact int8 product against 64-bit integers, in both kernels."""
 
+import time
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -15,9 +17,9 @@ CPU = torch.device("cpu")
 def kernel(request, monkeypatch):
     """Each of the two kernels in turn, chosen as a user would."""
     monkeypatch.setenv("CONFIDE_GEMM", request.param)
-    gemm._kernel_is_exact.cache_clear()
+    gemm._takes_int8.cache_clear()
     yield request.param
-    gemm._kernel_is_exact.cache_clear()
+    gemm._takes_int8.cache_clear()
 
 
 def random_int8(rows: int, columns: int, seed: int) -> torch.Tensor:
@@ -86,7 +88,7 @@ def test_the_environment_chooses_the_kernel(kernel, monkeypatch):
     for name in ("_int8_kernel", "_fp32_kernel"):
         real = getattr(gemm, name)
         monkeypatch.setattr(gemm, name, lambda *args, name=name, real=real: calls.append(name) or real(*args))
-    gemm._kernel_is_exact(CPU, kernel)
+    gemm._takes_int8(CPU, kernel)
     calls.clear()
     int8_matmul(random_int8(2, 8, 0), random_int8(8, 2, 0))
     assert calls == [f"_{kernel}_kernel"]
@@ -95,18 +97,18 @@ def test_the_environment_chooses_the_kernel(kernel, monkeypatch):
 @pytest.mark.parametrize("saturating", [saturating_kernel, saturating_kernel_of_the_transpose])
 def test_a_kernel_that_saturates_is_not_used(monkeypatch, saturating):
     monkeypatch.delenv("CONFIDE_GEMM", raising=False)
-    gemm._kernel_is_exact.cache_clear()
+    gemm._takes_int8.cache_clear()
     monkeypatch.setattr(gemm, "_int8_kernel", saturating)
     left, right = torch.full((2, 64), 127, dtype=torch.int8), torch.full((64, 2), 127, dtype=torch.int8)
     try:
         assert not torch.equal(saturating(left, right, None), expected(left, right))
         assert torch.equal(int8_matmul(left, right), expected(left, right))
-        assert not gemm._kernel_is_exact(CPU, "")
+        assert not gemm._takes_int8(CPU, "")
     finally:
-        gemm._kernel_is_exact.cache_clear()
+        gemm._takes_int8.cache_clear()
 
 
-def test_the_saturating_kernel_is_exact_on_small_values():
+def test_the_saturating_takes_int8_on_small_values():
     left, right = random_int8(4, 30, 7) % 16, random_int8(30, 5, 8) % 16
     assert torch.equal(saturating_kernel(left, right, None), expected(left, right))
 
@@ -127,3 +129,22 @@ def test_an_unknown_choice_is_refused(monkeypatch):
     monkeypatch.setenv("CONFIDE_GEMM", "int4")
     with pytest.raises(ValueError, match="int4"):
         int8_matmul(random_int8(2, 8, 0), random_int8(8, 2, 0))
+
+
+@pytest.mark.parametrize("slow", ["_int8_kernel", "_fp32_kernel"])
+def test_the_faster_kernel_is_taken(monkeypatch, slow):
+    """A processor without VNNI has an int8 kernel that is exact and a hundred times slower."""
+    kernel = getattr(gemm, slow)
+
+    def slowly(*operands):
+        time.sleep(0.05)
+        return kernel(*operands)
+
+    monkeypatch.setattr(gemm, slow, slowly)
+    monkeypatch.setattr(gemm, "_self_test", lambda _: True)
+    gemm._takes_int8.cache_clear()
+    try:
+        assert gemm._takes_int8(CPU, "") == (slow == "_fp32_kernel")
+        assert gemm._takes_int8(CPU, "int8")
+    finally:
+        gemm._takes_int8.cache_clear()

@@ -8,6 +8,7 @@ from confide.attest.collateral import Collateral
 from confide.attest.evidence import Evidence, Family
 from confide.attest.policy import AnyPolicy
 from confide.attest.policy import appraise as appraise_claims
+from confide.attest.release import RELEASE
 from confide.attest.result import AttestationResult
 from confide.attest.statement import Statement
 from confide.attest.tokens import verify_token
@@ -34,13 +35,27 @@ def appraise(
     """The verdict. Evidence that does not hold is a verdict too; nothing is raised for it."""
     found: Claims | AttestationError
     try:
-        found = _verify(verifier, evidence, collateral, policy, now)
+        found = verified(verifier, evidence, collateral, policy, now)
     except AttestationError as error:
         found = error
-    return appraise_claims(found, policy, now, family=evidence.family, statement=statement)
+    return appraise_claims(
+        found,
+        policy,
+        now,
+        family=evidence.family,
+        statement=statement,
+        provenance=collateral.provenance,
+        release=collateral.documents.get(RELEASE),
+    )
 
 
-def _verify(verifier: Verifies, evidence: Evidence, collateral: Collateral, policy: AnyPolicy, now: datetime) -> Claims:
+def verified(
+    verifier: Verifies, evidence: Evidence, collateral: Collateral, policy: AnyPolicy, now: datetime
+) -> Claims:
+    """The claims of evidence, or of a token by a service that the policy names; an AttestationError that says why not.
+
+    The policy's other requirements are not looked at.
+    """
     if evidence.family is Family.TOKEN:
         return verify_token(evidence.raw, policy.services(), now)
     return verifier.verify(evidence, collateral, now)

@@ -5,17 +5,19 @@ the policy or the time changes the verdict or breaks a signature; and a verdict 
 failed check. The policy and the time in it are whoever froze it's: give your own to be sure of them.
 """
 
+from dataclasses import replace
 from datetime import datetime
 from typing import Annotated, Final, Literal
 
 import msgspec
 
 from confide.attest.appraise import Verifies, appraise
-from confide.attest.collateral import Collateral
+from confide.attest.check import Check, Outcome, check
+from confide.attest.collateral import OWN, Collateral, Provenance
 from confide.attest.evidence import Evidence
 from confide.attest.policy import AnyPolicy, Policy
 from confide.attest.policy_toml import MAX_POLICY_BYTES, policy_from_toml, simulated_policy_from_toml, to_toml
-from confide.attest.result import AttestationResult, Check
+from confide.attest.result import AttestationResult
 from confide.attest.statement import Statement
 from confide.attest.wire import Record, WireCollateral, WireEvidence
 from confide.errors import MalformedEvidence
@@ -30,15 +32,15 @@ class _Verdict(Record, frozen=True):
     simulated: bool
     checks: tuple[Check, ...]
 
-    def gist(self) -> tuple[bool, bool, tuple[tuple[str, bool], ...]]:
+    def gist(self) -> tuple[bool, bool, tuple[tuple[str, str], ...]]:
         """What must come out again. The words for it may change with the version of Confide."""
-        return self.trusted, self.simulated, tuple((check.code, check.passed) for check in self.checks)
+        return self.trusted, self.simulated, tuple((check.code, check.outcome) for check in self.checks)
 
 
 class Bundle(Record, frozen=True):
-    """What was appraised, against what, when, and what came out."""
+    """What was appraised, against what, when, and what came out. provenance: of the collateral."""
 
-    format: Literal[1] = msgspec.field(name="confide-bundle")
+    format: Literal[2] = msgspec.field(name="confide-bundle")
     at: Annotated[datetime, msgspec.Meta(tz=True)]
     evidence: WireEvidence
     collateral: WireCollateral
@@ -46,6 +48,7 @@ class Bundle(Record, frozen=True):
     policy: Annotated[str, msgspec.Meta(max_length=MAX_POLICY_BYTES)]
     result: _Verdict
     statement: Statement | None = None
+    provenance: Provenance = OWN
 
     @classmethod
     def read(cls, data: bytes) -> "Bundle":
@@ -74,14 +77,15 @@ class Bundle(Record, frozen=True):
         self, verifier: Verifies, *, policy: AnyPolicy | None = None, now: datetime | None = None
     ) -> AttestationResult:
         """The verdict found anew. With the bundle's own policy and time, it must also be the verdict on record."""
-        evidence, collateral = self.evidence.thaw(), self.collateral.thaw()
+        evidence = self.evidence.thaw()
+        collateral = replace(self.collateral.thaw(), provenance=self.provenance)
         chosen = policy or self.own_policy()
         result = appraise(verifier, evidence, collateral, chosen, now or self.at, statement=self.statement)
         if policy is not None or now is not None:
             return result
         same = _record(result).gist() == self.result.gist()
-        record = Check("record", _short(self.result.checks), _short(result.checks), same)
-        return AttestationResult(result.family, result.at, (*result.checks, record), result.claims)
+        record = check("record", _short(self.result.checks), _short(result.checks), same)
+        return replace(result, checks=(*result.checks, record))
 
 
 def freeze(
@@ -96,7 +100,7 @@ def freeze(
     """Appraise and keep everything that went in and came out. A refusal can be kept too."""
     result = appraise(verifier, evidence, collateral, policy, now, statement=statement)
     return Bundle(
-        format=1,
+        format=2,
         at=now,
         evidence=WireEvidence.of(evidence),
         collateral=WireCollateral.of(collateral),
@@ -104,6 +108,7 @@ def freeze(
         policy=to_toml(policy),
         result=_record(result),
         statement=statement,
+        provenance=collateral.provenance,
     )
 
 
@@ -112,5 +117,5 @@ def _record(result: AttestationResult) -> _Verdict:
 
 
 def _short(checks: tuple[Check, ...]) -> str:
-    failed = [check.code for check in checks if not check.passed]
-    return f"{len(checks)} checks, failed: {', '.join(failed)}" if failed else f"{len(checks)} checks, all passed"
+    failed = [check.code for check in checks if check.outcome is Outcome.FAIL]
+    return f"{len(checks)} checks, failed: {', '.join(failed)}" if failed else f"{len(checks)} checks, none failed"

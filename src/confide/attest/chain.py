@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from itertools import pairwise
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature as WrongSignature
@@ -19,9 +19,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import ExtensionOID
 
+from confide.attest.check import Check, check, skipped
 from confide.attest.evidence import Family
-from confide.attest.roots import Roots
-from confide.errors import InvalidSignature, MalformedEvidence, OutsideValidity, Revoked, UnknownRoot
+from confide.errors import InvalidSignature, MalformedEvidence, OutsideValidity, Revoked, UnknownRoot, WrongCollateral
 
 MAX_CERTIFICATES: Final = 8
 """NVIDIA's chains have five, AMD's three."""
@@ -29,6 +29,8 @@ MAX_CERTIFICATES: Final = 8
 MAX_CHAIN_BYTES: Final = 1 << 16
 MAX_CRL_BYTES: Final = 1 << 20
 MIN_RSA_BITS: Final = 2048
+REVOKED: Final = "revocation"
+"""The code of the check that no certificate was revoked; policies can do without it by this name."""
 
 _HASHES: Final = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
 _CURVES: Final = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
@@ -92,8 +94,33 @@ def read_crl(data: bytes, what: str) -> x509.CertificateRevocationList:
     return crl
 
 
+class Trusts(Protocol):
+    """What names the roots: see `roots`."""
+
+    def trusts(self, family: Family, certificate: bytes) -> bool:
+        """Whether this certificate (DER) is a root for this family."""
+
+
+def path_from(leaf: x509.Certificate, others: Sequence[x509.Certificate]) -> tuple[x509.Certificate, ...]:
+    """The leaf, its issuer, and so on to one that issued itself, from certificates in any order. Nothing is verified.
+
+    WrongCollateral where an issuer is not among them.
+    """
+    path, left = [leaf], [one for one in others if one != leaf]
+    while path[-1].issuer != path[-1].subject:
+        issuer = next((one for one in left if one.subject == path[-1].issuer), None)
+        if issuer is None:
+            raise WrongCollateral(
+                f"The certificate {_name(path[-1])!r} was issued by {path[-1].issuer.rfc4514_string()[:200]!r}, which "
+                "is not in the chain; fetch the chain for it, up to the root."
+            )
+        left.remove(issuer)
+        path.append(issuer)
+    return tuple(path)
+
+
 def verify_chain(
-    chain: Sequence[x509.Certificate], family: Family, roots: Roots, now: datetime, crl: bytes | None = None
+    chain: Sequence[x509.Certificate], family: Family, roots: Trusts, now: datetime, crl: bytes | None = None
 ) -> datetime:
     """Check a chain, leaf first and root last, at `now`, against a revocation list if given. Until when it holds.
 
@@ -108,7 +135,37 @@ def verify_chain(
     for depth, (certificate, issuer) in enumerate(pairwise([*chain, root])):
         _check_issued(certificate, issuer, depth)
     until = min(_check_validity(certificate, now) for certificate in chain)
-    return until if crl is None else min(until, _check_revocation(chain, read_crl(crl, "revocation list"), now))
+    return until if crl is None else min(until, check_revocation(chain, read_crl(crl, "revocation list"), now))
+
+
+def check_current(crl: x509.CertificateRevocationList, what: str, now: datetime) -> datetime:
+    """The one rule of time for revocation lists, AMD's and Intel's alike; until when the list holds.
+
+    OutsideValidity before thisUpdate, after nextUpdate, and without a nextUpdate (RFC 5280, 5.1.2.4 and 5.1.2.5).
+    """
+    begin, end = crl.last_update_utc, crl.next_update_utc
+    if end is None or now > end:
+        until = f"expired on {end:%Y-%m-%d}" if end else "does not say when it expires"
+        raise OutsideValidity(f"The {what} {until}, and it is {now:%Y-%m-%d}; fetch a current one.")
+    if now < begin:
+        raise OutsideValidity(f"The {what} is of {begin:%Y-%m-%d}, later than {now:%Y-%m-%d}; check the clock.")
+    return end
+
+
+def revocation_check(chain: Sequence[x509.Certificate], crl: bytes | None, clause: str) -> Check:
+    """What `verify_chain` made of this list: a check that was skipped where there is none, or none of the root's."""
+    expected = "no certificate of the chain on its root's list"
+    if crl is None:
+        return skipped(REVOKED, expected, "no revocation list was given; give the vendor's", clause)
+    read = read_crl(crl, "revocation list")
+    if read.issuer != chain[-1].subject:
+        return skipped(REVOKED, expected, "the revocation list given is not the root's; give the vendor's", clause)
+    return check(REVOKED, expected, f"none, list of {read.last_update_utc:%Y-%m-%d}", ok=True, clause=clause)
+
+
+def list_date(crl: bytes | None) -> datetime | None:
+    """When a revocation list was issued, if there is one."""
+    return None if crl is None else read_crl(crl, "revocation list").last_update_utc
 
 
 def _parsed(load: Callable[[bytes], Parsed], data: bytes, what: str, limit: int) -> Parsed:
@@ -176,16 +233,12 @@ def _check_validity(certificate: x509.Certificate, now: datetime) -> datetime:
     return end
 
 
-def _check_revocation(
-    chain: Sequence[x509.Certificate], crl: x509.CertificateRevocationList, now: datetime
-) -> datetime:
+def check_revocation(chain: Sequence[x509.Certificate], crl: x509.CertificateRevocationList, now: datetime) -> datetime:
     """Revoked if the list, which an authority of the chain must have signed, has a certificate that it issued."""
     authority = next((one for one in chain[1:] if one.subject == crl.issuer), None)
     if authority is None or not _signed_list(crl, authority):
         raise InvalidSignature("The revocation list is not signed by an authority of the chain; get the right list.")
-    begin, end = crl.last_update_utc, crl.next_update_utc
-    if end is None or not begin <= now <= end:
-        raise OutsideValidity(f"The revocation list is not current at {now:%Y-%m-%d}; fetch a current one.")
+    end = check_current(crl, "revocation list", now)
     for certificate in chain:
         revoked = crl.get_revoked_certificate_by_serial_number(certificate.serial_number)
         if certificate.issuer == authority.subject and revoked is not None:

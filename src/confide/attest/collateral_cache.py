@@ -18,7 +18,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from threading import Lock
-from typing import Final
+from typing import Final, Protocol
 from urllib.parse import urlsplit
 
 import msgspec
@@ -51,15 +51,21 @@ class Response(msgspec.Struct, frozen=True):
     headers: Mapping[str, str] = {}
 
 
-Fetcher = Callable[[str], Response]
-"""Gets one address, whatever its status, and follows nothing; ConnectionLost where there was no whole answer."""
+class Fetcher(Protocol):
+    """Gets one address, whatever its status, and follows nothing; ConnectionLost where there was no whole answer.
+
+    body: an OCSP request to send there (RFC 6960, A.1); without one, nothing is sent but the address.
+    """
+
+    def __call__(self, url: str, body: bytes = b"") -> Response: ...
+
 
 Ends = Callable[[Response], datetime | None]
 """When an answer needs renewal, in the vendor's words; MalformedEvidence where it is not what it should be."""
 
 
 class Document(msgspec.Struct, frozen=True):
-    """One answer. stale: its time is over, and it could not be renewed."""
+    """One answer. url: with the digest of what was sent, if anything. stale: its time is over, and no new one came."""
 
     url: str
     response: Response
@@ -85,39 +91,58 @@ class CollateralCache:
         self._lock = Lock()
         self._not_before: dict[str, datetime] = {}
 
-    def get(self, url: str, ends: Ends, *, allow_stale: bool = False) -> Document:
-        """The answer from disk while it is current, otherwise a new one.
+    def get(self, url: str, ends: Ends, *, body: bytes = b"", allow_stale: bool = False) -> Document:
+        """The answer from disk while it is current, otherwise a new one. body: the question, where there is one.
 
         Where none is to be had: the old one, marked as stale, if the caller allows that; CollateralUnavailable if not.
         """
         with self._lock:
-            kept = self._load(url)
+            kept = self._load(_name(url, body))
             if kept is not None and self._current(kept):
                 return kept
             try:
-                return self._renew(url, ends)
+                return self._renew(url, body, ends)
             except (CollateralUnavailable, MalformedEvidence):
                 if kept is None or not allow_stale:
                     raise
                 return msgspec.structs.replace(kept, stale=True)
+
+    def newest_evaluation(self, platform: str) -> int | None:
+        """The highest evaluation number of Intel's that was learnt for a platform; None if none was."""
+        try:
+            with self._evaluation(platform).open("rb") as file:
+                number = msgspec.msgpack.decode(file.read(16), type=int)
+        except (OSError, msgspec.MsgspecError):
+            return None
+        return number if number > 0 else None
+
+    def learn_evaluation(self, platform: str, number: int) -> None:
+        """Keep a number that was verified, unless a higher one is kept already."""
+        with self._lock:
+            if number > (self.newest_evaluation(platform) or 0):
+                with suppress(OSError):  # then it is learnt again when collateral is next fetched
+                    replace_file(self._evaluation(platform), msgspec.msgpack.encode(number), mode=0o600)
+
+    def _evaluation(self, platform: str) -> Path:
+        return self._folder / f"evaluation-{hashlib.sha256(platform.encode()).hexdigest()}"
 
     def _current(self, document: Document) -> bool:
         latest = document.fetched + MAX_HOLD
         until = max(min(document.ends or latest, latest), document.fetched + MIN_HOLD)
         return document.fetched <= self._clock() < until  # a clock that was set back makes nothing current
 
-    def _renew(self, url: str, ends: Ends) -> Document:
-        answer = self._ask(url)
+    def _renew(self, url: str, body: bytes, ends: Ends) -> Document:
+        answer = self._ask(url, body)
         headers = {name: value for name, value in answer.headers.items() if name.endswith(_KEPT_HEADER)}
         if len(answer.body) > MAX_BODY_BYTES or sum(map(len, headers.values())) > MAX_HEADER_BYTES:
             raise MalformedEvidence(f"{url} answered with more than collateral can be; check the address.")
         response = Response(answer.status, answer.body, headers)
-        document = Document(url, response, self._clock(), ends(response))
+        document = Document(_name(url, body), response, self._clock(), ends(response))
         with suppress(OSError):  # a cache that cannot be written costs a request next time, and nothing else
-            replace_file(self._path(url), msgspec.msgpack.encode(document), mode=0o600)
+            replace_file(self._path(document.url), msgspec.msgpack.encode(document), mode=0o600)
         return document
 
-    def _ask(self, url: str) -> Response:
+    def _ask(self, url: str, body: bytes) -> Response:
         """Ask until there is an answer, with pauses; a refusal that asking again cannot change is WrongCollateral."""
         if self._fetch is None:
             raise CollateralUnavailable(f"Nothing current is kept of {url}, and no network may be used; allow either.")
@@ -127,7 +152,7 @@ class CollateralCache:
         for attempt in range(ATTEMPTS):
             pause = FIRST_PAUSE * 2**attempt * random.uniform(1, 1.5)  # noqa: S311 - spreads load, keeps no secret
             try:
-                answer = self._fetch(url)
+                answer = self._fetch(url, body) if body else self._fetch(url)
             except ConnectionLost as error:
                 reason = str(error)
             else:
@@ -165,6 +190,11 @@ class CollateralCache:
         except (OSError, msgspec.MsgspecError):
             return None
         return document if document.url == url and document.fetched.tzinfo is not None else None
+
+
+def _name(url: str, body: bytes) -> str:
+    """Under what an answer is kept: its address, and the digest of the question where there was one."""
+    return f"{url} {hashlib.sha256(body).hexdigest()}" if body else url
 
 
 def retry_after(response: Response, now: datetime) -> timedelta | None:

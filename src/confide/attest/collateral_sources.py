@@ -4,10 +4,9 @@ Intel: "Provisioning Certification Service API" version 4, which also caches (PC
 URL-encoded PEM in headers. The signatures cover the very bytes of `tcbInfo` and `enclaveIdentity`, so these are cut out
 of their answers and never encoded again. The result is dcap-qvl's QuoteCollateralV3 in JSON.
 
-AMD: document 57230, "VCEK Certificate and KDS Interface Specification". TCB bytes: Milan and Genoa have boot loader,
-TEE, four reserved, SNP, microcode; Turin has FMC, boot loader, TEE, SNP, three reserved, microcode, and eight bytes of
-chip id. A VLEK is not served to the public: it comes with the report, as the host's certificate table (document 56421,
-"GHCB Standardization", 4.1.8.1: entries of GUID, offset and length, ended by an entry of zeros).
+AMD: document 57230, "VCEK Certificate and KDS Interface Specification"; see `amd` for its products. A VLEK is not
+served to the public: it comes with the report, as the host's certificate table (document 56421, "GHCB
+Standardization", 4.1.8.1: entries of GUID, offset and length, ended by an entry of zeros).
 """
 
 import struct
@@ -21,7 +20,8 @@ from urllib.parse import unquote
 import msgspec
 from cryptography import x509
 
-from confide.attest.collateral import Collateral
+from confide.attest.amd import CHIP_ID_BYTES, COMPONENTS, HARDWARE_ID_BYTES, TCB_BYTES, Product
+from confide.attest.collateral import Collateral, Provenance
 from confide.attest.collateral_cache import CollateralCache, Document, Ends, Response
 from confide.attest.evidence import Family
 from confide.errors import MalformedEvidence
@@ -31,13 +31,6 @@ INTEL_ROOT_CRL: Final = "https://certificates.trustedservices.intel.com/IntelSGX
 AMD_KDS: Final = "https://kdsintf.amd.com"
 
 T = TypeVar("T")
-Product = Literal["Milan", "Genoa", "Turin"]
-_CHIP_ID_BYTES: Final[Mapping[Product, int]] = {"Milan": 64, "Genoa": 64, "Turin": 8}
-_TCB_FIELDS: Final[Mapping[Product, Mapping[str, int]]] = {
-    "Milan": {"blSPL": 0, "teeSPL": 1, "snpSPL": 6, "ucodeSPL": 7},
-    "Genoa": {"blSPL": 0, "teeSPL": 1, "snpSPL": 6, "ucodeSPL": 7},
-    "Turin": {"fmcSPL": 0, "blSPL": 1, "teeSPL": 2, "snpSPL": 3, "ucodeSPL": 7},
-}
 _TABLE_NAMES: Final[Mapping[uuid.UUID, str]] = {
     uuid.UUID("63da758d-e664-4564-adc5-f4b93be8accd"): "vcek",
     uuid.UUID("a8074bc2-a25a-483e-aae6-39c045a0b8a1"): "vlek",
@@ -81,14 +74,15 @@ class AmdPlatform:
     tcb: bytes
 
     def __post_init__(self) -> None:
-        if self.product not in _TCB_FIELDS or len(self.tcb) != 8 or len(self.chip_id) != 64:
+        if len(self.tcb) != TCB_BYTES or len(self.chip_id) != CHIP_ID_BYTES:
             raise MalformedEvidence("An SNP platform is a product of AMD's, 64 bytes of chip id and 8 bytes of TCB.")
 
     @property
     def vcek_path(self) -> str:
         """The address of this chip's certificate at this TCB, below the service's own."""
-        chip = self.chip_id[: _CHIP_ID_BYTES[self.product]].hex()
-        levels = "&".join(f"{name}={self.tcb[at]:02d}" for name, at in _TCB_FIELDS[self.product].items())
+        chip = self.chip_id[: HARDWARE_ID_BYTES[self.product]].hex()
+        components = COMPONENTS[self.product].values()
+        levels = "&".join(f"{component.kds}={self.tcb[component.at]:02d}" for component in components)
         return f"/vcek/v1/{self.product}/{chip}?{levels}"
 
 
@@ -110,8 +104,8 @@ def intel_collateral(
     root = get(root_crl, _crl_ends)
     tcb = get(f"{service}/{tee}/certification/v4/tcb?fmspc={platform.fmspc.upper()}", _signed_ends("tcbInfo"))
     identity = get(f"{service}/{tee}/certification/v4/qe/identity", _signed_ends("enclaveIdentity"))
-    tcb_info, tcb_signature = _signed(tcb.response, "tcbInfo")
-    qe_identity, qe_signature = _signed(identity.response, "enclaveIdentity")
+    tcb_info, tcb_signature = signed_text(tcb.response.body, "tcbInfo")
+    qe_identity, qe_signature = signed_text(identity.response.body, "enclaveIdentity")
     dcap = {
         "pck_crl_issuer_chain": _chain(crl.response, "sgx-pck-crl-issuer-chain"),
         "root_ca_crl": _der(root.response.body).hex(),
@@ -171,21 +165,22 @@ class _Dated(msgspec.Struct):
 
 
 def _gathered(documents: dict[str, bytes], *answers: Document) -> Gathered:
-    return Gathered(Collateral(documents), tuple(answer.url for answer in answers if answer.stale))
+    provenance = Provenance(fetched=min(answer.fetched for answer in answers))
+    return Gathered(Collateral(documents, provenance=provenance), tuple(one.url for one in answers if one.stale))
 
 
-def _signed(response: Response, name: str) -> tuple[str, str]:
-    """The exact text that was signed, and the signature in hexadecimal."""
+def signed_text(answer: bytes, name: str) -> tuple[str, str]:
+    """Of Intel's answer, the exact text under this name, which was signed, and the signature in hexadecimal."""
     try:
-        answer = msgspec.json.decode(response.body, type=dict[str, msgspec.Raw])
-        return bytes(answer[name]).decode(), msgspec.json.decode(answer["signature"], type=str)
+        parts = msgspec.json.decode(answer, type=dict[str, msgspec.Raw])
+        return bytes(parts[name]).decode(), msgspec.json.decode(parts["signature"], type=str)
     except (msgspec.MsgspecError, KeyError, UnicodeDecodeError) as error:
         raise _unusable(f"no signed {name}") from error
 
 
 def _signed_ends(name: str) -> Ends:
     def ends(response: Response) -> datetime:
-        text, _ = _signed(response, name)
+        text, _ = signed_text(response.body, name)
         try:
             return msgspec.json.decode(text, type=_Dated).next_update
         except msgspec.MsgspecError as error:

@@ -35,6 +35,11 @@ class Cursor:
         return self.take(self.number(size))
 
     @property
+    def at(self) -> int:
+        """How many bytes were taken."""
+        return self._at
+
+    @property
     def done(self) -> bool:
         """Whether nothing is left."""
         return self._at == len(self._data)

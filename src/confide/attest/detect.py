@@ -1,53 +1,50 @@
 """Files of unknown make: what evidence and what collateral they hold, told by their content.
 
-Only the outermost marks are looked at; whether a thing holds is for its verifier to say.
+Only the outermost marks are looked at; whether a thing holds is for its verifier to say. Text of any armour is taken
+off: hexadecimal, base64, PEM, and the JSON of tools (`forms`).
 """
 
-import base64
-import binascii
-import json
 import re
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Final
 
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import load_der_public_key
-
-from confide.attest.chain import read_certificate
 from confide.attest.collateral import Collateral
-from confide.attest.evidence import MAX_EVIDENCE_BYTES, Evidence, Family
+from confide.attest.collateral_files import gather
+from confide.attest.collateral_sources import certificate_table
+from confide.attest.evidence import Evidence, Family
+from confide.attest.families import nvidia_json
+from confide.attest.families.snp import REPORT_BYTES, VERSIONS
+from confide.attest.forms import bounded, host_documents, octets, read_form, read_object
 from confide.errors import MalformedEvidence
 
 _TOKEN: Final = re.compile(rb"\s*eyJ[A-Za-z0-9_-]*\.[A-Za-z0-9_-]*\.[A-Za-z0-9_-]*\s*")
-_SPDM_HEX: Final = re.compile(rb"\s*11e0(?:[0-9a-f]{2})*\s*", re.IGNORECASE)
 _SPDM_REQUEST: Final = b"\x11\xe0"
+_HCL: Final = b"HCLA"
+_COSE_SIGN1: Final = (b"\x84\x44\xa1\x01\x38\x22", b"\xd2\x84\x44\xa1\x01\x38\x22")
+"""An array of four, of which the first is the header {1: -35}, ES384; tagged or not."""
+
 _QUOTE_HEADER_BYTES: Final = 48
 _ECDSA_P256: Final = 2
 _TEES: Final = {0x00: Family.SGX, 0x81: Family.TDX}
-_SNP_REPORT_BYTES: Final = 1184
-_SNP_VERSIONS: Final = range(2, 6)
-_PEM: Final = b"-----BEGIN "
-_DCAP_KEYS: Final = {"tcb_info", "qe_identity"}
+_RESPONSE_HEADER: Final = bytes(4) + REPORT_BYTES.to_bytes(4, "little") + bytes(24)
+"""What the firmware's response has before the report (document 56860, MSG_REPORT_RSP): status, size and zeros."""
+
+_UNKNOWN: Final = "This is no evidence of a known family, or the end of it is missing; fetch it again, or say --family."
 
 
-def family_of(data: bytes) -> Family:
-    """Who made this evidence; MalformedEvidence if nothing about it says so."""
-    if len(data) > MAX_EVIDENCE_BYTES:
-        raise MalformedEvidence(f"The evidence is larger than {MAX_EVIDENCE_BYTES} bytes; send the evidence alone.")
+def family_of(data: bytes) -> Family | None:
+    """Who made this evidence, in its plain form; None if nothing about it says so."""
     if _TOKEN.fullmatch(data):
         return Family.TOKEN
-    if data.lstrip()[:1] == b"{":
-        return Family.TPM
-    if data.startswith(_SPDM_REQUEST) or _SPDM_HEX.fullmatch(data):
+    if data.startswith(_SPDM_REQUEST):
         return Family.NVIDIA
-    if len(data) == _SNP_REPORT_BYTES and int.from_bytes(data[:4], "little") in _SNP_VERSIONS:
+    if data.startswith(_HCL):
+        return Family.AZURE
+    if data.startswith(_COSE_SIGN1):
+        return Family.NITRO
+    if len(data) >= REPORT_BYTES and int.from_bytes(data[:4], "little") in VERSIONS:
         return Family.SNP
-    family = _quoted(data)
-    if family is None:
-        raise MalformedEvidence(
-            "This is no evidence of a known family, or the end of it is missing; fetch it again, or say --family."
-        )
-    return family
+    return _quoted(data)
 
 
 def _quoted(data: bytes) -> Family | None:
@@ -60,85 +57,60 @@ def _quoted(data: bytes) -> Family | None:
 
 def read_evidence(data: bytes, family: Family | None = None) -> tuple[Evidence, Collateral]:
     """Evidence from a file, with such collateral as came in the same file. family: if it is known already."""
-    family = family or family_of(data)
-    if family is Family.TPM:
-        return _tpm(data)
-    if family is Family.NVIDIA and not data.startswith(_SPDM_REQUEST):
-        try:
-            data = bytes.fromhex(data.decode("ascii"))
-        except ValueError:
-            raise MalformedEvidence("The GPU's report is neither binary nor hexadecimal; fetch it again.") from None
-    return Evidence(family, data), Collateral()
+    bounded(data)
+    if data.lstrip()[:1] == b"{":
+        evidence, collateral = read_form(read_object(data), _family_of_quote)
+        if family not in (None, evidence.family):
+            raise MalformedEvidence(f"This is evidence of {evidence.family} and not of {family}; leave --family out.")
+        return evidence, collateral
+    if data.lstrip()[:1] == b"[":
+        return _listed(data, family)
+    plain = _plain(data, family)
+    family = family or family_of(plain)
+    if family is None:
+        raise MalformedEvidence(_UNKNOWN)
+    if family is Family.SNP:
+        return _extended(plain)
+    return Evidence(family, plain), Collateral()
 
 
-def _tpm(data: bytes) -> tuple[Evidence, Collateral]:
-    """JSON: ak_public, and tpm_quote with message, signature (both base64) and the PCRs (hexadecimal)."""
-    try:
-        document: Any = json.loads(data)
-        quote = document["tpm_quote"]
-        message, signature, key = map(_base64, (quote["message"], quote["signature"], document["ak_public"]))
-        pcrs = b"".join(bytes.fromhex(value) for value in quote["pcrs"])
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        raise MalformedEvidence(
-            "TPM evidence is a JSON object with ak_public and tpm_quote (message, signature, pcrs); fetch it again."
-        ) from None
-    return Evidence(Family.TPM, message, {"signature": signature, "pcrs": pcrs}), Collateral({"ak": key})
+def _listed(data: bytes, family: Family | None) -> tuple[Evidence, Collateral]:
+    """NVIDIA's lists: evidence of a GPU, or a bundle of tokens."""
+    found = nvidia_json.family_of(data)
+    if family not in (None, found):
+        raise MalformedEvidence(f"This is evidence of {found} and not of {family}; leave --family out.")
+    made = nvidia_json.read_evidence(data) if found is Family.NVIDIA else Evidence(found, data)
+    return made, Collateral()
+
+
+def _plain(data: bytes, family: Family | None) -> bytes:
+    """The evidence out of its armour: the reading of the bytes that shows its marks, and otherwise the bytes."""
+    readings = list(map(_unwrapped, (data, *octets(data))))
+    plain = next((one for one in readings if family_of(one) in ({family} if family else set(Family))), None)
+    if plain is None and family is Family.NVIDIA:
+        raise MalformedEvidence("The GPU's report is neither binary nor hexadecimal; fetch it again.")
+    return readings[0] if plain is None else plain
+
+
+def _unwrapped(data: bytes) -> bytes:
+    return data[len(_RESPONSE_HEADER) :] if data.startswith(_RESPONSE_HEADER) else data
+
+
+def _extended(data: bytes) -> tuple[Evidence, Collateral]:
+    """A report, and behind it nothing, zeros, or the host's table of certificates (document 56421, 4.1.8.1)."""
+    report, table = data[:REPORT_BYTES], data[REPORT_BYTES:]
+    if not any(table):
+        return Evidence(Family.SNP, report), Collateral()
+    return Evidence(Family.SNP, report, {"auxblob": table}), Collateral(host_documents(certificate_table(table)))
+
+
+def _family_of_quote(quote: bytes) -> Family:
+    family = _quoted(quote)
+    if family is None:
+        raise MalformedEvidence(_UNKNOWN)
+    return family
 
 
 def read_collateral(files: Iterable[bytes]) -> Collateral:
-    """Collateral from files in any order: DCAP's JSON, a PEM chain, and DER certificates, keys and CRLs."""
-    documents: dict[str, bytes] = {}
-    for data in files:
-        name = _name_of(data)
-        if name in documents:
-            raise MalformedEvidence(f"Two of the files of collateral are a {name}; give each thing once.")
-        documents[name] = data
-    return Collateral(documents)
-
-
-def _name_of(data: bytes) -> str:
-    if data.lstrip()[:1] == b"{":
-        return _json_name(data)
-    if data.lstrip().startswith(_PEM):
-        return "ak" if b"PUBLIC KEY-----" in data[:64] else "chain"
-    for name_if in (_certificate_name, _crl_name, _key_name):
-        try:
-            return name_if(data)
-        except (ValueError, MalformedEvidence):
-            continue
-    raise MalformedEvidence(
-        "A file of collateral is no DCAP JSON, PEM chain, certificate, key or CRL, or is cut off; fetch it again."
-    )
-
-
-def _json_name(data: bytes) -> str:
-    try:
-        document = json.loads(data)
-    except (ValueError, RecursionError):
-        document = {}
-    if not isinstance(document, dict) or not document.keys() >= _DCAP_KEYS:
-        raise MalformedEvidence("A file of collateral is JSON, but not DCAP's, or it is cut off; fetch it again.")
-    return "dcap"
-
-
-def _certificate_name(data: bytes) -> str:
-    """AMD names its leaves; any other single certificate is an attestation key's."""
-    subject = read_certificate(data, "certificate of the collateral").subject.rfc4514_string()
-    return next((name for name in ("vcek", "vlek") if f"SEV-{name.upper()}" in subject), "ak")
-
-
-def _crl_name(data: bytes) -> str:
-    x509.load_der_x509_crl(data)
-    return "crl"
-
-
-def _key_name(data: bytes) -> str:
-    load_der_public_key(data)
-    return "ak"
-
-
-def _base64(text: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except binascii.Error as error:
-        raise ValueError(str(error)) from None
+    """Collateral from files in any order and form; see `collateral_files`."""
+    return gather(files)

@@ -19,6 +19,8 @@ class Family(StrEnum):
     SNP = "sev-snp"
     TPM = "tpm"
     NVIDIA = "nvidia-gpu"
+    AZURE = "azure-cvm"
+    NITRO = "aws-nitro"
     COMPOSITE = "composite"
     TOKEN = "verifier-token"  # noqa: S105 - a service's word about any of the others, as a JWT
 
@@ -27,9 +29,9 @@ class Family(StrEnum):
 class Evidence:
     """A quote or report, what came with it, and for a composite its members.
 
-    raw: the signed structure as its family defines it (DCAP quote, SNP report, TPMS_ATTEST, SPDM report). parts: what
-    else the attester sent, by name: see each family's module. members: for Family.COMPOSITE only, the virtual machine
-    first.
+    raw: the signed structure as its family defines it (DCAP quote, SNP report, TPMS_ATTEST, SPDM report, HCL report,
+    COSE_Sign1). parts: what else the attester sent, by name: see each family's module. members: for Family.COMPOSITE
+    only, the virtual machine first.
     """
 
     family: Family

@@ -1,33 +1,64 @@
 """Policies as TOML files, in both directions: what is read, written and read again is the same policy.
 
 A file says which kind it is, and each kind has a reader of its own: no production setting takes a simulated policy.
+Policies come from strangers too, inside bundles, so reading is linear in their size: Python's TOML reader takes the
+square of the parts of a dotted key, and `_require_shallow` refuses those before it sees them.
 """
 
+import re
 from typing import Annotated, Final, Literal
 
 import msgspec
 
+from confide.attest.defaults import Exceptions
 from confide.attest.policy import AnyPolicy, Policy, SimulatedPolicy
 from confide.attest.requirements import AnyRequirement
 from confide.errors import InvalidPolicy
 
-MAX_POLICY_BYTES: Final = 1 << 18
+MAX_POLICY_BYTES: Final = 1 << 17
+MAX_KEY_PARTS: Final = 8
+"""Of a dotted key or a table's name; this format needs two."""
+
+MAX_MARKS: Final = 2000
+"""Keys, tables, arrays and inline tables: each costs the reader far more than a character of a text does."""
+
+_OPENING: Final = frozenset("=[{")
 _TOO_LARGE: Final = f"A policy has at most {MAX_POLICY_BYTES >> 10} KiB; shorten its lists."
+_TOKEN: Final = re.compile(
+    r"(?P<string>"
+    r'"""(?:[^"\\]|\\.|"{1,2}(?!"))*+"""(?:"{1,2}(?!"))?'
+    r"|'''(?:[^']|'{1,2}(?!'))*+'''(?:'{1,2}(?!'))?"
+    r'|"(?:[^"\\\n]|\\[^\n])*+"'
+    r"|'[^'\n]*+')"
+    r"|(?P<comment>\#[^\n]*+)"
+    r"|(?P<dot>\.)"
+    r"|(?P<mark>[=\[\]{},\n])"
+    r"""|(?P<other>[^"'\#.=\[\]{},\n]++)""",
+    re.DOTALL,
+)
+"""TOML 1.0, as far as it takes to tell a dot of a key from any other. Possessive: never back over what was matched."""
 
 
-class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class _Document(Exceptions, frozen=True, forbid_unknown_fields=True, omit_defaults=True, rename="kebab", kw_only=True):
     """format: of this file. all: the requirements, each a table whose `require` names it."""
 
     format: Literal[1] = msgspec.field(name="confide-policy")
     kind: Literal["production", "simulated"]
-    all: tuple[AnyRequirement, ...]
     version: Annotated[str, msgspec.Meta(max_length=256)] = ""
+    all: tuple[AnyRequirement, ...] = ()
+
+    @property
+    def exceptions(self) -> Exceptions:
+        """Its exceptions alone."""
+        return Exceptions(*(getattr(self, name) for name in Exceptions.__struct_fields__))
 
 
 def to_toml(policy: AnyPolicy) -> str:
     """The policy as a TOML document."""
-    kind: Literal["production", "simulated"] = "production" if isinstance(policy, Policy) else "simulated"
-    return msgspec.toml.encode(_Document(1, kind, policy.requirements, policy.version)).decode()
+    kind = "production" if isinstance(policy, Policy) else "simulated"
+    head = {"confide-policy": 1, "kind": kind} | ({"version": policy.version} if policy.version else {})
+    requirements = {"all": msgspec.to_builtins(policy.requirements)} if policy.requirements else {}
+    return msgspec.toml.encode(head | msgspec.to_builtins(policy.exceptions) | requirements).decode()
 
 
 def policy_from_toml(text: str) -> Policy:
@@ -35,7 +66,7 @@ def policy_from_toml(text: str) -> Policy:
     document = _read(text)
     if document.kind != "production":
         raise InvalidPolicy("This policy is for simulated hardware and trusts none that is real; choose another one.")
-    return Policy(document.all, document.version)
+    return Policy(document.all, document.version, document.exceptions)
 
 
 def simulated_policy_from_toml(text: str) -> SimulatedPolicy:
@@ -43,20 +74,43 @@ def simulated_policy_from_toml(text: str) -> SimulatedPolicy:
     document = _read(text)
     if document.kind != "simulated":
         raise InvalidPolicy("This policy is for real hardware, and the evidence is simulated; choose another one.")
-    return SimulatedPolicy(document.all, document.version)
+    return SimulatedPolicy(document.all, document.version, document.exceptions)
 
 
 def any_policy_from_toml(text: str) -> AnyPolicy:
     """Read a policy of either kind, for those who keep both and hold them apart by their types. InvalidPolicy."""
     document = _read(text)
-    return (Policy if document.kind == "production" else SimulatedPolicy)(document.all, document.version)
+    made = Policy if document.kind == "production" else SimulatedPolicy
+    return made(document.all, document.version, document.exceptions)
 
 
 def _read(text: str) -> _Document:
     if len(text) > MAX_POLICY_BYTES:
         raise InvalidPolicy(_TOO_LARGE)
+    _require_shallow(text)
     try:
         return msgspec.toml.decode(text, type=_Document)
-    except (msgspec.MsgspecError, RecursionError) as error:
-        reason = f"The policy cannot be understood: {error}. Correct that place; `require` names each requirement."
-        raise InvalidPolicy(reason) from None
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        reason = f"The policy cannot be understood: {str(error)[:300]}. Correct that place"
+        raise InvalidPolicy(f"{reason}; `require` names each requirement.") from None
+
+
+def _require_shallow(text: str) -> None:
+    """InvalidPolicy for a key of more than MAX_KEY_PARTS, for too many of them, or a quote that nothing closes."""
+    dots = at = marks = 0
+    while at < len(text):
+        token = _TOKEN.match(text, at)
+        if token is None:
+            line = text.count("\n", 0, at) + 1
+            raise InvalidPolicy(f"The policy opens a quote on line {line} that is never closed; close it.")
+        at = token.end()
+        match token.lastgroup:
+            case "dot":
+                dots += 1
+            case "mark":
+                dots = 0
+                marks += token.group() in _OPENING
+        if dots >= MAX_KEY_PARTS:
+            raise InvalidPolicy(f"A key of the policy has more than {MAX_KEY_PARTS} parts; write it as tables.")
+        if marks > MAX_MARKS:
+            raise InvalidPolicy(f"The policy has more than {MAX_MARKS} keys and tables; no policy needs so many.")

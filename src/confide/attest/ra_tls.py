@@ -10,7 +10,8 @@ DER SubjectPublicKeyInfo, algorithm included:
   the CCC's Interoperable RA-TLS do it.
 - Gramine's older one, under Intel's object identifiers: SHA-256(SPKI), then 32 zero bytes. Verified, never made.
 
-A TPM signs `qualifying_data(report data)` instead of the report data, and a composite is bound by its first member.
+A TPM, Azure's included, signs `qualifying_data(report data)` instead of the report data, and a composite is bound by
+its first member.
 
 The extension, TCG DICE 2.23.133.5.4.9, holds one tagged CBOR value. Tag 60000 (IANA: Intel TEE quote) is
 60000([quote, claims]), in two entries, for SGX and TDX under Binding.CLAIMS. Everything else has a tag of Confide's
@@ -23,13 +24,12 @@ its own value (06 0B 06 09 2A ..., which reads as 0.6.9.42.840...), so extension
 """
 
 import hashlib
-import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
 from hmac import compare_digest
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 import cbor2
 from cryptography import x509
@@ -37,9 +37,11 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from confide.attest.cbor import decode as decode_cbor
 from confide.attest.claims import Claims
 from confide.attest.der import spki_and_extensions
-from confide.attest.evidence import Evidence, Family, qualifying_data
+from confide.attest.evidence import Evidence, Family
+from confide.attest.statement import same_report_data
 from confide.errors import MalformedEvidence, WrongBinding
 
 MAX_CERTIFICATE_BYTES: Final = 96 << 10
@@ -53,7 +55,7 @@ _INTEL_DER: Final = bytes.fromhex("2a864886f84d8a3906")
 _GRAMINE_DER: Final = bytes.fromhex("0609") + _INTEL_DER
 _HASHES: Final[Mapping[int, str]] = {1: "sha256", 7: "sha384", 8: "sha512"}
 _SHA256_ID: Final = 1
-_MAX_CBOR_DEPTH: Final = 8
+_WHAT: Final = "evidence in the RA-TLS certificate"
 _FAMILIES: Final = frozenset(family.value for family in Family)
 _MAX_MEMBERS: Final = 16
 _MAX_PARTS: Final = 32
@@ -126,12 +128,9 @@ def verify_binding(certificate: bytes, claims: Claims) -> None:
     """
     opened = open_certificate(certificate)
     member = claims
-    while member.members:
+    while member.family is Family.COMPOSITE and member.members:
         member = member.members[0]
-    expected = opened.accepted_report_data()
-    if member.family is Family.TPM:
-        expected = qualifying_data(expected)
-    if not compare_digest(expected, member.report_data):
+    if not same_report_data(opened.accepted_report_data(), member.report_data, member.family):
         raise WrongBinding(
             "The certificate's evidence is about another key; do not send anything, and tell the operator that "
             "something may sit in between."
@@ -162,7 +161,7 @@ def encode_evidence(evidence: Evidence, claims_buffer: bytes = b"") -> bytes:
 
 def decode_evidence(extension: bytes) -> tuple[Evidence, bytes]:
     """Evidence and claims buffer (maybe empty) from the extension's value."""
-    tagged = _decode_cbor(extension)
+    tagged = decode_cbor(extension, _WHAT)
     match tagged:
         case cbor2.CBORTag(tag=60000, value=[bytes(quote), bytes(claims_buffer)]) if claims_buffer:
             return _from_quote(quote), claims_buffer
@@ -203,42 +202,14 @@ def _claims_buffer(spki: bytes) -> bytes:
 
 
 def _check_public_key_hash(claims_buffer: bytes, spki: bytes) -> None:
-    claims = _decode_cbor(claims_buffer)
+    claims = decode_cbor(claims_buffer, _WHAT)
     entry = claims.get("pubkey-hash") if isinstance(claims, Mapping) else None
-    match _decode_cbor(entry) if isinstance(entry, bytes) else None:
+    match decode_cbor(entry, _WHAT) if isinstance(entry, bytes) else None:
         case [int(algorithm), bytes(digest)] if algorithm in _HASHES:
             if not compare_digest(hashlib.new(_HASHES[algorithm], spki).digest(), digest):
                 raise WrongBinding("The certificate's claims are about another key; do not send anything.")
         case _:
             raise _malformed("its claims hold no pubkey-hash by SHA-256, SHA-384 or SHA-512")
-
-
-def _decode_cbor(content: bytes) -> Any:
-    """Exactly one CBOR value, plainly encoded, and nothing after it."""
-    stream = io.BytesIO(content)
-    try:
-        value = cbor2.load(
-            stream,
-            semantic_decoders=_NO_SEMANTICS,
-            max_depth=_MAX_CBOR_DEPTH,
-            allow_indefinite=False,
-            allow_duplicate_keys=False,
-            strict_hashable_types=True,
-        )
-    except (cbor2.CBORDecodeError, ValueError, TypeError, OverflowError, RecursionError, MemoryError) as error:
-        raise _malformed("its evidence is not CBOR") from error
-    if stream.tell() != len(content):
-        raise _malformed("something follows its evidence")
-    return value
-
-
-def _refuse(_value: Any, _immutable: bool) -> NoReturn:
-    raise ValueError("a tag that evidence has no use for")
-
-
-# Tags that a decoder would otherwise act on: dates, big numbers, shared values, regular expressions and such.
-_ACTIVE_TAGS: Final = (*range(6), 25, 28, 29, 30, 35, 36, 37, 52, 54, 100, 256, 258, 260, 261, 1004, 43000, 55799)
-_NO_SEMANTICS: Final[dict[int, Callable[[Any, bool], Any]]] = dict.fromkeys(_ACTIVE_TAGS, _refuse)
 
 
 def _padded(digest: bytes) -> bytes:

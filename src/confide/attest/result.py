@@ -3,33 +3,28 @@
 from dataclasses import dataclass
 from datetime import datetime
 
+from confide.attest.check import Check, Outcome
 from confide.attest.claims import Claims, RootKind
 from confide.attest.evidence import Family
 
 
 @dataclass(frozen=True)
-class Check:
-    """One check. code: stable, such as tcb-status or debug; passed or not, with both sides in words."""
-
-    code: str
-    expected: str
-    seen: str
-    passed: bool
-
-
-@dataclass(frozen=True)
 class AttestationResult:
-    """The verdict on one piece of evidence at one time. claims: None where the evidence itself was refused."""
+    """The verdict on one piece of evidence at one time. claims: None where the evidence itself was refused.
+
+    exceptions: what the policy does without, a sentence for each; whoever shows a verdict shows them.
+    """
 
     family: Family
     at: datetime
     checks: tuple[Check, ...]
     claims: Claims | None
+    exceptions: tuple[str, ...] = ()
 
     @property
     def trusted(self) -> bool:
-        """Whether every check passed, and there was at least one."""
-        return self.claims is not None and bool(self.checks) and all(check.passed for check in self.checks)
+        """Whether no check failed and at least one passed; what was skipped by the policy's leave counts as neither."""
+        return self.claims is not None and not self.failures and any(check.passed for check in self.checks)
 
     @property
     def simulated(self) -> bool:
@@ -38,5 +33,10 @@ class AttestationResult:
 
     @property
     def failures(self) -> tuple[Check, ...]:
-        """The checks that did not pass."""
-        return tuple(check for check in self.checks if not check.passed)
+        """The checks that failed."""
+        return tuple(check for check in self.checks if check.outcome is Outcome.FAIL)
+
+    @property
+    def not_checked(self) -> tuple[Check, ...]:
+        """The checks that could not be made, and that the policy does without."""
+        return tuple(check for check in self.checks if check.outcome is Outcome.SKIPPED)

@@ -42,6 +42,7 @@ class Listing:
     """What the simulated vendor publishes. The defaults make the simulated machine up to date, for `days` from `at`.
 
     revoked: of `pck` and `pck_ca`. least: the lowest security version that has a level, above 1 for none that fits.
+    evaluation: the tcbEvaluationDataNumber. newer: the date of one more level, which the simulated machine lacks.
     """
 
     at: datetime = field(default_factory=lambda: datetime.now(UTC))
@@ -51,6 +52,8 @@ class Listing:
     fmspc: bytes = FMSPC
     least: int = SVN
     revoked: frozenset[str] = frozenset()
+    evaluation: int = 1
+    newer: datetime | None = None
 
     @property
     def until(self) -> datetime:
@@ -191,7 +194,8 @@ def _document(content: Mapping[str, Any]) -> str:
 
 
 def _dates(listing: Listing) -> dict[str, Any]:
-    return {"issueDate": _text(listing.at), "nextUpdate": _text(listing.until), "tcbEvaluationDataNumber": 1}
+    dates = {"issueDate": _text(listing.at), "nextUpdate": _text(listing.until)}
+    return dates | {"tcbEvaluationDataNumber": listing.evaluation}
 
 
 def _text(moment: datetime) -> str:
@@ -207,6 +211,10 @@ def _tcb_info(listing: Listing) -> dict[str, Any]:
     module = {"mrsigner": "00" * 48, "attributes": "00" * 8, "attributesMask": "FF" * 8}
     components = [{"svn": listing.least}] * 16
     platform = {"sgxtcbcomponents": components, "pcesvn": SVN, "tdxtcbcomponents": components}
+    levels = [_level(platform, listing, listing.status)]
+    if listing.newer is not None:
+        newer = _level(platform | {"pcesvn": SVN + 1}, listing, "UpToDate")
+        levels.insert(0, newer | {"tcbDate": _text(listing.newer)})
     return {
         "id": "TDX",
         "version": 3,
@@ -218,7 +226,7 @@ def _tcb_info(listing: Listing) -> dict[str, Any]:
         "tdxModuleIdentities": [
             {"id": "TDX_01", **module, "tcbLevels": [_level({"isvsvn": SVN}, listing, "UpToDate")]},
         ],
-        "tcbLevels": [_level(platform, listing, listing.status)],
+        "tcbLevels": levels,
     }
 
 

@@ -2,14 +2,18 @@
 
 Intel Trust Authority: https://portal.trustauthority.intel.com/eat_profile.html. Microsoft Azure Attestation:
 https://learn.microsoft.com/en-us/azure/attestation/attestation-token-examples and claim-sets beside it. Trustee of
-the Confidential Containers project signs EAT Attestation Results: draft-ietf-rats-ear. Nothing is fetched: a `jku` or
-a `jwk` in a token's header is never looked at.
+the Confidential Containers project signs EAT Attestation Results: draft-ietf-rats-ear. NVIDIA's Remote Attestation
+Service signs a detached EAT bundle (RFC 9711, 5.2), one token for all and one for each GPU: https://docs.nvidia.com/
+attestation/advanced-documentation/latest/claims-guide/gpu_claims.html. Nothing is fetched: a `jku` or a `jwk` in a
+token's header is never looked at.
 
 A service says less than evidence does. What it leaves out is absent from the claims, and a policy that asks for it
 refuses; a TCB status it does not state is Unknown, and a debug flag it does not state counts as set.
 """
 
 import base64
+import hashlib
+import hmac
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -17,11 +21,13 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 import jwt
+import msgspec
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.x509 import load_der_x509_certificate
 
+from confide.attest.check import Check, check, skipped
 from confide.attest.claims import Claims, RootKind, TcbStatus
-from confide.attest.evidence import Family
+from confide.attest.evidence import MAX_EVIDENCE_BYTES, Family
 from confide.attest.requirements import VerifierService
 from confide.errors import (
     AttestationError,
@@ -56,6 +62,7 @@ class _Format:
     algorithms: tuple[str, ...]
     issuer: Callable[[_Json], object]
     claims: Callable[[_Json], Claims]
+    bundle: bool = False
 
 
 def _verify(token: bytes, service: VerifierService, now: datetime) -> Claims:
@@ -63,15 +70,20 @@ def _verify(token: bytes, service: VerifierService, now: datetime) -> Claims:
     if form is None:
         known = ", ".join(_FORMATS)
         raise WrongCollateral(f"There is no verification service {service.service!r}; those known are {known}.")
-    body = _signed_body(token, service, form)
-    if form.issuer(body) != service.issuer:
-        raise UnknownRoot(f"The token is not from {service.issuer}, as the policy asks; fetch one from there.")
-    until = _check_times(body, now)
+    body, until = (_bundle if form.bundle else _current_body)(token, service, form, now)
     try:
         claims = form.claims(body)
     except (LookupError, ArithmeticError, ValueError, TypeError, AttributeError) as error:
         raise MalformedEvidence(_MALFORMED.format(f"{type(error).__name__}: {error}")) from None
     return replace(claims, verified_by=service.identity, valid_until=until)
+
+
+def _current_body(token: bytes, service: VerifierService, form: _Format, now: datetime) -> tuple[_Json, datetime]:
+    """The claims in a token that this service signed and that is valid at `now`, and until when it is."""
+    body = _signed_body(token, service, form)
+    if form.issuer(body) != service.issuer:
+        raise UnknownRoot(f"The token is not from {service.issuer}, as the policy asks; fetch one from there.")
+    return body, _check_times(body, now)
 
 
 # -- signature and time ------------------------------------------------------------------------------------------
@@ -136,7 +148,7 @@ def _public_key(key: _Json, algorithm: str) -> jwt.PyJWK | RSAPublicKey:
 
 
 def _check_times(body: _Json, now: datetime) -> datetime:
-    if now < _time(body, "nbf", _time(body, "iat", now)):
+    if now < max(_time(body, name, now) for name in ("nbf", "iat")):
         raise OutsideValidity("The token is not valid yet; check the time of appraisal.")
     until = _time(body, "exp")
     if now >= until:
@@ -185,6 +197,7 @@ def _intel_claims(body: _Json, family: Family, measurements: dict[str, bytes], p
     return Claims(
         family=family,
         root=RootKind.PRODUCTION,
+        speaks=True,
         report_data=bytes.fromhex(body[f"{prefix}report_data"]),
         debug=body.get(f"{prefix}is_debuggable") is not False,
         tcb_status=_status(body.get("attester_tcb_status")),
@@ -232,6 +245,7 @@ def _azure_claims(
     return Claims(
         family=family,
         root=RootKind.PRODUCTION,
+        speaks=True,
         report_data=bytes.fromhex(tee.get(report_data, "")),
         debug=tee.get(debuggable) is not False,
         tcb_status=_status(tee.get("attester_tcb_status")),
@@ -252,7 +266,7 @@ def _ear_issuer(body: _Json) -> object:
 def _ear(body: _Json) -> Claims:
     """One member for each submodule, the CPU first; every one of them must be affirmed by the service."""
     submods = sorted(body["submods"].items())
-    members = [_ear_member(appraisal) for _, appraisal in submods]
+    members = sorted((_ear_member(appraisal) for _, appraisal in submods), key=lambda one: not one.speaks)
     if not members:
         raise ValueError("no submods")
     return replace(members[0], members=tuple(members[1:]))
@@ -264,7 +278,10 @@ def _ear_member(appraisal: _Json) -> Claims:
     evidence = appraisal["ear.veraison.annotated-evidence"]
     for name, claims in _EAR_FAMILIES.items():
         if name in evidence:
-            return replace(claims(evidence[name]), report_data=bytes.fromhex(evidence["report_data"]))
+            found = claims(evidence[name])
+            if not found.speaks:  # a GPU's nonce is the service's business
+                return found
+            return replace(found, report_data=bytes.fromhex(evidence["report_data"]))
     raise ValueError(f"attester {', '.join(evidence)}")
 
 
@@ -297,6 +314,7 @@ def _ear_claims(tee: _Json, family: Family, measurements: dict[str, bytes], debu
     return Claims(
         family=family,
         root=RootKind.PRODUCTION,
+        speaks=True,
         report_data=b"",
         debug=debug is not False,
         tcb_status=_status(tee.get("tcb_status")),
@@ -306,12 +324,130 @@ def _ear_claims(tee: _Json, family: Family, measurements: dict[str, bytes], debu
     )
 
 
-_EAR_FAMILIES: Final[dict[str, Callable[[_Json], Claims]]] = {"tdx": _ear_tdx, "sgx": _ear_sgx, "snp": _ear_snp}
+def _ear_gpu(gpu: _Json) -> Claims:
+    """Trustee's own verifier writes measurements by SPDM's index; of late it has the versions beside `config`."""
+    said = {**gpu.get("config", {}), **gpu}
+    names = {"driver_version": "driver_version", "vbios_version": "vbios_version", "uuid": "uuid", "ueid": "ueid"}
+    return Claims(
+        family=Family.NVIDIA,
+        root=RootKind.PRODUCTION,
+        report_data=b"",
+        debug=False,
+        tcb_status=TcbStatus.UNKNOWN,
+        measurements={f"block{int(at)}": bytes.fromhex(value) for at, value in gpu.get("measurements", {}).items()},
+        identity={ours: str(said[theirs]).encode() for ours, theirs in names.items() if said.get(theirs)},
+        speaks=False,
+    )
+
+
+_EAR_FAMILIES: Final[dict[str, Callable[[_Json], Claims]]] = {
+    "tdx": _ear_tdx,
+    "sgx": _ear_sgx,
+    "snp": _ear_snp,
+    "nvidia": _ear_gpu,
+}
+
+
+# -- NVIDIA Remote Attestation Service ---------------------------------------------------------------------------
+
+MAX_BUNDLE_GPUS: Final = 32
+_DIGESTS: Final = ("SHA-256", "SHA256")
+"""NVIDIA's service and its SDK write the name differently."""
+
+_RIM_CHAINS: Final = ("attestation-report", "driver-rim", "vbios-rim")
+
+
+def _bundle(bundle: bytes, service: VerifierService, form: _Format, now: datetime) -> tuple[_Json, datetime]:
+    """The claims of the token for all, with those of each GPU's token in the place of its digest.
+
+    [["JWT", token], {"GPU-0": token, ...}]; the first has submods {"GPU-0": ["DIGEST", ["SHA-256", hexadecimal]], ...}.
+    """
+    overall, tokens = _unbundled(bundle)
+    body, until = _current_body(overall.encode(), service, form, now)
+    digests = body.get("submods")
+    if not isinstance(digests, dict) or digests.keys() != tokens.keys():
+        raise InvalidSignature("The service's token is not about exactly the GPUs of the bundle; fetch it again.")
+    gpus: dict[str, _Json] = {}
+    for name, token in tokens.items():
+        if not _is_digest(digests[name], token):
+            raise InvalidSignature(f"The service's token has another digest of {ascii(name)[:40]}; fetch it again.")
+        gpus[name], end = _current_body(token.encode(), service, form, now)
+        until = min(until, end)
+    return {**body, "submods": gpus}, until
+
+
+def _unbundled(bundle: bytes) -> tuple[str, dict[str, str]]:
+    if len(bundle) > MAX_EVIDENCE_BYTES or not bundle.isascii():
+        raise MalformedEvidence(_MALFORMED.format("no bundle of tokens"))
+    try:
+        (kind, overall), tokens = msgspec.json.decode(bundle, type=tuple[tuple[str, str], dict[str, str]])
+        _ = [text.encode() for text in (overall, *tokens.values())]  # an escaped half of a surrogate pair is no text
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        raise MalformedEvidence(_MALFORMED.format("no bundle of tokens")) from None
+    if kind != "JWT" or not 1 <= len(tokens) <= MAX_BUNDLE_GPUS:
+        raise MalformedEvidence(_MALFORMED.format(f"a bundle of something else, or of not 1 to {MAX_BUNDLE_GPUS} GPUs"))
+    return overall, tokens
+
+
+def _is_digest(claim: object, token: str) -> bool:
+    match claim:
+        case ["DIGEST", [str(name), str(digest)]] if name in _DIGESTS:
+            return hmac.compare_digest(digest.lower().encode(), hashlib.sha256(token.encode()).hexdigest().encode())
+    return False
+
+
+def _nvidia(body: _Json) -> Claims:
+    """The GPUs, of which the service must vouch for each and for all, and which answered to one nonce."""
+    if body["x-nvidia-overall-att-result"] is not True:
+        raise InvalidSignature("The service itself does not vouch for the GPUs; find out why before you trust them.")
+    gpus = [_nvidia_gpu(gpu, body["eat_nonce"]) for _, gpu in sorted(body["submods"].items())]
+    return replace(gpus[0], members=tuple(gpus[1:]))
+
+
+def _nvidia_gpu(gpu: _Json, nonce: str) -> Claims:
+    if str(gpu["measres"]).lower() != "success":
+        raise InvalidSignature("The service did not find NVIDIA's measurements in a GPU; do not trust it.")
+    if gpu["eat_nonce"] != nonce:
+        raise InvalidSignature("The tokens of the bundle are for several nonces; fetch it again.")
+    names = {"driver_version": "x-nvidia-gpu-driver-version", "vbios_version": "x-nvidia-gpu-vbios-version"}
+    names |= {"device": "hwmodel", "ueid": "ueid"}
+    match = gpu.get("x-nvidia-gpu-attestation-report-cert-chain-fwid-match")
+    return Claims(
+        family=Family.NVIDIA,
+        root=RootKind.PRODUCTION,
+        report_data=bytes.fromhex(nonce),
+        debug=gpu.get("dbgstat") != "disabled",
+        tcb_status=TcbStatus.UNKNOWN,
+        identity={ours: str(gpu[theirs]).encode() for ours, theirs in names.items() if gpu.get(theirs)},
+        checks=(
+            _said("nvidia-measurements", "those of NVIDIA's manifests for this driver and VBIOS", True, "success"),
+            _said("nvidia-firmware", "the firmware that the GPU's certificate was made for", match, f"match: {match}"),
+            _nvidia_revocation(gpu),
+        ),
+        speaks=False,
+    )
+
+
+def _nvidia_revocation(gpu: _Json) -> Check:
+    chains = [gpu.get(f"x-nvidia-gpu-{name}-cert-chain") for name in _RIM_CHAINS]
+    statuses = [one.get("x-nvidia-cert-ocsp-status") if isinstance(one, dict) else None for one in chains]
+    good = None if None in statuses else all(status == "good" for status in statuses)
+    seen = ", ".join(f"{name}: {status}" for name, status in zip(_RIM_CHAINS, statuses, strict=True))
+    return _said("revocation", "no certificate of the GPU and its manifests revoked", good, seen)
+
+
+def _said(code: str, expected: str, verdict: object, seen: str) -> Check:
+    """A check that the service made; one that it does not mention is skipped."""
+    if verdict is None:
+        return skipped(code, expected, "the service does not say")
+    return check(code, expected, f"the service says: {seen}", verdict is True)
+
 
 _FORMATS: Final = {
     "intel-trust-authority": _Format(("PS384", "RS256"), lambda body: body.get("iss"), _intel),
     "azure-attestation": _Format(("RS256",), lambda body: body.get("iss"), _azure),
     "trustee": _Format(("ES256", "ES384", "PS256", "PS384", "RS256"), _ear_issuer, _ear),
+    "nvidia-nras": _Format(("ES384",), lambda body: body.get("iss"), _nvidia, bundle=True),
 }
 
 

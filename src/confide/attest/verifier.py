@@ -15,7 +15,7 @@ from confide.attest.policy import AnyPolicy
 from confide.attest.result import AttestationResult
 from confide.attest.roots import Roots
 from confide.attest.statement import Statement
-from confide.errors import MalformedEvidence
+from confide.errors import MalformedEvidence, WrongCollateral
 
 _MODULES: Final[Mapping[Family, str]] = MappingProxyType(
     {
@@ -24,6 +24,8 @@ _MODULES: Final[Mapping[Family, str]] = MappingProxyType(
         Family.SNP: "snp",
         Family.TPM: "tpm",
         Family.NVIDIA: "nvidia",
+        Family.AZURE: "azure",
+        Family.NITRO: "nitro",
         Family.COMPOSITE: "composite",
     }
 )
@@ -63,6 +65,11 @@ class Verifier:
             raise ValueError("The time of appraisal has no time zone; give datetime.now(UTC), for example.")
         if _size(evidence) > MAX_EVIDENCE_BYTES:
             raise MalformedEvidence(f"The evidence is larger than {MAX_EVIDENCE_BYTES} bytes; send the evidence alone.")
+        if evidence.family not in _MODULES:
+            raise WrongCollateral(
+                f"A {evidence.family} is a service's word, not evidence to verify; appraise it with a policy that "
+                "names the service (verifier-service)."
+            )
         verify: _Verify = import_module(f"confide.attest.families.{_MODULES[evidence.family]}").verify
         return verify(evidence, collateral, self.roots, now)
 

@@ -5,17 +5,18 @@ key's model, and the channel key. A key with a policy for production is judged u
 of policy that asks for them: simulated evidence never gets it.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from confide.attest.appraise import Verifies, appraise
+from confide.attest.check import Check, check
 from confide.attest.collateral import Collateral
+from confide.attest.collateral_lookup import CollateralSource, SentCollateral
 from confide.attest.evidence import Evidence, Family
 from confide.attest.policy import AnyPolicy
 from confide.attest.policy import appraise as appraise_claims
-from confide.attest.requirements import Fresh, Model
-from confide.attest.result import AttestationResult, Check
+from confide.attest.requirements import AnyRequirement, Fresh, Model
+from confide.attest.result import AttestationResult
 from confide.attest.roots import ProductionRoots, SimulatedRoots
 from confide.attest.statement import Statement
 from confide.attest.verifier import Verifier
@@ -24,33 +25,24 @@ from confide.broker.store import Conditions
 from confide.channel.keys import KEY_PURPOSE, ChannelPublicKey
 from confide.errors import AttestationError, ChannelRefused
 
-Gather = Callable[[Evidence], Collateral]
-"""Gets collateral for evidence that came without; an AttestationError where there is none to be had."""
-
-
-def no_collateral(evidence: Evidence) -> Collateral:
-    """For those who ask no vendor: workloads send their collateral along."""
-    return Collateral()
-
 
 @dataclass(frozen=True)
 class Appraiser:
     """Judges workloads for one owner.
 
-    production: verifies under the vendors' roots. gather: where collateral comes from that a workload did not send.
+    production: verifies under the vendors' roots. source: where collateral comes from.
     demands: a policy that every workload must satisfy besides that of the key; where the two are not of one kind, no
     evidence satisfies both.
     """
 
     production: Verifies = field(default_factory=lambda: Verifier(ProductionRoots()))
-    gather: Gather = no_collateral
+    source: CollateralSource = field(default_factory=SentCollateral)
     demands: AnyPolicy | None = None
 
     def appraise(self, attested: Attested, conditions: Conditions, nonce: str, now: datetime) -> AttestationResult:
         """The verdict, with every check of both policies. Nothing is raised for evidence that does not hold."""
         evidence, statement = attested.evidence.thaw(), attested.statement
-        bound = (Fresh(nonce), Model(conditions.model_digest))
-        own = replace(conditions.policy, requirements=(*conditions.policy.requirements, *bound))
+        own = replace(conditions.policy, requirements=(*conditions.policy.requirements, *_bound(conditions, nonce)))
         try:
             collateral = self._collateral(attested, evidence, conditions)
         except AttestationError as error:
@@ -61,19 +53,28 @@ class Appraiser:
             for policy in (own, self.demands)
             if policy is not None
         ]
-        checks = dict.fromkeys(check for result in results for check in result.checks)
+        if results[0].claims is not None and conditions.simulated_root is None:
+            self.source.learn(results[0].claims, collateral.provenance)
+        checks = dict.fromkeys(one for result in results for one in result.checks)
         return replace(results[0], checks=(*checks, _channel_key_check(statement)))
 
     def _collateral(self, attested: Attested, evidence: Evidence, conditions: Conditions) -> Collateral:
         sent = attested.collateral.thaw()
-        if sent.documents or sent.members or conditions.simulated_root is not None:
+        if conditions.simulated_root is not None:  # a simulated machine is its own vendor
             return sent
-        return self.gather(evidence)
+        return self.source.find(evidence, sent)
 
     def _verifier(self, conditions: Conditions) -> Verifies:
         if conditions.simulated_root is None:
             return self.production
         return Verifier(SimulatedRoots(dict.fromkeys(Family, conditions.simulated_root)))
+
+
+def _bound(conditions: Conditions, nonce: str) -> tuple[AnyRequirement, ...]:
+    """What is asked for in any case. Only a policy that names the key's model itself can let an upstream run it."""
+    fresh, digest = Fresh(nonce), conditions.model_digest
+    named = any(isinstance(one, Model) and one.sha256 == digest for one in conditions.policy.requirements)
+    return (fresh,) if named else (fresh, Model(digest))
 
 
 def channel_key(statement: Statement) -> ChannelPublicKey:
@@ -84,6 +85,6 @@ def channel_key(statement: Statement) -> ChannelPublicKey:
 def _channel_key_check(statement: Statement) -> Check:
     expected = "a key to encrypt to, in the statement"
     try:
-        return Check("channel-key", expected, channel_key(statement).id.hex(), passed=True)
+        return check("channel-key", expected, channel_key(statement).id.hex(), ok=True)
     except ChannelRefused:
-        return Check("channel-key", expected, "none", passed=False)
+        return check("channel-key", expected, "none", ok=False)

@@ -4,14 +4,15 @@ Each decision is in the log, on the disk, before anybody hears of it.
 """
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final
 
 import msgspec
 
+from confide.attest.check import Check, check
+from confide.attest.defaults import COLLATERAL
 from confide.attest.policy_toml import to_toml
-from confide.attest.result import Check
 from confide.broker.appraisal import Appraiser, channel_key
 from confide.broker.log import AuditLog, Entry
 from confide.broker.nonces import LIFETIME, Nonces
@@ -49,13 +50,13 @@ class Broker:
         try:
             stored = self.store.get(request.key)
         except UnknownModelKey:
-            failed = Check(UnknownModelKey.code, "a key that is kept here", request.key, passed=False)
+            failed = check(UnknownModelKey.code, "a key that is kept here", request.key, ok=False)
             self.log.append(msgspec.structs.replace(entry, failed=(failed,)))
             raise
         policy = hashlib.sha256(to_toml(stored.conditions.policy).encode()).hexdigest()
         entry = msgspec.structs.replace(entry, model=stored.conditions.model_digest, policy=policy)
         result = self.appraiser.appraise(attested, stored.conditions, nonce, now)
-        entry = msgspec.structs.replace(entry, simulated=result.simulated)
+        entry = msgspec.structs.replace(entry, simulated=result.simulated, collateral=_collateral(result.checks))
         if not result.trusted:
             self.log.append(msgspec.structs.replace(entry, failed=tuple(map(_shortened, result.failures))))
             raise _refusal(stored.key.id, result.failures)
@@ -79,8 +80,13 @@ def _entry(request: ReleaseRequest, now: datetime, peer: str) -> Entry:
     )
 
 
-def _shortened(check: Check) -> Check:
-    return Check(check.code, check.expected[:_MAX_WORDS], check.seen[:_MAX_WORDS], check.passed)
+def _collateral(checks: tuple[Check, ...]) -> str:
+    """What was found of the collateral; empty where evidence was refused before that."""
+    return next((one.seen for one in checks if one.code == COLLATERAL), "")
+
+
+def _shortened(failed: Check) -> Check:
+    return replace(failed, expected=failed.expected[:_MAX_WORDS], seen=failed.seen[:_MAX_WORDS])
 
 
 def _refusal(key: str, failures: tuple[Check, ...]) -> KeyRefused:

@@ -19,7 +19,7 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
-from confide.attest.result import Check
+from confide.attest.check import Check
 from confide.attest.wire import Record
 from confide.disk.files import hold_folder, sync_folder
 from confide.errors import AuditLogCorrupted, AuditLogInUse, AuditLogUnavailable
@@ -36,9 +36,9 @@ class Entry(Record, frozen=True):
 
     key, model: the key's id and the digest of its model. policy: SHA-256 of its TOML. nonce: what the
     evidence was made for. statement: the digest of what the workload says of itself, its channel key included, as the
-    hardware signs it. evidence: SHA-256 of the evidence as JSON. peer: the
-    address that asked, which may be a proxy's. failed: the checks that did not pass. recovered: bytes of a torn last
-    line that were cut off before this.
+    hardware signs it. evidence: SHA-256 of the evidence as JSON. peer: the address that asked,
+    which may be a proxy's. collateral: until when it is valid, how old it is and who chose it. failed: the checks that
+    did not pass. recovered: bytes of a torn last line that were cut off before this.
     """
 
     at: Annotated[datetime, msgspec.Meta(tz=True)]
@@ -52,6 +52,7 @@ class Entry(Record, frozen=True):
     statement: str = ""
     evidence: str = ""
     peer: str = ""
+    collateral: str = ""
     failed: tuple[Check, ...] = ()
     recovered: int = 0
 

@@ -3,7 +3,7 @@
 Exit codes: 0 trusted, 10 refused, 20 malformed or cut-off input, 30 wrong usage, a policy that is none included.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from enum import IntEnum
 from pathlib import Path
@@ -19,8 +19,11 @@ from confide.cli import output
 from confide.cli.files import read_file
 from confide.cli.options import Json
 from confide.errors import AttestationError, InvalidPolicy, MalformedEvidence
+from confide.printable import printable
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from confide.attest.appraise import Verifies
     from confide.attest.bundle import Bundle
     from confide.attest.collateral import Collateral
@@ -74,7 +77,7 @@ CollateralFiles = Annotated[
 ]
 PolicyFile = Annotated[
     Path | None,
-    typer.Option("--policy", help="TOML; without: genuine, not debugged, TCB up to date, all valid.", metavar="FILE"),
+    typer.Option("--policy", help="TOML, added to what every policy asks for; see `policy check`.", metavar="FILE"),
 ]
 At = Annotated[
     str | None, typer.Option("--at", help="Time of appraisal, such as 2026-02-19 or 2026-02-19T12:00:00Z; UTC.")
@@ -82,6 +85,14 @@ At = Annotated[
 ForcedFamily = Annotated[Family | None, typer.Option("--family", help="Whose evidence it is, if it does not tell.")]
 StatementFile = Annotated[
     Path | None, typer.Option("--statement", help="JSON of what the workload says of itself.", metavar="FILE")
+]
+EventLogFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--event-log",
+        help="The CCEL table's log of a TDX machine; it must lead to the quote's registers.",
+        metavar="FILE",
+    ),
 ]
 SimulatedRoot = Annotated[
     Path | None,
@@ -110,6 +121,7 @@ def verify(
     at: At = None,
     family: ForcedFamily = None,
     statement: StatementFile = None,
+    event_log: EventLogFile = None,
     simulated_root: SimulatedRoot = None,
     attestation_key: AttestationKeys = None,
     json: Json = False,
@@ -119,11 +131,11 @@ def verify(
         raise typer.BadParameter("give either a BUNDLE or --evidence")
     mode = _Mode(simulated_root, frozenset(attestation_key or ()))
     if bundle is not None:
-        if collateral or family or statement:
-            raise typer.BadParameter("a bundle has its own collateral, family and statement")
+        if collateral or family or statement or event_log:
+            raise typer.BadParameter("a bundle has its own collateral, family, statement and event log")
         _finish(_again(_read_bundle(bundle), mode, policy, at), json=json)
         return
-    given = _Given.read(mode, evidence, collateral, policy, at, family, statement)
+    given = _Given.read(mode, evidence, collateral, policy, at, family, statement, event_log)
     _finish(given.appraise(mode.verifier()), json=json)
 
 
@@ -136,6 +148,7 @@ def freeze(
     at: At = None,
     family: ForcedFamily = None,
     statement: StatementFile = None,
+    event_log: EventLogFile = None,
     simulated_root: SimulatedRoot = None,
     attestation_key: AttestationKeys = None,
     json: Json = False,
@@ -144,7 +157,7 @@ def freeze(
     from confide.disk.files import create_file
 
     mode = _Mode(simulated_root, frozenset(attestation_key or ()))
-    bundle = _Given.read(mode, evidence, collateral, policy, at, family, statement).freeze(mode.verifier())
+    bundle = _Given.read(mode, evidence, collateral, policy, at, family, statement, event_log).freeze(mode.verifier())
     try:
         create_file(out, bundle.write())
     except OSError as error:
@@ -165,10 +178,114 @@ def explain(
     if json:
         output.result(_as_json(result) | {"policy": frozen.policy, "claims": _claims(result)})
         raise typer.Exit(_exit_code(result))
-    output.console.print(Text(frozen.policy))
+    output.console.print(Text(printable(frozen.policy, keep="\n\t")))
     for name, value in _claims(result).items():
         output.console.print(Text(f"{name:<24} {value}"), soft_wrap=True)
     _finish(result, json=False)
+
+
+@app.command("eventlog")
+def eventlog(
+    log: Annotated[Path, typer.Argument(help="The CCEL table's log, as the kernel shows it.", metavar="LOG")],
+    json: Json = False,
+) -> None:
+    """Show what a TDX machine's firmware and kernel logged, and the registers that it leads to. Nothing is verified.
+
+    Whether a quote has these registers, `confide attest verify --event-log` says.
+    """
+    from confide.attest.families.eventlog import REGISTERS, replay
+
+    replayed = replay(read_file(log))
+    names = ("mrtd", *REGISTERS)
+    if json:
+        events = [
+            {"register": names[event.register], "type": event.name, "digest": event.digest.hex(), "data": event.words}
+            for event in replayed.events
+        ]
+        registers = {name: value.hex() for name, value in replayed.registers.items()}
+        output.result({"registers": registers, "events": events})
+        return
+    table = Table(show_edge=False, pad_edge=False)
+    for heading in ("register", "type", "digest", "said"):
+        table.add_column(heading, overflow="fold")
+    for event in replayed.events:
+        words = (names[event.register], event.name, event.digest.hex()[:16], printable(event.words))
+        table.add_row(*map(Text, words))
+    output.console.print(table)
+    for name, value in replayed.registers.items():
+        output.console.print(Text(f"{name}  {value.hex()}"), soft_wrap=True)
+    output.note(
+        "Not verified: a log is what somebody says; `confide attest verify --event-log` compares it with a quote."
+    )
+
+
+policy_app = typer.Typer(name="policy", help="Read policies, and write strict ones.", no_args_is_help=True, cls=_Group)
+app.add_typer(policy_app)
+
+
+@policy_app.command("check")
+def policy_check(
+    file: Annotated[Path, typer.Argument(help="A policy, TOML.", metavar="FILE")],
+    json: Json = False,
+) -> None:
+    """Say in sentences what a policy asks for, what it does without, and what it leaves open."""
+    from confide.attest.policy import SimulatedPolicy
+    from confide.attest.policy_toml import any_policy_from_toml
+    from confide.attest.policy_words import asked, left_open
+
+    policy = any_policy_from_toml(_policy_text(file))
+    kind = "simulated" if isinstance(policy, SimulatedPolicy) else "production"
+    asks, open_to = list(asked(policy)), list(left_open(policy))
+    if json:
+        said = {"asks": asks, "exceptions": list(policy.exceptions.sentences()), "open": open_to}
+        output.result({"kind": kind, "version": policy.version, **said})
+        return
+    output.console.print(Text(f"This {kind} policy asks for", "bold"))
+    for sentence in asks:
+        output.console.print(Text(f"  {printable(sentence)}"))
+    _show_exceptions(policy.exceptions.sentences())
+    if open_to:
+        output.console.print(Text("It leaves open", "bold yellow"))
+    for sentence in open_to:
+        output.console.print(Text(f"  {printable(sentence)}", "yellow"))
+
+
+@policy_app.command("from")
+def policy_from(
+    evidence: Annotated[Path, typer.Argument(help="Evidence that you trust, to ask for the same.", metavar="EVIDENCE")],
+    collateral: CollateralFiles = None,
+    at: At = None,
+    family: ForcedFamily = None,
+    simulated_root: SimulatedRoot = None,
+    attestation_key: AttestationKeys = None,
+    out: Annotated[Path | None, typer.Option(help="The policy to write; it must not exist. Without: printed.")] = None,
+    json: Json = False,
+) -> None:
+    """Verify evidence, and write a strict policy that asks for what it says: measurements, attributes, versions."""
+    from confide.attest.policy import appraise
+    from confide.attest.policy_toml import to_toml
+    from confide.attest.strict import strict_policy
+    from confide.disk.files import create_file
+
+    mode = _Mode(simulated_root, frozenset(attestation_key or ()))
+    given = _Given.read(mode, evidence, collateral, None, at or datetime.now(UTC).isoformat(), family, None, None)
+    claims = mode.verifier().verify(given.evidence, given.collateral, given.now)
+    policy = strict_policy(claims)
+    text, failures = to_toml(policy), appraise(claims, policy, given.now).failures
+    if out is not None:
+        try:
+            create_file(out, text.encode())
+        except OSError as error:
+            raise typer.BadParameter(f"{out} cannot be written ({error.strerror}); choose another place") from None
+    if json:
+        output.result({"policy": text, "failures": [asdict(check) for check in failures]})
+        return
+    if out is None:
+        output.console.print(Text(text), soft_wrap=True)
+    if any(one.family is Family.SNP for one in claims.everyone()):
+        output.note("min_tcb is what this machine has; compare it with AMD's bulletins for the product.")
+    for check in failures:
+        output.note(f"This evidence itself does not satisfy it: {check.code}: {printable(check.seen)}.")
 
 
 @dataclass(frozen=True)
@@ -200,11 +317,7 @@ class _Mode:
         simulated = self.simulated_root is not None
         if path is None:
             return SimulatedPolicy() if simulated else Policy()
-        try:
-            text = read_file(path).decode()
-        except UnicodeDecodeError:
-            raise InvalidPolicy(f"{path} is no text; a policy is a TOML file.") from None
-        return (simulated_policy_from_toml if simulated else policy_from_toml)(text)
+        return (simulated_policy_from_toml if simulated else policy_from_toml)(_policy_text(path))
 
 
 @dataclass(frozen=True)
@@ -227,16 +340,20 @@ class _Given:
         at: str | None,
         family: Family | None,
         statement: Path | None,
+        event_log: Path | None = None,
     ) -> "_Given":
         from confide.attest.collateral import Collateral
         from confide.attest.detect import read_collateral, read_evidence
+        from confide.attest.statement import Statement
 
         if evidence is None or at is None:
             raise typer.BadParameter("give --evidence and --at")
         now, chosen = _time(at), mode.policy(policy)
         made, beside = read_evidence(read_file(evidence), family)
         documents = {**beside.documents, **read_collateral(map(read_file, collateral or ())).documents}
-        said = None if statement is None else _statement(read_file(statement))
+        if event_log is not None:
+            made = _with_log(made, read_file(event_log))
+        said = None if statement is None else Statement.decode(read_file(statement))
         return cls(made, Collateral(documents), chosen, now, said)
 
     def appraise(self, verifier: "Verifies") -> "AttestationResult":
@@ -248,6 +365,15 @@ class _Given:
         from confide.attest.bundle import freeze
 
         return freeze(verifier, self.evidence, self.collateral, self.policy, self.now, statement=self.statement)
+
+
+def _with_log(evidence: "Evidence", log: bytes) -> "Evidence":
+    """The same evidence with its event log among its parts."""
+    from confide.attest.families.eventlog import PART
+
+    if evidence.family is not Family.TDX:
+        raise typer.BadParameter(f"--event-log belongs to a TDX quote, and this is {evidence.family}")
+    return replace(evidence, parts={**evidence.parts, PART: log})
 
 
 def _again(bundle: "Bundle", mode: _Mode, policy: Path | None, at: str | None) -> "AttestationResult":
@@ -263,15 +389,11 @@ def _read_bundle(path: Path) -> "Bundle":
     return Bundle.read(read_file(path))
 
 
-def _statement(data: bytes) -> "Statement":
-    import msgspec
-
-    from confide.attest.statement import Statement
-
+def _policy_text(path: Path) -> str:
     try:
-        return msgspec.json.decode(data, type=Statement)
-    except (msgspec.MsgspecError, RecursionError) as error:
-        raise MalformedEvidence(f"The statement cannot be understood ({error}); ask the workload again.") from None
+        return read_file(path).decode()
+    except UnicodeDecodeError:
+        raise InvalidPolicy(f"{path} is no text; a policy is a TOML file.") from None
 
 
 def _time(text: str) -> datetime:
@@ -307,6 +429,7 @@ def _as_json(result: "AttestationResult") -> dict[str, Any]:
         "family": result.family.value,
         "at": result.at.isoformat(),
         "checks": [asdict(check) for check in result.checks],
+        "exceptions": list(result.exceptions),
     }
 
 
@@ -318,11 +441,20 @@ def show(result: "AttestationResult") -> None:
     for heading in ("check", "expected", "seen", ""):
         table.add_column(heading, overflow="fold")
     for row in explain(result):
-        style = "green" if row.verdict == "pass" else "bold red"
+        style = _STYLES[row.verdict]
         table.add_row(row.check, Text(row.expected), Text(row.seen), Text(row.verdict, style))
     output.console.print(table)
+    _show_exceptions(result.exceptions)
     good = result.trusted and not result.simulated
     output.console.print(Text(verdict(result), "bold green" if good else "bold red"))
+
+
+_STYLES = {"pass": "green", "not checked": "bold yellow", "FAIL": "bold red"}
+
+
+def _show_exceptions(sentences: "Iterable[str]") -> None:
+    for sentence in sentences:
+        output.console.print(Text(f"Exception of the policy: {sentence}", "bold red"))
 
 
 def _claims(result: "AttestationResult") -> dict[str, str]:

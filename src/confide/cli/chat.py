@@ -11,9 +11,13 @@ from rich.text import Text
 from confide.cli import output
 from confide.cli.options import Ca, InsecureNoTls, Json, Licence
 from confide.errors import ConfideError, KeyChanged
+from confide.printable import printable
 
 if TYPE_CHECKING:
     from confide.client.session import Pieces, Session
+
+_KEPT = "\n\t\N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}"
+"""What an answer may have besides printable characters: lines, and what joins emoji and letters of many scripts."""
 
 HELP = (
     "/verify  verify again, show every check   /clear  forget the conversation   /quit  leave   Ctrl-C  stop an answer"
@@ -33,6 +37,9 @@ def command(
     ra_tls: Annotated[
         bool, typer.Option("--ra-tls", help="TLS ends inside the workload, whose certificate carries evidence.")
     ] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Ask no vendor: take the workload's collateral, and show how old it is.")
+    ] = False,
     shell: Annotated[
         Path | None, typer.Option(help="For a layer server: the client folder that `confide split` wrote.")
     ] = None,
@@ -49,7 +56,12 @@ def command(
         raise typer.BadParameter("--json goes with --once")
     from confide.client.connect import connect
 
-    evidence: dict[str, Any] = {"policy": policy, "simulated_root": simulated_root, "ra_tls": ra_tls}
+    evidence: dict[str, Any] = {
+        "policy": policy,
+        "simulated_root": simulated_root,
+        "ra_tls": ra_tls,
+        "offline": offline,
+    }
     hybrid: dict[str, Any] = {"shell": shell, "licence": licence} if shell else {}
     if hybrid:
         hybrid["progress"] = not json
@@ -114,7 +126,7 @@ class Chat:
         """Print the answer as it comes."""
         with closing(self.pieces(text)) as pieces:
             for piece in pieces:
-                output.console.print(Text(printable(piece)), end="", soft_wrap=True)
+                output.console.print(Text(printable(piece, keep=_KEPT)), end="", soft_wrap=True)
         output.console.print()
 
     def pieces(self, text: str) -> "Pieces":
@@ -162,11 +174,6 @@ def describe(session: "Session") -> dict[str, Any]:
         "model_digest": session.model_digest,
         **about,
     }
-
-
-def printable(text: str) -> str:
-    """Without control characters, by which a model could do things to the terminal."""
-    return "".join(letter for letter in text if letter.isprintable() or letter in "\n\t")
 
 
 def _lines() -> Iterator[str]:

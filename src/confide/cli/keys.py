@@ -18,10 +18,11 @@ from confide.cli.tee import WARNING
 from confide.disk.home import home, make_home
 from confide.errors import InvalidPolicy, KeyStoreError
 from confide.net.loopback import require_loopback
+from confide.printable import printable
 
 if TYPE_CHECKING:
     from confide.attest.policy import AnyPolicy
-    from confide.broker.appraisal import Appraiser, Gather
+    from confide.broker.appraisal import Appraiser
     from confide.broker.log import Entry
     from confide.broker.store import KeyStore, StoredKey
     from confide.packages.sealed.key import ModelKey
@@ -126,7 +127,7 @@ def serve(
         typer.Option(help="SHA-256 of a TPM's attestation key (DER) that you enrolled; may be repeated."),
     ] = None,
     offline: Annotated[
-        bool, typer.Option("--offline", help="Ask no vendor for collateral; workloads must send theirs along.")
+        bool, typer.Option("--offline", help="Ask no vendor: take workloads' collateral, and log how old it is.")
     ] = False,
     log_format: Annotated[
         LogFormat, typer.Option("--log", help="Log lines for people or for machines.")
@@ -141,7 +142,7 @@ def serve(
     from confide.broker.app import CONNECTIONS, key_broker_app
     from confide.broker.broker import Broker
     from confide.broker.log import AuditLog
-    from confide.enclave.api.server import serve_app
+    from confide.enclave.api.server import bind, serve_app
     from confide.net.tls import server_context
 
     log_to_standard_error(log_format)
@@ -165,7 +166,8 @@ def serve(
         output.console.print(f"Head of the log  {audit.head}", soft_wrap=True)
 
     try:
-        serve_app(key_broker_app(Broker(store, audit, appraiser)), host, port, tls, ready, CONNECTIONS)
+        app = key_broker_app(Broker(store, audit, appraiser))
+        serve_app(app, bind(host, port), tls, ready, connections=CONNECTIONS)
     finally:
         audit.close()
 
@@ -216,7 +218,7 @@ def show_log(
         output.console.print(_headline(entry), soft_wrap=True)
         for check in entry.failed:
             reason = f"    {check.code}: expected {check.expected}, saw {check.seen}"
-            output.console.print(Text(_printable(reason)), soft_wrap=True)
+            output.console.print(Text(printable(reason)), soft_wrap=True)
     if not entries:
         output.note("Nobody has asked yet.")
 
@@ -226,13 +228,8 @@ def _headline(entry: "Entry") -> Text:
     if entry.event == "recovered":
         return line.append(f"{entry.recovered} bytes of a line torn by a crash were cut off", "dim")
     line.append(f"{entry.event:<8}", "green" if entry.event == "released" else "red")
-    line.append(f"  key {entry.key}  asked by {_printable(entry.peer)}")
+    line.append(f"  key {entry.key}  asked by {printable(entry.peer)}")
     return line.append("  SIMULATED", "bold red") if entry.simulated else line
-
-
-def _printable(text: str) -> str:
-    """What strangers wrote, without what a terminal would obey."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
 def _described(stored: "StoredKey") -> dict[str, Any]:
@@ -296,18 +293,8 @@ def _certificate(path: Path) -> bytes:
 def _appraiser(policy: Path | None, attestation_keys: list[str], *, offline: bool) -> "Appraiser":
     from confide.attest.roots import ProductionRoots
     from confide.attest.verifier import Verifier
-    from confide.broker.appraisal import Appraiser, no_collateral
+    from confide.broker.appraisal import Appraiser
+    from confide.client.relying_party import vendor_collateral
 
     verifier = Verifier(ProductionRoots(attestation_keys=frozenset(attestation_keys)))
-    gather = no_collateral if offline else _from_vendors()
-    return Appraiser(verifier, gather, _policy(policy) if policy else None)
-
-
-def _from_vendors() -> "Gather":
-    from functools import partial
-
-    from confide.attest.collateral_cache import CollateralCache
-    from confide.attest.collateral_lookup import find_collateral
-    from confide.client.collateral_fetch import fetcher
-
-    return partial(find_collateral, CollateralCache(make_home() / "collateral", fetcher()))
+    return Appraiser(verifier, vendor_collateral(offline=offline), _policy(policy) if policy else None)

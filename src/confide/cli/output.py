@@ -11,10 +11,14 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from confide.errors import ConfideError
+from confide.printable import printable
 
 if TYPE_CHECKING:
     from confide.hybrid.client.prepare import OnProgress
     from confide.hybrid.client.prepare import Progress as Preparation
+
+_LINES = "\n"
+"""What errors and remarks may have besides printable characters: a peer may have said a part of them."""
 
 console = Console(highlight=False)
 messages = Console(stderr=True, highlight=False)
@@ -31,12 +35,12 @@ def error(problem: ConfideError, *, as_json: bool) -> None:
     if as_json:
         result({"error": {"code": problem.code, "message": str(problem)}})
     else:
-        messages.print(f"[bold red]{problem.code}[/]  {escape(str(problem))}")
+        messages.print(f"[bold red]{problem.code}[/]  {escape(printable(str(problem), keep=_LINES))}")
 
 
 def note(text: str) -> None:
     """A remark for the person at the terminal."""
-    messages.print(f"[dim]{escape(text)}[/]")
+    messages.print(f"[dim]{escape(printable(text, keep=_LINES))}[/]")
 
 
 def quiet_transformers() -> None:

@@ -109,6 +109,13 @@ def command(
             rich_help_panel=MODEL,
         ),
     ] = False,
+    release: Annotated[
+        Path | None,
+        typer.Option(
+            help="Sigstore bundle over the measurements of this build, to send along with the evidence.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
     upstream: Annotated[
         str | None,
         typer.Option(
@@ -119,6 +126,22 @@ def command(
     ] = None,
     upstream_model: Annotated[str | None, typer.Option(help="The model's name there.", rich_help_panel=MODEL)] = None,
     context: Annotated[int | None, typer.Option(help="Tokens it takes at most.", min=1, rich_help_panel=MODEL)] = None,
+    insecure_open_egress: Annotated[
+        bool,
+        typer.Option(
+            "--insecure-open-egress",
+            help="Leave this process its ways out; whoever gets into it can then send prompts anywhere.",
+            rich_help_panel=MODEL,
+        ),
+    ] = False,
+    insecure_skip_self_test: Annotated[
+        bool,
+        typer.Option(
+            "--insecure-skip-self-test",
+            help="Serve without known answers, also where the engine does not give them.",
+            rich_help_panel=MODEL,
+        ),
+    ] = False,
     insecure_no_tls: InsecureNoTls = False,
     json: Json = False,
 ) -> None:
@@ -147,9 +170,12 @@ def command(
         "keys": keys,
         "keys_ca": keys_ca,
         "ra_tls": ra_tls,
+        "release": release,
         "upstream": upstream,
         "upstream_model": upstream_model,
         "context": context,
+        "insecure_open_egress": insecure_open_egress,
+        "insecure_skip_self_test": insecure_skip_self_test,
     }
     if read_kind(package) is PackageKind.SEALED:
         from confide.cli.serve_model import ModelOptions, serve_model

@@ -1,6 +1,6 @@
 """Serving a sealed model from inside a trusted execution environment: what `confide serve` does for such a package."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING
 import typer
 
 from confide.cli import output
+from confide.cli.files import read_file
 from confide.cli.serve import Listening
 from confide.cli.tee import WARNING
 from confide.enclave.tee import TeeKind
 
 if TYPE_CHECKING:
     from confide.enclave.boot import Upstream
+    from confide.enclave.engines.engine import EngineFacts
+    from confide.enclave.tee import Tee
+    from confide.enclave.workload import Workload
 
 
 @dataclass(frozen=True)
@@ -25,17 +29,35 @@ class ModelOptions:
     keys: str | None
     keys_ca: Path | None
     ra_tls: bool
+    release: Path | None
     upstream: str | None
     upstream_model: str | None
     context: int | None
+    insecure_open_egress: bool
+    insecure_skip_self_test: bool
+
+    def stated(self, tee: str, listening: Listening) -> dict[str, str]:
+        """Those that were given and change what the server does, for its statement. tee: as it was found."""
+        given = asdict(self) | {
+            "tee": tee,
+            "tls_cert": listening.tls_cert,
+            "insecure_no_tls": listening.insecure_no_tls,
+        }
+        words = {name: "true" if value is True else str(value) for name, value in given.items() if value}
+        return {name.replace("_", "-"): value[:1024] for name, value in words.items()}
 
 
 def serve_model(package: Path, listening: Listening, options: ModelOptions, *, json: bool) -> None:
-    """Get evidence, fetch the key, load the model, and serve it until a signal comes."""
+    """Close this process's ways out, get evidence, fetch the key, load the model, test it, and serve it until a signal.
+
+    The address is bound first: no socket can be made later.
+    """
     from confide.enclave.api.answer import Serving
     from confide.enclave.api.public import public_app
-    from confide.enclave.api.server import serve_app
+    from confide.enclave.api.server import bind, serve_app
     from confide.enclave.boot import load_engine
+    from confide.enclave.configuration import own_configuration
+    from confide.enclave.egress import WaysOut, close_egress
     from confide.enclave.fetch_key import fetch_key
     from confide.enclave.ra_tls import ra_tls_context
     from confide.enclave.tee import open_tee
@@ -49,38 +71,81 @@ def serve_model(package: Path, listening: Listening, options: ModelOptions, *, j
     tee = open_tee(options.tee or TeeKind.AUTO, options.simulated_tee)
     if tee.simulated:
         output.messages.print(f"[bold red]{WARNING}[/]")
+    if tee.gpus:
+        output.messages.print(f"[bold yellow]The GPU is not attested.[/] {tee.gpus}")
     sealed = SealedPackage.open(package)
     if options.keys is None:
         raise typer.BadParameter("a sealed model needs --keys, the address of its owner's `confide keys serve`")
-    workload = Workload(tee.reader, tee.collateral)
+    upstream = _upstream(options)
+    release = None if options.release is None else read_file(options.release)
+    configuration = own_configuration(options.stated(tee.name, listening))
+    workload = Workload(tee.reader, tee.collateral, configuration=configuration, release=release)
     tls = ra_tls_context(workload) if options.ra_tls else listening.tls()
-    fetch = partial(fetch_key, options.keys, tls=client_context(options.keys_ca))
-    with output.counting_bytes("opening", sealed.manifest.size, quiet=json) as on_chunk:
-        engine = load_engine(sealed, workload, fetch, upstream=_upstream(options), on_chunk=on_chunk)
-    facts = engine.facts
-
-    def ready(url: str) -> None:
-        if json:
-            output.result(
-                {
-                    "url": url,
-                    "model": facts.model,
-                    "engine": facts.engine,
-                    "quantization": facts.quantization,
-                    "model_digest": workload.model_digest,
-                    "tee": tee.name,
-                    "simulated": tee.simulated,
-                }
+    with bind(listening.host, listening.port) as bound:
+        if options.insecure_open_egress:
+            output.messages.print("[bold red]This process can open connections to anywhere, and says so.[/]")
+            ways = WaysOut()
+        else:
+            ways = close_egress([bound], keys=options.keys, upstream=upstream.url if upstream else None)
+        fetch = partial(fetch_key, options.keys, tls=client_context(options.keys_ca), connector=ways.keys)
+        with output.counting_bytes("opening", sealed.manifest.size, quiet=json) as on_chunk:
+            loaded = load_engine(
+                sealed,
+                workload,
+                fetch,
+                ways=ways,
+                upstream=upstream,
+                insecure_skip_self_test=options.insecure_skip_self_test,
+                on_chunk=on_chunk,
             )
-            return
-        output.console.print(
-            f"Serving {facts.model} ({facts.engine}, {facts.quantization}) from a {tee.name} environment at "
-            f"[bold]{url}[/]   Ctrl-C stops"
-        )
-        output.console.print(f"Model digest  {workload.model_digest}", soft_wrap=True)
+        engine, self_test = loaded.engine, loaded.self_test
 
-    app = public_app(workload, Serving(engine), tls_ends_here=options.ra_tls)
-    serve_app(app, listening.host, listening.port, tls, ready)
+        async def test() -> None:
+            if self_test is None:
+                output.messages.print("[bold red]Nothing says that this engine computes the model: no self-test.[/]")
+                return
+            try:
+                await self_test.run()
+            except BaseException:
+                await engine.close()
+                raise
+
+        def ready(url: str) -> None:
+            _announce(url, workload, engine.facts, tee, json=json)
+
+        app = public_app(workload, Serving(engine, self_test), tls_ends_here=options.ra_tls)
+        try:
+            serve_app(app, bound, tls, ready, before=test)
+        finally:
+            ways.close()
+
+
+def _announce(url: str, workload: "Workload", facts: "EngineFacts", tee: "Tee", *, json: bool) -> None:
+    from msgspec import to_builtins
+
+    configuration = workload.configuration
+    if json:
+        output.result(
+            {
+                "url": url,
+                "model": facts.model,
+                "engine": facts.engine,
+                "quantization": facts.quantization,
+                "model_digest": workload.model_digest,
+                "tee": tee.name,
+                "simulated": tee.simulated,
+                "configuration": to_builtins(configuration),
+            }
+        )
+        return
+    output.console.print(
+        f"Serving {facts.model} ({facts.engine}, {facts.quantization}) from a {tee.name} environment at "
+        f"[bold]{url}[/]   Ctrl-C stops"
+    )
+    output.console.print(f"Model digest  {workload.model_digest}", soft_wrap=True)
+    run = configuration.self_test
+    tested = f"{run.outcome}, {run.tokens} known tokens" if run.tokens else run.outcome
+    output.console.print(f"Self-test  {tested}   egress  {configuration.egress}", soft_wrap=True)
 
 
 def _upstream(options: ModelOptions) -> "Upstream | None":

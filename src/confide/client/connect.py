@@ -9,7 +9,7 @@ from confide.client.session import Session
 from confide.errors import WrongMode
 
 _OF_HYBRID: Final = ("shell", "server", "licence")
-_OF_ENCLAVE: Final = ("policy", "simulated_root", "attestation_keys", "ra_tls", "shell", "server")
+_OF_ENCLAVE: Final = ("policy", "simulated_root", "attestation_keys", "ra_tls", "offline", "shell", "server")
 
 
 def connect(

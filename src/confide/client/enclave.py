@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from confide.attest.configuration import Configuration
 from confide.attest.policy import AnyPolicy
 from confide.attest.result import AttestationResult
 from confide.client.attested import Standing, verify_workload
@@ -58,8 +59,10 @@ class EnclaveSession(Session):
         ca: Path | str | None = None,
         ra_tls: bool = False,
         insecure_no_tls: bool = False,
+        offline: bool = False,
     ) -> None:
-        """url: where the workload or its gateway is. policy, simulated_root, attestation_keys: see RelyingParty.
+        """url: where the workload or its gateway is. policy, simulated_root, attestation_keys, offline: see
+        RelyingParty.
 
         ca: PEM file of the authorities to trust for TLS that ends at a gateway; the system's without. ra_tls: TLS ends
         inside the workload, and its certificate's evidence takes the place of an authority; requests then go through
@@ -71,7 +74,7 @@ class EnclaveSession(Session):
             raise InsecureConnection(f"{url} is not an https address, and RA-TLS is TLS; write https://host:port.")
         if ra_tls and ca:
             raise WrongMode("RA-TLS trusts evidence and no authority; leave ca out, or connect without ra_tls.")
-        self._party = RelyingParty.configure(policy, simulated_root, attestation_keys)
+        self._party = RelyingParty.configure(policy, simulated_root, attestation_keys, offline=offline)
         self._ra_tls = ra_tls
         self._tls = unauthenticated_context() if ra_tls else tls_context(self.url, ca)
         self._http = httpx.Client(verify=self._tls, timeout=TIMEOUT, trust_env=False)
@@ -95,9 +98,14 @@ class EnclaveSession(Session):
         return self._standing.last.statement.model_digest
 
     @property
+    def configuration(self) -> Configuration | None:
+        """What runs, as the verified statement says it; None where it does not."""
+        return self._standing.last.statement.configuration
+
+    @property
     def trust(self) -> TrustStatement:
         """Who can see prompt, weights and output, under which assumption."""
-        return enclave_trust(self.result, TLS if self._ra_tls else SEALED)
+        return enclave_trust(self.result, TLS if self._ra_tls else SEALED, self.configuration)
 
     def verify(self) -> AttestationResult:
         """Verify the workload again, with a new nonce, and rely on the key that it has now.

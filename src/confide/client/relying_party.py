@@ -1,6 +1,6 @@
 """Who decides whether a workload is trusted: the roots, the user's policy, and where collateral comes from."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -8,17 +8,19 @@ from typing import Self
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from confide.attest.appraise import verified
 from confide.attest.chain import read_certificate
+from confide.attest.check import check
 from confide.attest.claims import Claims
-from confide.attest.collateral import Collateral
+from confide.attest.collateral import Collateral, Provenance
 from confide.attest.collateral_cache import CollateralCache
-from confide.attest.collateral_lookup import find_collateral
+from confide.attest.collateral_lookup import CollateralSource, VendorCollateral
 from confide.attest.evidence import Evidence, Family
 from confide.attest.policy import AnyPolicy, Policy, SimulatedPolicy
 from confide.attest.policy import appraise as appraise_claims
 from confide.attest.policy_toml import policy_from_toml, simulated_policy_from_toml
 from confide.attest.requirements import Fresh
-from confide.attest.result import AttestationResult, Check
+from confide.attest.result import AttestationResult
 from confide.attest.roots import ProductionRoots, SimulatedRoots
 from confide.attest.statement import Statement
 from confide.attest.verifier import Verifier
@@ -27,9 +29,6 @@ from confide.channel.keys import KEY_PURPOSE, ChannelPublicKey
 from confide.client.collateral_fetch import fetcher
 from confide.disk.home import make_home
 from confide.errors import AttestationError, AttestationRefused, ChannelRefused, InvalidPolicy
-
-Gather = Callable[[Evidence], Collateral]
-"""Gets collateral for evidence that came without; an AttestationError where there is none to be had."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class RelyingParty:
 
     verifier: Verifier
     policy: AnyPolicy
-    gather: Gather
+    source: CollateralSource
 
     @classmethod
     def configure(
@@ -56,18 +55,21 @@ class RelyingParty:
         policy: AnyPolicy | Path | str | None = None,
         simulated_root: Path | str | None = None,
         attestation_keys: Iterable[str] = (),
+        *,
+        offline: bool = False,
     ) -> Self:
         """Under the vendors' roots, or under a simulated root (a PEM file) and nothing else.
 
-        policy: itself or a TOML file; without one, what `DEFAULT` in attest/policy asks for. It has to be of the
-        roots' kind, InvalidPolicy otherwise. attestation_keys: see ProductionRoots.
+        policy: itself or a TOML file; without one, what every policy asks for. It has to be of the
+        roots' kind, InvalidPolicy otherwise. attestation_keys: see ProductionRoots. offline: ask no vendor, take the
+        collateral that a workload sends or the cache has, and show how old it is.
         """
         enrolled = frozenset(attestation_keys)
         if simulated_root is None:
-            return cls(Verifier(ProductionRoots(enrolled)), _production(policy), _from_vendors)
+            return cls(Verifier(ProductionRoots(enrolled)), _production(policy), vendor_collateral(offline=offline))
         root = read_certificate(_read(simulated_root), "simulated root").public_bytes(Encoding.DER)
         roots = SimulatedRoots(dict.fromkeys(Family, root), enrolled)
-        return cls(Verifier(roots), _simulated(policy), lambda _: Collateral())
+        return cls(Verifier(roots), _simulated(policy), _SimulatedVendor())
 
     def appraise(self, attested: Attested, nonce: str, now: datetime) -> Verified:
         """AttestationRefused, with every check that failed, unless the hardware signed a statement made for this nonce.
@@ -77,25 +79,26 @@ class RelyingParty:
         evidence, statement = attested.evidence.thaw(), attested.statement
         policy = replace(self.policy, requirements=(*self.policy.requirements, Fresh(nonce)))
         try:
-            collateral = self._collateral(attested, evidence)
+            collateral = self.source.find(evidence, attested.collateral.thaw())
         except AttestationError as error:
             raise refused(appraise_claims(error, policy, now, family=evidence.family)) from error
         result = self.verifier.appraise(evidence, collateral, policy, now, statement=statement)
         key = _channel_key(statement)
         seen = key.id.hex() if key else "none"
-        check = Check("channel-key", "a key to encrypt to, in the statement", seen, key is not None)
-        result = replace(result, checks=(*result.checks, check))
+        bound = check("channel-key", "a key to encrypt to, in the statement", seen, key is not None)
+        result = replace(result, checks=(*result.checks, bound))
+        if result.claims is not None:
+            self.source.learn(result.claims, collateral.provenance)
         if key is None or not result.trusted:
             raise refused(result)
         return Verified(key, statement, result, collateral)
 
     def verify(self, evidence: Evidence, collateral: Collateral, now: datetime) -> Claims:
-        """The claims of evidence that holds under the same roots, whatever the policy says of them."""
-        return self.verifier.verify(evidence, collateral, now)
+        """The claims of evidence that holds under the same roots, or of a token by a service that the policy names.
 
-    def _collateral(self, attested: Attested, evidence: Evidence) -> Collateral:
-        sent = attested.collateral.thaw()
-        return sent if sent.documents or sent.members else self.gather(evidence)
+        Whatever else the policy says is not looked at.
+        """
+        return verified(self.verifier, evidence, collateral, self.policy, now)
 
 
 def refused(result: AttestationResult) -> AttestationRefused:
@@ -110,8 +113,19 @@ def refused(result: AttestationResult) -> AttestationRefused:
     )
 
 
-def _from_vendors(evidence: Evidence) -> Collateral:
-    return find_collateral(CollateralCache(make_home() / "collateral", fetcher()), evidence)
+def vendor_collateral(*, offline: bool = False) -> VendorCollateral:
+    """The vendors, or offline nobody, with the cache in this person's folder."""
+    return VendorCollateral(CollateralCache(make_home() / "collateral", None if offline else fetcher()), offline)
+
+
+class _SimulatedVendor:
+    """A simulated machine is its own vendor, and serves its collateral to nobody: what it sends is all there is."""
+
+    def find(self, evidence: Evidence, sent: Collateral) -> Collateral:
+        return sent
+
+    def learn(self, claims: Claims, provenance: Provenance) -> None:
+        pass
 
 
 def _channel_key(statement: Statement) -> ChannelPublicKey | None:

@@ -20,6 +20,8 @@ from confide.channel.key_release import (
     ReleaseRequest,
     wrapping_info,
 )
+from confide.enclave.connector import Connector
+from confide.enclave.connector_http import through
 from confide.enclave.workload import Workload
 from confide.errors import (
     CollateralUnavailable,
@@ -48,18 +50,22 @@ def fetch_key(
     workload: Workload,
     *,
     tls: ssl.SSLContext | None = None,
+    connector: Connector | None = None,
     attempts: int = ATTEMPTS,
     sleep: Callable[[float], None] = time.sleep,
 ) -> ModelKey:
     """The model key with this id, from the broker at an https address, or at http on this machine.
 
     workload: its evidence must satisfy the key's policy, and its `model_digest` must be set. tls: to trust other
-    authorities than the system's. Tries again, with growing pauses, where the broker cannot be reached or is busy, and
-    where the nonce expired meanwhile. KeyRefused names the checks that failed; UnknownModelKey; InsecureConnection;
-    ProtocolError where what was released is another key.
+    authorities than the system's. connector: opens the connection, where this process cannot.
+    Tries again, with growing pauses, where the broker cannot be reached or is busy, and where the nonce expired
+    meanwhile. KeyRefused names the checks that failed; UnknownModelKey; InsecureConnection; ProtocolError where what
+    was released is another key.
     """
     _require_secure(url)
-    with httpx.Client(base_url=url, verify=tls or True, timeout=SECONDS, trust_env=False) as client:
+    tls = tls or httpx.create_ssl_context(trust_env=False)
+    transport = through(connector, tls) if connector else None
+    with httpx.Client(base_url=url, verify=tls, timeout=SECONDS, trust_env=False, transport=transport) as client:
         for attempt in range(1, attempts + 1):
             try:
                 return _fetch(client, key, workload)

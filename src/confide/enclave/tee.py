@@ -7,8 +7,10 @@ from pathlib import Path
 
 from confide.attest.collateral import Collateral
 from confide.attest.evidence import Family
+from confide.attest.reading.azure import AzureCvm
 from confide.attest.reading.configfs_tsm import ConfigfsTsm
 from confide.attest.reading.detect import Detected, detect
+from confide.attest.reading.gpus import Gpus, WithGpus, find_gpus
 from confide.attest.reading.gramine import Gramine
 from confide.attest.reading.reader import EvidenceReader
 from confide.attest.simulated import SimulatedTee
@@ -23,18 +25,23 @@ class TeeKind(StrEnum):
     TDX = "tdx"
     SGX = "sgx"
     SNP = "snp"
+    AZURE = "azure"
 
 
-_FAMILIES = {TeeKind.TDX: Family.TDX, TeeKind.SGX: Family.SGX, TeeKind.SNP: Family.SNP}
+_FAMILIES = {TeeKind.TDX: Family.TDX, TeeKind.SGX: Family.SGX, TeeKind.SNP: Family.SNP, TeeKind.AZURE: Family.AZURE}
 
 
 @dataclass(frozen=True)
 class Tee:
-    """Where evidence comes from. collateral: what can be sent along with it. name: for people, such as sev-snp."""
+    """Where evidence comes from. collateral: what can be sent along with it. name: for people, such as sev-snp.
+
+    gpus: why the machine's GPUs are not in the evidence; empty where they are, or where there is none.
+    """
 
     name: str
     reader: EvidenceReader
     collateral: Callable[[], Collateral] = Collateral
+    gpus: str = ""
 
     @property
     def simulated(self) -> bool:
@@ -42,7 +49,12 @@ class Tee:
         return isinstance(self.reader, SimulatedTee)
 
 
-def open_tee(kind: TeeKind, simulated: Path | None = None, found: Callable[[], Detected] = detect) -> Tee:
+def open_tee(
+    kind: TeeKind,
+    simulated: Path | None = None,
+    found: Callable[[], Detected] = detect,
+    gpus: Callable[[], Gpus] = find_gpus,
+) -> Tee:
     """The environment asked for; NoTrustedEnvironment, with what to do, where it is not here.
 
     simulated: the folder that `confide tee simulate init` made, needed for that kind and refused for all others: what
@@ -60,7 +72,7 @@ def open_tee(kind: TeeKind, simulated: Path | None = None, found: Callable[[], D
     for reader in detected.readers:
         family = _family(reader)
         if family and kind in (TeeKind.AUTO, next((one for one, of in _FAMILIES.items() if of is family), None)):
-            return Tee(family.value, reader)
+            return _with_gpus(family, reader, gpus)
     reasons = " ".join(f"{name}: {reason}" for name, reason in detected.absent.items())
     wanted = "trusted execution environment" if kind is TeeKind.AUTO else f"{kind.upper()} environment"
     raise NoTrustedEnvironment(
@@ -70,8 +82,20 @@ def open_tee(kind: TeeKind, simulated: Path | None = None, found: Callable[[], D
     )
 
 
+def _with_gpus(family: Family, reader: EvidenceReader, gpus: Callable[[], Gpus]) -> Tee:
+    """A virtual machine's evidence takes its GPUs along. An enclave has no devices."""
+    if family is Family.SGX:
+        return Tee(family.value, reader)
+    found = gpus()
+    if found.nvml is None:
+        return Tee(family.value, reader, gpus=found.absent)
+    return Tee(f"{family.value} with {Family.NVIDIA.value}", WithGpus(reader, found.nvml))
+
+
 def _family(reader: EvidenceReader) -> Family | None:
     """Whose evidence a reader gives; None for a TPM, which protects no memory."""
     if isinstance(reader, Gramine):
         return Family.SGX
+    if isinstance(reader, AzureCvm):
+        return Family.AZURE
     return reader.provider() if isinstance(reader, ConfigfsTsm) else None

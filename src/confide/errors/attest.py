@@ -63,6 +63,12 @@ class DebugEnabled(AttestationError):
     code = "debug-enabled"
 
 
+class UnsafeConfiguration(AttestationError):
+    """The hardware is genuine, and was set up so that it does not protect the software from its owner."""
+
+    code = "unsafe-configuration"
+
+
 class WrongBinding(AttestationError):
     """Evidence is genuine perhaps, and speaks for another key than the one in use."""
 

@@ -51,6 +51,24 @@ class AnswerTimedOut(EngineError):
     code = "answer-timed-out"
 
 
+class SelfTestFailed(ConfideError):
+    """The engine does not give the answers that it gave when the model was sealed, or its weights have changed."""
+
+    code = "self-test-failed"
+
+
+class SelfTestMissing(ConfideError):
+    """A package has no known answers, or a model gives none that are certain enough to test with."""
+
+    code = "self-test-missing"
+
+
+class EgressOpen(ConfideError):
+    """The process could still open connections, or one that it should not have is open."""
+
+    code = "egress-open"
+
+
 class KeyStoreError(ConfideError):
     """The folder of model keys, or a key in it, cannot be opened, read or written."""
 

@@ -1,12 +1,15 @@
 """The exact integer matrix product everything rests on: int8 x int8 -> int32, on any device.
 
-`torch._int_mm` is exact on processors with VNNI, AMX or tensor cores; elsewhere int8 kernels may saturate. So the
-kernel is tested with extreme values the first time a device is used, and where it fails, or where the environment
-says CONFIDE_GEMM=fp32, the product is taken in chunks of float32, which are exact.
+`torch._int_mm` is exact and fast on processors with VNNI, AMX or tensor cores; elsewhere int8 kernels may saturate, or
+be loops that take a hundred times as long as float32. So the kernel is tested with extreme values and timed the first
+time a device is used, and where it fails or loses, or where the environment says CONFIDE_GEMM=fp32, the product is
+taken in chunks of float32, which are exact.
 """
 
 import functools
 import os
+import time
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -20,16 +23,38 @@ def int8_matmul(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tenso
 
     `out`, an int32 tensor of the result's shape, is filled and returned where it is given.
     """
-    if _kernel_is_exact(left.device, os.environ.get("CONFIDE_GEMM", "")):
+    if takes_int8(left.device):
         return _int8_kernel(left, right, out)
     return _fp32_kernel(left, right, out)
 
 
+def takes_int8(device: torch.device) -> bool:
+    """Whether products on this device go through its int8 kernel."""
+    return _takes_int8(device, os.environ.get("CONFIDE_GEMM", ""))
+
+
 @functools.cache
-def _kernel_is_exact(device: torch.device, choice: str) -> bool:
+def _takes_int8(device: torch.device, choice: str) -> bool:
+    """Whether the int8 kernel is exact, and faster than float32 unless it was asked for."""
     if choice not in ("", "int8", "fp32"):
         raise ValueError(f"CONFIDE_GEMM is {choice!r}; set it to int8 or fp32, or leave it unset.")
-    return choice != "fp32" and _self_test(device)
+    return choice != "fp32" and _self_test(device) and (choice == "int8" or _is_faster(device))
+
+
+def _is_faster(device: torch.device) -> bool:
+    left = torch.ones(256, 1024, dtype=torch.int8, device=device)
+    right = torch.ones(1024, 64, dtype=torch.int8, device=device)
+    return _seconds(lambda: _int8_kernel(left, right, None)) < _seconds(lambda: _fp32_kernel(left, right, None))
+
+
+def _seconds(product: Callable[[], Tensor]) -> float:
+    """The shortest of three runs after one to warm up. Reading a value waits for a device that works ahead."""
+    times = []
+    for _ in range(4):
+        started = time.perf_counter()
+        int(product()[0, 0])
+        times.append(time.perf_counter() - started)
+    return min(times[1:])
 
 
 def _self_test(device: torch.device) -> bool:

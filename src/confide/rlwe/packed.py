@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from confide.rlwe.digits import BIAS
 
 MOST_TOKENS = 32
 """Products with more vectors than this gain nothing, and from a hundred on they lose."""
@@ -23,7 +22,6 @@ _LEAST_WEIGHTS = 1 << 18
 """Below this the call itself takes longer than the product."""
 _MAX_SUM = 1 << 24
 _ZERO_POINT = 128
-_WORD_BIAS = np.int32(BIAS - (1 << 32))
 
 
 class PackedMatrix:
@@ -39,20 +37,10 @@ class PackedMatrix:
         suited = weights.device.type == "cpu" and weights.numel() >= _LEAST_WEIGHTS
         return cls(weights) if suited and _has_kernel(os.environ.get("CONFIDE_GEMM", "")) else weights
 
-    def product(self, values: Tensor) -> Tensor:
-        """W v mod 2^32: int32 (tokens, columns) -> int32 (tokens, rows)."""
-        tokens = values.shape[0]
-        # In the bytes of v + BIAS each digit of v is 128 too large, which the kernel takes for the zero point.
-        digits = (values.numpy() + _WORD_BIAS).view(np.uint8).reshape(tokens, -1, 4).transpose(2, 0, 1)
-        sums = self._sums(digits.reshape(4 * tokens, -1)).reshape(4, tokens, -1)
-        result = sums[3]
-        for place in (2, 1, 0):
-            result <<= 8
-            result += sums[place]
-        return torch.from_numpy(result)
-
-    def _sums(self, digits: NDArray[np.uint8]) -> NDArray[np.int32]:
-        """uint8 (n, columns), each 128 too large -> their products with the rows, int32 (n, rows)."""
+    def plane_products(self, planes: NDArray[np.int8]) -> NDArray[np.int32]:
+        """Signed bytes (n, columns) -> their products with the rows, int32 (n, rows)."""
+        # With 128 added, which flips the top bit, they are unsigned; the kernel takes that for the zero point.
+        digits = planes.view(np.uint8) ^ np.uint8(_ZERO_POINT)
         parts = [_kernel(packed, torch.from_numpy(digits[:, columns])).numpy() for columns, packed in self._parts]
         total: NDArray[np.int32] = parts[0].astype(np.int32)
         for part in parts[1:]:

@@ -1,10 +1,11 @@
 """The trust statement of a workload in a trusted execution environment, from what was checked of it."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Final
 
+from confide.attest.configuration import Configuration, Egress
 from confide.attest.evidence import Family
 from confide.attest.result import AttestationResult
 from confide.trust.statement import Exposure, TrustStatement
@@ -17,26 +18,39 @@ _WORKLOAD: Final = "the attested workload"
 _HOST: Final = "whoever runs its machine"
 _NETWORK: Final = "networks and gateways"
 _VENDORS: Final[Mapping[Family, str]] = MappingProxyType(
-    {Family.SGX: "Intel", Family.TDX: "Intel", Family.SNP: "AMD", Family.NVIDIA: "NVIDIA"}
+    {
+        Family.SGX: "Intel",
+        Family.TDX: "Intel",
+        Family.SNP: "AMD",
+        Family.NVIDIA: "NVIDIA",
+        Family.AZURE: "Microsoft, for the virtual TPM",
+        Family.NITRO: "AWS",
+    }
 )
 _OF_CODE: Final = re.compile(r"mrenclave|mrsigner|mrtd|rtmr[0-3]|measurement|pcr[0-9]+")
 """Checks that hold the code against something, by their codes."""
 _OF_MODEL: Final = re.compile(r"model")
 
 
-def enclave_trust(result: AttestationResult, channel: str = SEALED) -> TrustStatement:
-    """Of a workload with this verdict, which passed. channel: what encrypts prompts and answers on their way."""
+def enclave_trust(
+    result: AttestationResult, channel: str = SEALED, configuration: Configuration | None = None
+) -> TrustStatement:
+    """Of a workload with this verdict, which passed. channel: what encrypts prompts and answers on their way.
+
+    configuration: what runs, of the statement that the verdict is about; None where the workload does not say.
+    """
     if result.simulated:
         return _simulated()
     hardware = f"{result.family.value} hardware and its root, {root_of(result)}"
     code = "the measured code" if _checked(result, _OF_CODE) else "code that nobody measured"
-    mine = Exposure((_YOU, _WORKLOAD), (_HOST, _NETWORK), f"{hardware}; {code}; {channel}")
+    readers = (_YOU, _WORKLOAD, *(["the program that it asks"] if configuration and configuration.upstream else []))
+    mine = Exposure(readers, (_HOST, _NETWORK), f"{hardware}; {code}; {channel}")
     weights = Exposure(
         ("the owner", _WORKLOAD),
         (_YOU,),
         "hidden from the machine's owner as well if they were sealed for this workload, which evidence does not say",
     )
-    return TrustStatement("enclave", mine, weights, mine, tuple(_leaks(result)))
+    return TrustStatement("enclave", mine, weights, mine, (*_leaks(result), *_of_what_runs(configuration)))
 
 
 def root_of(result: AttestationResult) -> str:
@@ -57,7 +71,20 @@ def _leaks(result: AttestationResult) -> list[str]:
         leaks.append("the policy names no measurement, so any code on such hardware passes; name those that you trust")
     if not _checked(result, _OF_MODEL):
         leaks.append("the policy names no model, so the workload may serve any; name its digest")
+    leaks.extend(f"the policy makes an exception, {sentence}" for sentence in result.exceptions)
     return leaks
+
+
+def _of_what_runs(configuration: Configuration | None) -> Iterator[str]:
+    if configuration is None:
+        yield "the workload does not say what runs in it; use one that does"
+        return
+    if configuration.upstream is not None:
+        yield "another program there makes the answers; evidence does not say which, or what it sends where"
+    if configuration.egress is Egress.OPEN:
+        yield "the workload can open connections to anywhere; ask for no-egress in the policy"
+    if configuration.self_test.outcome != "passed":
+        yield f"whether it computes the model rightly is not known (self-test: {configuration.self_test.outcome})"
 
 
 def _checked(result: AttestationResult, what: re.Pattern[str]) -> bool:

@@ -21,9 +21,33 @@ FIELDS = {3: b"550.1\0", 6: bytes.fromhex("009f009601000000"), 20: FIRMWARE}
 BLOCKS = {1: bytes(48), 2: b"\2" * 48}
 
 
-def leaf(name: str = "gpu", firmware: bytes = FIRMWARE, **options: object) -> Party:
-    other = x509.OtherName(x509.ObjectIdentifier("1.3.6.1.4.1.412.274.1"), b"\x0c\x05V:G:1")
-    extensions = [opaque("2.23.133.5.4.1", b"\x30\x32\x04\x30" + firmware), x509.SubjectAlternativeName([other])]
+def der(tag: int, *parts: bytes) -> bytes:
+    content = b"".join(parts)
+    size = bytes([len(content)]) if len(content) < 128 else b"\x81" + bytes([len(content)])
+    return bytes([tag]) + size + content
+
+
+def firmware_id(digest: bytes) -> bytes:
+    """DICE's FWID: the algorithm, SHA-384, and the digest."""
+    return der(0x30, bytes.fromhex("0609608648016503040202"), der(4, digest))
+
+
+def device_id(digest: bytes) -> x509.UnrecognizedExtension:
+    """As Hopper's leaves have it."""
+    return opaque("2.23.133.5.4.1", der(0x30, b"\2\1\1", der(0x30, b""), firmware_id(digest)))
+
+
+def tcb_info(*digests: bytes) -> x509.UnrecognizedExtension:
+    """As Blackwell's leaves have it."""
+    fields = der(0x80, b"NVIDIA"), der(0x83, b"\1"), der(0xA6, *map(firmware_id, digests)), der(0x87, b"\0")
+    return opaque("2.23.133.5.4.1.1", der(0x30, *fields))
+
+
+def leaf(name: str = "gpu", *certified: x509.UnrecognizedExtension, product: str = "GH100", **options: object) -> Party:
+    """certified: the extensions that name the firmware; one as Hopper has it, unless told."""
+    device = der(0x0C, f"V:{product}:1".encode())
+    other = x509.OtherName(x509.ObjectIdentifier("1.3.6.1.4.1.412.274.1"), device)
+    extensions = [*(certified or (device_id(FIRMWARE),)), x509.SubjectAlternativeName([other])]
     key = options.pop("key", ec_key(name))
     return party(name, key, DEVICE, ca=False, extensions=extensions, **options)  # type: ignore[arg-type]
 

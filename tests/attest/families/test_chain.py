@@ -9,10 +9,11 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from confide.attest.chain import MAX_CHAIN_BYTES, read_certificate, read_chain, read_crl, verify_chain
+from confide.attest.chain import MAX_CHAIN_BYTES, read_certificate, read_chain, read_crl, revocation_check, verify_chain
+from confide.attest.check import Outcome
 from confide.attest.evidence import Family
 from confide.attest.roots import ProductionRoots, SimulatedRoots
-from confide.errors import InvalidSignature, MalformedEvidence, UnknownRoot
+from confide.errors import InvalidSignature, MalformedEvidence, OutsideValidity, UnknownRoot
 
 from .authorities import YEAR, Party, crl, ec_key, opaque, party, pem
 from .cases import NOW
@@ -141,3 +142,28 @@ def test_roots_of_one_family_are_not_anothers() -> None:
 
 def fingerprint(one: Party) -> str:
     return one.certificate.fingerprint(hashes.SHA256()).hex()
+
+
+@pytest.mark.parametrize(
+    ("document", "outcome", "words"),
+    [
+        (None, Outcome.SKIPPED, "not checked, because no revocation list"),
+        (crl(MIDDLE), Outcome.SKIPPED, "not the root's"),
+        (crl(ROOT), Outcome.PASS, "none, list of"),
+    ],
+)
+def test_without_the_roots_list_revocation_was_not_checked(
+    document: bytes | None, outcome: Outcome, words: str
+) -> None:
+    found = revocation_check([LEAF.certificate, MIDDLE.certificate, ROOT.certificate], document, "RFC 5280")
+    assert (found.code, found.outcome, found.clause) == ("revocation", outcome, "RFC 5280")
+    assert words in found.seen
+
+
+def test_one_rule_of_time_for_lists() -> None:
+    chain = [LEAF.certificate, MIDDLE.certificate, ROOT.certificate]
+    day = timedelta(days=1)
+    for begin, end, words in ((NOW + day, NOW + YEAR, "check the clock"), (NOW - YEAR, NOW - day, "expired on")):
+        with pytest.raises(OutsideValidity, match=words):
+            verify_chain(chain, Family.NVIDIA, ROOTS, NOW, crl(ROOT, begin=begin, end=end))
+    assert verify_chain(chain, Family.NVIDIA, ROOTS, NOW, crl(ROOT, begin=NOW, end=NOW)) == NOW

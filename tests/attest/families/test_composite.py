@@ -10,13 +10,14 @@ from confide.attest.collateral import Collateral
 from confide.attest.evidence import Evidence, Family
 from confide.attest.families.composite import MAX_GPUS, gpu_nonce
 from confide.attest.roots import ProductionRoots, SimulatedRoots
-from confide.errors import InvalidSignature, MalformedEvidence, UnknownRoot, WrongCollateral
+from confide.errors import MalformedEvidence, UnknownRoot, WrongBinding, WrongCollateral
 
 from .authorities import party
 from .cases import NOW, Case, flips, refused
+from .forged_azure import azure_case
 from .forged_nvidia import LEAF, Messages, gpu_case, leaf
 from .forged_nvidia import ROOT as GPU_ROOT
-from .forged_snp import ARK, Fields, snp_case
+from .forged_snp import ARK, GENOA, Fields, snp_case
 from .forged_tpm import tpm_case
 
 ROOTS = SimulatedRoots({Family.SNP: ARK.der, Family.NVIDIA: GPU_ROOT.der})
@@ -46,6 +47,15 @@ def test_the_nonce_is_the_sha256_of_the_quote() -> None:
     assert gpu_nonce(machine.evidence) == sha256(machine.evidence.raw).digest()
 
 
+def test_what_was_checked_of_each_member_is_told_and_the_machine_speaks() -> None:
+    machine = snp_case()
+    claims = composite(machine, bound_gpu(machine)).verify()
+    assert claims.speaks
+    assert not claims.members[1].speaks
+    assert [one.code for one in claims.checks] == ["binding"]
+    assert {one.code for one in claims.members[1].checks} >= {"revocation", "nvidia-measurements"}
+
+
 def test_debug_of_a_member_is_debug_of_all() -> None:
     machine = snp_case(Fields(policy=0x30000 | 1 << 19))
     assert composite(machine, bound_gpu(machine)).verify().debug
@@ -53,8 +63,8 @@ def test_debug_of_a_member_is_debug_of_all() -> None:
 
 def test_gpu_bound_to_another_quote() -> None:
     machine, other = snp_case(), snp_case(Fields(report_data=b"\1" * 64))
-    refused(composite(machine, bound_gpu(other)), InvalidSignature)
-    refused(composite(machine, bound_gpu(machine), gpu_case()), InvalidSignature)
+    refused(composite(machine, bound_gpu(other)), WrongBinding)
+    refused(composite(machine, bound_gpu(machine), gpu_case()), WrongBinding)
 
 
 def test_one_gpu_for_two() -> None:
@@ -92,6 +102,17 @@ def test_machine_that_quotes_with_a_tpm() -> None:
     assert composite(machine, bound_gpu(machine), roots=roots).verify().members[0].family is Family.TPM
 
 
+def test_a_machine_at_azure_with_a_gpu() -> None:
+    """Its report is as old as its start: a GPU is asked with the TPM's quote, which has the client's nonce."""
+    machine = azure_case()
+    roots = SimulatedRoots({Family.SNP: GENOA.ark.der, Family.NVIDIA: GPU_ROOT.der})
+    claims = composite(machine, bound_gpu(machine), roots=roots).verify()
+    assert [one.family for one in claims.members] == [Family.AZURE, Family.NVIDIA]
+    assert claims.report_data == machine.verify().report_data
+    report = gpu_case(Messages(nonce=sha256(machine.evidence.raw).digest()), LEAF)
+    refused(composite(machine, report, roots=roots), WrongBinding)
+
+
 def test_real_evidence_of_strangers(test_data: Path) -> None:
     """A real machine's report, and a real GPU's that was made for somebody else."""
     folder = test_data / "evidence"
@@ -110,4 +131,4 @@ def test_real_evidence_of_strangers(test_data: Path) -> None:
         Collateral({"chain": (folder / "nvidia/hopper_cert_chain.txt").read_bytes()}),
         ProductionRoots(),
     )
-    refused(replace(composite(snp, gpu), roots=ProductionRoots()), InvalidSignature)
+    refused(replace(composite(snp, gpu), roots=ProductionRoots()), WrongBinding)

@@ -43,8 +43,10 @@ def check(case: Case, changed: bool) -> None:
 @settings(deadline=None)
 @given(st.data())
 def test_evidence(case: Case, data: st.DataObject) -> None:
-    raw = data.draw(damaged(case.evidence.raw))
-    check(case.with_raw(raw), raw != case.evidence.raw)
+    original = case.evidence.raw
+    raw = data.draw(damaged(original))
+    padded = case is GPU and raw.startswith(original) and not any(raw[len(original) :])
+    check(case.with_raw(raw), raw != original and not padded)
 
 
 @settings(deadline=None)

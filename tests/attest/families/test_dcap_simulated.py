@@ -32,6 +32,7 @@ from confide.errors import (
     Revoked,
     UnknownRoot,
     UnknownTcb,
+    UnsafeConfiguration,
     WrongCollateral,
 )
 
@@ -321,3 +322,49 @@ def _collateral(content: dict[str, str]) -> Collateral:
 def test_evidence_of_another_family(simulated: Case) -> None:
     with pytest.raises(MalformedEvidence):
         replace(simulated, evidence=Evidence(Family.SGX, simulated.evidence.raw)).verify()
+
+
+@pytest.mark.parametrize(
+    ("attributes", "word"),
+    [
+        (0, "SEPT_VE_DISABLE"),
+        (1 << 28 | 1 << 29, "MIGRATABLE"),
+        (1 << 28 | 1 << 4, "profiling"),
+        (1 << 28 | 1 << 8, "nobody here knows"),
+        (1 << 28 | 1 << 24, "nobody here knows"),
+    ],
+)
+def test_attributes_that_undo_the_protection_have_words_of_their_own(
+    tee: SimulatedTee, simulated: Case, attributes: int, word: str
+) -> None:
+    quote = tee.quote(bytes(64), measurements={"td_attributes": attributes.to_bytes(8, "little")})
+    with pytest.raises(UnsafeConfiguration, match=word):
+        simulated.with_raw(quote.raw).verify()
+
+
+@pytest.mark.parametrize(
+    ("part", "reason", "word"),
+    [
+        ("Verification failed: Invalid MR service TD", UnsafeConfiguration, "service TD is bound"),
+        ("Verification failed: SERVTD_EXT is enabled", UnsafeConfiguration, "SERVTD_EXT"),
+        ("TCBInfo expired", OutsideValidity, "TCB levels"),
+        ("QE Identity expired", OutsideValidity, "quoting enclave's identity"),
+        ("invalid certificate chain: CrlExpired", OutsideValidity, "revocation list"),
+        ("invalid certificate chain: CertExpired", OutsideValidity, "certificate"),
+    ],
+)
+def test_words_of_the_library(part: str, reason: type[AttestationError], word: str) -> None:
+    with pytest.raises(reason, match=word):
+        dcap._refuse(part)
+
+
+@pytest.mark.parametrize(("name", "word"), [("pck_crl", "PCK revocation list"), ("root_ca_crl", "root CA's")])
+@pytest.mark.parametrize(("days", "said"), [(-60, "expired on"), (60, "later than")])
+def test_a_list_out_of_its_time_is_named(
+    tee: SimulatedTee, simulated: Case, name: str, word: str, days: int, said: str
+) -> None:
+    stale = json.loads(tee.collateral(Listing(MADE + timedelta(days=days))).documents["dcap"])
+    content = json.loads(simulated.collateral.documents["dcap"])
+    with pytest.raises(OutsideValidity, match=word) as caught:
+        replace(simulated, collateral=_collateral(content | {name: stale[name]})).verify()
+    assert said in str(caught.value)

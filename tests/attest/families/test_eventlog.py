@@ -2,6 +2,7 @@
 
 import hashlib
 import struct
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from tests.attest.families.conftest import Case
 
 from confide.attest.families import eventlog
+from confide.attest.families.dcap_signature import parse
 from confide.attest.families.eventlog import replay
 from confide.attest.simulated import SimulatedTee
 from confide.errors import EventLogMismatch, MalformedEvidence
@@ -113,3 +115,16 @@ def test_any_bytes_give_a_log_or_the_one_error(data: bytes, headed: bool) -> Non
         replay(log_of([]) + data if headed else data)
     except MalformedEvidence:
         return
+
+
+def test_the_log_of_a_machine_at_google_leads_to_its_quote(test_data: Path) -> None:
+    folder = test_data / "evidence/gcp"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there")
+    log, quote = replay((folder / "ccel.bin").read_bytes()), parse((folder / "tdx_quote_v4.bin").read_bytes())
+    assert {name: quote.measurements[name] for name in eventlog.REGISTERS} == log.registers
+    assert len(log.events) == 43
+    assert any(event.words.startswith("grub_cmd: linux") for event in log.events)
+    damaged = bytearray((folder / "ccel.bin").read_bytes())
+    damaged[200] ^= 1  # in the first digest
+    assert replay(bytes(damaged)).registers["rtmr0"] != quote.measurements["rtmr0"]

@@ -11,9 +11,11 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from confide.attest.claims import RootKind, TcbStatus
+from confide.attest.check import Outcome
+from confide.attest.claims import Claims, RootKind, TcbStatus
 from confide.attest.collateral import Collateral
 from confide.attest.evidence import Evidence, Family
+from confide.attest.families.nvidia_report import MAX_REPORT_BYTES
 from confide.attest.roots import ProductionRoots, SimulatedRoots
 from confide.errors import (
     AttestationError,
@@ -25,16 +27,42 @@ from confide.errors import (
     WrongCollateral,
 )
 
-from .authorities import YEAR, crl, ec_key, pem, pem_of
+from .authorities import YEAR, crl, ec_key, opaque, pem, pem_of
 from .cases import NOW, Case, flips, refused, truncations
-from .forged_nvidia import BLOCKS, DEVICE, FIELDS, LEAF, ROOT, Messages, block, gpu_case, leaf
+from .forged_nvidia import (
+    BLOCKS,
+    DEVICE,
+    FIELDS,
+    FIRMWARE,
+    LEAF,
+    ROOT,
+    Messages,
+    block,
+    device_id,
+    gpu_case,
+    leaf,
+    tcb_info,
+)
+
+
+def real(test_data: Path, name: str) -> Case:
+    folder = test_data / "evidence" / "nvidia"
+    evidence = Evidence(Family.NVIDIA, bytes.fromhex((folder / f"{name}_report.txt").read_text()))
+    return Case(evidence, Collateral({"chain": (folder / f"{name}_cert_chain.txt").read_bytes()}), ProductionRoots())
 
 
 @pytest.fixture(scope="module")
 def hopper(test_data: Path) -> Case:
-    folder = test_data / "evidence" / "nvidia"
-    evidence = Evidence(Family.NVIDIA, bytes.fromhex((folder / "hopper_report.txt").read_text()))
-    return Case(evidence, Collateral({"chain": (folder / "hopper_cert_chain.txt").read_bytes()}), ProductionRoots())
+    return real(test_data, "hopper")
+
+
+@pytest.fixture(scope="module")
+def blackwell(test_data: Path) -> Case:
+    return real(test_data, "blackwell")
+
+
+def outcomes(claims: Claims) -> dict[str, Outcome]:
+    return {one.code: one.outcome for one in claims.checks if one.code not in ("chain", "signature")}
 
 
 def test_hopper_report(hopper: Case) -> None:
@@ -61,8 +89,41 @@ def test_every_byte(hopper: Case) -> None:
 
 
 def test_every_truncation(hopper: Case) -> None:
-    for raw in (*truncations(hopper.evidence.raw), hopper.evidence.raw + b"\0"):
+    for raw in truncations(hopper.evidence.raw):
         refused(hopper.with_raw(raw), MalformedEvidence)
+
+
+def test_zeros_behind_the_end_are_no_part_of_a_report(hopper: Case) -> None:
+    raw = hopper.evidence.raw
+    for padded in (raw + b"\0", raw.ljust(8192, b"\0")):
+        assert hopper.with_raw(padded).verify() == hopper.verify()
+    for longer in (raw + b"\1", raw + b"\0\1", raw.ljust(8191, b"\0") + b"\1", raw.ljust(MAX_REPORT_BYTES + 1, b"\0")):
+        refused(hopper.with_raw(longer), MalformedEvidence)
+
+
+def test_blackwell_report(blackwell: Case) -> None:
+    claims = blackwell.verify()
+    assert (claims.root, claims.speaks) == (RootKind.PRODUCTION, False)
+    assert claims.identity["driver_version"] == b"575.32"
+    assert claims.identity["vbios_version"] == b"97.00.88.00.0F"
+    assert claims.identity["device"].startswith(b"NVIDIA:GB100:")
+    assert outcomes(claims) == {
+        "nvidia-firmware": Outcome.PASS,
+        "revocation": Outcome.SKIPPED,
+        "nvidia-measurements": Outcome.SKIPPED,
+    }
+    for raw in flips(blackwell.evidence.raw, step=101):
+        refused(blackwell.with_raw(raw))
+
+
+def test_what_a_report_lacks_is_no_pass_and_it_speaks_for_nobody(hopper: Case) -> None:
+    claims = hopper.verify()
+    assert outcomes(claims) == {
+        "nvidia-firmware": Outcome.PASS,
+        "revocation": Outcome.SKIPPED,
+        "nvidia-measurements": Outcome.SKIPPED,
+    }
+    assert not claims.speaks
 
 
 def test_every_byte_of_each_certificate(hopper: Case) -> None:
@@ -93,7 +154,7 @@ def test_simulated_report() -> None:
     assert claims.root is RootKind.SIMULATED
     assert claims.measurements == {f"block{index}": value for index, value in BLOCKS.items()}
     assert claims.identity["driver_version"] == b"550.1"
-    assert claims.identity["device"] == b"V:G:1"
+    assert claims.identity["device"] == b"V:GH100:1"
 
 
 def test_roots(hopper: Case) -> None:
@@ -124,7 +185,22 @@ def test_messages_that_are_not_spdm(messages: Messages) -> None:
 def test_other_firmware_than_certified() -> None:
     refused(gpu_case(Messages(fields=FIELDS | {20: bytes(48)})), InvalidSignature)
     refused(gpu_case(Messages(fields=FIELDS | {20: b""})), InvalidSignature)
-    refused(gpu_case(Messages(fields={3: b"550"})), InvalidSignature)
+    refused(gpu_case(signer=leaf("other", device_id(bytes(48)))), InvalidSignature)
+    refused(gpu_case(signer=leaf("other", tcb_info(bytes(48), FIRMWARE))), InvalidSignature)
+    refused(gpu_case(signer=leaf("other", device_id(FIRMWARE), tcb_info(bytes(48)))), InvalidSignature)
+    assert outcomes(gpu_case(signer=leaf("new", tcb_info(FIRMWARE, bytes(48)))).verify())["nvidia-firmware"] == "pass"
+
+
+def test_firmware_that_nobody_names_is_unknown() -> None:
+    other = opaque("1.2.3", b"\5\0")
+    for case in (gpu_case(Messages(fields={3: b"550"})), gpu_case(signer=leaf("old", other))):
+        assert outcomes(case.verify())["nvidia-firmware"] is Outcome.SKIPPED
+
+
+@pytest.mark.parametrize("value", [b"", b"\x30\x00", b"\x30\x04\xa6\x02\x30\x00", b"\x30\x80\x00\x00", b"\x04\x30"])
+def test_firmware_that_is_named_in_no_known_way(value: bytes) -> None:
+    for oid in ("2.23.133.5.4.1", "2.23.133.5.4.1.1"):
+        refused(gpu_case(signer=leaf("odd", opaque(oid, value))), MalformedEvidence)
 
 
 def test_key_of_another_kind() -> None:
@@ -141,7 +217,8 @@ def test_validity(begin: datetime, end: datetime) -> None:
 
 
 def test_revocation() -> None:
-    assert gpu_case().with_documents(crl=crl(ROOT, 99)).verify()
+    assert outcomes(gpu_case().verify())["revocation"] is Outcome.SKIPPED
+    assert outcomes(gpu_case().with_documents(crl=crl(ROOT, 99)).verify())["revocation"] is Outcome.PASS
     refused(gpu_case().with_documents(crl=crl(ROOT, 31)), Revoked)
     refused(gpu_case().with_documents(crl=crl(DEVICE, LEAF.certificate.serial_number)), Revoked)
 
@@ -161,5 +238,5 @@ def test_noise_within(at: int, noise: bytes) -> None:
     case = gpu_case()
     raw = case.evidence.raw
     changed = raw[:at] + noise + raw[at + len(noise) :]
-    if changed != raw:
+    if changed.rstrip(b"\0") != raw.rstrip(b"\0"):
         refused(case.with_raw(changed), AttestationError)

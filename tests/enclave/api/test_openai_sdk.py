@@ -158,7 +158,7 @@ def test_a_client_that_leaves_stops_the_engine(stream: bool) -> None:
 def test_too_many_at_once_and_too_long() -> None:
     engine = FakeEngine(pause=0.4)
     limits = Limits(concurrent=1, idle_seconds=0.6, request_seconds=1.0, answer_tokens=400)
-    with serving(api_app(Serving(engine, limits))) as url:
+    with serving(api_app(Serving(engine, limits=limits))) as url:
         client = openai.OpenAI(base_url=url + "/v1", api_key="none", max_retries=0)
         begun = client.completions.create(model="echo", prompt="word " * 100, stream=True)
         with pytest.raises(openai.RateLimitError) as caught:

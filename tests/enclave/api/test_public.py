@@ -41,7 +41,7 @@ def engine() -> FakeEngine:
 
 @pytest.fixture(scope="module")
 def client(workload: Workload, engine: FakeEngine) -> Iterator[httpx.Client]:
-    with serving(public_app(workload, Serving(engine, Limits(attestations_per_second=1000)))) as url:
+    with serving(public_app(workload, Serving(engine, limits=Limits(attestations_per_second=1000)))) as url:
         with httpx.Client(base_url=url) as client:
             yield client
     assert engine.closed
@@ -111,7 +111,7 @@ def test_evidence_is_rationed_and_may_be_missing(tee: SimulatedTee) -> None:
         def read(self, report_data: bytes) -> None:
             raise EvidenceUnavailable("The machine gives none; ask its operator.")
 
-    serving_one = Serving(FakeEngine(), Limits(attestations_per_second=1))
+    serving_one = Serving(FakeEngine(), limits=Limits(attestations_per_second=1))
     with serving(public_app(Workload(Broken()), serving_one)) as url:  # type: ignore[arg-type]
         found = [httpx.get(f"{url}/attestation?nonce={'ab' * 32}") for _ in range(3)]
     assert [one.status_code for one in found] == [503, 503, 429]

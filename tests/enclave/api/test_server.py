@@ -14,13 +14,13 @@ PROGRAM = """
 import sys
 from confide.enclave.api.answer import Serving
 from confide.enclave.api.public import public_app
-from confide.enclave.api.server import serve_app
+from confide.enclave.api.server import bind, serve_app
 from confide.enclave.workload import Workload
 from tests.enclave.fake_engine import FakeEngine
 
 engine = FakeEngine(pause=0.1)
 app = public_app(Workload(None), Serving(engine), tls_ends_here=True)
-serve_app(app, "127.0.0.1", 0, None, lambda url: print(url, flush=True))
+serve_app(app, bind("127.0.0.1", 0), None, lambda url: print(url, flush=True))
 print("closed" if engine.closed else "open", engine.running)
 """
 

@@ -12,10 +12,13 @@ from tests.attest.made_up import StubVerifier, tdx_claims
 from tests.enclave.key_release.scene import KEY, MODEL, NOW, Scene, collateral_of, simulated
 
 from confide.attest.claims import RootKind
-from confide.attest.collateral import Collateral
+from confide.attest.collateral import OWN, Collateral
+from confide.attest.collateral_lookup import SentCollateral
+from confide.attest.configuration import UpstreamUsed
+from confide.attest.defaults import Exceptions
 from confide.attest.evidence import Evidence
 from confide.attest.policy import Policy, SimulatedPolicy
-from confide.attest.requirements import CollateralValid, Fresh, NotDebug, Tdx, any_of
+from confide.attest.requirements import CollateralValid, Fresh, Model, NotDebug, Tdx, any_of
 from confide.attest.simulated import SimulatedTee
 from confide.attest.statement import Statement
 from confide.attest.wire import Attested
@@ -119,15 +122,19 @@ def _statement(scene: Scene, change: Callable[[Statement], Statement]) -> Releas
     )
 
 
+def changed(**fields: Any) -> Callable[[Statement], Statement]:
+    return lambda statement: msgspec.structs.replace(statement, **fields)
+
+
 def test_the_channel_key_must_be_the_one_that_was_attested(scene: Scene) -> None:
     thief = {"hpke": ChannelKey().public.raw.hex()}
-    assert "nonce" in refused(scene, _statement(scene, lambda statement: replace(statement, channel_keys=thief)))
+    assert "nonce" in refused(scene, _statement(scene, changed(channel_keys=thief)))
 
 
 def test_a_nonce_cannot_be_put_into_old_evidence(scene: Scene) -> None:
     old = scene.request()
     nonce = scene.broker.nonce(scene.now).nonce
-    statement = replace(old.attested.statement, nonce=nonce)
+    statement = msgspec.structs.replace(old.attested.statement, nonce=nonce)
     assert "nonce" in refused(scene, ReleaseRequest(KEY.id, msgspec.structs.replace(old.attested, statement=statement)))
 
 
@@ -140,14 +147,29 @@ def test_the_model_must_be_the_key_s(scene: Scene) -> None:
 
 def test_a_statement_without_a_channel_key(scene: Scene, tee: SimulatedTee) -> None:
     for channel_keys in ({}, {"hpke": "00"}, {"hpke": "no digits"}):
-        statement = Statement(scene.broker.nonce(scene.now).nonce, MODEL, channel_keys=channel_keys)
+        nonce = scene.broker.nonce(scene.now).nonce
+        statement = Statement(nonce, MODEL, channel_keys=channel_keys, configuration=scene.workload.configuration)
         attested = Attested.make(tee.read(statement.digest()), statement, collateral_of(tee))
         assert refused(scene, ReleaseRequest(KEY.id, attested)) == ("channel-key",)
 
 
+def test_no_key_for_a_workload_whose_answers_another_program_makes(scene: Scene, tee: SimulatedTee) -> None:
+    scene.workload.configuration = msgspec.structs.replace(
+        scene.workload.configuration, upstream=UpstreamUsed("llama", "http://127.0.0.1:8000/v1")
+    )
+    assert refused(scene, scene.request()) == ("upstream",)
+    scene.bind(simulated(tee, SimulatedPolicy.all_of(Model(MODEL, allow_upstream="other"))))
+    assert refused(scene, scene.request()) == ("upstream",)
+    scene.bind(simulated(tee, SimulatedPolicy.all_of(Model("11" * 32, allow_upstream="llama"))))
+    assert refused(scene, scene.request()) == ("model", "upstream")
+    scene.bind(simulated(tee, SimulatedPolicy.all_of(Model(MODEL, allow_upstream="llama"))))
+    request = scene.request()
+    assert scene.open(request, scene.release(request)) == KEY
+
+
 def test_an_empty_policy_still_asks_for_the_binding(scene: Scene, tee: SimulatedTee) -> None:
     scene.bind(simulated(tee, SimulatedPolicy.all_of()))
-    assert refused(scene, _statement(scene, lambda statement: replace(statement, policy_version="x"))) == (
+    assert refused(scene, _statement(scene, changed(policy_version="x"))) == (
         "nonce",
         "model",
     )
@@ -156,8 +178,8 @@ def test_an_empty_policy_still_asks_for_the_binding(scene: Scene, tee: Simulated
 
 
 def test_a_nonce_in_the_policy_does_not_stand_in_for_ours(scene: Scene, tee: SimulatedTee) -> None:
-    scene.bind(simulated(tee, SimulatedPolicy.all_of(any_of(Fresh("11" * 32), NotDebug()))))
-    assert "nonce" in refused(scene, _statement(scene, lambda statement: replace(statement, model_digest="")))
+    scene.bind(simulated(tee, SimulatedPolicy.all_of(any_of(Fresh("11" * 32), Tdx()))))
+    assert "nonce" in refused(scene, _statement(scene, changed(model_digest="")))
 
 
 def test_checks_of_the_policy(scene: Scene, tee: SimulatedTee) -> None:
@@ -186,7 +208,7 @@ def test_another_simulated_machine(scene: Scene, tmp_path_factory: pytest.TempPa
 # -- production --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("policy", [Policy(), Policy.all_of(), Policy.all_of(any_of(NotDebug()))])
+@pytest.mark.parametrize("policy", [Policy(), Policy.all_of(), Policy.all_of(any_of(Tdx()))])
 def test_a_key_for_production_never_goes_to_simulated_evidence(scene: Scene, policy: Policy) -> None:
     scene.bind(Conditions(MODEL, policy))
     assert refused(scene, scene.request()) == ("unknown-root",)
@@ -203,7 +225,16 @@ def _genuine(scene: Scene, **options: Any) -> tuple[Broker, ReleaseRequest]:
     """A broker whose verifier takes the evidence for that of real hardware."""
     request = scene.request()
     claims = tdx_claims(report_data=request.attested.statement.digest(), valid_until=None)
-    return replace(scene.broker, appraiser=Appraiser(StubVerifier(claims), **options)), request
+    return replace(
+        scene.broker, appraiser=Appraiser(StubVerifier(claims), **{"source": OwnCollateral(), **options})
+    ), request
+
+
+class OwnCollateral(SentCollateral):
+    """A broker that chose the collateral itself."""
+
+    def find(self, evidence: Evidence, sent: Collateral) -> Collateral:
+        return replace(sent, provenance=OWN)
 
 
 def test_a_key_for_production_goes_to_real_hardware(scene: Scene) -> None:
@@ -233,39 +264,53 @@ def test_a_broker_for_production_gives_nothing_to_simulated_machines(scene: Scen
     assert refused(scene, scene.request()) == ("root",)
 
 
-def test_collateral_is_gathered_where_none_was_sent(scene: Scene, tee: SimulatedTee) -> None:
+def test_the_broker_chooses_the_collateral_whatever_was_sent(scene: Scene, tee: SimulatedTee) -> None:
     asked: list[Evidence] = []
 
-    def gather(evidence: Evidence) -> Collateral:
-        asked.append(evidence)
-        return collateral_of(tee)
+    class Vendor(SentCollateral):
+        def find(self, evidence: Evidence, sent: Collateral) -> Collateral:
+            asked.append(evidence)
+            return collateral_of(tee)
 
     scene.bind(Conditions(MODEL, Policy()))
-    broker, request = _genuine(scene, gather=gather)
+    for collateral in (Collateral, lambda: Collateral({"dcap": b"the host's"})):
+        scene.workload.collateral = collateral
+        broker, request = _genuine(scene, source=Vendor())
+        broker.release(request, NOW)
+        assert asked.pop() == request.attested.evidence.thaw()
+
+
+def test_the_hosts_collateral_is_not_enough(scene: Scene) -> None:
+    """It may be an older evaluation that is still valid; only a policy that names the number takes it."""
+    scene.bind(Conditions(MODEL, Policy()))
+    broker, request = _genuine(scene, source=SentCollateral())
+    with pytest.raises(KeyRefused) as caught:
+        broker.release(request, NOW)
+    assert caught.value.checks == ("tcb-evaluation",)
+    scene.bind(Conditions(MODEL, Policy(exceptions=Exceptions(min_tcb_evaluation=1))))
+    broker, request = _genuine(scene, source=SentCollateral())
     broker.release(request, NOW)
-    assert not asked  # it had come along
-    scene.workload.collateral = Collateral
-    broker, request = _genuine(scene, gather=gather)
-    broker.release(request, NOW)
-    assert asked == [request.attested.evidence.thaw()]
+    assert "the workload chose it" in scene.logged[-1].entry.collateral
 
 
 def test_collateral_that_cannot_be_had_is_a_refusal(scene: Scene) -> None:
-    def gather(evidence: Evidence) -> Collateral:
-        raise CollateralUnavailable("The vendor is asleep; try again later.")
+    class Asleep(SentCollateral):
+        def find(self, evidence: Evidence, sent: Collateral) -> Collateral:
+            raise CollateralUnavailable("The vendor is asleep; try again later.")
 
     scene.bind(Conditions(MODEL, Policy()))
     scene.workload.collateral = Collateral
-    scene.broker = replace(scene.broker, appraiser=Appraiser(gather=gather))
+    scene.broker = replace(scene.broker, appraiser=Appraiser(source=Asleep()))
     assert refused(scene, scene.request()) == ("collateral-unavailable",)
 
 
 def test_simulated_keys_never_ask_a_vendor(scene: Scene) -> None:
-    def gather(evidence: Evidence) -> Collateral:
-        pytest.fail("asked a vendor about a simulated machine")
+    class Nosy(SentCollateral):
+        def find(self, evidence: Evidence, sent: Collateral) -> Collateral:
+            pytest.fail("asked a vendor about a simulated machine")
 
     scene.workload.collateral = Collateral
-    scene.broker = replace(scene.broker, appraiser=Appraiser(gather=gather))
+    scene.broker = replace(scene.broker, appraiser=Appraiser(source=Nosy()))
     assert refused(scene, scene.request()) == ("wrong-collateral",)
 
 
@@ -291,7 +336,7 @@ def test_removing_a_key_counts_at_once(scene: Scene) -> None:
 
 def test_the_log_tells_policies_apart(scene: Scene, tee: SimulatedTee) -> None:
     scene.release(scene.request())
-    scene.bind(simulated(tee, SimulatedPolicy.all_of()))
+    scene.bind(simulated(tee, SimulatedPolicy.all_of(Tdx())))
     scene.release(scene.request())
     before, after = (line.entry.policy for line in scene.logged)
     assert before != after

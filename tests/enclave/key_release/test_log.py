@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.enclave.key_release.scene import NOW
 
-from confide.attest.result import Check
+from confide.attest.check import check
 from confide.broker.log import GENESIS, LOG_NAME, AuditLog, Entry, LogReader, verify
 from confide.errors import AuditLogCorrupted, AuditLogInUse, AuditLogUnavailable
 
 
 def entry(number: int) -> Entry:
-    failed = (Check("debug", "off", "on: tdx", passed=False),)
+    failed = (check("debug", "off", "on: tdx", ok=False),)
     return Entry(NOW + timedelta(seconds=number), "refused", key=f"{number:032x}", peer="192.0.2.1", failed=failed)
 
 

@@ -17,7 +17,8 @@ import dcap_qvl
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from confide.attest.chain import read_chain, read_crl
+from confide.attest.chain import REVOKED, check_current, read_chain, read_crl
+from confide.attest.check import Check, check
 from confide.attest.claims import Claims, TcbStatus
 from confide.attest.collateral import Collateral
 from confide.attest.evidence import Evidence, Family
@@ -29,6 +30,7 @@ from confide.attest.families.dcap_chain import (
     check_validity,
     intel_root,
 )
+from confide.attest.families.dcap_levels import date_of, superseded
 from confide.attest.families.dcap_quote import SGX_REPORT, TD_REPORT_15, Quote
 from confide.attest.families.dcap_words import in_debug, measurements
 from confide.attest.roots import Roots
@@ -41,6 +43,7 @@ from confide.errors import (
     Revoked,
     UnknownRoot,
     UnknownTcb,
+    UnsafeConfiguration,
     WrongCollateral,
 )
 
@@ -52,11 +55,49 @@ DOCUMENT: Final = "dcap"
 
 _CHAINS: Final = ("pck_crl_issuer_chain", "tcb_info_issuer_chain", "qe_identity_issuer_chain")
 _LISTS: Final = ("root_ca_crl", "pck_crl")
+_LIST_WORDS: Final = {"root_ca_crl": "root CA's revocation list", "pck_crl": "PCK revocation list"}
 _SIGNED: Final = ("tcb_info", "tcb_info_signature", "qe_identity", "qe_identity_signature")
+_PATH: Final = "Intel PCS v4, certificates and CRLs; RFC 5280, 6.1 and 6.3"
+_QUOTE: Final = "Intel SGX ECDSA Quote Library API, A.4"
 _LATEST: Final = datetime(2200, 1, 1, tzinfo=UTC)
 
 REASONS: Final[tuple[tuple[str, type[AttestationError], str], ...]] = (
     ("Debug mode is enabled", DebugEnabled, "It runs in debug mode, so its owner can read everything; do not trust it"),
+    (
+        "SEPT_VE_DISABLE",
+        UnsafeConfiguration,
+        "This TD was started without SEPT_VE_DISABLE, so its host may take memory away and step in wherever it is "
+        "used; do not trust it, and start it with that attribute, as current hypervisors do",
+    ),
+    (
+        "TD migration is enabled",
+        UnsafeConfiguration,
+        "This TD may be moved to another machine (MIGRATABLE), of which its quote says nothing; do not trust it, and "
+        "start it without that attribute",
+    ),
+    (
+        "TD profiling is enabled",
+        UnsafeConfiguration,
+        "This TD lets its host watch how it performs, which tells what it does; do not trust it, and start it without "
+        "profiling",
+    ),
+    (
+        "SERVTD_EXT",
+        UnsafeConfiguration,
+        "This TD has service TDs bound to it in a way that its quote does not tell (SERVTD_EXT); do not trust it, and "
+        "start it without them",
+    ),
+    (
+        "Invalid MR service TD",
+        UnsafeConfiguration,
+        "A service TD is bound to this TD, and may act on it, move it for example; do not trust it, and start it "
+        "without one",
+    ),
+    (
+        "Reserved bits in TD attributes",
+        UnsafeConfiguration,
+        "This TD has attributes that nobody here knows the meaning of; do not trust it, or update Confide",
+    ),
     ("status is invalid: Revoked", Revoked, "The platform's TCB was revoked; do not trust this machine"),
     ("CertRevoked", Revoked, "A certificate was revoked; do not trust this machine"),
     ("Unknown QE vendor ID", MalformedEvidence, "The quote is not by Intel's quoting enclave; fetch it again"),
@@ -70,6 +111,10 @@ REASONS: Final[tuple[tuple[str, type[AttestationError], str], ...]] = (
     ("Unsupported QE Identity", WrongCollateral, "The collateral is for another kind of quote; fetch it again"),
     ("TCB info in the collateral", WrongCollateral, "The collateral is for another kind of quote; fetch it again"),
     (" mismatch", WrongCollateral, "The quote is not by the platform that the collateral describes; fetch it again"),
+    ("TCBInfo expired", OutsideValidity, "The list of TCB levels is expired at this time; fetch the TCB info again"),
+    ("QE Identity expired", OutsideValidity, "The quoting enclave's identity is expired at this time; fetch it again"),
+    ("CrlExpired", OutsideValidity, "A revocation list is expired at this time; fetch the lists again"),
+    ("CertExpired", OutsideValidity, "A certificate is expired at this time; fetch the collateral again"),
     ("xpired", OutsideValidity, "The collateral is expired at this time; fetch it again"),
     ("in the future", OutsideValidity, "The collateral is not valid yet at this time; check the clock"),
     ("NotValidYet", OutsideValidity, "A certificate is not valid yet at this time; check the clock"),
@@ -104,11 +149,13 @@ def verify(family: Family, evidence: Evidence, collateral: Collateral, roots: Ro
     root = intel_root(roots, family, [every[-1] for every in (chain, *papers.chains)])
     for every in (chain, *papers.chains):
         check_links(every, root)
-    for revoked, issuer in zip(papers.lists, (root, [*chain, root][1]), strict=True):
+    for name, revoked, issuer in zip(_LISTS, papers.lists, (root, [*chain, root][1]), strict=True):
         check_list(revoked, issuer)
+        check_current(revoked, _LIST_WORDS[name], now)
     found = _verified(quote, chain, papers, root, evidence.raw, now)
-    _check_pce(found, papers)
-    return _claims(quote, roots, found)
+    tcb_info = json.loads(papers.native.tcb_info)
+    _check_pce(found, tcb_info)
+    return _claims(quote, roots, found, tcb_info, papers)
 
 
 def _read(collateral: Collateral) -> _Papers:
@@ -148,9 +195,9 @@ def _verified(
     return found
 
 
-def _check_pce(found: Mapping[str, Any], papers: _Papers) -> None:
+def _check_pce(found: Mapping[str, Any], tcb_info: Mapping[str, Any]) -> None:
     """The list is for the platform's PCE, which the library does not compare; WrongCollateral if not."""
-    listed = str(json.loads(papers.native.tcb_info).get("pceId"))
+    listed = str(tcb_info.get("pceId"))
     if listed.lower() != bytes(found["platform"]["pck"]["pce_id"]).hex():
         raise WrongCollateral("The collateral is for another platform; fetch it for this quote's PCE.")
 
@@ -178,23 +225,50 @@ def _refuse(words: str) -> NoReturn:
     raise MalformedEvidence("The quote or its collateral is not what it should be; fetch both again.")
 
 
-def _claims(quote: Quote, roots: Roots, found: Mapping[str, Any]) -> Claims:
+def _claims(
+    quote: Quote, roots: Roots, found: Mapping[str, Any], tcb_info: Mapping[str, Any], papers: _Papers
+) -> Claims:
     report = _fields(found["report"])
     if any(report.get(name) != value for name, value in quote.report.items()):
         raise MalformedEvidence("Two readings of the quote differ; report this quote, and do not trust it.")
-    platform = found["platform"]
+    platform, identity = found["platform"], json.loads(papers.native.qe_identity)
+    issued = [revoked.last_update_utc for revoked in papers.lists]
+    issued += [_date(signed["issueDate"]) for signed in (tcb_info, identity)]
+    ends = [revoked.next_update_utc for revoked in papers.lists if revoked.next_update_utc]
+    ends += [
+        datetime.fromtimestamp(found[name], UTC)
+        for name in ("earliest_expiration_date", "qe_iden_earliest_expiration_date")
+    ]
     return Claims(
         family=quote.family,
         root=roots.kind,
         report_data=report["report_data"],
+        speaks=True,
         debug=in_debug(report),
         tcb_status=_status(found["tcb"]["status"]),
         measurements=measurements(report),
         identity=_identity(platform["pck"]),
         advisories=tuple(found["tcb"]["advisory_ids"]),
-        tcb_date=_date(platform["tcb_level"]["tcbDate"]),
-        valid_until=datetime.fromtimestamp(
-            min(found["earliest_expiration_date"], found["qe_iden_earliest_expiration_date"]), UTC
+        tcb_date=date_of(platform["tcb_level"]),
+        tcb_superseded=superseded(found, tcb_info, identity, report.get("tee_tcb_svn")),
+        tcb_evaluation=min(found["tcb"]["eval_data_number"], found["qe"]["tcb_eval_data_number"]),
+        issued_at=min(issued),
+        valid_until=min(ends),
+        checks=_checks(min(issued)),
+    )
+
+
+def _checks(issued: datetime) -> tuple[Check, ...]:
+    """What was checked on the way here; anything else was refused."""
+    return (
+        check("chain", "certificates up to the root", "valid, each signed by the next", ok=True, clause=_PATH),
+        check("signature", "by the quoting enclave that the platform certifies", "valid", ok=True, clause=_QUOTE),
+        check(
+            REVOKED,
+            "no certificate on its issuer's list",
+            f"none, lists since {issued:%Y-%m-%d}",
+            ok=True,
+            clause=_PATH,
         ),
     )
 
@@ -229,4 +303,4 @@ def _date(text: str) -> datetime:
     try:
         return datetime.fromisoformat(text)
     except ValueError as problem:
-        raise MalformedEvidence("The collateral's TCB level has no readable date; fetch it again.") from problem
+        raise MalformedEvidence("The collateral has no readable date of issue; fetch it again.") from problem

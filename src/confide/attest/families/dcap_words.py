@@ -23,10 +23,20 @@ NAMES: Final[Mapping[str, str]] = {
     "mr_owner": "mrowner",
     "mr_owner_config": "mrownerconfig",
     "mr_service_td": "mrservicetd",
+    "tee_tcb_svn": "tee_tcb_svn",
+    "tee_tcb_svn2": "tee_tcb_svn2",
     "td_attributes": "td_attributes",
     "xfam": "xfam",
 }
 """Fields of the reports, and what policies call them."""
+
+_INSIDE: Final[Mapping[str, tuple[str, slice]]] = {
+    "isvextprodid": ("reserved1", slice(12, 28)),
+    "configid": ("reserved3", slice(32, 96)),
+    "configsvn": ("reserved4", slice(0, 2)),
+    "isvfamilyid": ("reserved4", slice(44, 60)),
+}
+"""Fields that key separation and sharing (KSS) put into reserved ones. Source: Intel SDM 3D, "REPORT"."""
 
 _SGX_DEBUG: Final = 0x02
 """SGX ATTRIBUTES.DEBUG, bit 1 of the first byte. Source: Intel SDM volume 3D, section 34.7.1."""
@@ -34,7 +44,9 @@ _SGX_DEBUG: Final = 0x02
 
 def measurements(report: Mapping[str, bytes]) -> Mapping[str, bytes]:
     """What was measured, as it stands in the report: hashes of 32 or 48 bytes, numbers of 2 bytes little-endian."""
-    return MappingProxyType({name: report[field] for field, name in NAMES.items() if field in report})
+    found = {name: report[field] for field, name in NAMES.items() if field in report}
+    inside = {name: report[field][part] for name, (field, part) in _INSIDE.items() if field in report}
+    return MappingProxyType(found | inside)
 
 
 def in_debug(report: Mapping[str, bytes]) -> bool:

@@ -35,6 +35,32 @@ _FILLING_BYTES: Final = 8
 """No event starts with so many equal bytes: a register and the event's type, which is 3 where the register is 0."""
 
 
+_KINDS: Final[Mapping[int, str]] = {
+    0x00000001: "post code",
+    0x00000003: "no action",
+    0x00000004: "separator",
+    0x00000005: "action",
+    0x00000006: "tag",
+    0x00000008: "CRTM version",
+    0x0000000A: "platform configuration",
+    0x0000000C: "compact hash",
+    0x0000000D: "boot loader",
+    0x80000001: "EFI variable, driver's configuration",
+    0x80000002: "EFI variable, boot",
+    0x80000003: "EFI program for booting",
+    0x80000004: "EFI driver for booting",
+    0x80000006: "partition table",
+    0x80000007: "EFI action",
+    0x80000008: "firmware",
+    0x80000009: "hand-off tables",
+    0x8000000A: "firmware",
+    0x8000000B: "hand-off tables",
+    0x8000000C: "EFI variable, boot",
+    0x800000E0: "EFI variable, authority",
+}
+"""Types of events, for people (PC Client Platform Firmware Profile, 10.4.1, table "Events")."""
+
+
 @dataclass(frozen=True)
 class Event:
     """One event. register: 0 to 4, MRTD and then RTMR0 to RTMR3. digest: SHA-384, 48 bytes. data: as it was logged."""
@@ -43,6 +69,23 @@ class Event:
     kind: int
     digest: bytes
     data: bytes
+
+    @property
+    def name(self) -> str:
+        """Its type in words, or as a number."""
+        return _KINDS.get(self.kind, f"type {self.kind:#x}")
+
+    @property
+    def words(self) -> str:
+        """The data as a text, where they are one. Whoever logged them chose it: make it printable before it is shown.
+
+        Nothing vouches for it but its digest, and for some types that is of something else than the data.
+        """
+        for encoding in ("utf-16-le", "ascii"):
+            text = self.data.decode(encoding, "replace").rstrip("\0")
+            if text and all(" " <= letter <= "~" for letter in text):
+                return text
+        return ""
 
 
 @dataclass(frozen=True)

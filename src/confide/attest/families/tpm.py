@@ -36,7 +36,15 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
-from confide.attest.chain import MAX_CHAIN_BYTES, MIN_RSA_BITS, read_certificate, read_chain, verify_chain
+from confide.attest.chain import (
+    MAX_CHAIN_BYTES,
+    MIN_RSA_BITS,
+    read_certificate,
+    read_chain,
+    revocation_check,
+    verify_chain,
+)
+from confide.attest.check import Check, check
 from confide.attest.claims import Claims, TcbStatus
 from confide.attest.collateral import Collateral
 from confide.attest.cursor import Cursor
@@ -45,6 +53,7 @@ from confide.attest.roots import Roots
 from confide.errors import InvalidSignature, MalformedEvidence, UnknownRoot, WrongCollateral
 
 MAX_BANKS: Final = 8
+_KEYS: Final = "TCG TPM 2.0 Part 1, attestation keys; RFC 5280, 6.1"
 MAX_PCRS: Final = 32
 
 _Hash = hashes.SHA256 | hashes.SHA384 | hashes.SHA512
@@ -112,13 +121,10 @@ class Signature:
 
 def verify(evidence: Evidence, collateral: Collateral, roots: Roots, now: datetime) -> Claims:
     """What a TPM's quote says, after its key, its signature and the PCRs' values were checked at `now`."""
-    quote = Quote.parse(evidence.raw)
     if missing := {"signature", "pcrs"} - evidence.parts.keys():
         raise MalformedEvidence(f"The TPM evidence lacks {', '.join(sorted(missing))}; send it with the quote.")
-    signature = Signature.parse(evidence.parts["signature"])
-    key, until = _trusted_key(collateral, roots, now)
-    _check_signature(key, signature, evidence.raw)
-    measurements = _measurements(quote, signature, evidence.parts["pcrs"])
+    key, until, checks = _trusted_key(collateral, roots, now)
+    quote, measurements = verify_quote(evidence.raw, evidence.parts["signature"], evidence.parts["pcrs"], key)
     return Claims(
         family=Family.TPM,
         root=roots.kind,
@@ -135,7 +141,15 @@ def verify(evidence: Evidence, collateral: Collateral, roots: Roots, now: dateti
             }
         ),
         valid_until=until,
+        checks=checks,
     )
+
+
+def verify_quote(message: bytes, signature: bytes, pcrs: bytes, key: PublicKeyTypes) -> tuple[Quote, dict[str, bytes]]:
+    """A quote that this key signed, and its PCRs by name. Whether to trust the key is not asked here."""
+    quote, signed = Quote.parse(message), Signature.parse(signature)
+    _check_signature(key, signed, message)
+    return quote, _measurements(quote, signed, pcrs)
 
 
 def _selection(cursor: Cursor) -> tuple[tuple[int, tuple[int, ...]], ...]:
@@ -151,8 +165,10 @@ def _selection(cursor: Cursor) -> tuple[tuple[int, tuple[int, ...]], ...]:
     return tuple(banks.items())
 
 
-def _trusted_key(collateral: Collateral, roots: Roots, now: datetime) -> tuple[PublicKeyTypes, datetime | None]:
-    """The attestation key, if it was enrolled or a trusted root certifies it, and until when."""
+def _trusted_key(
+    collateral: Collateral, roots: Roots, now: datetime
+) -> tuple[PublicKeyTypes, datetime | None, tuple[Check, ...]]:
+    """The attestation key, if it was enrolled or a trusted root certifies it, until when, and what was checked."""
     documents = collateral.documents
     if "ak" not in documents:
         raise WrongCollateral("The TPM's attestation key is missing; give it as `ak`.")
@@ -161,11 +177,16 @@ def _trusted_key(collateral: Collateral, roots: Roots, now: datetime) -> tuple[P
         leaf = read_certificate(documents["ak"], "attestation key's certificate")
         key = leaf.public_key()
     if roots.trusts_key(_encoded(key)):
-        return key, None
+        return key, None, (check("chain", "an attestation key that is trusted", "enrolled", ok=True, clause=_KEYS),)
     if leaf is None or "chain" not in documents:
         raise UnknownRoot("This TPM's attestation key is not enrolled; enrol it, or give its certificate and chain.")
     chain = (leaf, *read_chain(documents["chain"], "chain of the attestation key"))
-    return key, verify_chain(chain, Family.TPM, roots, now, documents.get("crl"))
+    crl = documents.get("crl")
+    until = verify_chain(chain, Family.TPM, roots, now, crl)
+    certified = check(
+        "chain", "an attestation key that is trusted", "certified by a trusted root", ok=True, clause=_KEYS
+    )
+    return key, until, (certified, revocation_check(chain, crl, "RFC 5280, 6.3"))
 
 
 def _public_key(document: bytes) -> PublicKeyTypes | None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
+from confide.attest.reading.azure import ASSET_TAG, AzureCvm
 from confide.attest.reading.configfs_tsm import REPORT_FOLDER, ConfigfsTsm
 from confide.attest.reading.gramine import DEVICE_FOLDER, Gramine
 from confide.attest.reading.reader import EvidenceReader
@@ -31,14 +32,17 @@ class Detected:
         return self.readers[0]
 
 
-def detect(tsm: Path = REPORT_FOLDER, gramine: Path = DEVICE_FOLDER, tpm: Path = DEVICE) -> Detected:
-    """Look at each place in turn: an enclave, then a confidential virtual machine, then a TPM. Asks for no evidence."""
+def detect(
+    tsm: Path = REPORT_FOLDER, gramine: Path = DEVICE_FOLDER, tpm: Path = DEVICE, asset_tag: Path = ASSET_TAG
+) -> Detected:
+    """Look at each place in turn: an enclave, a confidential virtual machine, a TPM. Asks for no evidence."""
     candidates: tuple[Callable[[], EvidenceReader], ...] = (
         lambda: _gramine(gramine),
         lambda: _tsm(tsm),
+        lambda: _azure(asset_tag),
         lambda: _tpm(tpm),
     )
-    names = ("gramine", "configfs-tsm", "tpm")
+    names = ("gramine", "configfs-tsm", "azure-cvm", "tpm")
     readers: list[EvidenceReader] = []
     absent: dict[str, str] = {}
     for name, candidate in zip(names, candidates, strict=True):
@@ -58,6 +62,12 @@ def _gramine(folder: Path) -> Gramine:
 def _tsm(folder: Path) -> ConfigfsTsm:
     reader = ConfigfsTsm(folder)
     reader.provider()
+    return reader
+
+
+def _azure(asset_tag: Path) -> AzureCvm:
+    reader = AzureCvm(asset_tag=asset_tag)
+    reader.check()
     return reader
 
 

@@ -8,12 +8,13 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
+from confide.attest.check import Outcome
 from confide.cli import output
 from confide.cli.demo.process import serving
 from confide.cli.demo.tampering import flip_byte, tampering_relay
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 PROMPT = "The old king called his three sons and said,"
 ANSWER_TOKENS = 40
 ROUNDS = 30
+_MARKS: Final = {Outcome.PASS: ("✓ ", "green"), Outcome.FAIL: ("✗ ", "red"), Outcome.SKIPPED: ("– ", "yellow")}
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,6 @@ class _Demo:
 
     def run(self) -> EnclaveDemoResult:
         from confide.attest.policy import SimulatedPolicy
-        from confide.attest.requirements import NotDebug
         from confide.attest.simulated import SimulatedTee
 
         output.quiet_transformers()
@@ -74,7 +75,7 @@ class _Demo:
         SimulatedTee.create(self._folder / "tee")
         if self._show:
             output.console.print(f"[bold red]{WARNING}[/]")
-        policy = SimulatedPolicy.all_of(NotDebug())
+        policy = SimulatedPolicy()
         environment = self._keep(key, digest, policy)
         root = self._folder / "tee" / "root.pem"
         keys = ("keys", "serve", "--folder", str(self._folder / "keys"), "--port", "0", "--offline")
@@ -91,13 +92,14 @@ class _Demo:
     # -- the owner ---------------------------------------------------------------------------------------------
 
     def _seal(self) -> "tuple[ModelKey, str]":
+        from confide.enclave.boot import examine
         from confide.packages.owner import OwnerKey
         from confide.packages.sealed.contents import contents_of
         from confide.packages.sealed.key import ModelKey
         from confide.packages.sealed.write import seal_model
 
         key = ModelKey.generate()
-        manifest = seal_model(contents_of("demo"), self._package, key=key, owner=OwnerKey.generate())
+        manifest = seal_model(contents_of("demo"), self._package, key=key, owner=OwnerKey.generate(), examine=examine)
         self._say(
             f"{len(manifest.files)} files, {output.megabytes(manifest.size)}, encrypted and signed. Model digest "
             f"[bold]{manifest.model_digest[:16]}[/]…"
@@ -152,7 +154,7 @@ class _Demo:
             return
         table = Table("check", "expected", "seen", show_edge=False, pad_edge=False)
         for check in session.result.checks:
-            mark = Text("✓ " if check.passed else "✗ ", "green" if check.passed else "red")
+            mark = Text(*_MARKS[check.outcome])
             table.add_row(mark + Text(check.code), Text(check.expected[:44]), Text(check.seen[:44]))
         output.console.print(table)
 

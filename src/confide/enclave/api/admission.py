@@ -37,12 +37,14 @@ class Admission:
     def __init__(self, app: ASGIApp, serving: Serving, slots: Slots, endpoint: str) -> None:
         """slots: shared by all endpoints. endpoint: its name in the metrics."""
         self._app = app
+        self._serving = serving
         self._limits = serving.limits
         self._metrics = serving.metrics
         self._slots = slots
         self._endpoint = endpoint
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._serving.require_sound()
         with self._slots, self._metrics.running.track_inprogress():
             started = time.monotonic()
             answer = _Watched(send, self._limits.idle_seconds)

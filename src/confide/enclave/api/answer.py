@@ -13,6 +13,7 @@ from confide.enclave.api.limits import Limits
 from confide.enclave.api.metrics import Metrics
 from confide.enclave.api.schemas import Fields, SamplingFields, parse
 from confide.enclave.engines.engine import Engine, FinishReason, Piece, Sampling
+from confide.enclave.self_test import SelfTest
 from confide.errors import AnswerTimedOut, EngineError, PromptTooLong, RequestRefused
 from confide.net.body import read_body
 
@@ -21,11 +22,17 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class Serving:
-    """What every endpoint works with."""
+    """What every endpoint works with. self_test: None where there is none."""
 
     engine: Engine
+    self_test: SelfTest | None = None
     limits: Limits = field(default_factory=Limits)
     metrics: Metrics = field(default_factory=Metrics)
+
+    def require_sound(self) -> None:
+        """SelfTestFailed once the engine is known to compute garbage."""
+        if self.self_test is not None:
+            self.self_test.require_passed()
 
     async def read(self, request: Request, kind: type[Fields]) -> Fields:
         """What a request asks for, from its body."""
@@ -73,7 +80,7 @@ async def begin(serving: Serving, request: Request, prompt: str, fields: Samplin
     started = time.monotonic()
     prompt_tokens = serving.engine.count(prompt)
     sampling = _sampling(serving, prompt_tokens, fields)
-    pieces = _pieces(serving.engine, prompt, sampling, serving.limits.idle_seconds)
+    pieces = _pieces(serving, prompt, sampling)
     try:
         first = await while_connected(request, anext(pieces))
     except BaseException:
@@ -103,17 +110,21 @@ async def _departure(request: Request) -> None:
         pass
 
 
-async def _pieces(engine: Engine, prompt: str, sampling: Sampling, idle_seconds: float) -> AsyncGenerator[Piece, None]:
-    """The engine's, to the one that says why it is the last. AnswerTimedOut where the next does not come in time."""
-    async with aclosing(engine.generate(prompt, sampling)) as pieces:
+async def _pieces(serving: Serving, prompt: str, sampling: Sampling) -> AsyncGenerator[Piece, None]:
+    """The engine's, to the one that says why it is the last. AnswerTimedOut where the next does not come in time.
+
+    SelfTestFailed where the engine turns out meanwhile to compute garbage.
+    """
+    async with aclosing(serving.engine.generate(prompt, sampling)) as pieces:
         while True:
             try:
-                async with asyncio.timeout(idle_seconds):
+                async with asyncio.timeout(serving.limits.idle_seconds):
                     piece = await anext(pieces)
             except TimeoutError:
                 raise AnswerTimedOut("The model has stopped answering; try again later.") from None
             except StopAsyncIteration:
                 raise EngineError("The model's answer broke off; ask again.") from None
+            serving.require_sound()
             yield piece
             if piece.finish:
                 return

@@ -1,6 +1,7 @@
 """The API over one engine. It knows of no channel: whoever puts it on a network sees to that."""
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -13,6 +14,7 @@ from confide.enclave.api.answer import Serving
 from confide.enclave.api.openai import OpenAi, json_response
 from confide.enclave.api.problems import HANDLERS
 from confide.enclave.api.simple import Simple
+from confide.errors import SelfTestFailed
 
 API_PATHS = ("/v1", "/generate", "/chat")
 """Below these questions are asked, in the clear; see `confide.enclave.api.public`."""
@@ -28,7 +30,7 @@ def api_app(serving: Serving) -> Starlette:
 
     return Starlette(
         routes=[
-            Route("/health", health),
+            Route("/health", partial(health, serving)),
             Route("/v1/models", openai.models),
             answering("/v1/chat/completions", openai.chat),
             answering("/v1/completions", openai.completions),
@@ -40,6 +42,10 @@ def api_app(serving: Serving) -> Starlette:
     )
 
 
-async def health(_request: Request) -> Response:
-    """That there is a server."""
+async def health(serving: Serving, _request: Request) -> Response:
+    """That there is a server, and whether it answers: with status 503 once its engine computes garbage."""
+    try:
+        serving.require_sound()
+    except SelfTestFailed as error:
+        return json_response({"status": "failed", "reason": error.code}, 503)
     return json_response({"status": "ok"})

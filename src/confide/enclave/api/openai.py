@@ -164,9 +164,9 @@ def _content(message: ChatMessage) -> str:
     return "".join(part.text for part in message.content)
 
 
-def json_response(content: dict[str, Any]) -> Response:
+def json_response(content: dict[str, Any], status: int = 200) -> Response:
     """An answer that nobody may keep."""
-    return Response(msgspec.json.encode(content), 200, {"cache-control": "no-store"}, media_type="application/json")
+    return Response(msgspec.json.encode(content), status, {"cache-control": "no-store"}, media_type="application/json")
 
 
 def _base64(vector: list[float]) -> str:

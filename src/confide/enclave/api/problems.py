@@ -18,6 +18,7 @@ from confide.errors import (
     RequestRefused,
     RequestTimedOut,
     RequestTooLarge,
+    SelfTestFailed,
     ServerBusy,
     ServerFault,
     UnknownModel,
@@ -34,6 +35,7 @@ _KINDS: Final[Mapping[type[Exception], tuple[int, str]]] = {
     ServerBusy: (429, "rate_limit_error"),
     AnswerTimedOut: (504, "timeout_error"),
     EvidenceUnavailable: (503, "server_error"),
+    SelfTestFailed: (503, "server_error"),
 }
 _OPENAI_CODES: Final[Mapping[type[Exception], str]] = {
     PromptTooLong: "context_length_exceeded",

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from starlette.applications import Starlette
@@ -47,14 +48,17 @@ def public_app(workload: Workload, serving: Serving, *, tls_ends_here: bool = Fa
     routes = [
         Route(PATH, channel, methods=["POST"]),
         Route("/attestation", attestation.show),
-        Route("/health", health),
+        Route("/health", partial(health, serving)),
         Route("/metrics", lambda _request: Response(metrics.text(), media_type="text/plain; version=0.0.4")),
         *rest,
     ]
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        testing = asyncio.create_task(serving.self_test.keep_running()) if serving.self_test else None
         yield
+        if testing is not None:
+            testing.cancel()
         await serving.engine.close()
 
     return Starlette(routes=routes, exception_handlers=HANDLERS, lifespan=lifespan)

@@ -5,7 +5,7 @@ import contextlib
 import signal
 import socket
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Final
 
 import uvicorn
@@ -17,24 +17,42 @@ _KEEP_ALIVE_SECONDS: Final = 30
 _DRAIN_SECONDS: Final = 30
 
 
+def bind(host: str, port: int) -> socket.socket:
+    """A socket for `serve_app`, which does not listen yet. port: 0 takes a free one. OSError where it cannot be had."""
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if bound.family is socket.AF_INET6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        bound.bind((host, port))
+    except BaseException:
+        bound.close()
+        raise
+    return bound
+
+
+async def _nothing() -> None:
+    """There is nothing to do first."""
+
+
 def serve_app(
     app: ASGIApp,
-    host: str,
-    port: int,
+    bound: socket.socket,
     tls: ssl.SSLContext | None,
     ready: Callable[[str], None],
+    *,
+    before: Callable[[], Awaitable[None]] = _nothing,
     connections: int = CONNECTIONS,
 ) -> None:
-    """Serve until SIGINT or SIGTERM; answers in progress then have half a minute to end.
+    """Serve until SIGINT or SIGTERM; answers in progress then have half a minute to end. Closes the socket.
 
-    port: 0 takes a free one. ready: called with the address once clients can connect. connections: at a time.
-    OSError where it cannot listen.
+    ready: called with the address once clients can connect. before: what must have succeeded by then, in the event loop
+    that serves; what it raises is raised here. connections: at a time.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.create_server((host, port), family=family, backlog=1024) as listener:
-        name = f"[{host}]" if ":" in host else host
-        url = f"{'https' if tls else 'http'}://{name}:{listener.getsockname()[1]}"
-        Server(configuration(app, tls, connections), lambda: ready(url)).run([listener])
+    with bound:
+        host, port = bound.getsockname()[:2]
+        url = f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
+        Server(configuration(app, tls, connections), lambda: ready(url), before).run([bound])
 
 
 def configuration(app: ASGIApp, tls: ssl.SSLContext | None, connections: int = CONNECTIONS) -> uvicorn.Config:
@@ -61,12 +79,16 @@ def configuration(app: ASGIApp, tls: ssl.SSLContext | None, connections: int = C
 class Server(uvicorn.Server):
     """uvicorn's, which says when it is ready, and returns after a signal so that others can clean up too."""
 
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, ready: Callable[[], None], before: Callable[[], Awaitable[None]] = _nothing
+    ) -> None:
         super().__init__(config)
         self._ready = ready
+        self._before = before
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and say so."""
+        await self._before()
         await super().startup(sockets)
         self._ready()
 

@@ -1,20 +1,31 @@
 """What the API needs of whatever runs the model, and nothing more."""
 
-from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal, Protocol
 
 FinishReason = Literal["stop", "length"]
+PARALLEL: Final = 16
+"""Requests that are computed at once, where each takes memory of its own."""
 
 
 @dataclass(frozen=True)
 class EngineFacts:
-    """What runs. model: its name in the API. quantization: such as f32 or q8_0. context: tokens at most."""
+    """What runs. model: its name in the API. quantization: such as f32 or q8_0. context: tokens at most.
+
+    version: of the engine and what it computes with. dtype: what is computed in. template: the chat template. adapters:
+    their names. settings: what else changes answers.
+    """
 
     model: str
     engine: str
     quantization: str
     context: int
+    version: str = "unknown"
+    dtype: str = "unknown"
+    template: str = ""
+    adapters: tuple[str, ...] = ()
+    settings: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -71,6 +82,20 @@ class Engine(Protocol):
 
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
         """An embedding of each text. EngineError where the model gives none."""
+        ...
+
+    def weights_digest(self) -> str:
+        """SHA-256, in hexadecimal, over the weights as they are in memory now; empty where they are elsewhere.
+
+        Takes as long as reading them all, and may be called from any thread.
+        """
+        ...
+
+    async def margins(self, prompt: str, tokens: int) -> list[float]:
+        """How certain the greedy answer is: of each of its tokens, by how much its logit exceeds the next best one's.
+
+        So many tokens at most, and none from the one on that would end it. EngineError where that cannot be known.
+        """
         ...
 
     async def close(self) -> None:

@@ -10,13 +10,16 @@ another's prompts.
 """
 
 import asyncio
+import ctypes
 import os
 import secrets
 import socket
 import tempfile
+import threading
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,7 +27,8 @@ import xllamacpp
 from gguf import GGUFReader, LlamaFileType
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from confide.enclave.engines.engine import EngineFacts, Piece, Sampling
+from confide.enclave.engines.engine import PARALLEL, EngineFacts, Piece, Sampling
+from confide.enclave.engines.held import digest_of
 from confide.enclave.engines.prompts import Prompted, Prompts
 from confide.errors import EngineError, PromptTooLong
 
@@ -52,14 +56,17 @@ class GgufEngine(Prompted):
         name: str,
         *,
         context: int | None = None,
-        parallel: int = 16,
+        parallel: int = PARALLEL,
         threads: int | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         architecture, own_context, quantization = _read_facts(path)
         prompts = Prompts(tokenizer or _read_tokenizer(path, architecture), context or own_context)
-        super().__init__(EngineFacts(name, "llama.cpp", quantization, prompts.context), prompts)
-        self._server = _load(path, self._prompts.context, parallel, threads or len(os.sched_getaffinity(0)))
+        threads = threads or len(os.sched_getaffinity(0))
+        super().__init__(_facts(name, quantization, prompts, threads, parallel), prompts)
+        self._server = _load(path, self._prompts.context, parallel, threads)
+        self._held = _find_in_memory(path)
+        self._in_use = threading.Lock()
         self._threads = ThreadPoolExecutor(parallel, thread_name_prefix="llama.cpp request")
         self._closed = False
 
@@ -88,10 +95,35 @@ class GgufEngine(Prompted):
         _require_no_error(answer)
         return [list(row["embedding"]) for row in sorted(answer["data"], key=lambda row: row["index"])]
 
+    def weights_digest(self) -> str:
+        """Over the file's tensors where llama.cpp has mapped them.
+
+        Of some types it makes a rearranged copy for some processors, at once when it loads; that copy is not seen here.
+        """
+        with self._in_use:
+            self._require_open()
+            return digest_of((held.name, held.type, held.shape, held.content()) for held in self._held)
+
+    async def margins(self, prompt: str, tokens: int) -> list[float]:
+        """From the probabilities that llama.cpp gives."""
+        self._prompts.require_fit(self._prompts.count(prompt), Sampling(tokens))
+        request = _request(prompt, Sampling(tokens, temperature=0)) | {"logprobs": 2}
+        margins: list[float] = []
+        async with aclosing(self._complete(request)) as chunks:
+            async for chunk in chunks:
+                _require_no_error(chunk)
+                for entry in (chunk["choices"][0].get("logprobs") or {}).get("content", ()):
+                    best, next_best = sorted((option["logprob"] for option in entry["top_logprobs"]), reverse=True)
+                    margins.append(best - next_best)
+                ended = chunk["choices"][0]["finish_reason"] == "stop"
+        return margins[:-1] if ended and margins else margins
+
     async def close(self) -> None:
         """End what runs, and let go of the model."""
         self._closed = True
         await asyncio.to_thread(self._threads.shutdown)
+        await asyncio.to_thread(self._in_use.acquire)  # whoever reads the weights is done, and nobody else begins
+        self._in_use.release()
         del self._server
 
     async def _complete(self, request: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
@@ -129,6 +161,56 @@ class GgufEngine(Prompted):
     def _require_open(self) -> None:
         if self._closed:
             raise EngineError("The engine is closed; send the request again once it serves.")
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A tensor of the file where it lies in memory. type: GGUF's. shape: fastest dimension first, as in the file."""
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    address: int
+    bytes: int
+
+    def content(self) -> memoryview:
+        """To be read while llama.cpp has the file mapped."""
+        return memoryview((ctypes.c_ubyte * self.bytes).from_address(self.address))
+
+
+def _find_in_memory(path: Path) -> tuple[_Held, ...]:
+    """The tensors of a loaded file. EngineError if it is not mapped whole: then what is held cannot be known."""
+    status = path.stat()
+    device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
+    mappings = []
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        span, _, offset, where, inode = line.split(maxsplit=5)[:5]
+        if (where, int(inode)) == (device, status.st_ino):
+            start, end = (int(address, 16) for address in span.split("-"))
+            mappings.append((int(offset, 16), start, end - start))
+    held = []
+    for tensor in GGUFReader(path).tensors:
+        place, size = int(tensor.data_offset), int(tensor.n_bytes)
+        starts = [
+            start - offset for offset, start, length in mappings if offset <= place <= place + size <= offset + length
+        ]
+        if not starts:
+            raise EngineError("llama.cpp does not hold the weights as they are in the file; use the pinned xllamacpp.")
+        held.append(_Held(tensor.name, tensor.tensor_type.name, tuple(map(int, tensor.shape)), starts[0] + place, size))
+    return tuple(held)
+
+
+def _facts(name: str, quantization: str, prompts: Prompts, threads: int, parallel: int) -> EngineFacts:
+    return EngineFacts(
+        name,
+        "llama.cpp",
+        quantization,
+        prompts.context,
+        version=f"xllamacpp {xllamacpp.__version__}",
+        dtype=quantization,
+        template=prompts.template,
+        settings={"threads": str(threads), "parallel": str(parallel), "cpu": xllamacpp.get_system_info()},
+    )
 
 
 def _request(prompt: str, sampling: Sampling) -> dict[str, Any]:

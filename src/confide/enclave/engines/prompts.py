@@ -1,5 +1,6 @@
 """Prompts in tokens: how many, from a conversation, and whether they fit. The same for every engine."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import cast
@@ -16,6 +17,12 @@ class Prompts:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, context: int) -> None:
         self.tokenizer = tokenizer
         self.context = context
+
+    @property
+    def template(self) -> str:
+        """The chat template, empty where there is none."""
+        template = self.tokenizer.chat_template or ""
+        return template if isinstance(template, str) else json.dumps(template, sort_keys=True)
 
     def encode(self, text: str) -> list[int]:
         """A text's tokens, with those that the model wants at a text's beginning."""

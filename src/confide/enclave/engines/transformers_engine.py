@@ -9,6 +9,7 @@ from contextlib import aclosing, contextmanager
 from typing import Final, cast
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import (
     LogitsProcessorList,
@@ -22,6 +23,7 @@ from transformers import (
 
 from confide.enclave.engines.answer_text import AnswerText
 from confide.enclave.engines.engine import EngineFacts, Piece, Sampling
+from confide.enclave.engines.held import Buffer, digest_of
 from confide.enclave.engines.prompts import Prompted, Prompts
 from confide.enclave.engines.turns import Turns
 from confide.errors import EngineError
@@ -44,8 +46,7 @@ class TransformersEngine(Prompted):
         if not tokenizer.is_fast:
             raise EngineError(f"{name} has a tokenizer without a tokenizer.json; convert it to a fast one first.")
         prompts = Prompts(tokenizer, context or _context(model, name))
-        quantization = _DTYPES.get(model.dtype, str(model.dtype).removeprefix("torch."))
-        super().__init__(EngineFacts(name, "transformers", quantization, prompts.context), prompts)
+        super().__init__(_facts(model, name, prompts), prompts)
         self._model = model
         self._decoder = cast(PreTrainedTokenizerFast, tokenizer).backend_tokenizer
         self._ends = _end_tokens(model)
@@ -68,10 +69,38 @@ class TransformersEngine(Prompted):
         async with aclosing(self._turns.run(map(self._embedding, inputs))) as embeddings:
             return [embedding async for embedding in embeddings]
 
+    def weights_digest(self) -> str:
+        """Over the parameters and the buffers that are stored with them, as torch holds them."""
+        tensors = self._model.state_dict()
+        return digest_of(
+            (name, _name(tensor.dtype), tuple(tensor.shape), _content(tensor)) for name, tensor in tensors.items()
+        )
+
+    async def margins(self, prompt: str, tokens: int) -> list[float]:
+        """From the logits, as `generate` computes them."""
+        inputs = self._prompts.encode(prompt)
+        self._prompts.require_fit(len(inputs), Sampling(tokens))
+        async with aclosing(self._turns.run(self._margins(inputs, tokens))) as margins:
+            return [margin async for margin in margins if margin is not None]
+
     async def close(self) -> None:
         """End what runs, and let go of the model."""
         await self._turns.close()
         del self._model
+
+    def _margins(self, prompt: list[int], tokens: int) -> Iterator[float | None]:
+        """One step is one token, as in `_answer`; None for a part of the prompt."""
+        reading = _Reading(self._model)
+        for start in range(0, len(prompt), PREFILL):
+            reading.read(prompt[start : start + PREFILL])
+            yield None
+        for _ in range(tokens):
+            best = reading.logits.topk(2)
+            token = int(best.indices[0])
+            if token in self._ends:
+                return
+            yield float(best.values[0] - best.values[1])
+            reading.read([token])
 
     def _answer(self, prompt: list[int], sampling: Sampling) -> Iterator[Piece]:
         """One step is one token of the answer, or a piece without any for a part of the prompt."""
@@ -118,6 +147,10 @@ class _Reading:
             output = self._model(input_ids=ids, past_key_values=self._cache, use_cache=True)
             self._cache = output.past_key_values
             self.logits = output.logits[0, -1].float().cpu()
+        if not self.logits.max().isfinite():  # a NaN is the largest to torch, and argmax would take it for a token
+            raise EngineError(
+                "The model computes what is no number, so it has no answer; its operator must restart it."
+            )
 
 
 def _chooser(sampling: Sampling) -> Callable[[Tensor], int]:
@@ -141,6 +174,39 @@ def _chooser(sampling: Sampling) -> Callable[[Tensor], int]:
         return int(torch.multinomial(probabilities, 1, generator=generator))
 
     return choose
+
+
+def _facts(model: PreTrainedModel, name: str, prompts: Prompts) -> EngineFacts:
+    dtype = _name(model.dtype)
+    adapters = tuple(sorted(getattr(model, "peft_config", None) or ()))
+    settings = {
+        "attention": str(getattr(model.config, "_attn_implementation", None)),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "device": str(model.device),
+        "threads": str(torch.get_num_threads()),
+        "matmul-precision": torch.get_float32_matmul_precision(),
+    }
+    return EngineFacts(
+        name,
+        "transformers",
+        dtype,
+        prompts.context,
+        version=f"{transformers.__version__}, torch {torch.__version__}",
+        dtype=dtype,
+        template=prompts.template,
+        adapters=adapters,
+        settings=settings,
+    )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return _DTYPES.get(dtype, str(dtype).removeprefix("torch."))
+
+
+def _content(tensor: Tensor) -> Buffer:
+    """A tensor's bytes, where they are if they are in the processor's memory and in order."""
+    flat = tensor.detach().cpu().contiguous().view(-1)
+    return flat.view(torch.uint8).numpy().data
 
 
 def _context(model: PreTrainedModel, name: str) -> int:

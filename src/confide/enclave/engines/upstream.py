@@ -12,6 +12,8 @@ import httpx
 import msgspec
 from transformers import PreTrainedTokenizerBase
 
+from confide.enclave.connector import Connector
+from confide.enclave.connector_http import async_through
 from confide.enclave.engines.engine import EngineFacts, FinishReason, Piece, Sampling
 from confide.enclave.engines.prompts import Prompted, Prompts
 from confide.errors import EngineError, InsecureConnection
@@ -54,6 +56,7 @@ class UpstreamEngine(Prompted):
     """The Engine of a server at `url`, such as http://127.0.0.1:8000/v1, that knows the model under facts.model.
 
     facts.context and tokenizer must be those the server uses. api_key: where it wants one.
+    connector: opens the connections, where this process cannot.
     insecure_remote: allow another machine, which then reads every prompt. Raises InsecureConnection without it.
     """
 
@@ -64,6 +67,7 @@ class UpstreamEngine(Prompted):
         tokenizer: PreTrainedTokenizerBase,
         *,
         api_key: str | None = None,
+        connector: Connector | None = None,
         insecure_remote: bool = False,
     ) -> None:
         if not insecure_remote and not is_loopback(httpx.URL(url).host):
@@ -78,6 +82,7 @@ class UpstreamEngine(Prompted):
             timeout=httpx.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS),
             limits=httpx.Limits(max_connections=CONNECTIONS),
             trust_env=False,  # no proxy from the environment gets to see a prompt
+            transport=async_through(connector, CONNECTIONS) if connector else None,
         )
 
     async def generate(self, prompt: str, sampling: Sampling) -> AsyncGenerator[Piece, None]:
@@ -112,6 +117,14 @@ class UpstreamEngine(Prompted):
             response.raise_for_status()
             rows = msgspec.json.decode(response.content, type=_Embeddings).data
         return [row.embedding for row in sorted(rows, key=lambda row: row.index)]
+
+    def weights_digest(self) -> str:
+        """Empty: they are in another process."""
+        return ""
+
+    async def margins(self, prompt: str, tokens: int) -> list[float]:
+        """Refused: a model that is served by others is sealed from its files."""
+        raise EngineError("How certain another server is cannot be known; seal the model from its files.")
 
     async def close(self) -> None:
         """Close the connections."""

@@ -24,6 +24,7 @@ from confide.packages.manifest import (
     read_bounded,
 )
 from confide.packages.owner import OwnerKey, OwnerPublicKey
+from confide.packages.sealed.known_answers import FILE_NAME, MAX_BYTES
 from confide.packages.sealed.merkle import leaf_hash, root_hash
 from confide.packages.sealed.stream import chunk_count
 from confide.packages.signing import (
@@ -70,7 +71,8 @@ class SealedManifest(Record, frozen=True):
     """What a sealed package holds. key: the id of the model key. salt: of its files' keys, fresh for each package.
 
     model_digest: see `model_digest`. architecture: as the weights' own metadata names it, such as gpt2.
-    quantization: the type of most weights, such as f16 or q8_0.
+    quantization: the type of most weights, such as f16 or q8_0. known_answers: the file of them, which is no part of
+    the model and of its digest; None for a model that was sealed without.
     """
 
     format: Literal[1]
@@ -83,6 +85,12 @@ class SealedManifest(Record, frozen=True):
     salt: Digest
     model_digest: Digest
     files: Annotated[tuple[SealedFile, ...], msgspec.Meta(min_length=1, max_length=MAX_FILES)]
+    known_answers: SealedFile | None = None
+
+    @property
+    def all_files(self) -> tuple[SealedFile, ...]:
+        """Those of the model, and that of the known answers after them. The place of each is part of its key."""
+        return self.files if self.known_answers is None else (*self.files, self.known_answers)
 
     @property
     def size(self) -> int:
@@ -147,10 +155,12 @@ def _parse(path: Path, content: bytes) -> SealedManifest:
         raise InvalidPackage(
             f"{path} is not the manifest of a sealed model: {reason}. Run `confide seal` again."
         ) from error
-    names = {file.name for file in manifest.files}
+    names = {file.name for file in manifest.all_files}
+    answers = manifest.known_answers
     consistent = (
-        len(names) == len(manifest.files)
-        and all(file.chunks == chunk_count(file.size) for file in manifest.files)
+        len(names) == len(manifest.all_files)
+        and all(file.chunks == chunk_count(file.size) for file in manifest.all_files)
+        and (answers is None or (answers.name == FILE_NAME and answers.size <= MAX_BYTES))
         and manifest.weight_files()
         and model_digest(manifest.files) == manifest.model_digest
     )

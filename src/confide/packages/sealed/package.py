@@ -12,6 +12,7 @@ from typing import Final, Self
 from confide.errors import DamagedFile, InvalidPackage, SurplusFile, WrongModelKey
 from confide.packages.owner import OwnerPublicKey
 from confide.packages.sealed.key import ModelKey
+from confide.packages.sealed.known_answers import KnownAnswers
 from confide.packages.sealed.manifest import SUFFIX, SealedFile, SealedManifest, read_signed
 from confide.packages.sealed.reader import OnChunk, SealedReader, open_ciphertext
 from confide.packages.signing import package_files
@@ -37,10 +38,10 @@ class SealedPackage:
         folder = Path(folder)
         manifest, owner = read_signed(folder, trusted)
         package = cls(folder, manifest, owner)
-        known = {file.name + SUFFIX for file in manifest.files}
+        known = {file.name + SUFFIX for file in manifest.all_files}
         if surplus := sorted(set(package_files(folder)) - known):
             raise SurplusFile(f"{folder / surplus[0]} is not part of the model that its owner sealed; remove it.")
-        for file in manifest.files:
+        for file in manifest.all_files:
             open_ciphertext(package.path(file), file).close()
         return package
 
@@ -50,7 +51,7 @@ class SealedPackage:
 
     def verify_ciphertext(self, on_chunk: OnChunk | None = None) -> None:
         """Compare every file with its digest, which needs no key. Raises DamagedFile, TruncatedFile."""
-        for file in self.manifest.files:
+        for file in self.manifest.all_files:
             digest = hashlib.sha256()
             with open_ciphertext(self.path(file), file) as source:
                 while block := source.read(_BLOCK):
@@ -92,13 +93,19 @@ class UnlockedPackage:
 
     def file(self, name: str) -> SealedReader:
         """A file by its name. InvalidPackage where there is none."""
-        for index, file in enumerate(self.manifest.files):
+        for index, file in enumerate(self.manifest.all_files):
             if file.name == name:
                 key = self._key.file_key(bytes.fromhex(self.manifest.salt), index, name)
                 return SealedReader(self.package.path(file), file, key)
         raise InvalidPackage(f"{self.package.folder} was sealed without a {name}; seal the whole model.")
 
+    def known_answers(self) -> KnownAnswers | None:
+        """What the model answered when it was sealed; None where nobody asked it. InvalidPackage."""
+        if self.manifest.known_answers is None:
+            return None
+        return KnownAnswers.decode(bytes(self.file(self.manifest.known_answers.name).read()))
+
     def verify(self, on_chunk: OnChunk | None = None) -> None:
         """Decrypt and check everything, and keep nothing."""
-        for file in self.manifest.files:
+        for file in self.manifest.all_files:
             self.file(file.name).verify(on_chunk)

@@ -4,39 +4,55 @@ The folder gets its name at the end, so that an interrupted run leaves nothing t
 """
 
 import hashlib
+import io
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
+
+import msgspec
 
 from confide.errors import ConfideError
 from confide.packages.manifest import PackageKind
 from confide.packages.owner import OwnerKey
 from confide.packages.sealed.contents import Contents
 from confide.packages.sealed.key import ModelKey
+from confide.packages.sealed.known_answers import FILE_NAME, KnownAnswers
 from confide.packages.sealed.manifest import FORMAT, SUFFIX, SealedFile, SealedManifest, model_digest, write_signed
 from confide.packages.sealed.merkle import leaf_hash, root_hash
+from confide.packages.sealed.package import SealedPackage, UnlockedPackage
 from confide.packages.sealed.reader import OnChunk
 from confide.packages.sealed.stream import ChunkCipher, chunk_count
 
 _SALT_BYTES: Final = 32
 
 
+Examine = Callable[[UnlockedPackage], KnownAnswers | None]
+"""Has a sealed model answer; see `confide.enclave.self_test.examine`. Models know nothing of what runs them."""
+
+
 def seal_model(
-    contents: Contents, out: Path | str, *, key: ModelKey, owner: OwnerKey, on_chunk: OnChunk | None = None
+    contents: Contents,
+    out: Path | str,
+    *,
+    key: ModelKey,
+    owner: OwnerKey,
+    examine: Examine | None = None,
+    on_chunk: OnChunk | None = None,
 ) -> SealedManifest:
     """Encrypt a model into the folder `out` and sign it.
 
-    Raises ConfideError where the folder exists, and where a file changes meanwhile.
+    examine: what it then answers becomes part of the package; without, `confide serve` refuses it.
+    Raises ConfideError where the folder exists, and where a file changes meanwhile, and what `examine` raises.
     """
     out = Path(out)
     salt = os.urandom(_SALT_BYTES)
     with _draft(out) as draft:
         files = tuple(
-            _seal_file(path, draft, name, key.file_key(salt, index, name), on_chunk)
+            _seal_path(path, draft, name, key.file_key(salt, index, name), on_chunk)
             for index, (name, path) in enumerate(contents.files.items())
         )
         manifest = SealedManifest(
@@ -52,6 +68,11 @@ def seal_model(
             files,
         )
         write_signed(draft, manifest, owner)
+        if examine and (answers := examine(SealedPackage.open(draft).unlock(key))):
+            content, file_key = answers.encode(), key.file_key(salt, len(files), FILE_NAME)
+            sealed = _seal_file(io.BytesIO(content), len(content), Path(FILE_NAME), draft, FILE_NAME, file_key)
+            manifest = msgspec.structs.replace(manifest, known_answers=sealed)
+            write_signed(draft, manifest, owner)
         draft.rename(out)
     return manifest
 
@@ -76,11 +97,17 @@ def _draft(out: Path) -> Iterator[Path]:
         shutil.rmtree(room)
 
 
-def _seal_file(path: Path, draft: Path, name: str, key: bytes, on_chunk: OnChunk | None) -> SealedFile:
-    digest, leaves = hashlib.sha256(), []
-    with path.open("rb") as source, (draft / (name + SUFFIX)).open("xb") as target:
-        size = os.fstat(source.fileno()).st_size
-        cipher = ChunkCipher(key, size)
+def _seal_path(path: Path, draft: Path, name: str, key: bytes, on_chunk: OnChunk | None) -> SealedFile:
+    with path.open("rb") as source:
+        return _seal_file(source, os.fstat(source.fileno()).st_size, path, draft, name, key, on_chunk)
+
+
+def _seal_file(
+    source: BinaryIO, size: int, path: Path, draft: Path, name: str, key: bytes, on_chunk: OnChunk | None = None
+) -> SealedFile:
+    """path: of the source, for an error."""
+    digest, leaves, cipher = hashlib.sha256(), [], ChunkCipher(key, size)
+    with (draft / (name + SUFFIX)).open("xb") as target:
         for index in range(chunk_count(size)):
             plaintext = source.read(cipher.span(index).length)
             if len(plaintext) != cipher.span(index).length:

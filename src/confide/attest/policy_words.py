@@ -1,0 +1,140 @@
+"""A policy in sentences: what it asks for, what it does without, and what it leaves open."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+from confide.attest.policy import AnyPolicy, SimulatedPolicy
+from confide.attest.requirements import (
+    AllOf,
+    AnyOf,
+    AnyRequirement,
+    Azure,
+    Fresh,
+    Model,
+    Nitro,
+    Nvidia,
+    ReportData,
+    Requirement,
+    Sgx,
+    Snp,
+    Tdx,
+    Tpm,
+    VerifierService,
+    everywhere,
+)
+
+Tells = Callable[[Requirement], bool]
+
+
+def asked(policy: AnyPolicy) -> Iterator[str]:
+    """What the policy asks for, the defaults first."""
+    simulated = isinstance(policy, SimulatedPolicy)
+    yield "a simulated root, which proves nothing" if simulated else "a root of the hardware's vendor"
+    exceptions = policy.exceptions
+    if not exceptions.allow_device_alone:
+        yield "evidence that speaks for a workload, not that of a GPU or a TPM alone"
+    if not exceptions.allow_debug:
+        yield "debugging off"
+    yield "collateral that is valid at the time of appraisal"
+    if exceptions.min_tcb_evaluation:
+        yield f"Intel's collateral of evaluation {exceptions.min_tcb_evaluation} or later"
+    else:
+        yield "Intel's collateral of the newest evaluation that was fetched here"
+    yield f"a platform that its vendor calls {' or '.join(('UpToDate', *exceptions.allow_tcb))}"
+    if exceptions.revocation == "required":
+        yield "revocation lists that name none of the certificates"
+    for requirement in policy.requirements:
+        yield from requirement.sentences()
+
+
+def left_open(policy: AnyPolicy) -> Iterator[str]:
+    """What whoever wrote the policy may not have meant to leave open, with what to write."""
+    asks = policy.requirements
+    if not _all_ways(asks, _measures_code):
+        yield "any code on such hardware is trusted: name measurements (mrtd, measurement, mrenclave)"
+    if not _all_ways(asks, lambda one: isinstance(one, Fresh | ReportData)):
+        yield "evidence of any date is trusted where nobody adds a nonce, as sessions and key brokers do: name fresh"
+    if not _all_ways(asks, lambda one: isinstance(one, Model)):
+        yield "any model may be served: name model"
+    for one in dict.fromkeys(everywhere(asks)):
+        match one:
+            case Snp():
+                yield from _open_in_snp(one)
+            case Tdx():
+                yield from _open_in_tdx(one)
+            case Sgx():
+                yield from _open_in_sgx(one)
+            case Nvidia(drivers=None) | Nvidia(vbioses=None):
+                yield "a GPU with any driver or VBIOS is trusted: name drivers and vbioses"
+            case Azure():
+                yield from _open_in_azure(one, asks)
+            case VerifierService():
+                yield f"whatever {one.service} says is believed: nothing of its evidence is verified here"
+            case _:
+                pass
+
+
+def _open_in_snp(one: Snp) -> Iterator[str]:
+    if one.min_tcb is None or not one.min_tcb.says_enough:
+        yield (
+            "sev-snp: no platform passes, since AMD publishes no list of current levels: name snp and microcode in "
+            "min_tcb, as AMD's bulletins say for the product"
+        )
+    if one.migration_agent is None and "migrate-ma" not in (one.policy_clear or ()):
+        yield 'sev-snp: a migration agent may move the guest: write policy_clear = ["migrate-ma"]'
+    if one.vmpl is None:
+        yield "sev-snp: software of any privilege level inside the guest may have asked: write vmpl = 0"
+    if one.measurement is not None and one.host_data is None and one.id_key_digest is None:
+        yield "sev-snp: what the host committed to is open: name host_data, if the guest relies on it"
+
+
+def _open_in_tdx(one: Tdx) -> Iterator[str]:
+    if one.mrtd is not None and one.rtmrs is None:
+        yield "tdx: mrtd is the firmware alone, and what it starts is open: name rtmrs"
+    if one.td_attributes is None and "migratable" not in (one.attributes_clear or ()):
+        yield 'tdx: the machine may be migrated: write attributes_clear = ["migratable"]'
+
+
+def _open_in_sgx(one: Sgx) -> Iterator[str]:
+    if one.mrenclave is None and one.mrsigner is not None and one.isvprodid is None:
+        yield "sgx: any enclave of this signer is trusted: name isvprodid and min_isvsvn, or mrenclave"
+
+
+def _open_in_azure(one: Azure, asks: Iterable[AnyRequirement]) -> Iterator[str]:
+    if not _all_ways(asks, _measures_machine):
+        yield (
+            "azure-cvm: any paravisor is trusted, one too that makes up what its virtual TPM signs: name the paravisor "
+            "as well, with sev-snp's measurement or tdx's mrtd"
+        )
+    if one.pcrs is None:
+        yield "azure-cvm: what the paravisor starts is open: name pcrs"
+
+
+def _measures_machine(one: Requirement) -> bool:
+    return isinstance(one, Snp | Tdx) and _measures_code(one)
+
+
+def _measures_code(one: Requirement) -> bool:
+    match one:
+        case Sgx():
+            return one.mrenclave is not None or one.mrsigner is not None
+        case Tdx():
+            return one.mrtd is not None or one.rtmrs is not None
+        case Snp():
+            return one.measurement is not None or one.id_key_digest is not None or one.author_key_digest is not None
+        case Tpm() | Nitro():
+            return one.pcrs is not None
+        case _:
+            return False
+
+
+def _all_ways(requirements: Iterable[AnyRequirement], tells: Tells) -> bool:
+    """Whether this is asked for whichever alternative evidence takes."""
+    return any(_every_way(one, tells) for one in requirements)
+
+
+def _every_way(one: AnyRequirement, tells: Tells) -> bool:
+    if isinstance(one, AllOf):
+        return _all_ways(one.of, tells)
+    if isinstance(one, AnyOf):
+        return all(_every_way(choice, tells) for choice in one.of)
+    return tells(one)

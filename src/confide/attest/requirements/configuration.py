@@ -1,0 +1,274 @@
+"""Requirements on what runs, as the workload's signed statement says it: see `confide.attest.configuration`.
+
+A statement without a configuration, or one that the hardware did not sign, satisfies none of them.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from confide.attest.check import Check, check
+from confide.attest.configuration import Configuration, Egress
+from confide.attest.requirements.base import ABSENT, Requirement, Subject, one_of, period, require_hex
+from confide.errors import InvalidPolicy
+
+_FAST_CLOCK: Final = timedelta(minutes=10)
+"""How far the clock of a workload may be ahead."""
+_SHOWN: Final = 300
+
+Seen = tuple[str, bool]
+"""What a configuration says, and whether that will do."""
+
+
+class NoUpstream(Requirement, frozen=True, tag="no-upstream"):
+    """The attested process runs the model itself, and asks no other program for answers."""
+
+    def sentences(self) -> Iterator[str]:
+        yield "no other program that makes the answers"
+
+    def checks(self, subject: Subject) -> Iterator[Check]:
+        yield upstream_check(subject)
+
+
+class NoEgress(Requirement, frozen=True, tag="no-egress"):
+    """The attested process can open no connection, but to the service that releases its model key."""
+
+    def sentences(self) -> Iterator[str]:
+        yield "no way out but to the key service"
+
+    def checks(self, subject: Subject) -> Iterator[Check]:
+        def seen(configuration: Configuration) -> Seen:
+            return configuration.egress.value, configuration.egress in (Egress.NONE, Egress.KEY_SERVICE)
+
+        yield _configured("egress", f"{Egress.NONE} or {Egress.KEY_SERVICE}", subject, seen)
+
+
+class Engine(Requirement, frozen=True, tag="engine"):
+    """One of these engines, such as transformers or llama.cpp, in one of these versions. versions: empty is any."""
+
+    names: tuple[str, ...]
+    versions: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _require_some("names", self.names)
+
+    def sentences(self) -> Iterator[str]:
+        yield f"the engine {one_of(self.names)}"
+
+    def checks(self, subject: Subject) -> Iterator[Check]:
+        yield _among("engine", self.names, subject, lambda found: found.engine.name if found.engine else "")
+        if self.versions:
+            yield _among(
+                "engine-version", self.versions, subject, lambda found: found.engine.version if found.engine else ""
+            )
+
+
+class Weights(Requirement, frozen=True, tag="weights"):
+    """The weights in the engine's memory have one of these digests; `confide seal` prints it."""
+
+    sha256: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        _require_some("sha256", self.sha256)
+        for digest in self.sha256:
+            require_hex("sha256", digest, 32)
+
+    def sentences(self) -> Iterator[str]:
+        yield "weights in memory with " + one_of(tuple(f"the digest {digest[:16]}..." for digest in self.sha256))
+
+    def checks(self, subject: Subject) -> Iterator[Check]:
+        yield _among("weights", self.sha256, subject, lambda found: found.weights.digest if found.weights else "")
+
+
+class Quantization(Requirement, frozen=True, tag="quantization"):
+    """Most weights are held in one of these types, such as f32 or q8_0."""
+
+    allowed: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        _require_some("allowed", self.allowed)
+
+    def sentences(self) -> Iterator[str]:
+        yield f"weights held as {one_of(self.allowed)}"
+
+    def checks(self, subject: Subject) -> Iterator[Check]:
+        yield _among("quantization", self.allowed, subject, lambda found: _quantization(found))
+
+
+class ContextAtLeast(Requirement, frozen=True, tag="context-at-least"):
+    """Prompt and answer may have this many tokens together."""
+
+    tokens: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.tokens <= 1 << 40:
+            raise InvalidPolicy(f"A context has at least one token, and the policy says {self.tokens}; correct it.")
+
+    def sentences(self) -> Iterator[str]:
+        yield f"a context of at least {self.tokens} tokens"
+
+    def checks(self, subject: Subject) -> Iterator[Check]:
+        def seen(configuration: Configuration) -> Seen:
+            return str(configuration.context), configuration.context >= self.tokens
+
+        yield _configured("context", f"at least {self.tokens}", subject, seen)
+
+
+class NoAdapters(Requirement, frozen=True, tag="no-adapters"):
+    """Nothing is laid over the weights."""
+
+    def sentences(self) -> Iterator[str]:
+        yield "no adapters over the weights"
+
+    def checks(self, subject: Subject) -> Iterator[Check]:
+        def seen(configuration: Configuration) -> Seen:
+            return ", ".join(configuration.adapters) or "none", not configuration.adapters
+
+        yield _configured("adapters", "none", subject, seen)
+
+
+class Template(Requirement, frozen=True, tag="template"):
+    """Conversations become prompts by the chat template with one of these SHA-256."""
+
+    sha256: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        _require_some("sha256", self.sha256)
+        for digest in self.sha256:
+            require_hex("sha256", digest, 32)
+
+    def sentences(self) -> Iterator[str]:
+        yield "a given chat template"
+
+    def checks(self, subject: Subject) -> Iterator[Check]:
+        yield _among("template", self.sha256, subject, lambda found: found.template)
+
+
+class ConfideVersion(Requirement, frozen=True, tag="confide-version"):
+    """Confide itself: one of these versions, and its files have one of these digests. Empty: any; not both."""
+
+    versions: tuple[str, ...] = ()
+    sha256: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _require_some("versions or sha256", self.versions + self.sha256)
+        for digest in self.sha256:
+            require_hex("sha256", digest, 32)
+
+    def sentences(self) -> Iterator[str]:
+        yield "a given Confide: " + one_of((*self.versions, *(f"digest {digest[:16]}..." for digest in self.sha256)))
+
+    def checks(self, subject: Subject) -> Iterator[Check]:
+        if self.versions:
+            yield _among("confide-version", self.versions, subject, lambda found: found.confide.version)
+        if self.sha256:
+            yield _among("confide-digest", self.sha256, subject, lambda found: found.confide.digest)
+
+
+class SelfTest(Requirement, frozen=True, tag="self-test"):
+    """The engine gave the known answers of the sealed model, not longer ago than this, by the workload's clock."""
+
+    within: str = "2h"
+
+    def __post_init__(self) -> None:
+        period(self.within)
+
+    def sentences(self) -> Iterator[str]:
+        yield f"known answers given within {self.within}"
+
+    def checks(self, subject: Subject) -> Iterator[Check]:
+        def seen(configuration: Configuration) -> Seen:
+            run = configuration.self_test
+            if not run.at:
+                return run.outcome, False
+            try:
+                age = subject.now - datetime.fromisoformat(run.at).astimezone(UTC)
+            except ValueError:
+                return f"{run.outcome}, at no time", False
+            passed = run.outcome == "passed" and run.tokens > 0 and -_FAST_CLOCK <= age <= period(self.within)
+            return f"{run.outcome} at {run.at}, {run.tokens} tokens", passed
+
+        yield _configured("self-test", f"passed within {self.within}", subject, seen)
+
+
+class Options(Requirement, frozen=True, tag="options"):
+    """The command that serves was given no other options than these, by their names, and with these values."""
+
+    allowed: dict[str, str]
+
+    def sentences(self) -> Iterator[str]:
+        yield "no other options than " + (", ".join(sorted(self.allowed)) or "none")
+
+    def checks(self, subject: Subject) -> Iterator[Check]:
+        yield _only("options", self.allowed, subject, lambda found: found.options)
+
+
+class Environment(Requirement, frozen=True, tag="environment"):
+    """No other variables change how libraries behave than these, and these have no other values."""
+
+    allowed: dict[str, str]
+
+    def sentences(self) -> Iterator[str]:
+        yield "no other environment variables than " + (", ".join(sorted(self.allowed)) or "none")
+
+    def checks(self, subject: Subject) -> Iterator[Check]:
+        yield _only("environment", self.allowed, subject, lambda found: found.environment)
+
+
+def upstream_check(subject: Subject, allowed: str = "") -> Check:
+    """That no other program makes the answers, or only one that serves the model under this name."""
+
+    def seen(configuration: Configuration) -> Seen:
+        upstream = configuration.upstream
+        if upstream is None:
+            return "none", True
+        return f"{upstream.name} at {upstream.url}", bool(allowed) and upstream.name == allowed
+
+    return _configured("upstream", f"none, or {allowed}" if allowed else "none", subject, seen)
+
+
+def _configured(code: str, expected: str, subject: Subject, judge: Callable[[Configuration], Seen]) -> Check:
+    if subject.statement is None:
+        return check(code, expected, "no statement", ok=False)
+    statement = subject.signed_statement
+    if statement is None:
+        return check(code, expected, "a statement that the hardware did not sign", ok=False)
+    if statement.configuration is None:
+        return check(code, expected, "a statement that does not say what runs", ok=False)
+    seen, ok = judge(statement.configuration)
+    return check(code, expected, _printable(seen), ok)
+
+
+def _among(code: str, allowed: tuple[str, ...], subject: Subject, value: Callable[[Configuration], str]) -> Check:
+    def seen(configuration: Configuration) -> Seen:
+        found = value(configuration)
+        return found or ABSENT, bool(found) and found in allowed
+
+    return _configured(code, one_of(allowed), subject, seen)
+
+
+def _only(
+    code: str, allowed: Mapping[str, str], subject: Subject, value: Callable[[Configuration], Mapping[str, str]]
+) -> Check:
+    def seen(configuration: Configuration) -> Seen:
+        found = value(configuration)
+        odd = [f"{name}={content}" for name, content in sorted(found.items()) if allowed.get(name) != content]
+        return ", ".join(odd) or "nothing else", not odd
+
+    words = ", ".join(f"{name}={content}" for name, content in sorted(allowed.items()))
+    return _configured(code, f"only {words}" if words else "none", subject, seen)
+
+
+def _quantization(configuration: Configuration) -> str:
+    return configuration.weights.quantization if configuration.weights else ""
+
+
+def _require_some(name: str, values: tuple[str, ...]) -> None:
+    if not values or not all(values):
+        raise InvalidPolicy(f"{name} names what is allowed, and nothing would be; give at least one, and none empty.")
+
+
+def _printable(text: str) -> str:
+    """A workload's words, as a terminal may have them."""
+    shown = "".join(letter if letter.isprintable() else "?" for letter in text)
+    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."

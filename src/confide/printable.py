@@ -1,0 +1,23 @@
+"""What others wrote, as it may be shown to people: a peer's words never move a cursor, hide text or turn it round.
+
+Terminals act on control characters, and readers are misled by what is invisible or reorders a line. Each such
+character is shown as U+FFFD, so that something stands where something was.
+"""
+
+import unicodedata
+from typing import Final
+
+REPLACEMENT: Final = "\N{REPLACEMENT CHARACTER}"
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    """The text with every space as a plain one, and U+FFFD for all else that is not printable.
+
+    That is controls and escapes, line ends, bidirectional overrides and other invisible formats, halves of characters,
+    private and unassigned ones. keep: of them, those to leave as they are, such as "\\n" for text of several lines.
+    """
+    return "".join(letter if letter.isprintable() or letter in keep else _shown(letter) for letter in text)
+
+
+def _shown(letter: str) -> str:
+    return " " if unicodedata.category(letter) == "Zs" else REPLACEMENT
