@@ -1,4 +1,4 @@
-"""The protocol's arithmetic in one process: the same integers as in the clear, and wrong ones where noise is too wide."""
+"""The protocol's arithmetic in one process: the integers of the clear model, and wrong ones where noise is too wide."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from confide.models.clear import ClearProduct, load_clear
 from confide.models.source import open_model
 from confide.models.split import split
 from confide.packages.server_package import StoredGroup, row_norms
-from confide.rlwe.parameters import Parameters, Profile, derive
+from confide.rlwe.parameters import Parameters, Profile
 from families import FAMILIES, randomise
 from owners import OWNER
 
@@ -21,7 +21,7 @@ def group(rows: int, columns: int, profile: Profile, *, masked: bool) -> tuple[S
     generator = torch.Generator().manual_seed(rows)
     weights = torch.randint(-127, 128, (rows, columns), dtype=torch.int8, generator=generator)
     u = torch.randint(-32, 32, (rows, 2048), dtype=torch.int8, generator=generator) if masked else None
-    return StoredGroup(weights, u), derive(profile, row_norms(weights), rows, columns)
+    return StoredGroup(weights, u), Parameters.derive(profile, row_norms(weights), rows=rows, columns=columns)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_noise_above_the_budget_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     """The simulation adds the noise it claims to add: with too much of it, results are wrong."""
     stored, parameters = group(24, 64, Profile.PRIVATE_WEIGHTS, masked=True)
     x = torch.ones(8, 64, dtype=torch.int32)
-    monkeypatch.setattr(simulate, "_TAIL", 0.5)
+    monkeypatch.setattr(simulate, "NOISE_STDS", 0.5)
     assert not torch.equal(SimulatedProduct([stored], [parameters])(0, x), ClearProduct([stored.weights])(0, x))
 
 

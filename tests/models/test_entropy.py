@@ -42,11 +42,15 @@ def test_a_skewed_row_counts_by_how_often_its_values_come() -> None:
 def test_constant_rows_hold_nothing_to_solve_for() -> None:
     weights = np.random.default_rng(1).integers(-127, 128, (4, 512), dtype=np.int8)
     expected = row_entropy(weights)
-    assert row_entropy(np.concatenate([weights, np.zeros((2, 512), np.int8), np.full((1, 512), 3, np.int8)])) == expected
+    assert (
+        row_entropy(np.concatenate([weights, np.zeros((2, 512), np.int8), np.full((1, 512), 3, np.int8)])) == expected
+    )
     assert row_entropy(np.zeros((3, 512), np.int8)) == 8 * 512
 
 
-@given(arrays.arrays(np.int8, arrays.array_shapes(min_dims=2, max_dims=2, max_side=40), elements=st.integers(-127, 127)))
+@given(
+    arrays.arrays(np.int8, arrays.array_shapes(min_dims=2, max_dims=2, max_side=40), elements=st.integers(-127, 127))
+)
 def test_it_is_what_a_plain_count_gives(weights: np.ndarray) -> None:
     least = 8.0 * weights.shape[1]
     for row in weights.tolist():

@@ -16,12 +16,13 @@ from confide.client.hint_fetch import fetch_hint
 from confide.errors import ConfideError, ConnectionLost, InsecureConnection, InvalidPackage, StaleHint, UntrustedOwner
 from confide.models.source import Source
 from confide.models.split import SplitSummary, split
-from confide.packages import hint_maker
+from confide.packages import hint_writer
 from confide.packages.hint import Hint, hint_size
-from confide.packages.hint_maker import add_hint
+from confide.packages.hint_writer import add_hint
 from confide.packages.manifest import Manifest, PackageKind, hint_name, read_manifest
 from confide.packages.server_package import ServerPackage
 from confide.packages.signing import open_package
+from confide.rlwe.hint import HintMaker, HintTile
 from confide.rlwe.parameters import Profile
 from owners import OWNER, STRANGER
 
@@ -126,15 +127,15 @@ def test_an_interrupted_making_goes_on(
 ) -> None:
     """Whole groups are not made again; the rest comes out the same."""
     made: list[int] = []
-    hint_rows = hint_maker.hint_rows
+    rows = HintMaker.rows
 
-    def watched(weights: Any, public: Any, key: bytes, group: int, *rest: Any) -> Iterator[Any]:
-        made.append(group)
-        if made == [0, 1, 2, 3]:
+    def watched(self: HintMaker, *arguments: int) -> Iterator[HintTile]:
+        made.append(len(made))
+        if len(made) == 4:
             raise KeyboardInterrupt
-        return hint_rows(weights, public, key, group, *rest)
+        return rows(self, *arguments)
 
-    monkeypatch.setattr(hint_maker, "hint_rows", watched)
+    monkeypatch.setattr(HintMaker, "rows", watched)
     with pytest.raises(KeyboardInterrupt):
         split(tiny_llama, tmp_path / "out", owner=OWNER)
     left = [path.name for path in (tmp_path / "out").iterdir()]
@@ -143,14 +144,14 @@ def test_an_interrupted_making_goes_on(
     damaged = next((tmp_path / "out" / left[0]).glob("group-00001.bin"))
     damaged.write_bytes(bytes(damaged.stat().st_size))
     summary = split(tiny_llama, tmp_path / "out", owner=OWNER)
-    assert made[4:] == [1, *range(3, summary.groups)]
+    assert len(made) == 4 + 1 + summary.groups - 3
     assert contents(summary.client) == contents(llama_halves.client)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["client", "server"]
     assert all(path.suffix == ".bin" for path in (summary.client / "hint").iterdir())
 
 
 def test_two_at_once_are_refused(bare: SplitSummary, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hint_maker, "hold_folder", lambda folder: None)
+    monkeypatch.setattr(hint_writer, "hold_folder", lambda folder: None)
     with pytest.raises(ConfideError, match="Another process"):
         add_hint(bare.client, bare.server, OWNER)
 
@@ -161,7 +162,7 @@ def test_noise_that_does_not_fit_is_refused(bare: SplitSummary, monkeypatch: pyt
     def refuse(*_: object, **__: object) -> None:
         raise InsecureParameters("The noise does not fit; split the columns.")
 
-    monkeypatch.setattr(hint_maker, "require_noise_fits", refuse)
+    monkeypatch.setattr(hint_writer, "require_noise_fits", refuse)
     with pytest.raises(InsecureParameters):
         add_hint(bare.client, bare.server, OWNER)
     assert read_manifest(bare.client).hint == {}
@@ -206,7 +207,7 @@ def test_a_wrong_hint_is_refused_by_name(client: Path, damage: str) -> None:
         case "a folder":
             path.unlink()
             path.mkdir()
-    with pytest.raises(StaleHint, match="group-00001.bin is not the hint") as caught:
+    with pytest.raises(StaleHint, match=r"group-00001\.bin is not the hint") as caught:
         Hint.open(client, manifest)
     assert caught.value.code == "stale-hint"
 
@@ -286,9 +287,7 @@ def test_it_is_fetched_and_verified(client: Path, manifest: Manifest, llama_halv
     Hint.open(client, manifest)
 
 
-def test_only_what_is_missing_or_wrong_is_fetched(
-    client: Path, manifest: Manifest, llama_halves: SplitSummary
-) -> None:
+def test_only_what_is_missing_or_wrong_is_fetched(client: Path, manifest: Manifest, llama_halves: SplitSummary) -> None:
     fetch_hint(client, manifest, str(llama_halves.client))
     flip(client / hint_name(3), 5)
     (client / hint_name(4)).unlink()

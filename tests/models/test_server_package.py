@@ -58,7 +58,9 @@ def test_one_changed_weight_is_noticed(server: Path) -> None:
         package.load()
 
 
-@pytest.mark.parametrize("damage", ["remove", "truncate", "missing", "superfluous", "shape", "type", "no u", "short u", "u of floats"])
+@pytest.mark.parametrize(
+    "damage", ["remove", "truncate", "missing", "superfluous", "shape", "type", "no u", "short u", "u of floats"]
+)
 def test_damage_is_refused(server: Path, damage: str) -> None:
     path = group_file(server, 0)
     matrices = load_file(path)

@@ -26,7 +26,7 @@ def make(
     """Make the hint of a shell that was split with --no-hint, and sign both folders again with its digests."""
     from confide.cli.owner import read_key
     from confide.packages.hint import hint_size
-    from confide.packages.hint_maker import add_hint
+    from confide.packages.hint_writer import add_hint
 
     key = read_key(owner)
     with output.progress_of("making the hint", quiet=json) as on_hint:

@@ -16,6 +16,7 @@ P0_BYTES = PLANES * RING_DEGREE
 """Of one token's p0, for all groups together; it travels ahead of the token."""
 FIRST_BLOCK = 64
 """Tokens whose work ahead is done while a model loads: see `hybrid.client.pads`."""
+WEIGHT_BITS = 8
 _PAD_BYTES = 8
 CACHED_WEIGHTS = 8 << 20
 """Above this many int8 weights, a server reads them from memory for every token: they push each other out of cache."""
@@ -184,7 +185,7 @@ def prompt_cost(cut: Cut, rates: Rates, skeleton: SkeletonTimes, network: Networ
 
 @dataclass(frozen=True)
 class Disclosure:
-    """What answered tokens say of the weights, counted as the ledger does, of weights as unpredictable as 8 bits can be.
+    """What answered tokens say of the weights, where these are as unpredictable as 8 bits can be.
 
     bits: of all protected layers together. share: of what solves the layer that is solved first. licence_tokens:
     after how many tokens a licence with the default limit ends.
@@ -200,6 +201,19 @@ def disclosure(protected: Sequence[GroupShape], tokens: int) -> Disclosure:
     checks = PRIME_BITS * sum(group.columns for group in protected)
     return Disclosure(
         bits=tokens * ANSWER_BITS * sum(group.rows for group in protected) + checks,
-        share=max(TODO for group in protected),
-        licence_tokens=min(TODO for group in protected),
+        share=max((tokens * ANSWER_BITS + _check_bits(group)) / _entropy(group) for group in protected),
+        licence_tokens=min(
+            max(0, int((DEFAULT_DISCLOSURE * _entropy(group) - _check_bits(group)) / ANSWER_BITS))
+            for group in protected
+        ),
     )
+
+
+def _entropy(group: GroupShape) -> float:
+    """Bits of a row, at most: which ones it has is known once there are weights. See `entropy.row_entropy`."""
+    return WEIGHT_BITS * group.columns
+
+
+def _check_bits(group: GroupShape) -> float:
+    """What one set of check vectors says of a row: its 61 bits a column are spread over all rows."""
+    return PRIME_BITS * group.columns / group.rows

@@ -16,7 +16,7 @@ from confide.models.precision import Recipe
 from confide.models.quantized import OnProgress, QuantizedModel, calibrate
 from confide.models.roles import find_layers
 from confide.models.split import SplitSummary, write_split
-from confide.packages.hint_maker import OnHint
+from confide.packages.hint_writer import OnHint
 from confide.packages.owner import OwnerKey
 from confide.rlwe.parameters import Profile
 from confide.trust.hybrid import local_trust

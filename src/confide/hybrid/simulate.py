@@ -18,27 +18,26 @@ from confide.models.clear import open_counterpart
 from confide.models.quantized import QuantizedModel
 from confide.packages.server_package import StoredGroup
 from confide.packages.shell import load_shell
+from confide.rlwe.digits import value
 from confide.rlwe.online import GroupMatrix
 from confide.rlwe.pads import mask, unmask
-from confide.rlwe.parameters import ANSWER_BITS, MODULUS_BITS, PLANES, RING_DEGREE, Parameters, Profile
+from confide.rlwe.parameters import ANSWER_BITS, MODULUS_BITS, NOISE_STDS, PLANES, RING_DEGREE, U_BITS, Parameters
 from confide.rlwe.streams import Stream, fresh_key
 
 _LIMB_BITS = 16
-_TAIL = 11.6
-"""Standard deviations of noise that a plaintext step leaves room for, at least."""
 
 
 class SimulatedProduct:
     """W x for a layer group, by way of pads that this process holds both ends of. It protects nothing.
 
-    groups: the matrices of each layer group; without u, what p0 would add is left out.
+    groups: the matrices of each layer group; u is drawn here where it is None though weights are private.
     """
 
     def __init__(self, groups: Sequence[StoredGroup], parameters: Sequence[Parameters]) -> None:
-        self._groups = groups
-        self._servers = [GroupMatrix(group.weights, group.u) for group in groups]
-        self._parameters = parameters
         self._stream = Stream(fresh_key())
+        self._groups = [self._with_u(group, each) for group, each in zip(groups, parameters, strict=True)]
+        self._servers = [GroupMatrix(group.weights, group.u) for group in self._groups]
+        self._parameters = parameters
         self._noise = np.random.default_rng()
 
     @classmethod
@@ -49,17 +48,22 @@ class SimulatedProduct:
 
     def __call__(self, group: int, x: Tensor) -> Tensor:
         """x int32 (tokens, columns) -> W x int32 (tokens, rows), exact."""
-        parameters = self._parameters[group]
-        stored = self._groups[group]
-        private = parameters.profile is Profile.PRIVATE_WEIGHTS
+        parameters, stored, server = self._parameters[group], self._groups[group], self._servers[group]
         pads = self._uniform(len(x), parameters.columns)
-        p0 = None
-        if private and stored.u is not None:
-            p0 = self._stream.bytes(len(x) * PLANES * RING_DEGREE).view(np.int8).reshape(len(x), PLANES, RING_DEGREE)
         planes = mask(x.cpu().numpy(), pads, parameters)
-        answer = self._servers[group].answer(planes, None, p0)
-        values = self._values(stored, pads, p0, parameters)
-        return torch.from_numpy(unmask(answer, values, parameters)).to(x.device)
+        if stored.u is None:
+            answer, product = server.answer(planes, None), _exact(stored.weights, pads)
+        else:
+            p0 = self._stream.bytes(len(x) * PLANES * RING_DEGREE).view(np.int8).reshape(len(x), PLANES, RING_DEGREE)
+            answer = server.answer(planes, server.ahead(p0))
+            product = _exact(stored.weights, pads) + _exact(stored.u, value(np.moveaxis(p0, 1, -1)))
+        return torch.from_numpy(unmask(answer, self._values(product, parameters), parameters)).to(x.device)
+
+    def _with_u(self, group: StoredGroup, parameters: Parameters) -> StoredGroup:
+        if not parameters.private or group.u is not None:
+            return group
+        uniform = self._stream.bytes(len(group.weights) * RING_DEGREE).view(np.int8) >> (8 - U_BITS)
+        return StoredGroup(group.weights, torch.from_numpy(uniform.reshape(-1, RING_DEGREE)))
 
     def _uniform(self, *shape: int) -> NDArray[np.int64]:
         """Uniform in [0, 2^48)."""
@@ -68,19 +72,13 @@ class SimulatedProduct:
         words &= (1 << MODULUS_BITS) - 1
         return words
 
-    def _values(
-        self, stored: StoredGroup, pads: NDArray[np.int64], p0: NDArray[np.int8] | None, parameters: Parameters
-    ) -> NDArray[np.int32]:
-        """What `TokenSecrets.values` would give for these pads: int32 (tokens, rows)."""
-        product = _exact(stored.weights, pads)
-        if parameters.profile is Profile.OPEN_WEIGHTS:
+    def _values(self, product: NDArray[np.int64], parameters: Parameters) -> NDArray[np.int32]:
+        """What takes W pads + U p0, int64 (tokens, rows), off answers: see `TokenSecrets.values`."""
+        if not parameters.private:
             return (-product).astype(np.int32)
-        if p0 is not None and stored.u is not None:
-            places = np.arange(PLANES, dtype=np.int64)[:, None]
-            product += _exact(stored.u, (p0.astype(np.int64) << (8 * places)).sum(1))
         half = 1 << (MODULUS_BITS - 1 - parameters.plaintext_bits)
         rounding = 1 << (MODULUS_BITS - 1 - ANSWER_BITS)
-        noise = self._noise.normal(0, (half - rounding) / _TAIL, product.shape).round().astype(np.int64)
+        noise = self._noise.normal(0, (half - rounding) / NOISE_STDS, product.shape).round().astype(np.int64)
         return ((noise - product + half) >> (MODULUS_BITS - ANSWER_BITS)).astype(np.int32)
 
 

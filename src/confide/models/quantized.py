@@ -24,7 +24,7 @@ from confide.models.source import Source
 from confide.packages.entropy import row_entropy
 from confide.packages.manifest import Group, Layer
 from confide.packages.server_package import row_norms
-from confide.rlwe.parameters import Profile, derive
+from confide.rlwe.parameters import Parameters, Profile
 
 CALIBRATION_CONTEXT = 512
 """Tokens at most that are run at a time when calibrating; what a layer reads hardly depends on more."""
@@ -176,7 +176,9 @@ def _table_line(name: str, layers: tuple[Layer, ...], weights: Tensor, profile: 
     """A group's line, with the widest activations, up to most_bits, whose products always fit."""
     rows, columns = weights.shape
     try:
-        parameters = derive(profile, row_norms(weights), rows, columns, most_activation_bits=most_bits)
+        parameters = Parameters.derive(
+            profile, row_norms(weights), rows=rows, columns=columns, most_activation_bits=most_bits
+        )
     except InsecureParameters as error:
         raise InsecureParameters(f"{name} cannot be protected. {error}") from error
     entropy = row_entropy(weights.numpy())

@@ -24,7 +24,7 @@ from confide.models.quantized import OnProgress, QuantizedGroup, QuantizedModel
 from confide.models.source import Source
 from confide.packages.checks import CHECKS_NAME, make_checks, write_checks
 from confide.packages.hint import hint_size
-from confide.packages.hint_maker import HintMaker, OnHint, forget_drafts, place_hint
+from confide.packages.hint_writer import HintWriter, OnHint, forget_drafts, place_hint
 from confide.packages.manifest import FORMAT, MASK_TENSOR, Manifest, ModelDigest, PackageKind
 from confide.packages.owner import OwnerKey
 from confide.packages.server_package import group_file
@@ -131,16 +131,16 @@ def _write(
     client.mkdir()
     server.mkdir()
     manifest = _table(quantized, epoch)
-    maker = HintMaker(manifest, owner) if manifest.profile is Profile.PRIVATE_WEIGHTS else None
-    _write_matrices(quantized, server, maker)
-    if maker is None:
+    writer = HintWriter(manifest, owner) if manifest.profile is Profile.PRIVATE_WEIGHTS else None
+    _write_matrices(quantized, server, writer)
+    if writer is None:
         _write_matrices(quantized, client, None)
     if tokenizer is not None:
         _without_code(tokenizer).save_pretrained(client)
     _write_shell_model(quantized.model, client)
     made = None
-    if maker is not None and hint:
-        made, digests = maker.make(lambda index: quantized.matrices[index], out, on_hint)
+    if writer is not None and hint:
+        made, digests = writer.make(lambda index: quantized.matrices[index], out, on_hint)
         manifest = msgspec.structs.replace(manifest, hint=digests)
     seal_package(server, manifest, owner)
     shell = manifest.for_shell()
@@ -185,16 +185,17 @@ def _table(quantized: QuantizedModel, epoch: int) -> Manifest:
     )
 
 
-def _write_matrices(quantized: QuantizedModel, folder: Path, maker: HintMaker | None) -> None:
+def _write_matrices(quantized: QuantizedModel, folder: Path, writer: HintWriter | None) -> None:
     for index, part in enumerate(quantized.groups):
         named = {layer.name: matrix for layer, matrix in zip(part.group.layers, _parts(part), strict=True)}
-        if maker is not None:
-            named[MASK_TENSOR] = maker.u(index, part.weights)
+        if writer is not None:
+            named[MASK_TENSOR] = writer.u(index, part.weights)
         save_file(named, group_file(folder, index))
 
 
 def _parts(part: QuantizedGroup) -> tuple[Tensor, ...]:
-    return part.weights.split([layer.rows for layer in part.group.layers])
+    parts: tuple[Tensor, ...] = part.weights.split([layer.rows for layer in part.group.layers])
+    return parts
 
 
 def _without_code(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

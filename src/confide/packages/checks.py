@@ -45,9 +45,9 @@ _T = TypeVar("_T")
 class Checks(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Check vectors of one model, for one licensee.
 
-    release: SHA-256 of its owner's public key and its statement. licence: its name or id, as its owner writes it; empty for the set
-    that a split makes. serial: which one of the licence's sets. seed: of u. vectors: c of each layer group,
-    little-endian 64-bit words.
+    release: SHA-256 of its owner's public key and its statement. licence: its name or id, as its owner writes it;
+    empty for the set that a split makes. serial: which one of the licence's sets. seed: of u. vectors: c of each layer
+    group, little-endian 64-bit words.
     """
 
     format: Literal[2]

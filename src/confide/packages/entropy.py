@@ -19,7 +19,7 @@ def row_entropy(weights: NDArray[np.int8]) -> float:
     """
     rows, columns = weights.shape
     at_a_time = max(1, _WEIGHTS_AT_A_TIME // max(columns, _VALUES))
-    least = 8.0 * columns
+    least: float = 8.0 * columns
     for start in range(0, rows, at_a_time):
         part = weights[start : start + at_a_time].astype(np.int64)
         counts = np.bincount(
@@ -30,5 +30,5 @@ def row_entropy(weights: NDArray[np.int8]) -> float:
         ranges = np.log2(2 * np.abs(part).max(axis=1) + 1)
         entropies = columns * np.minimum(empirical, ranges)
         telling = (counts > 0).sum(axis=1) > 1
-        least = min(least, float(entropies[telling].min(initial=least)))
+        least = float(entropies[telling].min(initial=least))
     return max(1.0, least)

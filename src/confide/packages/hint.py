@@ -82,7 +82,7 @@ def _digest(content: NDArray[np.int8], on_bytes: OnBytes | None) -> str:
     digest = hashlib.sha256()
     for start in range(0, content.size, CHUNK):
         part = content[start : start + CHUNK]
-        digest.update(part)
+        digest.update(part.data)
         if on_bytes:
             on_bytes(part.size)
     return digest.hexdigest()

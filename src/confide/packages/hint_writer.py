@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from confide.disk.files import hold_folder, replace_file
@@ -24,7 +22,7 @@ from confide.packages.manifest import HINT_FOLDER, Group, Manifest, PackageKind,
 from confide.packages.owner import OwnerKey
 from confide.packages.server_package import ServerPackage
 from confide.packages.signing import file_digest, open_package, resign_package
-from confide.rlwe.hint import hint_rows, mask_rows
+from confide.rlwe.hint import HintMaker
 from confide.rlwe.parameters import Profile, require_noise_fits
 from confide.rlwe.public import PublicSeed
 
@@ -34,7 +32,7 @@ OnHint = Callable[[int, int], object]
 """Called with the bytes of a hint that are done so far, and those there will be."""
 
 
-class HintMaker:
+class HintWriter:
     """Makes the hint, and U, of one model of an owner.
 
     manifest: of either half; its `hint` and `files` do not matter.
@@ -43,12 +41,14 @@ class HintMaker:
     def __init__(self, manifest: Manifest, owner: OwnerKey) -> None:
         self._manifest = manifest
         self._owner = owner
-        self._key = owner.hint_key()
         self._public = PublicSeed(bytes.fromhex(manifest.model_digest), manifest.epoch)
 
     def u(self, index: int, weights: Tensor) -> Tensor:
         """U of a layer group as its server keeps it: int8 (rows, N). weights: int8 (rows, columns)."""
-        return torch.from_numpy(mask_rows(self._public, self._key, index, _digest(weights), len(weights)))
+        return torch.from_numpy(self._maker(index, weights).u())
+
+    def _maker(self, index: int, weights: Tensor) -> HintMaker:
+        return HintMaker(weights, self._public, self._owner.hint_key(), index)
 
     def make(
         self, weights: Callable[[int], Tensor], beside: Path, on_hint: OnHint | None = None
@@ -87,12 +87,12 @@ class HintMaker:
         if (digest := _whole(path, group)) is not None:
             progress.more(hint_bytes(group))
             return digest
-        matrix = weights(index).numpy()
+        parameters = group.parameters(self._manifest.profile)
         hashed = hashlib.sha256()
         with path.with_suffix(".part").open("wb") as file:
-            for _, rows, _, tile in hint_rows(matrix, self._public, self._key, index, _digest(matrix)):
-                require_noise_fits(group.parameters(self._manifest.profile), tile)
-                content = memoryview(rows).cast("B")
+            for tile in self._maker(index, weights(index)).rows():
+                require_noise_fits(parameters, tile.noise_std)
+                content = tile.hint.data.cast("B")
                 hashed.update(content)
                 file.write(content)
                 progress.more(len(content))
@@ -115,12 +115,6 @@ class _Progress:
             self._on_hint(self._done, self.total)
 
 
-def _digest(matrix: NDArray[np.int8]) -> bytes:
-    """What the secrets of a group depend on besides its place: rows, columns and weights."""
-    shape = b"".join(side.to_bytes(8, "big") for side in matrix.shape)
-    return hashlib.sha256(shape + np.ascontiguousarray(matrix).tobytes()).digest()
-
-
 def _record(path: Path) -> Path:
     return path.with_suffix(".sha256")
 
@@ -136,7 +130,7 @@ def _whole(path: Path, group: Group) -> str | None:
 
 
 def place_hint(draft: Path, shell: Path) -> None:
-    """Move a whole hint, as `HintMaker.make` left it, to its place in a shell."""
+    """Move a whole hint, as `HintWriter.make` left it, to its place in a shell."""
     for path in draft.iterdir():
         if path.suffix != ".bin":
             path.unlink()
@@ -162,7 +156,7 @@ def add_hint(client: Path, server: Path, owner: OwnerKey, on_hint: OnHint | None
         raise InvalidPackage(f"{client} has open weights, which need no hint.")
     if (client / HINT_FOLDER).exists():
         raise InvalidPackage(f"{client / HINT_FOLDER} exists already; remove it to make the hint again.")
-    draft, digests = HintMaker(shell, owner).make(lambda index: package.group(index).weights, client.parent, on_hint)
+    draft, digests = HintWriter(shell, owner).make(lambda index: package.group(index).weights, client.parent, on_hint)
     for folder, manifest in ((server, package.manifest), (client, shell)):
         resign_package(folder, msgspec.structs.replace(manifest, hint=digests), owner)
     place_hint(draft, client)
