@@ -35,7 +35,6 @@ from confide.packages.shell import load_shell, shell_tokenizer
 from confide.packages.signing import SignedManifest, open_package
 from confide.packages.trusted import trusted_owners
 from confide.rlwe.parameters import Profile
-from confide.rlwe.scheme import RLWE, Scheme
 from confide.trust.hybrid import remote_trust
 from confide.trust.statement import TrustStatement
 
@@ -115,7 +114,6 @@ class HybridModel(Closing):
         padding: Padding | None = None,
         device: str = "cpu",
         on_hint: OnBytes | None = None,
-        scheme: Scheme = RLWE,
     ) -> Self:
         """The same with the connection's options in one. on_hint: called as the hint is verified."""
         folder = Path(folder)
@@ -128,9 +126,9 @@ class HybridModel(Closing):
         digest = shell.manifest.model_digest
         refused.require_trusted(dial.server, digest)
         parameters = [group.parameters(shell.manifest.profile) for group in shell.manifest.groups]
-        source = _pad_source(folder, shell, on_hint, scheme)
+        source = _pad_source(folder, shell, on_hint)
         pool = PadPool(source, parameters)  # begins its first block at once, while the model is loaded
-        link = Link(lambda: LayerConnection(dial, shell.release, scheme.name), dial.patience, pool.drop)
+        link = Link(lambda: LayerConnection(dial, shell.release), dial.patience, pool.drop)
         groups = list(map(CheckedGroup, shell.manifest.groups, parameters, answer_checks))
         product = RemoteProduct(
             link, pool, groups, padding or Padding(), lambda breach: refused.add(dial.server, digest, breach)
@@ -287,7 +285,7 @@ def _guarded(forward: Callable[..., Any], product: RemoteProduct, positions: int
     return guarded
 
 
-def _pad_source(folder: Path, shell: SignedManifest, on_hint: OnBytes | None, scheme: Scheme) -> PadSource:
+def _pad_source(folder: Path, shell: SignedManifest, on_hint: OnBytes | None) -> PadSource:
     manifest = shell.manifest
     parameters = [group.parameters(manifest.profile) for group in manifest.groups]
     if manifest.profile is Profile.OPEN_WEIGHTS:

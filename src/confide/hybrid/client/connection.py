@@ -33,19 +33,21 @@ _READ_BYTES = 1 << 20
 _TLS_RECORD = 1 << 14
 """What one read of a TLS socket gives at most; room for more would be allocated in vain, at half the throughput."""
 
+_SCHEME = "rlwe-3"
+
 Reply = TypeVar("Reply", bound=wire.FromServer)
 
 
 class LayerConnection(Closing):
     """A greeted connection to a layer server. One thread at a time.
 
-    scheme: the encryption's name. welcome: what the server said of itself and of the licence. Raises ConnectionLost
+    welcome: what the server said of itself and of the licence. Raises ConnectionLost
     where the server cannot be reached, ServerSilent where it stops answering, UntrustedCertificate where it cannot
     prove who it is, UntrustedOwner or ModelMismatch where it does not present the release that is asked for, and what
     the server reports as the error it is.
     """
 
-    def __init__(self, dial: Dial, release: Release, scheme: str) -> None:
+    def __init__(self, dial: Dial, release: Release) -> None:
         uri = dial.uri
         self.url = dial.url
         self._events: deque[object] = deque()
@@ -59,8 +61,12 @@ class LayerConnection(Closing):
                 self._socket = _secure(self._socket, dial.trust, self.url, uri.host)
             self._upgrade()
             self._socket.settimeout(dial.silence)
-            greeting = wire.Hello(wire.PROTOCOL_VERSION, scheme, release.model_digest, release.table_digest, dial.licence)
-            self.welcome = self.request(greeting, wire.Welcome)
+            self.welcome = self.request(
+                wire.Hello(
+                    wire.PROTOCOL_VERSION, _SCHEME, release.model_digest, release.table_digest, dial.licence
+                ),
+                wire.Welcome,
+            )
             release.require_signed(self.welcome.owner, self.welcome.release)
         except BaseException:
             self._socket.close()
