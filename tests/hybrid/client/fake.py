@@ -45,7 +45,7 @@ class FakeServer:
         self._open: set[ServerConnection] = set()
 
     def start(self) -> None:
-        self._server = serve(self._handle, "127.0.0.1", self._port, max_size=None, compression=None)
+        self._server = serve(self._handle, "127.0.0.1", self._port, max_size=None, compression=None, close_timeout=0.1)
         self._port = self._server.socket.getsockname()[1]
         self.url = f"ws://127.0.0.1:{self._port}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
