@@ -149,15 +149,15 @@ def test_an_interrupted_making_goes_on(
 ) -> None:
     """Whole groups are not made again; the rest comes out the same."""
     made: list[int] = []
-    rows = HintMaker.rows
+    tiles = hint_writer._tiles
 
-    def watched(self: HintMaker, *arguments: int) -> Iterator[HintTile]:
-        made.append(len(made))
+    def watched(maker: HintMaker, rows: int) -> Iterator[HintTile]:
+        made.append(rows)
         if len(made) == 4:
             raise KeyboardInterrupt
-        return rows(self, *arguments)
+        return tiles(maker, rows)
 
-    monkeypatch.setattr(HintMaker, "rows", watched)
+    monkeypatch.setattr(hint_writer, "_tiles", watched)
     with pytest.raises(KeyboardInterrupt):
         split(tiny_llama, tmp_path / "out", owner=OWNER)
     left = [path.name for path in (tmp_path / "out").iterdir()]
