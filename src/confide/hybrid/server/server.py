@@ -33,7 +33,6 @@ from confide.hybrid.server.record import Recorder
 from confide.hybrid.server.service import LayerService
 from confide.logs import quiet_logger
 from confide.packages.server_package import ServerPackage
-from confide.rlwe.scheme import RLWE
 
 CHECKPOINT_SECONDS = 5.0
 SWEEP_SECONDS = 1.0
@@ -210,7 +209,7 @@ def load_service(
     package = ServerPackage.open(package_folder)
     ledger = Ledger(state_folder)
     return LayerService(
-        package.signed, package.load(), ledger, RLWE, recorder, insecure_no_licences=insecure_no_licences
+        package.signed, package.load(), ledger, recorder, insecure_no_licences=insecure_no_licences
     )
 
 

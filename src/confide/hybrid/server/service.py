@@ -21,7 +21,6 @@ from confide.packages.server_package import StoredGroup
 from confide.packages.signing import SignedManifest
 from confide.rlwe.online import Ahead, GroupMatrix
 from confide.rlwe.parameters import PLANES, RING_DEGREE, Parameters, Profile
-from confide.rlwe.scheme import Scheme
 
 P0_BYTES = PLANES * RING_DEGREE
 AHEAD_BYTES = 6
@@ -48,7 +47,7 @@ class Admitted:
     @property
     def count(self) -> int:
         """Tokens."""
-        return self.planes.shape[1]
+        return int(self.planes.shape[1])
 
 
 class LayerService:
@@ -63,7 +62,6 @@ class LayerService:
         signed: SignedManifest,
         stored: Sequence[StoredGroup],
         ledger: Ledger,
-        scheme: Scheme,
         observer: Observer | None = None,
         *,
         insecure_no_licences: bool = False,
@@ -71,7 +69,6 @@ class LayerService:
         self.manifest = manifest = signed.manifest
         self.release = signed.release
         self.ledger = ledger
-        self.scheme = scheme
         self.model_digest = self.release.model_digest
         self.table_digest = self.release.table_digest
         self.matrices = [GroupMatrix(group.weights, group.u) for group in stored]
@@ -93,8 +90,8 @@ class LayerService:
                 f"The client speaks protocol version {hello.version} and the server {wire.PROTOCOL_VERSION}; "
                 "install the same version of Confide on both sides."
             )
-        if hello.scheme != self.scheme.name:
-            raise VersionMismatch(f"The server encrypts with {self.scheme.name}; use a client that does the same.")
+        if hello.scheme != wire.SCHEME:
+            raise VersionMismatch(f"The server encrypts with {wire.SCHEME}; use a client that does the same.")
         if (hello.model_digest, hello.table_digest) != (self.model_digest, self.table_digest):
             raise ModelMismatch(
                 "The shell and the server's package were not made by the same split; "
