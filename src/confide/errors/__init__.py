@@ -30,6 +30,7 @@ from confide.errors.base import (
     InvalidCertificate,
     ServerSilent,
     UntrustedCertificate,
+    printable,
 )
 from confide.errors.enclave import (
     AnswerTimedOut,
@@ -56,6 +57,7 @@ from confide.errors.enclave import (
     UnknownModelKey,
 )
 from confide.errors.hybrid import (
+    WIRE_CODES,
     BudgetExhausted,
     ClockWentBackwards,
     DisclosureLimit,
@@ -82,6 +84,7 @@ from confide.errors.hybrid import (
     ServerChanged,
     ServerDistrusted,
     ServerFault,
+    UnknownBlock,
     UnknownGroup,
     UnknownPack,
     UnusablePack,
@@ -107,6 +110,7 @@ from confide.errors.models import (
 )
 
 __all__ = [
+    "WIRE_CODES",
     "AnswerTimedOut",
     "AttestationError",
     "AttestationRefused",
@@ -182,6 +186,7 @@ __all__ = [
     "SubstitutedContent",
     "SurplusFile",
     "TruncatedFile",
+    "UnknownBlock",
     "UnknownGroup",
     "UnknownModel",
     "UnknownModelKey",
@@ -199,6 +204,7 @@ __all__ = [
     "WrongModelKey",
     "WrongShape",
     "error_class",
+    "printable",
 ]
 
 

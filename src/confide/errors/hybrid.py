@@ -1,5 +1,7 @@
 """Errors of the hybrid mode: parameters, licences, the ledger, the protocol, a server that cheats."""
 
+from typing import Final
+
 from confide.errors.base import ConfideError
 
 
@@ -153,6 +155,12 @@ class IndexUsed(ProtocolError):
     code = "index-used"
 
 
+class UnknownBlock(ProtocolError):
+    """The server has nothing made ahead for these tokens; the same request with their p0 is answered."""
+
+    code = "unknown-block"
+
+
 class ServerBusy(ProtocolError):
     """A limit of the server (connections, memory) is reached for the moment."""
 
@@ -187,3 +195,25 @@ class ServerDistrusted(ConfideError):
     """The server is on this client's refusal list, because an answer of its was wrong."""
 
     code = "server-distrusted"
+
+
+WIRE_CODES: Final = frozenset(
+    error.code
+    for error in (
+        BudgetExhausted,
+        DisclosureLimit,
+        LedgerUnavailable,
+        LicenceRefused,
+        MalformedMessage,
+        ModelMismatch,
+        ProtocolError,
+        RateLimited,
+        ServerBusy,
+        ServerFault,
+        UnknownBlock,
+        UnknownGroup,
+        VersionMismatch,
+        WrongShape,
+    )
+)
+"""The codes that a layer server may report. A client takes no other error from a server's word."""
