@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from confide.errors import WIRE_CODES, ConfideError, MalformedMessage, ProtocolError, WrongShape, error_class, printable
 
 PROTOCOL_VERSION: Final = 3
+SCHEME: Final = "rlwe-3"
+"""The encryption that both sides name in the greeting."""
 PATH: Final = "/v1/layers"
 MAX_FRAME: Final = 8 << 20
 """Largest payload of a message either side sends, in bytes; where a message has two, of both together."""

@@ -215,7 +215,7 @@ class Ledger:
                 lost = {metered.account.licence.id: metered.account.lost for metered in accounts}
                 days = {metered.account.licence.id: dict(metered.account.days) for metered in accounts}
                 before = {metered.account.licence.id: metered.durable.recorded for metered in accounts}
-            found = _NOTHING  # a transaction that failed may have been written all the same
+            failed: _Lease | None = _NOTHING  # a transaction that failed may have been written all the same
             try:
                 with self._store.transaction():
                     for licence, lease in rows:
@@ -227,11 +227,11 @@ class Ledger:
                         today = int(self.now() // SECONDS_PER_DAY)
                         self._store.put("leases", licence=licence, day=today, tokens=lease.tokens, lost=lost[licence])
                     self._put_server()
-                found = None
+                failed = None
             finally:
                 with self._mutex:
                     for metered in accounts:
-                        metered.durable = found or metered.pending or _NOTHING
+                        metered.durable = failed or metered.pending or _NOTHING
                         metered.pending = None
 
     def _next_lease(self, metered: _Metered, count: int, *, leasing: bool) -> _Lease:
