@@ -33,8 +33,6 @@ _READ_BYTES = 1 << 20
 _TLS_RECORD = 1 << 14
 """What one read of a TLS socket gives at most; room for more would be allocated in vain, at half the throughput."""
 
-_SCHEME = "rlwe-3"
-
 Reply = TypeVar("Reply", bound=wire.FromServer)
 
 
@@ -63,7 +61,7 @@ class LayerConnection(Closing):
             self._socket.settimeout(dial.silence)
             self.welcome = self.request(
                 wire.Hello(
-                    wire.PROTOCOL_VERSION, _SCHEME, release.model_digest, release.table_digest, dial.licence
+                    wire.PROTOCOL_VERSION, wire.SCHEME, release.model_digest, release.table_digest, dial.licence
                 ),
                 wire.Welcome,
             )

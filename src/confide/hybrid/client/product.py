@@ -44,12 +44,13 @@ _TOKEN_BYTES: Final = 6 * 2048
 class OnlineTraffic:
     """What went over the wire: payload bytes, padding and retries included, and products that were waited for.
 
-    bytes_ahead: of bytes_up, what was sent before it was needed.
+    bytes_ahead: of bytes_up, what was sent before it was needed, for tokens_ahead tokens.
     """
 
     bytes_up: int = 0
     bytes_down: int = 0
     bytes_ahead: int = 0
+    tokens_ahead: int = 0
     round_trips: int = 0
 
 
@@ -245,6 +246,7 @@ class RemoteProduct(Closing):
                 connection.send(wire.Ahead(block.number, p0))
                 self.traffic.bytes_up += len(p0)
                 self.traffic.bytes_ahead += len(p0)
+                self.traffic.tokens_ahead += block.tokens
 
     def announce_idle(self) -> None:
         """The same from another thread, if nothing is under way."""
@@ -300,6 +302,11 @@ class RemoteProduct(Closing):
     def want(self, tokens: int) -> None:
         """Have pads for so many tokens made ahead from now on."""
         self._pool.want(tokens)
+
+    @property
+    def ms_ahead_per_token(self) -> float:
+        """What making pads takes for a token, measured; 0 before there are any."""
+        return 1e3 * self._pool.seconds / max(self._pool.tokens_made, 1)
 
     def require_intact(self) -> None:
         """IntegrityError if an answer was wrong. Call it where the server expects no more frames."""
