@@ -4,9 +4,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-
 from pathlib import Path
-
 
 import numpy as np
 from websockets.exceptions import ConnectionClosed
