@@ -23,7 +23,11 @@ from confide.packages.manifest import Manifest, PackageKind, hint_name, read_man
 from confide.packages.server_package import ServerPackage
 from confide.packages.signing import open_package
 from confide.rlwe.hint import HintMaker, HintTile
+from confide.rlwe.online import GroupMatrix
+from confide.rlwe.pads import mask, unmask
 from confide.rlwe.parameters import Profile
+from confide.rlwe.public import PublicSeed
+from confide.rlwe.tokens import TokenSecrets
 from owners import OWNER, STRANGER
 
 
@@ -58,6 +62,24 @@ def test_both_tables_have_its_digests_and_it_fits_them(llama_halves: SplitSummar
         assert rows.shape == (group.rows, 5, 2048)
         assert rows.dtype == np.int8
         assert not rows.flags.writeable
+
+
+def test_it_takes_the_pads_off_the_servers_answers(llama_halves: SplitSummary) -> None:
+    """What the two folders hold fits together, through the arithmetic of a client and of a server."""
+    package = ServerPackage.open(llama_halves.server)
+    shell = open_package(llama_halves.client, PackageKind.SHELL).manifest
+    hint = Hint.open(llama_halves.client, shell)
+    secrets = TokenSecrets(PublicSeed(bytes.fromhex(shell.model_digest), shell.epoch), 3)
+    for index, group in enumerate(shell.groups):
+        parameters = group.parameters(shell.profile)
+        bound = parameters.max_activation
+        x = np.random.default_rng(index).integers(-bound, bound + 1, (3, group.columns), dtype=np.int32)
+        stored = package.group(index)
+        server = GroupMatrix(stored.weights, stored.u)
+        planes = mask(x, secrets.pads(index, parameters), parameters)
+        answer = server.answer(planes, server.ahead(secrets.p0))
+        y = unmask(answer, secrets.values(hint.rows(index), parameters), parameters)
+        assert np.array_equal(y, x.astype(np.int64) @ stored.weights.numpy().astype(np.int64).T)
 
 
 def test_made_twice_it_is_the_same(llama_halves: SplitSummary, tiny_llama: Source, tmp_path: Path) -> None:
@@ -127,15 +149,15 @@ def test_an_interrupted_making_goes_on(
 ) -> None:
     """Whole groups are not made again; the rest comes out the same."""
     made: list[int] = []
-    rows = HintMaker.rows
+    tiles = hint_writer._tiles
 
-    def watched(self: HintMaker, *arguments: int) -> Iterator[HintTile]:
-        made.append(len(made))
+    def watched(maker: HintMaker, rows: int) -> Iterator[HintTile]:
+        made.append(rows)
         if len(made) == 4:
             raise KeyboardInterrupt
-        return rows(self, *arguments)
+        return tiles(maker, rows)
 
-    monkeypatch.setattr(HintMaker, "rows", watched)
+    monkeypatch.setattr(hint_writer, "_tiles", watched)
     with pytest.raises(KeyboardInterrupt):
         split(tiny_llama, tmp_path / "out", owner=OWNER)
     left = [path.name for path in (tmp_path / "out").iterdir()]

@@ -35,7 +35,6 @@ def _register() -> None:
         open,
         owner,
         plan,
-        prepare,
         quantize,
         seal,
         serve,
@@ -44,7 +43,7 @@ def _register() -> None:
         tls,
     )
 
-    for module in (plan, split, checks, serve, prepare, generate, chat, distrust, quantize, seal, open):
+    for module in (plan, split, checks, serve, generate, chat, distrust, quantize, seal, open):
         app.command(module.__name__.rpartition(".")[2])(module.command)
     for group in (hint, demo, evaluate, owner, tls, licence, ledger, attest, tee, keys):
         app.add_typer(group.app)
@@ -57,7 +56,9 @@ def main() -> None:
     try:
         code = app(standalone_mode=False) or 0  # of a typer.Exit, and 130 for what was a KeyboardInterrupt
         if code == _INTERRUPTED:
-            output.note("Interrupted; what was prepared is kept, and the same command goes on from there.")
+            output.note(
+                "Interrupted; what is made in steps, such as a hint, is kept, and the same command goes on from there."
+            )
         sys.exit(code)
     except ConfideError as error:
         output.error(error, as_json="--json" in sys.argv)

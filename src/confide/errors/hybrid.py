@@ -11,40 +11,16 @@ class InsecureParameters(ConfideError):
     code = "insecure-parameters"
 
 
-class PackError(ConfideError):
-    """Something about the client's pack folder."""
+class ModelClosed(ConfideError):
+    """A hybrid model was closed, or belongs to the parent of this fork; nothing was sent."""
 
-    code = "pack"
-
-
-class PackInUse(PackError):
-    """Another process, or the parent of this fork, owns the pack folder."""
-
-    code = "pack-in-use"
+    code = "model-closed"
 
 
-class PackExhausted(PackError):
-    """No unused mask is left."""
+class RefusalListDamaged(ConfideError):
+    """The list of distrusted servers cannot be read."""
 
-    code = "pack-exhausted"
-
-
-class UnusablePack(PackError):
-    """A pack in preparation can never be finished."""
-
-    code = "unusable-pack"
-
-
-class PackCorrupted(PackError):
-    """A pack file does not hold what was written to it."""
-
-    code = "pack-corrupted"
-
-
-class PackUnavailable(PackError):
-    """The pack folder cannot be read or written, for want of disk space most likely; nothing was sent or lost."""
-
-    code = "pack-unavailable"
+    code = "refusal-list-damaged"
 
 
 class LedgerInUse(ConfideError):
@@ -171,12 +147,6 @@ class RateLimited(ServerBusy):
     """The licence's tokens of the minute are used up."""
 
     code = "rate-limited"
-
-
-class ServerChanged(ProtocolError):
-    """The server is not the one that this client's packs were made with."""
-
-    code = "server-changed"
 
 
 class ServerFault(ProtocolError):

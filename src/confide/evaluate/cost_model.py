@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from confide.hybrid.client.padding import Padding
+from confide.hybrid.client.pads.pool import BLOCK_TOKENS
 from confide.hybrid.server.ledger.licences import DEFAULT_DISCLOSURE
 from confide.rlwe.freivalds import PRIME_BITS
 from confide.rlwe.parameters import ANSWER_BITS, HINT_PLANES, PLANES, RING_DEGREE
 
 P0_BYTES = PLANES * RING_DEGREE
 """Of one token's p0, for all groups together; it travels ahead of the token."""
-FIRST_BLOCK = 64
-"""Tokens whose work ahead is done while a model loads: see `hybrid.client.pads`."""
 WEIGHT_BITS = 8
 _PAD_BYTES = 8
 CACHED_WEIGHTS = 8 << 20
@@ -168,11 +167,11 @@ def token_cost(cut: Cut, rates: Rates, skeleton: SkeletonTimes, network: Network
 def prompt_cost(cut: Cut, rates: Rates, skeleton: SkeletonTimes, network: Network) -> Cost:
     """The forward pass of the skeleton's prompt, rounded up as the default padding does, to its last token's logits.
 
-    Of a prompt longer than the first block, the work ahead of the rest is waited for.
+    Of a prompt longer than the block that is made while the model loads, the work ahead of the rest is waited for.
     """
     padded = Padding().prompt_tokens(skeleton.tokens)
     ahead = ahead_cost(cut, rates, network)
-    work, size = max(0, padded - FIRST_BLOCK) * ahead.seconds, padded * ahead.bytes
+    work, size = max(0, padded - BLOCK_TOKENS) * ahead.seconds, padded * ahead.bytes
     for group in cut.protected:
         tokens = group.prompt_tokens(padded)
         work += tokens * rates.prompt_token.seconds(group)

@@ -7,7 +7,9 @@ other weights it has nothing in common. A making that is interrupted goes on aft
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -22,7 +24,7 @@ from confide.packages.manifest import HINT_FOLDER, Group, Manifest, PackageKind,
 from confide.packages.owner import OwnerKey
 from confide.packages.server_package import ServerPackage
 from confide.packages.signing import file_digest, open_package, resign_package
-from confide.rlwe.hint import HintMaker
+from confide.rlwe.hint import TILE_ROWS, HintMaker, HintTile
 from confide.rlwe.parameters import Profile, require_noise_fits
 from confide.rlwe.public import PublicSeed
 
@@ -90,7 +92,7 @@ class HintWriter:
         parameters = group.parameters(self._manifest.profile)
         hashed = hashlib.sha256()
         with path.with_suffix(".part").open("wb") as file:
-            for tile in self._maker(index, weights(index)).rows():
+            for tile in _tiles(self._maker(index, weights(index)), group.rows):
                 require_noise_fits(parameters, tile.noise_std)
                 content = tile.hint.data.cast("B")
                 hashed.update(content)
@@ -101,6 +103,27 @@ class HintWriter:
         path.with_suffix(".part").rename(path)
         replace_file(_record(path), hashed.hexdigest().encode())
         return hashed.hexdigest()
+
+
+def _tiles(maker: HintMaker, rows: int) -> Iterator[HintTile]:
+    """All tiles in order, made by all cores, a few ahead of those that were taken.
+
+    Each by one thread: what a tile takes is too small to be shared among several, which would wait for each other.
+    """
+    workers = len(os.sched_getaffinity(0))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            ahead: deque[Future[HintTile]] = deque()
+            for start in range(0, rows, TILE_ROWS):
+                if len(ahead) > workers:
+                    yield ahead.popleft().result()
+                ahead.append(pool.submit(lambda first: next(maker.rows(first)), start))
+            while ahead:
+                yield ahead.popleft().result()
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _Progress:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from confide.rlwe.digits import digits
 from confide.rlwe.gemm import int8_matmul
-from confide.rlwe.packed import MOST_TOKENS, PackedMatrix
+from confide.rlwe.packed import MOST_TOKENS, PackedMatrix, weighted_sum
 from confide.rlwe.pads import Int8Array
 from confide.rlwe.parameters import ANSWER_BITS, MODULUS_BITS, PLANES, RING_DEGREE
 
@@ -51,20 +51,15 @@ class GroupMatrix:
 
     def __init__(self, weights: Tensor, u: Tensor | None) -> None:
         self._weights = PackedMatrix.where_faster(weights)
-        self._u = u
+        self._u = None if u is None else PackedMatrix.where_faster(u)
 
     def ahead(self, p0: Int8Array) -> Ahead:
         """What keys contribute to answers: int8 (tokens, 6, N) -> `Ahead`. ValueError with open weights."""
         if self._u is None:
             raise ValueError("With open weights no key contributes to answers; send none.")
-        tokens = len(p0)
-        planes = torch.from_numpy(np.array(p0)).view(tokens * PLANES, RING_DEGREE)
-        products = int8_matmul(self._u, planes.t()).view(-1, tokens, PLANES)
-        total = torch.full(products.shape[:2], _ROUNDING, dtype=torch.int64)
-        for place in range(PLANES):
-            total += products[:, :, place].long() << (8 * place)
-        exact = np.ascontiguousarray(total.t().numpy())
-        return Ahead((exact >> _DROPPED_BITS).astype(np.int32), (exact & 0xFFFF).astype(np.uint16))
+        total = _product(self._u, np.ascontiguousarray(np.moveaxis(p0, 1, 0)))
+        total += _ROUNDING
+        return Ahead((total >> _DROPPED_BITS).astype(np.int32), total.astype(np.uint16))
 
     def answer(self, planes: Int8Array, ahead: Ahead | None) -> NDArray[np.int32]:
         """Answers to d as digit planes, int8 (planes, tokens, columns) -> int32 (tokens, rows).
@@ -75,44 +70,29 @@ class GroupMatrix:
         """
         if (ahead is None) != (self._u is None):
             raise ValueError("Private weights are multiplied with what their tokens' keys contribute, and open ones alone.")
-        sums = plane_products(self._weights, planes)
+        total = _product(self._weights, planes)
         if ahead is None:
-            return _evaluated(sums)
-        low = ahead.low.astype(np.int32)
-        carry = sums[0]
-        carry += low & 0xFF
-        carry >>= 8
-        carry += sums[1]
-        carry += low >> 8
-        carry >>= 8
-        result = _evaluated(sums[2:])
-        result += carry
-        result += ahead.high
-        return result
+            return total.astype(np.int32)
+        total += ahead.low
+        total >>= _DROPPED_BITS
+        answers = total.astype(np.int32)
+        answers += ahead.high
+        return answers
 
 
 def matrix_product(weights: Tensor | PackedMatrix, values: Tensor) -> Tensor:
     """int8 (rows, columns) times int32 (tokens, columns) -> int32 (tokens, rows), exact mod 2^32."""
     planes = np.ascontiguousarray(np.moveaxis(digits(values.numpy().astype(np.int64), 4), -1, 0))
-    return torch.from_numpy(_evaluated(plane_products(weights, planes)))
+    return torch.from_numpy(_product(weights, planes).astype(np.int32))
 
 
-def plane_products(weights: Tensor | PackedMatrix, planes: Int8Array) -> NDArray[np.int32]:
-    """Each digit plane times the weights: int8 (planes, tokens, columns) -> int32 (planes, tokens, rows), exact."""
-    count, tokens, columns = planes.shape
-    stacked = planes.reshape(count * tokens, columns)
+def _product(weights: Tensor | PackedMatrix, planes: Int8Array) -> NDArray[np.int64]:
+    """W times what digit planes stand for: int8 (planes, tokens, columns) -> int64 (tokens, rows), mod 2^(8 planes)."""
+    tokens = planes.shape[1]
+    if tokens > MOST_TOKENS:
+        starts = range(0, tokens, MOST_TOKENS)
+        return np.concatenate([_product(weights, planes[:, start : start + MOST_TOKENS]) for start in starts])
     if isinstance(weights, PackedMatrix):
-        if tokens <= MOST_TOKENS:
-            return weights.plane_products(stacked).reshape(count, tokens, -1)
-        weights = weights.weights
-    product = int8_matmul(torch.from_numpy(stacked), weights.t())
-    return product.numpy().reshape(count, tokens, -1)
-
-
-def _evaluated(sums: NDArray[np.int32]) -> NDArray[np.int32]:
-    """The sum of planes times 2^(8 place), mod 2^32: int32 (planes, ...) -> int32 (...). The last one is overwritten."""
-    result: NDArray[np.int32] = sums[-1]
-    for place in range(len(sums) - 2, -1, -1):
-        result <<= 8
-        result += sums[place]
-    return result
+        return weights.product(planes)
+    stacked = torch.from_numpy(planes.reshape(-1, planes.shape[2]))
+    return weighted_sum(int8_matmul(stacked, weights.t()).numpy().reshape(*planes.shape[:2], -1), 8)

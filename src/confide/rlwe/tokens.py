@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from confide.rlwe.digits import digits, value
+from confide.rlwe.digits import digits
 from confide.rlwe.gemm import int8_matmul, takes_int8
 from confide.rlwe.pads import Int8Array, Int32Array, Int64Array
 from confide.rlwe.parameters import ANSWER_BITS, HINT_PLANES, MODULUS_BITS, PLANES, RING_DEGREE, Parameters
@@ -19,8 +19,8 @@ from confide.rlwe.streams import Stream, fresh_key
 
 _MASK = (1 << MODULUS_BITS) - 1
 _LIMB_BITS = 24
-_HINT_ROWS = 256
-"""Rows of a hint multiplied at a time, so that their float64 form (4 MiB) stays in cache."""
+_HINT_ROWS = 128
+"""Rows of a hint multiplied at a time, so that their float64 form (2 MiB) stays in cache."""
 
 
 class TokenSecrets:
@@ -91,10 +91,19 @@ class TokenSecrets:
         As five int8 products where the processor is fast at them. Elsewhere as one of float64, which is exact: 2048
         terms of at most 2^39 stay below 2^53.
         """
+        planes = torch.from_numpy(np.array(hint))
         if not takes_int8(torch.device("cpu")):
-            rows = torch.from_numpy(value(np.moveaxis(hint, 1, -1))).double()
-            return (self._secret.double() @ rows.t()).long()
-        planes = torch.from_numpy(np.ascontiguousarray(hint)).view(-1, RING_DEGREE)
-        products = int8_matmul(planes, self._secret.t()).view(len(hint), HINT_PLANES, self.tokens)
+            return (self._secret.double() @ _values(planes).t()).long()
+        products = int8_matmul(planes.view(-1, RING_DEGREE), self._secret.t()).view(len(hint), HINT_PLANES, self.tokens)
         places = torch.tensor([1 << (8 * place) for place in range(HINT_PLANES)])
         return torch.einsum("rpt,p->tr", products.long(), places)
+
+
+def _values(planes: Tensor) -> Tensor:
+    """Five digits, int8 (rows, 5, N) -> what they stand for, float64 (rows, N)."""
+    # In 32 bits as far as they hold the digits: half the time of 64.
+    high = planes[:, 4].int()
+    for place in (3, 2):
+        high.mul_(256).add_(planes[:, place])
+    low = planes[:, 1].int().mul_(256).add_(planes[:, 0])
+    return high.double().mul_(1 << 16).add_(low)
