@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from confide.rlwe.encryption import PackSecret
+from confide.rlwe.evaluation import OfflineProduct, RequestKey, shares
 from numpy.typing import NDArray
 
 from confide.rlwe import masks, online
-from confide.rlwe.encryption import PackSecret
-from confide.rlwe.evaluation import OfflineProduct, RequestKey, shares
 from confide.rlwe.packed import PackedMatrix
 from confide.rlwe.parameters import Parameters, Profile
 

@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+from confide.hybrid.server.ledger.journal import Entry
+from confide.rlwe.masks import Int32Array
 from numpy.typing import NDArray
 
 from benchmarks.measure import Figure, write
@@ -17,10 +19,8 @@ from benchmarks.shapes import GPT2_SMALL, serving, split_shape
 from benchmarks.whole_model import decode
 from confide import HybridModel
 from confide.hybrid.server.ledger import Ledger
-from confide.hybrid.server.ledger.journal import Entry
 from confide.hybrid.server.ledger.usage import Answerable
 from confide.rlwe.freivalds import AnswerCheck
-from confide.rlwe.masks import Int32Array
 
 ROUNDS = 7
 SPENDS = 4000

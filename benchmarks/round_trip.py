@@ -15,14 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from confide.hybrid.client.client import HybridClient
 
 from benchmarks.measure import Figure, write
 from benchmarks.shapes import GPT2_SMALL, serving_by, split_shape
 from benchmarks.whole_model import decode
 from confide.cli import output
-from confide.hybrid.client.client import HybridClient
 from confide.hybrid.client.product import RemoteProduct
-from confide.hybrid.server import server
+from confide.hybrid.server.server import server
 from confide.rlwe import online
 
 ROUNDS = 5

@@ -6,6 +6,8 @@ from unittest import mock
 
 import numpy as np
 import torch
+from confide.hybrid.client.prepare import _receive_values
+from confide.hybrid.client.supply import Segment
 from numpy.typing import NDArray
 from websockets.frames import Frame, Opcode
 from websockets.utils import accept_key
@@ -14,9 +16,7 @@ from confide.hybrid import wire
 from confide.hybrid.client.connection import LayerConnection
 from confide.hybrid.client.link import Link
 from confide.hybrid.client.padding import Padding
-from confide.hybrid.client.prepare import _receive_values
 from confide.hybrid.client.product import CheckedGroup, RemoteProduct
-from confide.hybrid.client.supply import Segment
 from confide.packages.manifest import PackageKind
 from confide.packages.signing import Release, release_of, sign_manifest
 from confide.rlwe.freivalds import AnswerCheck, secret_vector

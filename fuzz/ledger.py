@@ -6,9 +6,10 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+from confide.hybrid.server.ledger.journal import Entry, Journal, Position
+
 from confide.hybrid.server.ledger import Ledger
 from confide.hybrid.server.ledger.backup import restore
-from confide.hybrid.server.ledger.journal import Entry, Journal, Position
 from confide.hybrid.server.ledger.store import DATABASE, Store
 from confide.hybrid.server.ledger.usage import Answerable
 

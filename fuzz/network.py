@@ -6,10 +6,10 @@ import socket
 from collections.abc import Callable
 from contextlib import ExitStack
 
+from confide.hybrid.client.address import PATH
 from websockets.frames import Frame, Opcode
 
 from confide.hybrid import wire
-from confide.hybrid.client.address import PATH
 
 from .bench import running, scratch, small_service
 from .script import Script

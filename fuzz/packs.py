@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from confide.hybrid.client.packs import MaskPack, PackStore
 
 from confide.errors import ConfideError
-from confide.hybrid.client.packs import MaskPack, PackStore
 from confide.packages.manifest import PackageKind
 from confide.rlwe.parameters import Parameters
 

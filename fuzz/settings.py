@@ -5,9 +5,9 @@ from collections.abc import Callable
 from unittest import mock
 
 import typer
+from confide.hybrid.client.address import websocket_url
 
 from confide.cli.generate import _Request
-from confide.hybrid.client.address import websocket_url
 from confide.hybrid.client.connection import LayerConnection
 from confide.net.loopback import is_loopback
 from confide.net.tls import client_context, make_certificates, server_context

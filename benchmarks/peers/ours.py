@@ -2,11 +2,11 @@
 
 import numpy as np
 import torch
+from confide.hybrid.client.prepare import group_traffic
 
 from benchmarks.both_parties import Pack, prepare, private_weights, product
 from benchmarks.peers.layer import Layer
 from benchmarks.peers.measurement import Measurement, Timing, Traffic, median, timed
-from confide.hybrid.client.prepare import group_traffic
 from confide.rlwe.packed import PackedMatrix
 from confide.rlwe.parameters import ANSWER_BITS
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from confide.rlwe.scheme import RLWE
 from tests.hybrid.small import running
 from tests.owners import OWNER
 
@@ -15,7 +16,6 @@ from confide.errors import WrongMode
 from confide.hybrid.server.ledger import Ledger
 from confide.hybrid.server.service import LayerService
 from confide.packages.server_package import ServerPackage
-from confide.rlwe.scheme import RLWE
 
 TEMPLATE = "{% for message in messages %}{{ message.content }} {% endfor %}"
 

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from confide.hybrid.client.client import HybridClient
+from confide.rlwe.scheme import Scheme
 from torch import Tensor
 
 from confide.hybrid import wire
-from confide.hybrid.client.client import HybridClient
 from confide.hybrid.client.connection import LayerConnection
 from confide.hybrid.server.ledger import Ledger
 from confide.hybrid.server.limits import Limits
@@ -26,7 +27,6 @@ from confide.packages.owner import OwnerKey
 from confide.packages.server_package import ServerPackage, group_file, row_norms
 from confide.packages.signing import SignedManifest, seal_package, sign_manifest
 from confide.rlwe.parameters import Parameters, Profile
-from confide.rlwe.scheme import Scheme
 from owners import OWNER
 
 from .twin import TWIN

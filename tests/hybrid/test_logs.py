@@ -12,15 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from confide.hybrid.server.ledger.journal import Entry
+from confide.rlwe.evaluation import RequestKey
 from rich.pretty import pretty_repr
 from torch import Tensor
 
 from confide import errors
 from confide.hybrid import wire
-from confide.hybrid.server.ledger.journal import Entry
 from confide.hybrid.server.service import Admitted, Session
 from confide.logs import JsonLines, TextLines
-from confide.rlwe.evaluation import RequestKey
 
 from .small import activations, connect, exact, online, serving, small_service, small_weights, twin_client
 

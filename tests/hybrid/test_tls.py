@@ -8,11 +8,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from confide.hybrid.client.address import websocket_url
 from cryptography import x509
 
 from confide import errors
 from confide.hybrid import wire
-from confide.hybrid.client.address import websocket_url
 from confide.hybrid.server.service import LayerService
 from confide.net.tls import client_context, make_certificates, server_context
 

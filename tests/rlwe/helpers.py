@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
-
-from confide.rlwe import online
 from confide.rlwe.encryption import PackSecret
 from confide.rlwe.evaluation import OfflineProduct, RequestKey, shares
 from confide.rlwe.masks import mask, uniform_masks, unmask
+from torch import Tensor
+
+from confide.rlwe import online
 from confide.rlwe.parameters import Parameters, Profile
 from confide.rlwe.random import ternary
 from confide.rlwe.ring import product, transform

@@ -7,13 +7,13 @@ with the rule on it gets nothing.
 import numpy as np
 import pytest
 import torch
+from confide.rlwe.encryption import PackSecret, ciphertext_mask, public_key_mask
+from confide.rlwe.evaluation import OfflineProduct, RequestKey, _FreshZero, shares
+from confide.rlwe.masks import mask, unmask
 from torch import Tensor
 
 from confide.rlwe import encryption, evaluation, online
 from confide.rlwe.digits import carry_to_digit_words, digit_word_values
-from confide.rlwe.encryption import PackSecret, ciphertext_mask, public_key_mask
-from confide.rlwe.evaluation import OfflineProduct, RequestKey, _FreshZero, shares
-from confide.rlwe.masks import mask, unmask
 from confide.rlwe.random import rounded_gaussian
 from confide.rlwe.ring import product, transform
 from confide.rlwe.streams import Stream

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from confide.rlwe.digits import digits
-from confide.rlwe.parameters import HINT_PLANES, MODULUS_BITS, RING_DEGREE, U_BITS, noise_std
 from confide.rlwe.pads import Int8Array
+from confide.rlwe.parameters import HINT_PLANES, MODULUS_BITS, RING_DEGREE, U_BITS, noise_std
 from confide.rlwe.public import PublicSeed
 from confide.rlwe.random import ERROR_STREAM_BYTES, rounded_gaussian
 from confide.rlwe.ring import inverse, transform
