@@ -55,8 +55,10 @@ def test_a_server_sees_no_end(either: SplitSummary, open_shell: Open, more: dict
         for ends in ENDS.values():
             generate(model, **(more | ends))
             seen.append(shapes(server))
-            assert model.lengths is not None and model.lengths.visible_answer == NEW
-        assert seen[0] == seen[1] == seen[2] and len(seen[0]) > NEW
+            assert model.lengths is not None
+            assert model.lengths.visible_answer == NEW
+        assert seen[0] == seen[1] == seen[2]
+        assert len(seen[0]) > NEW
 
 
 def test_an_end_is_rounded_up(model: HybridModel, server: FakeServer) -> None:
@@ -82,7 +84,8 @@ def test_a_failing_run_looks_like_a_passing_one(
     for attempt in (lambda: generate(model), lambda: open_shell(parts, server), lambda: model(PROMPT)):
         with pytest.raises((IntegrityError, ServerDistrusted, ModelClosed)):
             attempt()
-    assert not server.frames and server.greetings == greetings
+    assert not server.frames
+    assert server.greetings == greetings
     (entry,) = RefusalList().entries()
     assert entry.server.startswith(server.url)
     RefusalList().clear()
@@ -112,7 +115,8 @@ def test_wrong_answers_never_reach_the_model(model: HybridModel, server: FakeSer
         generate(model)
     hook.remove()
     bias = model.model.get_submodule("transformer.h.0.mlp.c_fc").bias
-    assert len(clean) > 10 and all(bool((output == bias).all()) for output in clean)
+    assert len(clean) > 10
+    assert all(bool((output == bias).all()) for output in clean)
 
 
 class _Collected(BaseStreamer):
@@ -131,7 +135,8 @@ def test_a_streamer_gets_the_text_and_no_padding(model: HybridModel) -> None:
     streamer = _Collected()
     result = generate(model, streamer=streamer, eos_token_id=list(range(97)), min_new_tokens=3)
     assert torch.cat([value.flatten() for value in streamer.given]).tolist() == result[0].tolist()
-    assert streamer.ended == 1 and result.shape[1] < PROMPT.shape[1] + NEW
+    assert streamer.ended == 1
+    assert result.shape[1] < PROMPT.shape[1] + NEW
 
 
 def test_a_streamer_gets_nothing_after_a_wrong_answer(model: HybridModel, server: FakeServer) -> None:
@@ -139,7 +144,8 @@ def test_a_streamer_gets_nothing_after_a_wrong_answer(model: HybridModel, server
     server.tamper = FromFrame(4 * 4)
     with pytest.raises(IntegrityError):
         generate(model, streamer=streamer)
-    assert len(streamer.given) == 1 + 4 and streamer.ended == 1
+    assert len(streamer.given) == 1 + 4
+    assert streamer.ended == 1
 
 
 def test_a_users_own_criterion_is_recorded(model: HybridModel, parts: SplitSummary) -> None:
@@ -149,7 +155,8 @@ def test_a_users_own_criterion_is_recorded(model: HybridModel, parts: SplitSumma
 
     clear = load_clear(parts.client, parts.server)
     result = generate(model, stopping_criteria=[After()])
-    assert result.tolist() == generate(clear, stopping_criteria=[After()]).tolist() and result.shape[1] == 9
+    assert result.tolist() == generate(clear, stopping_criteria=[After()]).tolist()
+    assert result.shape[1] == 9
 
 
 def test_everything_that_generate_returns_ends_where_the_text_does(model: HybridModel, parts: SplitSummary) -> None:
@@ -200,7 +207,7 @@ def test_what_the_text_would_steer_is_refused_before_anything_is_sent(
     model: HybridModel, server: FakeServer, options: dict[str, object]
 ) -> None:
     for runner in (model, model.model):
-        with pytest.raises(WrongMode, match="leave|num_beams=1"):
+        with pytest.raises(WrongMode, match=r"leave|num_beams=1"):
             generate(runner, **options)
     assert not server.frames
     generate(model)
@@ -210,7 +217,8 @@ def test_the_stock_model_generates_with_padding_too(model: HybridModel, server: 
     private = generate(model, eos_token_id=list(range(97)))
     expected = shapes(server)
     assert generate(model.model, eos_token_id=list(range(97))).tolist() == private.tolist()
-    assert shapes(server) == expected and len(expected) > 16
+    assert shapes(server) == expected
+    assert len(expected) > 16
 
 
 # -- closed, threads -------------------------------------------------------------------------------------------
@@ -246,7 +254,8 @@ def test_close_ends_what_another_thread_generates(model: HybridModel, server: Fa
     model.close()
     thread.join(20)
     seen = len(server.raw)
-    assert not thread.is_alive() and len(problems) == 1
+    assert not thread.is_alive()
+    assert len(problems) == 1
     assert len(server.raw) == seen
 
 

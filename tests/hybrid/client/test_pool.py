@@ -65,7 +65,8 @@ def test_every_pad_is_handed_out_once(pool: PadPool) -> None:
             pool.next_pass()
         taken = pool.take(int(generator.integers(3)), int(generator.integers(1, 90)))
         numbers = set(taken.pads.pads[:, 0].tolist())
-        assert len(numbers) == taken.count and not numbers & seen
+        assert len(numbers) == taken.count
+        assert not numbers & seen
         seen |= numbers
 
 
@@ -87,7 +88,8 @@ def test_what_is_dropped_is_never_used(pool: PadPool) -> None:
     first = pool.take(0, 1).pads.pads[0, 0]
     pool.drop()
     after = pool.take(0, 1)
-    assert after.block > 0 and after.pads.pads[0, 0] >= first + len(SHAPES) * pool.block_tokens
+    assert after.block > 0
+    assert after.pads.pads[0, 0] >= first + len(SHAPES) * pool.block_tokens
 
 
 def test_a_block_that_was_being_made_is_dropped_with_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +174,8 @@ def test_no_secret_serves_a_group_twice(model: HybridModel, server: FakeServer) 
     used = Counter(
         (frame.group, frame.block, frame.first + token) for frame in server.frames for token in range(frame.count)
     )
-    assert len(used) > 1000 and max(used.values()) == 1
+    assert len(used) > 1000
+    assert max(used.values()) == 1
     # And no secret has two numbers.
     assert len({p0 for _, p0 in server.blocks}) == len({number for number, _ in server.blocks}) == len(server.blocks)
 
@@ -241,7 +244,8 @@ def test_pads_are_ready_before_anything_is_asked(model: HybridModel, server: Fak
     until = time.monotonic() + 20
     while not server.blocks and time.monotonic() < until:
         time.sleep(0.01)
-    assert server.blocks and not server.frames
+    assert server.blocks
+    assert not server.frames
     generate(model)
     assert all(not frame.p0 for frame in server.frames)
 
