@@ -44,7 +44,6 @@ from confide.rlwe.online import GroupMatrix, matrix_product
 from confide.rlwe.packed import PackedMatrix
 from confide.rlwe.parameters import Parameters, Profile
 from confide.rlwe.public import PublicSeed
-from confide.rlwe.scheme import RLWE
 from confide.rlwe.tokens import TokenSecrets
 
 SMALL, LARGE = 256, 1536
@@ -167,7 +166,7 @@ def _product(client: Path, url: str) -> RemoteProduct:
     checks = read_checks(client / CHECKS_NAME, manifest, signed.release.owner).answer_checks(manifest.groups)
     pool = PadPool(lattice_pads(manifest, Hint.open(client, manifest).rows, parameters), parameters)
     dial = Dial(url)
-    link = Link(lambda: LayerConnection(dial, signed.release, RLWE.name), dial.patience, pool.drop)
+    link = Link(lambda: LayerConnection(dial, signed.release), dial.patience, pool.drop)
     groups = list(map(CheckedGroup, manifest.groups, parameters, checks))
     return RemoteProduct(link, pool, groups, NO_PADDING, lambda _: None)
 
