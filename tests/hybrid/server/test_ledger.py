@@ -1,420 +1,310 @@
-"""What was answered is never forgotten: not by a crash, a power failure, a full disk, a copy or a wrong clock."""
-
 import sqlite3
-import stat
-import subprocess
-import sys
+import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from confide.errors import (
-    ClockWentBackwards,
-    ConfideError,
-    IndexUsed,
-    InvalidPackage,
+    BudgetExhausted,
+    DisclosureLimit,
     LedgerCopied,
-    LedgerCorrupted,
     LedgerInUse,
     LedgerUnavailable,
-    RequestConflict,
-    UnknownPack,
+    LicenceRefused,
+    RateLimited,
 )
-from confide.hybrid.server.ledger import Ledger, journal
-from confide.hybrid.server.ledger import ledger as module
-from confide.hybrid.server.ledger.backup import accept_clock
-from confide.hybrid.server.ledger.ledger import LEASE_TOKENS, PACKS_IN_MEMORY
+from confide.hybrid.server.ledger import Ledger
+from confide.hybrid.server.ledger.ledger import LEAST_LEASE, MOST_LEASE
+from confide.hybrid.server.ledger.licences import licence_book
+from confide.hybrid.server.ledger.store import DATABASE, Store
+from confide.hybrid.server.ledger.usage import Account, licensed_tokens, share_disclosed
+from confide.packages.manifest import Group, Layer
 
-from .records import LIMIT, OTHER, PACK, TAG, bind, kill, spend
+GROUP = Group("g", (Layer("l", 64),), 768, 15, 30, 768 * 8.0)
+
+
+def licensed(ledger: Ledger, **limits: int | float | None) -> Account:
+    key = ledger.licences.create("Example Ltd", **({"disclosure": None} | limits))[1]
+    return ledger.authenticate(key)
+
+
+def charge(ledger: Ledger, account: Account, group: int = 0, count: int = 1) -> bool:
+    return ledger.charge(account, group, count, GROUP)
+
+
+def on_disk(folder: Path, account: Account) -> tuple[int, int, dict[int, int]]:
+    """Leased and lost tokens, and those recorded of each group, as another process reads them."""
+    with closing(Store(folder / DATABASE)) as store:
+        lease = store.row("leases", licence=account.licence.id)
+        rows = store.rows("disclosed", licence=account.licence.id)
+    recorded = {row["layer_group"]: row["tokens"] for row in rows}
+    return (lease["tokens"], lease["lost"], recorded) if lease else (0, 0, recorded)
+
+
+def kill(ledger: Ledger) -> None:
+    """What SIGKILL leaves: nothing more is written, and the lock is gone."""
+    ledger._lock.close()
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Ledger:
-    made = Ledger(tmp_path)
-    bind(made)
-    return made
-
-
-@pytest.fixture
-def power_failure(monkeypatch: pytest.MonkeyPatch) -> Callable[[Ledger], None]:
-    """Kill a ledger, and let the machine have restarted since."""
-
-    def fail(ledger: Ledger) -> None:
-        kill(ledger)
-        monkeypatch.setattr(module, "_boot_id", lambda: b"another boot")
-
-    return fail
-
-
-def mark(ledger: Ledger) -> int:
-    return ledger.mark(ledger.anonymous(), PACK)
-
-
-def billed(ledger: Ledger) -> int:
-    return ledger.anonymous().used
-
-
-def test_the_first_digest_of_a_request_stays(ledger: Ledger) -> None:
-    bind(ledger)
-    with pytest.raises(RequestConflict):
-        bind(ledger, digest=b"e" * 32)
-    bind(ledger, group=1, digest=b"e" * 32)
-    assert ledger.request_digest(PACK, 0) == b"d" * 32
-    assert ledger.prepared_groups(ledger.anonymous(), PACK) == 2
-
-
-def test_keys_and_digests_survive_a_crash(ledger: Ledger, tmp_path: Path) -> None:
-    before = ledger.server_key, ledger.server_seed
-    kill(ledger)
-    again = Ledger(tmp_path)
-    assert (again.server_key, again.server_seed) == before
-    with pytest.raises(RequestConflict):
-        bind(again, digest=b"e" * 32)
-
-
-def test_an_index_is_answered_for_one_value_only(ledger: Ledger) -> None:
-    spend(ledger, 7)
-    spend(ledger, 7)  # a retry
-    with pytest.raises(IndexUsed):
-        spend(ledger, 7, tag=OTHER)
-    spend(ledger, 7, tag=OTHER, group=1)  # another group's mask
-
-
-@pytest.mark.parametrize(("first", "count"), [(10, 5), (8, 3), (12, 1), (14, 4), (10, 4), (11, 4)])
-def test_overlapping_ranges_are_refused(ledger: Ledger, first: int, count: int) -> None:
-    spend(ledger, 10, 5)
-    with pytest.raises(IndexUsed):
-        spend(ledger, first, count, OTHER)
-
-
-def test_a_token_is_billed_once_however_many_layers_and_retries_it_takes(ledger: Ledger) -> None:
-    for group in range(3):
-        for _ in range(2):
-            spend(ledger, 0, 5, group=group)
-            spend(ledger, 5, group=group)
-    assert billed(ledger) == 6
-
-
-def test_a_killed_server_forgets_nothing_and_burns_nothing(ledger: Ledger, tmp_path: Path) -> None:
-    for index in range(300):
-        spend(ledger, index)
-    kill(ledger)
-    again = Ledger(tmp_path)
-    assert (mark(again), billed(again)) == (300, 300)
-    spend(again, 299)  # the retry of an answer that was lost on its way
-    with pytest.raises(IndexUsed):
-        spend(again, 299, tag=OTHER)
-    spend(again, 300)
-    assert billed(again) == 301
-
-
-def test_a_power_failure_burns_the_lease_and_bills_nobody_for_it(
-    ledger: Ledger, tmp_path: Path, power_failure: Callable[[Ledger], None]
-) -> None:
-    spend(ledger, 0)
-    power_failure(ledger)
-    (tmp_path / "journal-0").write_bytes(b"")  # what had not reached the disk
-    again = Ledger(tmp_path)
-    assert mark(again) == 1 + LEASE_TOKENS
-    assert billed(again) == 0
-    for index in (0, 1, LEASE_TOKENS):
-        with pytest.raises(IndexUsed, match="burned"):
-            spend(again, index)
-    spend(again, 1 + LEASE_TOKENS)
-
-
-def test_half_a_journal_after_a_power_failure_is_enough(
-    ledger: Ledger, tmp_path: Path, power_failure: Callable[[Ledger], None]
-) -> None:
-    for index in range(3):
-        spend(ledger, index)
-    power_failure(ledger)
-    path = tmp_path / "journal-0"
-    content = path.read_bytes()
-    path.write_bytes(content[:48] + bytes(48) + content[96:])
-    again = Ledger(tmp_path)
-    assert billed(again) == 1
-    with pytest.raises(IndexUsed):
-        spend(again, 2, tag=OTHER)
-
-
-def test_a_power_failure_bills_a_token_once_for_all_its_layers(
-    ledger: Ledger, tmp_path: Path, power_failure: Callable[[Ledger], None]
-) -> None:
-    for index in range(3):
-        for group in range(4):
-            spend(ledger, index, group=group)
-    power_failure(ledger)
-    again = Ledger(tmp_path)
-    assert billed(again) == 3
-    with pytest.raises(IndexUsed):
-        spend(again, 2, tag=OTHER)
-    spend(again, 2)  # the retry of an answer that was lost on its way
-    assert billed(again) == 3
-
-
-def test_a_checkpoint_that_comes_after_the_end_does_nothing(ledger: Ledger) -> None:
-    ledger.close()
-    ledger.checkpoint()
-    ledger.close()
-
-
-def test_a_clean_stop_burns_nothing(ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spend(ledger, 0, 3)
-    ledger.close()
-    monkeypatch.setattr(module, "_boot_id", lambda: b"another boot")
-    again = Ledger(tmp_path)
-    assert (mark(again), billed(again)) == (3, 3)
-    with pytest.raises(IndexUsed):
-        spend(again, 2)
-    spend(again, 3)
-
-
-def test_the_lease_is_durable_before_the_index_is_spent(
-    ledger: Ledger, tmp_path: Path, power_failure: Callable[[Ledger], None]
-) -> None:
-    spend(ledger, 1000)
-    power_failure(ledger)
-    assert mark(Ledger(tmp_path)) >= 1001
-
-
-def test_unknown_packs_are_refused(ledger: Ledger) -> None:
-    with pytest.raises(UnknownPack):
-        spend(ledger, 0, pack=b"x" * 16)
-    with pytest.raises(UnknownPack):
-        ledger.request_digest(PACK, 9)
-
-
-def test_forgotten_packs_keep_their_mark(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PACK_IDLE_SECONDS", 0.0)
-    spend(ledger, 5)
-    for number in range(PACKS_IN_MEMORY + 1):
-        pack = number.to_bytes(16, "big")
-        bind(ledger, pack=pack)
-        spend(ledger, 0, pack=pack)
-    assert PACK not in ledger._packs
-    with pytest.raises(IndexUsed):
-        spend(ledger, 5, tag=OTHER)
-
-
-def test_old_journal_segments_become_a_floor(ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal, "SEGMENT_BYTES", 480)
-    for index in range(45):
-        spend(ledger, index)
-    assert len(list(tmp_path.glob("journal-*"))) == 2
-    spend(ledger, 3)  # known to this process, though not to the journal any more
-    kill(ledger)
-    again = Ledger(tmp_path)
-    assert (mark(again), billed(again)) == (45, 45)
-    for index in range(45):
-        with pytest.raises(IndexUsed):
-            spend(again, index, tag=OTHER)
-    spend(again, 44)
-    spend(again, 45)
-
-
-def test_threads_cannot_spend_one_index_twice(ledger: Ledger) -> None:
-    def attempt(number: int) -> bool:
-        try:
-            spend(ledger, number % 20, tag=number.to_bytes(16, "big"))
-        except IndexUsed:
-            return False
-        return True
-
-    with ThreadPoolExecutor(8) as pool:
-        assert sum(pool.map(attempt, range(400))) == 20
-    assert billed(ledger) == 20
-
-
-def test_one_process_at_a_time(ledger: Ledger, tmp_path: Path) -> None:
-    with pytest.raises(LedgerInUse, match="--state"):
-        Ledger(tmp_path)
-    code = f"from pathlib import Path; from confide.hybrid.server.ledger import Ledger; Ledger(Path({str(tmp_path)!r}))"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "LedgerInUse" in run.stderr
-
-
-def test_the_server_key_is_its_owners_alone(ledger: Ledger, tmp_path: Path) -> None:
-    path = tmp_path / "server.key"
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    kill(ledger)
-    path.write_bytes(b"short")
-    with pytest.raises(InvalidPackage):
-        Ledger(tmp_path)
-
-
-def test_a_full_disk_answers_nothing_and_bills_nothing(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    spend(ledger, 0)
-
-    def full(file: int, data: bytes) -> int:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(journal.os, "write", full)
-        with pytest.raises(LedgerUnavailable, match="No space left"):
-            spend(ledger, 1)
-    assert (mark(ledger), billed(ledger)) == (1, 1)
-    spend(ledger, 1)
-    assert billed(ledger) == 2
-
-
-def test_a_record_that_did_not_fit_leaves_no_trace(
-    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import os
-
-    write = os.write
-    with monkeypatch.context() as patch:
-        patch.setattr(journal.os, "write", lambda file, data: write(file, data[:10]))
-        with pytest.raises(LedgerUnavailable):
-            spend(ledger, 0)
-    spend(ledger, 1)
-    kill(ledger)
-    assert billed(Ledger(tmp_path)) == 1
-
-
-def test_a_database_that_cannot_grow_is_a_clear_error(ledger: Ledger) -> None:
-    size = ledger._store._database.execute("PRAGMA page_count").fetchone()[0]
-    ledger._store._database.execute(f"PRAGMA max_page_count = {size}")
-    packs = (number.to_bytes(16, "big") for number in range(1000))
-    with pytest.raises(LedgerUnavailable, match="make room"):
-        [bind(ledger, pack=pack) for pack in packs]
-    spend(ledger, 0)
-    assert billed(ledger) == 1
-
-
-def test_a_copied_state_folder_is_refused(ledger: Ledger, tmp_path: Path) -> None:
-    import shutil
-
-    ledger.close()
-    shutil.copytree(tmp_path, tmp_path / "copy", ignore=shutil.ignore_patterns("copy"))
-    with pytest.raises(LedgerCopied, match="confide ledger restore"):
-        Ledger(tmp_path / "copy")
-
-
-def test_a_lost_database_is_not_taken_for_a_new_one(ledger: Ledger, tmp_path: Path) -> None:
-    ledger.close()
-    (tmp_path / "ledger.sqlite").unlink()
-    with pytest.raises(LedgerCorrupted, match="server key but no"):
-        Ledger(tmp_path)
-
-
-def test_a_clock_that_went_back_is_refused_until_accepted(
-    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ledger.close()
-    earlier = time.time() - 86_400
-    monkeypatch.setattr(time, "time", lambda: earlier)
-    with pytest.raises(ClockWentBackwards, match="accept-clock"):
-        Ledger(tmp_path)
-    accept_clock(tmp_path)
-    Ledger(tmp_path).close()
-
-
-def test_a_jump_of_the_clock_while_serving_changes_nothing(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = ledger.now()
-    monkeypatch.setattr(time, "time", lambda: 0.0)
-    assert abs(ledger.now() - before) < 10
-
-
-def snapshot(ledger: Ledger) -> object:
-    return mark(ledger), billed(ledger), ledger.server_seed, ledger.request_digest(PACK, 0)
-
-
-@settings(max_examples=60, deadline=None)
-@given(data=st.data())
-def test_a_damaged_file_is_found_or_harmless(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Whatever byte of the database or the journal changes: an error, or the very same record."""
-    folder = tmp_path_factory.mktemp("damaged")
-    made = Ledger(folder)
-    bind(made)
-    for index in range(5):
-        spend(made, index)
-    expected = snapshot(made)
-    made.close()
-    name = data.draw(st.sampled_from(["ledger.sqlite", "journal-0"]))
-    content = bytearray((folder / name).read_bytes())
-    place = data.draw(st.integers(0, len(content) - 1))
-    content[place] ^= data.draw(st.integers(1, 255))
-    with (folder / name).open("r+b") as file:  # the same inode
-        file.write(content)
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    with closing(Ledger(tmp_path)) as opened:
+        yield opened
+
+
+def test_transactions_wait_for_the_disk(ledger: Ledger) -> None:
+    assert ledger._store.durable
+    level = ledger._store._database.execute("PRAGMA synchronous").fetchone()[0]
+    assert level == 2  # FULL, on the connection that writes
+
+
+def test_a_lease_is_durable_before_the_first_answer(ledger: Ledger, tmp_path: Path) -> None:
+    account = licensed(ledger)
+    assert on_disk(tmp_path, account) == (0, 0, {})
+    charge(ledger, account)
+    assert on_disk(tmp_path, account) == (LEAST_LEASE, 0, {})
+
+
+def test_at_every_moment_the_disk_covers_what_is_answered(ledger: Ledger, tmp_path: Path) -> None:
+    account = licensed(ledger)
+    for step in range(300):
+        group = step % 3
+        if charge(ledger, account, group, 1 + 7 * step % 20) and step % 2:
+            ledger.renew(account)
+        if step % 50 == 49:
+            ledger.checkpoint()
+        leased, lost, recorded = on_disk(tmp_path, account)
+        assert lost == 0
+        for answered_group, answered in account.answered.items():
+            assert answered <= recorded.get(answered_group, 0) + leased
+
+
+def test_the_disk_covers_what_is_answered_while_another_thread_writes(ledger: Ledger, tmp_path: Path) -> None:
+    account = licensed(ledger)
+    stop = threading.Event()
+
+    def write() -> None:
+        while not stop.is_set():
+            ledger.renew(account)
+            ledger.checkpoint()
+
+    thread = threading.Thread(target=write)
+    thread.start()
     try:
-        again = Ledger(folder)
-    except ConfideError:
-        return
-    assert snapshot(again) == expected
-    with pytest.raises(IndexUsed):
-        spend(again, 4, tag=OTHER)
-    again.close()
+        for step in range(300):
+            charge(ledger, account, step % 2, 5)
+            answered = dict(account.answered)
+            leased, _, recorded = on_disk(tmp_path, account)
+            assert all(tokens <= recorded.get(group, 0) + leased for group, tokens in answered.items())
+    finally:
+        stop.set()
+        thread.join()
 
 
-@pytest.mark.parametrize("name", ["journal-", "journal-x", "journal-0.bak", "journal--1", "journal-" + "9" * 99])
-def test_a_stray_file_among_the_journal_is_named(ledger: Ledger, tmp_path: Path, name: str) -> None:
-    ledger.close()
-    (ledger._store.path.parent / name).touch()
-    with pytest.raises(LedgerCorrupted, match=name):
-        Ledger(ledger._store.path.parent)
+def test_a_request_within_the_lease_writes_nothing(ledger: Ledger, tmp_path: Path) -> None:
+    account = licensed(ledger)
+    charge(ledger, account)
+    before = (tmp_path / f"{DATABASE}-wal").stat().st_mtime_ns, (tmp_path / f"{DATABASE}-wal").stat().st_size
+    for group in range(10):
+        charge(ledger, account, group)
+    assert before == (
+        (tmp_path / f"{DATABASE}-wal").stat().st_mtime_ns,
+        (tmp_path / f"{DATABASE}-wal").stat().st_size,
+    )
 
 
-@pytest.mark.parametrize("name", [b"summ", b"s\xffm"])
-def test_a_table_without_its_sums_is_damaged(ledger: Ledger, name: bytes) -> None:
-    ledger.close()
-    path = ledger._store.path
-    with closing(sqlite3.connect(path, isolation_level=None)) as database:
-        database.execute("ALTER TABLE server RENAME COLUMN sum TO s0" + "m" * (len(name) - 2))
-    path.write_bytes(path.read_bytes().replace(b"s0" + b"m" * (len(name) - 2), name))
-    with pytest.raises(LedgerCorrupted):
-        Ledger(path.parent)
+def test_it_is_time_to_renew_when_half_is_used(ledger: Ledger) -> None:
+    account = licensed(ledger)
+    low = [charge(ledger, account) for _ in range(LEAST_LEASE)]
+    assert not any(low[: LEAST_LEASE // 2])
+    assert all(low[LEAST_LEASE // 2 + 1 :])
+    ledger.renew(account)
+    assert not charge(ledger, account)
 
 
-def test_a_renamed_column_is_found_although_it_is_empty(ledger: Ledger) -> None:
-    ledger.licences.create("Example Ltd")
-    with closing(sqlite3.connect(ledger._store.path, isolation_level=None)) as database:
-        database.execute("ALTER TABLE licences RENAME COLUMN revoked TO fevoked")
-    with pytest.raises(LedgerCorrupted):
-        ledger.licences.all()
+def test_leases_grow_with_use_up_to_a_limit(ledger: Ledger, tmp_path: Path) -> None:
+    account = licensed(ledger)
+    sizes = []
+    for _ in range(10):
+        ledger.renew(account)
+        sizes.append(on_disk(tmp_path, account)[0])
+    assert sizes == [16, 32, 64, 128, 256, 256, 256, 256, 256, 256]
+    assert max(sizes) == MOST_LEASE
 
 
-def test_limits_of_the_pack_hold(ledger: Ledger) -> None:
-    spend(ledger, LIMIT - 1, tag=TAG)
-    assert ledger.usage(PACK).leased_to == LIMIT
+def test_tokens_are_the_most_that_any_group_answered(ledger: Ledger) -> None:
+    account = licensed(ledger)
+    for group in range(3):
+        charge(ledger, account, group, 5)
+    assert account.used == 5
+    charge(ledger, account, 1, 2)  # a retry counts again
+    assert account.used == 7
+    charge(ledger, account, 0, 2)
+    assert account.used == 7
 
 
-def test_a_copy_that_got_the_same_inode_is_refused(ledger: Ledger, tmp_path: Path) -> None:
-    """File systems give the numbers of deleted files to new ones."""
-    import shutil
-
-    ledger.close()
-    path = tmp_path / "ledger.sqlite"
-    for _ in range(20):
-        shutil.copy2(path, tmp_path / "copy")
-        path.unlink()
-        shutil.copy2(tmp_path / "copy", path)
-        (tmp_path / "copy").unlink()
-        with pytest.raises(LedgerCopied):
-            Ledger(tmp_path)
+def test_a_clean_stop_gives_the_lease_back(tmp_path: Path) -> None:
+    with closing(Ledger(tmp_path)) as ledger:
+        account = licensed(ledger)
+        charge(ledger, account, 0, 3)
+        charge(ledger, account, 1, 2)
+    assert on_disk(tmp_path, account) == (0, 0, {0: 3, 1: 2})
+    with closing(Ledger(tmp_path)) as ledger:
+        again = ledger._metered(account.licence).account
+        assert (again.used, again.lost, dict(again.answered), again.peak) == (3, 0, {0: 3, 1: 2}, 3)
 
 
-def test_more_clients_than_packs_at_hand_are_all_answered(ledger: Ledger, tmp_path: Path) -> None:
-    """Each token goes through one layer after the other, and those of all clients interleave."""
-    packs = [number.to_bytes(16, "big") for number in range(PACKS_IN_MEMORY + 10)]
-    for pack in packs:
-        for group in range(3):
-            bind(ledger, group, pack=pack)
-    for index in range(2):
-        for group in range(3):
-            for pack in packs:
-                spend(ledger, index, group=group, pack=pack)
-    assert billed(ledger) == 2 * len(packs)
+def test_after_a_crash_the_lease_counts_as_answered_by_every_group(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    account = licensed(ledger)
+    charge(ledger, account, 0, 3)
     kill(ledger)
-    again = Ledger(tmp_path)
-    assert billed(again) == 2 * len(packs)
-    for pack in packs:
-        spend(again, 1, group=2, pack=pack)
-    assert billed(again) == 2 * len(packs)
+    for _ in range(2):  # once, however often it starts again
+        with closing(Ledger(tmp_path)) as ledger:
+            again = ledger._metered(account.licence).account
+            assert (again.used, again.lost) == (LEAST_LEASE, LEAST_LEASE)
+            assert sum(usage.tokens for usage in ledger.licences.usage(account.licence)) == LEAST_LEASE
+            assert again.share_disclosed(7, GROUP) == share_disclosed(GROUP, LEAST_LEASE)
+
+
+def test_an_idle_licence_has_no_lease_to_lose(ledger: Ledger, tmp_path: Path) -> None:
+    account = licensed(ledger)
+    charge(ledger, account)
+    ledger.checkpoint()
+    assert on_disk(tmp_path, account)[0] == LEAST_LEASE
+    ledger.checkpoint()
+    assert on_disk(tmp_path, account) == (0, 0, {0: 1})
+    charge(ledger, account)
+    assert on_disk(tmp_path, account)[0] == LEAST_LEASE
+
+
+def test_a_lease_is_no_larger_than_what_the_licence_has_left(ledger: Ledger, tmp_path: Path) -> None:
+    account = licensed(ledger, tokens=5)
+    charge(ledger, account, 0, 2)
+    assert on_disk(tmp_path, account)[0] == 5
+
+
+def test_a_budget_is_kept_to_the_token(ledger: Ledger) -> None:
+    account = licensed(ledger, tokens=5)
+    charge(ledger, account, 0, 4)
+    with pytest.raises(BudgetExhausted, match="has 1 tokens left and 2 are needed"):
+        charge(ledger, account, 0, 2)
+    assert account.used == 4
+    charge(ledger, account, 0, 1)
+    with pytest.raises(BudgetExhausted):
+        charge(ledger, account, 0, 1)
+    charge(ledger, account, 1, 5)  # the other groups of the same tokens
+
+
+@pytest.mark.parametrize("limit", [0.25, 0.5, 1.0])
+def test_disclosure_ends_a_licence(ledger: Ledger, limit: float) -> None:
+    account = licensed(ledger, disclosure=limit)
+    allowed = licensed_tokens(limit, GROUP)
+    # 6,144 bits a row; check vectors have 61 * 768 / 64 of them, an answer 32.
+    assert allowed == int((limit * 6144 - 732) / 32)
+    for _ in range(allowed):
+        charge(ledger, account)
+    with pytest.raises(DisclosureLimit):
+        charge(ledger, account)
+    ledger.charge(account, 0, 1, None)  # public weights
+
+
+def test_more_check_sets_leave_fewer_tokens(ledger: Ledger) -> None:
+    account = licensed(ledger, disclosure=0.5, check_sets=4)
+    with pytest.raises(DisclosureLimit):
+        charge(ledger, account, 0, licensed_tokens(0.5, GROUP, 4) + 1)
+    charge(ledger, account, 0, licensed_tokens(0.5, GROUP, 4))
+    assert licensed_tokens(0.5, GROUP, 4) < licensed_tokens(0.5, GROUP)
+
+
+def test_few_valued_weights_are_solved_sooner() -> None:
+    ternary = Group("g", (Layer("l", 64),), 256, 15, 30, 256 * 1.585)
+    assert share_disclosed(ternary, 13, 0) > 1
+
+
+def test_what_a_crash_lost_counts_as_disclosed(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    account = licensed(ledger, disclosure=0.5)
+    charge(ledger, account)
+    kill(ledger)
+    with closing(Ledger(tmp_path)) as ledger:
+        again = ledger._metered(account.licence).account
+        left = licensed_tokens(0.5, GROUP) - LEAST_LEASE
+        with pytest.raises(DisclosureLimit):
+            charge(ledger, again, 3, left + 1)
+        charge(ledger, again, 3, left)
+
+
+def test_a_rate_is_kept(ledger: Ledger) -> None:
+    account = licensed(ledger, tokens_per_minute=10)
+    charge(ledger, account, 0, 10)
+    with pytest.raises(RateLimited, match="try again in 6 s"):
+        charge(ledger, account)
+    for group in range(1, 4):
+        charge(ledger, account, group, 10)  # the same tokens
+
+
+def test_a_running_server_notices_what_others_change(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("confide.hybrid.server.ledger.ledger.LICENCE_SECONDS", -1.0)
+    account = licensed(ledger)
+    charge(ledger, account)
+    with licence_book(tmp_path) as book:
+        book.change(book.find("Example Ltd"), revoked=int(time.time()))
+    with pytest.raises(LicenceRefused, match="revoked"):
+        charge(ledger, account)
+
+
+@pytest.mark.parametrize("expires", [-1, 0])
+def test_an_expired_licence_answers_nothing(ledger: Ledger, expires: int) -> None:
+    key = ledger.licences.create("Example Ltd", expires=int(time.time()) + expires)[1]
+    with pytest.raises(LicenceRefused, match="expired"):
+        ledger.authenticate(key)
+    with pytest.raises(LicenceRefused, match="does not know"):
+        ledger.authenticate(key + "x")
+
+
+def test_where_no_lease_can_be_written_nothing_is_counted(ledger: Ledger, tmp_path: Path) -> None:
+    account = licensed(ledger)
+    ledger._store._database.execute("PRAGMA busy_timeout=0")
+    with closing(sqlite3.connect(tmp_path / DATABASE, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(LedgerUnavailable):
+            charge(ledger, account)
+        assert (account.used, account.answered) == (0, {})
+        other.execute("ROLLBACK")
+    charge(ledger, account)
+    assert on_disk(tmp_path, account) == (LEAST_LEASE * 2, 0, {})
+
+
+def test_a_failed_renewal_leaves_nothing_to_answer_from(ledger: Ledger, tmp_path: Path) -> None:
+    """It may have been written all the same, and the lease on the disk be smaller than the one before."""
+    account = licensed(ledger)
+    charge(ledger, account)
+    ledger._store._database.execute("PRAGMA busy_timeout=0")
+    with closing(sqlite3.connect(tmp_path / DATABASE, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(LedgerUnavailable):
+            ledger.checkpoint()
+        with pytest.raises(LedgerUnavailable):
+            charge(ledger, account)
+        other.execute("ROLLBACK")
+    charge(ledger, account)
+    assert on_disk(tmp_path, account)[2] == {0: 1}
+
+
+def test_one_server_at_a_time(ledger: Ledger, tmp_path: Path) -> None:
+    with pytest.raises(LedgerInUse):
+        Ledger(tmp_path)
+
+
+def test_a_copy_is_refused(tmp_path: Path) -> None:
+    Ledger(tmp_path / "one").close()
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / DATABASE).write_bytes((tmp_path / "one" / DATABASE).read_bytes())
+    with pytest.raises(LedgerCopied, match="confide ledger restore"):
+        Ledger(tmp_path / "two")

@@ -1,337 +1,474 @@
-"""Bad input, at the service and over the network: one typed error, and the server goes on serving others."""
+"""The server on the network, as clients find it."""
 
 import socket
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from websockets.sync.client import connect as plain_connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from confide import errors
+from confide.errors import (
+    BudgetExhausted,
+    LicenceRefused,
+    ModelMismatch,
+    ProtocolError,
+    ServerBusy,
+    VersionMismatch,
+)
 from confide.hybrid import wire
-from confide.hybrid.client.address import websocket_url
-from confide.hybrid.client.connection import LayerConnection
-from confide.hybrid.server.record import Recorder, read_record
-from confide.hybrid.server.service import LayerService
-from confide.net.loopback import require_loopback
+from confide.hybrid.server.limits import Limits
+from confide.hybrid.server.service import Admitted
+from confide.rlwe.parameters import Profile
 
-from .small import activations, connect, exact, online, running, small_service, small_weights, twin_client
-from .test_prepare import offline_request
+from .world import SHAPES, Client, Served, Tokens, hello, model, service, serving
 
-PACK = b"p" * 16
+GROUPS = range(len(SHAPES))
 
 
 @pytest.fixture
-def prepared(service: LayerService) -> LayerService:
-    _prepare(service)
-    return service
+def served(tmp_path: Path) -> Iterator[Served]:
+    with serving(service(tmp_path)) as made:
+        yield made
 
 
-def _prepare(service: LayerService) -> None:
-    from .test_prepare import _greeted
-
-    begin, rows = offline_request(service)
-    request = _greeted(service).begin_offline(begin)
-    request.add_rows(rows)
-    list(request.answer())
+def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
-def masked(service: LayerService, count: int = 1) -> bytes:
-    return bytes(4 * count * service.group(0)[1].columns)
+def code_of(answer: wire.FromServer) -> str:
+    assert isinstance(answer, wire.Failure), answer
+    return answer.code
+
+
+@pytest.mark.parametrize("profile", list(Profile))
+@pytest.mark.parametrize("count", [1, 2, 33])
+def test_products_are_exact(tmp_path: Path, profile: Profile, count: int) -> None:
+    with serving(service(tmp_path, profile=profile)) as served, Client(served.url, greet=False) as client:
+        assert isinstance(client.ask(hello(profile=profile)), wire.Welcome)
+        tokens = Tokens(count, profile)
+        for group in GROUPS:
+            tokens.require_exact(group, client.ask(tokens.request(group)))
+
+
+def test_work_ahead_gives_the_same(served: Served) -> None:
+    with Client(served.url) as client:
+        tokens = Tokens(6)
+        client.send(tokens.ahead(9))
+        wait_until(lambda: served.server.metrics.ahead._value.get() == 6)
+        request = tokens.request(0, block=9, with_p0=False)
+        tokens.require_exact(0, client.ask(request))
+        planes = tokens.planes(1)
+        parts = [
+            client.ask(wire.Online(1, 9, first, 2, wire.payload(planes[:, first : first + 2]))) for first in (0, 2, 4)
+        ]
+        values = b"".join(bytes(part.values) for part in parts if isinstance(part, wire.Answer))
+        tokens.require_exact(1, wire.Answer(memoryview(values)))
+
+
+def test_a_block_serves_before_it_is_made(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(served.server.maker, "_busy", lambda: True)
+    monkeypatch.setattr("confide.hybrid.server.ahead._MOST_PATIENCE", 60)
+    with Client(served.url) as client:
+        tokens = Tokens(3)
+        client.send(tokens.ahead(1))
+        for group in GROUPS:
+            tokens.require_exact(group, client.ask(tokens.request(group, block=1, with_p0=False)))
+        assert served.server.metrics.ahead._value.get() == 0
+
+
+def test_an_unknown_block_costs_nothing_and_the_same_bytes_with_p0_are_answered(served: Served) -> None:
+    with Client(served.url) as client:
+        tokens = Tokens(3)
+        request = tokens.request(0, block=5, with_p0=False)
+        assert code_of(client.ask(request)) == "unknown-block"
+        assert served.server.service.ledger.anonymous().used == 0
+        again = wire.Online(request.group, 5, 0, 3, request.planes, memoryview(tokens.p0))
+        tokens.require_exact(0, client.ask(again))
+
+
+@pytest.mark.parametrize(("first", "count"), [(2, 2), (3, 1), (65535, 1)])
+def test_tokens_beyond_a_block_are_unknown(served: Served, first: int, count: int) -> None:
+    with Client(served.url) as client:
+        client.send(Tokens(3).ahead(5))
+        planes = memoryview(bytes(6 * count * SHAPES[0][1]))
+        assert code_of(client.ask(wire.Online(0, 5, first, count, planes))) == "unknown-block"
+
+
+def test_another_connection_does_not_have_the_block(served: Served) -> None:
+    with Client(served.url) as one, Client(served.url) as other:
+        tokens = Tokens(2)
+        one.send(tokens.ahead(1))
+        request = tokens.request(0, block=1, with_p0=False)
+        tokens.require_exact(0, one.ask(request))
+        assert code_of(other.ask(request)) == "unknown-block"
+
+
+def test_answers_come_in_the_order_of_requests(served: Served) -> None:
+    """Also where one of them is refused, or a later one could be answered sooner."""
+    with Client(served.url) as client, Client(served.url) as other:
+        other.ask(Tokens(1).request(0))  # two are active, so requests wait to be put together
+        asked = [(Tokens(1 + number % 3), number % 3) for number in range(30)]
+        for number, (tokens, group) in enumerate(asked):
+            client.send(tokens.request(group, with_p0=number % 4 != 0))
+        for number, (tokens, group) in enumerate(asked):
+            answer = client.receive()
+            if number % 4 == 0:
+                assert code_of(answer) == "unknown-block"
+            else:
+                tokens.require_exact(group, answer)
+
+
+def test_requests_of_several_clients_are_one_product(served: Served) -> None:
+    clients = [Client(served.url) for _ in range(4)]
+    sizes: list[int] = []
+    observe = served.server.batcher._observe
+    served.server.batcher._observe = lambda size: (sizes.append(size), observe(size))[0]  # type: ignore[func-returns-value]
+    try:
+        for _ in range(20):
+            asked = [Tokens(1 + number) for number in range(len(clients))]
+            requests = [tokens.request(1, with_p0=number % 2 == 0) for number, tokens in enumerate(asked)]
+            for client, tokens, number in zip(clients, asked, range(4), strict=True):
+                if number % 2:
+                    client.send(tokens.ahead(0))
+            for client, request in zip(clients, requests, strict=True):
+                client.send(request)
+            for client, tokens in zip(clients, asked, strict=True):
+                tokens.require_exact(1, client.receive())
+    finally:
+        for client in clients:
+            client.socket.close()
+    assert max(sizes) > 1
+
+
+# -- what is refused -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("change", "error"),
     [
-        (
-            lambda s: wire.Hello(wire.PROTOCOL_VERSION + 1, s.scheme.name, s.model_digest, s.table_digest),
-            errors.VersionMismatch,
-        ),
-        (lambda s: wire.Hello(wire.PROTOCOL_VERSION, "other", s.model_digest, s.table_digest), errors.VersionMismatch),
-        (lambda s: wire.Hello(wire.PROTOCOL_VERSION, s.scheme.name, bytes(32), s.table_digest), errors.ModelMismatch),
-        (lambda s: wire.Hello(wire.PROTOCOL_VERSION, s.scheme.name, s.model_digest, bytes(32)), errors.ModelMismatch),
-        (lambda s: wire.OpenPack(PACK), errors.ProtocolError),
-        (lambda s: online(PACK, 0, 0, 1, masked(s)), errors.ProtocolError),
-        (lambda s: wire.OfflineRows(0, memoryview(b"")), errors.ProtocolError),
+        ({"version": 2}, VersionMismatch),
+        ({"scheme": "rlwe-1"}, VersionMismatch),
+        ({"model_digest": bytes(32)}, ModelMismatch),
+        ({"table_digest": bytes(32)}, ModelMismatch),
+        ({"licence": "confide-unknown"}, LicenceRefused),
     ],
 )
-def test_a_wrong_greeting_is_refused(
-    server: tuple[str, LayerService], change: Callable[[LayerService], wire.FromClient], error: type[Exception]
-) -> None:
-    url, service = server
-    with plain_connect(websocket_url(url)) as client:
-        client.send(wire.encode(change(service)))
-        reply = wire.decode_from_server(client.recv())
-        assert isinstance(reply, wire.Failure)
+def test_a_greeting_that_does_not_fit(served: Served, change: dict[str, object], error: type[Exception]) -> None:
+    greeting = hello()
+    for name, value in change.items():
+        setattr(greeting, name, value)
+    with Client(served.url, greet=False) as client:
+        answer = client.ask(greeting)
+        assert isinstance(answer, wire.Failure)
         with pytest.raises(error):
-            wire.raise_failure(reply)
-        assert reply.message.endswith(".")
-    still_serves(url, service)
+            wire.raise_failure(answer)
+        with pytest.raises(ConnectionClosed):
+            client.receive()
+
+
+def test_a_server_answers_licensed_clients_only(tmp_path: Path) -> None:
+    with serving(service(tmp_path, insecure_no_licences=False)) as served:
+        with pytest.raises(LicenceRefused, match="CONFIDE_LICENCE"):
+            Client(served.url)
+        _, key = served.server.service.ledger.licences.create("Example Ltd", tokens=3, disclosure=None)
+        with Client(served.url, key) as client:
+            assert client.welcome is not None
+            assert client.welcome.tokens_left == 3
+            tokens = Tokens(2)
+            tokens.require_exact(0, client.ask(tokens.request(0)))
+            assert code_of(client.ask(Tokens(2).request(0))) == BudgetExhausted.code
+        with Client(served.url, key) as client:
+            assert client.welcome is not None
+            assert client.welcome.tokens_left == 1
+
+
+def test_a_welcome_says_what_was_disclosed(tmp_path: Path) -> None:
+    with serving(service(tmp_path)) as served:
+        shares = []
+        for _ in range(2):
+            with Client(served.url) as client:
+                assert client.welcome is not None
+                shares.append(client.welcome.disclosed)
+                client.ask(Tokens(4).request(0))
+        entropy = model().signed.manifest.groups[0].entropy_bits
+        assert shares[1] >= 4 * 32 / entropy
 
 
 @pytest.mark.parametrize(
-    ("message", "error"),
+    "request_of",
     [
-        (lambda s: online(PACK, 9, 0, 1, masked(s)), errors.UnknownGroup),
-        (lambda s: online(PACK, 0, 0, 2, masked(s)), errors.WrongShape),
-        (lambda s: online(PACK, 0, 0, 1, masked(s)[:-1]), errors.WrongShape),
-        (lambda s: online(PACK, 0, 4096, 1, masked(s)), errors.WrongShape),
-        (lambda s: online(PACK, 0, 4095, 2, masked(s, 2)), errors.WrongShape),
-        (lambda s: online(b"x" * 16, 0, 0, 1, masked(s)), errors.UnknownPack),
-        (lambda s: online(PACK, 1, 0, 1, bytes(4 * 12)), errors.UnknownPack),
+        lambda: wire.Online(9, 0, 0, 1, memoryview(bytes(48)), memoryview(bytes(12288))),
+        lambda: wire.Online(0, 0, 0, 1, memoryview(bytes(47)), memoryview(bytes(12288))),
+        lambda: wire.Online(0, 0, 0, 2, memoryview(bytes(48)), memoryview(bytes(12288))),
+        lambda: wire.Online(0, 0, 0, 1, memoryview(bytes(48)), memoryview(bytes(12287))),
+        lambda: wire.Online(0, 0, 0, 1, memoryview(bytes(48)), memoryview(bytes(24576))),
     ],
 )
-def test_a_wrong_online_request_is_refused_and_the_connection_lives(
-    server: tuple[str, LayerService], message: Callable[[LayerService], wire.FromClient], error: type[Exception]
+def test_a_wrong_shape_is_refused_and_costs_nothing(served: Served, request_of: Callable[[], wire.Online]) -> None:
+    with Client(served.url) as client:
+        assert code_of(client.ask(request_of())) in ("unknown-group", "wrong-shape")
+        assert served.server.service.ledger.anonymous().used == 0
+        tokens = Tokens(1)
+        tokens.require_exact(0, client.ask(tokens.request(0)))
+
+
+@pytest.mark.parametrize("size", [0, 1, 12287, 257 * 12288])
+def test_a_block_that_is_no_whole_tokens_ends_the_connection(served: Served, size: int) -> None:
+    with Client(served.url) as client:
+        assert code_of(client.ask(wire.Ahead(0, memoryview(bytes(size))))) == "wrong-shape"
+        with pytest.raises(ConnectionClosed):
+            client.receive()
+
+
+@pytest.mark.parametrize("frame", [b"", b"\xff" * 20, wire.encode(wire.Answer(memoryview(b""))), "text"])
+def test_rubbish_ends_the_connection(served: Served, frame: bytes | str) -> None:
+    with Client(served.url) as client:
+        client.socket.send(frame)
+        assert code_of(client.receive()) == "malformed-message"
+        with pytest.raises(ConnectionClosed):
+            client.receive()
+
+
+def test_nothing_is_answered_before_the_greeting(served: Served) -> None:
+    for message in (wire.Ahead(0, memoryview(b"x")), wire.Online(0, 0, 0, 1, memoryview(b"x"))):
+        with Client(served.url, greet=False) as client:
+            assert code_of(client.ask(message)) == ProtocolError.code
+
+
+def test_a_second_greeting_is_refused(served: Served) -> None:
+    with Client(served.url) as client:
+        assert code_of(client.ask(hello())) == ProtocolError.code
+
+
+# -- limits --------------------------------------------------------------------------------------------------
+
+
+def test_frames_before_the_greeting_are_small(served: Served) -> None:
+    with Client(served.url, greet=False) as client, pytest.raises(ConnectionClosed):
+        client.socket.send(bytes(wire.MAX_FRAME // 2))
+        client.receive()
+    with Client(served.url) as client:  # and large ones are welcome after it
+        assert code_of(client.ask(wire.Online(0, 0, 0, 1, memoryview(bytes(wire.MAX_FRAME))))) == "wrong-shape"
+
+
+def test_a_greeting_that_does_not_end_takes_no_memory(served: Served) -> None:
+    """The server hangs up after the first bytes too many, of however large a frame."""
+    with Client(served.url, greet=False) as client:
+        raw: socket.socket = client.socket.socket
+        header = bytes([0x82, 0xFF]) + (4 << 20).to_bytes(8, "big") + bytes(4)
+        raw.sendall(header + bytes(wire.MAX_GREETING))
+        with pytest.raises(ConnectionClosed):
+            client.receive()
+
+
+def test_connections_are_limited_before_the_upgrade(tmp_path: Path) -> None:
+    with serving(service(tmp_path), Limits(connections=2)) as served:
+        with Client(served.url), Client(served.url):
+            with pytest.raises(InvalidStatus) as refused:
+                Client(served.url)
+            assert refused.value.response.status_code == 503
+        wait_until(lambda: not served.server.peers)
+        Client(served.url).socket.close()
+
+
+def test_connections_of_a_licence_are_limited(tmp_path: Path) -> None:
+    with serving(service(tmp_path), Limits(connections_per_licence=2)) as served:
+        with Client(served.url), Client(served.url), pytest.raises(ServerBusy):
+            Client(served.url)
+        wait_until(lambda: not served.server.peers)
+        Client(served.url).socket.close()
+
+
+@pytest.mark.parametrize("limits", [Limits(bytes_in_flight=1), Limits(work_in_flight=1)])
+def test_a_client_without_credit_waits_and_is_answered(tmp_path: Path, limits: Limits) -> None:
+    with serving(service(tmp_path), limits) as served, Client(served.url) as client, Client(served.url) as other:
+        other.ask(Tokens(1).request(0))
+        asked = [(Tokens(2), number % 3) for number in range(20)]
+        for tokens, group in asked:
+            client.send(tokens.request(group))
+        for tokens, group in asked:
+            tokens.require_exact(group, client.receive())
+
+
+def test_no_more_than_the_credit_is_in_flight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = service(tmp_path)
+    cost = made.cost(Tokens(1).request(0))
+    limits = Limits(bytes_in_flight=3 * cost.bytes, licence_credit=2)
+    waiting: list[int] = []
+    with serving(made, limits) as served:
+        batcher = served.server.batcher
+        add = batcher.add
+
+        def counted(client: object, group: int, request: object, on_answer: object) -> None:
+            add(client, group, request, on_answer)  # type: ignore[arg-type]
+            waiting.append(sum(map(len, batcher._queues.values())))
+
+        monkeypatch.setattr(batcher, "add", counted)
+        clients = [Client(served.url) for _ in range(4)]
+        for client in clients:
+            client.ask(Tokens(1).request(0))
+        asked = [[Tokens(1) for _ in range(10)] for _ in clients]
+        frames = [[wire.encode(tokens.request(0)) for tokens in row] for row in asked]
+        for client, row in zip(clients, frames, strict=True):
+            for frame in row:
+                client.socket.send(frame)
+        for client, tokens_of in zip(clients, asked, strict=True):
+            for tokens in tokens_of:
+                tokens.require_exact(0, client.receive())
+            client.socket.close()
+    assert max(waiting) <= 6
+
+
+def test_what_a_dead_client_asked_for_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("confide.hybrid.server.batch._ACTIVE_SECONDS", 60.0)
+    with serving(service(tmp_path)) as served:
+        batcher = served.server.batcher
+        one, other, third = (Client(served.url) for _ in range(3))
+        for client in (one, other, third):
+            client.ask(Tokens(1).request(0))
+        batcher._window = 60.0  # three are active, so two requests would wait for a third one
+        one.send(Tokens(1).request(1))
+        other.send(Tokens(1).request(1))
+        wait_until(lambda: [len(queue) for queue in batcher._queues.values()] == [2])
+        one.socket.close()
+        wait_until(lambda: len(served.server.peers) == 2)
+        assert [len(queue) for queue in batcher._queues.values()] == [1]
+        other.socket.close()
+        wait_until(lambda: len(served.server.peers) == 1)
+        assert not batcher._queues
+        credit = next(iter(served.server.peers))._greeted.credit
+        assert (credit._bytes, credit._work) == (0, 0)
+        tokens = Tokens(2)
+        tokens.require_exact(1, third.ask(tokens.request(1)))
+        third.socket.close()
+
+
+def test_an_answer_for_a_client_that_has_gone_gives_its_credit_back_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url, service = server
-    _prepare(service)
-    with connect(url, service) as connection:
-        with pytest.raises(error):
-            connection.request(message(service), wire.Answer)
-        connection.request(online(PACK, 0, 0, 1, masked(service)), wire.Answer)
+    made = service(tmp_path)
+    go = threading.Event()
+    answers = made.answers
+
+    def slow(group: int, admitted: list[Admitted]) -> list[wire.Answer]:
+        go.wait(10)
+        return answers(group, admitted)
+
+    monkeypatch.setattr(made, "answers", slow)
+    monkeypatch.setattr("confide.hybrid.server.batch.INLINE_WORK", 0)
+    with serving(made) as served, Client(served.url) as other:
+        one = Client(served.url)
+        one.send(Tokens(1).request(0))
+        wait_until(lambda: served.server.batcher._at_work == 1)
+        one.socket.close()
+        wait_until(lambda: len(served.server.peers) == 1)
+        go.set()
+        tokens = Tokens(2)
+        tokens.require_exact(1, other.ask(tokens.request(1)))
+        credit = next(iter(served.server.peers))._greeted.credit
+        assert (credit._bytes, credit._work) == (0, 0)
 
 
-def test_an_index_is_answered_once(server: tuple[str, LayerService]) -> None:
-    url, service = server
-    _prepare(service)
-    other = (1).to_bytes(4, "little") + masked(service)[4:]
-    with connect(url, service) as first, connect(url, service) as second:
-        answer = first.request(online(PACK, 0, 3, 1, masked(service)), wire.Answer)
-        again = second.request(online(PACK, 0, 3, 1, masked(service)), wire.Answer)
-        assert bytes(again.values) == bytes(answer.values)
-        with pytest.raises(errors.IndexUsed):
-            second.request(online(PACK, 0, 3, 1, other), wire.Answer)
+def test_work_ahead_is_bounded_for_each_connection_and_for_all(tmp_path: Path) -> None:
+    made = service(tmp_path)
+    token = made.ahead_bytes
+    with serving(made, Limits(ahead_bytes=8 * token, all_ahead_bytes=12 * token)) as served:
+        with Client(served.url) as one, Client(served.url) as other:
+            assert one.welcome is not None
+            assert one.welcome.ahead_tokens == 8
+            tokens = [Tokens(4) for _ in range(3)]
+            for number in range(3):
+                one.send(tokens[number].ahead(number))
+            assert code_of(one.ask(tokens[0].request(0, block=0, with_p0=False))) == "unknown-block"
+            for number in (1, 2):
+                tokens[number].require_exact(0, one.ask(tokens[number].request(0, block=number, with_p0=False)))
+            assert served.server.maker.bytes == 8 * token
+            second = Tokens(4)
+            other.send(second.ahead(0))
+            third = Tokens(4)
+            other.send(third.ahead(1))
+            second.require_exact(0, other.ask(second.request(0, block=0, with_p0=False)))
+            assert code_of(other.ask(third.request(0, block=1, with_p0=False))) == "unknown-block"
+            one.send(Tokens(9).ahead(7))  # larger than what a connection may have
+            assert code_of(one.ask(Tokens(9).request(0, block=7, with_p0=False))) == "unknown-block"
+        wait_until(lambda: served.server.maker.bytes == 0)
 
 
-@pytest.mark.parametrize(
-    "frame",
-    [b"", b"\xc1", b"\x91" * 50, wire.encode(wire.OpenPack(PACK))[:-1], wire.encode(wire.Answer(memoryview(b"")))],
-)
-def test_a_malformed_frame_ends_that_connection_only(server: tuple[str, LayerService], frame: bytes) -> None:
-    url, service = server
-    with connect(url, service) as bystander:
-        with connect(url, service) as connection:
-            connection._protocol.send_binary(frame)
-            connection._flush()
-            with pytest.raises(errors.MalformedMessage):
-                connection.receive(wire.Answer)
-        assert bystander.request(wire.OpenPack(PACK), wire.PackState).groups == 0
+def test_work_ahead_is_only_for_tokens_that_the_licence_has(tmp_path: Path) -> None:
+    with serving(service(tmp_path, insecure_no_licences=False)) as served:
+        _, key = served.server.service.ledger.licences.create("Example Ltd", tokens=3, disclosure=None)
+        with Client(served.url, key) as client:
+            tokens = Tokens(4)
+            client.send(tokens.ahead(0))
+            assert code_of(client.ask(Tokens(1).request(0, with_p0=False))) == "unknown-block"
+            tokens = Tokens(3)
+            client.send(tokens.ahead(0))
+            tokens.require_exact(0, client.ask(tokens.request(0, with_p0=False)))
 
 
-def test_a_text_frame_is_malformed(server: tuple[str, LayerService]) -> None:
-    url, service = server
-    with connect(url, service) as connection:
-        connection._protocol.send_text(b"hello")
-        connection._flush()
-        with pytest.raises(errors.MalformedMessage, match="text"):
-            connection.receive(wire.Answer)
-    still_serves(url, service)
+def test_work_ahead_that_is_thrown_away_runs_out(tmp_path: Path) -> None:
+    made = service(tmp_path)
+    with serving(made, Limits(ahead_bytes=4 * made.ahead_bytes)) as served, Client(served.url) as client:
+        taken = 0
+        for number in range(6):
+            tokens = Tokens(4)
+            client.send(tokens.ahead(number))
+            planes = memoryview(bytes(6 * SHAPES[0][1]))
+            taken += isinstance(client.ask(wire.Online(0, number, 0, 1, planes)), wire.Answer)
+        assert taken in (2, 3)  # eight tokens, and the few that were used
 
 
-def test_an_oversized_frame_is_refused_by_name(server: tuple[str, LayerService]) -> None:
-    url, service = server
-    with connect(url, service) as connection:
-        connection._protocol.send_binary(bytes(wire.MAX_FRAME + wire.FRAME_OVERHEAD + 1))
-        with pytest.raises(errors.ConnectionLost):
-            _flush_and_receive(connection)
-    still_serves(url, service)
+def test_a_silent_client_is_let_go(tmp_path: Path) -> None:
+    limits = Limits(greeting_seconds=0.2, idle_seconds=0.2)
+    with serving(service(tmp_path), limits) as served:
+        for greet in (True, False):
+            with Client(served.url, greet=greet) as client:
+                assert code_of(client.receive()) == ProtocolError.code
 
 
-@pytest.mark.parametrize("wrong", ["order", "surplus", "partial", "interrupted", "key"])
-def test_a_wrong_offline_request_is_refused(server: tuple[str, LayerService], wrong: str) -> None:
-    url, service = server
-    begin, rows = offline_request(service)
-    if wrong == "key":
-        begin = wire.OfflineBegin(begin.pack, 0, begin.client_nonce, begin.mask_seed, begin.public_key[:-4])
-    follow: wire.FromClient = {
-        "order": wire.OfflineRows(1, rows.words),
-        "surplus": wire.OfflineRows(0, memoryview(bytes(rows.words) * 2)),
-        "partial": wire.OfflineRows(0, rows.words[:-4]),
-        "interrupted": wire.OpenPack(PACK),
-        "key": rows,
-    }[wrong]
-    with connect(url, service) as connection:
-        connection.send(begin)
-        with pytest.raises(errors.ProtocolError):
-            _send_and_receive(connection, follow)
-    assert service.ledger.prepared_groups(service.ledger.anonymous(), PACK) == 0
-    still_serves(url, service)
+def test_a_stop_answers_what_was_asked_for(served: Served) -> None:
+    with Client(served.url) as client:
+        tokens = Tokens(2)
+        tokens.require_exact(0, client.ask(tokens.request(0)))
+        served.stop()
+        with pytest.raises(ConnectionClosed) as closed:
+            client.receive()
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1012
 
 
-def _flush_and_receive(connection: LayerConnection) -> None:
-    connection._flush()
-    connection.receive(wire.Answer)
+def test_another_server_with_the_same_package_goes_on(tmp_path: Path) -> None:
+    tokens = Tokens(2)
+    with serving(service(tmp_path / "one")) as served, Client(served.url) as client:
+        client.send(tokens.ahead(0))
+        tokens.require_exact(0, client.ask(tokens.request(0, with_p0=False)))
+    with serving(service(tmp_path / "two")) as served, Client(served.url) as client:
+        request = tokens.request(1, with_p0=False)
+        assert code_of(client.ask(request)) == "unknown-block"
+        again = wire.Online(1, 0, 0, 2, request.planes, memoryview(tokens.p0))
+        tokens.require_exact(1, client.ask(again))
 
 
-def _send_and_receive(connection: LayerConnection, message: wire.FromClient) -> None:
-    connection.send(message)
-    connection.receive(wire.OfflineBlock)
+def test_the_same_request_gives_the_same_answer_whatever_it_is_put_together_with(tmp_path: Path) -> None:
+    """The server draws nothing: what a retry learns is what the first answer said."""
+    made = service(tmp_path)
+    account = made.ledger.anonymous()
+    tokens, others = Tokens(3), Tokens(2)
+    request = made.admit(account, tokens.request(2))
+    alone = made.answers(2, [request])[0]
+    together = made.answers(2, [made.admit(account, others.request(2)), request])[1]
+    assert np.array_equal(np.frombuffer(alone.values, np.int32), np.frombuffer(together.values, np.int32))
+    made.ledger.close()
 
 
-def still_serves(url: str, service: LayerService) -> None:
-    with connect(url, service) as connection:
-        assert connection.request(wire.OpenPack(b"q" * 16), wire.PackState).mark == 0
-
-
-def test_a_client_that_vanishes_offline_frees_its_place(server: tuple[str, LayerService]) -> None:
-    url, service = server
-    begin, rows = offline_request(service)
-    for _ in range(4):
-        connection = connect(url, service)
-        connection.send(begin)
-        connection._socket.close()
-    with connect(url, service) as connection:
-        connection.send(begin)
-        connection.send(rows)
-        assert connection.receive(wire.OfflineBlock).first_row == 0
-
-
-def test_inside_failures_tell_the_client_nothing(
-    server: tuple[str, LayerService], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    url, service = server
-
-    def explode(account: object, message: wire.OpenPack) -> wire.PackState:
-        raise RuntimeError("a secret detail")
-
-    with connect(url, service) as connection:
-        monkeypatch.setattr(service, "pack_state", explode)
-        with pytest.raises(errors.ServerFault) as caught:
-            connection.request(wire.OpenPack(PACK), wire.PackState)
-        assert "secret" not in str(caught.value)
-
-
-def test_many_clients_at_once(server: tuple[str, LayerService], tmp_path: Path, shell: Path) -> None:
-    import shutil
-    from concurrent.futures import ThreadPoolExecutor
-
-    def work(number: int) -> bool:
-        folder = tmp_path / f"client-{number}"
-        shutil.copytree(shell, folder)
-        with twin_client(folder, server[0]) as client:
-            product = client.product()
-            results = []
-            for step in range(20):
-                x = activations(client.parameters[0], 1 + step % 3, seed=number)
-                results.append(torch.equal(product(0, x), exact(small_weights()[0], x)))
-            product.close()
-        return all(results)
-
-    with ThreadPoolExecutor(6) as pool:
-        assert all(pool.map(work, range(6)))
-
-
-def test_the_record_is_what_the_server_saw(tmp_path: Path, shell: Path) -> None:
-    path = tmp_path / "record"
-    recorder = Recorder(path)
-    with running(small_service(tmp_path / "state", observer=recorder)) as url, twin_client(shell, url) as client:
-        product = client.product()
-        x = activations(client.parameters[0], 3)
-        product(0, x)
-        product.close()
-    (seen,) = read_record(path)
-    values = np.frombuffer(seen.masked, np.int32)
-    assert (seen.group, seen.first, seen.count) == (0, 0, 16)
-    assert values.min() >= 0
-    assert values.max() < 2**30
-    assert not np.isin(values, x.numpy()).any()
-    path.write_bytes(path.read_bytes() + b"\x10\0\0\0half")
-    assert len(list(read_record(path))) == 1
-    path.write_bytes(b"\xff" * 8)
-    with pytest.raises(errors.MalformedMessage, match="not a record"):
-        list(read_record(path))
-
-
-@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "example.com", "127.0.0.1.example.com", "::"])  # noqa: S104
-def test_plain_serving_and_connecting_stay_on_this_machine(host: str, service: LayerService) -> None:
-    with pytest.raises(errors.InsecureConnection):
-        require_loopback(host, insecure_no_tls=False)
-    require_loopback(host, insecure_no_tls=True)
-    address = f"[{host}]" if ":" in host else host
-    with pytest.raises(errors.InsecureConnection):
-        connect(f"ws://{address}:1", service)
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.9.9.9"])
-def test_loopback_is_allowed(host: str) -> None:
-    require_loopback(host, insecure_no_tls=False)
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "ftp://x",
-        "ws://",
-        "file:///etc/passwd",
-        "ws://[",
-        "ws://h:99999",
-        "ws://h:x",
-        "u@h",
-        "\ud800",
-        "é" * 80,
-        "ws://℀",
-    ],
-)
-def test_what_is_no_address_is_refused(url: str) -> None:
-    with pytest.raises(errors.ProtocolError, match="ws://host:port"):
-        websocket_url(url)
-
-
-def test_nobody_listening_is_a_clear_error(service: LayerService) -> None:
-    with pytest.raises(errors.ConnectionLost, match="confide serve"):
-        connect("ws://127.0.0.1:9", service)
-
-
-def test_something_else_listening_is_a_clear_error(service: LayerService) -> None:
-    import threading
-
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-
-        def answer() -> None:
-            peer, _ = listener.accept()
-            peer.recv(4096)
-            peer.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
-            peer.close()
-
-        thread = threading.Thread(target=answer)
-        thread.start()
-        with pytest.raises(errors.ConnectionLost, match="not a layer server"):
-            connect(f"127.0.0.1:{listener.getsockname()[1]}", service)
-        thread.join()
-
-
-@pytest.mark.parametrize(
-    ("opcode", "error"),
-    [(0x02, errors.MalformedMessage), (0x00, errors.ConnectionLost), (0x88, errors.ConnectionLost)],
-    ids=["pieces", "nonsense", "after the end"],
-)
-def test_a_server_that_never_stops_talking_is_left(
-    service: LayerService, monkeypatch: pytest.MonkeyPatch, opcode: int, error: type[errors.ConfideError]
-) -> None:
-    class Endless:
-        def recv(self, size: int) -> bytes:
-            return bytes(size - size % 2)
-
-        def __getattr__(self, name: str) -> object:
-            return getattr(connected, name)
-
-    with running(service) as url, connect(url, service) as connection:
-        connected = connection._socket
-        connection._protocol.receive_data(bytes([opcode, 0]))
-        connection._events.extend(connection._protocol.events_received())
-        monkeypatch.setattr(connection, "_socket", Endless())
-        with pytest.raises(error):
-            connection.request(wire.OpenPack(PACK), wire.PackState)
-        connection._socket = connected
-
-
-def test_a_server_that_answers_nonsense_is_malformed(service: LayerService, monkeypatch: pytest.MonkeyPatch) -> None:
-    with running(service) as url:
-        monkeypatch.setattr(service, "welcome", lambda hello: (service.ledger.anonymous(), wire.PackState(PACK, 0, 0)))
-        with pytest.raises(errors.MalformedMessage, match="out of turn"):
-            LayerConnection(url, scheme=service.scheme.name, release=service.release)
+def test_the_client_hears_of_a_full_server_as_of_a_busy_one(tmp_path: Path) -> None:
+    with serving(service(tmp_path), Limits(connections=1)) as served, Client(served.url):
+        dial = Dial(served.url, insecure_no_tls=True)
+        with pytest.raises(ServerBusy):
+            LayerConnection(dial, model().signed.release)

@@ -208,9 +208,7 @@ def load_service(
     torch.set_num_threads(1)  # this thread will be the event loop's, and must not gather helpers: see LayerServer
     package = ServerPackage.open(package_folder)
     ledger = Ledger(state_folder)
-    return LayerService(
-        package.signed, package.load(), ledger, recorder, insecure_no_licences=insecure_no_licences
-    )
+    return LayerService(package.signed, package.load(), ledger, recorder, insecure_no_licences=insecure_no_licences)
 
 
 def serve(
