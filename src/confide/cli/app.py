@@ -56,9 +56,7 @@ def main() -> None:
     try:
         code = app(standalone_mode=False) or 0  # of a typer.Exit, and 130 for what was a KeyboardInterrupt
         if code == _INTERRUPTED:
-            output.note(
-                "Interrupted; what is made in steps, such as a hint, is kept, and the same command goes on from there."
-            )
+            output.note("Interrupted; a hint is kept as far as it was made, and the same command goes on from there.")
         sys.exit(code)
     except ConfideError as error:
         output.error(error, as_json="--json" in sys.argv)

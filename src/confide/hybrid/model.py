@@ -140,7 +140,7 @@ class HybridModel(Closing):
             model = cls.__new__(cls)
             model._progress = on_hint is not None
             model._running = _Remote(loaded, shell_tokenizer(folder), product, shell.manifest.profile)
-            loaded.generate = model.generate
+            setattr(loaded, "generate", model.generate)  # noqa: B010 - its stubs have no such attribute
         except BaseException:
             product.close()
             raise

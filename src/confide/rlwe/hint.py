@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from confide.rlwe.digits import digits
-from confide.rlwe.parameters import HINT_PLANES, MODULUS_BITS, RING_DEGREE, U_BITS, noise_std
 from confide.rlwe.pads import Int8Array
+from confide.rlwe.parameters import HINT_PLANES, MODULUS_BITS, RING_DEGREE, U_BITS, noise_std
 from confide.rlwe.public import PublicSeed
 from confide.rlwe.random import ERROR_STREAM_BYTES, rounded_gaussian
 from confide.rlwe.ring import inverse, transform
@@ -57,7 +57,8 @@ class HintMaker:
         self._a = torch.stack([_limbs(public.a(group, block)) for block in range(blocks)])
         self._p1 = _limbs(public.p1())
         content = hashlib.sha256(np.ascontiguousarray(weights.numpy())).digest()
-        bound = public.model_digest + public.epoch.to_bytes(4, "big") + group.to_bytes(4, "big") + content
+        numbers = b"".join(number.to_bytes(4, "big") for number in (public.epoch, group, *weights.shape))
+        bound = public.model_digest + numbers + content
         self._u_key = derive_key(owner_key, "hint u", bound)
         self._error_key = derive_key(owner_key, "hint error", bound)
 
@@ -81,7 +82,7 @@ class HintMaker:
             columns = weights[:, block * RING_DEGREE : (block + 1) * RING_DEGREE]
             total += _products(torch.nn.functional.pad(columns, (0, RING_DEGREE - columns.shape[1])), a)
         exact = (total + error) & _MASK
-        half = 1 << (_DROPPED_BITS - 1)
+        half = (1 << _DROPPED_BITS) >> 1
         kept = ((exact + half) >> _DROPPED_BITS).numpy()
         rounding = (((exact + half) & ((1 << _DROPPED_BITS) - 1)) - half).neg_()
         hint_error = (error + rounding).double().square_().sum(1)

@@ -16,7 +16,7 @@ from confide.rlwe.digits import digits
 from confide.rlwe.gemm import int8_matmul
 from confide.rlwe.packed import MOST_TOKENS, PackedMatrix, weighted_sum
 from confide.rlwe.pads import Int8Array
-from confide.rlwe.parameters import ANSWER_BITS, MODULUS_BITS, PLANES, RING_DEGREE
+from confide.rlwe.parameters import ANSWER_BITS, MODULUS_BITS
 
 _DROPPED_BITS = MODULUS_BITS - ANSWER_BITS
 _ROUNDING = 1 << (_DROPPED_BITS - 1)
@@ -69,7 +69,9 @@ class GroupMatrix:
         encryption, is what must never leave.
         """
         if (ahead is None) != (self._u is None):
-            raise ValueError("Private weights are multiplied with what their tokens' keys contribute, and open ones alone.")
+            raise ValueError(
+                "Private weights are multiplied with what their tokens' keys contribute, and open ones alone."
+            )
         total = _product(self._weights, planes)
         if ahead is None:
             return total.astype(np.int32)

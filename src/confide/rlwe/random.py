@@ -46,4 +46,3 @@ def rounded_gaussian(stream: Stream, *shape: int) -> Tensor:
 
 
 ERROR_STREAM_BYTES: Final = 8
-

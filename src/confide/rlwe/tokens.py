@@ -1,8 +1,12 @@
 """The client's secrets of some tokens: a fresh ternary s for each, and everything that can be made before x is known.
 
 A token's s serves each layer group once: two d under one s give delta (x - x') away, and one x under two errors
-averages them out. So the pads of a group are handed out once.
+averages them out. So the pads of a group are handed out once, and not to a forked process; and secrets are not copied.
 """
+
+import os
+import threading
+from typing import Never
 
 import numpy as np
 import torch
@@ -35,17 +39,26 @@ class TokenSecrets:
         self._secret = ternary(self._stream, tokens, RING_DEGREE)
         self._transform = transform(self._secret)
         self._given: set[int] = set()
+        self._lock = threading.Lock()
+        self._process = os.getpid()
         self.tokens = tokens
         self.p0: Int8Array = self._key()
 
     def __repr__(self) -> str:
         return f"TokenSecrets(tokens={self.tokens}, <hidden>)"
 
+    def __reduce__(self) -> Never:
+        raise TypeError("Secrets of tokens are not copied: each serves a layer group once; make new ones.")
+
     def pads(self, group: int, parameters: Parameters) -> Int64Array:
-        """e - a s mod 2^48 for each input: int64 (tokens, columns). ValueError for a group that has had its pads."""
-        if group in self._given:
-            raise ValueError("These tokens' secrets have served this layer group; make new ones.")
-        self._given.add(group)
+        """e - a s mod 2^48 for each input: int64 (tokens, columns).
+
+        ValueError for a group that has had its pads, and in a process that was forked since.
+        """
+        with self._lock:
+            if group in self._given or os.getpid() != self._process:
+                raise ValueError("These tokens' secrets have served this layer group; make new ones.")
+            self._given.add(group)
         hidden = [self._times(self._public.a(group, block)) for block in range(parameters.blocks)]
         pads = rounded_gaussian(self._stream, self.tokens, parameters.columns).long()
         pads -= torch.cat(hidden, dim=1)[:, : parameters.columns]

@@ -26,8 +26,8 @@ PROMPT = "The old king called his three sons and said,"
 class DemoResult:
     """What the demo found; `confide demo --json` prints it.
 
-    bytes_per_token: everything that crosses the network for a token. bytes_before_first_token: from the connection to
-    the first token of the answer, the prompt's and what is sent ahead included. work_ahead_ms_per_token: of client and
+    bytes_per_token: everything that crosses the network for a token. bytes_before_first_token: what crosses it
+    ahead of the prompt, which protocol 2 called its offline phase. work_ahead_ms_per_token: of client and
     server, before a token is known.
     """
 
@@ -129,7 +129,7 @@ class _Demo:
 
             def note(token: int) -> None:
                 if token == 1:
-                    before_first.append(model.traffic.bytes_up + model.traffic.bytes_down)
+                    before_first.append(model.traffic.bytes_ahead)
 
             run = self._generate(model, model.tokenizer, stream=True, on_token=note)
             traffic, lengths = model.traffic, model.lengths
@@ -241,7 +241,7 @@ class _Demo:
         output.console.print(table)
         output.note(
             f"The first token came after {result.seconds_to_first_token:.2f} s and "
-            f"{output.megabytes(result.bytes_before_first_token)}."
+            f"{output.megabytes(result.bytes_before_first_token)} ahead of the prompt."
         )
 
 

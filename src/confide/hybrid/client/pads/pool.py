@@ -164,17 +164,26 @@ class PadPool(Closing):
             self._changed.notify_all()
 
     def announcements(self, most: int) -> list[Block]:
-        """Blocks whose p0 the server should get now, each handed out once; it keeps `most` tokens of them."""
+        """Blocks whose p0 the server should get now, each handed out once; it keeps `most` tokens of them.
+
+        None as long as it has enough for half a block: what is sent before it is needed may never be.
+        """
         with self._changed:
+            known = [block for block in self._blocks if block.announced]
+            room = most - sum(block.tokens for block in known)
+            unused = sum(block.tokens - block.used() for block in known)
             fresh = []
-            room = most - sum(block.tokens for block in self._blocks if block.announced)
             for block in self._blocks:
-                if not block.announced and block.p0 is not None:
-                    room -= block.tokens
-                    if room < 0:
-                        break
+                if (
+                    not block.announced
+                    and block.p0 is not None
+                    and unused <= block.tokens // 2
+                    and block.tokens <= room
+                ):
                     block.announced = True
                     fresh.append(block)
+                    room -= block.tokens
+                    unused += block.tokens
             return fresh
 
     def wait_for_block(self) -> None:
