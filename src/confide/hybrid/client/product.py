@@ -97,8 +97,8 @@ class RemoteProduct(Closing):
     happened, and from then on the caller gets zeros, and the server encryptions of what becomes of those.
     `require_intact` ends that.
 
-    groups: in the layer table's order. padding: what lengths the server may see. on_breach: called by the first `require_intact` after a wrong answer,
-    before it raises.
+    groups: in the layer table's order. padding: what lengths the server may see. on_breach: called by the first
+    `require_intact` after a wrong answer, before it raises.
 
     Threads take turns: one generation, or one forward pass, at a time.
     """
