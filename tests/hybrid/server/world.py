@@ -68,9 +68,7 @@ def model(profile: Profile = Profile.PRIVATE_WEIGHTS) -> Model:
         return Model(signed, [StoredGroup(matrix, None) for matrix in weights], [], public, parameters)
     makers = [HintMaker(matrix, public, bytes(32), index) for index, matrix in enumerate(weights)]
     hints = [np.concatenate([tile.hint for tile in maker.rows()]) for maker in makers]
-    stored = [
-        StoredGroup(matrix, torch.from_numpy(maker.u())) for matrix, maker in zip(weights, makers, strict=True)
-    ]
+    stored = [StoredGroup(matrix, torch.from_numpy(maker.u())) for matrix, maker in zip(weights, makers, strict=True)]
     return Model(signed, stored, hints, public, parameters)
 
 
@@ -82,9 +80,7 @@ def service(
     insecure_no_licences: bool = True,
 ) -> LayerService:
     made = model(profile)
-    return LayerService(
-        made.signed, made.stored, Ledger(state), observer, insecure_no_licences=insecure_no_licences
-    )
+    return LayerService(made.signed, made.stored, Ledger(state), observer, insecure_no_licences=insecure_no_licences)
 
 
 # -- the network -------------------------------------------------------------------------------------------------
