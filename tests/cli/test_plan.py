@@ -9,8 +9,8 @@ import pytest
 from transformers import LlamaConfig
 
 from confide.cli import app
-from confide.evaluate import calibrate
-from confide.evaluate.cost_model import GroupRate, Rates
+from confide.evaluate import calibrate, plan
+from confide.evaluate.cost_model import GroupRate, Rates, SkeletonTimes
 
 from .command import run
 
@@ -28,6 +28,7 @@ RATES = Rates(
 def known_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that need not be measured, with a terminal of 100 columns."""
     monkeypatch.setattr(calibrate, "calibrate", lambda: RATES)
+    monkeypatch.setattr(plan, "time_skeleton", lambda _, prompt: SkeletonTimes(0.002, 0.02, prompt))
     monkeypatch.setattr(app.output.console, "_width", 100)
 
 
@@ -58,7 +59,7 @@ def test_json_says_what_each_choice_costs(monkeypatch: pytest.MonkeyPatch, capsy
     assert whole["server_bytes"] == 4_718_592 + 6 * 2304 * 2048
     assert whole["pool_bytes"] == 256 * (8 * 6 * 1792 + 4 * 6 * 2304 + 6 * 2048)
     far = there["choices"][-1]["token"]["seconds"] - 24 * 0.020 - whole["token"]["bytes"] * 8 / 100e6
-    assert far == pytest.approx(whole["token"]["seconds"], abs=0.1)  # two measurements of the skeleton
+    assert far == pytest.approx(whole["token"]["seconds"])
     assert [warning["code"] for warning in here["warnings"]] == ["disclosure"]
 
 
