@@ -10,24 +10,18 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
-from hybrid.twin import TWIN, TwinClient
-
-from hybrid.small import manifest_for, running, small_service, small_weights, write_packages
+from hybrid.server.world import model, service, serving
 from owners import OWNER
 
 MEMORY = "/dev/shm"  # noqa: S108 - only folders that mkdtemp makes there
 
 __all__ = [
     "OWNER",
-    "TWIN",
-    "TwinClient",
-    "manifest_for",
     "memory",
-    "running",
+    "model",
     "scratch",
-    "small_service",
-    "small_weights",
-    "write_packages",
+    "service",
+    "serving",
 ]
 
 

@@ -21,7 +21,7 @@ Tamper = Callable[[wire.Online, wire.Answer], wire.Answer]
 
 class FakeServer:
     """tamper: what becomes of an honest answer. before: called with each online request, and may raise what is then
-    reported, or ConnectionAbortedError to hang up. frames, greetings, blocks: what came. keep: blocks it remembers.
+    reported, or ConnectionAbortedError to hang up. frames, greetings, blocks: what came.
     """
 
     def __init__(self, package: Path) -> None:
@@ -30,7 +30,6 @@ class FakeServer:
         self.groups = [GroupMatrix(stored.weights, stored.u) for stored in opened.load()]
         self.tamper: Tamper | None = None
         self.before: Callable[[wire.Online], object] = lambda message: None
-        self.keep = 1 << 30
         self.ahead_tokens = 256
         self.bytes_in_flight = 4 << 20
         self.frames: list[wire.Online] = []
@@ -41,6 +40,7 @@ class FakeServer:
         self._server: Server | None = None
         self._port = 0
         self._open: set[ServerConnection] = set()
+        self._known: dict[int, np.ndarray] = {}
 
     def start(self) -> None:
         self._server = serve(self._handle, "127.0.0.1", self._port, max_size=None, compression=None, close_timeout=0.1)
@@ -56,9 +56,13 @@ class FakeServer:
             with suppress(OSError):
                 connection.socket.shutdown(socket.SHUT_RDWR)
 
+    def forget(self) -> None:
+        """As a server does that has no room for blocks any more."""
+        self._known.clear()
+
     def _handle(self, connection: ServerConnection) -> None:
         self._open.add(connection)
-        blocks: dict[int, np.ndarray] = {}
+        blocks = self._known = {}
         try:
             while True:
                 frame = connection.recv()
@@ -87,8 +91,6 @@ class FakeServer:
         elif isinstance(message, wire.Ahead):
             self.blocks.append((message.block, bytes(message.p0)))
             blocks[message.block] = planes_of(message.p0)
-            while len(blocks) > self.keep:
-                del blocks[min(blocks)]
         else:
             yield self._answer(message, blocks)
 

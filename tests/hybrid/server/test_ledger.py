@@ -45,7 +45,8 @@ def on_disk(folder: Path, account: Account) -> tuple[int, int, dict[int, int]]:
 
 
 def kill(ledger: Ledger) -> None:
-    """What SIGKILL leaves: nothing more is written, and the lock is gone."""
+    """What SIGKILL leaves: no row more is written, and the files are closed."""
+    ledger._store.close()
     ledger._lock.close()
 
 

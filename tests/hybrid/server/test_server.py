@@ -4,6 +4,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,10 @@ from confide.errors import (
     VersionMismatch,
 )
 from confide.hybrid import wire
+from confide.hybrid.client.connection import LayerConnection
+from confide.hybrid.client.dial import Dial
 from confide.hybrid.server.limits import Limits
+from confide.hybrid.server.service import Admitted
 from confide.rlwe.parameters import Profile
 
 from .world import SHAPES, Client, Served, Tokens, hello, model, service, serving
@@ -249,9 +253,11 @@ def test_a_second_greeting_is_refused(served: Served) -> None:
 
 
 def test_frames_before_the_greeting_are_small(served: Served) -> None:
-    with Client(served.url, greet=False) as client, pytest.raises(ConnectionClosed):
-        client.socket.send(bytes(wire.MAX_FRAME // 2))
-        client.receive()
+    with Client(served.url, greet=False) as client:
+        with suppress(ConnectionClosed):
+            client.socket.send(bytes(wire.MAX_FRAME // 2))
+        with pytest.raises(ConnectionClosed):
+            client.receive()
     with Client(served.url) as client:  # and large ones are welcome after it
         assert code_of(client.ask(wire.Online(0, 0, 0, 1, memoryview(bytes(wire.MAX_FRAME))))) == "wrong-shape"
 
@@ -325,35 +331,53 @@ def test_no_more_than_the_credit_is_in_flight(tmp_path: Path, monkeypatch: pytes
 
 
 def test_what_a_dead_client_asked_for_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("confide.hybrid.server.batch._ACTIVE_SECONDS", 60.0)
+    with serving(service(tmp_path)) as served:
+        batcher = served.server.batcher
+        one, other, third = (Client(served.url) for _ in range(3))
+        for client in (one, other, third):
+            client.ask(Tokens(1).request(0))
+        batcher._window = 60.0  # three are active, so two requests would wait for a third one
+        one.send(Tokens(1).request(1))
+        other.send(Tokens(1).request(1))
+        wait_until(lambda: [len(queue) for queue in batcher._queues.values()] == [2])
+        one.socket.close()
+        wait_until(lambda: len(served.server.peers) == 2)
+        assert [len(queue) for queue in batcher._queues.values()] == [1]
+        other.socket.close()
+        wait_until(lambda: len(served.server.peers) == 1)
+        assert not batcher._queues
+        credit = next(iter(served.server.peers))._greeted.credit
+        assert (credit._bytes, credit._work) == (0, 0)
+        tokens = Tokens(2)
+        tokens.require_exact(1, third.ask(tokens.request(1)))
+        third.socket.close()
+
+
+def test_an_answer_for_a_client_that_has_gone_gives_its_credit_back_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = service(tmp_path)
     go = threading.Event()
     answers = made.answers
-    answered: list[int] = []
 
-    def slow(group: int, admitted: list[object]) -> list[wire.Answer]:
+    def slow(group: int, admitted: list[Admitted]) -> list[wire.Answer]:
         go.wait(10)
-        answered.append(len(admitted))
-        return answers(group, admitted)  # type: ignore[arg-type]
+        return answers(group, admitted)
 
     monkeypatch.setattr(made, "answers", slow)
     monkeypatch.setattr("confide.hybrid.server.batch.INLINE_WORK", 0)
-    monkeypatch.setattr("confide.hybrid.server.batch.MAX_WINDOW", 60.0)
-    with serving(made) as served:
-        one, other = Client(served.url), Client(served.url)
-        for client in (one, other):
-            client.send(Tokens(1).request(0))
+    with serving(made) as served, Client(served.url) as other:
+        one = Client(served.url)
+        one.send(Tokens(1).request(0))
         wait_until(lambda: served.server.batcher._at_work == 1)
-        one.send(Tokens(1).request(1))
-        wait_until(lambda: bool(served.server.batcher._queues))
         one.socket.close()
         wait_until(lambda: len(served.server.peers) == 1)
-        assert not served.server.batcher._queues
         go.set()
-        assert isinstance(other.receive(), wire.Answer)
-        licensee = next(iter(served.server.peers))._greeted
-        assert (licensee.credit._bytes, licensee.credit._work) == (0, 0)
-        other.socket.close()
-    assert sum(answered) == 2
+        tokens = Tokens(2)
+        tokens.require_exact(1, other.ask(tokens.request(1)))
+        credit = next(iter(served.server.peers))._greeted.credit
+        assert (credit._bytes, credit._work) == (0, 0)
 
 
 def test_work_ahead_is_bounded_for_each_connection_and_for_all(tmp_path: Path) -> None:
@@ -446,3 +470,10 @@ def test_the_same_request_gives_the_same_answer_whatever_it_is_put_together_with
     together = made.answers(2, [made.admit(account, others.request(2)), request])[1]
     assert np.array_equal(np.frombuffer(alone.values, np.int32), np.frombuffer(together.values, np.int32))
     made.ledger.close()
+
+
+def test_the_client_hears_of_a_full_server_as_of_a_busy_one(tmp_path: Path) -> None:
+    with serving(service(tmp_path), Limits(connections=1)) as served, Client(served.url):
+        dial = Dial(served.url, insecure_no_tls=True)
+        with pytest.raises(ServerBusy):
+            LayerConnection(dial, model().signed.release)

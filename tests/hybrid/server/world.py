@@ -190,7 +190,7 @@ class Client:
     """A connection. Sends what it is told to."""
 
     def __init__(self, url: str, licence: str = "", *, greet: bool = True, **options: object) -> None:
-        self.socket = connect(f"{url}{wire.PATH}", compression=None, max_size=None, **options)  # type: ignore[arg-type]
+        self.socket = connect(f"{url}{wire.PATH}", compression=None, max_size=None, legacy=True, **options)  # type: ignore[arg-type]
         self.welcome: wire.Welcome | None = None
         if greet:
             self.send(hello(licence))

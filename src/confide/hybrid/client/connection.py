@@ -8,16 +8,18 @@ import contextlib
 import socket
 import ssl
 from collections import deque
+from http import HTTPStatus
 from typing import TypeVar
 
 from websockets.client import ClientProtocol
-from websockets.exceptions import InvalidState
+from websockets.exceptions import InvalidState, InvalidStatus
 from websockets.frames import Frame, Opcode
 from websockets.protocol import State
 
 from confide.errors import (
     ConnectionLost,
     MalformedMessage,
+    ServerBusy,
     ServerSilent,
     UntrustedCertificate,
 )
@@ -83,7 +85,10 @@ class LayerConnection(Closing):
                 f"What answers at {self.url} hangs up at once; check the address, which starts with wss:// where the "
                 "server has TLS."
             ) from error
-        if self._protocol.handshake_exc is not None:
+        refusal = self._protocol.handshake_exc
+        if isinstance(refusal, InvalidStatus) and refusal.response.status_code == HTTPStatus.SERVICE_UNAVAILABLE:
+            raise ServerBusy("The server has all the connections it takes, or is stopping; try again in a minute.")
+        if refusal is not None:
             raise ConnectionLost(f"What answers at {self.url} is not a layer server; check the address.")
         self._events.popleft()  # the handshake's response
 
