@@ -9,11 +9,8 @@ from tests.attest.conformance.evidence import FORGED, real
 from tests.attest.families.cases import Case
 
 from confide.attest.check import Outcome
-from confide.attest.clauses import clause_of
 from confide.attest.policy import AnyPolicy
 from confide.attest.policy_toml import any_policy_from_toml
-from confide.attest.requirements.base import code_of
-from confide.attest.requirements.hardware import Measured as Hardware
 from confide.attest.result import AttestationResult
 from confide.attest.roots import ProductionRoots
 from confide.attest.verifier import Verifier
@@ -78,10 +75,3 @@ def test_the_cases_are_told_apart_and_say_what_they_test() -> None:
     assert all(case["clause"] and ("evidence" in case) != ("file" in case) for case in CASES)
     assert {case["evidence"] for case in CASES if "evidence" in case} == set(FORGED)
     assert set(XFAIL) <= {case["id"] for case in CASES}
-
-
-@pytest.mark.parametrize("kind", sorted(Hardware.__subclasses__(), key=lambda kind: kind.__name__))
-def test_what_hardware_can_be_asked_for_has_a_clause_of_its_own(kind: type[Hardware]) -> None:
-    general = clause_of("something that a workload states")
-    codes = [code_of(kind.claimed.get(name, name)) for name in kind.sizes]
-    assert [code for code in codes if clause_of(code) == general] == []

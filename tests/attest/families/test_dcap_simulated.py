@@ -277,7 +277,8 @@ def test_every_chain_is_looked_at_also_where_chains_share_links(tee: SimulatedTe
 
 
 def test_collateral_that_stays_parsed_is_verified_anew(simulated: Case, tee: SimulatedTee, tmp_path: Path) -> None:
-    other = SimulatedTee.create(tmp_path, MADE)
+    other, raw = SimulatedTee.create(tmp_path, MADE), simulated.evidence.raw
+    changed = raw[:100] + bytes([raw[100] ^ 1]) + raw[101:]
     for _ in range(2):
         assert simulated.verify().tcb_status is TcbStatus.UP_TO_DATE
         with pytest.raises(OutsideValidity):
@@ -285,9 +286,7 @@ def test_collateral_that_stays_parsed_is_verified_anew(simulated: Case, tee: Sim
         with pytest.raises(UnknownRoot):
             replace(simulated, roots=other.roots()).verify()
         with pytest.raises(InvalidSignature):
-            raw = bytearray(simulated.evidence.raw)
-            raw[100] ^= 1
-            simulated.with_raw(bytes(raw)).verify()
+            simulated.with_raw(changed).verify()
         revoked = tee.collateral(Listing(MADE, revoked=frozenset({"pck"})))
         with pytest.raises(Revoked):
             replace(simulated, collateral=revoked).verify()
