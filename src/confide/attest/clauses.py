@@ -10,19 +10,41 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from confide.errors import AttestationError, error_class
-
-_STATEMENT: Final = "RFC 9334, 8.4 (claims) and 10 (freshness), in a statement under report data"
+_STATEMENT: Final = "RFC 9334, 8.1 (evidence), in a statement under report data"
 _SDM: Final = "Intel SDM 3D, REPORT"
 _TDX: Final = "Intel TDX Module ABI, TDREPORT_STRUCT"
 _SNP: Final = "AMD 56860, ATTESTATION_REPORT"
-_EVIDENCE: Final = "RFC 9334, 8.1 (evidence) and 9 (its appraisal)"
+_DEBUG: Final = "AMD 56860, guest policy, bit 19; Intel TDX ATTRIBUTES.TUD; Intel SGX ATTRIBUTES.DEBUG"
+_STATED: Final = (
+    "adapters",
+    "confide-digest",
+    "confide-version",
+    "context",
+    "egress",
+    "engine",
+    "engine-version",
+    "environment",
+    "model",
+    "options",
+    "policy-version",
+    "quantization",
+    "template",
+    "upstream",
+    "weights",
+)
+"""What a workload says of itself."""
 
 _BY_CODE: Final[Mapping[str, str]] = MappingProxyType(
     {
+        **dict.fromkeys(_STATED, _STATEMENT),
+        "self-test": f"{_STATEMENT}; 10.1 (its time)",
+        "channel-key": f"{_STATEMENT}; RFC 9180 (HPKE), 4",
         "family": "RFC 9334, 8.1",
+        "record": "RFC 9334, 8.4 (attestation results)",
+        "debug": _DEBUG,
+        "tcb-status": "Intel PCS v4, tcbStatus; AMD 56860, TCB_VERSION",
         "any-of": "RFC 9334, 8.5 (appraisal policies)",
-        "report-data": "RFC 9334, 10; report data of each family",
+        "report-data": "RFC 9334, 10.2; report data of each family",
         "nonce": "RFC 9334, 10.2",
         "advisories": "Intel PCS v4, advisoryIDs",
         "ppid": "Intel SGX PCK certificate profile, 1.2.840.113741.1.13.1.1",
@@ -31,13 +53,30 @@ _BY_CODE: Final[Mapping[str, str]] = MappingProxyType(
         "verifier-service": "RFC 9334, 5.2 (background check) and 8.4 (attestation results)",
         "release-age": "RFC 9334, 10.1; in-toto statement v1",
         "release-measurements": "RFC 9334, 8.3 (reference values)",
-        "channel-key": "RFC 9334, 7.4; HPKE key in the statement",
+        "migration-agent": f"{_SNP}, REPORT_ID_MA",
+        "signer": f"{_SNP}, SIGNING_KEY",
         "guest-svn": f"{_SNP}, GUEST_SVN",
         "tee-tcb-svn": f"{_TDX}, TEE_TCB_SVN",
         "secure-boot": "Microsoft Azure, runtime claims of the HCL report",
         "vm-id": "Microsoft Azure, runtime claims of the HCL report",
         "nvidia-driver": "NVIDIA attestation, opaque data of the SPDM report",
         "nvidia-vbios": "NVIDIA attestation, opaque data of the SPDM report",
+        "attestation": "RFC 9334, 8.4 (attestation results)",
+        "attestation-refused": "RFC 9334, 8.4 (attestation results)",
+        "collateral-unavailable": "RFC 9334, 8.2 (endorsements)",
+        "debug-enabled": _DEBUG,
+        "event-log-mismatch": "TCG PC Client Platform Firmware Profile, event log; Intel TDX Module ABI, RTMR",
+        "evidence-unavailable": "RFC 9334, 8.1 (evidence)",
+        "invalid-signature": "RFC 5280, 6.1.3; RFC 9334, 12.2 (protection of messages)",
+        "malformed-evidence": "RFC 9334, 8.1 (evidence)",
+        "no-trusted-environment": "RFC 9334, 3.1 (attesting environment)",
+        "outside-validity": "RFC 5280, 6.1.3 and 6.3.3; Intel PCS v4, nextUpdate",
+        "revoked": "RFC 5280, 6.3.3",
+        "unknown-root": "RFC 5280, 6.1.1; RFC 9334, 7.4 (trust anchors)",
+        "unknown-tcb": "Intel PCS v4, tcbLevels",
+        "unsafe-configuration": "Intel TDX Module ABI, ATTRIBUTES",
+        "wrong-binding": "RFC 9334, 3.3 (composite device)",
+        "wrong-collateral": "RFC 9334, 8.2 (endorsements)",
     }
 )
 _BY_PATTERN: Final = (
@@ -50,14 +89,10 @@ _BY_PATTERN: Final = (
 
 
 def clause_of(code: str) -> str:
-    """The clause for a check of this code.
+    """The clause for a check of this code, or for evidence that is refused whole with an error of this code.
 
-    For the code of an error, by which evidence is refused whole, that on appraisal; for every other, which asks for
-    something that the workload states, that on claims and their freshness.
+    Empty for a code that is not listed: then whoever makes the check names its clause.
     """
     if code in _BY_CODE:
         return _BY_CODE[code]
-    found = next((clause for pattern, clause in _BY_PATTERN if pattern.fullmatch(code)), None)
-    if found is not None:
-        return found
-    return _EVIDENCE if issubclass(error_class(code), AttestationError) else _STATEMENT
+    return next((clause for pattern, clause in _BY_PATTERN if pattern.fullmatch(code)), "")

@@ -439,8 +439,11 @@ def _nvidia_revocation(gpu: _Json) -> Check:
 def _said(code: str, expected: str, verdict: object, seen: str) -> Check:
     """A check that the service made; one that it does not mention is skipped."""
     if verdict is None:
-        return skipped(code, expected, "the service does not say")
-    return check(code, expected, f"the service says: {seen}", verdict is True)
+        return skipped(code, expected, "the service does not say", _NVIDIA_CLAIMS)
+    return check(code, expected, f"the service says: {seen}", verdict is True, _NVIDIA_CLAIMS)
+
+
+_NVIDIA_CLAIMS: Final = "NVIDIA Remote Attestation Service, claims about one GPU (x-nvidia-gpu-*)"
 
 
 _FORMATS: Final = {

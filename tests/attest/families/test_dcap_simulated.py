@@ -265,7 +265,31 @@ def test_a_leaf_is_no_authority(tee: SimulatedTee) -> None:
         .sign(tee.keys["pck"], hashes.SHA256())
     )
     with pytest.raises(InvalidSignature, match="no authority"):
-        check_links([forged, pck, tee.certificates["pck_ca"], root], root)
+        check_links([[forged, pck, tee.certificates["pck_ca"], root]], root)
+
+
+def test_every_chain_is_looked_at_also_where_chains_share_links(tee: SimulatedTee) -> None:
+    good = [tee.certificates[name] for name in ("pck", "pck_ca", "root")]
+    check_links([good, good[1:], good], good[-1])
+    for bad in ([good[0], good[2]], [tee.certificates["tcb"], good[1]]):
+        with pytest.raises(UnknownRoot):
+            check_links([good, bad], good[-1])
+
+
+def test_collateral_that_stays_parsed_is_verified_anew(simulated: Case, tee: SimulatedTee, tmp_path: Path) -> None:
+    other, raw = SimulatedTee.create(tmp_path, MADE), simulated.evidence.raw
+    changed = raw[:100] + bytes([raw[100] ^ 1]) + raw[101:]
+    for _ in range(2):
+        assert simulated.verify().tcb_status is TcbStatus.UP_TO_DATE
+        with pytest.raises(OutsideValidity):
+            replace(simulated, now=MADE + timedelta(days=31)).verify()
+        with pytest.raises(UnknownRoot):
+            replace(simulated, roots=other.roots()).verify()
+        with pytest.raises(InvalidSignature):
+            simulated.with_raw(changed).verify()
+        revoked = tee.collateral(Listing(MADE, revoked=frozenset({"pck"})))
+        with pytest.raises(Revoked):
+            replace(simulated, collateral=revoked).verify()
 
 
 @pytest.mark.parametrize(

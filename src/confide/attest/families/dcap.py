@@ -6,6 +6,7 @@ turns the words into errors; for chains the reason is found afterwards, and only
 Source: the errors of dcap-qvl 0.7 (https://github.com/Phala-Network/dcap-qvl, `src/verify.rs`).
 """
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -49,6 +50,9 @@ from confide.errors import (
 
 MAX_COLLATERAL_BYTES: Final = 1 << 20
 """Real collateral has less than 20 kB; a CRL can grow."""
+
+_PARSED_KEPT: Final = 16
+"""How many documents of collateral stay parsed: those of the machines that are asked again and again."""
 
 DOCUMENT: Final = "dcap"
 """The name of the collateral's document: the JSON of QuoteCollateralV3."""
@@ -147,13 +151,12 @@ def verify(family: Family, evidence: Evidence, collateral: Collateral, roots: Ro
     papers = _read(collateral)
     chain = read_chain(quote.chain, "quote's chain of certificates")
     root = intel_root(roots, family, [every[-1] for every in (chain, *papers.chains)])
-    for every in (chain, *papers.chains):
-        check_links(every, root)
+    check_links((chain, *papers.chains), root)
     for name, revoked, issuer in zip(_LISTS, papers.lists, (root, [*chain, root][1]), strict=True):
         check_list(revoked, issuer)
         check_current(revoked, _LIST_WORDS[name], now)
     found = _verified(quote, chain, papers, root, evidence.raw, now)
-    tcb_info = json.loads(papers.native.tcb_info)
+    tcb_info = _signed(papers.native.tcb_info)
     _check_pce(found, tcb_info)
     return _claims(quote, roots, found, tcb_info, papers)
 
@@ -164,12 +167,25 @@ def _read(collateral: Collateral) -> _Papers:
         raise WrongCollateral(f"The collateral lacks the document {DOCUMENT!r}; fetch it for this quote.")
     if len(document) > MAX_COLLATERAL_BYTES:
         raise MalformedEvidence(f"The collateral has {len(document)} bytes; at most {MAX_COLLATERAL_BYTES} are read.")
+    return _papers(bytes(document))
+
+
+@functools.lru_cache(maxsize=_PARSED_KEPT)
+def _papers(document: bytes) -> _Papers:
+    """The document, parsed and not yet believed: every appraisal verifies its signatures, lists and dates anew."""
     try:
         native = _without_pck(dcap_qvl.QuoteCollateralV3.from_json(document.decode()))
     except ValueError as problem:
         raise MalformedEvidence("The collateral is not the JSON of QuoteCollateralV3; fetch it again.") from problem
     chains = [read_chain(getattr(native, name).encode(), name.replace("_", " ")) for name in _CHAINS]
     return _Papers(native, chains, [read_crl(getattr(native, name), name.replace("_", " ")) for name in _LISTS])
+
+
+@functools.lru_cache(maxsize=2 * _PARSED_KEPT)
+def _signed(document: str) -> Mapping[str, Any]:
+    """One of Intel's signed documents, which the library has verified; nobody may change it."""
+    found: dict[str, Any] = json.loads(document)
+    return found
 
 
 def _without_pck(native: dcap_qvl.QuoteCollateralV3) -> dcap_qvl.QuoteCollateralV3:
@@ -231,7 +247,7 @@ def _claims(
     report = _fields(found["report"])
     if any(report.get(name) != value for name, value in quote.report.items()):
         raise MalformedEvidence("Two readings of the quote differ; report this quote, and do not trust it.")
-    platform, identity = found["platform"], json.loads(papers.native.qe_identity)
+    platform, identity = found["platform"], _signed(papers.native.qe_identity)
     issued = [revoked.last_update_utc for revoked in papers.lists]
     issued += [_date(signed["issueDate"]) for signed in (tcb_info, identity)]
     ends = [revoked.next_update_utc for revoked in papers.lists if revoked.next_update_utc]

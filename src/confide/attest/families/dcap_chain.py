@@ -41,13 +41,13 @@ def _simulated(roots: SimulatedRoots, family: Family) -> x509.Certificate:
     return read_certificate(roots.certificates[family], f"simulated root for {family}")
 
 
-def check_links(chain: Chain, root: x509.Certificate) -> None:
+def check_links(chains: Iterable[Chain], root: x509.Certificate) -> None:
     """Every certificate is signed by the next, and the last is the root or signed by it; each issuer is an authority.
 
-    UnknownRoot or InvalidSignature where that does not hold.
+    A link that several chains share is checked once. UnknownRoot or InvalidSignature where one does not hold.
     """
-    path = [*chain] if chain[-1] == root else [*chain, root]
-    for issued, issuer in pairwise(path):
+    paths = ([*chain] if chain[-1] == root else [*chain, root] for chain in chains)
+    for issued, issuer in dict.fromkeys(link for path in paths for link in pairwise(path)):
         _check_link(issued, issuer, root)
 
 

@@ -55,7 +55,7 @@ def parse(raw: bytes, roots: Roots | None = None) -> SignatureOnly:
     roots = roots or ProductionRoots()
     quote = Quote.parse(raw)
     chain = read_chain(quote.chain, "quote's chain of certificates")
-    check_links(chain, intel_root(roots, quote.family, chain[-1:]))
+    check_links([chain], intel_root(roots, quote.family, chain[-1:]))
     key = chain[0].public_key()
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise MalformedEvidence("The PCK certificate's key is not P-256; fetch the evidence again.")
