@@ -24,7 +24,7 @@ _ROUNDING = 1 << (_DROPPED_BITS - 1)
 
 @dataclass(frozen=True)
 class Ahead:
-    """U p0 of some tokens with the answer's rounding added, mod 2^48: high int32 and low uint16, both (tokens, rows)."""
+    """U p0 of some tokens and the answers' rounding, mod 2^48: high int32 and low uint16, both (tokens, rows)."""
 
     high: NDArray[np.int32]
     low: NDArray[np.uint16]
@@ -69,9 +69,7 @@ class GroupMatrix:
         encryption, is what must never leave.
         """
         if (ahead is None) != (self._u is None):
-            raise ValueError(
-                "Private weights are multiplied with what their tokens' keys contribute, and open ones alone."
-            )
+            raise ValueError("Private weights need what their tokens' keys contribute, and open ones go without.")
         total = _product(self._weights, planes)
         if ahead is None:
             return total.astype(np.int32)
