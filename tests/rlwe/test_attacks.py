@@ -141,8 +141,8 @@ def test_a_forked_pool_s_secrets_give_no_pads():
 def inverse_mod_4(polynomial: torch.Tensor) -> torch.Tensor:
     """The inverse in Z_4[X]/(X^N + 1) of a polynomial with an odd sum of coefficients.
 
-    Mod 2, X^N + 1 is (X + 1)^N and a(X)^N = a(1) = 1, so that a^(N-1), a product of eleven squares, inverts it; one step
-    of Newton's doubles the bits.
+    Mod 2, X^N + 1 is (X + 1)^N and a(X)^N = a(1) = 1, so that a^(N-1), a product of eleven squares, inverts it; one
+    step of Newton's doubles the bits.
     """
     power = result = polynomial % 2
     for _ in range(10):
@@ -185,7 +185,7 @@ def test_without_an_error_the_secret_is_linear_algebra(rule, monkeypatch, known_
 @SWITCH
 def test_one_input_under_many_errors_gives_the_secret(rule, known_key):
     """Retries with a fresh e average it out, and what is left is linear algebra."""
-    group, activations, retries = odd_group(), np.zeros((1, DEGREE), np.int32), 1000
+    group, activations, retries = odd_group(), np.zeros((1, DEGREE), np.int32), 800
     secrets = TokenSecrets(PUBLIC, 1)
     total = centred(sent(secrets, activations, group)[0], 48)
     if rule == "on":
@@ -340,8 +340,8 @@ def test_u_without_an_error_is_recognised_by_its_size(rule, monkeypatch):
         monkeypatch.setattr(HintMaker, "_error", lambda self, first, rows: torch.zeros(rows, DEGREE, dtype=torch.int64))
     weights = torch.tensor([[93]], dtype=torch.int8)
     row = kept(HintMaker(weights, public, OWNER_KEY, 0))
-    # Two bits of each coefficient tell uniform from [-32, 31]? No: six do. Mod 4 the candidates' U must repeat, though:
-    # so U mod 4 is compared with what the owner drew, which stands for its small size in all bits.
+    # An inverse mod 2^48 would show U's size. Mod 4, which is all that this test inverts, what would show is compared
+    # with what the owner drew.
     u = HintMaker(weights, public, OWNER_KEY, 0).u()[0]
     h = np.concatenate([row[:1], -row[:0:-1]])
     turned = np.concatenate([u[:1], -u[:0:-1].astype(np.int64)]) % 4
@@ -420,15 +420,15 @@ def test_answers_of_40_bits_would_give_u_by_their_noise(answer_bits):
 
 @SWITCH
 def test_a_plaintext_modulus_beyond_the_rule_gives_wrong_answers(rule, monkeypatch):
-    """14,336 uniform columns need t = 2^28; with 2^30 some answers in a thousand are wrong."""
+    """14,336 uniform columns need t = 2^28; with 2^30 one answer in some thousands is wrong."""
     monkeypatch.setattr(tokens_module, "fresh_key", lambda: KEY)
-    weights = random_weights(40, 14336)
+    weights, tokens = random_weights(40, 14336), 500
     parameters = parameters_of(weights, most_activation_bits=9)
     assert parameters.plaintext_bits == 28
     if rule == "off":
         parameters = Parameters(PRIVATE, 40, 14336, 30, 9)
-    party = Party.of(weights, 200, parameters)
-    activations = np.random.default_rng(6).integers(-100, 101, (200, 14336), dtype=np.int32)
+    party = Party.of(weights, tokens, parameters)
+    activations = np.random.default_rng(6).integers(-100, 101, (tokens, 14336), dtype=np.int32)
     wrong = np.count_nonzero(party.exchange(activations) != clear_product(weights, activations))
     if rule == "off":
         assert wrong > 0
