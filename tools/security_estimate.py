@@ -99,7 +99,7 @@ def run_lattice_estimator(folder: Path, sage: str) -> None:
         ),
     ]
     (folder / "run.py").write_text("\n".join(script) + "\n", encoding="utf-8")
-    subprocess.run(  # noqa: S603
+    subprocess.run(
         [*shlex.split(sage), "-python", str(folder / "run.py")],
         cwd=checkout,
         check=True,

@@ -95,7 +95,7 @@ def test_work_ahead_is_cut_and_joined():
     assert whole.nbytes == 7 * 5 * 6
 
 
-def test_w_d_alone_never_leaves_with_private_weights():
+def test_private_weights_are_not_multiplied_without_keys_nor_open_ones_with():
     private, public = (
         GroupMatrix(random_weights(2, 3), random_weights(2, DEGREE)),
         GroupMatrix(random_weights(2, 3), None),

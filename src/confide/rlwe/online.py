@@ -65,8 +65,8 @@ class GroupMatrix:
         """Answers to d as digit planes, int8 (planes, tokens, columns) -> int32 (tokens, rows).
 
         With private weights the top 32 of 48 bits, rounded, which need `ahead` of the same tokens; with open weights
-        W d mod 2^32. ValueError where there is one of `u` and `ahead` without the other: W d alone, of a d that is no
-        encryption, is what must never leave.
+        W d mod 2^32. ValueError where there is one of `u` and `ahead` without the other: the answer would be billed and
+        wrong.
         """
         if (ahead is None) != (self._u is None):
             raise ValueError("Private weights need what their tokens' keys contribute, and open ones go without.")
