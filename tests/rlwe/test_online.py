@@ -95,15 +95,15 @@ def test_work_ahead_is_cut_and_joined():
     assert whole.nbytes == 7 * 5 * 6
 
 
-def test_w_d_alone_never_leaves_with_private_weights():
+def test_private_weights_are_not_multiplied_without_keys_nor_open_ones_with():
     private, public = (
         GroupMatrix(random_weights(2, 3), random_weights(2, DEGREE)),
         GroupMatrix(random_weights(2, 3), None),
     )
     planes, p0 = np.zeros((6, 1, 3), np.int8), np.zeros((1, 6, DEGREE), np.int8)
-    with pytest.raises(ValueError, match="keys contribute"):
+    with pytest.raises(ValueError, match="tokens' keys"):
         private.answer(planes, None)
-    with pytest.raises(ValueError, match="keys contribute"):
+    with pytest.raises(ValueError, match="tokens' keys"):
         public.answer(planes, private.ahead(p0))
     with pytest.raises(ValueError, match="send none"):
         public.ahead(p0)

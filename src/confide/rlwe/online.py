@@ -24,7 +24,7 @@ _ROUNDING = 1 << (_DROPPED_BITS - 1)
 
 @dataclass(frozen=True)
 class Ahead:
-    """U p0 of some tokens, the answer's rounding added, mod 2^48: high int32 and low uint16, both (tokens, rows)."""
+    """U p0 of some tokens and the answers' rounding, mod 2^48: high int32 and low uint16, both (tokens, rows)."""
 
     high: NDArray[np.int32]
     low: NDArray[np.uint16]
@@ -65,13 +65,11 @@ class GroupMatrix:
         """Answers to d as digit planes, int8 (planes, tokens, columns) -> int32 (tokens, rows).
 
         With private weights the top 32 of 48 bits, rounded, which need `ahead` of the same tokens; with open weights
-        W d mod 2^32. ValueError where there is one of `u` and `ahead` without the other: W d alone, of a d that is no
-        encryption, is what must never leave.
+        W d mod 2^32. ValueError where there is one of `u` and `ahead` without the other: the answer would be billed and
+        wrong.
         """
         if (ahead is None) != (self._u is None):
-            raise ValueError(
-                "Private weights are multiplied with what their tokens' keys contribute, and open ones alone."
-            )
+            raise ValueError("Private weights need what their tokens' keys contribute, and open ones go without.")
         total = _product(self._weights, planes)
         if ahead is None:
             return total.astype(np.int32)
