@@ -74,7 +74,9 @@ def _next(script: Script) -> bytes:
             opcode, payload, fin = script.choice(list(Opcode)), script.chunk(2), script.number() % 2
             return bytes([fin << 7 | opcode]) + Frame(Opcode.BINARY, payload).serialize(mask=True)[1:]
         case 2:
-            return Frame(Opcode.BINARY, wire.encode(wire.Ahead(0, memoryview(bytes(16))))).serialize(mask=script.number() % 8 > 0)
+            return Frame(Opcode.BINARY, wire.encode(wire.Ahead(0, memoryview(bytes(16))))).serialize(
+                mask=script.number() % 8 > 0
+            )
         case _:
             return script.damaged(Frame(Opcode.BINARY, script.chunk(2)).serialize(mask=True))
 

@@ -56,7 +56,7 @@ class HintMaker:
         blocks = -(-weights.shape[1] // RING_DEGREE)
         self._a = torch.stack([_limbs(public.a(group, block)) for block in range(blocks)])
         self._p1 = _limbs(public.p1())
-        content = hashlib.sha256(np.ascontiguousarray(weights.numpy())).digest()
+        content = hashlib.sha256(np.ascontiguousarray(weights.numpy()).data).digest()
         numbers = b"".join(number.to_bytes(4, "big") for number in (public.epoch, group, *weights.shape))
         bound = public.model_digest + numbers + content
         self._u_key = derive_key(owner_key, "hint u", bound)

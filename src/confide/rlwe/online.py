@@ -24,7 +24,7 @@ _ROUNDING = 1 << (_DROPPED_BITS - 1)
 
 @dataclass(frozen=True)
 class Ahead:
-    """U p0 of some tokens with the answer's rounding added, mod 2^48: high int32 and low uint16, both (tokens, rows)."""
+    """U p0 of some tokens, the answer's rounding added, mod 2^48: high int32 and low uint16, both (tokens, rows)."""
 
     high: NDArray[np.int32]
     low: NDArray[np.uint16]

@@ -2,9 +2,9 @@
 
 Two kernels that torch has for quantized models hold weights as packed bytes, a quarter of float32's memory traffic.
 oneDNN's takes any bytes, and needs VNNI. FBGEMM's needs AVX2 only, and adds pairs of products of unsigned and signed
-bytes in 16 bits: exact where no pair exceeds 2^15 - 1, so that digits of seven bits go with weights of eight, and digits
-of eight with weights of up to 64. Both add in int32 and hand the sums out as float32, so columns are cut where a sum
-might exceed 2^24. A kernel is used where it passes a test with extreme values and beats the plain product.
+bytes in 16 bits: exact where no pair exceeds 2^15 - 1, so that digits of seven bits go with weights of eight, and
+digits of eight with weights of up to 64. Both add in int32 and hand the sums out as float32, so columns are cut where
+a sum might exceed 2^24. A kernel is used where it passes a test with extreme values and beats the plain product.
 """
 
 import functools
@@ -83,7 +83,7 @@ class PackedMatrix:
 
 
 def weighted_sum(sums: NDArray[Any], bits: int) -> NDArray[np.int64]:
-    """The sum of 2^(bits i) sums[i] mod 2^64, for at most eight integer planes (planes, ...) below 2^29: int64 (...)."""
+    """The sum of 2^(bits i) sums[i] mod 2^64, for up to eight integer planes (planes, ...) below 2^29: int64 (...)."""
     # In two halves, each below 2^53: one small float64 product and one rounding less than eight shifts.
     half = (len(sums) + 1) // 2
     places = np.ldexp(1.0, bits * np.arange(half))
@@ -174,7 +174,7 @@ def _seconds(product: Callable[[], Tensor]) -> float:
 
 
 def _is_exact(kernel: _Kernel) -> bool:
-    """Does the kernel agree with int64 arithmetic where saturation or rounding would show, in all that is asked of it?"""
+    """Does the kernel agree with int64 arithmetic where saturation or rounding would show, in all asked of it?"""
     digits_of = {127: (0, 127), _NARROW: (0, 128, 255)} if kernel.saturates else {127: (0, 128, 255)}
     try:
         for largest, digits in digits_of.items():
