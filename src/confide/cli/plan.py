@@ -125,8 +125,8 @@ def _remarks(*, remote: bool) -> Iterator[str]:
         "loads. The hint comes with the shell, once."
     )
     yield (
-        "The share disclosed is of what solves the layer with the fewest inputs; by default, a licence lasts until all "
-        "of that is disclosed."
+        "The share disclosed is of what solves the layer that is solved first, if its weights have all of 8 bits; by "
+        f"default, a licence lasts until {DEFAULT_DISCLOSURE:.0%} of that is disclosed."
     )
 
 
