@@ -7,10 +7,10 @@ import hashlib
 
 import numpy as np
 import torch
-
-from confide.rlwe import masks, online
 from confide.rlwe.encryption import PackSecret
 from confide.rlwe.evaluation import OfflineProduct, RequestKey, shares
+
+from confide.rlwe import masks, online
 from confide.rlwe.parameters import Parameters, Profile
 from confide.rlwe.streams import fresh_key
 

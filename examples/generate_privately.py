@@ -42,17 +42,12 @@ def main() -> None:
             _, key = book.create("me", disclosure=None)  # for others, leave the limit on what they learn of the weights
         with layer_server(parts.server) as url:
             with confide.HybridModel.from_shell(parts.client, server=url, owner=owner.public.raw, licence=key) as model:
-                traffic = model.client.traffic
-                print(f"preparing masks for {traffic.tokens} tokens ...")
-                model.prepare()
-
                 inputs = model.tokenizer(PROMPT, return_tensors="pt")
                 streamer = TextStreamer(model.tokenizer)
                 tokens = model.generate(**inputs, max_new_tokens=24, do_sample=False, streamer=streamer)
 
                 new = tokens.shape[1] - inputs["input_ids"].shape[1]
                 print(f"{new} tokens, {model.traffic.round_trips} round trips")
-                print(f"masks for {model.tokens_left} tokens are left")
 
 
 if __name__ == "__main__":

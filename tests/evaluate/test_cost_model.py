@@ -23,9 +23,12 @@ from confide.evaluate.cost_model import (
     token_cost,
 )
 from confide.evaluate.plan import Choice, protection_choices
+from confide.hybrid.server.ledger.licences import DEFAULT_DISCLOSURE
+from confide.hybrid.server.ledger.usage import licensed_tokens, share_disclosed
 from confide.models.roles import find_layers
 from confide.models.source import open_model
 from confide.models.split import SplitSummary, split
+from confide.packages.manifest import Group, Layer
 from confide.packages.server_package import ServerPackage
 from confide.rlwe.pads import mask
 from owners import OWNER
@@ -159,5 +162,14 @@ def test_disclosure_counts_answers_and_check_vectors() -> None:
     assert said.bits == 100 * 32 * (3072 + 768) + 61 * (3072 + 768)
     # The layer of 768 inputs and 3072 outputs is solved first.
     assert said.share == pytest.approx((100 * 32 + 61 / 4) / (8 * 768))
-    assert disclosure(WIDE.protected, said.licence_tokens).share <= 1
-    assert disclosure(WIDE.protected, said.licence_tokens + 1).share > 1
+    assert disclosure(WIDE.protected, said.licence_tokens).share <= DEFAULT_DISCLOSURE
+    assert disclosure(WIDE.protected, said.licence_tokens + 1).share > DEFAULT_DISCLOSURE
+
+
+def test_disclosure_is_metered_as_the_ledger_does() -> None:
+    """Which knows the weights' own entropy; here it is that of 8 bits."""
+    for shape in WIDE.protected:
+        group = Group("g", (Layer("g", shape.rows),), shape.columns, 8, 30, 8.0 * shape.columns)
+        said = disclosure([shape], 100)
+        assert said.share == pytest.approx(share_disclosed(group, 100))
+        assert said.licence_tokens == licensed_tokens(DEFAULT_DISCLOSURE, group)

@@ -72,7 +72,7 @@ def test_seven_billion_parameters_get_every_warning(seven_billion: Source) -> No
         assert warned.message.count(". ") == 0
         assert warned.message.endswith(".")
     assert "takes 14 GB" in found[0].message
-    assert "1,023 of 4,096 tokens" in found[-1].message
+    assert "511 of 4,096 tokens" in found[-1].message
 
 
 def test_work_ahead_that_takes_longer_than_tokens_is_said(seven_billion: Source) -> None:
@@ -98,13 +98,13 @@ def test_a_slow_token_is_blamed_on_what_makes_it_slow(seven_billion: Source) -> 
 
 
 def test_the_demo_model_gets_no_warning_within_its_licence() -> None:
-    assert warnings(planned(open_model("demo"), tokens=60), Network(), 60) == []
+    assert warnings(planned(open_model("demo"), tokens=30), Network(), 30) == []
 
 
 def test_the_demo_model_warns_of_nothing_but_disclosure_beyond_it() -> None:
     found = warnings(planned(open_model("demo")), Network(), 4096)
     assert codes(found) == {"disclosure": ("one layer", "attention", "mlp", "all")}
-    assert "after 62 to 63 of 4,096 tokens" in found[0].message
+    assert "after 30 to 31 of 4,096 tokens" in found[0].message
 
 
 def test_a_tied_head_is_no_choice(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from confide.rlwe.masks import Int32Array
+from confide.rlwe.pads import Int32Array
 from confide.rlwe.streams import Stream, derive_key
 
 Field = NDArray[np.uint64]

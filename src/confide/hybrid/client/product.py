@@ -97,8 +97,8 @@ class RemoteProduct(Closing):
     happened, and from then on the caller gets zeros, and the server encryptions of what becomes of those.
     `require_intact` ends that.
 
-    padding: what lengths the server may see. on_breach: called by the first `require_intact` after a wrong answer,
-    before it raises.
+    groups: in the layer table's order. padding: what lengths the server may see. on_breach: called by the first
+    `require_intact` after a wrong answer, before it raises.
 
     Threads take turns: one generation, or one forward pass, at a time.
     """
@@ -113,7 +113,7 @@ class RemoteProduct(Closing):
     ) -> None:
         self._link = link
         self._pool = pool
-        self._groups = groups
+        self.groups = groups
         self._on_breach = on_breach
         self._positions = [0] * len(groups)
         self._last_only: int | None = None
@@ -131,7 +131,7 @@ class RemoteProduct(Closing):
         self._require_usable()
         with self._turn:
             self._require_usable()
-            parameters = self._groups[group].parameters
+            parameters = self.groups[group].parameters
             given = x.cpu().numpy()
             tokens = self._visible_tokens(group, len(given))
             values = np.zeros((tokens, parameters.columns), np.int32)
@@ -214,7 +214,7 @@ class RemoteProduct(Closing):
         self.traffic.round_trips += 1
 
     def _part(self, group: int, values: Int32Array, start: int) -> _Part:
-        checked = self._groups[group]
+        checked = self.groups[group]
         taken = self._pool.take(group, min(checked.most_tokens, len(values) - start))
         place = slice(start, start + taken.count)
         inputs = values[place]
@@ -226,15 +226,15 @@ class RemoteProduct(Closing):
         wire.require_bytes(answer.values, part.answer_bytes)
         self.traffic.bytes_down += len(answer.values)
         answers = np.frombuffer(answer.values, np.int32).reshape(part.taken.count, -1)
-        products = unmask(answers, part.taken.pads.values, self._groups[group].parameters)
+        products = unmask(answers, part.taken.pads.values, self.groups[group].parameters)
         result[part.place] = products
         self._check(group, products, part)
 
     def _check(self, group: int, products: Int32Array, part: _Part) -> None:
         """Note the first wrong answer of all; padding is checked like anything else."""
-        right = self._groups[group].check(products, part.inputs)
+        right = self.groups[group].check(products, part.inputs)
         if self.breach is None and not right.all():
-            facts = self._groups[group].group
+            facts = self.groups[group].group
             token = self._positions[group] + part.place.start + int(right.argmin())
             self.breach = Breach(facts.name, tuple(layer.name for layer in facts.layers), token)
 
@@ -271,7 +271,7 @@ class RemoteProduct(Closing):
             self._width = width
             self._pool.next_pass()
             if not self.generating:
-                self._positions = [0] * len(self._groups)
+                self._positions = [0] * len(self.groups)
             yield
             if not self.generating:
                 self.require_intact()
@@ -286,7 +286,7 @@ class RemoteProduct(Closing):
         with self._turn:
             if self.generating:
                 raise WrongMode("This model is generating; wait until it is done, or open it a second time.")
-            self._positions = [0] * len(self._groups)
+            self._positions = [0] * len(self.groups)
             self._last_only = self._alone(last_only)
             self.generating = True
             try:
@@ -296,7 +296,7 @@ class RemoteProduct(Closing):
 
     def _alone(self, layer: str | None) -> int | None:
         """The group that is this layer and no other."""
-        names = ([layer.name for layer in checked.group.layers] for checked in self._groups)
+        names = ([layer.name for layer in checked.group.layers] for checked in self.groups)
         return next((index for index, layers in enumerate(names) if layers == [layer]), None)
 
     def want(self, tokens: int) -> None:
