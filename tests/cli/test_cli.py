@@ -307,16 +307,16 @@ def fits(run: subprocess.CompletedProcess[str]) -> str:
 
 def test_a_licence_from_its_making_to_its_end(state: Path) -> None:
     assert "No licence yet" in fits(confide("licence", "list", state))
-    limits = ("--tokens", 50000, "--days", 365, "--rate", 600, "--packs-per-day", 3, "--disclosure", 0.5)
+    limits = ("--tokens", 50000, "--days", 365, "--rate", 600, "--disclosure", 0.25)
     made = answer("licence", "create", state, "--name", "Sons [& daughters]", *limits)
     key = made.pop("key")
     assert key.startswith("confide-")
     assert (made["state"], made["tokens_used"], made["tokens"], made["tokens_per_minute"]) == ("active", 0, 50000, 600)
-    assert (made["packs_per_day"], made["disclosure_limit"]) == (3, 0.5)
+    assert (made["check_sets"], made["disclosure_limit"]) == (1, 0.25)
     assert answer("licence", "list", state) == {"licences": [made]}
     assert answer("licence", "show", state, made["id"]) == made | {"disclosed": []}
-    changed = answer("licence", "change", state, "Sons [& daughters]", "--tokens", 7, "--lift-disclosure")
-    assert changed == made | {"tokens": 7, "disclosure_limit": None}
+    changed = answer("licence", "change", state, made["id"], "--tokens", 7, "--check-sets", 2, "--lift-disclosure")
+    assert changed == made | {"tokens": 7, "check_sets": 2, "disclosure_limit": None}
     other = fits(confide("licence", "create", state, "--name", "second", "--tokens", 1))
     assert other.count("confide-") == 1
     listed = fits(confide("licence", "list", state))

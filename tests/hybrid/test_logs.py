@@ -101,9 +101,7 @@ class Trouble:
         return pytest.raises(kind, check=keep)
 
 
-def test_nothing_secret_is_logged_or_said(
-    tmp_path: Path, log: io.StringIO, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_secret_is_logged_or_said(tmp_path: Path, log: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
     secrets, trouble = Secrets(), Trouble()
     service = small_service(tmp_path / "state", insecure_no_licences=False)
     book = service.ledger.licences
