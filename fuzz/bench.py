@@ -10,13 +10,13 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
-from hybrid.server.world import model, service, serving
-from owners import OWNER
 from safetensors.torch import save_file
 
 from confide.packages.manifest import MASK_TENSOR
 from confide.packages.server_package import group_file
 from confide.packages.signing import seal_package
+from hybrid.server.world import model, service, serving
+from owners import OWNER
 
 MEMORY = "/dev/shm"  # noqa: S108 - only folders that mkdtemp makes there
 

@@ -6,7 +6,7 @@ from confide.errors.base import ConfideError
 
 
 class InsecureParameters(ConfideError):
-    """The parameters asked for miss the security table, the drowning ratio or the failure probability."""
+    """The parameters asked for miss the security table or the failure probability."""
 
     code = "insecure-parameters"
 
@@ -66,7 +66,7 @@ class LicenceRefused(LicenceError):
 
 
 class BudgetExhausted(LicenceError):
-    """The licence's tokens, or its packs of the day, are used up."""
+    """The licence's tokens are used up."""
 
     code = "budget-exhausted"
 
@@ -111,24 +111,6 @@ class WrongShape(ProtocolError):
     """A payload does not have the width or the number of rows that its group needs."""
 
     code = "wrong-shape"
-
-
-class UnknownPack(ProtocolError):
-    """The server has no offline request on record for this pack and group."""
-
-    code = "unknown-pack"
-
-
-class RequestConflict(ProtocolError):
-    """A second, different offline request came for one pack and group."""
-
-    code = "request-conflict"
-
-
-class IndexUsed(ProtocolError):
-    """A mask index was already answered for other data, or was burned."""
-
-    code = "index-used"
 
 
 class UnknownBlock(ProtocolError):

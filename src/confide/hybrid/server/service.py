@@ -151,7 +151,7 @@ class LayerService:
                 f"A block has 1 to {wire.MAX_BLOCK_TOKENS} tokens of {P0_BYTES} bytes, and none with open weights; "
                 "use a Confide client."
             )
-        return Block(_int8(message.p0, tokens, PLANES, RING_DEGREE))
+        return Block(_int8(message.p0, tokens, PLANES, RING_DEGREE).copy())  # torch wraps writable memory only
 
     def admit(self, account: Account, message: wire.Online, block: Block | None = None) -> Admitted:
         """Check an online request and charge it, with a durable lease, before any answer exists.
