@@ -219,7 +219,10 @@ def test_refused_servers_are_listed_and_forgiven(parts: dict[str, Any], url: str
         (("serve", "{server}", "--host", "0.0.0.0"), "insecure-connection"),  # noqa: S104
         (("serve", "{server}", "--tls-cert", "no.pem", "--tls-key", "no.key"), "invalid-certificate"),
         (("tls", "make-local", "--name", "two words"), "invalid-certificate"),
-        (("generate", "{client}", "--server", "wss://127.0.0.1:9", "--ca", "no.pem", "--prompt-ids", "1"), "invalid-certificate"),
+        (
+            ("generate", "{client}", "--server", "wss://127.0.0.1:9", "--ca", "no.pem", "--prompt-ids", "1"),
+            "invalid-certificate",
+        ),
         (("generate", "{server}", "--server", "127.0.0.1:9", "--prompt-ids", "1"), "invalid-package"),
         (("generate", "{client}", "--server", "127.0.0.1:9", "--prompt-ids", "1"), "connection-lost"),
         (("generate", "{client}", "--server", "192.0.2.1:9", "--prompt-ids", "1"), "insecure-connection"),
