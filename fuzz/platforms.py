@@ -63,7 +63,7 @@ def bundle(data: bytes) -> None:
     found = Bundle.read(data)
     if Bundle.read(found.write()) != found:
         raise AssertionError("a bundle that was written is read as another")
-    _ = (found.gist(), found.own_policy())
+    _ = (found.result.gist(), found.own_policy())
 
 
 def attested(data: bytes) -> None:
