@@ -20,6 +20,7 @@ _GROUPS = (
     "policies",
     "machines",
     "platforms",
+    "answers",
     "gpus",
 )
 
