@@ -2,10 +2,10 @@
 
 import json
 import sys
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 import pytest
 from tests.attest.families.test_eventlog import Entry, log_of
 
@@ -99,7 +99,7 @@ def test_words_of_a_workload_are_shown_printable(
     """A statement's model, which the workload chose, beside what the policy asks for; and an error about a file."""
     evil = "\x1b[2J\u202etrusted\r"
     statement = Statement(nonce="aa" * 32, model_digest=evil)
-    Path("statement.json").write_text(json.dumps(asdict(statement)))
+    Path("statement.json").write_text(json.dumps(msgspec.structs.asdict(statement)))
     Path("quote").write_bytes(SimulatedTee.open("tee").quote(statement.digest()).raw)
     Path("policy.toml").write_text(
         'confide-policy = 1\nkind = "simulated"\n\n[[all]]\nrequire = "model"\nsha256 = "' + "ab" * 32 + '"\n'

@@ -16,7 +16,7 @@ from confide.attest.families.composite import MAX_GPUS, gpu_nonce
 from confide.attest.reading.gpus import Gpus, WithGpus, find_gpus
 from confide.attest.roots import SimulatedRoots
 from confide.attest.verifier import Verifier
-from confide.errors import EvidenceUnavailable, InvalidSignature
+from confide.errors import EvidenceUnavailable, WrongBinding
 
 from .fake_nvml import FakeNvml
 
@@ -54,7 +54,7 @@ def test_what_is_read_verifies_and_carries_the_report_data() -> None:
 def test_a_gpus_report_does_not_fit_another_report_of_its_machine() -> None:
     one, other = read(FakeNvml()), read(FakeNvml(), b"\x08" * 64)
     mixed = replace(one, members=(one.members[0], other.members[1]))
-    with pytest.raises(InvalidSignature, match="quote"):
+    with pytest.raises(WrongBinding, match="quote"):
         Verifier(ROOTS).verify(mixed, collateral(1), NOW)
 
 
