@@ -11,6 +11,7 @@ from rich.table import Table
 
 from benchmarks import (
     attention,
+    attestation,
     large_layers,
     one_layer,
     prediction,
@@ -34,6 +35,7 @@ QUESTIONS = {
     "prediction": prediction.main,
     "sealed": sealed.main,
     "confidential": confidential.main,
+    "attestation": attestation.main,
 }
 ON_REQUEST = {"peers": peers.main, "attention": attention.main}
 

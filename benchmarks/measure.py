@@ -63,5 +63,6 @@ def write(name: str, figures: list[Figure], **details: object) -> None:
 def _processor() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     flags = next((line for line in lines if line.startswith("flags")), "")
+    name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
     features = [name for name in ("avx512_vnni", "avx_vnni", "amx_int8") if f" {name}" in flags]
-    return f"{platform.machine()} ({', '.join(features) or 'no int8 extension'})"
+    return f"{name} ({', '.join(features) or 'no int8 extension'})"

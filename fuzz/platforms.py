@@ -63,7 +63,7 @@ def bundle(data: bytes) -> None:
     found = Bundle.read(data)
     if Bundle.read(found.write()) != found:
         raise AssertionError("a bundle that was written is read as another")
-    _ = (found.gist(), found.own_policy())
+    _ = (found.result.gist(), found.own_policy())
 
 
 def attested(data: bytes) -> None:
@@ -93,13 +93,14 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "token": token,
 }
 _QUOTE = bytes((4, 0, 2, 0, 0x81, 0, 0, 0)) + bytes(640)
+_INTEROPERABLE = b"\xd9\xea\x60\x82\x58\x30" + _QUOTE[:48] + b"\x46claims"
 _TOKEN = b"eyJhbGciOiJFUzM4NCJ9.eyJpc3MiOiJodHRwczovL3ZlcmlmaWVyLmV4YW1wbGUifQ.AAAA"
 _ATTESTED = b'{"evidence": {"family": "tdx", "raw": "AAAA"}, "statement": {"nonce": "ab"}, "collateral": {}}'
 SEEDS: dict[str, Callable[[], list[bytes]]] = {
     "dcap-quote": lambda: [_QUOTE, bytes((3, 0)) + bytes(432)],
     "tpm-quote": lambda: [b"\xffTCG\x80\x18" + bytes(100)],
     "certificates": lambda: [b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", b"\x30\x82\x01\x00"],
-    "ra-tls": lambda: [b"\x30\x82\x01\x00\x30\x03\x02\x01\x00", b"\xd9\xea\x60\x82\x40\x40"],
+    "ra-tls": lambda: [b"\x30\x82\x01\x00\x30\x03\x02\x01\x00", b"\xd9\xea\x60\x82\x40\x40", _INTEROPERABLE],
     "bundle": lambda: [b'{"confide-bundle": 2, "policy": "confide-policy = 1"}'],
     "attested": lambda: [_ATTESTED],
     "token": lambda: [_TOKEN, b'[["JWT", "' + _TOKEN + b'"], {}]'],

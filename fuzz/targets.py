@@ -19,6 +19,7 @@ _GROUPS = (
     "policies",
     "machines",
     "platforms",
+    "answers",
     "gpus",
 )
 
