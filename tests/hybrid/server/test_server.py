@@ -301,6 +301,23 @@ def test_a_client_without_credit_waits_and_is_answered(tmp_path: Path, limits: L
             tokens.require_exact(group, client.receive())
 
 
+def test_what_waited_for_credit_is_answered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where each answer is given at once, and gives back the credit that the next one waits for."""
+    made = service(tmp_path)
+    rows, columns = SHAPES[0]
+    monkeypatch.setattr("confide.hybrid.server.batch.INLINE_WORK", 2 * rows * (columns + 2048))
+    with serving(made, Limits(bytes_in_flight=1)) as served, Client(served.url) as client:
+        asked = [Tokens(33), *(Tokens(1) for _ in range(8))]
+        frames = [wire.encode(tokens.request(0)) for tokens in asked]
+        for frame in frames:
+            client.socket.send(frame)
+        for tokens in asked:
+            tokens.require_exact(0, client.receive())
+        last = Tokens(1)
+        last.require_exact(1, client.ask(last.request(1)))
+    assert made.ledger.anonymous().answered == {0: 33 + 8, 1: 1}
+
+
 def test_no_more_than_the_credit_is_in_flight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = service(tmp_path)
     cost = made.cost(Tokens(1).request(0))

@@ -65,6 +65,8 @@ class Peer(WSListener):
         self._places: deque[_Place] = deque()
         self._flying: dict[_Place, Cost] = {}
         self._writable = True
+        self._reading = True
+        self._going_on = False
         self._meter = ByteMeter(server.limits.bytes_per_second)
         self._throttle: asyncio.TimerHandle | None = None
         self._parted = False
@@ -137,11 +139,15 @@ class Peer(WSListener):
         self._resume_reading()
 
     def _pause_reading(self) -> None:
+        self._reading = False
         with contextlib.suppress(RuntimeError):  # closing already
             self._transport.underlying_transport.pause_reading()
 
     def _resume_reading(self) -> None:
-        if self._writable and self._throttle is None and not self._inbox and not self._parted:
+        if self._reading or self._inbox or not self._writable or self._throttle is not None:
+            return
+        self._reading = True
+        if not self._parted:
             with contextlib.suppress(RuntimeError):
                 self._transport.underlying_transport.resume_reading()
 
@@ -152,13 +158,19 @@ class Peer(WSListener):
 
     def go_on(self) -> None:
         """Deal with what waits, as far as there is credit."""
+        if self._going_on:  # an answer that was given at once gave its credit back
+            return
+        self._going_on = True
         try:
-            while self._inbox and not self._parted and self._deal_with(self._inbox[0]):
-                self._inbox.popleft()
+            while self._inbox and self._deal_with(self._inbox[0]):
+                if self._inbox:  # not parted with meanwhile
+                    self._inbox.popleft()
         except ConfideError as error:
             self._part(error)
         except Exception:  # noqa: BLE001 - one client's trouble must not reach the others
             self._fail()
+        finally:
+            self._going_on = False
         self._resume_reading()
 
     # -- dealing with messages ---------------------------------------------------------------------------------
