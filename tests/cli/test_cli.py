@@ -193,20 +193,25 @@ def test_a_licensees_own_checks(parts: dict[str, Any], url: str, tmp_path: Path)
     assert missing["code"] == "invalid-package"
 
 
-def test_refused_servers_are_listed_and_forgiven(parts: dict[str, Any], url: str, tmp_path: Path) -> None:
+def test_refused_servers_are_listed_and_forgiven(
+    parts: dict[str, Any], url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from confide.hybrid.client.refusals import Breach, RefusalList
     from confide.packages.manifest import read_manifest
 
-    assert "No server is refused" in confide("distrust", tmp_path).stderr
+    monkeypatch.setenv("CONFIDE_HOME", str(tmp_path / "home"))
+    assert "No server is refused" in confide("distrust").stderr
     digest = read_manifest(parts["client"]).model_digest
-    RefusalList(tmp_path).add(url, bytes(32), digest, Breach("h.0.mlp", ("h.0.mlp.up",), 3))
-    assert [entry["token"] for entry in answer("distrust", tmp_path)["distrusted"]] == [3]
-    assert "h.0.mlp.up), token 3" in " ".join(confide("distrust", tmp_path).stdout.split())
-    refused = answer("prepare", parts["client"], "--server", url, "--packs", tmp_path, check=1)["error"]
+    RefusalList().add(url, digest, Breach("h.0.mlp", ("h.0.mlp.up",), 3))
+    assert [entry["token"] for entry in answer("distrust")["distrusted"]] == [3]
+    assert "h.0.mlp.up), token 3" in " ".join(confide("distrust").stdout.split())
+    arguments = ("generate", parts["client"], "--owner", parts["owner"], "--server", url, "--prompt-ids", "5")
+    refused = answer(*arguments, check=1)["error"]
     assert refused["code"] == "server-distrusted"
-    assert f"confide distrust {tmp_path} --clear" in refused["message"]
-    assert answer("distrust", tmp_path, "--clear") == {"distrusted": []}
-    assert answer("distrust", tmp_path) == {"distrusted": []}
+    assert "confide distrust --clear" in refused["message"]
+    assert answer("distrust", "--clear") == {"distrusted": []}
+    assert answer("distrust") == {"distrusted": []}
+    assert answer(*arguments, "--max-new-tokens", 1)["generated_tokens"] == 1
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,14 @@ def test_a_wrong_answer_to_padding_alone_changes_nothing_the_server_sees(
     assert shapes(server) == expected
 
 
+def test_a_failing_run_goes_as_far_as_any_could(model: HybridModel, server: FakeServer) -> None:
+    server.tamper = FromFrame(2)
+    with pytest.raises(IntegrityError):
+        generate(model, max_new_tokens=40, eos_token_id=list(range(97)))
+    assert model.lengths is not None
+    assert model.lengths.visible_answer == 48
+
+
 def test_wrong_answers_never_reach_the_model(model: HybridModel, server: FakeServer) -> None:
     clean: list[Tensor] = []
     hook = model.model.get_submodule("transformer.h.0.mlp.c_fc").register_forward_hook(

@@ -41,7 +41,7 @@ class Dial:
     server wants one. ca: file of the authorities to trust at a wss:// address, instead of the system's. patience:
     seconds that a running generation waits for a server that is away; the first contact does not wait. silence: seconds
     that may pass without a single byte. Raises ProtocolError for what is no address, and InsecureConnection where it is
-    plain and on another machine, unless `insecure_no_tls` is set.
+    plain and on another machine, unless `insecure_no_tls` is set; InvalidCertificate for a `ca` that holds none.
     """
 
     server: str
@@ -57,6 +57,8 @@ class Dial:
                 f"{self.uri.host} is another machine and the connection would be plain; use a wss:// address of a "
                 "server with TLS (`confide tls make-local` makes it a certificate), or a tunnel to a loopback port."
             )
+        if self.ca is not None:
+            _ = self.trust  # read at once: a wrong file is not to be found at a reconnection
 
     @property
     def url(self) -> str:
