@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from confide.errors import ConnectionLost, ModelClosed
 from confide.hybrid.client.pads import pool as pool_module
-from confide.hybrid.client.pads.pool import Block, PadPool
+from confide.hybrid.client.pads.pool import FIRST_TOKENS, Block, PadPool
 from confide.hybrid.client.pads.source import Pads
 from confide.hybrid.model import HybridModel
 from confide.models.split import SplitSummary
@@ -89,7 +89,7 @@ def test_what_is_dropped_is_never_used(pool: PadPool) -> None:
     pool.drop()
     after = pool.take(0, 1)
     assert after.block > 0
-    assert after.pads.pads[0, 0] >= first + len(SHAPES) * pool.block_tokens
+    assert after.pads.pads[0, 0] >= first + len(SHAPES) * FIRST_TOKENS
 
 
 def test_a_block_that_was_being_made_is_dropped_with_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,6 +150,36 @@ def test_what_goes_wrong_in_the_thread_is_raised_where_pads_are_taken() -> None:
         for _ in range(2):
             with pytest.raises(MemoryError):
                 pool.take(0, 1)
+
+
+def test_blocks_grow_and_are_small_again_after_a_drop(pool: PadPool) -> None:
+    sizes: dict[int, int] = {}
+    while len(sizes) < 6:
+        taken = pool.take(0, 1)
+        sizes[taken.block] = sizes.get(taken.block, 0) + 1
+        if len(sizes) == 5 and taken.first == 0:
+            pool.drop()
+    assert list(sizes.values())[:4] == [16, 32, 64, 128]
+    pool.drop()
+    pool.take(0, 200)
+    assert pool.take(1, 200).count == FIRST_TOKENS
+
+
+def test_blocks_are_announced_in_order_and_as_they_are_needed(pool: PadPool) -> None:
+    announced: list[int] = []
+    for _ in range(300):
+        pool.take(0, 1)
+        announced += [block.number for block in pool.announcements(1 << 20)]
+        ahead = sum(block.tokens - block.used() for block in pool._blocks if block.announced)
+        assert ahead <= pool.block_tokens // 2 + pool.block_tokens
+    assert announced == list(range(len(announced)))
+    assert len(announced) > 3
+
+
+def test_no_more_is_announced_than_a_server_keeps(pool: PadPool) -> None:
+    pool.take(0, 1)
+    assert not pool.announcements(FIRST_TOKENS - 1)
+    assert [block.tokens for block in pool.announcements(FIRST_TOKENS)] == [FIRST_TOKENS]
 
 
 def test_little_memory_makes_small_blocks() -> None:
@@ -246,8 +276,8 @@ def test_pads_are_ready_before_anything_is_asked(model: HybridModel, server: Fak
         time.sleep(0.01)
     assert server.blocks
     assert not server.frames
-    generate(model)
-    assert all(not frame.p0 for frame in server.frames)
+    generate(model, max_new_tokens=1)
+    assert not server.frames[0].p0
 
 
 def test_a_server_that_is_gone_for_good_is_an_error(parts: SplitSummary, server: FakeServer, open_shell: Open) -> None:

@@ -24,8 +24,10 @@ from confide.hybrid.client.pads.source import Pads, PadSource
 from confide.hybrid.closing import Closing
 from confide.rlwe.parameters import Parameters
 
-BLOCK_TOKENS: Final = 64
-"""Tokens that are made at once: fewer read the hint more often for each, more keep the first token waiting."""
+FIRST_TOKENS: Final = 16
+BLOCK_TOKENS: Final = 128
+"""Tokens that are made at once: at first few, for a token that waits, then twice as many each time up to this. Reading
+the hint takes as long for many as for one."""
 MEMORY_SHARE: Final = 8
 """The pool takes at most one part in so many of the memory that is free when it is made."""
 _LEAST_MEMORY: Final = 256 << 20
@@ -95,7 +97,8 @@ class PadPool(Closing):
     """Blocks of pads, and the thread that makes them. One thread at a time takes.
 
     source: draws secrets. parameters: of each layer group. The first block is begun at once. memory: bytes that the
-    blocks may take, a share of what is free without. on_block: called by the thread whenever a block is ready.
+    blocks may take, a share of what is free without. block_tokens: of the largest blocks. on_block: called by the thread
+    whenever a block is ready.
     """
 
     def __init__(self, source: PadSource, parameters: list[Parameters], memory: int | None = None) -> None:
@@ -106,6 +109,7 @@ class PadPool(Closing):
         # A thread makes one more than there are.
         self._most_tokens = max(1, memory // token)
         self.block_tokens = min(BLOCK_TOKENS, max(1, self._most_tokens // 2))
+        self._next_tokens = min(FIRST_TOKENS, self.block_tokens)
         self._wanted = self.block_tokens
         self._blocks: list[Block] = []
         self._numbers = itertools.count()
@@ -174,16 +178,14 @@ class PadPool(Closing):
             unused = sum(block.tokens - block.used() for block in known)
             fresh = []
             for block in self._blocks:
-                if (
-                    not block.announced
-                    and block.p0 is not None
-                    and unused <= block.tokens // 2
-                    and block.tokens <= room
-                ):
-                    block.announced = True
-                    fresh.append(block)
-                    room -= block.tokens
-                    unused += block.tokens
+                if block.announced or block.p0 is None:
+                    continue
+                if unused > self.block_tokens // 2 or block.tokens > room:
+                    break  # a later one would only be needed after this
+                block.announced = True
+                fresh.append(block)
+                room -= block.tokens
+                unused += block.tokens
             return fresh
 
     def wait_for_block(self) -> None:
@@ -212,6 +214,7 @@ class PadPool(Closing):
     def _drop(self) -> None:
         self._course += 1
         self._blocks.clear()
+        self._next_tokens = min(FIRST_TOKENS, self.block_tokens)
         self._changed.notify_all()
 
     def _drop_after_sleep(self) -> None:
@@ -259,9 +262,9 @@ class PadPool(Closing):
                     self._changed.wait()
                 if self._closed:
                     return
-                course = self._course
+                course, tokens = self._course, self._next_tokens
             try:
-                block = self._make(course)
+                block = self._make(course, tokens)
             except BaseException as error:  # noqa: BLE001 - whatever it is, it is raised where pads are taken
                 with self._changed:
                     self._problem = error
@@ -271,16 +274,17 @@ class PadPool(Closing):
                 with self._changed:
                     if course == self._course:
                         self._blocks.append(block)
+                        self._next_tokens = min(2 * tokens, self.block_tokens)
                         self._changed.notify_all()
                 self.on_block()
 
     def _enough(self) -> bool:
         return sum(block.tokens - block.used() for block in self._blocks) >= self._wanted
 
-    def _make(self, course: int) -> Block | None:
+    def _make(self, course: int, tokens: int) -> Block | None:
         """A block, or None where it was given up meanwhile."""
         started = time.perf_counter()
-        secrets = self._source(self.block_tokens)
+        secrets = self._source(tokens)
         pads = []
         for index in range(self._groups):
             if course != self._course:
