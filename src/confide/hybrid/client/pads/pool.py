@@ -97,8 +97,8 @@ class PadPool(Closing):
     """Blocks of pads, and the thread that makes them. One thread at a time takes.
 
     source: draws secrets. parameters: of each layer group. The first block is begun at once. memory: bytes that the
-    blocks may take, a share of what is free without. block_tokens: of the largest blocks. on_block: called by the thread
-    whenever a block is ready.
+    blocks may take, a share of what is free without. block_tokens: of the largest blocks. on_block: called by the
+    thread whenever a block is ready.
     """
 
     def __init__(self, source: PadSource, parameters: list[Parameters], memory: int | None = None) -> None:
