@@ -64,6 +64,6 @@ def test_a_thousand_kills_change_no_text_and_use_no_secret_twice(
         done.set()
         killer.join()
     assert kills == KILLS
-    assert texts > 10
-    assert len(sent) > 1000
+    assert texts > KILLS // 100
+    assert len(sent) > KILLS
     assert not clashes
