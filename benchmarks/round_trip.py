@@ -22,7 +22,7 @@ from benchmarks.whole_model import decode
 from confide import HybridModel
 from confide.cli import output
 from confide.hybrid.client.product import RemoteProduct
-from confide.hybrid.server.server import server
+from confide.hybrid.server import server
 from confide.rlwe import online
 
 ROUNDS = 5
