@@ -11,6 +11,7 @@ from confide.attest.check import Check, check
 from confide.attest.configuration import Configuration, Egress
 from confide.attest.requirements.base import ABSENT, Requirement, Subject, one_of, period, require_hex
 from confide.errors import InvalidPolicy
+from confide.printable import printable
 
 _FAST_CLOCK: Final = timedelta(minutes=10)
 """How far the clock of a workload may be ahead."""
@@ -70,8 +71,7 @@ class Weights(Requirement, frozen=True, tag="weights"):
 
     def __post_init__(self) -> None:
         _require_some("sha256", self.sha256)
-        for digest in self.sha256:
-            require_hex("sha256", digest, 32)
+        _require_digests(self.sha256)
 
     def sentences(self) -> Iterator[str]:
         yield "weights in memory with " + one_of(tuple(f"the digest {digest[:16]}..." for digest in self.sha256))
@@ -134,8 +134,7 @@ class Template(Requirement, frozen=True, tag="template"):
 
     def __post_init__(self) -> None:
         _require_some("sha256", self.sha256)
-        for digest in self.sha256:
-            require_hex("sha256", digest, 32)
+        _require_digests(self.sha256)
 
     def sentences(self) -> Iterator[str]:
         yield "a given chat template"
@@ -152,8 +151,7 @@ class ConfideVersion(Requirement, frozen=True, tag="confide-version"):
 
     def __post_init__(self) -> None:
         _require_some("versions or sha256", self.versions + self.sha256)
-        for digest in self.sha256:
-            require_hex("sha256", digest, 32)
+        _require_digests(self.sha256)
 
     def sentences(self) -> Iterator[str]:
         yield "a given Confide: " + one_of((*self.versions, *(f"digest {digest[:16]}..." for digest in self.sha256)))
@@ -236,7 +234,7 @@ def _configured(code: str, expected: str, subject: Subject, judge: Callable[[Con
     if statement.configuration is None:
         return check(code, expected, "a statement that does not say what runs", ok=False)
     seen, ok = judge(statement.configuration)
-    return check(code, expected, _printable(seen), ok)
+    return check(code, expected, _shown(seen), ok)
 
 
 def _among(code: str, allowed: tuple[str, ...], subject: Subject, value: Callable[[Configuration], str]) -> Check:
@@ -268,7 +266,12 @@ def _require_some(name: str, values: tuple[str, ...]) -> None:
         raise InvalidPolicy(f"{name} names what is allowed, and nothing would be; give at least one, and none empty.")
 
 
-def _printable(text: str) -> str:
-    """A workload's words, as a terminal may have them."""
-    shown = "".join(letter if letter.isprintable() else "?" for letter in text)
-    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
+def _require_digests(values: tuple[str, ...]) -> None:
+    for digest in values:
+        require_hex("sha256", digest, 32)
+
+
+def _shown(text: str) -> str:
+    """A workload's words: printable, and not too many."""
+    words = printable(text)
+    return words if len(words) <= _SHOWN else f"{words[:_SHOWN]}..."
