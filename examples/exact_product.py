@@ -8,13 +8,19 @@ import hashlib
 import numpy as np
 import torch
 
-from confide.rlwe.hint import HintMaker
-from confide.rlwe.online import GroupMatrix
-from confide.rlwe.pads import mask, unmask
-from confide.rlwe.parameters import Norms, Parameters, Profile, require_noise_fits
-from confide.rlwe.public import PublicSeed
-from confide.rlwe.streams import fresh_key
-from confide.rlwe.tokens import TokenSecrets
+from confide.rlwe import (
+    GroupMatrix,
+    HintMaker,
+    Norms,
+    Parameters,
+    Profile,
+    PublicSeed,
+    TokenSecrets,
+    fresh_key,
+    mask,
+    require_noise_fits,
+    unmask,
+)
 
 ROWS, COLUMNS, TOKENS, GROUP = 96, 64, 4, 0
 

@@ -85,7 +85,7 @@ def passphrase_from_environment() -> str:
 
 
 class OwnerKey:
-    """An owner's private key. What it signs is made by `models.seal`, with a label for each purpose."""
+    """An owner's private key. What it signs is made by `packages.signing`, with a label for each purpose."""
 
     def __init__(self, key: Ed25519PrivateKey) -> None:
         self._key = key
