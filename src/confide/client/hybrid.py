@@ -2,12 +2,13 @@
 
 from pathlib import Path
 from threading import Event, Thread
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Unpack
 
 import torch
 from torch import Tensor
 from transformers import StoppingCriteria, TextIteratorStreamer
 
+from confide.client.options import HybridOptions
 from confide.client.session import Pieces, Session
 from confide.errors import WrongMode
 from confide.hybrid.model import HybridModel
@@ -22,7 +23,7 @@ DEFAULT_MAX_TOKENS: Final = 64
 class HybridSession(Session):
     """A `HybridModel` of a shell and its server, with the methods that all sessions have."""
 
-    def __init__(self, shell: Path | str, server: str, **options: Any) -> None:
+    def __init__(self, shell: Path | str, server: str, **options: Unpack[HybridOptions]) -> None:
         """shell: the folder that `confide split` wrote for clients. options: see `HybridModel.from_shell`."""
         self.hybrid = HybridModel.from_shell(shell, server=server, **options)
         self._name = Path(shell).resolve().name
