@@ -23,6 +23,7 @@ from confide.evaluate.cost_model import (
     token_cost,
 )
 from confide.evaluate.plan import Choice, protection_choices
+from confide.hybrid.client.pads.pool import BLOCK_TOKENS
 from confide.hybrid.server.ledger.licences import DEFAULT_DISCLOSURE
 from confide.hybrid.server.ledger.usage import licensed_tokens, share_disclosed
 from confide.models.roles import find_layers
@@ -143,12 +144,13 @@ def test_weights_that_no_cache_holds_take_longer() -> None:
 
 
 def test_a_prompt_within_the_first_block_waits_for_no_work_ahead() -> None:
-    short, longer = (prompt_cost(WIDE, RATES, replace(SKELETON, tokens=tokens), Network()) for tokens in (64, 80))
-    linear = 64 * sum(RATES.prompt_token.seconds(group) for group in WIDE.protected)
+    lengths = (BLOCK_TOKENS, BLOCK_TOKENS + 16)
+    short, longer = (prompt_cost(WIDE, RATES, replace(SKELETON, tokens=tokens), Network()) for tokens in lengths)
+    linear = BLOCK_TOKENS * sum(RATES.prompt_token.seconds(group) for group in WIDE.protected)
     head = WIDE.kept[0].weights * RATES.kept_token
     assert short.seconds == pytest.approx(SKELETON.prompt + linear + head)
     extra = 16 * ahead_cost(WIDE, RATES, Network()).seconds
-    assert longer.seconds - short.seconds == pytest.approx(extra + linear / 4)
+    assert longer.seconds - short.seconds == pytest.approx(extra + linear * 16 / BLOCK_TOKENS)
 
 
 def test_a_prompt_takes_one_round_trip_a_group_and_brings_its_p0() -> None:

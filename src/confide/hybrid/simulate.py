@@ -2,10 +2,12 @@
 
 What a client would know through the hint is put together from its definition: v = noise - W pads - U p0 mod 2^48, the
 noise a Gaussian as wide as the parameters allow. A run gives the same integers as the clear quantized model exactly
-if masking, the server's product and unmasking are right together.
+if masking, the server's product and unmasking are right together. Pads are drawn for every token; p0, of which nothing
+is learnt here, once for each layer group.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +21,20 @@ from confide.models.quantized import QuantizedModel
 from confide.packages.server_package import StoredGroup
 from confide.packages.shell import load_shell
 from confide.rlwe.digits import value
-from confide.rlwe.online import GroupMatrix
+from confide.rlwe.online import Ahead, GroupMatrix
 from confide.rlwe.pads import mask, unmask
 from confide.rlwe.parameters import ANSWER_BITS, MODULUS_BITS, NOISE_STDS, PLANES, RING_DEGREE, U_BITS, Parameters
 from confide.rlwe.streams import Stream, fresh_key
 
-_LIMB_BITS = 16
+_LIMB_BITS = 24
+
+
+@dataclass(frozen=True)
+class _Key:
+    """What a p0 gives: `ahead` of one token, and U p0, int64 (1, rows)."""
+
+    ahead: Ahead
+    product: NDArray[np.int64]
 
 
 class SimulatedProduct:
@@ -39,6 +49,7 @@ class SimulatedProduct:
         self._servers = [GroupMatrix(group.weights, group.u) for group in self._groups]
         self._parameters = parameters
         self._noise = np.random.default_rng()
+        self._keys = [self._key(*pair) for pair in zip(self._groups, self._servers, strict=True)]
 
     @classmethod
     def of(cls, quantized: QuantizedModel) -> "SimulatedProduct":
@@ -51,13 +62,18 @@ class SimulatedProduct:
         parameters, stored, server = self._parameters[group], self._groups[group], self._servers[group]
         pads = self._uniform(len(x), parameters.columns)
         planes = mask(x.cpu().numpy(), pads, parameters)
-        if stored.u is None:
-            answer, product = server.answer(planes, None), _exact(stored.weights, pads)
-        else:
-            p0 = self._stream.bytes(len(x) * PLANES * RING_DEGREE).view(np.int8).reshape(len(x), PLANES, RING_DEGREE)
-            answer = server.answer(planes, server.ahead(p0))
-            product = _exact(stored.weights, pads) + _exact(stored.u, value(np.moveaxis(p0, 1, -1)))
+        product, ahead = _exact(stored.weights, pads), None
+        if (key := self._keys[group]) is not None:
+            ahead = Ahead.join([key.ahead] * len(x))
+            product += key.product
+        answer = server.answer(planes, ahead)
         return torch.from_numpy(unmask(answer, self._values(product, parameters), parameters)).to(x.device)
+
+    def _key(self, group: StoredGroup, server: GroupMatrix) -> "_Key | None":
+        if group.u is None:
+            return None
+        p0 = self._stream.bytes(PLANES * RING_DEGREE).view(np.int8).reshape(1, PLANES, RING_DEGREE)
+        return _Key(server.ahead(p0), _exact(group.u, value(np.moveaxis(p0, 1, -1))))
 
     def _with_u(self, group: StoredGroup, parameters: Parameters) -> StoredGroup:
         if not parameters.private or group.u is not None:
@@ -85,14 +101,14 @@ class SimulatedProduct:
 def _exact(weights: Tensor, values: NDArray[np.int64]) -> NDArray[np.int64]:
     """int8 (rows, columns), int64 (tokens, columns) below 2^48 in magnitude -> W values mod 2^64, (tokens, rows).
 
-    By limbs of 16 bits in float64, where sums of at most 2^16 products stay below 2^39.
+    By two limbs of 24 bits in float64, where sums of at most 2^15 products stay below 2^46.
     """
-    matrix = weights.numpy().astype(np.float64).T
-    total = np.zeros((len(values), len(weights)), np.int64)
-    for place in range(0, MODULUS_BITS, _LIMB_BITS):
-        limb = (values >> place) & ((1 << _LIMB_BITS) - 1) if place < MODULUS_BITS - _LIMB_BITS else values >> place
-        total += (limb.astype(np.float64) @ matrix).astype(np.int64) << place
-    return total
+    limbs = np.stack([values & ((1 << _LIMB_BITS) - 1), values >> _LIMB_BITS]).astype(np.float64)
+    low, high = (limbs @ weights.numpy().astype(np.float64).T).astype(np.int64)
+    high <<= _LIMB_BITS
+    high += low
+    exact: NDArray[np.int64] = high
+    return exact
 
 
 def load_simulated(shell: Path | str, server: Path | str) -> PreTrainedModel:

@@ -94,5 +94,6 @@ def _product(weights: Tensor | PackedMatrix, planes: Int8Array) -> NDArray[np.in
         return np.concatenate([_product(weights, planes[:, start : start + MOST_TOKENS]) for start in starts])
     if isinstance(weights, PackedMatrix):
         return weights.product(planes)
-    stacked = torch.from_numpy(planes.reshape(-1, planes.shape[2]))
+    # Planes that came in a message cannot be written to, and torch wants what can.
+    stacked = torch.from_numpy(np.require(planes.reshape(-1, planes.shape[2]), requirements="W"))
     return weighted_sum(int8_matmul(stacked, weights.t()).numpy().reshape(*planes.shape[:2], -1), 8)

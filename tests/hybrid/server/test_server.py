@@ -492,5 +492,6 @@ def test_the_same_request_gives_the_same_answer_whatever_it_is_put_together_with
 def test_the_client_hears_of_a_full_server_as_of_a_busy_one(tmp_path: Path) -> None:
     with serving(service(tmp_path), Limits(connections=1)) as served, Client(served.url):
         dial = Dial(served.url, insecure_no_tls=True)
-        with pytest.raises(ServerBusy):
-            LayerConnection(dial, model().signed.release)
+        for _ in range(3):  # the second answer is as good as the first
+            with pytest.raises(ServerBusy):
+                LayerConnection(dial, model().signed.release)

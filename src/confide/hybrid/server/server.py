@@ -135,7 +135,7 @@ class LayerServer:
         path = request.path.decode("ascii", "replace")
         if path == wire.PATH:
             if self.draining or len(self.peers) >= self.limits.connections:
-                return _BUSY
+                return _busy()
             return Peer(self)
         return _page(b"draining\n" if self.draining else b"ok\n") if path == "/health" else None
 
@@ -189,12 +189,12 @@ def _page(body: bytes) -> WSUpgradeResponseWithListener:
     return WSUpgradeResponseWithListener(WSUpgradeResponse.create_ok_response(body), None)
 
 
-_BUSY = WSUpgradeResponseWithListener(
-    WSUpgradeResponse.create_error_response(
-        HTTPStatus.SERVICE_UNAVAILABLE, b"The server has all the connections it takes; try again in a minute.\n"
-    ),
-    None,
-)
+def _busy() -> WSUpgradeResponseWithListener:
+    # One for each: picows adds a length to the headers whenever it writes a response.
+    text = b"The server has all the connections it takes; try again in a minute.\n"
+    return WSUpgradeResponseWithListener(
+        WSUpgradeResponse.create_error_response(HTTPStatus.SERVICE_UNAVAILABLE, text), None
+    )
 
 
 def load_service(
