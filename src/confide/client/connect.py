@@ -23,6 +23,8 @@ def connect(target: str | Path, **options: Unpack[ConnectOptions]) -> Session:
     HybridModel.from_shell. What cannot be had raises, and so does an option of the other protection; no protection is
     ever replaced by another one.
     """
+    if unknown := [name for name in options if name not in ConnectOptions.__annotations__]:
+        raise TypeError(f"connect() has no option {' or '.join(unknown)}")
     scheme = urlsplit(str(target)).scheme
     if scheme in ("http", "https"):
         own = _of(EnclaveOptions, options)
@@ -47,8 +49,6 @@ def _of(kind: type, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options, if none of them belongs to another protection."""
     known = kind.__annotations__
     foreign = [name for name, value in options.items() if name not in known and value]
-    if unknown := [name for name in options if name not in ConnectOptions.__annotations__]:
-        raise TypeError(f"connect() has no option {' or '.join(unknown)}")
     if foreign:
         raise WrongMode(f"This protection has no {' or '.join(foreign)}; leave that out, or check the address.")
     return {name: value for name, value in options.items() if name in known}
