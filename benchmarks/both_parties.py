@@ -1,60 +1,56 @@
-"""One layer group with both parties in this process, no network and no disk: a whole mask pack, then token by token."""
+"""One layer group with both parties in this process, no network and no disk: pads for a block, then token by token."""
 
 import os
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from confide.rlwe import masks, online
-from confide.rlwe.encryption import PackSecret
-from confide.rlwe.evaluation import OfflineProduct, RequestKey, shares
-from confide.rlwe.packed import PackedMatrix
-from confide.rlwe.parameters import Parameters, Profile
+from confide.rlwe.hint import HintMaker
+from confide.rlwe.online import Ahead, GroupMatrix
+from confide.rlwe.pads import Int8Array, Int32Array, Int64Array, mask, unmask
+from confide.rlwe.parameters import Norms, Parameters, Profile
+from confide.rlwe.public import PublicSeed
+from confide.rlwe.tokens import TokenSecrets
 
-BLOCK_ROWS = 128
+BLOCK_TOKENS = 64
 
 
 @dataclass(frozen=True, repr=False)
-class Pack:
-    """The client's pads (tokens, columns) and values (tokens, rows), and what the server expands its shares from."""
+class Block:
+    """Pads (tokens, columns) and values (tokens, rows) of the client's, and what the server made of its keys."""
 
-    pads: NDArray[np.int32]
-    values: NDArray[np.int32]
-    request: RequestKey
+    pads: Int64Array
+    values: Int32Array
+    ahead: Ahead
 
 
 def private_weights(weights: torch.Tensor) -> Parameters:
     """The private-weights parameters of int8 weights (rows, columns)."""
     rows, columns = weights.shape
-    l1, l2 = int(weights.long().abs().sum(1).max()), float(weights.double().norm(dim=1).max())
-    return Parameters.derive(Profile.PRIVATE_WEIGHTS, rows=rows, columns=columns, row_l1=l1, row_l2=l2)
+    norms = Norms(int(weights.long().abs().sum(1).max()), float(weights.double().norm(dim=1).max()))
+    return Parameters.derive(Profile.PRIVATE_WEIGHTS, norms, rows=rows, columns=columns)
 
 
-def prepare(weights: torch.Tensor, parameters: Parameters) -> Pack:
-    """The offline phase of a whole pack."""
-    secret = PackSecret(os.urandom(32), parameters.ring_degree)
-    p1_seed = os.urandom(32)
-    p0 = secret.public_key(p1_seed, parameters)
-    pads = masks.uniform_masks(os.urandom(32), parameters, parameters.tokens)
-    by_row = torch.from_numpy(pads).t().contiguous()
-    server = OfflineProduct(weights, parameters)
-    for first in range(0, parameters.columns, BLOCK_ROWS):
-        block = by_row[first : first + BLOCK_ROWS]
-        server.add_rows(first, secret.encrypt_rows(block, parameters, 0, first))
-    request = RequestKey.bind(os.urandom(32), os.urandom(32))
-    values = torch.empty(parameters.rows, parameters.tokens, dtype=torch.int32)
-    for first, high, low in server.answer(secret.public_seed(0), p1_seed, p0, request):
-        values[first : first + high.shape[1]] = secret.decrypt_rows(high, low)
-    return Pack(pads, values.t().contiguous().numpy(), request)
+class BothParties:
+    """Owner, server and client of one layer group. hint_bytes: of what the client gets once."""
 
+    def __init__(self, weights: torch.Tensor) -> None:
+        self.parameters = private_weights(weights)
+        self._public = PublicSeed(os.urandom(32), 0)
+        maker = HintMaker(weights, self._public, os.urandom(32), 0)
+        self._hint: Int8Array = np.concatenate([tile.hint for tile in maker.rows()])
+        self._matrix = GroupMatrix(weights, torch.from_numpy(maker.u()))
+        self.hint_bytes = self._hint.nbytes
 
-def product(
-    weights: torch.Tensor | PackedMatrix, activations: NDArray[np.int32], pack: Pack, token: int, parameters: Parameters
-) -> NDArray[np.int32]:
-    """The online phase of one token, under the pack's mask `token`: (1, columns) -> (1, rows)."""
-    masked = masks.mask(activations, pack.pads[token : token + 1], parameters)
-    share = shares(pack.request, parameters.rows, token, 1)
-    answer = online.answer(weights, torch.from_numpy(masked), share, parameters)
-    return masks.unmask(answer.numpy(), pack.values[token : token + 1], parameters)
+    def block(self, tokens: int = BLOCK_TOKENS) -> Block:
+        """The work ahead of some tokens, of both parties."""
+        secrets = TokenSecrets(self._public, tokens)
+        pads = secrets.pads(0, self.parameters)
+        return Block(pads, secrets.values(self._hint, self.parameters), self._matrix.ahead(secrets.p0))
+
+    def product(self, activations: Int32Array, block: Block, token: int) -> Int32Array:
+        """The online phase of one token, under the block's pads of `token`: (1, columns) -> (1, rows)."""
+        place = slice(token, token + 1)
+        planes = mask(activations, block.pads[place], self.parameters)
+        return unmask(self._matrix.answer(planes, block.ahead[place]), block.values[place], self.parameters)

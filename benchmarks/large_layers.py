@@ -25,7 +25,6 @@ def main() -> list[Figure]:
     one_block = copy.deepcopy(LLAMA_1B)
     one_block.num_hidden_layers, one_block.vocab_size = 1, SMALL_VOCABULARY
     with split_shape(one_block) as model, serving(model.server) as url, model.open(url) as private:
-        private.prepare(1)
         figures = _measure(private, model.source.load_model())
     write("large_layers", figures)
     return figures

@@ -7,7 +7,7 @@ import statistics
 from dataclasses import dataclass
 from functools import partial
 
-from benchmarks.measure import Figure, seconds, write
+from benchmarks.measure import Figure, write
 from benchmarks.shapes import GPT2_SMALL, SplitModel, serving, split_shape, split_source
 from benchmarks.whole_model import PREFILL_TOKENS, decode, prefill
 from confide import HybridModel
@@ -22,12 +22,11 @@ MODELS = {"GPT-2-small shape": partial(split_shape, GPT2_SMALL), "demo model": l
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds of one pack, of a step of decoding and of a prompt; bytes of a pack on the wire, of a token online."""
+    """Seconds of a token's work ahead, of a step of decoding and of a prompt; bytes of a token."""
 
-    pack: float
+    ahead: float
     token: float
     prompt: float
-    pack_bytes: int
     token_bytes: int
 
 
@@ -48,42 +47,35 @@ def _predict(model: SplitModel) -> Outlook:
 
 
 def _measure(private: HybridModel) -> Measured:
-    pack_bytes = 0
-    done = 0
-
-    def count(step) -> None:  # type: ignore[no-untyped-def]
-        nonlocal pack_bytes, done
-        pack_bytes, done = pack_bytes + step.bytes_done - done, step.bytes_done
-
-    pack = seconds(partial(private.prepare, 1, count))
-    before = private.traffic.bytes_up + private.traffic.bytes_down
+    before = private.traffic.bytes_up - private.traffic.bytes_ahead + private.traffic.bytes_down
     prompts = [prefill(private.model) for _ in range(ROUNDS)]
-    prompt_bytes = private.traffic.bytes_up + private.traffic.bytes_down - before
+    prompt_bytes = private.traffic.bytes_up - private.traffic.bytes_ahead + private.traffic.bytes_down - before
     return Measured(
-        pack=pack,
+        ahead=private.product.ms_ahead_per_token / 1e3,
         token=statistics.median(decode(private.model) for _ in range(ROUNDS)),
         prompt=statistics.median(prompts),
-        pack_bytes=pack_bytes,
         token_bytes=prompt_bytes // (ROUNDS * PREFILL_TOKENS),
     )
 
 
 def _compare(name: str, predicted: Outlook, measured: Measured) -> list[Figure]:
     times = (
-        ("offline, a token", predicted.preparing.seconds / 4096, measured.pack / 4096),
+        ("ahead, a token", predicted.ahead.seconds, measured.ahead),
         ("decoding, a token", predicted.token.seconds, measured.token),
         (f"prefill of {PREFILL_TOKENS} tokens", predicted.prompt.seconds, measured.prompt),
-    )
-    sizes = (
-        ("bytes of a pack", predicted.preparing.bytes, measured.pack_bytes),
-        ("bytes of a token online", predicted.token.bytes, measured.token_bytes),
     )
     return [
         _difference(f"{name}: {what}", one, other, 25, 10, f"{one * 1e3:.2f} ms predicted, {other * 1e3:.2f} measured")
         for what, one, other in times
     ] + [
-        _difference(f"{name}: {what}", one, other, 0, 0, f"{one:,} predicted, {other:,} measured")
-        for what, one, other in sizes
+        _difference(
+            f"{name}: bytes of a token",
+            predicted.token.bytes,
+            measured.token_bytes,
+            0,
+            0,
+            f"{predicted.token.bytes:,} predicted, {measured.token_bytes:,} measured",
+        )
     ]
 
 

@@ -1,8 +1,8 @@
-"""What a round trip costs beside the server's product: masks, frames, sockets, event loop, ledger, check, unmasking.
+"""What a round trip costs beside the server's product: pads, frames, sockets, event loop, ledger, check.
 
 The overhead of a call is its whole time at the client, from integers to integers, less the time of the integer matrix
 product W d, taken by the server in the same call. The layer server is a process of its own on loopback, with
-`online.matrix_product` under a stopwatch. GPT-2-small's shape.
+`online.plane_products` under a stopwatch. GPT-2-small's shape.
 """
 
 import statistics
@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +19,8 @@ import torch
 from benchmarks.measure import Figure, write
 from benchmarks.shapes import GPT2_SMALL, serving_by, split_shape
 from benchmarks.whole_model import decode
+from confide import HybridModel
 from confide.cli import output
-from confide.hybrid.client.client import HybridClient
 from confide.hybrid.client.product import RemoteProduct
 from confide.hybrid.server import server
 from confide.rlwe import online
@@ -34,13 +34,10 @@ def main() -> list[Figure]:
     with split_shape(GPT2_SMALL) as model, tempfile.TemporaryDirectory() as folder:
         record = Path(folder) / "products.npy"
         command = [sys.executable, "-m", "benchmarks.round_trip", str(model.server), str(record)]
-        with serving_by(command) as url, _stopwatch(RemoteProduct, "__call__") as calls:
-            with HybridClient(model.client, url, owner=model.owner, licence=model.licence) as client:
-                client.prepare(1)
-                _alone(client)
+        with serving_by(command) as url, _stopwatch(RemoteProduct, "__call__") as calls, model.open(url) as private:
+            _alone(private)
             count = len(calls)
-            with model.open(url) as private:
-                steps = [decode(private.model) for _ in range(ROUNDS)]
+            steps = [decode(private.model) for _ in range(ROUNDS)]
         products = np.load(record)
     overhead = np.array(calls) - products
     figures = [
@@ -51,16 +48,16 @@ def main() -> list[Figure]:
     return figures
 
 
-def _alone(client: HybridClient) -> None:
+def _alone(private: HybridModel) -> None:
     """Call after call, layer group after layer group, and nothing in between."""
+    parameters = [checked.parameters for checked in private.product.groups]
     inputs = [
         torch.randint(-group.max_activation, group.max_activation + 1, (1, group.columns), dtype=torch.int32)
-        for group in client.parameters
+        for group in parameters
     ]
-    with closing(client.product()) as product:
-        for _ in range(ROUNDS * TOKENS):
-            for group, x in enumerate(inputs):
-                product(group, x)
+    for _ in range(ROUNDS * TOKENS):
+        for group, x in enumerate(inputs):
+            private.product(group, x)
 
 
 def _figure(what: str, overhead: np.ndarray, products: np.ndarray, steps: list[float] | None = None) -> Figure:
@@ -93,7 +90,7 @@ def _stopwatch(owner: object, name: str) -> Iterator[list[float]]:
 def _serve(package: str, record: str) -> None:
     """Serve a package until told to stop, then write the seconds of every product."""
     service = server.load_service(Path(package), Path(package) / "state")
-    with _stopwatch(online, "matrix_product") as products:
+    with _stopwatch(online, "plane_products") as products:
         server.serve(service, "127.0.0.1", 0, on_ready=lambda url: output.result({"url": url}))
     np.save(record, products)
 

@@ -52,11 +52,9 @@ class SplitModel:
     owner: str
     licence: str
 
-    def open(self, url: str, *, refill_ahead: bool = False) -> HybridModel:
+    def open(self, url: str) -> HybridModel:
         """The private model of a server at an address."""
-        return HybridModel.from_shell(
-            self.client, server=url, owner=self.owner, licence=self.licence, refill_ahead=refill_ahead
-        )
+        return HybridModel.from_shell(self.client, server=url, owner=self.owner, licence=self.licence, progress=False)
 
 
 @contextmanager

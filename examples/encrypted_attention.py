@@ -10,8 +10,7 @@ from pathlib import Path
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from confide.attention.gpt2 import EncryptedAttentionGPT2
-from confide.attention.server import AttentionServer
+from confide.attention import AttentionServer, EncryptedAttentionGPT2
 
 TOKENS = 4
 

@@ -1,6 +1,6 @@
 """One encrypted layer, and nothing around it: the client gets W x exactly, whoever holds W sees uniform numbers.
 
-The two sides are functions here. What the client hands to the server, and back, is all that would cross a network.
+The three parties are functions here. What one hands to another is all that would cross a network.
 """
 
 import hashlib
@@ -8,49 +8,52 @@ import hashlib
 import numpy as np
 import torch
 
-from confide.rlwe import masks, online
-from confide.rlwe.encryption import PackSecret
-from confide.rlwe.evaluation import OfflineProduct, RequestKey, shares
-from confide.rlwe.parameters import Parameters, Profile
-from confide.rlwe.streams import fresh_key
+from confide.rlwe import (
+    GroupMatrix,
+    HintMaker,
+    Norms,
+    Parameters,
+    Profile,
+    PublicSeed,
+    TokenSecrets,
+    fresh_key,
+    mask,
+    require_noise_fits,
+    unmask,
+)
 
-ROWS, COLUMNS, TOKEN = 96, 64, 7
+ROWS, COLUMNS, TOKENS, GROUP = 96, 64, 4, 0
 
 
 def main() -> None:
-    # The server's matrix. Its row norms say how wide activations may be and how much noise there is.
+    # The owner's matrix. Its row norms say how wide activations may be and how much noise there is.
     weights = torch.randint(-127, 128, (ROWS, COLUMNS), dtype=torch.int8)
-    row_l1 = int(weights.long().abs().sum(1).max())
-    row_l2 = float(weights.double().norm(dim=1).max())
-    parameters = Parameters.derive(Profile.PRIVATE_WEIGHTS, rows=ROWS, columns=COLUMNS, row_l1=row_l1, row_l2=row_l2)
-    print(f"{parameters.name}: {parameters.tokens} tokens a pack, activations of {parameters.activation_bits} bits")
-    print(f"a pack decrypts wrongly with probability below 2^{parameters.log2_failure:.0f}")
+    wide = weights.long().abs()
+    norms = Norms(row_l1=int(wide.sum(1).max()), row_l2=float(wide.double().norm(dim=1).max()))
+    parameters = Parameters.derive(Profile.PRIVATE_WEIGHTS, norms, rows=ROWS, columns=COLUMNS)
+    print(f"{parameters.name}: activations of {parameters.activation_bits} bits")
 
-    # Offline, at the client: one-time pads for a whole pack, encrypted under a secret of its own.
-    pads = masks.uniform_masks(fresh_key(), parameters, parameters.tokens)  # (tokens, columns)
-    secret = PackSecret(fresh_key(), parameters.ring_degree)
-    p1_seed = fresh_key()  # in the protocol both sides make it together
-    public_key = secret.public_key(p1_seed, parameters)
-    encrypted = secret.encrypt_rows(torch.from_numpy(pads.T.copy()), parameters, 0, 0)
+    # Once, at the owner: the hint, which every client may have, and U, which only the server may.
+    public = PublicSeed(hashlib.sha256(weights.numpy().tobytes()).digest(), epoch=0)
+    tiles = list(HintMaker(weights, public, owner_key=fresh_key(), group=GROUP).rows())
+    require_noise_fits(parameters, max(tile.noise_std for tile in tiles))
+    hint = np.concatenate([tile.hint for tile in tiles])
+    server = GroupMatrix(weights, torch.from_numpy(np.concatenate([tile.u for tile in tiles])))
+    print(f"the hint has {hint.nbytes / 1e6:.2f} MB, and comes with the model")
 
-    # Offline, at the server: the product on ciphertexts, its randomness bound to the whole request.
-    request = RequestKey.bind(fresh_key(), hashlib.sha256(encrypted.numpy().tobytes()).digest())
-    product = OfflineProduct(weights, parameters)
-    product.add_rows(0, encrypted)
-    blocks = list(product.answer(secret.public_seed(0), p1_seed, public_key, request))
+    # Ahead of need, at the client: a fresh secret for each token. Its public key goes to the server.
+    secrets = TokenSecrets(public, TOKENS)
+    pads, values = secrets.pads(GROUP, parameters), secrets.values(hint, parameters)
+    ahead = server.ahead(secrets.p0)
 
-    # Offline, at the client again: what will unmask the answers.
-    values = torch.cat([secret.decrypt_rows(high, low) for _, high, low in blocks]).t().contiguous().numpy()
-
-    # Online: one token's activations, known only now, under that token's pad.
+    # Online: activations that are known only now, under the pads.
     largest = parameters.max_activation
-    x = np.random.default_rng().integers(-largest, largest + 1, (1, COLUMNS), dtype=np.int32)
-    masked = masks.mask(x, pads[[TOKEN]], parameters)
-    answer = online.answer(weights, torch.from_numpy(masked), shares(request, ROWS, TOKEN, 1), parameters)
-    y = masks.unmask(answer.numpy(), values[[TOKEN]], parameters)
+    x = np.random.default_rng().integers(-largest, largest + 1, (TOKENS, COLUMNS), dtype=np.int32)
+    planes = mask(x, pads, parameters)
+    y = unmask(server.answer(planes, ahead), values, parameters)
 
-    assert np.array_equal(y[0], weights.numpy().astype(np.int64) @ x[0])
-    print(f"x begins       {x[0, :4].tolist()}\nthe server saw {masked[0, :4].tolist()}")
+    assert np.array_equal(y, x.astype(np.int64) @ weights.numpy().astype(np.int64).T)
+    print(f"x begins       {x[0, :4].tolist()}\nthe server saw {planes[:, 0, 0].tolist()} for the first of them")
     print("exact: y == W x for every output")
 
 

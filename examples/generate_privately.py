@@ -14,10 +14,6 @@ from pathlib import Path
 from transformers import TextStreamer
 
 import confide
-from confide.hybrid.server.ledger.licences import licence_book
-from confide.models.source import open_model
-from confide.models.split import split
-from confide.packages.owner import OwnerKey
 
 PROMPT = "The old man opened the door and"
 
@@ -35,24 +31,21 @@ def layer_server(package: Path) -> Iterator[str]:
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        owner = OwnerKey.generate()  # signs both halves; the client pins its public key
-        parts = split(open_model("demo"), folder, owner=owner)  # a local folder or a hub id will do as well
+        owner = confide.OwnerKey.generate()  # signs both halves; the client pins its public key
+        parts = confide.split(
+            confide.open_model("demo"), folder, owner=owner
+        )  # a local folder or a hub id will do as well
         print(f"{parts.protected_share:.0%} of the parameters go to the server, the rest stays here")
-        with licence_book(parts.server / "state") as book:
+        with confide.licence_book(parts.server / "state") as book:
             _, key = book.create("me", disclosure=None)  # for others, leave the limit on what they learn of the weights
         with layer_server(parts.server) as url:
             with confide.HybridModel.from_shell(parts.client, server=url, owner=owner.public.raw, licence=key) as model:
-                traffic = model.client.traffic
-                print(f"preparing masks for {traffic.tokens} tokens ...")
-                model.prepare()
-
                 inputs = model.tokenizer(PROMPT, return_tensors="pt")
                 streamer = TextStreamer(model.tokenizer)
                 tokens = model.generate(**inputs, max_new_tokens=24, do_sample=False, streamer=streamer)
 
                 new = tokens.shape[1] - inputs["input_ids"].shape[1]
                 print(f"{new} tokens, {model.traffic.round_trips} round trips")
-                print(f"masks for {model.tokens_left} tokens are left")
 
 
 if __name__ == "__main__":

@@ -10,22 +10,23 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
-from hybrid.small import manifest_for, running, small_service, small_weights, write_packages
-from hybrid.twin import TWIN, TwinClient
+from safetensors.torch import save_file
+
+from confide.packages.manifest import MASK_TENSOR
+from confide.packages.server_package import group_file
+from confide.packages.signing import seal_package
+from hybrid.server.world import model, service, serving
 from owners import OWNER
 
 MEMORY = "/dev/shm"  # noqa: S108 - only folders that mkdtemp makes there
 
 __all__ = [
     "OWNER",
-    "TWIN",
-    "TwinClient",
-    "manifest_for",
     "memory",
-    "running",
+    "model",
     "scratch",
-    "small_service",
-    "small_weights",
+    "service",
+    "serving",
     "write_packages",
 ]
 
@@ -48,3 +49,17 @@ def scratch(name: str) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     return folder
+
+
+def write_packages(folder: Path) -> tuple[Path, Path]:
+    """The small model's client and server folders; the client's has no model in it, only the layer table."""
+    made = model()
+    client, server = folder / "client", folder / "server"
+    client.mkdir(parents=True)
+    server.mkdir()
+    for index, (group, stored) in enumerate(zip(made.signed.manifest.groups, made.stored, strict=True)):
+        tensors = {group.layers[0].name: stored.weights, MASK_TENSOR: stored.u}
+        save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, group_file(server, index))
+    seal_package(client, made.signed.manifest.for_shell(), OWNER)
+    seal_package(server, made.signed.manifest, OWNER)
+    return client, server

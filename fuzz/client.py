@@ -6,26 +6,23 @@ from unittest import mock
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from websockets.frames import Frame, Opcode
 from websockets.utils import accept_key
 
 from confide.hybrid import wire
 from confide.hybrid.client.connection import LayerConnection
+from confide.hybrid.client.dial import Dial
 from confide.hybrid.client.link import Link
 from confide.hybrid.client.padding import Padding
-from confide.hybrid.client.prepare import _receive_values
+from confide.hybrid.client.pads.pool import Block, Taken
+from confide.hybrid.client.pads.source import Pads
 from confide.hybrid.client.product import CheckedGroup, RemoteProduct
-from confide.hybrid.client.supply import Segment
-from confide.packages.manifest import PackageKind
-from confide.packages.signing import Release, release_of, sign_manifest
+from confide.packages.signing import Release
 from confide.rlwe.freivalds import AnswerCheck, secret_vector
-from confide.rlwe.parameters import Parameters
+from confide.rlwe.parameters import PLANES, RING_DEGREE, Parameters
 
-from .bench import OWNER, TWIN, TwinClient, manifest_for, small_weights
+from .bench import OWNER, model
 from .script import Script
-
-PACK = bytes(range(16))
 
 
 class _Peer:
@@ -53,17 +50,15 @@ class _Peer:
 
 
 @functools.cache
-def _facts() -> tuple[Release, bytes, list[Parameters]]:
-    manifest = manifest_for(small_weights(), PackageKind.SHELL)
-    signature = sign_manifest(b"in memory", manifest, OWNER)
-    parameters = [group.parameters(manifest.profile) for group in manifest.groups]
-    return release_of(manifest, OWNER.public), bytes.fromhex(signature.release), parameters
+def _facts() -> tuple[Release, bytes, Parameters]:
+    made = model()
+    return made.signed.release, bytes.fromhex(made.signed.signature.release), made.parameters[0]
 
 
 def _connect(stream: bytes, *, upgrade: bool = True) -> LayerConnection:
     peer = _Peer(stream, upgrade=upgrade)
     with mock.patch("confide.hybrid.client.connection._connect", return_value=peer):
-        return LayerConnection("ws://127.0.0.1:1", scheme=TWIN.name, release=_facts()[0])
+        return LayerConnection(Dial("ws://127.0.0.1:1"), _facts()[0])
 
 
 def upgrade(data: bytes) -> None:
@@ -74,58 +69,41 @@ def upgrade(data: bytes) -> None:
 def exchange(data: bytes) -> None:
     """A server that greets, mostly, and then says what it likes to a client that asks for something."""
     script = Script(data)
-    ask = script.choice([_open_pack, _receive, _multiply])
     stream = b"" if script.number() % 8 == 7 else _binary(wire.encode(_welcome()))
     while script:
         stream += _next(script)
     with _connect(stream) as connection:
         for _ in range(3):
-            ask(connection)
+            _multiply(connection)
 
 
-def _open_pack(connection: LayerConnection) -> None:
-    connection.request(wire.OpenPack(PACK), wire.PackState)
-
-
-def _receive(connection: LayerConnection) -> None:
-    parameters = _facts()[2][0]
-    values = torch.empty(parameters.rows, parameters.tokens, dtype=torch.int32)
-    for _ in _receive_values(connection, parameters, TwinClient(bytes(32), parameters.ring_degree), values):
-        pass
-
-
-class _Supply:
-    """The same masks for everything; keeps no record."""
+class _Pool:
+    """The same pads for everything."""
 
     def __init__(self, parameters: Parameters) -> None:
-        self._masks = np.zeros((2, parameters.columns), np.int32)
-        self._values = np.zeros((2, parameters.rows), np.int32)
+        self._pads = Pads(np.zeros((2, parameters.columns), np.int64), np.zeros((2, parameters.rows), np.int32))
+        self._p0 = np.zeros((2, PLANES, RING_DEGREE), np.int8)
 
-    def take(self, group: int, inputs: NDArray[np.int32], most: int, *, anything: bool = False) -> list[Segment]:
-        return [Segment(PACK, 0, self._masks, self._values, inputs, repeated=False)]
+    def take(self, group: int, most: int) -> Taken:
+        return Taken(0, 0, 2, True, self._pads, self._p0)
 
-    def answered(self, segment: Segment) -> None: ...
-
-    def look_ahead(self, group: int, tokens: int) -> None: ...
-
-    def abandon_run(self) -> None: ...
-
-    def end_run(self) -> None: ...
+    def announcements(self, most: int) -> list[Block]:
+        return [Block(0, self._p0, [self._pads])] if most >= 2 else []
 
 
 def _multiply(connection: LayerConnection) -> None:
-    group, parameters = manifest_for(small_weights(), PackageKind.SHELL).groups[0], _facts()[2][0]
+    group, parameters = model().signed.manifest.groups[0], _facts()[2]
     check = AnswerCheck(secret_vector(bytes(32), 0, parameters.rows), np.zeros(parameters.columns, np.uint64))
     groups = [CheckedGroup(group, parameters, check)]
     link = Link(lambda: connection, patience=0)
-    product = RemoteProduct(link, _Supply(parameters), groups, Padding(1, 1), lambda breach: None)  # type: ignore[arg-type]
+    product = RemoteProduct(link, _Pool(parameters), groups, Padding(1, 1), lambda breach: None)  # type: ignore[arg-type]
     answer = product(0, torch.zeros(2, parameters.columns, dtype=torch.int32))
     if answer.shape != (2, parameters.rows):
         raise AssertionError("an answer of the wrong shape was taken")
 
 
-def _welcome() -> wire.Welcome:
-    return wire.Welcome(wire.PROTOCOL_VERSION, bytes(32), None, OWNER.public.raw, _facts()[1])
+def _welcome(in_flight: int = 1 << 20, ahead: int = 64) -> wire.Welcome:
+    return wire.Welcome(wire.PROTOCOL_VERSION, None, OWNER.public.raw, _facts()[1], in_flight, ahead, 0.0)
 
 
 def _binary(payload: bytes) -> bytes:
@@ -148,35 +126,32 @@ def _next(script: Script) -> bytes:
 
 
 def _message(script: Script) -> wire.FromServer:
-    parameters = _facts()[2][0]
-    match script.number() % 5:
+    match script.number() % 4:
         case 0:
-            return _welcome()
+            return _welcome(script.number(2), script.number())
         case 1:
-            return wire.PackState(PACK, script.number(2), script.number(2))
+            return wire.Answer(memoryview(bytes(script.around(8 * _facts()[2].rows))))
         case 2:
-            low = script.around(2 * parameters.tokens * script.choice([parameters.rows, 1, 3]))
-            return wire.OfflineBlock(script.number() % 16, memoryview(bytes(4 * low)), memoryview(bytes(low)))
-        case 3:
-            return wire.Answer(memoryview(bytes(script.around(8 * parameters.rows))))
+            return wire.Failure("unknown-block", "Again.")
         case _:
             code, message = (script.chunk().decode(errors="replace") for _ in range(2))
             return wire.Failure(code, message)
 
 
 def _seeds() -> list[bytes]:
-    failure = bytes([4, 4, 10]) + b"index-used" + bytes([6]) + b"Again."
+    failure = bytes([4, 3, 12]) + b"server-fault" + bytes([6]) + b"Again."
+    right = bytes([4, 1, 0])
+    unknown = bytes([4, 2])
     return [
-        bytes([0, 0, 4, 1, 5, 0, 2, 0]),
-        bytes([1, 0, 4, 2, 0, 0, 0]),
-        bytes([1, 0]) + b"".join(bytes([4, 2, 0, 1, first]) for first in range(12)),
-        bytes([2, 0, 4, 3, 0]) + bytes([4, 3, 0]) * 2,
-        bytes([2, 0]) + failure,
-        bytes([0, 0, 1, 3, 2, 3, 232, 1]),
-        bytes([0, 0, 1, 2, 1, 65, 0, 1, 0, 1, 66, 1]),
-        bytes([0, 7, 4, 1, 5, 0, 2, 0]),
-        bytes([0, 0, 0, 4, 0, 0x82, 0x7F, 0xFF, 0xFF]),
-        bytes([0, 0, 1, 4, 1, 65, 1, 2]) + failure,
+        bytes([0]) + right * 3,
+        bytes([0]) + unknown + right * 3,
+        bytes([0]) + unknown * 4,
+        bytes([0]) + failure,
+        bytes([0, 4, 0, 0, 0, 0]) + right,
+        bytes([7]) + right,
+        bytes([0, 2, 1, 0, 3, 0, 0, 0, 1, 65]),
+        bytes([0, 1, 2, 1, 65, 1]),
+        bytes([0, 0, 4, 0, 0x82, 0x7F, 0xFF, 0xFF]),
     ]
 
 

@@ -9,9 +9,9 @@ from contextlib import ExitStack
 from websockets.frames import Frame, Opcode
 
 from confide.hybrid import wire
-from confide.hybrid.client.address import PATH
+from confide.hybrid.wire import PATH
 
-from .bench import running, scratch, small_service
+from .bench import scratch, service, serving
 from .script import Script
 
 PATIENCE_SECONDS = 5.0
@@ -23,9 +23,8 @@ UPGRADE = (
 
 @functools.cache
 def _place() -> tuple[str, int]:
-    service = small_service(scratch("network"))
     stack = ExitStack()
-    url = stack.enter_context(running(service))
+    url = stack.enter_context(serving(service(scratch("network")))).url
     # The server's thread is no daemon: it must end before the interpreter waits for its threads.
     _at_exit(stack.close)
     host, _, port = url.removeprefix("ws://").partition(":")
@@ -75,7 +74,9 @@ def _next(script: Script) -> bytes:
             opcode, payload, fin = script.choice(list(Opcode)), script.chunk(2), script.number() % 2
             return bytes([fin << 7 | opcode]) + Frame(Opcode.BINARY, payload).serialize(mask=True)[1:]
         case 2:
-            return Frame(Opcode.BINARY, wire.encode(wire.OpenPack(bytes(16)))).serialize(mask=script.number() % 8 > 0)
+            return Frame(Opcode.BINARY, wire.encode(wire.Ahead(0, memoryview(bytes(16))))).serialize(
+                mask=script.number() % 8 > 0
+            )
         case _:
             return script.damaged(Frame(Opcode.BINARY, script.chunk(2)).serialize(mask=True))
 

@@ -22,7 +22,7 @@ from confide.packages.signing import (
 )
 from confide.packages.trusted import parse_trusted
 
-from .bench import OWNER, manifest_for, scratch, small_weights, write_packages
+from .bench import OWNER, model, scratch, write_packages
 from .script import Script
 
 
@@ -78,9 +78,8 @@ def matrices(data: bytes) -> None:
     folder = scratch("matrices")
     path = group_file(folder, 0)
     path.write_bytes(data)
-    table = manifest_for(small_weights(), PackageKind.SERVER)
-    table = msgspec.structs.replace(table, files={path.name: hashlib.sha256(data).hexdigest()})
-    ServerPackage(folder, SignedManifest(table, sign_manifest(b"in memory", table, OWNER))).weights(0)
+    table = msgspec.structs.replace(model().signed.manifest, files={path.name: hashlib.sha256(data).hexdigest()})
+    ServerPackage(folder, SignedManifest(table, sign_manifest(b"in memory", table, OWNER))).group(0)
 
 
 @functools.cache

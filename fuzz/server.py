@@ -2,23 +2,23 @@
 
 import asyncio
 import functools
-import itertools
 from collections.abc import Callable
 from typing import Any
 
 from picows import WSCloseCode, WSMsgType
 
 from confide.hybrid import wire
-from confide.hybrid.server.peer import MAX_INBOX, Conversation
+from confide.hybrid.server.ahead import AheadMaker
+from confide.hybrid.server.limits import Limits
+from confide.hybrid.server.peer import Peer
 from confide.hybrid.server.server import LayerServer
-from confide.hybrid.server.service import LayerService
+from confide.hybrid.server.service import P0_BYTES, LayerService
 
-from .bench import scratch, small_service
+from .bench import model, scratch, service
 from .script import Script
 
 TURNS = 8
 """Of the event loop, after each frame: enough for a step of whatever is being dealt with."""
-_talks = itertools.count()
 
 
 class _Frame:
@@ -38,8 +38,15 @@ class _Transport:
 
     def __init__(self) -> None:
         self.underlying_transport = self
+        self.protocol: object = self
         self.sent: list[bytes] = []
         self.reading = self.connected = True
+
+    def get_protocol(self) -> object:
+        return self.protocol
+
+    def set_protocol(self, protocol: object) -> None:
+        self.protocol = protocol
 
     def set_write_buffer_limits(self, high: int) -> None: ...
 
@@ -68,18 +75,13 @@ class _Server:
         self.server = self.loop.run_until_complete(self._make())
 
     async def _make(self) -> LayerServer:
-        server = LayerServer(small_service(scratch("state")))
-        server.offline = _at_once  # type: ignore[method-assign]
-        return server
+        made = service(scratch("state"))
+        room = 8 * made.ahead_bytes
+        return LayerServer(made, Limits(bytes_in_flight=8 * P0_BYTES, ahead_bytes=room, all_ahead_bytes=2 * room))
 
     @property
     def service(self) -> LayerService:
         return self.server.service
-
-
-async def _at_once(call: Callable[..., Any], *arguments: Any) -> Any:
-    await asyncio.sleep(0)
-    return call(*arguments)
 
 
 @functools.cache
@@ -88,32 +90,34 @@ def _server() -> _Server:
 
 
 def conversation(data: bytes) -> None:
-    """A whole conversation. The server must not fail inside, and must not let messages pile up."""
+    """A whole conversation. The server must not fail inside, and must let go of all that it kept."""
     hosted = _server()
     hosted.trouble.clear()
-    sent = hosted.loop.run_until_complete(_talk(hosted.server, Script(data), next(_talks)))
+    sent = hosted.loop.run_until_complete(_talk(hosted.server, Script(data)))
     if hosted.trouble:
         raise AssertionError(f"the event loop reports {hosted.trouble}")
     for frame in sent:
         message = wire.decode_from_server(frame)
         if isinstance(message, wire.Failure) and message.code == "server-fault":
             raise AssertionError("the server failed inside")
+    maker: AheadMaker = hosted.server.maker
+    if maker.bytes:
+        raise AssertionError("work ahead is kept for nobody")
 
 
-async def _talk(server: LayerServer, script: Script, number: int) -> list[bytes]:
+async def _talk(server: LayerServer, script: Script) -> list[bytes]:
     transport = _Transport()
-    talk = Conversation(server)
+    talk = Peer(server)
     talk.on_ws_connected(transport)  # type: ignore[arg-type]
     while script and transport.connected:
-        talk.on_ws_frame(transport, _frame(server.service, script, number))  # type: ignore[arg-type]
+        talk.on_ws_frame(transport, _frame(server.service, script))  # type: ignore[arg-type]
         await _turns(lambda: transport.reading)
-        if len(talk._inbox) > MAX_INBOX:
-            raise AssertionError("messages pile up")
     await _turns(lambda: not talk.busy)
-    task = talk._task
+    licensee = talk._licensee
     talk.on_ws_disconnected(transport)  # type: ignore[arg-type]
-    if task is not None:
-        await asyncio.gather(task, return_exceptions=True)
+    await _turns(lambda: not server.batcher.busy)
+    if licensee is not None and (licensee.credit._bytes, licensee.credit._work) != (0, 0):
+        raise AssertionError("credit is lost")
     return transport.sent
 
 
@@ -124,7 +128,7 @@ async def _turns(enough: Callable[[], bool]) -> None:
         await asyncio.sleep(0)
 
 
-def _frame(service: LayerService, script: Script, number: int) -> _Frame:
+def _frame(service: LayerService, script: Script) -> _Frame:
     match script.number() % 8:
         case 0:
             return _Frame(script.chunk(2))
@@ -132,56 +136,52 @@ def _frame(service: LayerService, script: Script, number: int) -> _Frame:
             kinds = [WSMsgType.TEXT, WSMsgType.PING, WSMsgType.PONG, WSMsgType.CONTINUATION, WSMsgType.CLOSE]
             return _Frame(script.chunk(), script.choice(kinds))
         case 2:
-            return _Frame(wire.encode(_message(service, script, number)), fin=bool(script.number() % 2))
+            return _Frame(wire.encode(_message(service, script)), fin=bool(script.number() % 2))
         case 3:
-            return _Frame(script.damaged(wire.encode(_message(service, script, number))))
+            return _Frame(script.damaged(wire.encode(_message(service, script))))
         case _:
-            return _Frame(wire.encode(_message(service, script, number)))
+            return _Frame(wire.encode(_message(service, script)))
 
 
-def _message(service: LayerService, script: Script, number: int) -> wire.FromClient:
-    # Packs are new in every talk: what came before must not matter.
-    pack = number.to_bytes(15, "big") + bytes([script.number() % 4])
-    group = script.number() % 3
-    _, parameters = service.group(group % 2)
-    row = parameters.planes * parameters.ring_degree
-    match script.number() % 5:
+def _message(service: LayerService, script: Script) -> wire.FromClient:
+    group, block = script.number() % 4, script.number() % 3
+    parameters = service.parameters(group % 3)
+    match script.number() % 3:
         case 0:
             licence = script.chunk().decode(errors="replace")[:200]
-            return wire.Hello(2, service.scheme.name, service.model_digest, service.table_digest, licence)
+            release = model().signed.release
+            return wire.Hello(3, wire.SCHEME, release.model_digest, release.table_digest, licence)
         case 1:
-            return wire.OpenPack(pack)
-        case 2:
-            return wire.OfflineBegin(pack, group, bytes(32), bytes(32), bytes(script.around(row)))
-        case 3:
-            rows = script.choice([parameters.columns, 1, 4])
-            return wire.OfflineRows(script.number() % 16, memoryview(bytes(script.around(rows * row))))
+            tokens = script.number() % 10
+            return wire.Ahead(block, memoryview(bytes(script.around(tokens * P0_BYTES))))
         case _:
-            first, count = script.number(2) % 4200, 1 + script.number(2) % 300
-            masked = bytes([script.number()]) * script.around(4 * count * parameters.columns)
-            return wire.Online(pack, group, first, count, memoryview(masked))
+            first, count = script.number() % 10, 1 + script.number() % 10
+            planes = bytes([script.number()]) * script.around(6 * count * parameters.columns)
+            p0 = bytes(script.around(count * P0_BYTES)) if script.number() % 2 else b""
+            return wire.Online(group, block, first, count, memoryview(planes), memoryview(p0))
 
 
 HELLO = bytes([4, 0, 0, 0, 0])
-OPEN = bytes([4, 0, 0, 1])
-BEGIN = bytes([4, 0, 0, 2, 0])
-ROWS = bytes([4, 0, 0, 3, 0, 0, 0])
-ONLINE = bytes([4, 0, 0, 4, 5, 0, 2, 0, 7, 0])
+AHEAD = bytes([4, 0, 1, 1, 4, 0])
+ONLINE = bytes([4, 0, 1, 2, 0, 3, 7, 0, 0])
+WITH_P0 = bytes([4, 2, 0, 2, 0, 3, 7, 0, 1, 0])
 
 
 def _seeds() -> list[bytes]:
-    raw = wire.encode(wire.OpenPack(bytes(16)))
+    raw = wire.encode(wire.Ahead(0, memoryview(bytes(P0_BYTES))))
     return [
-        HELLO + OPEN,
-        HELLO + BEGIN + ROWS + OPEN + ONLINE + ONLINE,
-        HELLO + BEGIN + ROWS + ONLINE + ONLINE.replace(b"\7", b"\6"),
-        HELLO + BEGIN + ONLINE,
-        HELLO + ROWS + BEGIN,
-        HELLO + BEGIN + bytes([4, 0, 0, 3, 1, 0, 0]) * 8,
+        HELLO + AHEAD + ONLINE,
+        HELLO + WITH_P0 + WITH_P0,
+        HELLO + ONLINE + WITH_P0,
+        HELLO + AHEAD * 3 + ONLINE * 4,
+        HELLO + AHEAD + AHEAD.replace(bytes([1, 1, 4]), bytes([2, 1, 9])) + ONLINE,
+        HELLO + WITH_P0 * 12,
+        AHEAD + HELLO,
+        ONLINE,
+        HELLO + HELLO,
         HELLO + bytes([0]) + len(raw).to_bytes(2, "little") + raw,
-        HELLO + bytes([1, 1, 65, 1]) + OPEN,
-        HELLO + bytes([3]) + OPEN[1:] + bytes([3, 0, 0, 0, 1, 255]),
-        OPEN,
+        HELLO + bytes([1, 1, 65, 1]) + ONLINE,
+        HELLO + bytes([3]) + ONLINE[1:] + bytes([3, 0, 0, 0, 1, 255]),
     ]
 
 

@@ -7,8 +7,9 @@ from unittest import mock
 import typer
 
 from confide.cli.generate import _Request
-from confide.hybrid.client.address import websocket_url
 from confide.hybrid.client.connection import LayerConnection
+from confide.hybrid.client.dial import Dial
+from confide.hybrid.client.refusals import FILE_NAME, Breach, RefusalList
 from confide.net.loopback import is_loopback
 from confide.net.tls import client_context, make_certificates, server_context
 
@@ -22,14 +23,14 @@ def address(data: bytes) -> None:
     """The address of a server, as far as looking its name up."""
     text = data.decode("utf-8", "surrogateescape")
     is_loopback(text)
-    websocket_url(text)
+    dial = Dial(text, insecure_no_tls=True)
 
     def look_up(host_and_port: tuple[str, int], timeout: float) -> None:
         host_and_port[0].encode("idna")
         raise ConnectionRefusedError
 
     with mock.patch("socket.create_connection", look_up):
-        LayerConnection(text, scheme="any", release=None, insecure_no_tls=True)  # type: ignore[arg-type]
+        LayerConnection(dial, release=None)  # type: ignore[arg-type]
 
 
 def prompt_ids(data: bytes) -> None:
@@ -67,6 +68,19 @@ def certificate(data: bytes) -> None:
     server_context(*paths)
 
 
+def distrusted(data: bytes) -> None:
+    """A person's refusal list."""
+    folder = scratch("distrusted")
+    (folder / FILE_NAME).write_bytes(data)
+    RefusalList(folder).require_trusted("127.0.0.1:1", "00" * 32)
+
+
+def _seeds_of_distrusted() -> list[bytes]:
+    folder = scratch("distrusted")
+    RefusalList(folder).add("127.0.0.1:1", "00" * 32, Breach("g0", ("g0.a",), 3))
+    return [b"[]", (folder / FILE_NAME).read_bytes()]
+
+
 def _seeds_of_certificate() -> list[bytes]:
     return [bytes(2), bytes([1, 80, 0, 0, 0, 2, 65, 66, 0]), bytes([2, 5, 0]) + b"-----" + bytes([1, 60, 0, 0, 3])]
 
@@ -76,10 +90,12 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "prompt-ids": prompt_ids,
     "authorities": authorities,
     "certificate": certificate,
+    "distrusted": distrusted,
 }
 SEEDS: dict[str, Callable[[], list[bytes]]] = {
     "address": lambda: [b"127.0.0.1:8470", b"wss://layers.example.com:443", b"http://[::1]:80/path?query#x", b"u:p@h"],
     "prompt-ids": lambda: [b"1,2,3", b"49, -1", b"50,0x1", b"1e3,_1"],
     "authorities": lambda: [_certificates()[0]],
     "certificate": _seeds_of_certificate,
+    "distrusted": _seeds_of_distrusted,
 }

@@ -13,7 +13,6 @@ _GROUPS = (
     "network",
     "client",
     "packages",
-    "packs",
     "ledger",
     "settings",
     "statements",

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *(ROOT / "docs").glob("*.md")]
+PAGES = [ROOT / name for name in ("README.md", "SECURITY.md", "CONTRIBUTING.md")]
+PAGES += [*(ROOT / "docs").glob("*.md"), ROOT / "docs" / "decisions" / "README.md"]
 LINKS = re.compile(r"\]\((?!https?:)([^)\s]*)\)")
 
 
@@ -23,6 +24,13 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_there_are_links_to_follow() -> None:
     assert sum(len(LINKS.findall(page.read_text())) for page in PAGES) > 10
+
+
+def test_every_decision_is_in_the_table_with_its_status() -> None:
+    folder = ROOT / "docs" / "decisions"
+    table = (folder / "README.md").read_text()
+    rows = re.findall(r"^\| \[\d+\]\(([^)]+)\) \| [^|]+ \| (stands|partly|superseded)", table, re.MULTILINE)
+    assert [name for name, _ in rows] == sorted(path.name for path in folder.glob("0*.md"))
 
 
 def anchors(page: Path) -> set[str]:

@@ -9,19 +9,18 @@ import pytest
 from transformers import LlamaConfig
 
 from confide.cli import app
-from confide.evaluate import calibrate
-from confide.evaluate.cost_model import GroupRate, Rates
+from confide.evaluate import calibrate, plan
+from confide.evaluate.cost_model import GroupRate, Rates, SkeletonTimes
 
 from .command import run
 
 RATES = Rates(
-    GroupRate(0.03, 1e-4, 1e-4, 1e-7),
-    GroupRate(3e-4, 0, 0, 1e-10),
-    GroupRate(0, 1e-8, 1e-8, 2e-11),
-    5e-11,
-    0.004,
-    2e-10,
-    3e-11,
+    ahead=GroupRate(1e-5, 6e-8, 1e-8, 0),
+    token=GroupRate(3e-4, 0, 0, 1e-10),
+    prompt_token=GroupRate(0, 1e-8, 1e-8, 2e-11),
+    uncached=5e-11,
+    kept_token=2e-10,
+    kept_prompt_token=3e-11,
 )
 
 
@@ -29,6 +28,7 @@ RATES = Rates(
 def known_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that need not be measured, with a terminal of 100 columns."""
     monkeypatch.setattr(calibrate, "calibrate", lambda: RATES)
+    monkeypatch.setattr(plan, "time_skeleton", lambda _, prompt: SkeletonTimes(0.002, 0.02, prompt))
     monkeypatch.setattr(app.output.console, "_width", 100)
 
 
@@ -53,11 +53,13 @@ def test_json_says_what_each_choice_costs(monkeypatch: pytest.MonkeyPatch, capsy
     whole = here["choices"][-1]
     assert whole["protect"] == "all"
     assert whole["protected_parameters"] == 4_718_592
-    assert whole["token"]["bytes"] == 98_304
-    assert whole["preparing"]["bytes"] == 1_095_892_992
-    assert whole["bytes_on_disk"] == 226_598_976
-    far = there["choices"][-1]["token"]["seconds"] - 24 * 0.020 - 98_304 * 8 / 100e6
-    assert far == pytest.approx(whole["token"]["seconds"], abs=0.1)  # two measurements of the skeleton
+    assert whole["token"]["bytes"] == 6 * 6 * (3 * 256 + 1024) + 4 * 6 * (768 + 256 + 1024 + 256)
+    assert whole["work_ahead"]["bytes"] == 6 * 2048
+    assert whole["hint_bytes"] == 141_557_760
+    assert whole["server_bytes"] == 4_718_592 + 6 * 2304 * 2048
+    assert whole["pool_bytes"] == 256 * (8 * 6 * 1792 + 4 * 6 * 2304 + 6 * 2048)
+    far = there["choices"][-1]["token"]["seconds"] - 24 * 0.020 - whole["token"]["bytes"] * 8 / 100e6
+    assert far == pytest.approx(whole["token"]["seconds"])
     assert [warning["code"] for warning in here["warnings"]] == ["disclosure"]
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from tests.hybrid.small import running
+from tests.hybrid.server.world import serving
 from tests.owners import OWNER
 
 import confide
@@ -15,7 +15,6 @@ from confide.errors import WrongMode
 from confide.hybrid.server.ledger import Ledger
 from confide.hybrid.server.service import LayerService
 from confide.packages.server_package import ServerPackage
-from confide.rlwe.scheme import RLWE
 
 TEMPLATE = "{% for message in messages %}{{ message.content }} {% endfor %}"
 
@@ -33,12 +32,13 @@ def session(demo: HybridModel, tmp_path_factory: pytest.TempPathFactory) -> Iter
     folder = tmp_path_factory.mktemp("hybrid")
     parts = demo.split(folder / "out", OWNER)
     package = ServerPackage.open(parts.server)
-    service = LayerService(package.signed, package.load(), Ledger(folder / "state"), RLWE, insecure_no_licences=True)
-    with running(service) as url:
+    service = LayerService(package.signed, package.load(), Ledger(folder / "state"), insecure_no_licences=True)
+    with serving(service) as served:
+        url = served.url
         options: dict[str, Any] = {"owner": OWNER.public.raw, "progress": False}
         with confide.connect(parts.client, server=url, **options) as opened:
             yield opened
-        with confide.connect(url, shell=parts.client, packs=folder / "packs", **options) as other_way:
+        with confide.connect(url, shell=parts.client, **options) as other_way:
             assert other_way.trust == opened.trust
 
 

@@ -37,7 +37,7 @@ def test_calibration_gives_usable_rates_in_about_five_seconds() -> None:
     for rate in (rates.kept_token, rates.kept_prompt_token):
         assert 0 < rate < 1e-6
     shapes = [GroupShape(*shape) for shape in SHAPES]
-    for rate in (rates.pack, rates.token, rates.prompt_token):
+    for rate in (rates.ahead, rates.token, rates.prompt_token):
         assert all(0 < rate.seconds(shape) < 60 for shape in shapes)
     # One token among many shares the round trip with them.
     assert rates.prompt_token.seconds(shapes[0]) < rates.token.seconds(shapes[0])

@@ -14,11 +14,10 @@ from confide.models.roles import find_layers
 from confide.models.source import Source, open_model
 
 RATES = Rates(
-    pack=GroupRate(0.03, 1.6e-4, 1.8e-4, 1.1e-7),
+    ahead=GroupRate(1e-5, 6e-8, 1e-8, 0),
     token=GroupRate(3.4e-4, 0, 0, 8e-11),
     prompt_token=GroupRate(0, 1e-8, 1e-8, 2.5e-11),
     uncached=5e-11,
-    masks=0.004,
     kept_token=2e-10,
     kept_prompt_token=3e-11,
 )
@@ -53,22 +52,39 @@ def test_seven_billion_parameters_are_counted_without_weights(seven_billion: Sou
     assert found["all"].choice.cut.protected_weights == 32 * (4 * 4096**2 + 3 * 4096 * 11008)
     assert found["all"].share == pytest.approx(6_476_005_376 / 6_738_415_616)
     assert [one.round_trips for one in found.values()] == [1, 64, 64, 128, 129]
-    assert found["all"].disk_bytes == pytest.approx(4 * 4096 * 32 * (3 * 4096 + 4096 + 2 * 11008 + 4096), rel=1e-3)
+    outputs = 32 * (3 * 4096 + 4096 + 2 * 11008 + 4096)
+    assert found["all"].choice.cut.hint_bytes == 5 * 2048 * outputs
+    assert found["all"].choice.cut.server_bytes == found["all"].choice.cut.protected_weights + 2048 * outputs
+    # pads, values and p0 of each token
+    inputs = 32 * (4096 + 4096 + 4096 + 11008)
+    assert found["all"].choice.cut.pool_bytes(10) == 10 * (8 * inputs + 4 * outputs + 6 * 2048)
 
 
 def test_seven_billion_parameters_get_every_warning(seven_billion: Source) -> None:
     slow = Network(round_trip=0.05, bandwidth=100e6 / 8)
     found = warnings(planned(seven_billion, slow), slow, 4096)
     by_code = codes(found)
-    assert by_code["pack-size"] == ("mlp", "all", "all,lm_head")
-    assert by_code["preparation"] == ("attention", "mlp", "all", "all,lm_head")
+    assert by_code["hint-size"] == ("all", "all,lm_head")
+    assert by_code["hint-fetching"] == ("mlp", "all", "all,lm_head")
     assert {"all", "all,lm_head"} <= set(by_code["slow-token"])
     assert by_code["disclosure"] == ("one layer", "attention", "mlp", "all", "all,lm_head")
     for warned in found:
         assert warned.message.count(". ") == 0
         assert warned.message.endswith(".")
-    assert "14 to 23 GB" in found[0].message
-    assert "1,022 of 4,096 tokens" in found[-1].message
+    assert "takes 14 GB" in found[0].message
+    assert "511 of 4,096 tokens" in found[-1].message
+
+
+def test_work_ahead_that_takes_longer_than_tokens_is_said(seven_billion: Source) -> None:
+    rates = replace(RATES, ahead=GroupRate(0, 1e-5, 0, 0))
+    [said] = [
+        one
+        for one in warnings(make_plan(seven_billion, rates, Network(), tokens=1, prompt=1), Network(), 1)
+        if one.code == "work-ahead"
+    ]
+    assert "all" in said.choices
+    assert "more cores" in said.message
+    assert "work-ahead" not in codes(warnings(planned(seven_billion), Network(), 1))
 
 
 def test_a_slow_token_is_blamed_on_what_makes_it_slow(seven_billion: Source) -> None:
@@ -82,23 +98,13 @@ def test_a_slow_token_is_blamed_on_what_makes_it_slow(seven_billion: Source) -> 
 
 
 def test_the_demo_model_gets_no_warning_within_its_licence() -> None:
-    assert warnings(planned(open_model("demo"), tokens=60), Network(), 60) == []
+    assert warnings(planned(open_model("demo"), tokens=30), Network(), 30) == []
 
 
 def test_the_demo_model_warns_of_nothing_but_disclosure_beyond_it() -> None:
     found = warnings(planned(open_model("demo")), Network(), 4096)
     assert codes(found) == {"disclosure": ("one layer", "attention", "mlp", "all")}
-    assert "after 62 of 4,096 tokens" in found[0].message
-
-
-def test_packs_are_whole() -> None:
-    one, two = (planned(open_model("demo"), tokens=tokens)[-1] for tokens in (4096, 4097))
-    assert (one.packs, two.packs) == (1, 2)
-    assert two.disk_bytes == 2 * one.disk_bytes
-    assert two.preparing.bytes == 2 * one.preparing.bytes
-    assert two.preparing.seconds == pytest.approx(2 * one.preparing.seconds)
-    assert two.token.bytes == one.token.bytes
-    assert two.first_token.bytes == two.preparing.bytes + two.prompt.bytes
+    assert "after 30 to 31 of 4,096 tokens" in found[0].message
 
 
 def test_a_tied_head_is_no_choice(tmp_path: Path) -> None:

@@ -17,14 +17,14 @@ from torch import Tensor
 
 from confide import errors
 from confide.hybrid import wire
-from confide.hybrid.server.ledger.journal import Entry
-from confide.hybrid.server.service import Admitted, Session
+from confide.hybrid.client.connection import LayerConnection
+from confide.hybrid.client.dial import Dial
+from confide.hybrid.server.ahead import Block
+from confide.hybrid.server.service import Admitted
 from confide.logs import JsonLines, TextLines
-from confide.rlwe.evaluation import RequestKey
 
-from .small import activations, connect, exact, online, serving, small_service, small_weights, twin_client
-
-PACK = b"p" * 16
+from .server.world import Tokens, hello, model, serving
+from .server.world import service as small_service
 
 
 def spellings(secret: bytes) -> set[str]:
@@ -101,68 +101,71 @@ class Trouble:
         return pytest.raises(kind, check=keep)
 
 
-def test_nothing_secret_is_logged_or_said(
-    shell: Path, tmp_path: Path, log: io.StringIO, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_secret_is_logged_or_said(tmp_path: Path, log: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
     secrets, trouble = Secrets(), Trouble()
-    seen: list[wire.Online] = []
-    service = small_service(tmp_path / "state", observer=seen.append, insecure_no_licences=False)
+    service = small_service(tmp_path / "state", insecure_no_licences=False)
     book = service.ledger.licences
-    licence, key = book.create("reader", tokens=79, disclosure=None)
+    licence, key = book.create("reader", tokens=10, disclosure=None)
     revoked, revoked_key = book.create("gone")
     book.change(revoked, revoked=1)
     unknown = "confide-" + "Q" * 43
     secrets.add("licence key", key, revoked_key, unknown, key.removeprefix("confide-"), key[-8:])
-    secrets.add("server key", service.ledger.server_key, service._tag_key)
+    for index, stored in enumerate(model().stored):
+        assert stored.u is not None
+        secrets.add("weights", stored.weights, stored.u, *model().hints[index][0])
+
+    def ask(connection: LayerConnection, tokens: Tokens, group: int) -> None:
+        request = tokens.request(group)
+        planes = np.frombuffer(request.planes, np.int8)
+        secrets.add("activations", tokens.x[group])
+        secrets.add("planes", planes, planes[: len(planes) // 6])
+        tokens.require_exact(group, connection.request(request, wire.Answer))
+
     with serving(service) as served:
+
+        def connect(licence: str = key) -> LayerConnection:
+            return LayerConnection(Dial(served.url, licence=licence), model().signed.release)
+
         for wrong in (unknown, revoked_key, ""):
             with trouble.expect(errors.LicenceRefused):
-                connect(served.url, service, licence=wrong)
-        with twin_client(shell, served.url, licence=key) as client:
-            client.prepare(1)
-            for name in ("keys", "masks.bin"):
-                (path,) = (shell / "packs").rglob(name)
-                pieces = np.frombuffer(path.read_bytes()[-32 * 256 :], "S32").tolist()
-                secrets.add("block key", *(piece for piece in pieces if len(set(piece)) > 16))
-            product = client.product()
-            for group, weights in enumerate(small_weights()):
-                x = activations(client.parameters[group], 3)
-                secrets.add("activation", x, *x)
-                assert torch.equal(product(group, x), exact(weights, x))
-            product.close()
+                connect(wrong)
+        with connect() as connection:
+            tokens = Tokens(3)
+            connection.send(tokens.ahead(0))
+            for group in range(3):
+                ask(connection, tokens, group)
             with trouble.expect(errors.BudgetExhausted):
-                product(0, activations(client.parameters[0], 64))  # in two parts; the first one is answered
+                ask(connection, Tokens(64), 0)
+            with trouble.expect(errors.UnknownBlock):
+                connection.request(Tokens(2).request(0, block=3, with_p0=False), wire.Answer)
+            with trouble.expect(errors.WrongShape):
+                connection.request(wire.Online(0, 0, 0, 1, memoryview(bytes(31))), wire.Answer)
             with monkeypatch.context() as patch:
                 patch.setattr(
-                    service, "answers", lambda group, all: (_ for _ in ()).throw(ValueError(all[0].masked.tolist()))
+                    service, "answers", lambda group, all: (_ for _ in ()).throw(ValueError(all[0].planes.tolist()))
                 )
                 with trouble.expect(errors.ServerFault):
-                    product(0, activations(client.parameters[0], 2, seed=1))
-        pack = seen[0].pack
-        with connect(served.url, service, licence=key) as connection:
-            with trouble.expect(errors.IndexUsed):
-                connection.request(online(pack, 0, 0, 1, bytes(range(32))), wire.Answer)
-            with trouble.expect(errors.WrongShape):
-                connection.request(online(pack, 0, 0, 1, bytes(range(31))), wire.Answer)
-            connection._protocol.send_binary(wire.encode(wire.Hello(2, "x", bytes(32), bytes(32), key))[:-3])
+                    ask(connection, Tokens(1, seed=1), 0)
+        with connect() as connection:
+            connection._protocol.send_binary(wire.encode(hello(key))[:-3])
             connection._flush()
             with trouble.expect(errors.MalformedMessage):
                 connection.receive(wire.Answer)
         with monkeypatch.context() as patch:
-            patch.setattr(service, "admit", lambda account, message: [][len(message.masked)])
-            with connect(served.url, service, licence=key) as connection, trouble.expect(errors.ServerFault):
-                connection.request(online(pack, 0, 0, 1, bytes(range(32))), wire.Answer)
-    for message in seen:
-        secrets.add("masked activation", np.frombuffer(message.masked, "<i4"))
-    secrets.add("request key", *(request.key for request in service._requests.values()))
+            patch.setattr(service, "admit", lambda account, message, block: [][len(message.planes)])
+            with connect() as connection, trouble.expect(errors.ServerFault):
+                ask(connection, Tokens(1, seed=2), 0)
+        with monkeypatch.context() as patch:
+            patch.setattr(service.matrices[2], "ahead", lambda p0: [][len(p0)])
+            with connect() as connection:
+                connection.send(Tokens(1).ahead(0))
+                ask(connection, Tokens(1, seed=3), 0)
     lines = log.getvalue()
     assert "A product failed inside the server" in lines
     assert "A connection failed inside the server" in lines
     assert licence.id.hex() in lines or not lines.startswith("{")
     assert "ValueError" in lines
-    assert {"licence key", "server key", "activation", "masked activation", "block key", "request key"} == set(
-        secrets.texts
-    )
+    assert {"licence key", "weights", "activations", "planes"} == set(secrets.texts)
     assert secrets.seen_in(lines) == []
     assert secrets.seen_in("\n".join(trouble.texts)) == []
     assert secrets.seen_in(json.dumps(lines)) == []
@@ -188,16 +191,11 @@ def test_no_object_shows_its_secrets(tmp_path: Path) -> None:
     service = small_service(tmp_path / "state")
     licence, key = service.ledger.licences.create("reader")
     account = service.ledger.authenticate(key)
-    masked = np.arange(1000, 1008, dtype=np.int32).reshape(1, 8)
-    tag = bytes(range(200, 216))
+    planes = np.arange(40, 88, dtype=np.int8).reshape(6, 1, 8)
+    p0 = np.arange(24576, dtype=np.int32).astype(np.int8).reshape(2, 6, 2048)[:1]
     secrets.add("licence key", key, licence.key_hash)
-    secrets.add("server key", service.ledger.server_key)
-    secrets.add("request key", RequestKey.bind(service.ledger.server_key, bytes(32)).key)
-    secrets.add("masked", masked)
-    secrets.add("tag", tag)
-    session = Session(service)
-    hello = wire.Hello(wire.PROTOCOL_VERSION, service.scheme.name, service.model_digest, service.table_digest, key)
-    session.handle(hello)
+    secrets.add("planes", planes)
+    secrets.add("p0", p0)
     shown = [
         licence,
         account,
@@ -205,13 +203,12 @@ def test_no_object_shows_its_secrets(tmp_path: Path) -> None:
         service.ledger,
         service.ledger._store,
         service,
-        session,
-        hello,
-        RequestKey.bind(service.ledger.server_key, bytes(32)),
-        Admitted(PACK, 0, masked),
-        wire.Online(PACK, 0, 0, 1, wire.payload(masked)),
-        wire.Answer(wire.payload(masked)),
-        Entry(PACK, 0, 0, 1, tag),
+        hello(key),
+        Admitted(0, planes, None, p0),
+        Block(p0),
+        wire.Ahead(0, wire.payload(p0)),
+        wire.Online(0, 0, 0, 1, wire.payload(planes), wire.payload(p0)),
+        wire.Answer(wire.payload(planes)),
     ]
     for one in shown:
         for text in (repr(one), str(one), f"{[one]}", pretty_repr(one), repr({"x": one})):

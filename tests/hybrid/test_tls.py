@@ -12,14 +12,33 @@ from cryptography import x509
 
 from confide import errors
 from confide.hybrid import wire
-from confide.hybrid.client.address import websocket_url
+from confide.hybrid.client.connection import LayerConnection
+from confide.hybrid.client.dial import Dial, websocket_url
 from confide.hybrid.server.service import LayerService
 from confide.net.tls import client_context, make_certificates, server_context
 
-from .small import connect, running, small_service, twin_client
-from .test_prepare import check_products
+from .server.world import Tokens, model, serving
+from .server.world import service as small_service
 
 Server = tuple[str, LayerService]
+
+
+def connect(url: str, ca: Path | None = None) -> LayerConnection:
+    return LayerConnection(Dial(url, ca=ca), model().signed.release)
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[LayerService]:
+    made = small_service(tmp_path / "state")
+    yield made
+    made.ledger.close()
+
+
+@pytest.fixture
+def server(service: LayerService) -> Iterator[Server]:
+    """A server without TLS: its address and service."""
+    with serving(service) as served:
+        yield served.url, service
 
 
 def written(folder: Path, names: list[str] | None = None, **options: object) -> Path:
@@ -40,21 +59,20 @@ def certificates(tmp_path: Path) -> Path:
 def secure(tmp_path: Path, certificates: Path) -> Iterator[Server]:
     """A server with TLS: its address and service."""
     service = small_service(tmp_path / "secure-state")
-    with running(service, tls=context_of(certificates)) as url:
-        yield url, service
+    with serving(service, tls=context_of(certificates)) as served:
+        yield served.url, service
 
 
-def test_a_private_product_over_tls(shell: Path, secure: Server, certificates: Path) -> None:
-    with twin_client(shell, secure[0], ca=certificates / "ca.pem") as client:
-        client.prepare(1)
-        check_products(client)
+def test_a_private_product_over_tls(secure: Server, certificates: Path) -> None:
+    with connect(secure[0], certificates / "ca.pem") as connection:
+        tokens = Tokens(40)
+        for group in range(3):
+            tokens.require_exact(group, connection.request(tokens.request(group), wire.Answer))
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
 def test_the_newest_tls_is_spoken(secure: Server, certificates: Path, host: str) -> None:
-    url, service = secure
-    trust = client_context(certificates / "ca.pem")
-    with connect(url.replace("127.0.0.1", host), service, trust=trust) as connection:
+    with connect(secure[0].replace("127.0.0.1", host), certificates / "ca.pem") as connection:
         assert isinstance(connection._socket, ssl.SSLSocket)
         assert connection._socket.version() == "TLSv1.3"
 
@@ -65,10 +83,10 @@ def test_old_tls_is_refused(certificates: Path) -> None:
 
 
 @pytest.mark.parametrize("trust", ["system", "another"])
-def test_an_unknown_authority_is_refused(secure: Server, tmp_path: Path, shell: Path, trust: str) -> None:
+def test_an_unknown_authority_is_refused(secure: Server, tmp_path: Path, trust: str) -> None:
     ca = None if trust == "system" else written(tmp_path / "other") / "ca.pem"
     with pytest.raises(errors.UntrustedCertificate, match=r"--ca.*\.$"):
-        twin_client(shell, secure[0], ca=ca)
+        connect(secure[0], ca)
 
 
 @pytest.fixture
@@ -81,18 +99,16 @@ def everything_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("everything_is_here")
 @pytest.mark.parametrize("host", ["layers.example", "192.0.2.1", "localhost.example"])
 def test_a_wrong_host_name_is_refused(secure: Server, certificates: Path, host: str) -> None:
-    url, service = secure
-    trust = client_context(certificates / "ca.pem")
     with pytest.raises(errors.UntrustedCertificate, match=f"{host}.*mismatch.*make a new one"):
-        connect(url.replace("127.0.0.1", host), service, trust=trust)
+        connect(secure[0].replace("127.0.0.1", host), certificates / "ca.pem")
 
 
 @pytest.mark.usefixtures("everything_is_here")
 @pytest.mark.parametrize("host", ["layers.example", "192.0.2.1", "a.models.example"])
 def test_names_and_addresses_can_be_added(tmp_path: Path, service: LayerService, host: str) -> None:
     folder = written(tmp_path / "tls", ["192.0.2.1", "layers.example", "*.models.example", "localhost"])
-    with running(service, tls=context_of(folder)) as url:
-        connect(url.replace("127.0.0.1", host), service, trust=client_context(folder / "ca.pem")).close()
+    with serving(service, tls=context_of(folder)) as served:
+        connect(served.url.replace("127.0.0.1", host), folder / "ca.pem").close()
     certificate = x509.load_pem_x509_certificate((folder / "server.pem").read_bytes())
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert names.get_values_for_type(x509.DNSName) == ["localhost", "layers.example", "*.models.example"]
@@ -102,26 +118,23 @@ def test_names_and_addresses_can_be_added(tmp_path: Path, service: LayerService,
 @pytest.mark.parametrize("days_ago", [40, -40])
 def test_a_certificate_out_of_its_time_is_refused(tmp_path: Path, service: LayerService, days_ago: int) -> None:
     folder = written(tmp_path / "tls", days=30, now=datetime.now(UTC) - timedelta(days=days_ago))
-    with running(service, tls=context_of(folder)) as url:
+    with serving(service, tls=context_of(folder)) as served:
         with pytest.raises(errors.UntrustedCertificate, match=r"expired|not yet valid"):
-            connect(url, service, trust=client_context(folder / "ca.pem"))
+            connect(served.url, folder / "ca.pem")
 
 
 def test_a_plain_client_is_told_of_tls(secure: Server) -> None:
-    url, service = secure
     with pytest.raises(errors.ConnectionLost, match="wss://"):
-        connect(url.replace("wss", "ws"), service)
+        connect(secure[0].replace("wss", "ws"))
 
 
 def test_a_plain_server_is_never_taken_for_a_secure_one(server: Server) -> None:
-    url, service = server
     with pytest.raises(errors.ConnectionLost, match="TLS"):
-        connect(url.replace("ws", "wss"), service)
+        connect(server[0].replace("ws", "wss"))
 
 
 def test_a_server_that_goes_while_an_answer_is_due(secure: Server, certificates: Path) -> None:
-    url, service = secure
-    with connect(url, service, trust=client_context(certificates / "ca.pem")) as connection:
+    with connect(secure[0], certificates / "ca.pem") as connection:
         connection._protocol.send_binary(b"\xc1")
         connection._flush()
         with pytest.raises(errors.MalformedMessage):
@@ -132,10 +145,9 @@ def test_a_server_that_goes_while_an_answer_is_due(secure: Server, certificates:
 
 def test_the_certificates_stand_up_to_strict_checks(certificates: Path, secure: Server) -> None:
     """Python 3.13 checks like this by default."""
-    url, service = secure
-    trust = client_context(certificates / "ca.pem")
-    trust.verify_flags |= ssl.VERIFY_X509_STRICT
-    connect(url, service, trust=trust).close()
+    dial = Dial(secure[0], ca=certificates / "ca.pem")
+    dial.trust.verify_flags |= ssl.VERIFY_X509_STRICT
+    LayerConnection(dial, model().signed.release).close()
 
 
 def test_the_authority_signs_nothing_else(certificates: Path) -> None:
@@ -212,6 +224,6 @@ def test_addresses(given: str, meant: str) -> None:
     assert websocket_url(given) == meant
 
 
-def test_a_public_name_needs_tls(service: LayerService) -> None:
+def test_a_public_name_needs_tls() -> None:
     with pytest.raises(errors.InsecureConnection, match=r"wss://.*make-local"):
-        connect("layers.example:8470", service)
+        connect("layers.example:8470")

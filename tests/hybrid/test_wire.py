@@ -8,20 +8,18 @@ from hypothesis import strategies as st
 from confide import errors
 from confide.hybrid import wire
 
-PACK, DIGEST = bytes(range(16)), bytes(range(32))
+DIGEST = bytes(range(32))
 FROM_CLIENT = [
-    wire.Hello(1, "rlwe-1", DIGEST, DIGEST),
-    wire.OpenPack(PACK),
-    wire.OfflineBegin(PACK, 3, DIGEST, DIGEST, b"p0"),
-    wire.OfflineRows(128, memoryview(b"rows")),
-    wire.Online(PACK, 3, 4095, 1, memoryview(b"\0" * 16)),
+    wire.Hello(3, "rlwe-3", DIGEST, DIGEST),
+    wire.Ahead(7, memoryview(b"keys")),
+    wire.Online(3, 7, 60, 4, memoryview(b"\0" * 16)),
+    wire.Online(3, (1 << 32) - 1, 65535, wire.MAX_REQUEST_TOKENS, memoryview(b"planes"), memoryview(b"keys")),
 ]
 FROM_SERVER = [
-    wire.Welcome(2, DIGEST, 5, DIGEST, DIGEST * 2),
-    wire.PackState(PACK, 17, 48),
-    wire.OfflineBlock(0, memoryview(b"high"), memoryview(b"low")),
+    wire.Welcome(3, 5, DIGEST, DIGEST * 2, 1 << 24, 256, 0.25),
+    wire.Welcome(3, None, DIGEST, DIGEST * 2, 0, 0, 0.0),
     wire.Answer(memoryview(b"values")),
-    wire.Failure("index-used", "Prepare another pack."),
+    wire.Failure("unknown-block", "Send it with p0."),
 ]
 
 
@@ -46,18 +44,22 @@ def test_every_truncation_is_malformed(message: wire.FromClient) -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        [8, PACK, -1, 0, 1, b""],
-        [8, PACK, 1 << 16, 0, 1, b""],
-        [8, PACK, 0, 0, 0, b""],
-        [8, PACK, 0, 1 << 16, 1, b""],
-        [8, PACK[:15], 0, 0, 1, b""],
-        [8, PACK, 0, 0, 1, bytes(wire.MAX_FRAME + 1)],
-        [8, PACK, 0, 0, 1, b"", "surplus"],
-        [8, PACK, 0, 0, 1, "text"],
-        [8, PACK, 0.5, 0, 1, b""],
-        [99, PACK],
+        [4, -1, 0, 0, 1, b""],
+        [4, 1 << 16, 0, 0, 1, b""],
+        [4, 0, 1 << 32, 0, 1, b""],
+        [4, 0, 0, 1 << 16, 1, b""],
+        [4, 0, 0, 0, 0, b""],
+        [4, 0, 0, 0, wire.MAX_REQUEST_TOKENS + 1, b""],
+        [4, 0, 0, 0, 1, bytes(wire.MAX_FRAME + 1)],
+        [4, 0, 0, 0, 1, b"", bytes(wire.MAX_FRAME + 1)],
+        [4, 0, 0, 0, 1, b"", b"", "surplus"],
+        [4, 0, 0, 0, 1, "text"],
+        [4, 0.5, 0, 0, 1, b""],
+        [3, 0],
+        [3, -1, b""],
+        [99, DIGEST],
         [],
-        {"tag": 8},
+        {"tag": 4},
         None,
     ],
     ids=repr,
@@ -87,56 +89,29 @@ def test_deep_nesting_is_malformed() -> None:
         wire.decode_from_client(b"\x91" * 100_000)
 
 
-def test_the_p1_seed_depends_on_both_sides_and_the_pack() -> None:
-    seeds = {
-        wire.p1_seed(server, client, pack)
-        for server in (DIGEST, bytes(32))
-        for client in (DIGEST, bytes(32))
-        for pack in (PACK, bytes(16))
-    }
-    assert len(seeds) == 8
-
-
-def test_the_request_digest_depends_on_every_part() -> None:
-    def digest(
-        model: bytes = DIGEST,
-        table: bytes = DIGEST,
-        licence: bytes = b"licence1",
-        seed: bytes = DIGEST,
-        rows: bytes = b"r",
-        **changes: object,
-    ) -> bytes:
-        fields: dict[str, object] = {
-            "pack": PACK, "group": 1, "client_nonce": DIGEST, "mask_seed": DIGEST, "public_key": b"p0"
-        }  # fmt: skip
-        request = wire.RequestDigest(model, table, licence, seed, wire.OfflineBegin(**(fields | changes)))  # type: ignore[arg-type]
-        request.add_rows(memoryview(rows))
-        return request.digest()
-
-    other = bytes(32)
-    digests = [
-        digest(),
-        digest(model=other),
-        digest(table=other),
-        digest(licence=b"licence2"),
-        digest(seed=other),
-        digest(rows=b"s"),
-        digest(pack=bytes(16)),
-        digest(group=2),
-        digest(client_nonce=other),
-        digest(mask_seed=other),
-        digest(public_key=b"p1"),
-    ]
-    assert len(set(digests)) == len(digests)
-    assert digest() == digests[0]
-
-
-@pytest.mark.parametrize("kind", [errors.IndexUsed, errors.UnknownPack, errors.ModelMismatch, errors.ServerFault])
+@pytest.mark.parametrize("kind", [errors.UnknownBlock, errors.RateLimited, errors.ModelMismatch, errors.ServerFault])
 def test_a_failure_arrives_as_the_error_it_was(kind: type[errors.ConfideError]) -> None:
     with pytest.raises(kind, match="Do this instead"):
         wire.raise_failure(wire.failure(kind("Do this instead.")))
 
 
-def test_an_unknown_failure_code_is_still_a_protocol_error() -> None:
-    with pytest.raises(errors.ProtocolError):
-        wire.raise_failure(wire.Failure("from-the-future", "Update."))
+@pytest.mark.parametrize("code", ["from-the-future", "untrusted-owner", "integrity", "error", ""])
+def test_what_no_server_has_to_report_is_a_protocol_error(code: str) -> None:
+    """A server must not make a client believe that it found something out by itself."""
+    with pytest.raises(errors.ProtocolError, match="no server has to") as raised:
+        wire.raise_failure(wire.Failure(code, "Update."))
+    assert type(raised.value) is errors.ProtocolError
+
+
+@pytest.mark.parametrize("code", ["server-busy", "from-the-future"])
+def test_a_servers_words_are_shown_without_what_a_terminal_would_obey(code: str) -> None:
+    with pytest.raises(errors.ProtocolError) as raised:
+        wire.raise_failure(wire.Failure(code, "\x1b[2J\r\nAll is well.\u202e" + 900 * "x"))
+    assert str(raised.value).isprintable()
+    assert "All is well." in str(raised.value)
+    assert len(str(raised.value)) < 500
+
+
+def test_every_code_of_the_wire_is_an_error() -> None:
+    for code in errors.WIRE_CODES:
+        assert errors.error_class(code).code == code

@@ -51,12 +51,13 @@ def source(request: pytest.FixtureRequest) -> Source:
 
 @pytest.fixture(scope="session")
 def halves(source: Source, tmp_path_factory: pytest.TempPathFactory) -> SplitSummary:
-    """The split of `source`, everything protected."""
-    return split(source, tmp_path_factory.mktemp("split"), owner=OWNER)
+    """The split of `source`, everything protected, without a hint."""
+    return split(source, tmp_path_factory.mktemp("split"), owner=OWNER, hint=False)
 
 
 @pytest.fixture(scope="session")
 def llama_halves(tiny_llama: Source, tmp_path_factory: pytest.TempPathFactory) -> SplitSummary:
+    """With its hint."""
     return split(tiny_llama, tmp_path_factory.mktemp("split"), owner=OWNER)
 
 

@@ -48,7 +48,7 @@ def dequantized(source: Source, halves: SplitSummary) -> PreTrainedModel:
     package = ServerPackage.open(halves.server)
     shell = load_file(halves.client / "model.safetensors")
     for index, group in enumerate(package.manifest.groups):
-        parts = package.weights(index).split([layer.rows for layer in group.layers])
+        parts = package.group(index).weights.split([layer.rows for layer in group.layers])
         for layer, part in zip(group.layers, parts, strict=True):
             scale, bias = shell[f"{layer.name}.weight_scale"], shell.get(f"{layer.name}.bias")
             model.set_submodule(layer.name, DequantizedLinear(part, scale, bias, group.activation_bits))
@@ -77,7 +77,7 @@ def test_logits_are_close_to_the_unquantized_model(source: Source, clear: PreTra
 @given(tokens=st.integers(1, 5), extreme=st.booleans(), seed=st.integers(0, 50))
 def test_products_are_exact(llama_halves: SplitSummary, tokens: int, extreme: bool, seed: int) -> None:
     package = ServerPackage.open(llama_halves.server)
-    product = ClearProduct(package.load())
+    product = ClearProduct(package.matrices())
     limit = 2**14 - 1
     generator = torch.Generator().manual_seed(seed)
     for index, group in enumerate(package.manifest.groups[:4]):
@@ -86,13 +86,13 @@ def test_products_are_exact(llama_halves: SplitSummary, tokens: int, extreme: bo
             x = x.sign() * limit
         y = product(index, x)
         assert y.dtype == torch.int32
-        assert torch.equal(y.long(), x.long() @ package.weights(index).long().t())
+        assert torch.equal(y.long(), x.long() @ package.group(index).weights.long().t())
 
 
 @torch.no_grad()
 def test_one_product_for_q_k_and_v(llama_halves: SplitSummary) -> None:
     asked: list[int] = []
-    clear_product = ClearProduct(ServerPackage.open(llama_halves.server).load())
+    clear_product = ClearProduct(ServerPackage.open(llama_halves.server).matrices())
 
     def counting(group: int, x: Tensor) -> Tensor:
         asked.append(group)
@@ -138,7 +138,7 @@ def test_beams_and_seeded_sampling(clear: PreTrainedModel, ids: Tensor) -> None:
 
 
 def test_folders_of_two_splits_do_not_go_together(llama_halves: SplitSummary, tiny_llama: Source, folder: Path) -> None:
-    other = split(tiny_llama, folder, owner=OWNER, protect="mlp")
+    other = split(tiny_llama, folder, owner=OWNER, protect="mlp", hint=False)
     with pytest.raises(InvalidPackage, match="same split"):
         load_clear(other.client, llama_halves.server)
     with pytest.raises(InvalidPackage):
@@ -151,7 +151,7 @@ def test_the_demo_model_keeps_its_quality(tmp_path: Path) -> None:
     source = open_model("demo")
     tokenizer = source.load_tokenizer()
     assert tokenizer is not None
-    halves = split(source, tmp_path, owner=OWNER)
+    halves = split(source, tmp_path, owner=OWNER, hint=False)
     ids = tokenizer("Once upon a time there was a king who had three sons.", return_tensors="pt").input_ids
     stock = source.load_model()
     ids = stock.generate(ids, do_sample=False, max_new_tokens=40)
@@ -171,7 +171,7 @@ def test_the_llama_in_the_test_data_keeps_its_text(test_data: Path, tmp_path: Pa
     if not location.is_dir():
         pytest.skip(f"{location} is not there")
     source = open_model(str(location))
-    halves = split(source, tmp_path, owner=OWNER)
+    halves = split(source, tmp_path, owner=OWNER, hint=False)
     model = load_clear(halves.client, halves.server)
     start = torch.tensor([[1]])
     given = model.generate(start, do_sample=False, max_new_tokens=40)

@@ -14,7 +14,7 @@ from confide.packages.manifest import Manifest, ModelDigest, read_manifest
 from confide.rlwe.parameters import Profile
 
 SERVER: dict[str, Any] = {
-    "format": 2,
+    "format": 3,
     "kind": "hybrid-server",
     "profile": "private-weights",
     "model_type": "llama",
@@ -25,19 +25,21 @@ SERVER: dict[str, Any] = {
             "layers": [{"name": "layers.0.q", "rows": 16}, {"name": "layers.0.k", "rows": 8}],
             "columns": 32,
             "activation_bits": 14,
-            "row_l1": 3000,
-            "row_l2": 600.5,
+            "plaintext_bits": 30,
+            "entropy_bits": 200.5,
         },
         {
             "name": "layers.0.o",
             "layers": [{"name": "layers.0.o", "rows": 32}],
             "columns": 16,
             "activation_bits": 15,
-            "row_l1": 0,
-            "row_l2": 0.0,
+            "plaintext_bits": 28,
+            "entropy_bits": 96.0,
         },
     ],
     "files": {"group-00000.safetensors": "cd" * 32, "templates/chat-1.jinja": "ef" * 32},
+    "epoch": 3,
+    "hint": {"hint/group-00000.bin": "01" * 32, "hint/group-00001.bin": "23" * 32},
 }
 
 
@@ -66,7 +68,8 @@ def test_a_table_is_read_back(tmp_path: Path) -> None:
     manifest = read(tmp_path, SERVER)
     assert [group.rows for group in manifest.groups] == [24, 32]
     parameters = manifest.groups[0].parameters(manifest.profile)
-    assert (parameters.row_l1, parameters.row_l2, parameters.activation_bits) == (3000, 600.5, 14)
+    assert (parameters.rows, parameters.columns) == (24, 32)
+    assert (parameters.plaintext_bits, parameters.activation_bits) == (30, 14)
     package.write_manifest(tmp_path, manifest)
     assert read_manifest(tmp_path) == manifest
 
@@ -75,7 +78,7 @@ def test_both_sides_have_one_table_digest(tmp_path: Path) -> None:
     server = read(tmp_path, SERVER)
     shell = server.for_shell()
     assert (shell.kind, shell.files) == (package.PackageKind.SHELL, {})
-    assert b"row_l" not in msgspec.json.encode(shell)
+    assert shell.hint == server.hint
     assert shell.table_digest() == server.table_digest()
     shell.require_counterpart(server)
     for own, other in [(shell, shell), (shell, msgspec.structs.replace(server, model_digest="cd" * 32))]:
@@ -86,13 +89,14 @@ def test_both_sides_have_one_table_digest(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        ("profile", "open-weights"),
+        ("epoch", 4),
         ("groups/0/name", "other"),
         ("groups/0/layers/0/name", "other"),
         ("groups/0/layers/0/rows", 17),
         ("groups/0/columns", 33),
         ("groups/0/activation_bits", 13),
-        ("groups/1", ...),
+        ("groups/0/plaintext_bits", 29),
+        ("groups/0/entropy_bits", 200.0),
     ],
 )
 def test_the_table_digest_depends_on_everything_shared(tmp_path: Path, path: str, value: object) -> None:
@@ -102,9 +106,8 @@ def test_the_table_digest_depends_on_everything_shared(tmp_path: Path, path: str
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        ("format", 1),
+        ("format", 2),
         ("kind", "enclave"),
-        ("kind", "hybrid-shell"),  # with norms
         ("profile", "none"),
         ("model_type", ""),
         ("model_digest", "AB" * 32),
@@ -140,11 +143,22 @@ def test_the_table_digest_depends_on_everything_shared(tmp_path: Path, path: str
         ("groups/0/columns", (1 << 16) + 1),
         ("groups/0/activation_bits", 16),
         ("groups/0/activation_bits", 7),
-        ("groups/0/row_l1", ...),
-        ("groups/0/row_l2", ...),
-        ("groups/0/row_l1", 1 << 17),  # would wrap around the plaintext modulus
-        ("groups/0/row_l2", -1.0),
-        ("groups/0/row_l2", 1e300),
+        ("groups/0/plaintext_bits", ...),
+        ("groups/0/plaintext_bits", 26),
+        ("groups/0/plaintext_bits", 31),  # answers of 32 bits would leave no room for noise
+        ("groups/0/plaintext_bits", 32),
+        ("groups/0/entropy_bits", ...),
+        ("groups/0/entropy_bits", 0.0),
+        ("groups/0/entropy_bits", -1.0),
+        ("groups/0/entropy_bits", 1e300),
+        ("groups/0/layers/0/name", "u"),
+        ("epoch", -1),
+        ("epoch", 1 << 32),
+        ("hint", {"hint/group-00000.bin": "01" * 32}),
+        ("hint", {"hint/group-00000.bin": "01" * 32, "hint/group-00002.bin": "23" * 32}),
+        ("hint", {"hint/group-00000.bin": "01" * 32, "hint/group-00001.bin": "2" * 63}),
+        ("hint", []),
+        ("profile", "open-weights"),  # needs no hint, and 32 bits
     ],
 )
 def test_what_is_out_of_bounds_is_refused(tmp_path: Path, path: str, value: object) -> None:
@@ -209,5 +223,30 @@ def test_reading_a_table_needs_no_tensor_library() -> None:
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
+OPEN: dict[str, Any] = changed("profile", "open-weights") | {
+    "hint": {},
+    "groups": [group | {"plaintext_bits": 32} for group in SERVER["groups"]],
+}
+
+
 def test_profiles_are_those_of_the_parameters(tmp_path: Path) -> None:
-    assert read(tmp_path, changed("profile", "open-weights")).profile is Profile.OPEN_WEIGHTS
+    assert read(tmp_path, OPEN).profile is Profile.OPEN_WEIGHTS
+    assert read(tmp_path, OPEN).table_digest() != read(tmp_path, SERVER).table_digest()
+
+
+def test_open_weights_have_no_hint(tmp_path: Path) -> None:
+    with pytest.raises(InvalidPackage, match="open weights"):
+        read(tmp_path, OPEN | {"hint": SERVER["hint"]})
+
+
+def test_the_hint_is_no_part_of_what_both_halves_agree_on(tmp_path: Path) -> None:
+    """It can be made later, from the same table."""
+    assert read(tmp_path, changed("hint", ...)).table_digest() == read(tmp_path, SERVER).table_digest()
+
+
+@pytest.mark.parametrize("name", ["modeling_evil.py", "sub/evil.SO", "evil.pyc", "evil.pth"])
+def test_a_shell_holds_no_code(tmp_path: Path, name: str) -> None:
+    files = {"files": {name: "ab" * 32}}
+    read(tmp_path, SERVER | files)  # a server reads nothing but its groups' files
+    with pytest.raises(InvalidPackage, match="no code"):
+        read(tmp_path, SERVER | files | {"kind": "hybrid-shell"})

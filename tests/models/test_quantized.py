@@ -27,7 +27,7 @@ def test_bits_by_layer(tiny_llama: Source, tmp_path_factory: pytest.TempPathFact
         mlp = "mlp" in part.group.name
         assert part.weights.abs().max() == (7 if mlp else 127)
         assert (part.group.activation_bits == 9) == ("o_proj" in part.group.name)
-    summary = write_split(quantized, None, tmp_path_factory.mktemp("bits") / "out", owner=OWNER)
+    summary = write_split(quantized, None, tmp_path_factory.mktemp("bits") / "out", owner=OWNER, hint=False)
     quantized.use(ClearProduct(quantized.matrices))
     with torch.inference_mode():
         assert torch.equal(quantized.model(IDS).logits, load_clear(summary.client, summary.server)(IDS).logits)

@@ -2,6 +2,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -20,6 +21,7 @@ from confide.packages.signing import (
     seal_package,
     sign_manifest,
 )
+from confide.rlwe.parameters import Profile
 from owners import OWNER, STRANGER, reseal
 
 FILES = ["config.json", "model.safetensors", "tokenizer.json", "templates/one.jinja"]
@@ -127,7 +129,7 @@ def test_what_never_ends_is_not_read(folder: Path, name: str, endless: Callable[
 
 
 def test_each_users_own_files_do_not_matter(folder: Path) -> None:
-    for name in ("packs/pack-1/keys", "state/ledger", "checks.msgpack", "README.md", ".DS_Store", ".cache/x.json"):
+    for name in ("hint/group-00000.bin", "state/ledger", "checks.msgpack", "README.md", ".DS_Store", ".cache/x.json"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("anything")
     verify(folder)
@@ -229,18 +231,21 @@ def test_no_other_signature_fits_a_release(signature: bytes) -> None:
         release.require_signed(STRANGER.public.raw, sign_manifest(EXAMPLE, manifest, STRANGER).release.encode())
 
 
-EXAMPLE = b"""{"format": 2, "kind": "hybrid-shell", "profile": "private-weights", "model_type": "llama",
+EXAMPLE = b"""{"format": 3, "kind": "hybrid-shell", "profile": "private-weights", "model_type": "llama",
 "model_digest": "abababababababababababababababababababababababababababababababab", "files": {},
-"groups": [{"name": "o", "layers": [{"name": "o", "rows": 4}], "columns": 4, "activation_bits": 15}]}"""
+"groups": [{"name": "o", "layers": [{"name": "o", "rows": 4}], "columns": 4, "activation_bits": 15,
+"plaintext_bits": 30, "entropy_bits": 20.0}]}"""
 
 
-@pytest.mark.parametrize("change", [{"model_digest": "00" * 32}, {"profile": "open-weights"}, {"groups": 1}])
-def test_a_release_covers_model_table_and_profile(change: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    "change", [{"model_digest": "00" * 32}, {"epoch": 1}, {"profile": Profile.OPEN_WEIGHTS}, {"groups": {"columns": 5}}]
+)
+def test_a_release_covers_model_table_and_profile(change: dict[str, Any]) -> None:
     manifest = msgspec.json.decode(EXAMPLE, type=Manifest)
     release = bytes.fromhex(sign_manifest(EXAMPLE, manifest, OWNER).release)
-    if "groups" in change:
-        change = {"groups": (msgspec.structs.replace(manifest.groups[0], columns=5),)}
-    other = msgspec.structs.replace(manifest, **change)
+    group = {"plaintext_bits": 32} if "profile" in change else change.get("groups", {})
+    groups = (msgspec.structs.replace(manifest.groups[0], **group),)
+    other = msgspec.structs.replace(manifest, **change | {"groups": groups})
     signed = SignedManifest(other, Signature(str(OWNER.public), "", ""))
     with pytest.raises(ModelMismatch, match="written together"):
         signed.release.require_signed(OWNER.public.raw, release)

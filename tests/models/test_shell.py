@@ -1,6 +1,7 @@
 import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -8,8 +9,10 @@ from torch import Tensor
 
 from confide.errors import InvalidPackage, UntrustedOwner
 from confide.models.protected import ProtectedLinear
-from confide.models.source import Source
-from confide.models.split import SplitSummary
+from confide.models.quantized import QuantizedModel
+from confide.models.roles import find_layers
+from confide.models.source import Source, open_model
+from confide.models.split import SplitSummary, split, write_split
 from confide.packages import shell as shell_module
 from confide.packages.shell import load_shell, shell_tokenizer
 from owners import OWNER, STRANGER, reseal
@@ -142,3 +145,59 @@ def test_only_the_owner_asked_for_will_do(client: Path) -> None:
     load_shell(client, no_product, trusted={OWNER.public})
     with pytest.raises(UntrustedOwner):
         load_shell(client, no_product, trusted={STRANGER.public})
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer_config.json"])
+def test_a_configuration_that_names_code_is_refused(client: Path, name: str) -> None:
+    path = client / name
+    values = msgspec.json.decode(path.read_bytes()) if path.exists() else {}
+    path.write_bytes(msgspec.json.encode(values | {"auto_map": {"AutoModelForCausalLM": "evil.Evil"}}))
+    reseal(client)
+    with pytest.raises(InvalidPackage, match="auto_map"):
+        load_shell(client, no_product)
+
+
+def test_a_split_leaves_the_names_of_code_behind(tiny_llama: Source, tmp_path: Path) -> None:
+    """Checkpoints of stock architectures often have some, from before they were stock."""
+    model = Path(shutil.copytree(tiny_llama.location, tmp_path / "model"))
+    values = msgspec.json.decode((model / "config.json").read_bytes())
+    values["auto_map"] = {"AutoConfig": "configuration_old.OldConfig"}
+    (model / "config.json").write_bytes(msgspec.json.encode(values))
+    halves = split(open_model(str(model)), tmp_path / "out", owner=OWNER, hint=False)
+    assert "auto_map" not in (halves.client / "config.json").read_text()
+    load_shell(halves.client, no_product)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("prompt_lookup_num_tokens", 10),
+        ("assistant_early_exit", 2),
+        ("custom_generate", "someone/evil"),
+        ("num_beams", 1000),
+        ("cache_implementation", "offloaded"),
+        ("stop_strings", ["x"]),
+        ("\x1b[31m", 1),
+    ],
+)
+def test_a_shell_decides_little_about_generation(client: Path, name: str, value: object) -> None:
+    path = client / "generation_config.json"
+    settings = msgspec.json.decode(path.read_bytes())
+    path.write_bytes(msgspec.json.encode(settings | {"temperature": 0.5}))
+    reseal(client)
+    assert load_shell(client, no_product).generation_config.temperature == 0.5
+    path.write_bytes(msgspec.json.encode(settings | {name: value}))
+    reseal(client)
+    with pytest.raises(InvalidPackage, match="no shell may decide") as caught:
+        load_shell(client, no_product)
+    assert str(caught.value).isprintable()
+
+
+def test_a_split_keeps_the_allowed_settings_only(tiny_gpt2: Source, tmp_path: Path) -> None:
+    model = tiny_gpt2.load_model()
+    model.generation_config.update(temperature=0.7, do_sample=True, prompt_lookup_num_tokens=3)
+    quantized = QuantizedModel.quantize(model, find_layers(model.config).select("all"))
+    halves = write_split(quantized, None, tmp_path / "out", owner=OWNER, hint=False)
+    given = load_shell(halves.client, no_product).generation_config
+    assert (given.temperature, given.do_sample, given.prompt_lookup_num_tokens) == (0.7, True, None)
+    assert given.eos_token_id == model.generation_config.eos_token_id

@@ -12,15 +12,21 @@ from confide.models import split as split_module
 from confide.models.clear import load_clear
 from confide.models.source import Source, open_model
 from confide.models.split import SplitSummary, split
+from confide.packages.entropy import row_entropy
 from confide.packages.manifest import read_manifest
-from confide.packages.server_package import ServerPackage, group_file
-from confide.rlwe.parameters import Profile
+from confide.packages.server_package import ServerPackage, group_file, row_norms
+from confide.rlwe.parameters import Norms, Profile
 from owners import OWNER
 
 
 def server_matrices(halves: SplitSummary) -> dict[str, torch.Tensor]:
     groups = range(halves.groups)
-    return {name: matrix for index in groups for name, matrix in load_file(group_file(halves.server, index)).items()}
+    return {
+        name: matrix
+        for index in groups
+        for name, matrix in load_file(group_file(halves.server, index)).items()
+        if name != "u"
+    }
 
 
 def test_the_shell_holds_no_protected_weight(source: Source, halves: SplitSummary) -> None:
@@ -44,7 +50,6 @@ def test_the_shell_holds_no_protected_weight(source: Source, halves: SplitSummar
             assert not any(
                 tensor.shape == form.shape and torch.allclose(tensor, form, atol=0.02) for tensor in shell.values()
             )
-    assert all(group.row_l1 is None and group.row_l2 is None for group in read_manifest(halves.client).groups)
     files = {path.name for path in halves.client.iterdir()}
     tokenizer = {"tokenizer.json", "tokenizer_config.json"} if source.name == "demo" else set()
     signed = {"config.json", "generation_config.json", "model.safetensors"} | tokenizer
@@ -78,10 +83,12 @@ def test_matrices_times_scales_are_the_weights(source: Source, halves: SplitSumm
 def test_both_tables_agree_and_name_secure_parameters(halves: SplitSummary) -> None:
     shell, server = read_manifest(halves.client), read_manifest(halves.server)
     shell.require_counterpart(server)
-    assert halves.parameter_names == ("n4096_q96_t30_keep40",)
-    for group in server.groups:
+    assert halves.parameter_names == ("n2048_q48_t30_a32",)
+    matrices = ServerPackage.open(halves.server).matrices()
+    for group, weights in zip(server.groups, matrices, strict=True):
         parameters = group.parameters(server.profile)
-        assert parameters.row_l1 * parameters.max_activation < 2**29
+        assert row_norms(weights).row_l1 * parameters.max_activation < 2**29
+        assert group.entropy_bits == row_entropy(weights.numpy())
 
 
 def test_other_weights_have_another_digest(tiny_gpt2: Source, folder: Path, tmp_path: Path) -> None:
@@ -89,8 +96,8 @@ def test_other_weights_have_another_digest(tiny_gpt2: Source, folder: Path, tmp_
     with torch.no_grad():
         model.transformer.h[1].mlp.c_fc.weight[3, 4] *= -1
     model.save_pretrained(tmp_path / "other")
-    one = split(tiny_gpt2, folder, owner=OWNER)
-    other = split(open_model(str(tmp_path / "other")), tmp_path / "out2", owner=OWNER)
+    one = split(tiny_gpt2, folder, owner=OWNER, hint=False)
+    other = split(open_model(str(tmp_path / "other")), tmp_path / "out2", owner=OWNER, hint=False)
     assert read_manifest(one.client).model_digest != read_manifest(other.client).model_digest
 
 
@@ -104,7 +111,7 @@ def test_profile_and_choice(tiny_llama: Source, folder: Path) -> None:
         progress=lambda *step: steps.append(step),
         owner=OWNER,
     )
-    assert summary.parameter_names == ("n4096_q64_t30_keep40",)
+    assert summary.parameter_names == ("open_t32",)
     assert summary.protected_parameters == 32 * 32 + 16 * 32
     assert steps == [("model.layers.1.self_attn.q_proj-v_proj", 1, 1)]
     model = load_clear(summary.client, summary.server)
@@ -140,7 +147,7 @@ def test_an_interrupted_split_leaves_nothing(
         rename = Path.rename
         monkeypatch.setattr(Path, "rename", lambda a, b: interrupt() if b.name == "client" else rename(a, b))
     with pytest.raises(KeyboardInterrupt):
-        split(tiny_gpt2, folder, owner=OWNER, progress=progress)
+        split(tiny_gpt2, folder, owner=OWNER, progress=progress, hint=False)
     assert not folder.exists()
 
 
@@ -171,7 +178,7 @@ def test_weights_that_are_not_finite_are_refused(tiny_llama: Source, folder: Pat
 
 
 def test_insecure_parameters_name_their_group(tiny_gpt2: Source, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantized, "row_norms", lambda _: (1 << 24, 127.0))
+    monkeypatch.setattr(quantized, "row_norms", lambda _: Norms(1 << 24, 127.0))
     with pytest.raises(InsecureParameters, match=r"transformer\.h\.0\.attn\.c_attn"):
         split(tiny_gpt2, folder, owner=OWNER)
 
@@ -182,7 +189,7 @@ def test_matrices_that_are_not_tied_stay_so(tiny_gpt2: Source, folder: Path, tmp
     weights = load_file(untied / "model.safetensors")
     weights["lm_head.weight"] = weights["transformer.wte.weight"] + 1
     save_file(weights, untied / "model.safetensors", {"format": "pt"})
-    summary = split(open_model(str(untied)), folder, owner=OWNER)
+    summary = split(open_model(str(untied)), folder, owner=OWNER, hint=False)
     model = load_clear(summary.client, summary.server)
     assert isinstance(model, GPT2LMHeadModel)
     assert torch.equal(model.lm_head.weight, model.transformer.wte.weight + 1)

@@ -94,6 +94,19 @@ def test_sums_are_exact_at_the_extremes(length: int, sign: int) -> None:
         assert check(y, x).tolist() == [True, False]
 
 
+@pytest.mark.parametrize("tokens", [1, 2])
+@pytest.mark.parametrize("answer", [MAX_VALUE + 1, -MAX_VALUE - 1, (1 << 31) - 1, -(1 << 31)])
+def test_answers_that_no_product_gives_are_wrong(answer: int, tokens: int) -> None:
+    # u = 0 in this place: only the bound tells.
+    check = AnswerCheck(np.zeros(2, np.uint64), np.zeros(1, np.uint64))
+    y = np.zeros((tokens, 2), np.int32)
+    assert check(y, np.zeros((tokens, 1), np.int32)).all()
+    y[-1, 1] = answer
+    assert check(y, np.zeros((tokens, 1), np.int32)).tolist() == [True] * (tokens - 1) + [False]
+    y[-1, 1] = MAX_VALUE if answer > 0 else -MAX_VALUE
+    assert check(y, np.zeros((tokens, 1), np.int32)).all()
+
+
 def test_limbs_and_values_stay_below_two_to_the_53() -> None:
     for length in (2, 5, 4096, 4097, 100_000, MAX_LENGTH):
         columns = length // 2

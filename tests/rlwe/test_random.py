@@ -11,8 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from confide.rlwe.parameters import DROWNING_TERMS, ERROR_BITS, ERROR_STD
-from confide.rlwe.random import ERROR_STREAM_BYTES, drowning, rounded_gaussian, ternary
+from confide.rlwe.parameters import ERROR_BITS, ERROR_STD
+from confide.rlwe.random import ERROR_STREAM_BYTES, rounded_gaussian, ternary
 from confide.rlwe.streams import Stream, derive_key
 
 KEY = bytes(range(32))
@@ -105,45 +105,6 @@ def test_errors_can_be_read_from_the_middle_of_their_stream():
     assert torch.equal(whole[7:], tail)
 
 
-@pytest.mark.parametrize("bits", [8, 20, 60])
-def test_drowning_is_the_sum_of_four_uniforms(bits):
-    terms = np.frombuffer(Stream(KEY).bytes(8 * 4 * 300).tobytes(), "<i8").reshape(4, 300)
-    expected = [sum(int(term) >> (64 - bits) for term in column) for column in terms.T]
-    assert drowning(Stream(KEY), bits, 300).tolist() == expected
-
-
-@pytest.mark.parametrize("bits", [2, 8, 60])
-def test_drowning_stays_within_its_bounds_at_the_extremes(bits):
-    class Constant:
-        def __init__(self, word):
-            self.word = word
-
-        def fill(self, array):
-            array[...] = self.word
-
-    assert drowning(Constant(-(2**63)), bits, 3).tolist() == [-DROWNING_TERMS * 2 ** (bits - 1)] * 3
-    assert drowning(Constant(2**63 - 1), bits, 3).tolist() == [DROWNING_TERMS * (2 ** (bits - 1) - 1)] * 3
-
-
-@pytest.mark.parametrize("key", KEYS, ids=range(4))
-def test_drowning_has_the_stated_moments(key):
-    values = drowning(Stream(key), 60, SAMPLES).double() / 2.0**60
-    std = math.sqrt(4 / 12)
-    assert values.abs().max() <= 2
-    assert abs(float(values.mean())) < 6 * std / math.sqrt(SAMPLES)
-    assert float(values.std()) == pytest.approx(std, rel=0.01)
-    kurtosis = float((values**4).mean()) / float((values**2).mean()) ** 2
-    assert kurtosis == pytest.approx(3 - 1.2 / 4, rel=0.02)  # Irwin-Hall of order four
-
-
-def test_drowning_of_few_bits_is_exactly_irwin_hall():
-    values = drowning(Stream(KEY), 2, SAMPLES) + 8  # four uniforms over -2..1
-    counts = np.array([1])
-    for _ in range(4):
-        counts = np.convolve(counts, [1, 1, 1, 1])
-    assert abs(chi_square(values, (counts / 256).tolist())) < 6
-
-
 def test_samples_are_pinned():
     assert ternary(Stream(KEY), 24).tolist() == [
         1,
@@ -172,4 +133,3 @@ def test_samples_are_pinned():
         0,
     ]
     assert rounded_gaussian(Stream(KEY), 12).tolist() == [-5, 4, 2, 0, 3, -7, -3, -1, 3, 1, -1, -2]
-    assert drowning(Stream(KEY), 60, 3).tolist() == [628821376459229417, -893422685119031972, -674550944193289800]

@@ -28,13 +28,13 @@ def _register() -> None:
         distrust,
         evaluate,
         generate,
+        hint,
         keys,
         ledger,
         licence,
         open,
         owner,
         plan,
-        prepare,
         quantize,
         seal,
         serve,
@@ -43,9 +43,9 @@ def _register() -> None:
         tls,
     )
 
-    for module in (plan, split, checks, serve, prepare, generate, chat, distrust, quantize, seal, open):
+    for module in (plan, split, checks, serve, generate, chat, distrust, quantize, seal, open):
         app.command(module.__name__.rpartition(".")[2])(module.command)
-    for group in (demo, evaluate, owner, tls, licence, ledger, attest, tee, keys):
+    for group in (hint, demo, evaluate, owner, tls, licence, ledger, attest, tee, keys):
         app.add_typer(group.app)
 
 
@@ -56,7 +56,7 @@ def main() -> None:
     try:
         code = app(standalone_mode=False) or 0  # of a typer.Exit, and 130 for what was a KeyboardInterrupt
         if code == _INTERRUPTED:
-            output.note("Interrupted; what was prepared is kept, and the same command goes on from there.")
+            output.note("Interrupted; a hint is kept as far as it was made, and the same command goes on from there.")
         sys.exit(code)
     except ConfideError as error:
         output.error(error, as_json="--json" in sys.argv)

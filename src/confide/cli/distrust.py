@@ -1,6 +1,5 @@
 """`confide distrust`: the servers whose answers were wrong, and forgiving them."""
 
-from pathlib import Path
 from typing import Annotated
 
 import msgspec
@@ -11,14 +10,13 @@ from confide.cli.options import Json
 
 
 def command(
-    packs: Annotated[Path, typer.Argument(help="Folder of the mask packs, such as SHELL/packs.", metavar="PACKS")],
     clear: Annotated[bool, typer.Option("--clear", help="Connect to all of them again.")] = False,
     json: Json = False,
 ) -> None:
-    """List the servers that are refused because an answer was wrong, or clear the list."""
+    """List the servers that you refuse because an answer was wrong, or clear the list."""
     from confide.hybrid.client.refusals import RefusalList
 
-    refused = RefusalList(packs)
+    refused = RefusalList()
     entries = [] if clear else refused.entries()
     if clear:
         refused.clear()

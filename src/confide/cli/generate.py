@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from confide.cli import output
-from confide.cli.options import Ca, Checks, InsecureNoTls, Json, Licence, Packs, Patience, Shell, TrustedOwner
+from confide.cli.options import Ca, Checks, InsecureNoTls, Json, Licence, Patience, Shell, TrustedOwner
 from confide.hybrid.client.padding import Padding
 
 if TYPE_CHECKING:
@@ -37,16 +37,14 @@ def command(
         str, typer.Option(help="The same for the answer, or `full` for always the longest one.", metavar="N|full")
     ] = "16",
     owner: TrustedOwner = None,
-    packs: Packs = None,
     checks: Checks = None,
     licence: Licence = "",
     ca: Ca = None,
     patience: Patience = 60,
-    refill: Annotated[bool, typer.Option("--refill", help="Prepare the next pack in the background.")] = False,
     insecure_no_tls: InsecureNoTls = False,
     json: Json = False,
 ) -> None:
-    """Generate text; it streams as the tokens come. Masks are prepared first if none are left."""
+    """Generate text; it streams as the tokens come."""
     if [server, clear_with, simulate_with].count(None) != 2:
         raise typer.BadParameter("give one of --server, --clear-with and --simulate-with")
     if (prompt is None) == (prompt_ids is None):
@@ -67,21 +65,18 @@ def command(
         return
     from confide.hybrid.model import HybridModel
 
-    with output.preparing(quiet=json) as progress:
-        private = HybridModel.from_shell(
-            shell,
-            server=server,
-            owner=owner,
-            packs=packs,
-            checks=checks,
-            padding=padding,
-            licence=licence,
-            ca=ca,
-            patience=patience,
-            refill_ahead=refill,
-            insecure_no_tls=insecure_no_tls,
-            on_progress=progress,
-        )
+    private = HybridModel.from_shell(
+        shell,
+        server=server,
+        owner=owner,
+        checks=checks,
+        padding=padding,
+        licence=licence,
+        ca=ca,
+        patience=patience,
+        insecure_no_tls=insecure_no_tls,
+        progress=not json,
+    )
     with private:
         request.run(private.model, private.tokenizer, private)
 
@@ -124,9 +119,6 @@ class _Request:
         from confide.evaluate.timing import TokenClock
 
         ids = self._ids(tokenizer, int(model.config.vocab_size))
-        if private is not None:
-            padding = private.padding
-            self._ensure_masks(private, padding.prompt_tokens(ids.shape[1]) + padding.longest(self._max_new_tokens))
         if self._seed is not None:
             torch.manual_seed(self._seed)
         streams = tokenizer is not None and not self._json
@@ -181,11 +173,3 @@ class _Request:
         if not ids or not all(0 <= token < vocabulary for token in ids):
             raise typer.BadParameter(f"the prompt must be at least one token, each below {vocabulary}")
         return torch.tensor([ids])
-
-    def _ensure_masks(self, private: Any, needed: int) -> None:
-        left = private.tokens_left
-        if left >= needed:
-            return
-        output.note(f"Masks for {left:,} tokens are left and this may take {needed:,}: preparing more first.")
-        with output.preparing(quiet=self._json) as progress:
-            private.prepare(needed - left, progress)

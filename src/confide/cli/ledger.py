@@ -20,7 +20,7 @@ def backup(
     out: Annotated[Path, typer.Option(help="The file to write; it must not exist.")],
     json: Json = False,
 ) -> None:
-    """Write licences and usage to a file, while the server goes on. The server key is not in it."""
+    """Write licences and usage to a file, while the server goes on."""
     work.backup(state_of(server), out)
     if json:
         output.result({"backup": str(out), "bytes": out.stat().st_size})
@@ -36,7 +36,7 @@ def restore(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Go on from a backup, with the server stopped. The server key changes, so clients prepare new packs."""
+    """Go on from a backup, or from the ledger of a folder that was copied, with the server stopped."""
     restored = work.restore(state_of(server), source)
     if json:
         output.result(
@@ -48,9 +48,6 @@ def restore(
     if restored.known_until:
         until = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(restored.known_until))
         output.console.print(f"What was used after {until} is unknown and not billed.")
-    output.note(
-        "The server key is new: every mask pack made before is useless, and clients make new ones by themselves."
-    )
 
 
 @app.command("accept-clock")

@@ -16,9 +16,15 @@ from rich.table import Table
 from confide.cli import output
 from confide.cli.options import Json, ServerFolder, state_of
 from confide.errors import ConfideError
-from confide.hybrid.server.ledger.licences import SECONDS_PER_DAY, Licence, LicenceBook, licence_book
-from confide.hybrid.server.ledger.usage import CHECK_VECTOR_TOKENS, WARN_DISCLOSED, licensed_tokens, solving_tokens
-from confide.packages.manifest import MANIFEST_NAME, PackageKind, read_manifest
+from confide.hybrid.server.ledger.licences import (
+    DEFAULT_DISCLOSURE,
+    SECONDS_PER_DAY,
+    Licence,
+    LicenceBook,
+    licence_book,
+)
+from confide.hybrid.server.ledger.usage import WARN_DISCLOSED, licensed_tokens, share_disclosed
+from confide.packages.manifest import MANIFEST_NAME, Manifest, PackageKind, read_manifest
 from confide.rlwe.parameters import Profile
 
 app = typer.Typer(name="licence", help="Who may use a layer server, and what they have used.", no_args_is_help=True)
@@ -27,7 +33,7 @@ Name = Annotated[str, typer.Argument(help="The licence's name or id.", metavar="
 Tokens = Annotated[int | None, typer.Option(help="Tokens it may use in all.", min=1)]
 Days = Annotated[int | None, typer.Option(help="Days from now until it expires.", min=1)]
 Rate = Annotated[int | None, typer.Option(help="Tokens a minute.", min=1)]
-PacksPerDay = Annotated[int | None, typer.Option(help="Mask packs it may prepare in a day.", min=1)]
+CheckSets = Annotated[int | None, typer.Option(help="How many sets of check vectors its holder was given.", min=0)]
 Disclosure = Annotated[
     float | None, typer.Option(help="How much of what solves a layer it may learn; 1.0 is all of it.", min=0.0)
 ]
@@ -43,13 +49,12 @@ def create(
     tokens: Tokens = None,
     days: Days = None,
     rate: Rate = None,
-    packs_per_day: PacksPerDay = 32,
-    disclosure: Disclosure = 1.0,
+    disclosure: Disclosure = DEFAULT_DISCLOSURE,
     lift_disclosure: LiftDisclosure = False,
     json: Json = False,
 ) -> None:
     """Make a licence and show its key, this once. The server may be running."""
-    limits = _limits(tokens, days, rate, packs_per_day, disclosure, lift=lift_disclosure)
+    limits = _limits(tokens, days, rate, disclosure, lift=lift_disclosure)
     with _book(server) as book:
         licence, key = book.create(name, **limits)
     if json:
@@ -82,8 +87,8 @@ def show(server: ServerFolder, name: Name, json: Json = False) -> None:
     with _book(server) as book:
         licence = book.find(name)
         described = _described(licence, _used(book, licence))
-        disclosed = book.disclosed(licence)
-    layers = _disclosure(server, disclosed)
+        disclosed, lost = book.disclosed(licence), book.lost(licence)
+    layers = _disclosure(server, licence, disclosed, lost)
     if json:
         output.result(described | {"disclosed": layers})
         return
@@ -96,7 +101,7 @@ def show(server: ServerFolder, name: Name, json: Json = False) -> None:
         "tokens used": f"{described['tokens_used']:,}",
         "tokens in all": _limit(licence.tokens),
         "tokens a minute": _limit(licence.tokens_per_minute),
-        "packs a day": _limit(licence.packs_per_day),
+        "check sets": f"{licence.check_sets:,}",
         "disclosure": "no limit" if licence.disclosure is None else f"up to {licence.disclosure:.0%}",
     }.items():
         output.console.print(f"{label:<17}{escape(value)}")
@@ -118,13 +123,13 @@ def change(
     tokens: Tokens = None,
     days: Days = None,
     rate: Rate = None,
-    packs_per_day: PacksPerDay = None,
     disclosure: Disclosure = None,
+    check_sets: CheckSets = None,
     lift_disclosure: LiftDisclosure = False,
     json: Json = False,
 ) -> None:
     """Change a licence's limits; those that are not given stay. A running server notices within a second."""
-    limits = _limits(tokens, days, rate, packs_per_day, disclosure, lift=lift_disclosure)
+    limits = _limits(tokens, days, rate, disclosure, check_sets, lift=lift_disclosure)
     if not limits:
         raise typer.BadParameter("say what to change, such as --tokens or --days")
     with _book(server) as book:
@@ -192,8 +197,8 @@ def _limits(
     tokens: int | None,
     days: int | None,
     rate: int | None,
-    packs_per_day: int | None,
     disclosure: float | None,
+    check_sets: int | None = None,
     *,
     lift: bool,
 ) -> dict[str, int | float | None]:
@@ -205,8 +210,8 @@ def _limits(
         "tokens": tokens,
         "expires": expires,
         "tokens_per_minute": rate,
-        "packs_per_day": packs_per_day,
         "disclosure": disclosure,
+        "check_sets": check_sets,
     }
     limits: dict[str, int | float | None] = {field: value for field, value in given.items() if value is not None}
     return limits | {"disclosure": None} if lift else limits
@@ -225,32 +230,32 @@ def _described(licence: Licence, used: int) -> dict[str, Any]:
         "tokens": licence.tokens,
         "expires": None if licence.expires is None else _date(licence.expires),
         "tokens_per_minute": licence.tokens_per_minute,
-        "packs_per_day": licence.packs_per_day,
         "disclosure_limit": licence.disclosure,
+        "check_sets": licence.check_sets,
         "created": _date(licence.created),
     }
 
 
-def _disclosure(server: Path, disclosed: dict[int, int]) -> list[dict[str, Any]]:
+def _disclosure(server: Path, licence: Licence, disclosed: dict[int, int], lost: int) -> list[dict[str, Any]]:
     """What the answers say of each layer group's weights; nothing where the package is not at hand or is public."""
-    if not (server / MANIFEST_NAME).exists():
-        return []
-    manifest = read_manifest(server)
-    if manifest.profile is Profile.OPEN_WEIGHTS:
+    manifest = _private_manifest(server)
+    if manifest is None:
         return []
     layers = []
     for index, group in enumerate(manifest.groups):
-        tokens = disclosed.get(index, 0) + CHECK_VECTOR_TOKENS
-        share = tokens / solving_tokens(group.columns)
-        layers.append(
-            {
-                "group": group.name,
-                "tokens": tokens,
-                "bits": round(share * 8 * group.columns * group.rows),
-                "share": share,
-            }
-        )
+        tokens = disclosed.get(index, 0) + lost
+        share = share_disclosed(group, tokens, licence.check_sets)
+        bits = round(share * group.entropy_bits * group.rows)
+        layers.append({"group": group.name, "tokens": tokens, "bits": bits, "share": share})
     return layers
+
+
+def _private_manifest(server: Path) -> Manifest | None:
+    """The layer table, where it is at hand and the weights are not public anyway."""
+    if not (server / MANIFEST_NAME).exists():
+        return None
+    manifest = read_manifest(server)
+    return manifest if manifest.profile is Profile.PRIVATE_WEIGHTS else None
 
 
 def _note_disclosure(server: Path, licence: Licence) -> None:
@@ -258,15 +263,13 @@ def _note_disclosure(server: Path, licence: Licence) -> None:
         output.note(
             "No limit is set to what this licensee can learn of the weights: after enough tokens they can be solved."
         )
-    elif (server / MANIFEST_NAME).exists():
-        manifest = read_manifest(server)
-        if manifest.profile is Profile.PRIVATE_WEIGHTS:
-            narrowest = min(group.columns for group in manifest.groups)
-            tokens = licensed_tokens(licence.disclosure, narrowest)
-            output.note(
-                f"It ends after {tokens:,} tokens, when answers could hold as many bits as a layer's weights; "
-                "`confide licence change --disclosure N` or --lift-disclosure allows more."
-            )
+    elif (manifest := _private_manifest(server)) is not None:
+        limit = licence.disclosure
+        tokens = min(licensed_tokens(limit, group, licence.check_sets) for group in manifest.groups)
+        output.note(
+            f"It ends after {tokens:,} tokens, when answers hold {limit:.0%} of the bits that solve a layer's weights; "
+            "`confide licence change --disclosure N` or --lift-disclosure allows more."
+        )
 
 
 def _date(seconds: float) -> str:

@@ -16,7 +16,6 @@ TrustedOwner = Annotated[
     str | None,
     typer.Option("--owner", help="Public key that must have signed the shell; any of `confide owner list` without."),
 ]
-Packs = Annotated[Path | None, typer.Option(help="Folder of the mask packs; SHELL/packs by default.")]
 Ca = Annotated[
     Path | None, typer.Option(help="PEM file of the authorities to trust at a wss:// address; the system's without.")
 ]

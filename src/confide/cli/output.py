@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -12,10 +12,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, 
 
 from confide.errors import ConfideError
 from confide.printable import printable
-
-if TYPE_CHECKING:
-    from confide.hybrid.client.prepare import OnProgress
-    from confide.hybrid.client.prepare import Progress as Preparation
 
 _LINES = "\n"
 """What errors and remarks may have besides printable characters: a peer may have said a part of them."""
@@ -75,26 +71,9 @@ def counting_bytes(what: str, total: int, *, quiet: bool = False) -> Iterator[Ca
 
 
 @contextmanager
-def preparing(*, quiet: bool = False) -> Iterator["OnProgress"]:
-    """A progress bar for the offline phase: layer group, MB over the wire, time left."""
-    columns = (
-        TextColumn("[dim]preparing[/] {task.fields[group]:<28}"),
-        BarColumn(bar_width=30),
-        TextColumn("{task.fields[done]} of {task.fields[total_text]}"),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
+def progress_of(what: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar over bytes; what it yields is told of those done and of all. It shows once there are any."""
+    columns = (TextColumn(f"[dim]{what}[/]"), BarColumn(bar_width=30), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=messages, transient=True, disable=quiet) as bar:
-        task = bar.add_task("", total=None, group="", done="", total_text="")
-
-        def update(step: "Preparation") -> None:
-            bar.update(
-                task,
-                total=step.bytes_total,
-                completed=step.bytes_done,
-                group=step.group[-28:],
-                done=megabytes(step.bytes_done),
-                total_text=megabytes(step.bytes_total),
-            )
-
-        yield update
+        task = bar.add_task("", visible=False, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)

@@ -86,6 +86,11 @@ def read_or_make_key(path: Path | None) -> OwnerKey:
         path = _default_path()
         output.note(f"You have no owner key yet: one is made in {path}. Keep a copy of it; users will pin it.")
         return make_key(path)
+    return read_key(path)
+
+
+def read_key(path: Path | None) -> OwnerKey:
+    """The key of a file that the user names; else that of the usual place. OwnerKeyError where there is none."""
     return OwnerKey.read(path or default_key_path(), _passphrase)
 
 

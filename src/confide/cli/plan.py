@@ -12,6 +12,9 @@ from confide.cli import output
 from confide.cli.options import Json
 from confide.hybrid.server.ledger.licences import DEFAULT_DISCLOSURE
 
+POOL_TOKENS = 256
+"""Tokens ahead that the memory of a client's pool is given for."""
+
 if TYPE_CHECKING:
     from confide.evaluate.cost_model import Cost, Rates
     from confide.evaluate.plan import Outlook, Warned
@@ -27,7 +30,7 @@ def command(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Say what protecting a model would cost, for each choice of layers: time, network, disk, and what is disclosed."""
+    """Say what protecting a model would cost, for each choice of layers: time, network, hint, and what is disclosed."""
     if prompt > tokens:
         raise typer.BadParameter("--tokens counts the prompt's too, so it cannot be less than --prompt")
     import math
@@ -67,11 +70,12 @@ def _as_json(outlooks: Sequence["Outlook"], warned: Sequence["Warned"], rates: "
                 "protected_parameters": one.choice.cut.protected_weights,
                 "protected_share": one.share,
                 "round_trips_per_token": one.round_trips,
-                "packs": one.packs,
-                "preparing": asdict(one.preparing),
+                "work_ahead": asdict(one.ahead),
                 "prompt": asdict(one.prompt),
                 "token": asdict(one.token),
-                "bytes_on_disk": one.disk_bytes,
+                "hint_bytes": one.choice.cut.hint_bytes,
+                "pool_bytes": one.choice.cut.pool_bytes(POOL_TOKENS),
+                "server_bytes": one.choice.cut.server_bytes,
                 "disclosed": asdict(one.disclosure),
             }
             for one in outlooks
@@ -89,7 +93,7 @@ def _table(outlooks: Sequence["Outlook"], tokens: int, prompt: int) -> Table:
         "trips\na token",
         f"first token,\nprompt {prompt:,}",
         "later\ntokens",
-        "packs\non disk",
+        "ahead; hint,\nonce",
         f"disclosed by\n{tokens:,} tokens",
         "licence\nlasts",
     ):
@@ -101,9 +105,9 @@ def _table(outlooks: Sequence["Outlook"], tokens: int, prompt: int) -> Table:
             one.choice.name,
             f"{_count(one.choice.cut.protected_weights)}\n{one.share:.1%}",
             f"{one.round_trips:,}",
-            _cost(one.first_token),
+            _cost(one.prompt),
             _cost(one.token),
-            f"{output.megabytes(one.disk_bytes)}\n{one.packs:,} pack{'s' if one.packs > 1 else ''}",
+            f"{output.duration(one.ahead.seconds)}\n{output.megabytes(one.choice.cut.hint_bytes)}",
             f"{_count(said.bits)}bit\n[{colour}]{said.share:,.0%}[/]",
             f"{said.licence_tokens:,}\ntokens",
             end_section=True,
@@ -116,10 +120,13 @@ def _remarks(*, remote: bool) -> Iterator[str]:
         "Bytes are exact; times are estimates from a short measurement, for "
         + ("a server as fast as this machine, behind that network." if remote else "a server on this machine.")
     )
-    yield "Before the first token come the packs, for 4,096 tokens each, which can be prepared ahead, and the prompt."
     yield (
-        "The share disclosed is of what solves the layer with the fewest inputs; by default, a licence lasts until all "
-        "of that is disclosed."
+        "The work ahead of a token, of both parties, is done in pauses, and that of the first ones while the model "
+        "loads. The hint comes with the shell, once."
+    )
+    yield (
+        "The share disclosed is of what solves the layer that is solved first, if its weights have all of 8 bits; by "
+        f"default, a licence lasts until {DEFAULT_DISCLOSURE:.0%} of that is disclosed."
     )
 
 

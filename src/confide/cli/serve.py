@@ -59,7 +59,7 @@ def command(
     log: Annotated[LogFormat, typer.Option(help="Log lines for people or for machines.")] = LogFormat.TEXT,
     state: Annotated[
         Path | None,
-        typer.Option(help="Folder of the ledger and the server key; PACKAGE/state by default.", rich_help_panel=LAYERS),
+        typer.Option(help="Folder of the ledger; PACKAGE/state by default.", rich_help_panel=LAYERS),
     ] = None,
     record: Annotated[
         Path | None,

@@ -8,6 +8,7 @@ import typer
 from confide.cli import output
 from confide.cli.calibration import calibration_texts
 from confide.cli.options import ActivationBits, Calibrate, Json, OwnerFile, Protect, WeightBits
+from confide.cli.output import megabytes
 from confide.rlwe.parameters import Profile
 
 
@@ -21,6 +22,12 @@ def command(
     profile: Annotated[
         Profile, typer.Option(help="Whether the weights are secret too, or only what users ask.")
     ] = Profile.PRIVATE_WEIGHTS,
+    hint: Annotated[
+        bool, typer.Option("--hint/--no-hint", help="Make the hint now, or later with `confide hint make`.")
+    ] = True,
+    epoch: Annotated[
+        int, typer.Option(help="Number of the public polynomials; another one gives others.", min=0, max=2**32 - 1)
+    ] = 0,
     owner: OwnerFile = None,
     json: Json = False,
 ) -> None:
@@ -43,7 +50,10 @@ def command(
             recipe=recipe,
             texts=calibration_texts(source, calibrate),
             profile=profile,
+            hint=hint,
+            epoch=epoch,
             progress=lambda _, done, total: status.update(f"quantized {done} of {total} layer groups"),
+            on_hint=lambda done, total: status.update(f"making the hint: {done / total:.0%} of {megabytes(total)}"),
         )
     if json:
         output.result(
@@ -56,6 +66,9 @@ def command(
                 "protected_share": summary.protected_share,
                 "profile": profile.value,
                 "encryption": list(summary.parameter_names),
+                "client_bytes": summary.client_bytes,
+                "server_bytes": summary.server_bytes,
+                "hint_bytes": summary.hint_bytes,
                 "owner": str(key.public),
             }
         )
@@ -66,5 +79,11 @@ def command(
         f"encryption {', '.join(summary.parameter_names)}."
     )
     output.console.print(f"Signed by {key.public.fingerprint}; publish your key: [bold]{key.public}[/]", soft_wrap=True)
-    output.console.print(f"For the client:  [bold]{summary.client}[/]")
+    output.console.print(f"For the client:  [bold]{summary.client}[/]{_hint_note(summary.hint_bytes, profile)}")
     output.console.print(f"For the server:  [bold]{summary.server}[/]   next: confide serve {summary.server}")
+
+
+def _hint_note(size: int, profile: Profile) -> str:
+    if size:
+        return f"   with a hint of {megabytes(size)}"
+    return "" if profile is Profile.OPEN_WEIGHTS else "   without its hint: `confide hint make` it, clients need it"

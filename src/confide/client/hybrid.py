@@ -2,12 +2,13 @@
 
 from pathlib import Path
 from threading import Event, Thread
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Unpack
 
 import torch
 from torch import Tensor
 from transformers import StoppingCriteria, TextIteratorStreamer
 
+from confide.client.options import HybridOptions
 from confide.client.session import Pieces, Session
 from confide.errors import WrongMode
 from confide.hybrid.model import HybridModel
@@ -22,8 +23,8 @@ DEFAULT_MAX_TOKENS: Final = 64
 class HybridSession(Session):
     """A `HybridModel` of a shell and its server, with the methods that all sessions have."""
 
-    def __init__(self, shell: Path | str, server: str, **options: Any) -> None:
-        """shell: the folder that `confide split` wrote for clients. options: see `RemoteModel.from_shell`."""
+    def __init__(self, shell: Path | str, server: str, **options: Unpack[HybridOptions]) -> None:
+        """shell: the folder that `confide split` wrote for clients. options: see `HybridModel.from_shell`."""
         self.hybrid = HybridModel.from_shell(shell, server=server, **options)
         self._name = Path(shell).resolve().name
 
@@ -79,7 +80,7 @@ class HybridSession(Session):
         raise WrongMode("In the hybrid mode the model runs in this process; use generate and chat of the session.")
 
     def close(self) -> None:
-        """Close the connection and give the packs up; masks taken and not used are burned."""
+        """Close the connection and forget all pads; any later use raises ModelClosed."""
         self.hybrid.close()
 
 

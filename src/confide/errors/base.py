@@ -39,3 +39,8 @@ class InvalidCertificate(ConfideError):
     """A file of certificates or a private key is missing or is not what it should be."""
 
     code = "invalid-certificate"
+
+
+def printable(words: str, most: int = 300) -> str:
+    """A peer's words as they may be shown: of bounded length, and with nothing a terminal would obey."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in words[:most])

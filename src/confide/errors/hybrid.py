@@ -1,48 +1,26 @@
 """Errors of the hybrid mode: parameters, licences, the ledger, the protocol, a server that cheats."""
 
+from typing import Final
+
 from confide.errors.base import ConfideError
 
 
 class InsecureParameters(ConfideError):
-    """The parameters asked for miss the security table, the drowning ratio or the failure probability."""
+    """The parameters asked for miss the security table or the failure probability."""
 
     code = "insecure-parameters"
 
 
-class PackError(ConfideError):
-    """Something about the client's pack folder."""
+class ModelClosed(ConfideError):
+    """A hybrid model was closed, or belongs to the parent of this fork; nothing was sent."""
 
-    code = "pack"
-
-
-class PackInUse(PackError):
-    """Another process, or the parent of this fork, owns the pack folder."""
-
-    code = "pack-in-use"
+    code = "model-closed"
 
 
-class PackExhausted(PackError):
-    """No unused mask is left."""
+class RefusalListDamaged(ConfideError):
+    """The list of distrusted servers cannot be read."""
 
-    code = "pack-exhausted"
-
-
-class UnusablePack(PackError):
-    """A pack in preparation can never be finished."""
-
-    code = "unusable-pack"
-
-
-class PackCorrupted(PackError):
-    """A pack file does not hold what was written to it."""
-
-    code = "pack-corrupted"
-
-
-class PackUnavailable(PackError):
-    """The pack folder cannot be read or written, for want of disk space most likely; nothing was sent or lost."""
-
-    code = "pack-unavailable"
+    code = "refusal-list-damaged"
 
 
 class LedgerInUse(ConfideError):
@@ -88,7 +66,7 @@ class LicenceRefused(LicenceError):
 
 
 class BudgetExhausted(LicenceError):
-    """The licence's tokens, or its packs of the day, are used up."""
+    """The licence's tokens are used up."""
 
     code = "budget-exhausted"
 
@@ -135,22 +113,10 @@ class WrongShape(ProtocolError):
     code = "wrong-shape"
 
 
-class UnknownPack(ProtocolError):
-    """The server has no offline request on record for this pack and group."""
+class UnknownBlock(ProtocolError):
+    """The server has nothing made ahead for these tokens; the same request with their p0 is answered."""
 
-    code = "unknown-pack"
-
-
-class RequestConflict(ProtocolError):
-    """A second, different offline request came for one pack and group."""
-
-    code = "request-conflict"
-
-
-class IndexUsed(ProtocolError):
-    """A mask index was already answered for other data, or was burned."""
-
-    code = "index-used"
+    code = "unknown-block"
 
 
 class ServerBusy(ProtocolError):
@@ -163,12 +129,6 @@ class RateLimited(ServerBusy):
     """The licence's tokens of the minute are used up."""
 
     code = "rate-limited"
-
-
-class ServerChanged(ProtocolError):
-    """The server is not the one that this client's packs were made with."""
-
-    code = "server-changed"
 
 
 class ServerFault(ProtocolError):
@@ -187,3 +147,25 @@ class ServerDistrusted(ConfideError):
     """The server is on this client's refusal list, because an answer of its was wrong."""
 
     code = "server-distrusted"
+
+
+WIRE_CODES: Final = frozenset(
+    error.code
+    for error in (
+        BudgetExhausted,
+        DisclosureLimit,
+        LedgerUnavailable,
+        LicenceRefused,
+        MalformedMessage,
+        ModelMismatch,
+        ProtocolError,
+        RateLimited,
+        ServerBusy,
+        ServerFault,
+        UnknownBlock,
+        UnknownGroup,
+        VersionMismatch,
+        WrongShape,
+    )
+)
+"""The codes that a layer server may report. A client takes no other error from a server's word."""

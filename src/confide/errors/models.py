@@ -45,6 +45,12 @@ class WrongModelKey(InvalidPackage):
     code = "wrong-model-key"
 
 
+class StaleHint(InvalidPackage):
+    """A shell's hint is another model's, another epoch's, or damaged; no server is to blame for what comes of it."""
+
+    code = "stale-hint"
+
+
 class ModelKeyError(ConfideError):
     """The key of sealed models cannot be made, read or understood."""
 

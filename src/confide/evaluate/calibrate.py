@@ -1,6 +1,6 @@
-"""How fast this machine is, measured in about five seconds: a real layer server, and a client, on made-up layers.
+"""How fast this machine is, measured in some seconds: a real layer server, and a client, on made-up layers.
 
-What is timed is the whole path that private models take: ledger, frames, loopback, disk and all, and between two
+What is timed is the whole path that private models take: ledger, frames, loopback and all, and between two
 processes, so that a change to any of it changes the rates. Rates come from four shapes, large and small each way.
 """
 
@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
-from itertools import combinations, pairwise
+from itertools import combinations
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 from safetensors.torch import save_file
@@ -23,23 +24,31 @@ from torch import Tensor, nn
 
 from confide.errors import ServerFault
 from confide.evaluate.cost_model import GroupRate, Rates
-from confide.hybrid.client.client import HybridClient
-from confide.hybrid.client.prepare import Progress
-from confide.hybrid.client.product import RemoteProduct
+from confide.hybrid.client.connection import LayerConnection
+from confide.hybrid.client.dial import Dial
+from confide.hybrid.client.link import Link
+from confide.hybrid.client.padding import NO_PADDING
+from confide.hybrid.client.pads.pool import BLOCK_TOKENS, PadPool
+from confide.hybrid.client.pads.source import lattice_pads
+from confide.hybrid.client.product import CheckedGroup, RemoteProduct
 from confide.models.protected import protect_group
-from confide.packages.checks import CHECKS_NAME, checks_for, write_checks
-from confide.packages.manifest import FORMAT, Group, Layer, Manifest, ModelDigest, PackageKind
+from confide.packages.checks import CHECKS_NAME, checks_for, read_checks, write_checks
+from confide.packages.entropy import row_entropy
+from confide.packages.hint import Hint
+from confide.packages.hint_writer import HintWriter, place_hint
+from confide.packages.manifest import FORMAT, MASK_TENSOR, Group, Layer, Manifest, ModelDigest, PackageKind
 from confide.packages.owner import OwnerKey
 from confide.packages.server_package import ServerPackage, group_file, row_norms
-from confide.packages.signing import seal_package
-from confide.rlwe.online import matrix_product
+from confide.packages.signing import open_package, seal_package
+from confide.rlwe.online import GroupMatrix, matrix_product
 from confide.rlwe.packed import PackedMatrix
 from confide.rlwe.parameters import Parameters, Profile
+from confide.rlwe.public import PublicSeed
+from confide.rlwe.tokens import TokenSecrets
 
 SMALL, LARGE = 256, 1536
 SHAPES = ((SMALL, SMALL), (SMALL, SMALL), (LARGE, SMALL), (SMALL, LARGE), (LARGE, LARGE))
-"""(rows, columns) of the layers. The first one warms both processes up, and takes the masks for all of them: what it
-takes longer than the second one is the price of that."""
+"""(rows, columns) of the layers. The first one warms both processes up."""
 TOKENS = 120
 """Lone tokens sent through every layer."""
 PROMPTS = 7
@@ -52,26 +61,24 @@ KEPT_ROUNDS = 7
 
 
 def calibrate() -> Rates:
-    """Measure this machine. Takes about five seconds, with 16 MB in a temporary folder and no network but loopback.
+    """Measure this machine. Takes some seconds, with 60 MB in a temporary folder and no network but loopback.
 
     Raises ServerFault where the layer server does not start.
     """
     with tempfile.TemporaryDirectory(prefix="confide-calibration-") as folder, torch.inference_mode():
-        client, server, owner = _write_packages(Path(folder))
-        with _serving(server) as url, HybridClient(client, url, owner=owner.public.raw) as opened:
-            pack = _pack_seconds(opened)
-            with closing(opened.product()) as product:
-                layers = _layers(opened.manifest.groups, product)
-                _, *token = _round_seconds(layers, 1, TOKENS)
-                first, *prompt = _round_seconds(layers, PROMPT_TOKENS, PROMPTS)
+        client, server = _write_packages(Path(folder))
+        ahead = _ahead_seconds(client, server)
+        with _serving(server) as url, closing(_product(client, url)) as product:
+            layers = _layers(ServerPackage.open(server).manifest.groups, product)
+            _, *token = _round_seconds(layers, 1, TOKENS)
+            _, *prompt = _round_seconds(layers, PROMPT_TOKENS, PROMPTS)
         uncached = _uncached_seconds()
         kept_token, kept_prompt_token = _kept_seconds(1), _kept_seconds(PROMPT_TOKENS)
     return Rates(
-        pack=fit(SHAPES[1:], pack),
+        ahead=fit(SHAPES[1:], ahead),
         token=fit(SHAPES[1:], token),
         prompt_token=fit(SHAPES[1:], [seconds / PROMPT_TOKENS for seconds in prompt]),
         uncached=uncached,
-        masks=max(0.0, first - prompt[0]),
         kept_token=kept_token,
         kept_prompt_token=kept_prompt_token,
     )
@@ -95,30 +102,73 @@ def fit(shapes: Sequence[tuple[int, int]], seconds: Sequence[float]) -> GroupRat
     return GroupRate(*best.tolist())
 
 
-def _write_packages(folder: Path) -> tuple[Path, Path, OwnerKey]:
-    """Both halves of a model that is nothing but layers of random weights, and who signed them."""
+def _write_packages(folder: Path) -> tuple[Path, Path]:
+    """Both halves of a model that is nothing but layers of random weights."""
     client, server, owner = folder / "client", folder / "server", OwnerKey.generate()
     client.mkdir()
     server.mkdir()
     digest = ModelDigest()
-    groups = []
+    groups, matrices = [], []
     for index, (rows, columns) in enumerate(SHAPES):
         weights = torch.randint(-127, 128, (rows, columns), dtype=torch.int8)
+        matrices.append(weights)
         name = f"layer-{index}"
         digest.add(name, rows, columns, weights.numpy().data)
-        save_file({name: weights}, group_file(server, index))
-        l1, l2 = row_norms(weights)
-        bits = Parameters.derive(
-            Profile.PRIVATE_WEIGHTS, rows=rows, columns=columns, row_l1=l1, row_l2=l2
-        ).activation_bits
-        groups.append(Group(name, (Layer(name, rows),), columns, bits, l1, l2))
+        chosen = Parameters.derive(Profile.PRIVATE_WEIGHTS, row_norms(weights), rows=rows, columns=columns)
+        entropy = row_entropy(weights.numpy())
+        groups.append(
+            Group(name, (Layer(name, rows),), columns, chosen.activation_bits, chosen.plaintext_bits, entropy)
+        )
     manifest = Manifest(
         FORMAT, PackageKind.SERVER, Profile.PRIVATE_WEIGHTS, "calibration", digest.hexdigest(), tuple(groups), {}
     )
+    writer = HintWriter(manifest, owner)
+    for index, weights in enumerate(matrices):
+        save_file({f"layer-{index}": weights, MASK_TENSOR: writer.u(index, weights)}, group_file(server, index))
+    made, digests = writer.make(matrices.__getitem__, folder)
+    place_hint(made, client)
+    manifest = msgspec.structs.replace(manifest, hint=digests)
     seal_package(server, manifest, owner)
     seal_package(client, manifest.for_shell(), owner)
-    write_checks(client / CHECKS_NAME, checks_for(ServerPackage.open(server)))
-    return client, server, owner
+    write_checks(client / CHECKS_NAME, checks_for(ServerPackage.open(server)), owner)
+    return client, server
+
+
+def _ahead_seconds(client: Path, server: Path) -> list[float]:
+    """Seconds of the work ahead of one token, both parties, for each layer but the first."""
+    package = ServerPackage.open(server)
+    manifest = package.manifest
+    hint = Hint.open(client, manifest)
+    secrets = TokenSecrets(PublicSeed(bytes.fromhex(manifest.model_digest), manifest.epoch), BLOCK_TOKENS)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the pool's thread, and the server's for p0
+    try:
+        times = []
+        for index, group in enumerate(manifest.groups):
+            stored = package.group(index)
+            matrix = GroupMatrix(stored.weights, stored.u)
+            parameters = group.parameters(manifest.profile)
+            started = time.perf_counter()
+            secrets.pads(index, parameters)
+            secrets.values(hint.rows(index), parameters)
+            matrix.ahead(secrets.p0)
+            times.append((time.perf_counter() - started) / BLOCK_TOKENS)
+        return times[1:]
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _product(client: Path, url: str) -> RemoteProduct:
+    """The products of these layers on a server, as a private model asks for them."""
+    signed = open_package(client, PackageKind.SHELL)
+    manifest = signed.manifest
+    parameters = [group.parameters(manifest.profile) for group in manifest.groups]
+    checks = read_checks(client / CHECKS_NAME, manifest, signed.release.owner).answer_checks(manifest.groups)
+    pool = PadPool(lattice_pads(manifest, Hint.open(client, manifest).rows, parameters), parameters)
+    dial = Dial(url)
+    link = Link(lambda: LayerConnection(dial, signed.release), dial.patience, pool.drop)
+    groups = list(map(CheckedGroup, manifest.groups, parameters, checks))
+    return RemoteProduct(link, pool, groups, NO_PADDING, lambda _: None)
 
 
 @contextmanager
@@ -136,18 +186,6 @@ def _serving(package: Path) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait()
-
-
-def _pack_seconds(client: HybridClient) -> list[float]:
-    """Seconds of a pack's offline phase for each layer but the first."""
-    began: dict[str, float] = {}
-
-    def note(progress: Progress) -> None:
-        began.setdefault(progress.group, time.perf_counter())
-
-    client.prepare(1, note)
-    starts = [*began.values(), time.perf_counter()][1:]
-    return [end - start for start, end in pairwise(starts)]
 
 
 def _layers(groups: Sequence[Group], product: RemoteProduct) -> list[nn.Module]:

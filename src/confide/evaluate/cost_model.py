@@ -7,14 +7,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from confide.hybrid import wire
-from confide.hybrid.client.packs import BLOCK_TOKENS
 from confide.hybrid.client.padding import Padding
-from confide.hybrid.client.prepare import Traffic, pack_traffic
+from confide.hybrid.client.pads.pool import BLOCK_TOKENS
 from confide.hybrid.server.ledger.licences import DEFAULT_DISCLOSURE
-from confide.hybrid.server.ledger.usage import CHECK_VECTOR_TOKENS, licensed_tokens, solving_tokens
-from confide.rlwe.parameters import ANSWER_BITS, MIN_ACTIVATION_BITS, Parameters, Profile
+from confide.rlwe.freivalds import PRIME_BITS
+from confide.rlwe.parameters import ANSWER_BITS, HINT_PLANES, PLANES, RING_DEGREE
 
+P0_BYTES = PLANES * RING_DEGREE
+"""Of one token's p0, for all groups together; it travels ahead of the token."""
+WEIGHT_BITS = 8
+_PAD_BYTES = 8
 CACHED_WEIGHTS = 8 << 20
 """Above this many int8 weights, a server reads them from memory for every token: they push each other out of cache."""
 
@@ -36,11 +38,9 @@ class GroupShape:
         return self.rows * self.columns
 
     @property
-    def parameters(self) -> Parameters:
-        """Its encryption with private weights. No cost depends on the activations' width, so any will do."""
-        return Parameters.for_shape(
-            Profile.PRIVATE_WEIGHTS, rows=self.rows, columns=self.columns, activation_bits=MIN_ACTIVATION_BITS
-        )
+    def online_bytes(self) -> int:
+        """Of one token: six digits an input up, 32 bits an output down. See `wire.Online` and `wire.Answer`."""
+        return PLANES * self.columns + ANSWER_BITS // 8 * self.rows
 
     def prompt_tokens(self, prompt: int) -> int:
         """Tokens that a prompt of this length, padding included, sends through it: of a head's, nothing is padded."""
@@ -60,13 +60,27 @@ class Cut:
         return sum(group.weights for group in self.protected)
 
     @property
-    def pack(self) -> Traffic:
-        """Bytes of one pack, on the wire and on disk."""
-        return pack_traffic([group.parameters for group in self.protected])
+    def hint_bytes(self) -> int:
+        """Of the hint, which the client has on disk."""
+        return HINT_PLANES * RING_DEGREE * self._rows
+
+    @property
+    def server_bytes(self) -> int:
+        """Of what the server has in memory: the int8 weights, and U."""
+        return self.protected_weights + RING_DEGREE * self._rows
+
+    def pool_bytes(self, tokens: int) -> int:
+        """Of what the client has in memory for tokens to come: pads, values, and p0 until it is sent."""
+        values = ANSWER_BITS // 8 * self._rows + _PAD_BYTES * sum(group.columns for group in self.protected)
+        return tokens * (values + P0_BYTES)
 
     def online_bytes(self, tokens: int) -> int:
         """Payload bytes both ways for so many tokens through every protected group."""
-        return tokens * sum(_online_bytes(group) for group in self.protected)
+        return tokens * sum(group.online_bytes for group in self.protected)
+
+    @property
+    def _rows(self) -> int:
+        return sum(group.rows for group in self.protected)
 
 
 @dataclass(frozen=True)
@@ -88,18 +102,16 @@ class GroupRate:
 class Rates:
     """How fast a machine is, as client and server at once.
 
-    pack: the offline phase of a group, both parties, loopback and disk. token: one lone token online, as in decoding;
+    ahead: the work ahead of one token, both parties, in blocks. token: one lone token online, as in decoding;
     prompt_token: one token among many. uncached: what `token` takes longer, in seconds a weight, where weights come
-    from memory and not from cache. masks: seconds to take masks, whose keys are erased durably first; once a prompt,
-    and once in a block of lone tokens. kept_token, kept_prompt_token: seconds a weight, of a float32 layer that the
-    client keeps, for one lone token and for one among many.
+    from memory and not from cache. kept_token, kept_prompt_token: seconds a weight, of a float32 layer that the client
+    keeps, for one lone token and for one among many.
     """
 
-    pack: GroupRate
+    ahead: GroupRate
     token: GroupRate
     prompt_token: GroupRate
     uncached: float
-    masks: float
     kept_token: float
     kept_prompt_token: float
 
@@ -133,18 +145,19 @@ class Cost:
     bytes: int
 
 
-def pack_cost(cut: Cut, rates: Rates, network: Network) -> Cost:
-    """The offline phase of one pack: one exchange for each protected group."""
-    traffic = cut.pack
-    size = traffic.bytes_up + traffic.bytes_down
-    work = sum(rates.pack.seconds(group) for group in cut.protected)
-    return Cost(work + network.seconds(len(cut.protected), size), size)
+def ahead_cost(cut: Cut, rates: Rates, network: Network) -> Cost:
+    """The work ahead of one token: pads, the hint times its secret, and U times its p0. Most of it waits for nothing.
+
+    Its bytes fill gaps on the network, so only the bandwidth counts.
+    """
+    work = sum(rates.ahead.seconds(group) for group in cut.protected)
+    return Cost(work + network.seconds(0, P0_BYTES), P0_BYTES)
 
 
 def token_cost(cut: Cut, rates: Rates, skeleton: SkeletonTimes, network: Network) -> Cost:
     """One step of decoding: one round trip for each protected group."""
     size = cut.online_bytes(1)
-    work = rates.masks / BLOCK_TOKENS + sum(rates.token.seconds(group) for group in cut.protected)
+    work = sum(rates.token.seconds(group) for group in cut.protected)
     if cut.protected_weights > CACHED_WEIGHTS:
         work += rates.uncached * cut.protected_weights
     kept = rates.kept_token * sum(group.weights for group in cut.kept)
@@ -152,25 +165,28 @@ def token_cost(cut: Cut, rates: Rates, skeleton: SkeletonTimes, network: Network
 
 
 def prompt_cost(cut: Cut, rates: Rates, skeleton: SkeletonTimes, network: Network) -> Cost:
-    """The forward pass of the skeleton's prompt, rounded up as the default padding does, to its last token's logits."""
-    work, size, trips = rates.masks, 0, 0
+    """The forward pass of the skeleton's prompt, rounded up as the default padding does, to its last token's logits.
+
+    Of a prompt longer than the block that is made while the model loads, the work ahead of the rest is waited for.
+    """
+    padded = Padding().prompt_tokens(skeleton.tokens)
+    ahead = ahead_cost(cut, rates, network)
+    work, size = max(0, padded - BLOCK_TOKENS) * ahead.seconds, padded * ahead.bytes
     for group in cut.protected:
-        tokens = group.prompt_tokens(Padding().prompt_tokens(skeleton.tokens))
+        tokens = group.prompt_tokens(padded)
         work += tokens * rates.prompt_token.seconds(group)
-        size += tokens * _online_bytes(group)
-        # The parts of a prompt are on their way together, as far as the server may owe their answers.
-        trips += -(-4 * tokens * group.parameters.rows // wire.MAX_OWED)
+        size += tokens * group.online_bytes
     for group in cut.kept:
         tokens = group.prompt_tokens(skeleton.tokens)
         work += tokens * group.weights * (rates.kept_token if tokens == 1 else rates.kept_prompt_token)
-    return Cost(skeleton.prompt + work + network.seconds(trips, size), size)
+    return Cost(skeleton.prompt + work + network.seconds(len(cut.protected), size), size)
 
 
 @dataclass(frozen=True)
 class Disclosure:
-    """What answered tokens say of the weights, as the ledger counts it.
+    """What answered tokens say of the weights, where these are as unpredictable as 8 bits can be.
 
-    bits: of all protected layers together. share: of what solves the layer with the fewest inputs. licence_tokens:
+    bits: of all protected layers together. share: of what solves the layer that is solved first. licence_tokens:
     after how many tokens a licence with the default limit ends.
     """
 
@@ -181,15 +197,22 @@ class Disclosure:
 
 def disclosure(protected: Sequence[GroupShape], tokens: int) -> Disclosure:
     """What so many tokens disclose, the licensee's check vectors included."""
-    narrowest = min(group.columns for group in protected)
-    counted = tokens + CHECK_VECTOR_TOKENS
+    checks = PRIME_BITS * sum(group.columns for group in protected)
     return Disclosure(
-        bits=counted * ANSWER_BITS * sum(group.rows for group in protected),
-        share=counted / solving_tokens(narrowest),
-        licence_tokens=licensed_tokens(DEFAULT_DISCLOSURE, narrowest),
+        bits=tokens * ANSWER_BITS * sum(group.rows for group in protected) + checks,
+        share=max((tokens * ANSWER_BITS + _check_bits(group)) / _entropy(group) for group in protected),
+        licence_tokens=min(
+            max(0, int((DEFAULT_DISCLOSURE * _entropy(group) - _check_bits(group)) / ANSWER_BITS))
+            for group in protected
+        ),
     )
 
 
-def _online_bytes(group: GroupShape) -> int:
-    """4 bytes an input up, 4 bytes an output down: see `wire.Online` and `wire.Answer`."""
-    return 4 * (group.rows + group.columns)
+def _entropy(group: GroupShape) -> float:
+    """Bits of a row, at most: which ones it has is known once there are weights. See `entropy.row_entropy`."""
+    return WEIGHT_BITS * group.columns
+
+
+def _check_bits(group: GroupShape) -> float:
+    """What one set of check vectors says of a row: its 61 bits a column are spread over all rows."""
+    return PRIME_BITS * group.columns / group.rows

@@ -13,8 +13,8 @@ from confide.evaluate.cost_model import (
     Network,
     Rates,
     SkeletonTimes,
+    ahead_cost,
     disclosure,
-    pack_cost,
     prompt_cost,
     token_cost,
 )
@@ -23,10 +23,10 @@ from confide.models.linear import is_tied, linear_weights
 from confide.models.roles import ModelLayers, find_layers
 from confide.models.source import Source
 
-PACK_DISK_LIMIT = 10e9
-"""Bytes on disk above which a pack is worth a warning."""
-PREPARATION_LIMIT = 600.0
-"""Seconds of preparation above which it is."""
+HINT_LIMIT = 10e9
+"""Bytes on the client's disk above which a hint is worth a warning."""
+FETCHING_LIMIT = 600.0
+"""Seconds of fetching it above which it is."""
 TOKEN_LIMIT = 3.0
 """Seconds for a token above which nobody waits for a text."""
 
@@ -44,28 +44,16 @@ class Choice:
 class Outlook:
     """What a choice costs.
 
-    preparing: the offline phase of all packs. prompt: the prompt's forward pass. token: one step of decoding.
-    disk_bytes: of all packs. disclosure: after all tokens.
+    prompt: the prompt's forward pass. token: one step of decoding. ahead: the work ahead of one token, which is done
+    beside others' or in pauses. disclosure: after all tokens.
     """
 
     choice: Choice
     share: float
-    packs: int
-    preparing: Cost
+    ahead: Cost
     prompt: Cost
     token: Cost
-    disk_bytes: int
     disclosure: Disclosure
-
-    @property
-    def first_token(self) -> Cost:
-        """Everything before the first token: preparing, and the prompt."""
-        return Cost(self.preparing.seconds + self.prompt.seconds, self.preparing.bytes + self.prompt.bytes)
-
-    @property
-    def pack_disk_bytes(self) -> int:
-        """Of one pack."""
-        return self.disk_bytes // self.packs
 
     @property
     def round_trips(self) -> int:
@@ -125,17 +113,12 @@ def outlook(
 
     parameters: of the whole model, tied ones once.
     """
-    traffic = choice.cut.pack
-    packs = -(-tokens // traffic.tokens)
-    pack = pack_cost(choice.cut, rates, network)
     return Outlook(
         choice,
         share=choice.cut.protected_weights / parameters,
-        packs=packs,
-        preparing=Cost(packs * pack.seconds, packs * pack.bytes),
+        ahead=ahead_cost(choice.cut, rates, network),
         prompt=prompt_cost(choice.cut, rates, skeleton, network),
         token=token_cost(choice.cut, rates, skeleton, network),
-        disk_bytes=packs * traffic.bytes_on_disk,
         disclosure=disclosure(choice.cut.protected, tokens),
     )
 
@@ -143,8 +126,13 @@ def outlook(
 def warnings(outlooks: Sequence[Outlook], network: Network, tokens: int) -> list[Warned]:
     """Where the choices make no sense, one sentence for each reason."""
     reasons: list[tuple[str, Callable[[Outlook], bool], Callable[[Sequence[Outlook]], str]]] = [
-        ("pack-size", lambda one: one.pack_disk_bytes > PACK_DISK_LIMIT, _pack_size),
-        ("preparation", lambda one: one.preparing.seconds > PREPARATION_LIMIT, _preparation),
+        ("hint-size", lambda one: one.choice.cut.hint_bytes > HINT_LIMIT, _hint_size),
+        (
+            "hint-fetching",
+            lambda one: network.seconds(0, one.choice.cut.hint_bytes) > FETCHING_LIMIT,
+            partial(_hint_fetching, network=network),
+        ),
+        ("work-ahead", lambda one: one.ahead.seconds > one.token.seconds, _work_ahead),
         ("slow-token", lambda one: one.token.seconds > TOKEN_LIMIT, partial(_slow_token, network=network)),
         ("disclosure", lambda one: one.disclosure.licence_tokens < tokens, partial(_disclosure, tokens=tokens)),
     ]
@@ -156,17 +144,26 @@ def warnings(outlooks: Sequence[Outlook], network: Network, tokens: int) -> list
     return found
 
 
-def _pack_size(about: Sequence[Outlook]) -> str:
+def _hint_size(about: Sequence[Outlook]) -> str:
     return (
-        f"one pack takes {_range(one.pack_disk_bytes / 1e9 for one in about)} GB of the client's disk; protect fewer "
-        "layers, such as those of a few blocks, unless it has that room."
+        f"the hint takes {_range(one.choice.cut.hint_bytes / 1e9 for one in about)} GB of the client's disk; protect "
+        "fewer layers, such as those of a few blocks, unless it has that room."
     )
 
 
-def _preparation(about: Sequence[Outlook]) -> str:
+def _hint_fetching(about: Sequence[Outlook], network: Network) -> str:
+    hours = _range(network.seconds(0, one.choice.cut.hint_bytes) / 3600 for one in about)
     return (
-        f"preparing takes {_range(one.preparing.seconds / 3600 for one in about)} hours before the first token; run "
-        "`confide prepare` that long ahead, or protect fewer layers."
+        f"the hint takes {hours} hours over this line, once; hand it out another way (`confide split --no-hint`, "
+        "`confide hint fetch`), or protect fewer layers."
+    )
+
+
+def _work_ahead(about: Sequence[Outlook]) -> str:
+    milliseconds = _range(one.ahead.seconds * 1e3 for one in about)
+    return (
+        f"the work ahead of a token takes {milliseconds} ms, longer than the token itself, so that long answers wait "
+        "for it; give the client more cores, or protect fewer layers."
     )
 
 

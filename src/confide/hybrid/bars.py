@@ -7,10 +7,9 @@ from typing import Any
 
 from tqdm import auto
 
-from confide.hybrid.client.prepare import OnProgress as OnPreparation
-from confide.hybrid.client.prepare import Progress
 from confide.models.calibration import OnTokens
 from confide.models.quantized import OnProgress as OnGroup
+from confide.packages.hint import OnBytes
 
 _make: Any = auto.tqdm  # its own types say nothing
 
@@ -25,8 +24,7 @@ class _Bar:
 
     def step(self, name: str, done: int, total: int) -> None:
         if self._bar is None:
-            scaled = self._unit == "B"
-            self._bar = _make(total=total, desc=self._what, unit=self._unit, unit_scale=scaled, leave=False)
+            self._bar = _make(total=total, desc=self._what, unit=self._unit, leave=False)
         self._bar.set_postfix_str(name[-28:], refresh=False)
         self._bar.update(done - self._bar.n)
         if done >= total:
@@ -39,14 +37,10 @@ def group_bar(what: str) -> OnGroup:
     return _Bar(what, "group").step
 
 
-def preparation_bar() -> OnPreparation:
-    """For the offline phase, in bytes over the wire."""
-    bar = _Bar("preparing masks", "B")
-
-    def show(progress: Progress) -> None:
-        bar.step(progress.group, progress.bytes_done, progress.bytes_total)
-
-    return show
+def byte_bar(what: str) -> OnBytes:
+    """For reading much, whose size nobody says."""
+    bar = _make(desc=what, unit="B", unit_scale=True, leave=False)
+    return lambda count: bar.update(count)
 
 
 def token_count() -> OnTokens:

@@ -16,6 +16,7 @@ from confide.models.precision import Recipe
 from confide.models.quantized import OnProgress, QuantizedModel, calibrate
 from confide.models.roles import find_layers
 from confide.models.split import SplitSummary, write_split
+from confide.packages.hint_writer import OnHint
 from confide.packages.owner import OwnerKey
 from confide.rlwe.parameters import Profile
 from confide.trust.hybrid import local_trust
@@ -103,9 +104,11 @@ class LocalModel:
         simulated = self._mode is Mode.SIMULATE
         quantized.use(SimulatedProduct.of(quantized) if simulated else ClearProduct(quantized.matrices))
 
-    def split(self, out: Path | str, owner: OwnerKey) -> SplitSummary:
+    def split(
+        self, out: Path | str, owner: OwnerKey, *, hint: bool = True, on_hint: OnHint | None = None
+    ) -> SplitSummary:
         """Write the two halves to a folder; see `write_split`."""
-        return write_split(self._quantize(), self.tokenizer, out, owner=owner)
+        return write_split(self._quantize(), self.tokenizer, out, owner=owner, hint=hint, on_hint=on_hint)
 
     @property
     def trust(self) -> TrustStatement:

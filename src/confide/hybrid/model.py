@@ -1,6 +1,7 @@
 """The hybrid mode's front door: one model, run in the clear, simulated, or on a layer server under encryption."""
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -8,21 +9,33 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from confide.errors import WrongMode
-from confide.hybrid.bars import group_bar, preparation_bar, token_count
-from confide.hybrid.client.client import HybridClient
-from confide.hybrid.client.generation import Lengths
+from confide.hybrid.bars import byte_bar, group_bar, token_count
+from confide.hybrid.client.connection import LayerConnection
+from confide.hybrid.client.dial import PATIENCE_SECONDS, Dial
+from confide.hybrid.client.generation import Lengths, PaddedGeneration, width_and_length
+from confide.hybrid.client.link import Link
 from confide.hybrid.client.padding import Padding
-from confide.hybrid.client.prepare import OnProgress
-from confide.hybrid.client.product import OnlineTraffic
-from confide.hybrid.client.remote import RemoteModel
+from confide.hybrid.client.pads.pool import PadPool
+from confide.hybrid.client.pads.source import PadSource, lattice_pads, one_time_pads
+from confide.hybrid.client.product import CheckedGroup, OnlineTraffic, RemoteProduct
+from confide.hybrid.client.refusals import RefusalList
 from confide.hybrid.closing import Closing
 from confide.hybrid.local import LocalModel
 from confide.hybrid.mode import Mode
+from confide.models.context import longest_context
 from confide.models.precision import Recipe
 from confide.models.source import open_model
 from confide.models.split import SplitSummary
-from confide.packages.owner import OwnerKey
+from confide.packages.checks import CHECKS_NAME, read_checks
+from confide.packages.hint import Hint, OnBytes
+from confide.packages.manifest import PackageKind
+from confide.packages.owner import OwnerKey, OwnerPublicKey
+from confide.packages.server_package import read_group
+from confide.packages.shell import load_shell, shell_tokenizer
+from confide.packages.signing import SignedManifest, open_package
+from confide.packages.trusted import trusted_owners
 from confide.rlwe.parameters import Profile
+from confide.trust.hybrid import remote_trust
 from confide.trust.statement import TrustStatement
 
 
@@ -35,8 +48,9 @@ class HybridModel(Closing):
         model.split("out", owner=OwnerKey.generate())   # two folders, one for the server
         private = HybridModel.from_shell("out/client", server="wss://layers.example:8470")
 
-    `generate` is that of transformers, with KV cache, sampling, beams, batches and streamers. `model` is the stock
-    model behind it, `tokenizer` its tokenizer, or None where it came without one.
+    `generate` is that of transformers, with KV cache, sampling, batches and streamers. `model` is the stock model
+    behind it, whose own `generate` is the same on a server; `tokenizer` its tokenizer, or None where it came without
+    one.
 
     model: a hub id, a folder, `demo`, or a stock model that is already loaded, which is changed. protect: see
     `ModelLayers.select`. recipe: bits by layer. progress: show bars, in terminals and notebooks.
@@ -57,7 +71,7 @@ class HybridModel(Closing):
             model, tokenizer = source.load_model(), tokenizer or source.load_tokenizer()
         self._progress = progress
         bar = group_bar("quantizing") if progress else None
-        self._running: LocalModel | RemoteModel = LocalModel(model, tokenizer, protect, recipe, profile, bar)
+        self._running: LocalModel | _Remote = LocalModel(model, tokenizer, protect, recipe, profile, bar)
 
     @classmethod
     def from_shell(
@@ -65,19 +79,71 @@ class HybridModel(Closing):
         folder: Path | str,
         *,
         server: str,
+        owner: str | bytes | None = None,
+        checks: Path | str | None = None,
+        licence: str = "",
+        ca: Path | str | None = None,
+        patience: float = PATIENCE_SECONDS,
+        insecure_no_tls: bool = False,
+        padding: Padding | None = None,
+        device: str = "cpu",
         progress: bool = True,
-        on_progress: OnProgress | None = None,
-        **options: Any,
     ) -> Self:
         """Open a shell for the layer server at an address such as wss://layers.example:8470.
 
-        on_progress: instead of the bar that `progress` shows while masks are prepared. options: see
-        `RemoteModel.from_shell`.
+        owner: the public key that must have signed the shell; without it, any of the `trusted_owners`. checks: the
+        check vectors, `checks.msgpack` in the shell by default. padding: what the server sees of lengths. licence, ca,
+        patience, insecure_no_tls: see `Dial`.
+
+        Raises UntrustedOwner for the shell or the check vectors of another owner, InvalidPackage without check vectors,
+        for no answer is believed unchecked, StaleHint where the hint is not the shell's, and ServerDistrusted where
+        this server gave a wrong answer before.
         """
-        on_progress = on_progress or (preparation_bar() if progress else None)
-        model = cls.__new__(cls)
-        model._progress = progress
-        model._running = RemoteModel.from_shell(folder, server=server, on_progress=on_progress, **options)
+        dial = Dial(server, licence, ca, patience, insecure_no_tls=insecure_no_tls)
+        bar = byte_bar("verifying the hint") if progress else None
+        return cls.dialled(folder, dial, owner=owner, checks=checks, padding=padding, device=device, on_hint=bar)
+
+    @classmethod
+    def dialled(
+        cls,
+        folder: Path | str,
+        dial: Dial,
+        *,
+        owner: str | bytes | None = None,
+        checks: Path | str | None = None,
+        padding: Padding | None = None,
+        device: str = "cpu",
+        on_hint: OnBytes | None = None,
+    ) -> Self:
+        """The same with the connection's options in one. on_hint: called as the hint is verified."""
+        folder = Path(folder)
+        trusted = trusted_owners() if owner is None else {OwnerPublicKey.parse(owner)}
+        shell = open_package(folder, PackageKind.SHELL, trusted)
+        signer = shell.release.owner
+        vectors = read_checks(Path(checks or folder / CHECKS_NAME), shell.manifest, signer)
+        answer_checks = vectors.answer_checks(shell.manifest.groups)
+        refused = RefusalList()
+        digest = shell.manifest.model_digest
+        refused.require_trusted(dial.server, digest)
+        parameters = [group.parameters(shell.manifest.profile) for group in shell.manifest.groups]
+        source = _pad_source(folder, shell, on_hint)
+        pool = PadPool(source, parameters)  # begins its first block at once, while the model is loaded
+        link = Link(lambda: LayerConnection(dial, shell.release), dial.patience, pool.drop)
+        groups = list(map(CheckedGroup, shell.manifest.groups, parameters, answer_checks))
+        product = RemoteProduct(
+            link, pool, groups, padding or Padding(), lambda breach: refused.add(dial.server, digest, breach)
+        )
+        try:
+            link.open()
+            pool.on_block = product.announce_idle
+            loaded = load_shell(folder, product, device, {signer})
+            model = cls.__new__(cls)
+            model._progress = on_hint is not None
+            model._running = _Remote(loaded, shell_tokenizer(folder), product, shell.manifest.profile)
+            setattr(loaded, "generate", model.generate)  # noqa: B010 - its stubs have no such attribute
+        except BaseException:
+            product.close()
+            raise
         return model
 
     @property
@@ -109,8 +175,8 @@ class HybridModel(Closing):
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """transformers' `generate`. On a server: IntegrityError once it is over, if an answer was wrong.
 
-        After an interruption, of the connection or by the keyboard, the same call again repeats what was sent, which
-        costs no token twice, and goes on from there.
+        There it runs on to the padded length, and refuses with WrongMode whatever makes its course depend on the text,
+        such as beams, draft models and prompt look-up. ModelClosed once the model is closed.
         """
         return self._running.generate(*args, **kwargs)
 
@@ -131,7 +197,7 @@ class HybridModel(Closing):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """transformers' forward pass. On a server: IntegrityError when it is over, if an answer was wrong."""
-        return self._running(*args, **kwargs)
+        return self.model(*args, **kwargs)
 
     def calibrate(self, inputs: Iterable[str | Tensor]) -> None:
         """Have layers of less than 8 bits rounded by what they read on typical inputs; see `LocalModel.calibrate`."""
@@ -147,41 +213,82 @@ class HybridModel(Closing):
         raise WrongMode(f"The matrices of this model are on its server, so it cannot be {what}; open the model itself.")
 
     @property
-    def _remote(self) -> RemoteModel:
-        if isinstance(self._running, RemoteModel):
+    def _remote(self) -> "_Remote":
+        if isinstance(self._running, _Remote):
             return self._running
         raise WrongMode(f"In the mode {self.mode} there is no server; open the client folder with from_shell.")
 
     @property
-    def client(self) -> HybridClient:
-        """Everything about the server: packs, connections, the offline phase."""
-        return self._remote.client
+    def product(self) -> RemoteProduct:
+        """The integer products on the server: traffic, padding, and what is ready ahead."""
+        return self._remote.product
 
     @property
     def traffic(self) -> OnlineTraffic:
         """Bytes and round trips since the model was opened."""
-        return self._remote.traffic
-
-    @property
-    def tokens_left(self) -> int:
-        """Masks that are ready."""
-        return self._remote.tokens_left
+        return self._remote.product.traffic
 
     @property
     def padding(self) -> Padding:
         """What the server sees of lengths."""
-        return self._remote.padding
+        return self._remote.product.padding
 
     @property
     def lengths(self) -> Lengths | None:
         """Of the last generation: its tokens, and what the server saw of them."""
         return self._remote.lengths
 
-    def prepare(self, tokens: int = 1, on_progress: OnProgress | None = None) -> None:
-        """Prepare masks for at least this many more tokens now, rather than when they run out."""
-        self._remote.prepare(tokens, on_progress)
-
     def close(self) -> None:
-        """Close the connection and give the packs up; masks taken and not used are burned."""
-        if isinstance(self._running, RemoteModel):
-            self._running.close()
+        """Close the connection and forget all pads. Whatever is asked of the model after that raises ModelClosed."""
+        if isinstance(self._running, _Remote):
+            self._running.product.close()
+
+
+class _Remote:
+    """A shell's model on a layer server. lengths: of its last generation."""
+
+    mode = Mode.REMOTE
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None,
+        product: RemoteProduct,
+        profile: Profile,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.product = product
+        self.trust = remote_trust(profile)
+        self.lengths: Lengths | None = None
+        model.forward = _guarded(model.forward, product, longest_context(model.config))
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        generation = PaddedGeneration(self.model, self.product)
+        try:
+            return generation.run(*args, **kwargs)
+        finally:
+            self.lengths = generation.lengths
+
+
+def _guarded(forward: Callable[..., Any], product: RemoteProduct, positions: int | None) -> Callable[..., Any]:
+    """A model's forward pass, one at a time; padding that leads beyond the model's positions stays at the last one."""
+
+    @functools.wraps(forward)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        places = kwargs.get("position_ids")
+        if positions is not None and places is not None and product.generating:
+            kwargs["position_ids"] = places.clamp(max=positions - 1)
+        with product.forward(width_and_length(args, kwargs)[0]):
+            return forward(*args, **kwargs)
+
+    return guarded
+
+
+def _pad_source(folder: Path, shell: SignedManifest, on_hint: OnBytes | None) -> PadSource:
+    manifest = shell.manifest
+    parameters = [group.parameters(manifest.profile) for group in manifest.groups]
+    if manifest.profile is Profile.OPEN_WEIGHTS:
+        weights = [read_group(folder, manifest, index).weights for index in range(len(manifest.groups))]
+        return one_time_pads(weights.__getitem__)
+    return lattice_pads(manifest, Hint.open(folder, manifest, on_hint).rows, parameters)

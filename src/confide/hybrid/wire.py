@@ -4,37 +4,45 @@ Decoding is typed and bounded: whatever arrives is either a message whose every 
 MalformedMessage. Payloads are little-endian arrays; their sizes are checked against the layer table by the receiver.
 """
 
-import hashlib
 from typing import Annotated, Any, Final
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from confide.errors import ConfideError, MalformedMessage, WrongShape, error_class
+from confide.errors import WIRE_CODES, ConfideError, MalformedMessage, ProtocolError, WrongShape, error_class, printable
 
-PROTOCOL_VERSION: Final = 2
+PROTOCOL_VERSION: Final = 3
+SCHEME: Final = "rlwe-3"
+"""The encryption that both sides name in the greeting."""
 PATH: Final = "/v1/layers"
 MAX_FRAME: Final = 8 << 20
-"""Largest payload of a frame either side sends, in bytes."""
-MAX_OWED: Final = 2 << 20
-"""Bytes of answers that a client may have asked for and not read yet. A server keeps as many before it stops reading,
-so that no client can wait for it to read while it waits for the client to."""
+"""Largest payload of a message either side sends, in bytes; where a message has two, of both together."""
+MAX_GREETING: Final = 1 << 12
+"""Largest frame of a client that has not been greeted, in bytes."""
 FRAME_OVERHEAD: Final = 1 << 12
-"""Room for a frame's other fields; public keys travel in frames of their own."""
+"""Room for a frame's other fields."""
+MAX_BLOCK_TOKENS: Final = 256
+"""Most tokens of one `Ahead`."""
+MAX_REQUEST_TOKENS: Final = 1 << 12
+"""Most tokens of one `Online`."""
 
 Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 PublicKey = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 Signature = Annotated[bytes, msgspec.Meta(min_length=64, max_length=64)]
-PackId = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+Version = Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
 GroupIndex = Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
-RowIndex = Annotated[int, msgspec.Meta(ge=0, lt=1 << 24)]
+BlockIndex = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 TokenIndex = Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
-TokenCount = Annotated[int, msgspec.Meta(ge=1, le=1 << 16)]
+TokenCount = Annotated[int, msgspec.Meta(ge=1, le=MAX_REQUEST_TOKENS)]
+Amount = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 LicenceKey = Annotated[str, msgspec.Meta(max_length=128)]
 Name = Annotated[str, msgspec.Meta(max_length=64)]
 Sentence = Annotated[str, msgspec.Meta(max_length=1000)]
 Payload = Annotated[memoryview, msgspec.Meta(max_length=MAX_FRAME)]
+
+NOTHING: Final = memoryview(b"")
 
 
 class _Message(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False):
@@ -44,7 +52,7 @@ class _Message(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=F
 class Hello(_Message, tag=1):
     """The client's first message. licence: a bearer key, or nothing."""
 
-    version: Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
+    version: Version
     scheme: Name
     model_digest: Digest
     table_digest: Digest
@@ -61,85 +69,62 @@ class Hello(_Message, tag=1):
 class Welcome(_Message, tag=2):
     """The server's answer to Hello.
 
-    server_seed: public, the server's part of every p1 seed. tokens_left: what the licence still allows, if it limits.
-    owner, release: the public key and the signature of the model's owner; see models.seal.Release.
+    tokens_left: what the licence still allows, if it limits. owner, release: the public key and the signature of the
+    model's owner; see packages.signing.Release. bytes_in_flight: payload bytes of online requests and their answers
+    that the client may have sent and not have an answer to; beyond, the server stops reading. ahead_tokens: tokens of
+    all blocks together for which the server keeps work done ahead; older blocks make room. disclosed: of what solves
+    the most disclosed layer group, the share that this licence has seen; 1.0 is all of it.
     """
 
-    version: Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
-    server_seed: Digest
-    tokens_left: Annotated[int, msgspec.Meta(ge=0)] | None
+    version: Version
+    tokens_left: Amount | None
     owner: PublicKey
     release: Signature
+    bytes_in_flight: Amount
+    ahead_tokens: Amount
+    disclosed: Share
 
 
-class OpenPack(_Message, tag=3):
-    """Ask what the server has on record of a pack."""
+class Ahead(_Message, tag=3):
+    """Public halves p0 of a block of tokens, before they are needed: int8 digit planes (tokens, 6, N). No reply.
 
-    pack: PackId
-
-
-class PackState(_Message, tag=4):
-    """mark: indexes below it are used or burned at the server. groups: prepared layer groups."""
-
-    pack: PackId
-    mark: Annotated[int, msgspec.Meta(ge=0, le=1 << 16)]
-    groups: Annotated[int, msgspec.Meta(ge=0, le=1 << 16)]
-
-
-class OfflineBegin(_Message, tag=5):
-    """Begin the offline request of one layer group; its rows follow.
-
-    client_nonce: the client's part of the p1 seed. mask_seed: the seed of the a halves. public_key: p0, int32 digit
-    words (words, N).
+    block: any number the client has not used on this connection; it names the tokens 0.. of the block in `Online`.
     """
 
-    pack: PackId
+    block: BlockIndex
+    p0: Payload
+
+
+class Online(_Message, tag=4):
+    """Masked activations of the block's tokens first..first + count for one layer group.
+
+    planes: int8 digit planes (planes, count, columns). p0: int8 (count, 6, N), or nothing where the server is asked to
+    use what it made ahead; it answers unknown-block if it has not, and the client sends the same bytes with p0.
+    """
+
     group: GroupIndex
-    client_nonce: Digest
-    mask_seed: Digest
-    public_key: Annotated[bytes, msgspec.Meta(max_length=1 << 20)]
-
-
-class OfflineRows(_Message, tag=6):
-    """The b halves of inputs first_row..: int32 digit words (rows, words, N). Rows come in order."""
-
-    first_row: RowIndex
-    words: Payload
-
-
-class OfflineBlock(_Message, tag=7):
-    """The answer's outputs first_row..: int32 (2, rows, N) and uint8 (2, rows, N), see rlwe.evaluation."""
-
-    first_row: RowIndex
-    high: Payload
-    low: Payload
-
-
-class Online(_Message, tag=8):
-    """Masked activations d of consecutive mask indexes: int32 (count, columns)."""
-
-    pack: PackId
-    group: GroupIndex
+    block: BlockIndex
     first: TokenIndex
     count: TokenCount
-    masked: Payload
+    planes: Payload
+    p0: Payload = NOTHING
 
 
-class Answer(_Message, tag=9):
-    """The online answer: int32 (count, rows)."""
+class Answer(_Message, tag=5):
+    """The online answer: int32 (count, rows). Answers come in the order of their requests."""
 
     values: Payload
 
 
-class Failure(_Message, tag=10):
-    """What went wrong, as a code of `errors` and a sentence."""
+class Failure(_Message, tag=6):
+    """What went wrong, as a code of `errors` and a sentence. Takes the place of an answer."""
 
     code: Name
     message: Sentence
 
 
-FromClient = Hello | OpenPack | OfflineBegin | OfflineRows | Online
-FromServer = Welcome | PackState | OfflineBlock | Answer | Failure
+FromClient = Hello | Ahead | Online
+FromServer = Welcome | Answer | Failure
 
 _encoder = msgspec.msgpack.Encoder()
 _from_client: msgspec.msgpack.Decoder[FromClient] = msgspec.msgpack.Decoder(FromClient)
@@ -181,49 +166,22 @@ def payload(array: NDArray[np.generic]) -> memoryview:
 
 
 def failure(error: ConfideError) -> Failure:
-    """The frame that reports an error to the other side."""
+    """The frame that reports an error to the client."""
     return Failure(error.code, str(error)[:1000])
 
 
 def raise_failure(reported: Failure) -> None:
-    """Raise what the other side reported, as the error it is."""
-    raise error_class(reported.code)(reported.message)
+    """Raise what the server reported, as the error it is.
 
-
-def p1_seed(server_seed: bytes, client_nonce: bytes, pack: bytes) -> bytes:
-    """The seed of the public key's p1: neither side can choose it alone, and nobody ever sends p1 itself."""
-    return hashlib.sha256(b"confide/1 p1 seed" + server_seed + client_nonce + pack).digest()
-
-
-class RequestDigest:
-    """SHA-256 of a whole offline request, absorbed as it arrives: what all of the server's randomness is bound to."""
-
-    def __init__(
-        self, model_digest: bytes, table_digest: bytes, licence: bytes, server_seed: bytes, begin: OfflineBegin
-    ) -> None:
-        self._hash = hashlib.sha256()
-        fields = (
-            b"confide request",
-            PROTOCOL_VERSION.to_bytes(2, "big"),
-            model_digest,
-            table_digest,
-            licence,
-            begin.pack,
-            begin.group.to_bytes(4, "big"),
-            p1_seed(server_seed, begin.client_nonce, begin.pack),
-            begin.public_key,
-            begin.mask_seed,
+    Its words are quoted as a peer's. ProtocolError for a code that no server has to report.
+    """
+    words = printable(reported.message)
+    if reported.code not in WIRE_CODES:
+        raise ProtocolError(
+            f"The server reported {printable(reported.code)!r}, which no server has to: {words}; "
+            "ask its operator which version of Confide it runs."
         )
-        for field in fields:
-            self._hash.update(len(field).to_bytes(8, "big") + field)
-
-    def add_rows(self, words: memoryview) -> None:
-        """Absorb the next rows' b halves."""
-        self._hash.update(words)
-
-    def digest(self) -> bytes:
-        """The digest; call it once all rows are absorbed."""
-        return self._hash.digest()
+    raise error_class(reported.code)(words)
 
 
 def require_bytes(payload: bytes | memoryview, expected: int) -> None:

@@ -46,7 +46,7 @@ def _balanced_digits(x: Tensor) -> Tensor:
 
 def load_clear(shell: Path | str, server: Path | str, device: torch.device | str = "cpu") -> PreTrainedModel:
     """The quantized model of the two folders of one split. InvalidPackage where they do not belong together."""
-    return load_shell(shell, ClearProduct(open_counterpart(shell, server).load(), device), device)
+    return load_shell(shell, ClearProduct(open_counterpart(shell, server).matrices(), device), device)
 
 
 def open_counterpart(shell: Path | str, server: Path | str) -> ServerPackage:

@@ -21,6 +21,7 @@ from confide.models.protected import IntegerProduct, protect_group
 from confide.models.quantize import MAX_WEIGHT_BITS, quantize_weights
 from confide.models.roles import LayerGroup, find_layers, require_untied
 from confide.models.source import Source
+from confide.packages.entropy import row_entropy
 from confide.packages.manifest import Group, Layer
 from confide.packages.server_package import row_norms
 from confide.rlwe.parameters import Parameters, Profile
@@ -174,11 +175,11 @@ def _has_few_bits(recipe: Recipe, layer: str) -> bool:
 def _table_line(name: str, layers: tuple[Layer, ...], weights: Tensor, profile: Profile, most_bits: int) -> Group:
     """A group's line, with the widest activations, up to most_bits, whose products always fit."""
     rows, columns = weights.shape
-    row_l1, row_l2 = row_norms(weights)
     try:
         parameters = Parameters.derive(
-            profile, rows=rows, columns=columns, row_l1=row_l1, row_l2=row_l2, most_activation_bits=most_bits
+            profile, row_norms(weights), rows=rows, columns=columns, most_activation_bits=most_bits
         )
     except InsecureParameters as error:
         raise InsecureParameters(f"{name} cannot be protected. {error}") from error
-    return Group(name, layers, columns, parameters.activation_bits, row_l1, row_l2)
+    entropy = row_entropy(weights.numpy())
+    return Group(name, layers, columns, parameters.activation_bits, parameters.plaintext_bits, entropy)

@@ -22,6 +22,7 @@ from confide.errors import ConfideError, ModelNotSupported
 
 DEMO_NAME = "demo"
 DEMO_FOLDER = Path(__file__).parent / "demo_gpt2"
+ADAPTER = "adapter_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
 
@@ -61,6 +62,11 @@ def open_model(model: str) -> Source:
     Raises ConfideError where there is none, ModelNotSupported where transformers does not know its architecture.
     """
     location = _location(model)
+    if (Path(location) / ADAPTER).exists():
+        raise ModelNotSupported(
+            f"{model} holds an adapter ({ADAPTER}), whose weights would be left out; merge it into its base model "
+            "(`merge_and_unload` in peft), save that, and give its folder."
+        )
     nothing = ConfideError(
         f"There is no model {model!r}: it is neither a folder with a config.json nor a hub model that can be "
         f"reached from here; check the name, or use {DEMO_NAME!r} for the built-in one."

@@ -1,21 +1,26 @@
 """The check vectors of a shell: what tells right answers of its layer server from wrong ones.
 
 `checks.msgpack` holds a secret seed and, for each layer group, c = u^T W mod p for the u that the seed gives. Whoever
-knows the seed can forge answers: it is for one licensee, and never for whoever runs the server. Reading one needs
-neither torch nor transformers.
+knows the seed can forge answers: it is for one licensee, and never for whoever runs the server. The owner signs each
+set, for one release and licence: others could make sets that pass forged answers. Reading one needs neither torch nor
+transformers.
 """
 
+import hashlib
+import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from confide.disk.files import replace_file
-from confide.errors import InvalidPackage
+from confide.errors import ConfideError, InvalidPackage, UntrustedOwner
 from confide.packages.manifest import MAX_GROUPS, Group, Manifest
+from confide.packages.owner import OwnerKey, OwnerPublicKey
+from confide.packages.signing import release_of
 from confide.rlwe.freivalds import MAX_LENGTH, PRIME, AnswerCheck, Field, check_vector, secret_vector
 from confide.rlwe.parameters import MAX_COLUMNS
 from confide.rlwe.streams import KEY_BYTES, fresh_key
@@ -23,22 +28,32 @@ from confide.rlwe.streams import KEY_BYTES, fresh_key
 if TYPE_CHECKING:
     from confide.packages.server_package import ServerPackage
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 CHECKS_NAME: Final = "checks.msgpack"
 _VALUE_BYTES = 8
 _OTHER_BYTES = 1 << 10
+_LABEL: Final = b"confide check vectors 2\0"
 
-_Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 _Seed = Annotated[bytes, msgspec.Meta(min_length=KEY_BYTES, max_length=KEY_BYTES)]
+LicenceName = Annotated[str, msgspec.Meta(pattern=r"\A[\x20-\x7e]{0,64}\Z")]
+Serial = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 _Vector = Annotated[bytes, msgspec.Meta(max_length=_VALUE_BYTES * MAX_COLUMNS)]
+
+_T = TypeVar("_T")
 
 
 class Checks(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Check vectors of one model. seed: of u. vectors: c of each layer group, little-endian 64-bit words."""
+    """Check vectors of one model, for one licensee.
 
-    format: Literal[1]
-    model_digest: _Digest
-    table_digest: _Digest
+    release: SHA-256 of its owner's public key and its statement. licence: its name or id, as its owner writes it;
+    empty for the set that a split makes. serial: which one of the licence's sets. seed: of u. vectors: c of each layer
+    group, little-endian 64-bit words.
+    """
+
+    format: Literal[2]
+    release: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+    licence: LicenceName
+    serial: Serial
     seed: _Seed
     vectors: Annotated[tuple[_Vector, ...], msgspec.Meta(min_length=1, max_length=MAX_GROUPS)]
 
@@ -48,13 +63,6 @@ class Checks(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __rich_repr__(self) -> list[tuple[str, Any]]:
         # The inherited one lists every field.
         return [("groups", len(self.vectors))]
-
-    @classmethod
-    def make(cls, manifest: Manifest, vectors: Iterable[Field], seed: bytes) -> Self:
-        """Checks for the model of a layer table, from the groups' vectors under one seed."""
-        digest = bytes.fromhex(manifest.model_digest)
-        words = tuple(vector.astype("<u8").tobytes() for vector in vectors)
-        return cls(FORMAT, digest, manifest.table_digest(), seed, words)
 
     def answer_checks(self, groups: Iterable[Group]) -> list[AnswerCheck]:
         """The check of each layer group."""
@@ -75,50 +83,97 @@ def group_vector(seed: bytes, index: int, weights: NDArray[np.int8]) -> Field:
     return check_vector(weights, secret_vector(seed, index, rows))
 
 
-def checks_for(package: "ServerPackage") -> Checks:
-    """A set with a secret of its own for a server's package, once its matrices are verified.
+class _SignedChecks(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """checks: the encoded Checks. signature: the owner's, over them."""
 
-    The owner makes one for each licensee. With open weights every client can make its own.
+    checks: bytes
+    signature: Annotated[bytes, msgspec.Meta(min_length=64, max_length=64)]
+
+
+def make_checks(
+    manifest: Manifest,
+    matrices: Iterable[NDArray[np.int8]],
+    owner: OwnerPublicKey,
+    *,
+    licence: str = "",
+    serial: int = 0,
+) -> Checks:
+    """A set with a secret of its own. matrices: int8 (rows, columns) of each group. owner: of the release.
+
+    The owner makes one for each licensee. Raises ConfideError for a licence's name that no set can hold.
     """
+    if not re.fullmatch(r"[\x20-\x7e]{0,64}", licence) or not 0 <= serial < 1 << 32:
+        raise ConfideError("A licence is named with at most 64 printable ASCII characters; use its id instead.")
     seed = fresh_key()
-    vectors = [group_vector(seed, index, weights.numpy()) for index, weights in enumerate(package.load())]
-    return Checks.make(package.manifest, vectors, seed)
+    vectors = tuple(
+        group_vector(seed, index, weights).astype("<u8").tobytes() for index, weights in enumerate(matrices)
+    )
+    return Checks(FORMAT, _release_digest(manifest, owner), licence, serial, seed, vectors)
 
 
-def write_checks(path: Path, checks: Checks) -> None:
-    """Write a set, durably, for its owner's eyes only."""
-    replace_file(path, msgspec.msgpack.encode(checks), mode=0o600)
+def checks_for(package: "ServerPackage", licence: str = "", serial: int = 0) -> Checks:
+    """A set for a server's package, once its matrices are verified; see `make_checks`."""
+    matrices = (weights.numpy() for weights in package.matrices())
+    return make_checks(package.manifest, matrices, package.signed.release.owner, licence=licence, serial=serial)
 
 
-def read_checks(path: Path, manifest: Manifest) -> Checks:
-    """The set for the model of a layer table. InvalidPackage for a missing, damaged or foreign one."""
-    limit = _OTHER_BYTES + sum(_VALUE_BYTES * group.columns + 5 for group in manifest.groups)
+def write_checks(path: Path, checks: Checks, owner: OwnerKey) -> None:
+    """Write a set, durably and signed, for its licensee's eyes only."""
+    content = msgspec.msgpack.encode(checks)
+    signed = _SignedChecks(content, owner.sign(_statement(content)))
+    replace_file(path, msgspec.msgpack.encode(signed), mode=0o600)
+
+
+def read_checks(path: Path, manifest: Manifest, owner: OwnerPublicKey) -> Checks:
+    """The set for the model of a layer table that this owner signed.
+
+    Raises InvalidPackage for a missing, damaged or foreign set, UntrustedOwner for one that another one signed, or
+    nobody.
+    """
+    limit = 2 * _OTHER_BYTES + sum(_VALUE_BYTES * group.columns + 5 for group in manifest.groups)
     try:
         with path.open("rb") as file:
             content = file.read(limit + 1)
     except OSError as error:
         raise InvalidPackage(
             f"There are no check vectors at {path}, and without them a server's answers would have to be believed. "
-            "Get them from the model's owner, or make them with `confide checks SERVER_FOLDER --out FILE`."
+            "Get them from the model's owner, who makes them with `confide checks SERVER_FOLDER --out FILE`."
         ) from error
-    try:
-        checks = msgspec.msgpack.decode(content, type=Checks) if len(content) <= limit else None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        checks = None  # the decoder's words could quote the file
-    if checks is None or not _fits(checks, manifest):
+    signed = _decoded(content, _SignedChecks) if len(content) <= limit else None
+    if signed is not None and not owner.signed(_statement(signed.checks), signed.signature):
+        raise UntrustedOwner(
+            f"The check vectors in {path} are not signed by the shell's owner, {owner.fingerprint}; whoever made them "
+            "could forge answers. Get them from the owner, who makes them with "
+            "`confide checks SERVER_FOLDER --out FILE`."
+        )
+    checks = _decoded(signed.checks, Checks) if signed is not None else None
+    if checks is None or not _fits(checks, manifest, owner):
         raise InvalidPackage(
             f"{path} does not hold check vectors for this shell's model; get those that were made for it, "
-            "or make them with `confide checks SERVER_FOLDER --out FILE`."
+            "which its owner makes with `confide checks SERVER_FOLDER --out FILE`."
         )
     return checks
 
 
-def _fits(checks: Checks, manifest: Manifest) -> bool:
-    model = checks.model_digest == bytes.fromhex(manifest.model_digest)
+def _decoded(content: bytes, kind: type[_T]) -> _T | None:
+    try:
+        return msgspec.msgpack.decode(content, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None  # the decoder's words could quote the file
+
+
+def _statement(checks: bytes) -> bytes:
+    return _LABEL + hashlib.sha256(checks).digest()
+
+
+def _release_digest(manifest: Manifest, owner: OwnerPublicKey) -> bytes:
+    return hashlib.sha256(owner.raw + release_of(manifest, owner).statement).digest()
+
+
+def _fits(checks: Checks, manifest: Manifest, owner: OwnerPublicKey) -> bool:
     lengths = [_VALUE_BYTES * group.columns for group in manifest.groups]
     return (
-        model
-        and checks.table_digest == manifest.table_digest()
+        checks.release == _release_digest(manifest, owner)
         and [len(vector) for vector in checks.vectors] == lengths
         and all(np.frombuffer(vector, "<u8").max() < PRIME for vector in checks.vectors)
         and all(group.rows + group.columns <= MAX_LENGTH for group in manifest.groups)

@@ -1,7 +1,7 @@
 """The layer table of a package folder: what `manifest.json` may hold, how it is read and what both sides compare.
 
-Everything in it is public to both sides, but for the row norms, which only the server's has. Needs neither torch nor
-transformers: a client that only prepares packs, or a tool that only looks, reads it in milliseconds.
+Everything in it is public to both sides. Needs neither torch nor transformers: a tool that only looks reads it in
+milliseconds.
 """
 
 import hashlib
@@ -16,13 +16,17 @@ import msgspec
 from confide.errors import InsecureParameters, InvalidPackage
 from confide.rlwe.parameters import MAX_ACTIVATION_BITS, MAX_COLUMNS, MIN_ACTIVATION_BITS, Parameters, Profile
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 MANIFEST_NAME: Final = "manifest.json"
 MAX_MANIFEST_BYTES: Final = 16 << 20
 MAX_GROUPS: Final = 1 << 16
 MAX_GROUP_LAYERS: Final = 64
 MAX_ROWS: Final = 1 << 20
 MAX_FILES: Final = MAX_GROUPS + (1 << 10)
+HINT_FOLDER: Final = "hint"
+MASK_TENSOR: Final = "u"
+"""In a server's file of a group, beside its layers' matrices: U of `rlwe.hint`."""
+_CODE: Final = frozenset({".py", ".pyc", ".pyd", ".pyi", ".so", ".pth", ".dll", ".dylib"})
 
 Name = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9_.\-]{1,256}\Z")]
 Digest = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
@@ -31,8 +35,9 @@ FileName = Annotated[str, msgspec.Meta(pattern=r"\A([A-Za-z0-9_][A-Za-z0-9_. \-]
 Rows = Annotated[int, msgspec.Meta(ge=1, le=MAX_ROWS)]
 Columns = Annotated[int, msgspec.Meta(ge=1, le=MAX_COLUMNS)]
 ActivationBits = Annotated[int, msgspec.Meta(ge=MIN_ACTIVATION_BITS, le=MAX_ACTIVATION_BITS)]
-RowL1 = Annotated[int, msgspec.Meta(ge=0, le=127 * MAX_COLUMNS)]
-RowL2 = Annotated[float, msgspec.Meta(ge=0, le=127 * MAX_COLUMNS)]
+PlaintextBits = Annotated[int, msgspec.Meta(ge=27, le=32)]
+EntropyBits = Annotated[float, msgspec.Meta(ge=1, le=8 * MAX_COLUMNS)]
+Epoch = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 
 
 class PackageKind(StrEnum):
@@ -65,6 +70,11 @@ def read_kind(folder: Path | str) -> PackageKind:
         ) from error
 
 
+def hint_name(index: int) -> str:
+    """The path, in a shell, of the hint of the group of this index."""
+    return f"{HINT_FOLDER}/group-{index:05d}.bin"
+
+
 class Layer(Record, frozen=True):
     """A protected layer: its module name, and how many outputs it has."""
 
@@ -75,15 +85,16 @@ class Layer(Record, frozen=True):
 class Group(Record, frozen=True):
     """Layers that share an input of `columns` values; their matrices are stacked in this order.
 
-    row_l1, row_l2: the largest norms of a row of the stacked int8 matrix; None in a shell, which must not know them.
+    plaintext_bits: of the group's encryption, as the norms of its rows allow. entropy_bits: of the row that has the
+    least, see `entropy.row_entropy`: after so many bits of answers its weights could be solved for.
     """
 
     name: Name
     layers: Annotated[tuple[Layer, ...], msgspec.Meta(min_length=1, max_length=MAX_GROUP_LAYERS)]
     columns: Columns
     activation_bits: ActivationBits
-    row_l1: RowL1 | None = None
-    row_l2: RowL2 | None = None
+    plaintext_bits: PlaintextBits
+    entropy_bits: EntropyBits
 
     @property
     def rows(self) -> int:
@@ -91,37 +102,36 @@ class Group(Record, frozen=True):
         return sum(layer.rows for layer in self.layers)
 
     def parameters(self, profile: Profile) -> Parameters:
-        """The group's encryption parameters: from the norms where they are known, from the shape where not.
+        """The group's encryption parameters.
 
         Raises InsecureParameters, though never for a group that came through `read_manifest` with this profile.
         """
-        return Parameters.for_shape(
-            profile,
+        return Parameters(
+            profile=profile,
             rows=self.rows,
             columns=self.columns,
+            plaintext_bits=self.plaintext_bits,
             activation_bits=self.activation_bits,
-            row_l1=self.row_l1,
-            row_l2=self.row_l2,
         )
-
-    def without_norms(self) -> "Group":
-        """What a shell may know of the group."""
-        return msgspec.structs.replace(self, row_l1=None, row_l2=None)
 
 
 class Manifest(Record, frozen=True):
     """A package's layer table. `model_digest` names the int8 weights: see ModelDigest.
 
-    files: SHA-256 of every file that belongs to the package, but for this one and the signature over it.
+    files: SHA-256 of every file that belongs to the package, but for this one and the signature over it. epoch: of the
+    public polynomials, raised to have others. hint: SHA-256 of every hint file, by `hint_name`; empty where none was
+    made. The hint itself may lie elsewhere.
     """
 
-    format: Literal[2]
+    format: Literal[3]
     kind: PackageKind
     profile: Profile
     model_type: Name
     model_digest: Digest
     groups: Annotated[tuple[Group, ...], msgspec.Meta(min_length=1, max_length=MAX_GROUPS)]
     files: Annotated[dict[FileName, Digest], msgspec.Meta(max_length=MAX_FILES)]
+    epoch: Epoch = 0
+    hint: Annotated[dict[FileName, Digest], msgspec.Meta(max_length=MAX_GROUPS)] = {}
 
     def table_digest(self) -> bytes:
         """SHA-256 over what a shell and its server's package must agree on: equal for the two, 32 bytes."""
@@ -131,16 +141,18 @@ class Manifest(Record, frozen=True):
                 [[layer.name, layer.rows] for layer in group.layers],
                 group.columns,
                 group.activation_bits,
+                group.plaintext_bits,
+                group.entropy_bits,
                 group.parameters(self.profile).name,
             ]
             for group in self.groups
         ]
-        return hashlib.sha256(msgspec.json.encode(["confide layer table 1", self.profile, table])).digest()
+        content = msgspec.json.encode(["confide layer table 2", self.profile, self.epoch, table])
+        return hashlib.sha256(content).digest()
 
     def for_shell(self) -> "Manifest":
         """The table of the client's half, for a server's; its files are yet to come."""
-        groups = tuple(group.without_norms() for group in self.groups)
-        return msgspec.structs.replace(self, kind=PackageKind.SHELL, groups=groups, files={})
+        return msgspec.structs.replace(self, kind=PackageKind.SHELL, files={})
 
     def require_counterpart(self, other: "Manifest") -> None:
         """Raise InvalidPackage unless `other` is the other half of the same split."""
@@ -219,14 +231,23 @@ def _check(path: Path, manifest: Manifest) -> None:
     layers = [layer.name for group in manifest.groups for layer in group.layers]
     if len(set(names)) < len(names) or len(set(layers)) < len(layers):
         _refuse(path, "a group or layer is named twice")
-    is_server = manifest.kind is PackageKind.SERVER
+    if MASK_TENSOR in layers:
+        _refuse(path, f"no layer may be named {MASK_TENSOR}")
+    if manifest.hint and manifest.hint.keys() != set(map(hint_name, range(len(manifest.groups)))):
+        _refuse(path, "its hint is not that of its groups")
+    if manifest.hint and manifest.profile is Profile.OPEN_WEIGHTS:
+        _refuse(path, "open weights have no hint")
+    if manifest.kind is PackageKind.SHELL and (code := sorted(filter(_is_code, manifest.files))):
+        _refuse(path, f"a shell holds no code, and {code[0]} is")
     for group in manifest.groups:
-        if (group.row_l1 is not None, group.row_l2 is not None) != (is_server, is_server):
-            _refuse(path, f"row norms belong in the server's table and nowhere else (group {group.name})")
         try:
             group.parameters(manifest.profile)
         except InsecureParameters as error:
             _refuse(path, f"group {group.name}: {error}", error)
+
+
+def _is_code(name: str) -> bool:
+    return Path(name).suffix.lower() in _CODE
 
 
 def _refuse(path: Path, reason: str, cause: BaseException | None = None) -> NoReturn:

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from confide.disk.files import create_file
 from confide.disk.home import home
 from confide.errors import OwnerKeyError
+from confide.rlwe.streams import derive_key
 
 KEY_NAME: Final = "owner.key"
 PASSPHRASE_VARIABLE: Final = "CONFIDE_OWNER_PASSPHRASE"  # noqa: S105 - where it is, not what it is
@@ -84,7 +85,7 @@ def passphrase_from_environment() -> str:
 
 
 class OwnerKey:
-    """An owner's private key. What it signs is made by `models.seal`, with a label for each purpose."""
+    """An owner's private key. What it signs is made by `packages.signing`, with a label for each purpose."""
 
     def __init__(self, key: Ed25519PrivateKey) -> None:
         self._key = key
@@ -134,6 +135,10 @@ class OwnerKey:
     def sign(self, statement: bytes) -> bytes:
         """64 bytes of Ed25519."""
         return self._key.sign(statement)
+
+    def hint_key(self) -> bytes:
+        """32 bytes that only this owner has: what the secrets of hints are drawn from, the same at every making."""
+        return derive_key(self._key.private_bytes_raw(), "hint")
 
 
 def _read_private(path: Path) -> bytes:

@@ -1,6 +1,7 @@
 """A server's package: the int8 matrices of the protected layers, one safetensors file for each layer group.
 
-Holds no scale, no bias and nothing else of the model; what the matrices mean, it can't know. Only files that its
+With private weights the hint's U lies beside them. Holds no scale, no bias and nothing else of the model; what the
+matrices mean, it can't know. Only files that its
 layer table names are read, each once, and digested as it is read; what else lies in the folder does not matter.
 """
 
@@ -15,8 +16,9 @@ from safetensors.torch import load
 from torch import Tensor
 
 from confide.errors import InvalidPackage
-from confide.packages.manifest import Group, Manifest, ModelDigest, PackageKind, read_bounded
+from confide.packages.manifest import MASK_TENSOR, Group, Manifest, ModelDigest, PackageKind, read_bounded
 from confide.packages.signing import SignedManifest, open_package
+from confide.rlwe.parameters import RING_DEGREE, Norms, Profile
 
 _MAX_HEADER: Final = 1 << 17
 """Room for the names and shapes before the matrices in a file."""
@@ -27,13 +29,48 @@ def group_file(folder: Path, index: int) -> Path:
     return folder / f"group-{index:05d}.safetensors"
 
 
-def row_norms(weights: Tensor) -> tuple[int, float]:
+def row_norms(weights: Tensor) -> Norms:
     """The largest L1 and the largest L2 norm of a row of an int8 matrix."""
     # One row of at most 2^16 columns sums to less than 2^31 squared magnitudes, so int32 sums are exact.
     magnitudes = weights.abs().to(torch.int32)
     l1 = magnitudes.sum(dim=1).max()
     l2 = magnitudes.square_().sum(dim=1).max()
-    return int(l1), float(l2.double().sqrt())
+    return Norms(int(l1), float(l2.double().sqrt()))
+
+
+@dataclass(frozen=True)
+class StoredGroup:
+    """What a server multiplies by for one layer group. weights: int8 (rows, columns). u: int8 (rows, N), or None.
+
+    Both are contiguous and on the CPU. With open weights there is no u.
+    """
+
+    weights: Tensor
+    u: Tensor | None
+
+
+def read_group(folder: Path, manifest: Manifest, index: int) -> StoredGroup:
+    """The matrices of a layer group in a server's package, or in a shell of open weights, which has them too.
+
+    Raises InvalidPackage where the file is not the one that was signed, or not what the layer table says.
+    """
+    group = manifest.groups[index]
+    masked = manifest.profile is Profile.PRIVATE_WEIGHTS
+    path = group_file(folder, index)
+    size = group.rows * (group.columns + (RING_DEGREE if masked else 0))
+    content = read_bounded(path, size + _MAX_HEADER)
+    _require(path, hashlib.sha256(content).hexdigest() == manifest.files.get(path.name))
+    try:
+        matrices = load(content)
+    except SafetensorError as error:
+        raise InvalidPackage(f"{path} is damaged; run `confide split` again.") from error
+    shapes = {layer.name: (layer.rows, group.columns) for layer in group.layers}
+    if masked:
+        shapes[MASK_TENSOR] = (group.rows, RING_DEGREE)
+    _require(path, {name: tuple(matrix.shape) for name, matrix in matrices.items()} == shapes)
+    _require(path, all(matrix.dtype == torch.int8 for matrix in matrices.values()))
+    u = matrices.pop(MASK_TENSOR) if masked else None
+    return StoredGroup(torch.cat([matrices[layer.name] for layer in group.layers]), u)
 
 
 @dataclass(frozen=True)
@@ -56,36 +93,23 @@ class ServerPackage:
         """The layer table."""
         return self.signed.manifest
 
-    def weights(self, index: int) -> Tensor:
-        """The stacked matrix of a layer group: int8 (rows, columns), contiguous, on the CPU.
+    def group(self, index: int) -> StoredGroup:
+        """The matrices of a layer group; see `read_group`."""
+        return read_group(self.folder, self.manifest, index)
 
-        Raises InvalidPackage where the file is not the one that was signed, or not what the layer table says.
-        """
-        group = self.manifest.groups[index]
-        path = group_file(self.folder, index)
-        content = read_bounded(path, group.rows * group.columns + _MAX_HEADER)
-        _require(path, hashlib.sha256(content).hexdigest() == self.manifest.files.get(path.name))
-        try:
-            matrices = load(content)
-        except SafetensorError as error:
-            raise InvalidPackage(f"{path} is damaged; run `confide split` again.") from error
-        _require(path, matrices.keys() == {layer.name for layer in group.layers})
-        for layer in group.layers:
-            matrix = matrices[layer.name]
-            _require(path, matrix.shape == (layer.rows, group.columns) and matrix.dtype == torch.int8)
-        return torch.cat([matrices[layer.name] for layer in group.layers])
-
-    def load(self) -> list[Tensor]:
-        """Every group's matrix; InvalidPackage unless they are those that the layer table was made for."""
+    def load(self) -> list[StoredGroup]:
+        """Every group's matrices; InvalidPackage unless they are those that the layer table was made for."""
         digest = ModelDigest()
-        matrices = []
+        groups = []
         for index, group in enumerate(self.manifest.groups):
-            weights = self.weights(index)
-            _require(group_file(self.folder, index), row_norms(weights) == (group.row_l1, group.row_l2))
-            _add_to_digest(digest, group, weights)
-            matrices.append(weights)
+            groups.append(self.group(index))
+            _add_to_digest(digest, group, groups[-1].weights)
         _require(self.folder, digest.hexdigest() == self.manifest.model_digest)
-        return matrices
+        return groups
+
+    def matrices(self) -> list[Tensor]:
+        """The same without u: int8 (rows, columns) of every group."""
+        return [group.weights for group in self.load()]
 
 
 def _add_to_digest(digest: ModelDigest, group: Group, stacked: Tensor) -> None:

@@ -6,7 +6,9 @@ does not know. No file is read before it is known to be the one that the owner s
 
 from collections.abc import Container
 from pathlib import Path
+from typing import Any, Final
 
+import msgspec
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -17,11 +19,37 @@ from confide.errors import InvalidPackage
 from confide.models.protected import IntegerProduct, protect_group
 from confide.models.sharing import empty_model
 from confide.models.source import load_tokenizer
-from confide.packages.manifest import Manifest, PackageKind
+from confide.packages.manifest import Manifest, PackageKind, read_bounded
 from confide.packages.owner import OwnerPublicKey
 from confide.packages.signing import open_package, require_files
 
-SHELL_WEIGHTS = "model.safetensors"
+SHELL_WEIGHTS: Final = "model.safetensors"
+GENERATION_SETTINGS: Final = "generation_config.json"
+_MAX_CONFIGURATION: Final = 4 << 20
+_SETTINGS: Final = frozenset(
+    {
+        "bos_token_id",
+        "decoder_start_token_id",
+        "do_sample",
+        "eos_token_id",
+        "epsilon_cutoff",
+        "eta_cutoff",
+        "max_length",
+        "max_new_tokens",
+        "min_p",
+        "no_repeat_ngram_size",
+        "pad_token_id",
+        "repetition_penalty",
+        "temperature",
+        "top_k",
+        "top_p",
+        "transformers_version",
+        "typical_p",
+        "use_cache",
+    }
+)
+"""What a shell may say about generation: token ids and how to sample. Whatever makes the course of a run depend on
+its text (draft models, prompt look-up), or loads something, is for who runs it to say."""
 
 
 def load_shell(
@@ -38,13 +66,14 @@ def load_shell(
     folder = Path(folder)
     manifest = open_package(folder, PackageKind.SHELL, trusted).manifest
     require_files(folder, manifest)
+    _require_no_code(folder, manifest)
     model = _empty_model(folder, manifest)
     for index, group in enumerate(manifest.groups):
         protect_group(model, index, group, product)
     _fill_computed_buffers(model, device)
     _load_weights(model, folder, device)
-    if (folder / "generation_config.json").exists():
-        model.generation_config = GenerationConfig.from_pretrained(folder)
+    if GENERATION_SETTINGS in manifest.files:
+        model.generation_config = GenerationConfig(**_generation_settings(folder / GENERATION_SETTINGS))
     model.requires_grad_(False)
     model.eval()
     return model
@@ -53,6 +82,38 @@ def load_shell(
 def shell_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase | None:
     """The shell's tokenizer, or None for a model that came without one."""
     return load_tokenizer(str(folder))
+
+
+def allowed_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Those of a model's generation settings that a shell may bring; None stands for transformers' default."""
+    return {name: value for name, value in settings.items() if name in _SETTINGS and value is not None}
+
+
+def _generation_settings(path: Path) -> dict[str, Any]:
+    settings = _read_json(path)
+    if odd := sorted(settings.keys() - _SETTINGS):
+        raise InvalidPackage(
+            f"{path} sets {odd[0][:60]!a}, which no shell may decide; have its owner run `confide split` again, or "
+            "give it to `generate` yourself."
+        )
+    return settings
+
+
+def _require_no_code(folder: Path, manifest: Manifest) -> None:
+    """InvalidPackage where a configuration names classes of a model's own code. Files of code the table refuses."""
+    for name in sorted(manifest.files):
+        if name.endswith("config.json") and "auto_map" in _read_json(folder / name):
+            raise InvalidPackage(
+                f"{folder / name} names code that a model would bring along (auto_map), and none is ever run; "
+                "have its owner run `confide split` again."
+            )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(read_bounded(path, _MAX_CONFIGURATION), type=dict[str, Any])
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise InvalidPackage(f"{path} is damaged; run `confide split` again.") from error
 
 
 def _empty_model(folder: Path, manifest: Manifest) -> PreTrainedModel:

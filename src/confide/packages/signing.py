@@ -15,6 +15,7 @@ import msgspec
 
 from confide.errors import InvalidPackage, ModelMismatch, UntrustedOwner
 from confide.packages.manifest import (
+    HINT_FOLDER,
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
     Digest,
@@ -31,8 +32,9 @@ from confide.rlwe.parameters import Profile
 
 SIGNATURE_NAME: Final = "signature.json"
 MAX_SIGNATURE_BYTES: Final = 1 << 12
-BESIDE: Final = frozenset({"packs", "state", "checks.msgpack", "README.md", "LICENSE"})
-"""What may lie in a package's folder without belonging to it: each user's own, and what only people read."""
+BESIDE: Final = frozenset({HINT_FOLDER, "state", "checks.msgpack", "README.md", "LICENSE"})
+"""What may lie in a package's folder without being in `files`: the hint, whose digests the layer table has for itself,
+each user's own, and what only people read."""
 
 _PACKAGE_LABEL: Final = b"confide package 1\0"
 _RELEASE_LABEL: Final = b"confide release 1\0"
@@ -109,10 +111,14 @@ def _package_statement(manifest: bytes) -> bytes:
 def seal_package(folder: Path, manifest: Manifest, owner: OwnerKey) -> SignedManifest:
     """Finish a package: write its layer table with the digests of all the files that lie in it, and sign it."""
     files = {name: file_digest(folder / name) for name in sorted(package_files(folder))}
-    sealed = msgspec.structs.replace(manifest, files=files)
-    signature = sign_manifest(write_manifest(folder, sealed), sealed, owner)
+    return resign_package(folder, msgspec.structs.replace(manifest, files=files), owner)
+
+
+def resign_package(folder: Path, manifest: Manifest, owner: OwnerKey) -> SignedManifest:
+    """Put another layer table in a package's folder, and sign it; its files are taken to be those it names."""
+    signature = sign_manifest(write_manifest(folder, manifest), manifest, owner)
     write_signature(folder, signature)
-    return SignedManifest(sealed, signature)
+    return SignedManifest(manifest, signature)
 
 
 def write_signature(folder: Path, signature: Record) -> None:

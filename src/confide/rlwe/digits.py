@@ -1,65 +1,26 @@
-"""Integers mod 2^(32 words) as 32-bit words, and as balanced base-256 digits for int8 products.
+"""Integers mod 2^(8 k) as k balanced base-256 digits, each a signed byte in [-128, 127], least significant first.
 
-A word holds four balanced digits, each a signed byte in [-128, 127], least significant first. With
-BIAS = 0x80808080 the word of the value v is (v + BIAS) ^ BIAS: adding the bias carries where a digit would exceed
-127, and the xor takes the bias off every byte again.
+With a bias of 0x80 in each digit, the digits of v are the bytes of (v + bias) ^ bias: adding the bias carries where a
+digit would exceed 127, and the xor takes it off every byte again. Needs no tensor library.
 """
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
-BIAS = 0x80808080
-_SIGNED_BIAS = BIAS - (1 << 32)
-_LOW_BIAS = 0x00808080
+_EACH = 0x0101010101010101 * 0x80
 
 
-def carry_to_digit_words(limbs: list[Tensor]) -> list[Tensor]:
-    """int64 limbs, value = sum of limb_j 2^(32 j), each |limb| < 2^62 -> int32 words of balanced digits.
-
-    The limbs are overwritten. The value is taken mod 2^(32 len(limbs)).
-    """
-    words = []
-    carry: Tensor | None = None
-    for limb in limbs:
-        limb += BIAS
-        if carry is not None:
-            limb += carry
-        words.append(limb.to(torch.int32).bitwise_xor_(_SIGNED_BIAS))
-        carry = limb.bitwise_right_shift_(32)
-    return words
+def digits(values: NDArray[np.int64], count: int) -> NDArray[np.int8]:
+    """int64 (...) mod 2^(8 count) -> int8 (..., count); count at most 8."""
+    bias = np.uint64(_EACH & (1 << (8 * count)) - 1)
+    words = (values.view(np.uint64) + bias) ^ bias
+    return words.view(np.int8).reshape(*values.shape, 8)[..., :count]
 
 
-def carry_to_words(limbs: list[Tensor], words: Tensor) -> None:
-    """int64 limbs as in `carry_to_digit_words` -> int32 words of the plain value (two's complement).
-
-    They are written into `words`, (len(limbs), ...), which saves a pass over memory.
-    """
-    carry: Tensor | None = None
-    for limb, word in zip(limbs, words, strict=True):
-        if carry is not None:
-            limb += carry
-        word.copy_(limb)
-        carry = limb.bitwise_right_shift_(32)
-
-
-def digit_word_values(words: Tensor) -> Tensor:
-    """int32 words of balanced digits -> their float64 values, in [-BIAS, 0x7f7f7f7f].
-
-    The top digit is already signed, so only the lower three bytes carry a bias: 0x00808080.
-    """
-    return (words ^ _LOW_BIAS).to(torch.float64).sub_(_LOW_BIAS)
-
-
-def words_to_planes(words: Tensor, planes: Tensor) -> None:
-    """int32 digit words (rows, words, n) -> int8 digit planes (4 * words, rows, n), written into `planes`."""
-    rows, count, length = words.shape
-    digits = words.view(torch.int8).view(rows, count, length, 4)
-    for word in range(count):
-        for digit in range(4):
-            planes[4 * word + digit].copy_(digits[:, word, :, digit])
-
-
-def value_digits(values: Tensor) -> Tensor:
-    """int32 values (...) -> int8 (..., 4): the balanced digits of each value mod 2^32."""
-    words = (values + _SIGNED_BIAS).bitwise_xor_(_SIGNED_BIAS)
-    return words.view(torch.int8).view(*values.shape, 4)
+def value(digit_planes: NDArray[np.int8]) -> NDArray[np.int64]:
+    """int8 (..., count) -> the int64 value, in about [-2^(8 count - 1), 2^(8 count - 1))."""
+    total = digit_planes[..., -1].astype(np.int64)
+    for place in range(digit_planes.shape[-1] - 2, -1, -1):
+        total *= 256
+        total += digit_planes[..., place]
+    return total

@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from confide.rlwe.masks import Int32Array
+from confide.rlwe.pads import Int32Array
 from confide.rlwe.streams import Stream, derive_key
 
 Field = NDArray[np.uint64]
@@ -18,7 +18,8 @@ Field = NDArray[np.uint64]
 PRIME_BITS: Final = 61
 PRIME: Final = (1 << PRIME_BITS) - 1
 MAX_VALUE: Final = 1 << 29
-"""Answers and activations are at most this large in magnitude: the arithmetic shift by two leaves no more."""
+"""Activations and right answers are at most this large in magnitude: 28,672 products of 127 by 127 stay below. Under
+open weights a server can make an answer larger, and it is wrong then."""
 MAX_LENGTH: Final = 1 << 17
 """The most rows and columns, together, that one check takes."""
 
@@ -74,10 +75,16 @@ class AnswerCheck:
         return f"AnswerCheck(rows={self._rows}, <hidden>)"
 
     def __call__(self, y: Int32Array, x: Int32Array) -> NDArray[np.bool_]:
-        """Which tokens have u y = c x: int32 (tokens, rows), (tokens, columns), |values| <= 2^29 -> bool (tokens,)."""
+        """Which tokens have u y = c x and |y| <= 2^29: int32 (tokens, rows), (tokens, columns) -> bool (tokens,).
+
+        |x| is at most 2^29.
+        """
         tokens = len(y)
+        # As unsigned numbers, which wrap around, both bounds are one.
+        possible: NDArray[np.bool_] = (y.view(np.uint32) + np.uint32(MAX_VALUE)).max(axis=1) <= 2 * MAX_VALUE
         if tokens == 1:
-            return np.array([self._one_token(np.concatenate([y[0], x[0]]).astype(np.int64)) % PRIME == 0])
+            possible &= self._one_token(np.concatenate([y[0], x[0]]).astype(np.int64)) % PRIME == 0
+            return possible
         sums = np.empty((tokens, self._limbs.shape[1]))
         at_a_time = max(1, _PRODUCTS_AT_A_TIME // self._limbs.size)
         values = np.empty((min(tokens, at_a_time), len(self._limbs)))
@@ -87,8 +94,8 @@ class AnswerCheck:
             block[:, : self._rows] = y[part]
             block[:, self._rows :] = x[part]
             np.matmul(block, self._limbs, out=sums[part])
-        right: NDArray[np.bool_] = _evaluate(sums, self._bits) == 0
-        return right
+        possible &= _evaluate(sums, self._bits) == 0
+        return possible
 
     def _one_token(self, values: NDArray[np.int64]) -> int:
         """The same sum for one token, as in decoding, where reading the limbs would cost more than computing.

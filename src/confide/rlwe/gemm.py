@@ -23,9 +23,14 @@ def int8_matmul(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tenso
 
     `out`, an int32 tensor of the result's shape, is filled and returned where it is given.
     """
-    if _takes_int8(left.device, os.environ.get("CONFIDE_GEMM", "")):
+    if takes_int8(left.device):
         return _int8_kernel(left, right, out)
     return _fp32_kernel(left, right, out)
+
+
+def takes_int8(device: torch.device) -> bool:
+    """Whether products on this device go through its int8 kernel."""
+    return _takes_int8(device, os.environ.get("CONFIDE_GEMM", ""))
 
 
 @functools.cache

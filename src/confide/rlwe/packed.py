@@ -1,63 +1,97 @@
-"""Products of one int8 matrix with few vectors, again and again, as in decoding: the matrix is laid out once.
+"""Products of one int8 matrix with vectors of digits, again and again: the matrix is laid out once for the processor.
 
-`torch._int_mm` lays its operands out anew at every call, which for a few columns takes longer than the product.
-oneDNN's product of bytes and packed int8 weights, which torch has for quantized models, takes a third of the time.
-It adds in int32 and hands the sums out as float32; so columns are cut where a sum might exceed 2^24, up to which every
-integer is a float32.
+Two kernels that torch has for quantized models hold weights as packed bytes, a quarter of float32's memory traffic.
+oneDNN's takes any bytes, and needs VNNI. FBGEMM's needs AVX2 only, and adds pairs of products of unsigned and signed
+bytes in 16 bits: exact where no pair exceeds 2^15 - 1, so that digits of seven bits go with weights of eight, and
+digits of eight with weights of up to 64. Both add in int32 and hand the sums out as float32, so columns are cut where a
+sum might exceed 2^24. A kernel is used where it passes a test with extreme values and beats the plain product.
 """
 
 import functools
 import os
-from typing import Self
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from confide.rlwe.digits import BIAS
+from confide.rlwe.digits import value
+from confide.rlwe.gemm import int8_matmul
 
-MOST_TOKENS = 32
-"""Products with more vectors than this gain nothing, and from a hundred on they lose."""
+MOST_TOKENS = 128
+"""Of one product; more are taken in turns, whose operands stay in cache."""
 _LEAST_WEIGHTS = 1 << 18
 """Below this the call itself takes longer than the product."""
 _MAX_SUM = 1 << 24
 _ZERO_POINT = 128
-_WORD_BIAS = np.int32(BIAS - (1 << 32))
+_NARROW = 64
+"""255 * 64 twice stays below 2^15: weights up to this may meet digits of eight bits in 16-bit sums."""
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    """pack: int8 (rows, columns) -> its layout. multiply: the layout and uint8 (n, columns) and the value that stands
+    for zero -> float32 (n, rows).
+    """
+
+    pack: Callable[[Tensor], Any]
+    multiply: Callable[[Any, Tensor, int], Tensor]
+    saturates: bool
 
 
 class PackedMatrix:
-    """An int8 matrix (rows, columns), and beside it a copy in the layout of the processor's int8 kernel."""
+    """An int8 matrix (rows, columns) within [-127, 127], in the layout of the processor's kernel for bytes."""
 
-    def __init__(self, weights: Tensor) -> None:
-        self.weights = weights
-        self._parts = [(columns, _pack(weights[:, columns])) for columns in _exact_parts(weights)]
+    def __init__(self, weights: Tensor, kernel: _Kernel) -> None:
+        self.shape = weights.shape
+        self._kernel = kernel
+        self._digit_bits = 7 if kernel.saturates and int(weights.abs().max()) > _NARROW else 8
+        self._parts = [(columns, kernel.pack(weights[:, columns])) for columns in _exact_parts(weights)]
 
     @classmethod
     def where_faster(cls, weights: Tensor) -> Self | Tensor:
         """The matrix packed; itself where it is small, and on devices and processors that have no kernel for it."""
-        suited = weights.device.type == "cpu" and weights.numel() >= _LEAST_WEIGHTS
-        return cls(weights) if suited and _has_kernel(os.environ.get("CONFIDE_GEMM", "")) else weights
+        if weights.device.type != "cpu" or weights.numel() < _LEAST_WEIGHTS:
+            return weights
+        kernel = _fastest(os.environ.get("CONFIDE_GEMM", ""))
+        return weights if kernel is None else cls(weights, kernel)
 
-    def product(self, values: Tensor) -> Tensor:
-        """W v mod 2^32: int32 (tokens, columns) -> int32 (tokens, rows)."""
-        tokens = values.shape[0]
-        # In the bytes of v + BIAS each digit of v is 128 too large, which the kernel takes for the zero point.
-        digits = (values.numpy() + _WORD_BIAS).view(np.uint8).reshape(tokens, -1, 4).transpose(2, 0, 1)
-        sums = self._sums(digits.reshape(4 * tokens, -1)).reshape(4, tokens, -1)
-        result = sums[3]
-        for place in (2, 1, 0):
-            result <<= 8
-            result += sums[place]
-        return torch.from_numpy(result)
+    def product(self, planes: NDArray[np.int8]) -> NDArray[np.int64]:
+        """Balanced base-256 digits (planes, n, columns) -> W times their values, int64 (n, rows), mod 2^(8 planes)."""
+        if self._digit_bits == 8:
+            # With 128 added, which flips the top bit, digits are unsigned; the kernel takes that for zero.
+            return weighted_sum(self._products(planes.view(np.uint8) ^ np.uint8(_ZERO_POINT), _ZERO_POINT), 8)
+        rest = value(np.moveaxis(planes, 0, -1))
+        rest &= (1 << (8 * len(planes))) - 1
+        digits = np.empty((-(-8 * len(planes) // 7), *rest.shape), np.uint8)
+        for digit in digits:
+            np.bitwise_and(rest, 0x7F, out=digit, casting="unsafe")
+            rest >>= 7
+        return weighted_sum(self._products(digits, 0), 7)
 
-    def _sums(self, digits: NDArray[np.uint8]) -> NDArray[np.int32]:
-        """uint8 (n, columns), each 128 too large -> their products with the rows, int32 (n, rows)."""
-        parts = [_kernel(packed, torch.from_numpy(digits[:, columns])).numpy() for columns, packed in self._parts]
-        total: NDArray[np.int32] = parts[0].astype(np.int32)
-        for part in parts[1:]:
-            total += part.astype(np.int32)
-        return total
+    def _products(self, digits: NDArray[np.uint8], zero: int) -> NDArray[np.float32] | NDArray[np.float64]:
+        """uint8 (planes, n, columns) -> exact integers (planes, n, rows)."""
+        stacked = torch.from_numpy(digits.reshape(-1, digits.shape[2]))
+        products = [self._kernel.multiply(packed, stacked[:, part], zero).numpy() for part, packed in self._parts]
+        total = products[0] if len(products) == 1 else np.sum(products, axis=0, dtype=np.float64)
+        return total.reshape(*digits.shape[:2], -1)
+
+
+def weighted_sum(sums: NDArray[Any], bits: int) -> NDArray[np.int64]:
+    """The sum of 2^(bits i) sums[i] mod 2^64, for up to eight integer planes (planes, ...) below 2^29: int64 (...)."""
+    # In two halves, each below 2^53: one small float64 product and one rounding less than eight shifts.
+    half = (len(sums) + 1) // 2
+    places = np.ldexp(1.0, bits * np.arange(half))
+    exact = sums.reshape(len(sums), -1).astype(np.float64)
+    total = (places[: len(sums) - half] @ exact[half:]).astype(np.int64)
+    total <<= bits * half
+    total += (places @ exact[:half]).astype(np.int64)
+    return total.reshape(sums.shape[1:])
 
 
 def _exact_parts(weights: Tensor) -> list[slice]:
@@ -72,16 +106,14 @@ def _exact_parts(weights: Tensor) -> list[slice]:
     return parts
 
 
-def _pack(weights: Tensor) -> Tensor:
-    packed: Tensor = torch.ops.onednn.qlinear_prepack(weights.contiguous(), None)
-    return packed
+def _pack_onednn(weights: Tensor) -> Any:
+    return torch.ops.onednn.qlinear_prepack(weights.contiguous(), None)
 
 
-def _kernel(packed: Tensor, digits: Tensor) -> Tensor:
-    """Packed (rows, columns) times uint8 (n, columns) less 128 -> float32 (n, rows)."""
+def _multiply_onednn(packed: Any, digits: Tensor, zero: int) -> Tensor:
     scale, zero_point = _unscaled()
     product: Tensor = torch.ops.onednn.qlinear_pointwise.default(
-        digits, 1.0, _ZERO_POINT, packed, scale, zero_point, None, 1.0, 0, torch.float32, "none", [], ""
+        digits.contiguous(), 1.0, zero, packed, scale, zero_point, None, 1.0, 0, torch.float32, "none", [], ""
     )
     return product
 
@@ -91,21 +123,69 @@ def _unscaled() -> tuple[Tensor, Tensor]:
     return torch.ones(1), torch.zeros(1, dtype=torch.int32)
 
 
+def _pack_fbgemm(weights: Tensor) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that torch means to drop such tensors one day
+        quantized = torch._make_per_tensor_quantized_tensor(weights.contiguous(), 1.0, 0)
+    return torch.ops.quantized.linear_prepack(quantized, None)
+
+
+def _multiply_fbgemm(packed: Any, digits: Tensor, zero: int) -> Tensor:
+    product: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
+        digits.float() - zero, 1.0, zero, packed
+    )
+    return product
+
+
+_ONEDNN = _Kernel(_pack_onednn, _multiply_onednn, saturates=False)
+_FBGEMM = _Kernel(_pack_fbgemm, _multiply_fbgemm, saturates=True)
+
+
 @functools.cache
-def _has_kernel(choice: str) -> bool:
+def _fastest(choice: str) -> _Kernel | None:
+    """The kernel that is exact and fastest, None where that is the plain product, for a token's worth of digits."""
+    if choice == "fp32":
+        return None
+    weights = torch.ones(1024, 1024, dtype=torch.int8)
+    digits = torch.ones(6, 1024, dtype=torch.int8)
+    best, kernel = _seconds(lambda: int8_matmul(digits, weights.t())), None
+    for candidate in _candidates():
+        if _is_exact(candidate):
+            packed = candidate.pack(weights)
+            seconds = _seconds(functools.partial(candidate.multiply, packed, digits.view(torch.uint8), 0))
+            if seconds < best:
+                best, kernel = seconds, candidate
+    return kernel
+
+
+def _candidates() -> list[_Kernel]:
     # Without VNNI (which comes with AMX) oneDNN falls back to a loop that takes a thousand times as long.
-    return choice != "fp32" and torch.cpu.get_capabilities().get("avx512_vnni", False) and _self_test()
+    return [_ONEDNN, _FBGEMM] if torch.cpu.get_capabilities().get("avx512_vnni", False) else [_FBGEMM]
 
 
-def _self_test() -> bool:
+def _seconds(product: Callable[[], Tensor]) -> float:
+    """The shortest of five runs after one to warm up."""
+    times = []
+    for _ in range(6):
+        started = time.perf_counter()
+        product()
+        times.append(time.perf_counter() - started)
+    return min(times[1:])
+
+
+def _is_exact(kernel: _Kernel) -> bool:
     """Does the kernel agree with int64 arithmetic where saturation or rounding would show?"""
-    for rows, columns, count in [(64, 1024, 4), (17, 72, 8), (5, 1, 1)]:
-        for weight in (127, -127):
-            weights = torch.full((rows, columns), weight, dtype=torch.int8)
-            packed = _pack(weights)
-            for digit in (0, 128, 255):
-                digits = torch.full((count, columns), digit, dtype=torch.uint8)
-                expected = (digits.long() - _ZERO_POINT) @ weights.long().t()
-                if not torch.equal(_kernel(packed, digits).long(), expected):
-                    return False
+    digits_of = {127: (0, 127), _NARROW: (0, 128, 255)} if kernel.saturates else {127: (0, 128, 255)}
+    try:
+        for largest, digits in digits_of.items():
+            zero = 0 if max(digits) == 127 else _ZERO_POINT
+            for rows, columns, count in [(64, 1024, 7), (17, 72, 8), (5, 1, 1)]:
+                for weight, digit in [(sign * largest, digit) for sign in (1, -1) for digit in digits]:
+                    weights = torch.full((rows, columns), weight, dtype=torch.int8)
+                    operand = torch.full((count, columns), digit, dtype=torch.uint8)
+                    expected = (operand.long() - zero) @ weights.long().t()
+                    if not torch.equal(kernel.multiply(kernel.pack(weights), operand, zero).long(), expected):
+                        return False
+    except (AttributeError, RuntimeError):  # a build of torch without this kernel
+        return False
     return True

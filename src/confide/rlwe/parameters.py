@@ -1,37 +1,47 @@
-"""The parameters of one layer group's encryption, derived from its weights and checked before they exist.
+"""The parameters of one layer group, derived from its weights and checked before they exist.
 
-All of this page's noise is counted in units of the kept modulus's last place, 2^(modulus_bits - kept_bits):
-that is what is left after the server's modulus switch.
+Protocol 3: R = Z_q[X]/(X^N + 1) with N = 2048 and q = 2^48. An activation x travels as d = delta x + e - pad with
+delta = q / t, and an answer is the top 32 bits of W d + U p0. With the client's v = <h, s> added, what is left beside
+delta W x is W e + U e0 + epsilon s + the answer's rounding; a value is right while that stays below delta / 2.
 """
 
 import math
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Self
+from typing import Final, Self
 
 from confide.errors import InsecureParameters
 from confide.rlwe.security import require_secure_ring
 
-ERROR_BITS = 42
+RING_DEGREE: Final = 2048
+MODULUS_BITS: Final = 48
+PLANES: Final = 6
+"""Balanced base-256 digits of a coefficient."""
+ANSWER_BITS: Final = 32
+HINT_PLANES: Final = 5
+"""Of a hint's coefficients the top 40 bits are kept."""
+U_BITS: Final = 6
+"""Entries of U are uniform in [-32, 31]: with fewer, false keys would read them in few tokens."""
+
+ERROR_BITS: Final = 42
 """The RLWE error is a centred binomial: the weight of 42 uniform bits, minus 21."""
-ERROR_STD = math.sqrt(ERROR_BITS) / 2
+ERROR_VARIANCE: Final = ERROR_BITS / 4
+ERROR_STD: Final = math.sqrt(ERROR_VARIANCE)
 """3.24, the same distribution that Microsoft SEAL uses for the nominal 3.2."""
-DROWNING_TERMS = 4
-"""Drowning noise is a sum of this many uniforms (Irwin-Hall): bounded, and with finite Fisher information."""
 
-PLAINTEXT_BITS = 30
-"""t = 2^30: two bits below the answers' 32 leave room for noise, and all online arithmetic wraps in 32-bit words."""
-ANSWER_BITS = 32
-"""Online answers, and the client's unmasking values, are the kept modulus's top 32 bits."""
-MAX_ACTIVATION_BITS = 15
-MIN_ACTIVATION_BITS = 8
-MAX_COLUMNS = 1 << 16
-"""int8 x int8 sums of this many products stay below 2^30, so int32 accumulation is exact."""
+MIN_PLAINTEXT_BITS: Final = 27
+MAX_PLAINTEXT_BITS: Final = 30
+MIN_ACTIVATION_BITS: Final = 8
+MAX_ACTIVATION_BITS: Final = 15
+MAX_COLUMNS: Final = 28672
+"""Of a group. int8 sums over columns and U's N stay below 2^29, so that int32 accumulation and carries are exact."""
+NOISE_STDS: Final = 11.6
+"""2 exp(-11.6^2 / 2) is 2^-96: over the 2^17 outputs of a token of any model here, less than 2^-64."""
 
-MAX_DROWNING_BITS = 60
-"""The sum of four uniforms of 2^60 stays below 2^62, which 64-bit limbs carry exactly."""
-MIN_DROWNING_RATIO = 2.0**40
-MAX_LOG2_FAILURE = -64.0
+_U_MEAN_SQUARE: Final = (2 * 32**2 + 1) / 6
+_WORST_U_L2: Final = math.sqrt(RING_DEGREE * _U_MEAN_SQUARE * 1.2)
+_WORST_HINT_L2: Final = math.sqrt(RING_DEGREE * (256**2 / 12 + ERROR_VARIANCE) * 1.2)
+"""With a fifth added to the mean square; `require_noise_fits` looks at the ones that were drawn."""
 
 
 class Profile(StrEnum):
@@ -42,187 +52,134 @@ class Profile(StrEnum):
 
 
 @dataclass(frozen=True)
+class Norms:
+    """The largest L1 and the largest L2 norm of a row of an int8 matrix."""
+
+    row_l1: int
+    row_l2: float
+
+
+@dataclass(frozen=True)
 class Parameters:
-    """Everything that the encryption of one layer group depends on. Public: both sides hold equal values.
+    """Everything that the arithmetic of one layer group depends on. Public: both sides hold equal values.
 
-    rows, columns: the group's stacked weight matrix W, int8, is (rows, columns).
-    row_l1, row_l2: upper bounds on the largest L1 and L2 norm of a row of W.
-    activation_bits: activations are integers with |x| <= 2^(activation_bits - 1) - 1.
-    drowning_bits: each of the four uniforms of the drowning noise spans 2^drowning_bits; 0 means none.
+    rows, columns: the group's stacked weight matrix W, int8, is (rows, columns). plaintext_bits: log2 of t; with open
+    weights 32, for then pads are uniform mod 2^32 and there is no noise. activation_bits: activations are integers with
+    |x| <= 2^(activation_bits - 1) - 1.
 
-    Raises InsecureParameters from the constructor where the ring misses the security table, drowning misses
-    2^40, a product could wrap around the plaintext modulus, or a pack could fail with more than 2^-64.
+    Raises InsecureParameters from the constructor for what is out of range. Whether the noise fits hangs on the weights
+    as well, which only their owner knows: see `derive` and `require_noise_fits`.
     """
 
     profile: Profile
     rows: int
     columns: int
-    row_l1: int
-    row_l2: float
+    plaintext_bits: int
     activation_bits: int
-    ring_degree: int = 4096
-    modulus_bits: int = 96
-    plaintext_bits: int = PLAINTEXT_BITS
-    kept_bits: int = 40
-    drowning_bits: int = 60
 
     @classmethod
     def derive(
         cls,
         profile: Profile,
+        norms: Norms,
         *,
         rows: int,
         columns: int,
-        row_l1: int,
-        row_l2: float,
         most_activation_bits: int = MAX_ACTIVATION_BITS,
     ) -> Self:
-        """The parameters for weights with these norms: the widest activations, up to a limit, that can never wrap.
-
-        |W x| <= row_l1 * (2^(B-1) - 1) must stay below half the plaintext modulus, 2^29.
-        """
-        bits = most_activation_bits
-        while bits >= MIN_ACTIVATION_BITS and row_l1 * (2 ** (bits - 1) - 1) >= 2**29:
-            bits -= 1
-        return cls.for_shape(profile, rows=rows, columns=columns, activation_bits=bits, row_l1=row_l1, row_l2=row_l2)
-
-    @classmethod
-    def for_shape(
-        cls,
-        profile: Profile,
-        *,
-        rows: int,
-        columns: int,
-        activation_bits: int,
-        row_l1: int | None = None,
-        row_l2: float | None = None,
-    ) -> Self:
-        """The same parameters from what a client may know: the shape and the activation width.
-
-        Where a norm is not given, the worst that `activation_bits` and int8 weights allow stands in for it.
-        """
-        if row_l1 is None:
-            row_l1 = min(127 * columns, (2**29 - 1) // max(1, 2 ** (activation_bits - 1) - 1))
-        if row_l2 is None:
-            row_l2 = 127.0 * math.sqrt(columns)
-        private = profile is Profile.PRIVATE_WEIGHTS
-        return cls(
-            profile=profile,
-            rows=rows,
-            columns=columns,
-            row_l1=row_l1,
-            row_l2=row_l2,
-            activation_bits=activation_bits,
-            modulus_bits=96 if private else 64,
-            drowning_bits=60 if private else 0,
-        )
+        """The largest t whose noise bound holds, and the widest activations that cannot wrap around it."""
+        if profile is Profile.OPEN_WEIGHTS:
+            bits = _activation_bits(ANSWER_BITS, norms.row_l1, most_activation_bits)
+            return cls(profile, rows, columns, ANSWER_BITS, bits)
+        std = noise_std(norms.row_l2, _WORST_U_L2, _WORST_HINT_L2)
+        fitting = [bits for bits in range(MAX_PLAINTEXT_BITS, MIN_PLAINTEXT_BITS - 1, -1) if _fits(bits, std)]
+        if not fitting:
+            raise InsecureParameters(
+                f"A row of norm {norms.row_l2:.0f} has too much noise for any plaintext modulus; split the columns in "
+                "two groups."
+            )
+        bits = _activation_bits(fitting[0], norms.row_l1, most_activation_bits)
+        return cls(profile, rows, columns, fitting[0], bits)
 
     def __post_init__(self) -> None:
-        require_secure_ring(self.ring_degree, self.modulus_bits, ERROR_STD)
-        self._require_arithmetic_fits()
-        if self.profile is Profile.PRIVATE_WEIGHTS and self.drowning_ratio < MIN_DROWNING_RATIO:
-            raise InsecureParameters(
-                f"The drowning noise is only 2^{math.log2(max(self.drowning_ratio, 1.0)):.1f} times the noise that "
-                f"depends on the weights, below 2^40; use more drowning_bits or narrower layers."
-            )
-        if self.log2_failure > MAX_LOG2_FAILURE:
-            raise InsecureParameters(
-                f"A pack would decrypt wrongly with probability 2^{self.log2_failure:.1f}, above 2^-64; "
-                "use a smaller plaintext modulus or keep more bits."
-            )
-
-    def _require_arithmetic_fits(self) -> None:
+        if self.private:
+            require_secure_ring(RING_DEGREE, MODULUS_BITS, ERROR_STD)
         if not (1 <= self.columns <= MAX_COLUMNS and self.rows >= 1):
             raise InsecureParameters(
                 f"A group of {self.rows} x {self.columns} weights is outside 1..{MAX_COLUMNS} columns; split it."
             )
-        if self.modulus_bits % 32 or self.kept_bits != ANSWER_BITS + 8 or self.kept_bits > self.modulus_bits:
-            raise InsecureParameters("The modulus must be whole 32-bit words, of which the top 40 bits are kept.")
-        if not 0 <= self.drowning_bits <= MAX_DROWNING_BITS:
-            raise InsecureParameters(f"Drowning noise of {self.drowning_bits} bits is outside 0..{MAX_DROWNING_BITS}.")
-        if self.plaintext_bits >= ANSWER_BITS:
-            raise InsecureParameters(f"Use a plaintext modulus below 2^{ANSWER_BITS}: answers need room for noise.")
+        allowed = range(MIN_PLAINTEXT_BITS, MAX_PLAINTEXT_BITS + 1) if self.private else (ANSWER_BITS,)
+        if self.plaintext_bits not in allowed:
+            raise InsecureParameters(f"A plaintext modulus of 2^{self.plaintext_bits} does not go with {self.profile}.")
         if not MIN_ACTIVATION_BITS <= self.activation_bits <= MAX_ACTIVATION_BITS:
             raise InsecureParameters(
                 f"Activations of {self.activation_bits} bits are outside {MIN_ACTIVATION_BITS}.."
-                f"{MAX_ACTIVATION_BITS}: these weights' rows are too long for one group."
+                f"{MAX_ACTIVATION_BITS}: these weights' rows are too long for one group; split the columns in two."
             )
-        if self.row_l1 * self.max_activation >= 2 ** (self.plaintext_bits - 1):
-            raise InsecureParameters("A product could wrap around the plaintext modulus; use fewer activation bits.")
+
+    @property
+    def private(self) -> bool:
+        """Whether weights are kept from the client."""
+        return self.profile is Profile.PRIVATE_WEIGHTS
 
     @property
     def name(self) -> str:
-        """Such as n4096_q96_t30_keep40."""
-        return f"n{self.ring_degree}_q{self.modulus_bits}_t{self.plaintext_bits}_keep{self.kept_bits}"
+        """Such as n2048_q48_t30_a32, or open_t32."""
+        if not self.private:
+            return f"open_t{self.plaintext_bits}"
+        return f"n{RING_DEGREE}_q{MODULUS_BITS}_t{self.plaintext_bits}_a{ANSWER_BITS}"
 
     @property
-    def tokens(self) -> int:
-        """Mask indexes in one pack: one per coefficient of the ring."""
-        return self.ring_degree
+    def blocks(self) -> int:
+        """Polynomials that hold one token's inputs."""
+        return -(-self.columns // RING_DEGREE)
+
+    @property
+    def planes(self) -> int:
+        """Digits of a coordinate of d: bytes that an input travels as."""
+        return PLANES if self.private else ANSWER_BITS // 8
+
+    @property
+    def shift(self) -> int:
+        """log2 of delta."""
+        return MODULUS_BITS - self.plaintext_bits if self.private else 0
+
+    @property
+    def answer_shift(self) -> int:
+        """log2 of delta in answers, of which the low bits were rounded away."""
+        return ANSWER_BITS - self.plaintext_bits
 
     @property
     def max_activation(self) -> int:
         """The largest |x|."""
         return int(2 ** (self.activation_bits - 1) - 1)
 
-    @property
-    def words(self) -> int:
-        """32-bit words of a coefficient."""
-        return self.modulus_bits // 32
 
-    @property
-    def planes(self) -> int:
-        """8-bit digit planes of a coefficient."""
-        return self.modulus_bits // 8
+def noise_std(weights_l2: float, u_l2: float, hint_l2: float) -> float:
+    """A bound on the noise's standard deviation, for rows of these norms; strictly sub-Gaussian, so tails are too.
 
-    @property
-    def kept_planes(self) -> int:
-        """Digit planes that survive the modulus switch."""
-        return self.kept_bits // 8
+    sigma^2 = 10.5 (|W|^2 + |U|^2) + 2/3 |epsilon|^2: e and e0 have variance 42 / 4, a ternary s has 2/3, and epsilon is
+    the hint's whole error, its rounding included.
+    """
+    return math.sqrt(ERROR_VARIANCE * (weights_l2**2 + u_l2**2) + 2 / 3 * hint_l2**2)
 
-    @property
-    def noise_std(self) -> float:
-        """Standard deviation, at the full modulus, of the noise that depends on W or on the client's secrets.
 
-        W e from the masks' encryption, and u e_pk + e1 s from the fresh zero (u and s are ternary: variance 2/3).
-        """
-        weights = (ERROR_STD * self.row_l2) ** 2
-        if self.profile is Profile.OPEN_WEIGHTS:
-            return math.sqrt(weights)
-        return math.sqrt(weights + 2 * ERROR_STD**2 * (2 / 3) * self.ring_degree)
+def require_noise_fits(parameters: Parameters, std: float) -> None:
+    """InsecureParameters unless the largest of the rows' exact standard deviations leaves less than 2^-64 a token."""
+    if parameters.private and not _fits(parameters.plaintext_bits, std):
+        raise InsecureParameters(
+            f"A value would be wrong too often: noise of standard deviation {std:.0f} does not fit "
+            f"t = 2^{parameters.plaintext_bits}; use a smaller plaintext modulus."
+        )
 
-    @property
-    def drowning_std(self) -> float:
-        """Standard deviation, at the full modulus, of the sum of four uniforms."""
-        return float(2.0**self.drowning_bits * math.sqrt(DROWNING_TERMS / 12)) if self.drowning_bits else 0.0
 
-    @property
-    def drowning_ratio(self) -> float:
-        """How far the drowning noise exceeds what it hides (Li, Micciancio, Schultz, Sorrell, CRYPTO 2022)."""
-        return self.drowning_std / self.noise_std
+def _fits(plaintext_bits: int, std: float) -> bool:
+    """Half a step, less half a place of the answers, must be NOISE_STDS deviations."""
+    room = 2 ** (MODULUS_BITS - 1 - plaintext_bits) - 2 ** (MODULUS_BITS - 1 - ANSWER_BITS)
+    return bool(room >= NOISE_STDS * std)
 
-    @property
-    def switched_noise_std(self) -> float:
-        """Standard deviation after the modulus switch, with the rounding of both halves.
 
-        The rounding of the a half is multiplied by s; its norm is bounded by the worst case, all of s nonzero.
-        """
-        unit = 2.0 ** (self.modulus_bits - self.kept_bits)
-        rounding = (self.ring_degree + 1) / 12
-        return math.sqrt(rounding + (self.drowning_std / unit) ** 2 + (self.noise_std / unit) ** 2)
-
-    @property
-    def noise_budget(self) -> int:
-        """The largest noise that still decodes: half a plaintext step, less half a place of the 32-bit answers."""
-        step = 2 ** (self.kept_bits - self.plaintext_bits)
-        return int(step // 2 - 2 ** (self.kept_bits - ANSWER_BITS) // 2)
-
-    @property
-    def log2_failure(self) -> float:
-        """log2 of a bound on the probability that any value of a pack decodes wrongly.
-
-        Every term is strictly sub-Gaussian (uniforms and their sums), so P(|noise| > x) <= 2 exp(-x^2 / 2 std^2);
-        a union bound takes it to all rows x tokens values.
-        """
-        tail = math.log(2) - self.noise_budget**2 / (2 * self.switched_noise_std**2)
-        return (tail + math.log(self.rows * self.tokens)) / math.log(2)
+def _activation_bits(plaintext_bits: int, row_l1: int, most: int) -> int:
+    """The widest activations with row_l1 |x| < t / 2."""
+    widest = 1 + math.floor(math.log2((2 ** (plaintext_bits - 1) - 1) / max(row_l1, 1) + 1))
+    return min(MAX_ACTIVATION_BITS, most, widest)

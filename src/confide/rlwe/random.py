@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from confide.rlwe.parameters import DROWNING_TERMS, ERROR_BITS
+from confide.rlwe.parameters import ERROR_BITS
 from confide.rlwe.streams import Stream
 
 _TRITS_PER_BYTE = 5
@@ -46,11 +46,3 @@ def rounded_gaussian(stream: Stream, *shape: int) -> Tensor:
 
 
 ERROR_STREAM_BYTES: Final = 8
-
-
-def drowning(stream: Stream, bits: int, *shape: int) -> Tensor:
-    """int64 drowning noise: the sum of four uniforms over [-2^(bits-1), 2^(bits-1))."""
-    terms = np.empty((DROWNING_TERMS, *shape), np.int64)
-    stream.fill(terms)
-    uniforms = torch.from_numpy(terms).bitwise_right_shift_(64 - bits)
-    return uniforms[0].add_(uniforms[1]).add_(uniforms[2].add_(uniforms[3]))

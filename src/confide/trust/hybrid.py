@@ -10,16 +10,17 @@ _SERVER = ("the layer server",)
 def remote_trust(profile: Profile) -> TrustStatement:
     """Of a model whose protected layers are on a server."""
     private = profile is Profile.PRIVATE_WEIGHTS
-    mine = Exposure(
-        _YOU,
-        _SERVER,
-        "online one-time pads, which nothing breaks; offline RLWE at 128 bits; wrong answers pass with 2^-61 a token",
+    pads = (
+        "RLWE at 128 bits, under a secret that lives for one token"
+        if private
+        else "one-time pads, which nothing breaks"
     )
+    mine = Exposure(_YOU, _SERVER, f"{pads}; wrong answers pass with 2^-61 a token")
     secret = Exposure(
         ("the owner", *_SERVER),
         _YOU,
-        "RLWE at 128 bits, and noise that drowns what decryption would say; each token discloses up to 32 bits of "
-        "every output, which the server meters",
+        "RLWE at 128 bits for the hint; each token discloses up to 32 bits of every output, which the server meters "
+        "against what the weights hold and does not prevent",
     )
     public = Exposure(("everybody",), (), "the profile open-weights does not protect them")
     return TrustStatement(

@@ -8,34 +8,29 @@ import contextlib
 import socket
 import ssl
 from collections import deque
+from http import HTTPStatus
 from typing import TypeVar
 
 from websockets.client import ClientProtocol
-from websockets.exceptions import InvalidState
+from websockets.exceptions import InvalidState, InvalidStatus
 from websockets.frames import Frame, Opcode
 from websockets.protocol import State
-from websockets.uri import parse_uri
 
 from confide.errors import (
     ConnectionLost,
-    InsecureConnection,
     MalformedMessage,
+    ServerBusy,
     ServerSilent,
     UntrustedCertificate,
 )
 from confide.hybrid import wire
-from confide.hybrid.client.address import websocket_url
+from confide.hybrid.client.dial import Dial
 from confide.hybrid.closing import Closing
 from confide.logs import quiet_logger
-from confide.net.loopback import is_loopback
-from confide.net.tls import client_context
 from confide.packages.signing import Release
 
 CONNECT_SECONDS = 10.0
 GOODBYE_SECONDS = 1.0
-ONLINE_SECONDS = 30.0
-OFFLINE_SECONDS = 600.0
-"""An offline request may have to wait for those of others, and no byte moves meanwhile."""
 _READ_BYTES = 1 << 20
 _TLS_RECORD = 1 << 14
 """What one read of a TLS socket gives at most; room for more would be allocated in vain, at half the throughput."""
@@ -46,48 +41,33 @@ Reply = TypeVar("Reply", bound=wire.FromServer)
 class LayerConnection(Closing):
     """A greeted connection to a layer server. One thread at a time.
 
-    licence: the bearer key, if any. trust: what a certificate and host name at a wss:// address are checked against.
-    silence: the seconds that may pass without a single byte. Raises ConnectionLost where the server cannot be reached,
-    ServerSilent where it stops answering, InsecureConnection where the address is plain, not on this machine and
-    `insecure_no_tls` is not set, UntrustedCertificate where the server cannot prove who it is, UntrustedOwner or
-    ModelMismatch where it does not present the release that is asked for, and what the server reports as the error it
-    is.
+    welcome: what the server said of itself and of the licence. Raises ConnectionLost
+    where the server cannot be reached, ServerSilent where it stops answering, UntrustedCertificate where it cannot
+    prove who it is, UntrustedOwner or ModelMismatch where it does not present the release that is asked for, and what
+    the server reports as the error it is.
     """
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        scheme: str,
-        release: Release,
-        licence: str = "",
-        trust: ssl.SSLContext | None = None,
-        silence: float = ONLINE_SECONDS,
-        insecure_no_tls: bool = False,
-    ) -> None:
-        uri = parse_uri(websocket_url(url))
-        if not uri.secure and not is_loopback(uri.host) and not insecure_no_tls:
-            raise InsecureConnection(
-                f"{uri.host} is another machine and the connection would be plain; use a wss:// address of a server "
-                "with TLS (`confide tls make-local` makes it a certificate), or a tunnel to a loopback port."
-            )
-        self.url = url
+    def __init__(self, dial: Dial, release: Release) -> None:
+        uri = dial.uri
+        self.url = dial.url
         self._events: deque[object] = deque()
         self._protocol = ClientProtocol(
             uri, max_size=wire.MAX_FRAME + wire.FRAME_OVERHEAD, logger=quiet_logger("client.frames")
         )
         self._read_bytes = _TLS_RECORD if uri.secure else _READ_BYTES
-        self._socket = _connect(url, uri.host, uri.port)
+        self._socket = _connect(self.url, uri.host, uri.port)
         try:
             if uri.secure:
-                self._socket = _secure(self._socket, trust or client_context(), url, uri.host)
+                self._socket = _secure(self._socket, dial.trust, self.url, uri.host)
             self._upgrade()
-            self._socket.settimeout(silence)
-            greeting = wire.Hello(wire.PROTOCOL_VERSION, scheme, release.model_digest, release.table_digest, licence)
-            welcome = self.request(greeting, wire.Welcome)
-            release.require_signed(welcome.owner, welcome.release)
-            self.server_seed = welcome.server_seed
-            self.tokens_left = welcome.tokens_left
+            self._socket.settimeout(dial.silence)
+            self.welcome = self.request(
+                wire.Hello(
+                    wire.PROTOCOL_VERSION, wire.SCHEME, release.model_digest, release.table_digest, dial.licence
+                ),
+                wire.Welcome,
+            )
+            release.require_signed(self.welcome.owner, self.welcome.release)
         except BaseException:
             self._socket.close()
             raise
@@ -105,8 +85,11 @@ class LayerConnection(Closing):
                 f"What answers at {self.url} hangs up at once; check the address, which starts with wss:// where the "
                 "server has TLS."
             ) from error
-        if self._protocol.handshake_exc is not None:
-            raise ConnectionLost(f"What answers at {self.url} is not a layer server; check the address.")
+        refusal = self._protocol.handshake_exc
+        if isinstance(refusal, InvalidStatus) and refusal.response.status_code == HTTPStatus.SERVICE_UNAVAILABLE:
+            raise ServerBusy("The server has all the connections it takes, or is stopping; try again in a minute.")
+        if refusal is not None:
+            raise ConnectionLost(f"What answers at {self.url} is not a layer server; check the address.") from refusal
         self._events.popleft()  # the handshake's response
 
     def send(self, message: wire.FromClient) -> None:

@@ -1,10 +1,11 @@
-"""The matrix products of a private model: each is one round trip to the layer server, under one-time pads.
+"""The matrix products of a private model: each is one round trip to the layer server, under pads that serve once.
 
-Nothing the server computes is believed. Every answer is checked, and a wrong one is kept from the server: what is sent
-from then on is zeros under fresh masks, which are uniform numbers, in the shapes it would have got, until the caller
-has gone as far as it might have gone.
+Nothing the server computes is believed. Every answer is checked, and a wrong one is kept from the server: it gets
+frames of the same shapes, made by the same steps, until the caller has gone as far as it might have gone.
 """
 
+import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,51 +14,44 @@ from typing import Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from confide.errors import (
-    ConfideError,
-    ConnectionLost,
-    IntegrityError,
-    LicenceError,
-    PackExhausted,
-    PackUnavailable,
-    ServerBusy,
-    ServerFault,
-)
+from confide.errors import ConfideError, IntegrityError, ModelClosed, UnknownBlock, WrongMode
 from confide.hybrid import wire
 from confide.hybrid.client.connection import LayerConnection
 from confide.hybrid.client.link import Link
-from confide.hybrid.client.packs import MaskPack
 from confide.hybrid.client.padding import Padding
+from confide.hybrid.client.pads.pool import PadPool, Taken
 from confide.hybrid.client.refusals import Breach
-from confide.hybrid.client.supply import MaskSupply, Segment
+from confide.hybrid.closing import Closing
 from confide.packages.manifest import Group
-from confide.rlwe import masks
 from confide.rlwe.freivalds import AnswerCheck
+from confide.rlwe.pads import mask, unmask
 from confide.rlwe.parameters import Parameters
 
-_REPEATABLE = (ConnectionLost, LicenceError, PackExhausted, PackUnavailable, ServerBusy, ServerFault)
-"""After these the same requests may well be answered. After others, such as a refused index, they would fail again."""
+Int32Array = NDArray[np.int32]
 
 PART_TOKENS: Final = 32
 """Tokens in one message, at most: the server multiplies one part of a prompt while the client makes the next and reads
 the last. Larger products are no faster; their results leave the processor's cache."""
+MOST_OWED: Final = 2 << 20
+"""Payload bytes in flight, at most, whatever the server allows."""
+_TOKEN_BYTES: Final = 6 * 2048
 
 
 @dataclass
 class OnlineTraffic:
-    """What went over the wire online: payload bytes, padding included, and products that were waited for."""
+    """What went over the wire: payload bytes, padding and retries included, and products that were waited for.
+
+    bytes_ahead: of bytes_up, what was sent before it was needed, for tokens_ahead tokens.
+    """
 
     bytes_up: int = 0
     bytes_down: int = 0
+    bytes_ahead: int = 0
+    tokens_ahead: int = 0
     round_trips: int = 0
-
-
-def part_tokens(parameters: Parameters) -> int:
-    """How many tokens of a layer group go in one message, whose answer must be one that the server may owe."""
-    fitting = min(wire.MAX_FRAME // parameters.columns, wire.MAX_OWED // parameters.rows) // 4
-    return min(PART_TOKENS, fitting)
 
 
 @dataclass(frozen=True)
@@ -70,189 +64,249 @@ class CheckedGroup:
 
     @property
     def most_tokens(self) -> int:
-        """How many tokens go in one message."""
-        return part_tokens(self.parameters)
+        """How many tokens go in one message; its answer must be one that a server may owe."""
+        request = self.parameters.planes * self.parameters.columns + _TOKEN_BYTES
+        return max(1, min(PART_TOKENS, wire.MAX_FRAME // request, MOST_OWED // (4 * self.parameters.rows)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Part:
-    """A message, made once and the same however often it is sent: what is under its masks, and where that belongs."""
+    """A message, made once and the same however often it is sent: what is in it, and where its answer belongs."""
 
-    segment: Segment
-    inputs: masks.Int32Array = field(repr=False)
-    message: wire.Online = field(repr=False)
+    taken: Taken
+    inputs: Int32Array = field(repr=False)
+    planes: memoryview = field(repr=False)
     place: slice
+    answer_bytes: int
+
+    @property
+    def bytes_in_flight(self) -> int:
+        """Payload bytes of this and its answer."""
+        return len(self.planes) + self.answer_bytes
+
+    def message(self, group: int, *, whole: bool) -> wire.Online:
+        """whole: with p0, for a server that does not have it."""
+        p0 = wire.payload(self.taken.p0) if whole and self.taken.p0 is not None else wire.NOTHING
+        return wire.Online(group, self.taken.block, self.taken.first, self.taken.count, self.planes, p0)
 
 
-class RemoteProduct:
-    """W x for a layer group, computed by the server on masked activations. Exact, and checked.
+class RemoteProduct(Closing):
+    """W x for a layer group, computed by the server on encrypted activations. Exact, and checked.
 
     A wrong answer raises nothing at first, because the server would see where a run breaks off: `breach` says what
-    happened, and from then on the server gets padding and the caller zeros. `require_intact` ends that.
+    happened, and from then on the caller gets zeros, and the server encryptions of what becomes of those.
+    `require_intact` ends that.
 
-    width: sequences in the batch that comes next. padding: what lengths the server may see. generating: whether a
-    generation is under way, which somebody will bring to its padded length.
+    groups: in the layer table's order. padding: what lengths the server may see. on_breach: called by the first
+    `require_intact` after a wrong answer, before it raises.
 
-    on_breach: called by the first `require_intact` after a wrong answer, before it raises.
+    Threads take turns: one generation, or one forward pass, at a time.
     """
 
     def __init__(
         self,
         link: Link,
-        supply: MaskSupply,
+        pool: PadPool,
         groups: list[CheckedGroup],
         padding: Padding,
         on_breach: Callable[[Breach], None],
     ) -> None:
         self._link = link
-        self._supply = supply
-        self._groups = groups
+        self._pool = pool
+        self.groups = groups
         self._on_breach = on_breach
         self._positions = [0] * len(groups)
         self._last_only: int | None = None
-        self._idling = False
         self._over: IntegrityError | None = None
+        self._width = 1
+        self._turn = threading.RLock()
+        self._pid = os.getpid()
         self.padding = padding
-        self.width = 1
         self.generating = False
         self.traffic = OnlineTraffic()
         self.breach: Breach | None = None
 
     def __call__(self, group: int, x: Tensor) -> Tensor:
-        """x int32 (tokens, columns) -> W x int32 (tokens, rows); zeros once an answer was wrong, and while idling."""
+        """x int32 (tokens, columns) -> W x int32 (tokens, rows); zeros once an answer was wrong."""
+        self._require_usable()
+        with self._turn:
+            self._require_usable()
+            parameters = self.groups[group].parameters
+            given = x.cpu().numpy()
+            tokens = self._visible_tokens(group, len(given))
+            values = np.zeros((tokens, parameters.columns), np.int32)
+            values[: len(given)] = given
+            result = np.empty((tokens, parameters.rows), np.int32)
+            self._exchange(group, values, result)
+            self._positions[group] += len(given)
+            # By a product either way: the server has a clock.
+            result *= np.int32(self.breach is None)
+            return torch.from_numpy(result[: len(given)]).to(x.device)
+
+    def _require_usable(self) -> None:
+        """Before anything is waited for: whoever holds the lock may not be in this process."""
+        if self._pid != os.getpid():
+            raise ModelClosed(
+                "This model was opened by the process that this one was forked from, and one secret must not serve "
+                "two; open it again with from_shell in each process."
+            )
+        self._link.require_open()
         if self._over:
             raise self._over
-        parameters = self._groups[group].parameters
-        given = x.cpu().numpy()
-        tokens = self._visible_tokens(group, len(given))
-        # Zeros under fresh masks are uniform numbers, and take exactly the work that activations take: the server
-        # has a clock.
-        values = np.zeros((tokens, parameters.columns), np.int32)
-        if not self._decoy:
-            values[: len(given)] = given
-        result = np.empty((tokens, parameters.rows), np.int32)
-        most = self._groups[group].most_tokens
-        segments = self._supply.take(group, values, most, anything=self.breach is not None)
-        self._exchange(group, segments, result)
-        self._positions[group] += len(given)
-        if self._decoy:
-            result[:] = 0
-        return torch.from_numpy(result[: len(given)]).to(x.device)
-
-    @property
-    def _decoy(self) -> bool:
-        """Whether the server gets nothing but padding."""
-        return self._idling or self.breach is not None
 
     def _visible_tokens(self, group: int, tokens: int) -> int:
         """A prompt is padded; a step of decoding, one token for each sequence, shows nothing but that."""
         # A prompt may be one token long, and must not look like a step then.
         prompt = self.generating and not self._positions[group] and group != self._last_only
-        if tokens == self.width and not prompt:
+        if tokens == self._width and not prompt:
             return tokens
         # Each of the sequences is padded, so that a batch shows no more than one text does.
-        width = self.width if tokens % self.width == 0 else 1
+        width = self._width if tokens % self._width == 0 else 1
         return width * self.padding.prompt_tokens(tokens // width)
 
-    def _sendable(self, segment: Segment) -> masks.Int32Array:
-        """What goes out under a segment's masks."""
-        if self.breach is None or segment.repeated:
-            # In a repetition even now: the masks are these activations' and no others', and the server must not see
-            # from another course that it is not believed any more.
-            return segment.inputs
-        # From here on the masks carry something else than they were given for, so they must not be given again.
-        self._supply.abandon_run()
-        return np.zeros_like(segment.inputs)
+    def _exchange(self, group: int, values: Int32Array, result: Int32Array) -> None:
+        """Fill `result` with what the server answers for the values, checked."""
+        # Parts that were made and not answered, oldest first. Each is made once: where the connection breaks, the same
+        # bytes are sent again, now with p0. Parts that were not made yet come out of a fresh pool.
+        unanswered: deque[_Part] = deque()
+        made = 0
 
-    def _exchange(self, group: int, segments: list[Segment], result: masks.Int32Array) -> None:
-        """Fill `result` with what the server answers for the segments, checked."""
-        # Made once: where the connection breaks, the same indexes may be asked again for the same data, and for
-        # nothing else, whatever has been found out since.
-        parts: list[_Part] = []
-
-        def make_next() -> _Part:
-            parts.append(self._part(group, segments[len(parts)], parts[-1].place.stop if parts else 0))
-            return parts[-1]
+        def make() -> _Part:
+            nonlocal made
+            part = self._part(group, values, made)
+            made = part.place.stop
+            unanswered.append(part)
+            return part
 
         def exchange(connection: LayerConnection) -> None:
-            owed: deque[_Part] = deque()
-            for index in range(len(segments)):
-                part = parts[index] if index < len(parts) else make_next()
-                while owed and self._answer_bytes(group, [*owed, part]) > wire.MAX_OWED:
-                    self._receive(connection, group, owed.popleft(), result)
-                connection.send(part.message)
-                owed.append(part)
-            self._supply.look_ahead((group + 1) % len(self._groups), len(result))
+            self._announce(connection)
+            limit = min(MOST_OWED, connection.welcome.bytes_in_flight)
+            again = deque(unanswered)
+            owed: deque[tuple[_Part, bool]] = deque()
+
+            def send(part: _Part, *, whole: bool) -> None:
+                message = part.message(group, whole=whole)
+                connection.send(message)
+                owed.append((part, whole))
+                self.traffic.bytes_up += len(message.planes) + len(message.p0)
+
+            def receive() -> None:
+                part, whole = owed.popleft()
+                try:
+                    answer = connection.receive(wire.Answer)
+                except UnknownBlock:
+                    if whole:
+                        raise
+                    send(part, whole=True)
+                    return
+                self._use(group, part, answer, result)
+                unanswered.remove(part)
+
+            while again or made < len(values):
+                part, whole = (again.popleft(), True) if again else (make(), False)
+                while owed and sum(waiting.bytes_in_flight for waiting, _ in owed) + part.bytes_in_flight > limit:
+                    receive()
+                send(part, whole=whole or not part.taken.announced)
             while owed:
-                self._receive(connection, group, owed.popleft(), result)
+                receive()
 
         self._link.run(exchange)
         self.traffic.round_trips += 1
 
-    def _part(self, group: int, segment: Segment, start: int) -> _Part:
-        inputs = self._sendable(segment)
-        masked = masks.mask(inputs, segment.masks, self._groups[group].parameters)
-        message = wire.Online(segment.pack, group, segment.first, len(masked), wire.payload(masked))
-        return _Part(segment, inputs, message, slice(start, start + len(masked)))
+    def _part(self, group: int, values: Int32Array, start: int) -> _Part:
+        checked = self.groups[group]
+        taken = self._pool.take(group, min(checked.most_tokens, len(values) - start))
+        place = slice(start, start + taken.count)
+        inputs = values[place]
+        planes = wire.payload(mask(inputs, taken.pads.pads, checked.parameters))
+        return _Part(taken, inputs, planes, place, 4 * checked.parameters.rows * taken.count)
 
-    def _answer_bytes(self, group: int, parts: list[_Part]) -> int:
-        return 4 * self._groups[group].parameters.rows * sum(part.message.count for part in parts)
-
-    def _receive(self, connection: LayerConnection, group: int, part: _Part, result: masks.Int32Array) -> None:
-        parameters = self._groups[group].parameters
-        answer = connection.receive(wire.Answer)
+    def _use(self, group: int, part: _Part, answer: wire.Answer, result: Int32Array) -> None:
         # A size cannot depend on the activations, so an error over one tells the server nothing of them.
-        wire.require_bytes(answer.values, self._answer_bytes(group, [part]))
-        self._supply.answered(part.segment)
-        self.traffic.bytes_up += len(part.message.masked)
+        wire.require_bytes(answer.values, part.answer_bytes)
         self.traffic.bytes_down += len(answer.values)
-        answers = np.frombuffer(answer.values, np.int32).reshape(part.message.count, -1)
-        result[part.place] = masks.unmask(answers, part.segment.values, parameters)
-        self._check(group, result[part.place], part.inputs, part.place.start)
+        answers = np.frombuffer(answer.values, np.int32).reshape(part.taken.count, -1)
+        products = unmask(answers, part.taken.pads.values, self.groups[group].parameters)
+        result[part.place] = products
+        self._check(group, products, part)
 
-    def _check(self, group: int, products: masks.Int32Array, values: masks.Int32Array, done: int) -> None:
-        """Note the first wrong answer of all; padding and decoys are checked like anything else."""
-        right = self._groups[group].check(products, values)
+    def _check(self, group: int, products: Int32Array, part: _Part) -> None:
+        """Note the first wrong answer of all; padding is checked like anything else."""
+        right = self.groups[group].check(products, part.inputs)
         if self.breach is None and not right.all():
-            facts = self._groups[group].group
-            token = self._positions[group] + done + int(right.argmin())
+            facts = self.groups[group].group
+            token = self._positions[group] + part.place.start + int(right.argmin())
             self.breach = Breach(facts.name, tuple(layer.name for layer in facts.layers), token)
+
+    def _announce(self, connection: LayerConnection) -> None:
+        """Send what the server can work on before it is needed."""
+        for block in self._pool.announcements(connection.welcome.ahead_tokens):
+            if block.p0 is not None:
+                p0 = wire.payload(block.p0)
+                connection.send(wire.Ahead(block.number, p0))
+                self.traffic.bytes_up += len(p0)
+                self.traffic.bytes_ahead += len(p0)
+                self.traffic.tokens_ahead += block.tokens
+
+    def announce_idle(self) -> None:
+        """The same from another thread, if nothing is under way."""
+        if self._pid == os.getpid() and self._turn.acquire(blocking=False):
+            try:
+                connection = self._link.connected
+                if connection is not None and not self.generating:
+                    self._announce(connection)
+            except ConfideError:
+                self._link.drop()  # the next exchange finds out what is the matter
+            finally:
+                self._turn.release()
+
+    @contextmanager
+    def forward(self, width: int) -> Iterator[None]:
+        """Around each forward pass, of `width` sequences: the next tokens get pads of their own in every layer.
+
+        Outside of a generation IntegrityError when it is over, if an answer was wrong.
+        """
+        self._require_usable()
+        with self._turn:
+            self._width = width
+            self._pool.next_pass()
+            if not self.generating:
+                self._positions = [0] * len(self.groups)
+            yield
+            if not self.generating:
+                self.require_intact()
 
     @contextmanager
     def generation(self, last_only: str | None = None) -> Iterator[None]:
         """While it lasts, each group's first call counts as a prompt, and tokens are counted from there.
 
         last_only: a layer that sees the last token of each sequence only, whatever the prompt's length.
-        Where it is interrupted, the next one repeats what it sent for as long as that is the same.
         """
-        self._positions = [0] * len(self._groups)
-        self._last_only = self._alone(last_only)
-        self.generating = True
-        self._supply.begin_run()
-        try:
-            yield
-        except ConfideError as error:
-            if not isinstance(error, _REPEATABLE):
-                self._supply.end_run()
-            raise
-        else:
-            self._supply.end_run()
-        finally:
-            self.generating = False
+        self._require_usable()
+        with self._turn:
+            if self.generating:
+                raise WrongMode("This model is generating; wait until it is done, or open it a second time.")
+            self._positions = [0] * len(self.groups)
+            self._last_only = self._alone(last_only)
+            self.generating = True
+            try:
+                yield
+            finally:
+                self.generating = False
 
     def _alone(self, layer: str | None) -> int | None:
         """The group that is this layer and no other."""
-        names = ([layer.name for layer in checked.group.layers] for checked in self._groups)
+        names = ([layer.name for layer in checked.group.layers] for checked in self.groups)
         return next((index for index, layers in enumerate(names) if layers == [layer]), None)
 
-    @contextmanager
-    def idling(self) -> Iterator[None]:
-        """While it lasts, the server gets padding whatever is asked: what follows the end of an answer."""
-        self._idling = True
-        try:
-            yield
-        finally:
-            self._idling = False
+    def want(self, tokens: int) -> None:
+        """Have pads for so many tokens made ahead from now on."""
+        self._pool.want(tokens)
+
+    @property
+    def ms_ahead_per_token(self) -> float:
+        """What making pads takes for a token, measured; 0 before there are any."""
+        return 1e3 * self._pool.seconds / max(self._pool.tokens_made, 1)
 
     def require_intact(self) -> None:
         """IntegrityError if an answer was wrong. Call it where the server expects no more frames."""
@@ -260,23 +314,19 @@ class RemoteProduct:
             breach = self.breach
             self._over = IntegrityError(
                 f"The server's answer for layer group {breach.group} ({', '.join(breach.layers)}), token "
-                f"{breach.token}, is not what this model gives. It was not used; the masks made with this server "
-                "are burned, and it is refused from now on. Find out why, then see `confide distrust`."
+                f"{breach.token}, is not what this model gives. It was not used, and the server is refused from now "
+                "on. Find out why, then see `confide distrust`."
             )
             self.close()
             self._on_breach(breach)
         if self._over:
             raise self._over
 
-    def add_packs(self, packs: list[MaskPack]) -> None:
-        """Go on with these packs once the present ones are spent."""
-        self._supply.add(packs)
-
-    @property
-    def tokens_left(self) -> int:
-        """Masks that are ready."""
-        return self._supply.tokens_left
-
     def close(self) -> None:
-        """Close the connection."""
-        self._link.close()
+        """Close the connection and forget all pads. What is under way in another thread ends before its next frame."""
+        if self._pid != os.getpid():
+            return  # the connection is the parent's
+        self._link.shut()
+        with self._turn:
+            self._link.close()
+            self._pool.close()

@@ -1,7 +1,7 @@
 """The client's refusal list: servers whose answers were wrong, until a person takes them off it.
 
-It lies in the pack folder as `distrusted.json`. A server is known by its address before a connection, and by its
-public seed after one.
+It lies in the person's Confide folder as `distrusted.json`, so that it outlives every shell. A server is known by its
+address.
 """
 
 from dataclasses import dataclass
@@ -12,10 +12,12 @@ from typing import Annotated, Final
 import msgspec
 
 from confide.disk.files import replace_file, sync_folder
-from confide.errors import PackCorrupted, ServerDistrusted
-from confide.hybrid.client.address import websocket_url
+from confide.disk.home import home, make_home
+from confide.errors import RefusalListDamaged, ServerDistrusted
+from confide.hybrid.client.dial import websocket_url
 
 FILE_NAME: Final = "distrusted.json"
+_MAX_FILE: Final = 1 << 20
 _Digest = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 
 
@@ -32,7 +34,6 @@ class Distrusted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A server, for one model, and the first wrong answer: its layer group, layers, and token in that run."""
 
     server: str
-    server_seed: _Digest
     model_digest: _Digest
     group: str
     layers: tuple[str, ...]
@@ -41,44 +42,49 @@ class Distrusted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class RefusalList:
-    """The list of one pack folder."""
+    """The list of one person. folder: where it lies, the Confide folder by default."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
-        self._path = folder / FILE_NAME
+        self._path = (folder or home()) / FILE_NAME
 
     def entries(self) -> list[Distrusted]:
-        """Who is on it, oldest first. PackCorrupted where the file is not such a list."""
+        """Who is on it, oldest first. RefusalListDamaged where the file is not such a list or cannot be read."""
         try:
-            return msgspec.json.decode(self._path.read_bytes(), type=list[Distrusted])
+            with self._path.open("rb") as file:
+                content = file.read(_MAX_FILE + 1)
+            if len(content) > _MAX_FILE:
+                raise ValueError("too large")
+            return msgspec.json.decode(content, type=list[Distrusted])
         except FileNotFoundError:
             return []
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise PackCorrupted(
-                f"{self._path} is not a list of servers; look at it, and clear it with `confide distrust`."
+        except (OSError, ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
+            raise RefusalListDamaged(
+                f"{self._path} is not a list of servers; look at it, and clear it with `confide distrust --clear`."
             ) from error
 
-    def add(self, server: str, server_seed: bytes, model_digest: str, breach: Breach) -> None:
+    def add(self, server: str, model_digest: str, breach: Breach) -> None:
         """Put a server on it, durably."""
         time = datetime.now(UTC).isoformat(timespec="seconds")
-        url, seed = websocket_url(server), server_seed.hex()
-        entry = Distrusted(url, seed, model_digest, breach.group, breach.layers, breach.token, time)
+        entry = Distrusted(websocket_url(server), model_digest, breach.group, breach.layers, breach.token, time)
         content = msgspec.json.encode([*self.entries(), entry])
+        if self._folder is None:
+            make_home()
         replace_file(self._path, msgspec.json.format(content), mode=0o600)
 
     def clear(self) -> None:
         """Trust everyone again."""
         if self._path.exists():
             self._path.unlink()
-            sync_folder(self._folder)
+            sync_folder(self._path.parent)
 
-    def require_trusted(self, model_digest: str, *, server: str | None = None, seed: bytes | None = None) -> None:
-        """ServerDistrusted where the server of this address, or of this public seed, is on it for this model."""
-        names = {websocket_url(server) if server else None, seed.hex() if seed else None}
+    def require_trusted(self, server: str, model_digest: str) -> None:
+        """ServerDistrusted where the server of this address is on it for this model."""
+        url = websocket_url(server)
         for entry in self.entries():
-            if entry.model_digest == model_digest and names & {entry.server, entry.server_seed}:
+            if (entry.model_digest, entry.server) == (model_digest, url):
                 raise ServerDistrusted(
                     f"The server at {entry.server} gave a wrong answer for layer group {entry.group} "
                     f"({', '.join(entry.layers)}), token {entry.token}, on {entry.time}. Find out why; to connect to "
-                    f"it again, run `confide distrust {self._folder} --clear`."
+                    "it again, run `confide distrust --clear`."
                 )

@@ -8,7 +8,7 @@ here. Otherwise it waits for at most the window, which shrinks while waiting bri
 import asyncio
 import logging
 import time
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ from typing import Final
 from confide.errors import ServerFault
 from confide.hybrid import wire
 from confide.hybrid.server.service import Admitted, LayerService
+from confide.rlwe.parameters import RING_DEGREE
 
 MAX_WINDOW: Final = 0.5e-3
 _MIN_WINDOW: Final = 0.01e-3
@@ -39,7 +40,10 @@ class _Waiting:
 
 
 class Batcher:
-    """Gathers admitted requests, and answers them on the event loop, or in `worker` where that takes long."""
+    """Gathers admitted requests, and answers them on the event loop, or in `worker` where that takes long.
+
+    Answers of one client may come in another order than its requests.
+    """
 
     def __init__(self, service: LayerService, worker: Executor, observe: Callable[[int], None]) -> None:
         self._service = service
@@ -49,7 +53,7 @@ class Batcher:
         self._queues: OrderedDict[int, list[_Waiting]] = OrderedDict()
         self._since: dict[int, float] = {}
         self._active: OrderedDict[object, float] = OrderedDict()
-        self._at_work: Counter[object] = Counter()
+        self._at_work = 0
         self._window = MAX_WINDOW
         self._turning = False
 
@@ -67,9 +71,19 @@ class Batcher:
             self._turning = True
             self._loop.call_soon(self._turn)
 
+    @property
+    def busy(self) -> bool:
+        """Whether any request waits for its answer."""
+        return bool(self._queues) or self._at_work > 0
+
     def forget(self, client: object) -> None:
-        """A client has gone."""
+        """A client has gone, and nobody waits for what it asked for."""
         self._active.pop(client, None)
+        for group, queue in list(self._queues.items()):
+            queue[:] = [waiting for waiting in queue if waiting.client is not client]
+            if not queue:
+                del self._queues[group]
+                self._since.pop(group, None)
 
     def _note_active(self, client: object, now: float) -> None:
         self._active[client] = now
@@ -108,23 +122,23 @@ class Batcher:
         self._since.pop(group, None)
         requests = [waiting.request for waiting in batch]
         self._observe(len(batch))
-        if self._inline(group, batch):
+        if self._short(group, requests):
             _deliver(batch, self._answers(group, requests))
             return
-        clients = Counter(waiting.client for waiting in batch)
-        self._at_work += clients
+        self._at_work += 1
 
         def done(future: asyncio.Future[Sequence[wire.Answer | ServerFault]]) -> None:
-            self._at_work -= clients
+            self._at_work -= 1
             _deliver(batch, future.result())
 
         self._loop.run_in_executor(self._worker, self._answers, group, requests).add_done_callback(done)
 
-    def _inline(self, group: int, batch: list[_Waiting]) -> bool:
-        """Whether the product is short, and no client would get its answer before that to an earlier request."""
-        tokens = sum(len(waiting.request.masked) for waiting in batch)
-        short = tokens * self._service.group(group)[0].numel() <= INLINE_WORK
-        return short and not any(waiting.client in self._at_work for waiting in batch)
+    def _short(self, group: int, requests: list[Admitted]) -> bool:
+        parameters = self._service.parameters(group)
+        columns = sum(
+            request.count * (parameters.columns + (0 if request.p0 is None else RING_DEGREE)) for request in requests
+        )
+        return columns * parameters.rows <= INLINE_WORK
 
     def _answers(self, group: int, requests: list[Admitted]) -> Sequence[wire.Answer | ServerFault]:
         try:

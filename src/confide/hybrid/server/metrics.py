@@ -23,7 +23,8 @@ class Metrics:
         self.batch = Histogram(
             "confide_online_batch", "Requests in one product", registry=self.registry, buckets=(1, 2, 4, 8, 16, 32, 64)
         )
-        self.offline = Counter("confide_offline_groups", "Layer groups of packs prepared", registry=self.registry)
+        self.ahead = Counter("confide_ahead_tokens", "Tokens worked for ahead", registry=self.registry)
+        self.ahead_bytes = Gauge("confide_ahead_bytes", "What work done ahead takes now", registry=self.registry)
         self.refusals = Counter("confide_refusals", "Errors sent to clients", ["code"], registry=self.registry)
         self.bytes_received = Counter("confide_received_bytes", "Payloads received", registry=self.registry)
         self.started = Gauge("confide_started_seconds", "When the server started", registry=self.registry)

@@ -5,63 +5,89 @@ import contextlib
 import logging
 import time
 from collections import deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-import torch
 from picows import WSCloseCode, WSFrame, WSListener, WSMsgType, WSTransport
 
 from confide.errors import ConfideError, MalformedMessage, ProtocolError, ServerBusy, ServerFault
 from confide.hybrid import wire
-from confide.hybrid.server.limits import ByteMeter
-from confide.hybrid.server.service import OfflineRequest, Session
+from confide.hybrid.server.ahead import Blocks
+from confide.hybrid.server.doorman import Doorman
+from confide.hybrid.server.ledger.usage import Account
+from confide.hybrid.server.limits import AheadAllowance, ByteMeter, Cost, Credit
 
 if TYPE_CHECKING:
     from confide.hybrid.server.server import LayerServer
 
-MAX_INBOX: Final = 2
-"""Messages that wait for an earlier one to be dealt with before reading pauses."""
+WRITE_BUFFER: Final = 2 << 20
+"""Bytes of answers that a client leaves unread before the server stops reading from it."""
 LINGER_SECONDS: Final = 2.0
 """How long what a client still sends is read and dropped after it was told why it is parted with."""
 
 _log = logging.getLogger(__name__)
 
 
-class Conversation(WSListener):
-    """Answers one client. Online requests are admitted as they come; everything else is dealt with in order."""
+class Licensee:
+    """What all connections of one licence share."""
+
+    def __init__(self, account: Account, server: "LayerServer") -> None:
+        limits = server.limits
+        self.account = account
+        self.peers: set[Peer] = set()
+        self.credit = Credit(
+            limits.licence_credit * limits.bytes_in_flight, limits.licence_credit * limits.work_in_flight
+        )
+        self.allowance = AheadAllowance(server.ahead_tokens)
+
+    def go_on(self) -> None:
+        """There is credit again, for whichever connection waits for it."""
+        for peer in list(self.peers):
+            peer.go_on()
+
+
+@dataclass(eq=False)
+class _Place:
+    """Where an answer will be in the order of answers. frame: once it is there."""
+
+    frame: bytes | None = None
+
+
+class Peer(WSListener):
+    """Answers one client. Requests are charged as they come, and wait unread while their licence has no credit."""
 
     def __init__(self, server: "LayerServer") -> None:
         self._server = server
-        self._session = Session(server.service)
+        self._licensee: Licensee | None = None
+        self._blocks = Blocks(server.ahead_tokens, server.maker.forget)
+        self._credit: Credit
         self._inbox: deque[wire.FromClient] = deque()
-        self._arrival = asyncio.Event()
-        self._writable = asyncio.Event()
-        self._writable.set()
-        self._task: asyncio.Task[None] | None = None
+        self._places: deque[_Place] = deque()
+        self._flying: dict[_Place, Cost] = {}
+        self._writable = True
+        self._reading = True
+        self._going_on = False
         self._meter = ByteMeter(server.limits.bytes_per_second)
-        self._answering = 0
-        self._parted = False
         self._throttle: asyncio.TimerHandle | None = None
+        self._parted = False
         self._heard_at = self._stuck_since = time.monotonic()
         self._transport: WSTransport
+        self._doorman: Doorman
 
     # -- what the transport calls ------------------------------------------------------------------------------
 
     def on_ws_connected(self, transport: WSTransport) -> None:
         self._transport = transport
-        transport.underlying_transport.set_write_buffer_limits(wire.MAX_OWED + wire.FRAME_OVERHEAD)
-        self._server.conversations.add(self)
+        self._doorman = Doorman(transport.underlying_transport)
+        transport.underlying_transport.set_write_buffer_limits(WRITE_BUFFER)
+        self._server.peers.add(self)
         self._server.metrics.connections.inc()
-        if sum(not one._parted for one in self._server.conversations) > self._server.limits.connections:
-            self._part(ServerBusy("The server has all the connections it takes; try again in a minute."))
 
     def on_ws_disconnected(self, transport: WSTransport) -> None:
-        self._server.conversations.discard(self)
-        self._server.batcher.forget(self)
-        self._server.metrics.connections.dec()
         self._parted = True
-        self._writable.set()
-        if self._task is not None:
-            self._task.cancel()
+        self._server.peers.discard(self)
+        self._server.metrics.connections.dec()
+        self._let_go()
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         kind = frame.msg_type
@@ -75,23 +101,27 @@ class Conversation(WSListener):
         self._limit_rate(frame.payload_size)
         if kind in (WSMsgType.PING, WSMsgType.PONG):
             return
-        if self._session.greeted:  # nothing else counts before the greeting is in
+        if self._licensee is not None:  # nothing else counts before the greeting is in
             self._heard_at = time.monotonic()
         try:
-            self._take(_decode(frame))
+            if self._licensee is None and frame.payload_size > wire.MAX_GREETING:
+                raise MalformedMessage("The first message is larger than a greeting; connect with a Confide client.")
+            message = _decode(frame)
+            if self._inbox or not self._deal_with(message):
+                self._keep_for_later(message)
         except ConfideError as error:
             self._part(error)
         except Exception:  # noqa: BLE001 - one client's trouble must not reach the others
             self._fail()
 
     def pause_writing(self) -> None:
-        self._writable.clear()
+        self._writable = False
         self._stuck_since = time.monotonic()
         self._pause_reading()
 
     def resume_writing(self) -> None:
-        self._writable.set()
-        self._resume_reading()
+        self._writable = True
+        self.go_on()
 
     # -- reading -----------------------------------------------------------------------------------------------
 
@@ -109,173 +139,178 @@ class Conversation(WSListener):
         self._resume_reading()
 
     def _pause_reading(self) -> None:
+        self._reading = False
         with contextlib.suppress(RuntimeError):  # closing already
             self._transport.underlying_transport.pause_reading()
 
     def _resume_reading(self) -> None:
-        ready = self._writable.is_set() and self._throttle is None and len(self._inbox) < MAX_INBOX
-        if ready and not self._parted:
+        if self._reading or self._inbox or not self._writable or self._throttle is not None:
+            return
+        self._reading = True
+        if not self._parted:
             with contextlib.suppress(RuntimeError):
                 self._transport.underlying_transport.resume_reading()
 
-    def _take(self, message: wire.FromClient) -> None:
-        if isinstance(message, wire.Online) and self._task is None:
-            self._answer(message)
-            return
+    def _keep_for_later(self, message: wire.FromClient) -> None:
+        """Keep a message that was read before reading could stop: there is at most a buffer full of them."""
         self._inbox.append(message)
-        self._arrival.set()
-        if len(self._inbox) >= MAX_INBOX:
-            self._pause_reading()
-        if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._deal_with_inbox())
+        self._pause_reading()
 
-    # -- dealing with messages ---------------------------------------------------------------------------------
-
-    async def _deal_with_inbox(self) -> None:
+    def go_on(self) -> None:
+        """Deal with what waits, as far as there is credit."""
+        if self._going_on:  # an answer that was given at once gave its credit back
+            return
+        self._going_on = True
         try:
-            while self._inbox:
-                await self._deal_with(self._next())
-        except TimeoutError:
-            self._part(ProtocolError("The client was silent for too long; connect again."))
+            while self._inbox and self._deal_with(self._inbox[0]):
+                if self._inbox:  # not parted with meanwhile
+                    self._inbox.popleft()
         except ConfideError as error:
             self._part(error)
         except Exception:  # noqa: BLE001 - one client's trouble must not reach the others
             self._fail()
         finally:
-            self._task = None
-
-    def _next(self) -> wire.FromClient:
-        message = self._inbox.popleft()
+            self._going_on = False
         self._resume_reading()
-        return message
 
-    async def _deal_with(self, message: wire.FromClient) -> None:
+    # -- dealing with messages ---------------------------------------------------------------------------------
+
+    def _deal_with(self, message: wire.FromClient) -> bool:
+        """Whether it was dealt with; not where it must wait for credit, or for the client to read its answers."""
         match message:
-            case wire.OfflineBegin():
-                _ = self._session.account  # greeted, before a place is taken
-                async with self._server.offline_slots:
-                    await self._offline(message)
             case wire.Online():
-                self._answer(message)
+                return self._answer(message)
+            case wire.Ahead():
+                self._work_ahead(message)
             case wire.Hello():
-                welcome = self._session.handle(message)
-                self._require_place()
-                self._send(welcome)
-                self._log("greeted")
-            case _:
-                self._reply(message)
+                self._greet(message)
+        return True
 
-    def _require_place(self) -> None:
-        account = self._session.account
-        present = [one for one in self._server.conversations if one._session.greeted and not one._parted]
-        same = sum(one._session.account is account for one in present)
-        if same > self._server.limits.connections_per_licence:
+    @property
+    def _greeted(self) -> Licensee:
+        if self._licensee is None:
+            raise ProtocolError("The first message must be a greeting; connect with a Confide client.")
+        return self._licensee
+
+    def _greet(self, message: wire.Hello) -> None:
+        if self._licensee is not None:
+            raise ProtocolError("A connection is greeted once; open another one for another licence.")
+        server, limits = self._server, self._server.limits
+        licensee = server.licensee(server.service.authenticate(message))
+        if len(licensee.peers) >= limits.connections_per_licence:
             raise ServerBusy("The licence has all the connections it may have; close one, or try again in a minute.")
+        self._licensee = licensee
+        licensee.peers.add(self)
+        self._credit = Credit(limits.bytes_in_flight, limits.work_in_flight, licensee.credit)
+        self._doorman.leave()
+        self._heard_at = time.monotonic()
+        self._send(
+            server.service.welcome(
+                licensee.account, bytes_in_flight=limits.bytes_in_flight, ahead_tokens=server.ahead_tokens
+            )
+        )
+        self._log("greeted")
 
-    def _reply(self, message: wire.FromClient) -> None:
-        try:
-            self._send(self._session.handle(message))
-        except MalformedMessage:
-            raise
-        except ConfideError as error:
-            self._refuse(error)
+    def _work_ahead(self, message: wire.Ahead) -> None:
+        """Take a block in, where the licence and the room allow it; else its requests will have to bring their p0."""
+        licensee, server = self._greeted, self._server
+        block = server.service.block(message)
+        left = licensee.account.tokens_left
+        affordable = block.tokens <= server.ahead_tokens and (left is None or block.tokens <= left)
+        self._blocks.drop(message.block)
+        if affordable and server.maker.has_room(block.tokens) and licensee.allowance.take(block.tokens):
+            server.maker.add(block)
+            self._blocks.add(message.block, block)
 
-    def _answer(self, message: wire.Online) -> None:
-        account = self._session.account
+    def _answer(self, message: wire.Online) -> bool:
+        licensee, server = self._greeted, self._server
+        cost = server.service.cost(message)
+        if not self._writable or not self._credit.has(cost):
+            return False
+        account = licensee.account
         started = time.perf_counter()
+        used = account.used
+        place = _Place()
+        self._places.append(place)
         try:
-            admitted = self._server.service.admit(account, message)
+            admitted = server.service.admit(account, message, self._blocks.get(message.block))
         except MalformedMessage:
             raise
         except ConfideError as error:  # the client may go on: nothing of its stream was lost
-            self._refuse(error)
-            return
+            server.metrics.refusals.labels(error.code).inc()
+            self._fill(place, wire.failure(error))
+            return True
+        licensee.allowance.used(account.used - used)
+        if admitted.lease_is_low:
+            server.renew(account)
+        self._credit.take(cost)
+        self._flying[place] = cost
 
         def deliver(answer: wire.Answer | ServerFault) -> None:
-            self._answering -= 1
+            if self._flying.pop(place, None) is None:
+                return  # the client has gone meanwhile
+            self._credit.give_back(cost)
             if isinstance(answer, ServerFault):
                 self._part(answer)
-                return
-            self._send(answer)
-            metrics = self._server.metrics
-            metrics.answers.inc()
-            metrics.tokens.inc(message.count)
-            metrics.seconds.observe(time.perf_counter() - started)
+            else:
+                self._fill(place, answer)
+                server.metrics.answers.inc()
+                server.metrics.tokens.inc(message.count)
+                server.metrics.seconds.observe(time.perf_counter() - started)
+            licensee.go_on()
 
-        self._answering += 1
-        self._server.batcher.add(self, message.group, admitted, deliver)
-
-    async def _offline(self, begin: wire.OfflineBegin) -> None:
-        server = self._server
-        request = await server.offline(self._session.begin_offline, begin)
-        while not request.complete:
-            message = await self._next_of_request()
-            if not isinstance(message, wire.OfflineRows):
-                raise MalformedMessage("An offline request was interrupted by another message; prepare it again.")
-            await server.offline(request.add_rows, message)
-        await self._send_blocks(request)
-        server.metrics.offline.inc()
-        self._log("prepared", pack=begin.pack.hex()[:8], layer_group=begin.group)
-
-    async def _next_of_request(self) -> wire.FromClient:
-        async with asyncio.timeout(self._server.limits.rows_seconds):
-            while not self._inbox:
-                self._arrival.clear()
-                await self._arrival.wait()
-        return self._next()
-
-    async def _send_blocks(self, request: OfflineRequest) -> None:
-        """Send an offline answer, computing the next block while the last one is on its way."""
-        blocks = request.answer()
-
-        @torch.inference_mode()
-        def next_frame() -> bytes | None:
-            block = next(blocks, None)
-            return wire.encode(block) if block is not None else None
-
-        frame = await self._server.offline(next_frame)
-        while frame is not None:
-            upcoming = asyncio.ensure_future(self._server.offline(next_frame))
-            try:
-                self._transport.send(WSMsgType.BINARY, frame)
-                await self._writable.wait()
-            finally:
-                frame = await upcoming
+        server.batcher.add(self, message.group, admitted, deliver)
+        return True
 
     def _log(self, event: str, **fields: str | int) -> None:
         """A line for the operator: who, by the licence's public id, and what kind of thing happened."""
-        licence = self._session.account.licence.id.hex() if self._session.greeted else None
+        licence = self._licensee.account.licence.id.hex() if self._licensee is not None else None
         _log.info("client %s", event, extra={"fields": {"licence": licence} | fields})
 
     # -- writing and parting -----------------------------------------------------------------------------------
 
     @property
     def busy(self) -> bool:
-        """Whether something is being dealt with."""
-        return self._task is not None or self._answering > 0
+        """Whether the client waits for an answer."""
+        return bool(self._places or self._inbox) and not self._parted
+
+    def _fill(self, place: _Place, message: wire.FromServer) -> None:
+        """Send an answer, once all that were asked for before it have been sent."""
+        place.frame = wire.encode(message)
+        while self._places and (frame := self._places[0].frame) is not None:
+            self._places.popleft()
+            if not self._parted:
+                self._transport.send(WSMsgType.BINARY, frame)
 
     def _send(self, message: wire.FromServer) -> None:
         if not self._parted:
             self._transport.send(WSMsgType.BINARY, wire.encode(message))
 
-    def _refuse(self, error: ConfideError) -> None:
-        self._server.metrics.refusals.labels(error.code).inc()
-        self._send(wire.failure(error))
+    def _let_go(self) -> None:
+        """Drop all that is kept for the client."""
+        self._inbox.clear()
+        self._blocks.clear()
+        self._places.clear()
+        self._server.batcher.forget(self)
+        if self._licensee is not None:
+            self._licensee.peers.discard(self)
+            while self._flying:
+                self._credit.give_back(self._flying.popitem()[1])
+            self._licensee.go_on()
 
     def _part(self, error: ConfideError) -> None:
         if self._parted:
             return
-        self._refuse(error)
+        self._server.metrics.refusals.labels(error.code).inc()
+        self._send(wire.failure(error))
         self._log("parted with", code=error.code)
         self._parted = True
+        self._let_go()
         self._transport.send_close(WSCloseCode.POLICY_VIOLATION, error.code)
         # Closing a socket with unread data resets the connection, and the client would never read why.
-        self._resume_reading_to_the_end()
-        asyncio.get_running_loop().call_later(LINGER_SECONDS, self._transport.disconnect)
-
-    def _resume_reading_to_the_end(self) -> None:
         with contextlib.suppress(RuntimeError):
             self._transport.underlying_transport.resume_reading()
+        asyncio.get_running_loop().call_later(LINGER_SECONDS, self._transport.disconnect)
 
     def _fail(self) -> None:
         _log.exception("A connection failed inside the server")
@@ -284,6 +319,7 @@ class Conversation(WSListener):
     def say_goodbye(self) -> None:
         """The server is about to stop."""
         self._parted = True
+        self._let_go()
         self._transport.send_close(WSCloseCode.SERVICE_RESTART, b"")
         self._transport.disconnect()
 
@@ -291,15 +327,12 @@ class Conversation(WSListener):
         """Let a client go that has not greeted, has said nothing for long, or does not read its answers."""
         now = time.monotonic()
         limits = self._server.limits
-        if not self._writable.is_set() and now - self._stuck_since > limits.write_seconds:
+        patience = limits.idle_seconds if self._licensee is not None else limits.greeting_seconds
+        if not self._writable and now - self._stuck_since > limits.write_seconds:
             self._parted = True
             self._transport.disconnect(graceful=False)
-        elif not self.busy and now - self._heard_at > self._patience():
+        elif not self.busy and now - self._heard_at > patience:
             self._part(ProtocolError("The client was silent for too long; connect again."))
-
-    def _patience(self) -> float:
-        limits = self._server.limits
-        return limits.idle_seconds if self._session.greeted else limits.greeting_seconds
 
 
 def _decode(frame: WSFrame) -> wire.FromClient:

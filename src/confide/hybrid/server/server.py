@@ -1,7 +1,7 @@
 """The layer server on the network: WebSocket connections over a `LayerService`, and what an operator asks for.
 
 Decoding requests are checked where they arrive, on the event loop, and answered there in batches: that takes a
-fraction of a millisecond, less than a change of threads. Long prompts and offline work run in threads.
+fraction of a millisecond, less than a change of threads. Long prompts and work ahead run in threads.
 """
 
 import asyncio
@@ -13,33 +13,33 @@ import ssl
 import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import uvloop
 from picows import WSListener, WSUpgradeRequest, WSUpgradeResponse, WSUpgradeResponseWithListener, ws_create_server
 
 from confide.hybrid import wire
+from confide.hybrid.server.ahead import AheadMaker
 from confide.hybrid.server.batch import Batcher
 from confide.hybrid.server.ledger import Ledger
+from confide.hybrid.server.ledger.usage import Account
 from confide.hybrid.server.limits import Limits
 from confide.hybrid.server.metrics import Metrics
-from confide.hybrid.server.peer import Conversation
+from confide.hybrid.server.peer import Licensee, Peer
 from confide.hybrid.server.record import Recorder
 from confide.hybrid.server.service import LayerService
 from confide.logs import quiet_logger
 from confide.packages.server_package import ServerPackage
-from confide.rlwe.scheme import RLWE
 
 CHECKPOINT_SECONDS = 5.0
 SWEEP_SECONDS = 1.0
 DRAIN_SECONDS = 10.0
-"""How long a server that was told to stop lets offline requests go on."""
-_OFFLINE_NICENESS = 10
+"""How long a server that was told to stop goes on answering what was asked for."""
+_AHEAD_NICENESS = 10
 """Gives way to decoding, and still gets on where other programs keep the machine busy."""
-
-Result = TypeVar("Result")
 
 WORKER_THREADS = torch.get_num_threads()
 """Threads of the long products, as torch chose them for this machine."""
@@ -54,18 +54,45 @@ class LayerServer:
         self.service = service
         self.limits = limits or Limits()
         self.metrics = Metrics()
-        self.conversations: set[Conversation] = set()
-        self.offline_slots = asyncio.Semaphore(self.limits.offline_requests)
+        self.peers: set[Peer] = set()
         self.draining = False
-        # One thread each for long prompts and for offline work: every thread that enters a parallel region of torch
-        # gets helpers of its own. Offline work gives way to everything else.
+        self.ahead_tokens = self.limits.ahead_bytes // service.ahead_bytes if service.private else 0
+        # One thread each for long prompts and for work ahead: every thread that enters a parallel region of torch
+        # gets helpers of its own. Work ahead gives way to everything else.
         self._online_worker = ThreadPoolExecutor(1, "online", _prepare_worker, (0,))
-        self._offline_worker = ThreadPoolExecutor(1, "offline", _prepare_worker, (_OFFLINE_NICENESS,))
+        self._ahead_worker = ThreadPoolExecutor(1, "ahead", _prepare_worker, (_AHEAD_NICENESS,))
+        self._ledger_worker = ThreadPoolExecutor(1, "ledger")
         self.batcher = Batcher(service, self._online_worker, self.metrics.batch.observe)
+        self.maker = AheadMaker(
+            service.matrices,
+            service.ahead_bytes,
+            self.limits.all_ahead_bytes,
+            self._ahead_worker,
+            lambda: self.batcher.busy,
+            self.metrics.ahead.inc,
+        )
+        self.metrics.ahead_bytes.set_function(lambda: self.maker.bytes)
+        self._licensees: dict[bytes, Licensee] = {}
+        self._renewing: set[bytes] = set()
 
-    async def offline(self, call: Callable[..., Result], *arguments: Any) -> Result:
-        """Run a step of an offline request in its thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._offline_worker, call, *arguments)
+    def licensee(self, account: Account) -> Licensee:
+        """What the connections of an account share."""
+        return self._licensees.setdefault(account.licence.id, Licensee(account, self))
+
+    def renew(self, account: Account) -> None:
+        """Have the account's next lease written while the present one still lasts."""
+        licence = account.licence.id
+        if licence in self._renewing:
+            return
+        self._renewing.add(licence)
+
+        def done(future: asyncio.Future[None]) -> None:
+            self._renewing.discard(licence)
+            if not future.cancelled() and future.exception() is not None:
+                _log.error("A lease could not be renewed", exc_info=future.exception())
+
+        loop = asyncio.get_running_loop()
+        loop.run_in_executor(self._ledger_worker, self.service.ledger.renew, account).add_done_callback(done)
 
     @contextlib.asynccontextmanager
     async def listening(
@@ -107,7 +134,9 @@ class LayerServer:
     def _route(self, request: WSUpgradeRequest) -> WSListener | WSUpgradeResponseWithListener | None:
         path = request.path.decode("ascii", "replace")
         if path == wire.PATH:
-            return Conversation(self)
+            if self.draining or len(self.peers) >= self.limits.connections:
+                return _busy()
+            return Peer(self)
         return _page(b"draining\n" if self.draining else b"ok\n") if path == "/health" else None
 
     def _route_private(self, request: WSUpgradeRequest) -> WSUpgradeResponseWithListener | None:
@@ -124,27 +153,28 @@ class LayerServer:
         settle_at = loop.time() + CHECKPOINT_SECONDS
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
-            for conversation in list(self.conversations):
-                conversation.part_if_silent()
+            for peer in list(self.peers):
+                peer.part_if_silent()
             if loop.time() >= settle_at:
                 settle_at = loop.time() + CHECKPOINT_SECONDS
                 try:
-                    await loop.run_in_executor(None, self.service.ledger.checkpoint)
+                    await loop.run_in_executor(self._ledger_worker, self.service.ledger.checkpoint)
                 except Exception:  # noqa: BLE001 - serving goes on, and the next answer says what is wrong
                     _log.exception("The ledger could not be brought up to date")
 
     async def _drain(self) -> None:
-        """Let offline requests in progress finish, for a while; online requests are answered at once anyway."""
+        """Answer what was asked for, for a while, and let the clients go."""
         self.draining = True
+        self.maker.close()
         deadline = asyncio.get_running_loop().time() + DRAIN_SECONDS
-        while any(one.busy for one in self.conversations) and asyncio.get_running_loop().time() < deadline:
+        while any(peer.busy for peer in self.peers) and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.02)
-        for conversation in list(self.conversations):
-            conversation.say_goodbye()
+        for peer in list(self.peers):
+            peer.say_goodbye()
         await asyncio.sleep(0)
 
     def _close(self) -> None:
-        for worker in (self._online_worker, self._offline_worker):
+        for worker in (self._online_worker, self._ahead_worker, self._ledger_worker):
             worker.shutdown(cancel_futures=True)
         self.service.ledger.close()
 
@@ -159,6 +189,14 @@ def _page(body: bytes) -> WSUpgradeResponseWithListener:
     return WSUpgradeResponseWithListener(WSUpgradeResponse.create_ok_response(body), None)
 
 
+def _busy() -> WSUpgradeResponseWithListener:
+    # One for each: picows adds a length to the headers whenever it writes a response.
+    text = b"The server has all the connections it takes; try again in a minute.\n"
+    return WSUpgradeResponseWithListener(
+        WSUpgradeResponse.create_error_response(HTTPStatus.SERVICE_UNAVAILABLE, text), None
+    )
+
+
 def load_service(
     package_folder: Path,
     state_folder: Path,
@@ -170,9 +208,7 @@ def load_service(
     torch.set_num_threads(1)  # this thread will be the event loop's, and must not gather helpers: see LayerServer
     package = ServerPackage.open(package_folder)
     ledger = Ledger(state_folder)
-    return LayerService(
-        package.signed, package.load(), ledger, RLWE, recorder, insecure_no_licences=insecure_no_licences
-    )
+    return LayerService(package.signed, package.load(), ledger, recorder, insecure_no_licences=insecure_no_licences)
 
 
 def serve(
@@ -197,6 +233,6 @@ def serve(
             if on_ready:
                 on_ready(url)
             await stop.wait()
-            _log.info("Told to stop; letting offline requests finish.")
+            _log.info("Told to stop; answering what was asked for.")
 
     uvloop.run(until_told_to_stop())

@@ -1,4 +1,4 @@
-"""What a layer server must never forget: spent indexes, request digests, licences and usage."""
+"""What a layer server must never forget: licences, and what was answered to each."""
 
 from confide.hybrid.server.ledger.ledger import Ledger
 

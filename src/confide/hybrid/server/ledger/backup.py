@@ -1,21 +1,19 @@
 """Backups of a ledger, and going on from one.
 
-A backup knows nothing of what was answered after it. Were the server to go on under its old key, it could answer an
-index twice; so restoring makes a new key and seed, under which no old pack means anything, and keeps what a licence
-has paid and used.
+A backup knows nothing of what was answered after it, so no server goes on from one by itself: restoring is said aloud.
+What was leased at the time of the backup counts as answered.
 """
 
 import os
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from confide.disk.files import replace_file, sync_folder
-from confide.errors import ConfideError
-from confide.hybrid.server.ledger.ledger import lock_folder
-from confide.hybrid.server.ledger.store import DATABASE, SERVER_KEY, Store
-from confide.rlwe.streams import fresh_key
+from confide.disk.files import sync_folder
+from confide.errors import ConfideError, LedgerCorrupted, LedgerUnavailable
+from confide.hybrid.server.ledger.ledger import count_lost_leases, lock_folder
+from confide.hybrid.server.ledger.store import DATABASE, Store
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ class Restored:
 
 
 def backup(state: Path, out: Path) -> None:
-    """Write a consistent copy of the ledger, without the server key, while the server goes on."""
+    """Write a consistent copy of the ledger while the server goes on."""
     _require_ledger(state / DATABASE)
     if out.exists():
         raise ConfideError(f"{out} exists already; choose another file.")
@@ -46,39 +44,41 @@ def backup(state: Path, out: Path) -> None:
 
 
 def restore(state: Path, source: Path | None = None) -> Restored:
-    """Make `state` a ledger with the licences and usage of a backup, or its own, and a new server key.
+    """Make `state` a ledger with the licences and usage of a backup, or of its own.
 
     Raises LedgerInUse while a server is running on it, LedgerCorrupted for a damaged backup.
     """
-    replaced, draft = (state / f"{DATABASE}.{part}" for part in ("before-restore", "draft"))
-    if source is None:  # the ledger in the folder, or where an interrupted restore has put it
-        source = replaced if draft.exists() and not (state / DATABASE).exists() else state / DATABASE
+    database, replaced, draft = (state / f"{DATABASE}{part}" for part in ("", ".before-restore", ".draft"))
+    source = source or database
     _require_ledger(source)
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     with closing(lock_folder(state)):
         for left in state.glob(f"{draft.name}*"):
             left.unlink()
+        draft.touch(0o600)
         with closing(Store(source)) as old:
             old.verify()
             old.copy_to(draft)
         with closing(Store(draft)) as new:
-            restored = _forget_packs(new)
-        # Until the last line the folder has no database, and no server starts on a folder in that state.
-        if (state / DATABASE).exists():
-            os.replace(state / DATABASE, replaced)
-        for stale in (*state.glob("journal-*"), *state.glob(f"{DATABASE}-*"), *state.glob(f"{DATABASE}.draft-*")):
+            restored = _take_over(new)
+        if database.exists():
+            # Closed, it needs no file beside it; and what lies beside it must not be applied to the new one.
+            with suppress(LedgerCorrupted, LedgerUnavailable):
+                Store(database).close()
+            replaced.unlink(missing_ok=True)
+            os.link(database, replaced)
+        for stale in state.glob(f"{DATABASE}-*"):
             stale.unlink()
-        replace_file(state / SERVER_KEY, fresh_key(), mode=0o600)
-        os.replace(draft, state / DATABASE)
+        os.replace(draft, database)
         sync_folder(state)
     return restored
 
 
-def _forget_packs(store: Store) -> Restored:
+def _take_over(store: Store) -> Restored:
     clock = store.row("server", name="clock")
     with store.transaction():
-        for table in ("packs", "requests", "server"):
-            store.clear(table)
+        count_lost_leases(store)
+        store.clear("server")
     tokens = sum(row["tokens"] for row in store.rows("usage"))
     return Restored(store.count("licences"), tokens, float(clock["value"]) if clock else 0.0)
 

@@ -16,19 +16,20 @@ from typing import Any, Final, Self
 import msgspec
 
 from confide.errors import ConfideError
-from confide.hybrid.server.ledger.store import DATABASE, Row, Store, require_whole
+from confide.hybrid.server.ledger.store import DATABASE, Row, Store
 
 KEY_PREFIX: Final = "confide-"
 SECONDS_PER_DAY: Final = 86_400
-DEFAULT_DISCLOSURE: Final = 1.0
-"""Of what solves a layer: see `usage.solving_tokens`."""
+DEFAULT_DISCLOSURE: Final = 0.5
+"""Of what solves a layer: see `usage.share_disclosed`."""
 
 
 class Licence(msgspec.Struct, frozen=True):
     """What one licensee may do. None means without limit.
 
     id: 8 bytes, public. key_hash: SHA-256 of the bearer key. created, expires, revoked: seconds since 1970.
-    disclosure: how much of what solves a layer may be disclosed, 1.0 is all of it.
+    disclosure: how much of what solves a layer may be disclosed, 1.0 is all of it. check_sets: how many sets of check
+    vectors the licensee has been given, which disclose something too.
     """
 
     id: bytes
@@ -38,8 +39,8 @@ class Licence(msgspec.Struct, frozen=True):
     expires: int | None = None
     tokens: int | None = None
     tokens_per_minute: int | None = None
-    packs_per_day: int | None = None
     disclosure: float | None = DEFAULT_DISCLOSURE
+    check_sets: int = 1
     revoked: int | None = None
 
     def __repr__(self) -> str:
@@ -133,9 +134,14 @@ class LicenceBook:
         return sorted((Usage(**row) for row in self._store.rows("usage", **where)), key=lambda usage: usage.day)
 
     def disclosed(self, licence: Licence) -> dict[int, int]:
-        """Tokens answered for each layer group of which any were."""
+        """Tokens answered for each layer group of which any were, without those of `lost`."""
         rows = self._store.rows("disclosed", licence=licence.id)
         return {row["layer_group"]: row["tokens"] for row in rows}
+
+    def lost(self, licence: Licence) -> int:
+        """Tokens of leases that ended in a crash: every layer group may have answered them."""
+        row = self._store.row("leases", licence=licence.id)
+        return 0 if row is None else int(row["lost"])
 
     def _write(self, licence: Licence) -> None:
         self._store.put("licences", **msgspec.structs.asdict(licence))
@@ -143,12 +149,8 @@ class LicenceBook:
 
 @contextmanager
 def licence_book(state: Path) -> Iterator[LicenceBook]:
-    """The licences of the layer server whose state folder this is; it may be running, or not have run yet.
-
-    LedgerCorrupted where its database is lost, because the server would start on the new one made here.
-    """
+    """The licences of the layer server whose state folder this is; it may be running, or not have run yet."""
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    require_whole(state)
     with closing(Store(state / DATABASE)) as store:
         yield LicenceBook(store)
 

@@ -16,17 +16,18 @@ import msgspec
 from confide.errors import LedgerCorrupted, LedgerUnavailable
 
 DATABASE: Final = "ledger.sqlite"
-SERVER_KEY: Final = "server.key"
+SCHEMA: Final = 3
+"""As `PRAGMA user_version` says: 3 for licences, usage, disclosure and leases; 0 for the ledger of protocol 2."""
+_FULL: Final = 2
 
 Row = dict[str, Any]
 
 _KEYS: Final = {
     "server": ("name",),
     "licences": ("id",),
-    "packs": ("pack",),
-    "requests": ("pack", "layer_group"),
     "usage": ("licence", "day"),
     "disclosed": ("licence", "layer_group"),
+    "leases": ("licence",),
 }
 _COLUMNS: Final = {
     "server": ("name", "value"),
@@ -38,19 +39,34 @@ _COLUMNS: Final = {
         "expires",
         "tokens",
         "tokens_per_minute",
-        "packs_per_day",
         "disclosure",
+        "check_sets",
         "revoked",
     ),
-    "packs": ("pack", "licence", "day", "leased_to", "used_to", "floor"),
-    "requests": ("pack", "layer_group", "digest"),
     "usage": ("licence", "day", "tokens"),
     "disclosed": ("licence", "layer_group", "tokens"),
+    "leases": ("licence", "day", "tokens", "lost"),
 }
+_OLD_LICENCES: Final = (
+    "id",
+    "key_hash",
+    "name",
+    "created",
+    "expires",
+    "tokens",
+    "tokens_per_minute",
+    "packs_per_day",
+    "disclosure",
+    "revoked",
+)
 
 
 class Store:
-    """An open database. Safe to call from several threads; other processes may read, and write other tables."""
+    """An open database. Safe to call from several threads; other processes may read, and write other tables.
+
+    What a transaction wrote is on the disk when it ends. A database of protocol 2 becomes one of now: its licences,
+    usage and disclosure stay, its packs are dropped.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -60,12 +76,52 @@ class Store:
             self._database.row_factory = sqlite3.Row
             self._database.execute("PRAGMA journal_mode=WAL")
             self._database.execute("PRAGMA synchronous=FULL")
+        if not self.durable:
+            raise LedgerUnavailable(f"SQLite does not write {path} through to the disk; use another build of it.")
+        self._make_tables()
+
+    @property
+    def durable(self) -> bool:
+        """Whether a transaction waits for the disk, as the open connection itself says."""
+        with self._reporting():
+            return bool(self._database.execute("PRAGMA synchronous").fetchone()[0] >= _FULL)
+
+    def _make_tables(self) -> None:
+        with self._reporting():
+            version = self._database.execute("PRAGMA user_version").fetchone()[0]
+            if version == SCHEMA:
+                return
+        if version not in (0, SCHEMA):
+            raise LedgerUnavailable(f"{self.path} was written by a newer version of Confide; install that one.")
+        with self.transaction():
+            if self._database.execute("PRAGMA user_version").fetchone()[0] == SCHEMA:
+                return  # another process was faster
+            licences = self._old_licences()
+            for table in ("packs", "requests", "licences"):
+                self._database.execute(f"DROP TABLE IF EXISTS {table}")
             for table, columns in _COLUMNS.items():
                 self._database.execute(
                     f"CREATE TABLE IF NOT EXISTS {table} "
                     f"({', '.join(columns)}, sum NOT NULL, PRIMARY KEY ({', '.join(_KEYS[table])})) WITHOUT ROWID"
                 )
-            self._database.execute("CREATE INDEX IF NOT EXISTS packs_by_licence ON packs (licence, day)")
+            for licence in licences:
+                self.put("licences", **licence)
+            if licences:
+                self._database.execute("DELETE FROM server WHERE name NOT IN ('identity', 'clock')")
+            self._database.execute(f"PRAGMA user_version={SCHEMA}")
+
+    def _old_licences(self) -> list[Row]:
+        """The licences in a database of protocol 2, each checked against its sum and as it is written now."""
+        columns = [row["name"] for row in self._database.execute("PRAGMA table_info(licences)")]
+        if not columns:
+            return []
+        found = [dict(row) for row in self._database.execute("SELECT * FROM licences")]
+        for row in found:
+            if row.pop("sum", None) != _row_sum("licences", row, _OLD_LICENCES):
+                raise _corrupted(self.path)
+            del row["packs_per_day"]
+            row["check_sets"] = 1
+        return found
 
     def verify(self) -> None:
         """Read everything. LedgerCorrupted where any of it is not what was written."""
@@ -153,17 +209,8 @@ class Store:
         self._database.close()
 
 
-def require_whole(folder: Path) -> None:
-    """LedgerCorrupted for a state folder whose database is lost: a new one in its place would know of no answer."""
-    if (folder / SERVER_KEY).exists() and not (folder / DATABASE).exists():
-        raise LedgerCorrupted(
-            f"{folder} holds a server key but no {DATABASE}, so nobody knows what was answered under that key; "
-            "restore the last backup with `confide ledger restore`, or start with a new state folder."
-        )
-
-
-def _row_sum(table: str, row: Row) -> bytes:
-    ordered = [row.get(column) for column in _COLUMNS[table]]
+def _row_sum(table: str, row: Row, columns: tuple[str, ...] | None = None) -> bytes:
+    ordered = [row.get(column) for column in columns or _COLUMNS[table]]
     return hashlib.blake2b(msgspec.msgpack.encode([table, ordered]), digest_size=8).digest()
 
 

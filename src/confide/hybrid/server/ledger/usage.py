@@ -1,6 +1,5 @@
-"""What is counted while serving: the indexes of a pack that were answered, and the tokens of a licence."""
+"""What is counted while serving: the tokens of a licence, and what its answers disclose of each layer group."""
 
-import hmac
 import math
 import time
 from collections import defaultdict
@@ -8,49 +7,47 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from confide.errors import BudgetExhausted, DisclosureLimit, IndexUsed, LicenceRefused, RateLimited
-from confide.hybrid.server.ledger.journal import Entry
+from confide.errors import BudgetExhausted, DisclosureLimit, LicenceRefused, RateLimited
 from confide.hybrid.server.ledger.licences import SECONDS_PER_DAY, Licence
+from confide.packages.manifest import Group
 from confide.rlwe.parameters import ANSWER_BITS
 
 WARN_DISCLOSED: Final = 0.5
-CHECK_VECTOR_TOKENS: Final = 2
-"""A licensee's check vectors u^T W disclose about as much of each layer as this many tokens."""
-WEIGHT_BITS: Final = 8
-TAG_BYTES: Final = 16
+CHECK_BITS: Final = 61
+"""Of a column, in one set of check vectors."""
 
 
-def solving_tokens(columns: int) -> float:
-    """After how many tokens the answers hold as many bits as a layer's weights, in the worst case.
+def share_disclosed(group: Group, tokens: int, check_sets: int = 1) -> float:
+    """How much of what solves a layer group has been disclosed, in the worst case; 1.0 is all of it.
 
-    A row has 8 bits a weight, and a token discloses 32 bits of it.
+    Every answer has 32 bits about each row. A set of check vectors u^T W mod p has 61 bits a column about all rows
+    together. A row is solved after as many bits as its weights have entropy.
     """
-    return columns * WEIGHT_BITS / ANSWER_BITS
+    bits = ANSWER_BITS * tokens + CHECK_BITS * check_sets * group.columns / group.rows
+    return bits / group.entropy_bits
 
 
-def licensed_tokens(disclosure: float, columns: int) -> int:
-    """The tokens after which a licence of this disclosure limit ends at a layer of so many inputs; never below 0."""
-    return max(0, int(disclosure * solving_tokens(columns)) - CHECK_VECTOR_TOKENS)
-
-
-@dataclass(frozen=True)
-class Answerable:
-    """What an online request is about to disclose: the pack's size, and what would solve the layer (inf: nothing)."""
-
-    pack_tokens: int
-    solving_tokens: float = math.inf
+def licensed_tokens(limit: float, group: Group, check_sets: int = 1) -> int:
+    """The tokens after which a licence of this disclosure limit ends at a layer group; never below 0."""
+    checks = CHECK_BITS * check_sets * group.columns / group.rows
+    return max(0, int((limit * group.entropy_bits - checks) / ANSWER_BITS))
 
 
 @dataclass
 class Account:
-    """A licence and what it has used: in all, today, and of each layer group. now: seconds since 1970."""
+    """A licence and what it has used: in all, each day, and of each layer group. now: seconds since 1970.
+
+    lost: tokens of leases that a crash ended; every layer group may have answered them. peak: the most tokens that
+    any layer group has answered, which is what is billed.
+    """
 
     licence: Licence
     now: Callable[[], float]
     used: int = 0
+    lost: int = 0
     days: dict[int, int] = field(default_factory=lambda: defaultdict(int))
-    disclosed: dict[int, int] = field(default_factory=lambda: defaultdict(int))
-    dirty: bool = False
+    answered: dict[int, int] = field(default_factory=lambda: defaultdict(int))
+    peak: int = 0
     warned: bool = False
     _allowance: float = math.inf
     _allowed_at: float = 0.0
@@ -60,15 +57,23 @@ class Account:
         """Tokens that may still be asked for; None without a limit."""
         return None if self.licence.tokens is None else max(0, self.licence.tokens - self.used)
 
+    def billed(self, group: int, count: int) -> int:
+        """What answers of so many tokens of a layer group would cost, in tokens."""
+        return max(0, self.answered.get(group, 0) + count - self.peak)
+
     def require_active(self) -> None:
         """LicenceRefused for a licence that is revoked or has expired."""
         state = self.licence.state(self.now())
         if state != "active":
             raise LicenceRefused(f"The licence {self.licence.label} is {state}; ask the model's owner for another.")
 
-    def require(self, tokens: int, group: int, disclosed: int, answerable: Answerable) -> None:
-        """Raise a LicenceError, or RateLimited, unless the licence allows this many tokens more."""
+    def require(self, index: int, count: int, group: Group | None) -> None:
+        """Raise a LicenceError, or RateLimited, unless the licence allows answers of so many tokens more.
+
+        group: what they would disclose something of; None where the weights are public.
+        """
         self.require_active()
+        tokens = self.billed(index, count)
         left = self.tokens_left
         if left is not None and tokens > left:
             raise BudgetExhausted(
@@ -76,18 +81,16 @@ class Account:
                 "ask the model's owner for more."
             )
         limit = self.licence.disclosure
-        if limit is not None and self.share_disclosed(group, answerable, disclosed) > limit:
+        if group is not None and limit is not None and self.share_disclosed(index, group, count) > limit:
             raise DisclosureLimit(
-                f"With {disclosed} tokens more, the licence {self.licence.label} could solve a layer's weights; "
+                f"With {count} tokens more, the licence {self.licence.label} could solve a layer's weights; "
                 "only the model's owner can lift that limit (`confide licence change --lift-disclosure`)."
             )
         self._require_rate(tokens)
 
-    def share_disclosed(self, group: int, answerable: Answerable, more: int = 0) -> float:
-        """How much of what solves a layer group is disclosed."""
-        if math.isinf(answerable.solving_tokens):
-            return 0.0
-        return (self.disclosed[group] + CHECK_VECTOR_TOKENS + more) / answerable.solving_tokens
+    def share_disclosed(self, index: int, group: Group, more: int = 0) -> float:
+        """How much of what solves a layer group is disclosed; see the function of this name."""
+        return share_disclosed(group, self.answered.get(index, 0) + self.lost + more, self.licence.check_sets)
 
     def _require_rate(self, tokens: int) -> None:
         rate = self.licence.tokens_per_minute
@@ -103,88 +106,12 @@ class Account:
                 f"The licence {self.licence.label} allows {rate} tokens a minute; try again in {math.ceil(wait)} s."
             )
 
-    def charge(self, tokens: int, group: int, disclosed: int) -> None:
-        """Count what was answered."""
+    def charge(self, group: int, count: int) -> None:
+        """Count what is answered."""
+        tokens = self.billed(group, count)
+        self.answered[group] += count
         if tokens:
+            self.peak += tokens
             self.used += tokens
             self.days[int(self.now() // SECONDS_PER_DAY)] += tokens
             self._allowance -= tokens
-        self.disclosed[group] += disclosed
-        self.dirty = True
-
-
-class PackUsage:
-    """Which indexes of one pack have been answered, for each layer group, and for which data.
-
-    Indexes below `floor` are used or burned, whatever the rest says. A server that starts again takes
-    `floor_after_restart` for it: the journal does not go back further. `rotated_at` is where the mark stood when the
-    journal's present segment began. `touched`: when it was last asked for, by the monotonic clock.
-    """
-
-    def __init__(self, pack: bytes, licence: bytes, day: int, floor: int, tokens: int) -> None:
-        self.pack = pack
-        self.licence = licence
-        self.day = day
-        self.floor = floor
-        self.floor_after_restart = floor
-        self.leased_to = floor
-        self.used_to = floor
-        self.rotated_at = floor
-        self.touched = 0.0
-        self._tokens = tokens
-        self._billed = bytearray(tokens)
-        self._groups: dict[int, _GroupUsage] = {}
-
-    def is_retry(self, entry: Entry) -> bool:
-        """Whether exactly this was answered before."""
-        known = self._groups.get(entry.group)
-        return known is not None and known.is_retry(entry)
-
-    def require_unused(self, entry: Entry) -> None:
-        """IndexUsed where an index is burned, or was answered for other data."""
-        if entry.first < self.floor:
-            raise IndexUsed(
-                f"Mask index {entry.first} is burned: the server's record of it was lost; go on from {self.floor}."
-            )
-        known = self._groups.get(entry.group)
-        if known is not None:
-            known.require_unused(entry)
-
-    def unbilled(self, entry: Entry) -> int:
-        """How many of its indexes no layer group has answered yet: what the request costs, in tokens."""
-        return entry.count - self._billed.count(1, entry.first, entry.first + entry.count)
-
-    def mark(self, entry: Entry) -> None:
-        """Remember an answer."""
-        group = self._groups.get(entry.group)
-        if group is None:
-            group = self._groups[entry.group] = _GroupUsage(self._tokens)
-        group.mark(entry)
-        end = entry.first + entry.count
-        self._billed[entry.first : end] = b"\1" * entry.count
-        self.used_to = max(self.used_to, end)
-
-
-class _GroupUsage:
-    """A byte an index, and for the first index of every answer how long it was and its tag."""
-
-    def __init__(self, tokens: int) -> None:
-        self._used = bytearray(tokens)
-        self._counts = bytearray(4 * tokens)
-        self._tags = bytearray(TAG_BYTES * tokens)
-
-    def is_retry(self, entry: Entry) -> bool:
-        place = 4 * entry.first
-        count = int.from_bytes(self._counts[place : place + 4], "little")
-        start = TAG_BYTES * entry.first
-        return count == entry.count and hmac.compare_digest(self._tags[start : start + TAG_BYTES], entry.tag)
-
-    def require_unused(self, entry: Entry) -> None:
-        if self._used.find(1, entry.first, entry.first + entry.count) >= 0:
-            raise IndexUsed("A mask index was already answered for other data; it can never be used again.")
-
-    def mark(self, entry: Entry) -> None:
-        self._used[entry.first : entry.first + entry.count] = b"\1" * entry.count
-        self._counts[4 * entry.first : 4 * entry.first + 4] = entry.count.to_bytes(4, "little")
-        start = TAG_BYTES * entry.first
-        self._tags[start : start + TAG_BYTES] = entry.tag

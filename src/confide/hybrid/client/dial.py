@@ -1,0 +1,76 @@
+"""How a client reaches its layer server: the address, and what goes with it."""
+
+import ssl
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from websockets.exceptions import InvalidURI
+from websockets.uri import WebSocketURI, parse_uri
+
+from confide.errors import InsecureConnection, ProtocolError
+from confide.hybrid.wire import PATH
+from confide.net.loopback import is_loopback
+from confide.net.tls import client_context
+
+PATIENCE_SECONDS: Final = 60.0
+SILENCE_SECONDS: Final = 30.0
+_SCHEMES: Final = {"ws": "ws", "http": "ws", "wss": "wss", "https": "wss"}
+
+
+def websocket_url(url: str) -> str:
+    """The endpoint's URL, for ws(s)://, http(s):// or a bare host:port, which is plain; ProtocolError otherwise."""
+    try:
+        parts = urlsplit(url if "://" in url else f"ws://{url}")
+        endpoint = f"{_SCHEMES[parts.scheme]}://{parts.netloc}{PATH}"
+        parse_uri(endpoint)
+    except (KeyError, ValueError, InvalidURI) as error:
+        raise ProtocolError(
+            f"{url!r} is not the address of a layer server; write wss://host:port or ws://host:port."
+        ) from error
+    return endpoint
+
+
+@dataclass(frozen=True)
+class Dial:
+    """Everything about a connection but the model that it is for.
+
+    server: an address such as wss://layers.example:8470. licence: the bearer key that the model's owner gave, where the
+    server wants one. ca: file of the authorities to trust at a wss:// address, instead of the system's. patience:
+    seconds that a running generation waits for a server that is away; the first contact does not wait. silence: seconds
+    that may pass without a single byte. Raises ProtocolError for what is no address, and InsecureConnection where it is
+    plain and on another machine, unless `insecure_no_tls` is set; InvalidCertificate for a `ca` that holds none.
+    """
+
+    server: str
+    licence: str = field(default="", repr=False)
+    ca: Path | str | None = None
+    patience: float = PATIENCE_SECONDS
+    silence: float = SILENCE_SECONDS
+    insecure_no_tls: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.uri.secure and not is_loopback(self.uri.host) and not self.insecure_no_tls:
+            raise InsecureConnection(
+                f"{self.uri.host} is another machine and the connection would be plain; use a wss:// address of a "
+                "server with TLS (`confide tls make-local` makes it a certificate), or a tunnel to a loopback port."
+            )
+        if self.ca is not None:
+            _ = self.trust  # read at once: a wrong file is not to be found at a reconnection
+
+    @property
+    def url(self) -> str:
+        """The endpoint's address, the same however it was written."""
+        return websocket_url(self.server)
+
+    @property
+    def uri(self) -> WebSocketURI:
+        """The same, in parts."""
+        return parse_uri(self.url)
+
+    @cached_property
+    def trust(self) -> ssl.SSLContext:
+        """What a certificate and host name are checked against."""
+        return client_context(self.ca)

@@ -1,0 +1,311 @@
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from confide.errors import (
+    BudgetExhausted,
+    DisclosureLimit,
+    LedgerCopied,
+    LedgerInUse,
+    LedgerUnavailable,
+    LicenceRefused,
+    RateLimited,
+)
+from confide.hybrid.server.ledger import Ledger
+from confide.hybrid.server.ledger.ledger import LEAST_LEASE, MOST_LEASE
+from confide.hybrid.server.ledger.licences import licence_book
+from confide.hybrid.server.ledger.store import DATABASE, Store
+from confide.hybrid.server.ledger.usage import Account, licensed_tokens, share_disclosed
+from confide.packages.manifest import Group, Layer
+
+GROUP = Group("g", (Layer("l", 64),), 768, 15, 30, 768 * 8.0)
+
+
+def licensed(ledger: Ledger, **limits: int | float | None) -> Account:
+    key = ledger.licences.create("Example Ltd", **({"disclosure": None} | limits))[1]
+    return ledger.authenticate(key)
+
+
+def charge(ledger: Ledger, account: Account, group: int = 0, count: int = 1) -> bool:
+    return ledger.charge(account, group, count, GROUP)
+
+
+def on_disk(folder: Path, account: Account) -> tuple[int, int, dict[int, int]]:
+    """Leased and lost tokens, and those recorded of each group, as another process reads them."""
+    with closing(Store(folder / DATABASE)) as store:
+        lease = store.row("leases", licence=account.licence.id)
+        rows = store.rows("disclosed", licence=account.licence.id)
+    recorded = {row["layer_group"]: row["tokens"] for row in rows}
+    return (lease["tokens"], lease["lost"], recorded) if lease else (0, 0, recorded)
+
+
+def kill(ledger: Ledger) -> None:
+    """What SIGKILL leaves: no row more is written, and the files are closed."""
+    ledger._store.close()
+    ledger._lock.close()
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    with closing(Ledger(tmp_path)) as opened:
+        yield opened
+
+
+def test_transactions_wait_for_the_disk(ledger: Ledger) -> None:
+    assert ledger._store.durable
+    level = ledger._store._database.execute("PRAGMA synchronous").fetchone()[0]
+    assert level == 2  # FULL, on the connection that writes
+
+
+def test_a_lease_is_durable_before_the_first_answer(ledger: Ledger, tmp_path: Path) -> None:
+    account = licensed(ledger)
+    assert on_disk(tmp_path, account) == (0, 0, {})
+    charge(ledger, account)
+    assert on_disk(tmp_path, account) == (LEAST_LEASE, 0, {})
+
+
+def test_at_every_moment_the_disk_covers_what_is_answered(ledger: Ledger, tmp_path: Path) -> None:
+    account = licensed(ledger)
+    for step in range(300):
+        group = step % 3
+        if charge(ledger, account, group, 1 + 7 * step % 20) and step % 2:
+            ledger.renew(account)
+        if step % 50 == 49:
+            ledger.checkpoint()
+        leased, lost, recorded = on_disk(tmp_path, account)
+        assert lost == 0
+        for answered_group, answered in account.answered.items():
+            assert answered <= recorded.get(answered_group, 0) + leased
+
+
+def test_the_disk_covers_what_is_answered_while_another_thread_writes(ledger: Ledger, tmp_path: Path) -> None:
+    account = licensed(ledger)
+    stop = threading.Event()
+
+    def write() -> None:
+        while not stop.is_set():
+            ledger.renew(account)
+            ledger.checkpoint()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        for step in range(300):
+            charge(ledger, account, step % 2, 5)
+            answered = dict(account.answered)
+            leased, _, recorded = on_disk(tmp_path, account)
+            assert all(tokens <= recorded.get(group, 0) + leased for group, tokens in answered.items())
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_a_request_within_the_lease_writes_nothing(ledger: Ledger, tmp_path: Path) -> None:
+    account = licensed(ledger)
+    charge(ledger, account)
+    before = (tmp_path / f"{DATABASE}-wal").stat().st_mtime_ns, (tmp_path / f"{DATABASE}-wal").stat().st_size
+    for group in range(10):
+        charge(ledger, account, group)
+    assert before == (
+        (tmp_path / f"{DATABASE}-wal").stat().st_mtime_ns,
+        (tmp_path / f"{DATABASE}-wal").stat().st_size,
+    )
+
+
+def test_it_is_time_to_renew_when_half_is_used(ledger: Ledger) -> None:
+    account = licensed(ledger)
+    low = [charge(ledger, account) for _ in range(LEAST_LEASE)]
+    assert not any(low[: LEAST_LEASE // 2])
+    assert all(low[LEAST_LEASE // 2 + 1 :])
+    ledger.renew(account)
+    assert not charge(ledger, account)
+
+
+def test_leases_grow_with_use_up_to_a_limit(ledger: Ledger, tmp_path: Path) -> None:
+    account = licensed(ledger)
+    sizes = []
+    for _ in range(10):
+        ledger.renew(account)
+        sizes.append(on_disk(tmp_path, account)[0])
+    assert sizes == [16, 32, 64, 128, 256, 256, 256, 256, 256, 256]
+    assert max(sizes) == MOST_LEASE
+
+
+def test_tokens_are_the_most_that_any_group_answered(ledger: Ledger) -> None:
+    account = licensed(ledger)
+    for group in range(3):
+        charge(ledger, account, group, 5)
+    assert account.used == 5
+    charge(ledger, account, 1, 2)  # a retry counts again
+    assert account.used == 7
+    charge(ledger, account, 0, 2)
+    assert account.used == 7
+
+
+def test_a_clean_stop_gives_the_lease_back(tmp_path: Path) -> None:
+    with closing(Ledger(tmp_path)) as ledger:
+        account = licensed(ledger)
+        charge(ledger, account, 0, 3)
+        charge(ledger, account, 1, 2)
+    assert on_disk(tmp_path, account) == (0, 0, {0: 3, 1: 2})
+    with closing(Ledger(tmp_path)) as ledger:
+        again = ledger._metered(account.licence).account
+        assert (again.used, again.lost, dict(again.answered), again.peak) == (3, 0, {0: 3, 1: 2}, 3)
+
+
+def test_after_a_crash_the_lease_counts_as_answered_by_every_group(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    account = licensed(ledger)
+    charge(ledger, account, 0, 3)
+    kill(ledger)
+    for _ in range(2):  # once, however often it starts again
+        with closing(Ledger(tmp_path)) as ledger:
+            again = ledger._metered(account.licence).account
+            assert (again.used, again.lost) == (LEAST_LEASE, LEAST_LEASE)
+            assert sum(usage.tokens for usage in ledger.licences.usage(account.licence)) == LEAST_LEASE
+            assert again.share_disclosed(7, GROUP) == share_disclosed(GROUP, LEAST_LEASE)
+
+
+def test_an_idle_licence_has_no_lease_to_lose(ledger: Ledger, tmp_path: Path) -> None:
+    account = licensed(ledger)
+    charge(ledger, account)
+    ledger.checkpoint()
+    assert on_disk(tmp_path, account)[0] == LEAST_LEASE
+    ledger.checkpoint()
+    assert on_disk(tmp_path, account) == (0, 0, {0: 1})
+    charge(ledger, account)
+    assert on_disk(tmp_path, account)[0] == LEAST_LEASE
+
+
+def test_a_lease_is_no_larger_than_what_the_licence_has_left(ledger: Ledger, tmp_path: Path) -> None:
+    account = licensed(ledger, tokens=5)
+    charge(ledger, account, 0, 2)
+    assert on_disk(tmp_path, account)[0] == 5
+
+
+def test_a_budget_is_kept_to_the_token(ledger: Ledger) -> None:
+    account = licensed(ledger, tokens=5)
+    charge(ledger, account, 0, 4)
+    with pytest.raises(BudgetExhausted, match="has 1 tokens left and 2 are needed"):
+        charge(ledger, account, 0, 2)
+    assert account.used == 4
+    charge(ledger, account, 0, 1)
+    with pytest.raises(BudgetExhausted):
+        charge(ledger, account, 0, 1)
+    charge(ledger, account, 1, 5)  # the other groups of the same tokens
+
+
+@pytest.mark.parametrize("limit", [0.25, 0.5, 1.0])
+def test_disclosure_ends_a_licence(ledger: Ledger, limit: float) -> None:
+    account = licensed(ledger, disclosure=limit)
+    allowed = licensed_tokens(limit, GROUP)
+    # 6,144 bits a row; check vectors have 61 * 768 / 64 of them, an answer 32.
+    assert allowed == int((limit * 6144 - 732) / 32)
+    for _ in range(allowed):
+        charge(ledger, account)
+    with pytest.raises(DisclosureLimit):
+        charge(ledger, account)
+    ledger.charge(account, 0, 1, None)  # public weights
+
+
+def test_more_check_sets_leave_fewer_tokens(ledger: Ledger) -> None:
+    account = licensed(ledger, disclosure=0.5, check_sets=4)
+    with pytest.raises(DisclosureLimit):
+        charge(ledger, account, 0, licensed_tokens(0.5, GROUP, 4) + 1)
+    charge(ledger, account, 0, licensed_tokens(0.5, GROUP, 4))
+    assert licensed_tokens(0.5, GROUP, 4) < licensed_tokens(0.5, GROUP)
+
+
+def test_few_valued_weights_are_solved_sooner() -> None:
+    ternary = Group("g", (Layer("l", 64),), 256, 15, 30, 256 * 1.585)
+    assert share_disclosed(ternary, 13, 0) > 1
+
+
+def test_what_a_crash_lost_counts_as_disclosed(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    account = licensed(ledger, disclosure=0.5)
+    charge(ledger, account)
+    kill(ledger)
+    with closing(Ledger(tmp_path)) as ledger:
+        again = ledger._metered(account.licence).account
+        left = licensed_tokens(0.5, GROUP) - LEAST_LEASE
+        with pytest.raises(DisclosureLimit):
+            charge(ledger, again, 3, left + 1)
+        charge(ledger, again, 3, left)
+
+
+def test_a_rate_is_kept(ledger: Ledger) -> None:
+    account = licensed(ledger, tokens_per_minute=10)
+    charge(ledger, account, 0, 10)
+    with pytest.raises(RateLimited, match="try again in 6 s"):
+        charge(ledger, account)
+    for group in range(1, 4):
+        charge(ledger, account, group, 10)  # the same tokens
+
+
+def test_a_running_server_notices_what_others_change(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("confide.hybrid.server.ledger.ledger.LICENCE_SECONDS", -1.0)
+    account = licensed(ledger)
+    charge(ledger, account)
+    with licence_book(tmp_path) as book:
+        book.change(book.find("Example Ltd"), revoked=int(time.time()))
+    with pytest.raises(LicenceRefused, match="revoked"):
+        charge(ledger, account)
+
+
+@pytest.mark.parametrize("expires", [-1, 0])
+def test_an_expired_licence_answers_nothing(ledger: Ledger, expires: int) -> None:
+    key = ledger.licences.create("Example Ltd", expires=int(time.time()) + expires)[1]
+    with pytest.raises(LicenceRefused, match="expired"):
+        ledger.authenticate(key)
+    with pytest.raises(LicenceRefused, match="does not know"):
+        ledger.authenticate(key + "x")
+
+
+def test_where_no_lease_can_be_written_nothing_is_counted(ledger: Ledger, tmp_path: Path) -> None:
+    account = licensed(ledger)
+    ledger._store._database.execute("PRAGMA busy_timeout=0")
+    with closing(sqlite3.connect(tmp_path / DATABASE, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(LedgerUnavailable):
+            charge(ledger, account)
+        assert (account.used, account.answered) == (0, {})
+        other.execute("ROLLBACK")
+    charge(ledger, account)
+    assert on_disk(tmp_path, account) == (LEAST_LEASE * 2, 0, {})
+
+
+def test_a_failed_renewal_leaves_nothing_to_answer_from(ledger: Ledger, tmp_path: Path) -> None:
+    """It may have been written all the same, and the lease on the disk be smaller than the one before."""
+    account = licensed(ledger)
+    charge(ledger, account)
+    ledger._store._database.execute("PRAGMA busy_timeout=0")
+    with closing(sqlite3.connect(tmp_path / DATABASE, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(LedgerUnavailable):
+            ledger.checkpoint()
+        with pytest.raises(LedgerUnavailable):
+            charge(ledger, account)
+        other.execute("ROLLBACK")
+    charge(ledger, account)
+    assert on_disk(tmp_path, account)[2] == {0: 1}
+
+
+def test_one_server_at_a_time(ledger: Ledger, tmp_path: Path) -> None:
+    with pytest.raises(LedgerInUse):
+        Ledger(tmp_path)
+
+
+def test_a_copy_is_refused(tmp_path: Path) -> None:
+    Ledger(tmp_path / "one").close()
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / DATABASE).write_bytes((tmp_path / "one" / DATABASE).read_bytes())
+    with pytest.raises(LedgerCopied, match="confide ledger restore"):
+        Ledger(tmp_path / "two")

@@ -1,0 +1,497 @@
+"""The server on the network, as clients find it."""
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from confide.errors import (
+    BudgetExhausted,
+    LicenceRefused,
+    ModelMismatch,
+    ProtocolError,
+    ServerBusy,
+    VersionMismatch,
+)
+from confide.hybrid import wire
+from confide.hybrid.client.connection import LayerConnection
+from confide.hybrid.client.dial import Dial
+from confide.hybrid.server.limits import Limits
+from confide.hybrid.server.service import Admitted
+from confide.rlwe.parameters import Profile
+
+from .world import SHAPES, Client, Served, Tokens, hello, model, service, serving
+
+GROUPS = range(len(SHAPES))
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Served]:
+    with serving(service(tmp_path)) as made:
+        yield made
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def code_of(answer: wire.FromServer) -> str:
+    assert isinstance(answer, wire.Failure), answer
+    return answer.code
+
+
+@pytest.mark.parametrize("profile", list(Profile))
+@pytest.mark.parametrize("count", [1, 2, 33])
+def test_products_are_exact(tmp_path: Path, profile: Profile, count: int) -> None:
+    with serving(service(tmp_path, profile=profile)) as served, Client(served.url, greet=False) as client:
+        assert isinstance(client.ask(hello(profile=profile)), wire.Welcome)
+        tokens = Tokens(count, profile)
+        for group in GROUPS:
+            tokens.require_exact(group, client.ask(tokens.request(group)))
+
+
+def test_work_ahead_gives_the_same(served: Served) -> None:
+    with Client(served.url) as client:
+        tokens = Tokens(6)
+        client.send(tokens.ahead(9))
+        wait_until(lambda: served.server.metrics.ahead._value.get() == 6)
+        request = tokens.request(0, block=9, with_p0=False)
+        tokens.require_exact(0, client.ask(request))
+        planes = tokens.planes(1)
+        parts = [
+            client.ask(wire.Online(1, 9, first, 2, wire.payload(planes[:, first : first + 2]))) for first in (0, 2, 4)
+        ]
+        values = b"".join(bytes(part.values) for part in parts if isinstance(part, wire.Answer))
+        tokens.require_exact(1, wire.Answer(memoryview(values)))
+
+
+def test_a_block_serves_before_it_is_made(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(served.server.maker, "_busy", lambda: True)
+    monkeypatch.setattr("confide.hybrid.server.ahead._MOST_PATIENCE", 60)
+    with Client(served.url) as client:
+        tokens = Tokens(3)
+        client.send(tokens.ahead(1))
+        for group in GROUPS:
+            tokens.require_exact(group, client.ask(tokens.request(group, block=1, with_p0=False)))
+        assert served.server.metrics.ahead._value.get() == 0
+
+
+def test_an_unknown_block_costs_nothing_and_the_same_bytes_with_p0_are_answered(served: Served) -> None:
+    with Client(served.url) as client:
+        tokens = Tokens(3)
+        request = tokens.request(0, block=5, with_p0=False)
+        assert code_of(client.ask(request)) == "unknown-block"
+        assert served.server.service.ledger.anonymous().used == 0
+        again = wire.Online(request.group, 5, 0, 3, request.planes, memoryview(tokens.p0))
+        tokens.require_exact(0, client.ask(again))
+
+
+@pytest.mark.parametrize(("first", "count"), [(2, 2), (3, 1), (65535, 1)])
+def test_tokens_beyond_a_block_are_unknown(served: Served, first: int, count: int) -> None:
+    with Client(served.url) as client:
+        client.send(Tokens(3).ahead(5))
+        planes = memoryview(bytes(6 * count * SHAPES[0][1]))
+        assert code_of(client.ask(wire.Online(0, 5, first, count, planes))) == "unknown-block"
+
+
+def test_another_connection_does_not_have_the_block(served: Served) -> None:
+    with Client(served.url) as one, Client(served.url) as other:
+        tokens = Tokens(2)
+        one.send(tokens.ahead(1))
+        request = tokens.request(0, block=1, with_p0=False)
+        tokens.require_exact(0, one.ask(request))
+        assert code_of(other.ask(request)) == "unknown-block"
+
+
+def test_answers_come_in_the_order_of_requests(served: Served) -> None:
+    """Also where one of them is refused, or a later one could be answered sooner."""
+    with Client(served.url) as client, Client(served.url) as other:
+        other.ask(Tokens(1).request(0))  # two are active, so requests wait to be put together
+        asked = [(Tokens(1 + number % 3), number % 3) for number in range(30)]
+        for number, (tokens, group) in enumerate(asked):
+            client.send(tokens.request(group, with_p0=number % 4 != 0))
+        for number, (tokens, group) in enumerate(asked):
+            answer = client.receive()
+            if number % 4 == 0:
+                assert code_of(answer) == "unknown-block"
+            else:
+                tokens.require_exact(group, answer)
+
+
+def test_requests_of_several_clients_are_one_product(served: Served) -> None:
+    clients = [Client(served.url) for _ in range(4)]
+    sizes: list[int] = []
+    observe = served.server.batcher._observe
+    served.server.batcher._observe = lambda size: (sizes.append(size), observe(size))[0]  # type: ignore[func-returns-value]
+    try:
+        for _ in range(20):
+            asked = [Tokens(1 + number) for number in range(len(clients))]
+            requests = [tokens.request(1, with_p0=number % 2 == 0) for number, tokens in enumerate(asked)]
+            for client, tokens, number in zip(clients, asked, range(4), strict=True):
+                if number % 2:
+                    client.send(tokens.ahead(0))
+            for client, request in zip(clients, requests, strict=True):
+                client.send(request)
+            for client, tokens in zip(clients, asked, strict=True):
+                tokens.require_exact(1, client.receive())
+    finally:
+        for client in clients:
+            client.socket.close()
+    assert max(sizes) > 1
+
+
+# -- what is refused -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"version": 2}, VersionMismatch),
+        ({"scheme": "rlwe-1"}, VersionMismatch),
+        ({"model_digest": bytes(32)}, ModelMismatch),
+        ({"table_digest": bytes(32)}, ModelMismatch),
+        ({"licence": "confide-unknown"}, LicenceRefused),
+    ],
+)
+def test_a_greeting_that_does_not_fit(served: Served, change: dict[str, object], error: type[Exception]) -> None:
+    greeting = hello()
+    for name, value in change.items():
+        setattr(greeting, name, value)
+    with Client(served.url, greet=False) as client:
+        answer = client.ask(greeting)
+        assert isinstance(answer, wire.Failure)
+        with pytest.raises(error):
+            wire.raise_failure(answer)
+        with pytest.raises(ConnectionClosed):
+            client.receive()
+
+
+def test_a_server_answers_licensed_clients_only(tmp_path: Path) -> None:
+    with serving(service(tmp_path, insecure_no_licences=False)) as served:
+        with pytest.raises(LicenceRefused, match="CONFIDE_LICENCE"):
+            Client(served.url)
+        _, key = served.server.service.ledger.licences.create("Example Ltd", tokens=3, disclosure=None)
+        with Client(served.url, key) as client:
+            assert client.welcome is not None
+            assert client.welcome.tokens_left == 3
+            tokens = Tokens(2)
+            tokens.require_exact(0, client.ask(tokens.request(0)))
+            assert code_of(client.ask(Tokens(2).request(0))) == BudgetExhausted.code
+        with Client(served.url, key) as client:
+            assert client.welcome is not None
+            assert client.welcome.tokens_left == 1
+
+
+def test_a_welcome_says_what_was_disclosed(tmp_path: Path) -> None:
+    with serving(service(tmp_path)) as served:
+        shares = []
+        for _ in range(2):
+            with Client(served.url) as client:
+                assert client.welcome is not None
+                shares.append(client.welcome.disclosed)
+                client.ask(Tokens(4).request(0))
+        entropy = model().signed.manifest.groups[0].entropy_bits
+        assert shares[1] >= 4 * 32 / entropy
+
+
+@pytest.mark.parametrize(
+    "request_of",
+    [
+        lambda: wire.Online(9, 0, 0, 1, memoryview(bytes(48)), memoryview(bytes(12288))),
+        lambda: wire.Online(0, 0, 0, 1, memoryview(bytes(47)), memoryview(bytes(12288))),
+        lambda: wire.Online(0, 0, 0, 2, memoryview(bytes(48)), memoryview(bytes(12288))),
+        lambda: wire.Online(0, 0, 0, 1, memoryview(bytes(48)), memoryview(bytes(12287))),
+        lambda: wire.Online(0, 0, 0, 1, memoryview(bytes(48)), memoryview(bytes(24576))),
+    ],
+)
+def test_a_wrong_shape_is_refused_and_costs_nothing(served: Served, request_of: Callable[[], wire.Online]) -> None:
+    with Client(served.url) as client:
+        assert code_of(client.ask(request_of())) in ("unknown-group", "wrong-shape")
+        assert served.server.service.ledger.anonymous().used == 0
+        tokens = Tokens(1)
+        tokens.require_exact(0, client.ask(tokens.request(0)))
+
+
+@pytest.mark.parametrize("size", [0, 1, 12287, 257 * 12288])
+def test_a_block_that_is_no_whole_tokens_ends_the_connection(served: Served, size: int) -> None:
+    with Client(served.url) as client:
+        assert code_of(client.ask(wire.Ahead(0, memoryview(bytes(size))))) == "wrong-shape"
+        with pytest.raises(ConnectionClosed):
+            client.receive()
+
+
+@pytest.mark.parametrize("frame", [b"", b"\xff" * 20, wire.encode(wire.Answer(memoryview(b""))), "text"])
+def test_rubbish_ends_the_connection(served: Served, frame: bytes | str) -> None:
+    with Client(served.url) as client:
+        client.socket.send(frame)
+        assert code_of(client.receive()) == "malformed-message"
+        with pytest.raises(ConnectionClosed):
+            client.receive()
+
+
+def test_nothing_is_answered_before_the_greeting(served: Served) -> None:
+    for message in (wire.Ahead(0, memoryview(b"x")), wire.Online(0, 0, 0, 1, memoryview(b"x"))):
+        with Client(served.url, greet=False) as client:
+            assert code_of(client.ask(message)) == ProtocolError.code
+
+
+def test_a_second_greeting_is_refused(served: Served) -> None:
+    with Client(served.url) as client:
+        assert code_of(client.ask(hello())) == ProtocolError.code
+
+
+# -- limits --------------------------------------------------------------------------------------------------
+
+
+def test_frames_before_the_greeting_are_small(served: Served) -> None:
+    with Client(served.url, greet=False) as client:
+        with suppress(ConnectionClosed):
+            client.socket.send(bytes(wire.MAX_FRAME // 2))
+        with pytest.raises(ConnectionClosed):
+            client.receive()
+    with Client(served.url) as client:  # and large ones are welcome after it
+        assert code_of(client.ask(wire.Online(0, 0, 0, 1, memoryview(bytes(wire.MAX_FRAME))))) == "wrong-shape"
+
+
+def test_a_greeting_that_does_not_end_takes_no_memory(served: Served) -> None:
+    """The server hangs up after the first bytes too many, of however large a frame."""
+    with Client(served.url, greet=False) as client:
+        raw: socket.socket = client.socket.socket
+        header = bytes([0x82, 0xFF]) + (4 << 20).to_bytes(8, "big") + bytes(4)
+        raw.sendall(header + bytes(wire.MAX_GREETING))
+        with pytest.raises(ConnectionClosed):
+            client.receive()
+
+
+def test_connections_are_limited_before_the_upgrade(tmp_path: Path) -> None:
+    with serving(service(tmp_path), Limits(connections=2)) as served:
+        with Client(served.url), Client(served.url):
+            with pytest.raises(InvalidStatus) as refused:
+                Client(served.url)
+            assert refused.value.response.status_code == 503
+        wait_until(lambda: not served.server.peers)
+        Client(served.url).socket.close()
+
+
+def test_connections_of_a_licence_are_limited(tmp_path: Path) -> None:
+    with serving(service(tmp_path), Limits(connections_per_licence=2)) as served:
+        with Client(served.url), Client(served.url), pytest.raises(ServerBusy):
+            Client(served.url)
+        wait_until(lambda: not served.server.peers)
+        Client(served.url).socket.close()
+
+
+@pytest.mark.parametrize("limits", [Limits(bytes_in_flight=1), Limits(work_in_flight=1)])
+def test_a_client_without_credit_waits_and_is_answered(tmp_path: Path, limits: Limits) -> None:
+    with serving(service(tmp_path), limits) as served, Client(served.url) as client, Client(served.url) as other:
+        other.ask(Tokens(1).request(0))
+        asked = [(Tokens(2), number % 3) for number in range(20)]
+        for tokens, group in asked:
+            client.send(tokens.request(group))
+        for tokens, group in asked:
+            tokens.require_exact(group, client.receive())
+
+
+def test_what_waited_for_credit_is_answered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where each answer is given at once, and gives back the credit that the next one waits for."""
+    made = service(tmp_path)
+    rows, columns = SHAPES[0]
+    monkeypatch.setattr("confide.hybrid.server.batch.INLINE_WORK", 2 * rows * (columns + 2048))
+    with serving(made, Limits(bytes_in_flight=1)) as served, Client(served.url) as client:
+        asked = [Tokens(33), *(Tokens(1) for _ in range(8))]
+        frames = [wire.encode(tokens.request(0)) for tokens in asked]
+        for frame in frames:
+            client.socket.send(frame)
+        for tokens in asked:
+            tokens.require_exact(0, client.receive())
+        last = Tokens(1)
+        last.require_exact(1, client.ask(last.request(1)))
+    assert made.ledger.anonymous().answered == {0: 33 + 8, 1: 1}
+
+
+def test_no_more_than_the_credit_is_in_flight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = service(tmp_path)
+    cost = made.cost(Tokens(1).request(0))
+    limits = Limits(bytes_in_flight=3 * cost.bytes, licence_credit=2)
+    waiting: list[int] = []
+    with serving(made, limits) as served:
+        batcher = served.server.batcher
+        add = batcher.add
+
+        def counted(client: object, group: int, request: object, on_answer: object) -> None:
+            add(client, group, request, on_answer)  # type: ignore[arg-type]
+            waiting.append(sum(map(len, batcher._queues.values())))
+
+        monkeypatch.setattr(batcher, "add", counted)
+        clients = [Client(served.url) for _ in range(4)]
+        for client in clients:
+            client.ask(Tokens(1).request(0))
+        asked = [[Tokens(1) for _ in range(10)] for _ in clients]
+        frames = [[wire.encode(tokens.request(0)) for tokens in row] for row in asked]
+        for client, row in zip(clients, frames, strict=True):
+            for frame in row:
+                client.socket.send(frame)
+        for client, tokens_of in zip(clients, asked, strict=True):
+            for tokens in tokens_of:
+                tokens.require_exact(0, client.receive())
+            client.socket.close()
+    assert max(waiting) <= 6
+
+
+def test_what_a_dead_client_asked_for_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("confide.hybrid.server.batch._ACTIVE_SECONDS", 60.0)
+    with serving(service(tmp_path)) as served:
+        batcher = served.server.batcher
+        one, other, third = (Client(served.url) for _ in range(3))
+        for client in (one, other, third):
+            client.ask(Tokens(1).request(0))
+        batcher._window = 60.0  # three are active, so two requests would wait for a third one
+        one.send(Tokens(1).request(1))
+        other.send(Tokens(1).request(1))
+        wait_until(lambda: [len(queue) for queue in batcher._queues.values()] == [2])
+        one.socket.close()
+        wait_until(lambda: len(served.server.peers) == 2)
+        assert [len(queue) for queue in batcher._queues.values()] == [1]
+        other.socket.close()
+        wait_until(lambda: len(served.server.peers) == 1)
+        assert not batcher._queues
+        credit = next(iter(served.server.peers))._greeted.credit
+        assert (credit._bytes, credit._work) == (0, 0)
+        tokens = Tokens(2)
+        tokens.require_exact(1, third.ask(tokens.request(1)))
+        third.socket.close()
+
+
+def test_an_answer_for_a_client_that_has_gone_gives_its_credit_back_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = service(tmp_path)
+    go = threading.Event()
+    answers = made.answers
+
+    def slow(group: int, admitted: list[Admitted]) -> list[wire.Answer]:
+        go.wait(10)
+        return answers(group, admitted)
+
+    monkeypatch.setattr(made, "answers", slow)
+    monkeypatch.setattr("confide.hybrid.server.batch.INLINE_WORK", 0)
+    with serving(made) as served, Client(served.url) as other:
+        one = Client(served.url)
+        one.send(Tokens(1).request(0))
+        wait_until(lambda: served.server.batcher._at_work == 1)
+        one.socket.close()
+        wait_until(lambda: len(served.server.peers) == 1)
+        go.set()
+        tokens = Tokens(2)
+        tokens.require_exact(1, other.ask(tokens.request(1)))
+        credit = next(iter(served.server.peers))._greeted.credit
+        assert (credit._bytes, credit._work) == (0, 0)
+
+
+def test_work_ahead_is_bounded_for_each_connection_and_for_all(tmp_path: Path) -> None:
+    made = service(tmp_path)
+    token = made.ahead_bytes
+    with serving(made, Limits(ahead_bytes=8 * token, all_ahead_bytes=12 * token)) as served:
+        with Client(served.url) as one, Client(served.url) as other:
+            assert one.welcome is not None
+            assert one.welcome.ahead_tokens == 8
+            tokens = [Tokens(4) for _ in range(3)]
+            for number in range(3):
+                one.send(tokens[number].ahead(number))
+            assert code_of(one.ask(tokens[0].request(0, block=0, with_p0=False))) == "unknown-block"
+            for number in (1, 2):
+                tokens[number].require_exact(0, one.ask(tokens[number].request(0, block=number, with_p0=False)))
+            assert served.server.maker.bytes == 8 * token
+            second = Tokens(4)
+            other.send(second.ahead(0))
+            third = Tokens(4)
+            other.send(third.ahead(1))
+            second.require_exact(0, other.ask(second.request(0, block=0, with_p0=False)))
+            assert code_of(other.ask(third.request(0, block=1, with_p0=False))) == "unknown-block"
+            one.send(Tokens(9).ahead(7))  # larger than what a connection may have
+            assert code_of(one.ask(Tokens(9).request(0, block=7, with_p0=False))) == "unknown-block"
+        wait_until(lambda: served.server.maker.bytes == 0)
+
+
+def test_work_ahead_is_only_for_tokens_that_the_licence_has(tmp_path: Path) -> None:
+    with serving(service(tmp_path, insecure_no_licences=False)) as served:
+        _, key = served.server.service.ledger.licences.create("Example Ltd", tokens=3, disclosure=None)
+        with Client(served.url, key) as client:
+            tokens = Tokens(4)
+            client.send(tokens.ahead(0))
+            assert code_of(client.ask(Tokens(1).request(0, with_p0=False))) == "unknown-block"
+            tokens = Tokens(3)
+            client.send(tokens.ahead(0))
+            tokens.require_exact(0, client.ask(tokens.request(0, with_p0=False)))
+
+
+def test_work_ahead_that_is_thrown_away_runs_out(tmp_path: Path) -> None:
+    made = service(tmp_path)
+    with serving(made, Limits(ahead_bytes=4 * made.ahead_bytes)) as served, Client(served.url) as client:
+        taken = 0
+        for number in range(6):
+            tokens = Tokens(4)
+            client.send(tokens.ahead(number))
+            planes = memoryview(bytes(6 * SHAPES[0][1]))
+            taken += isinstance(client.ask(wire.Online(0, number, 0, 1, planes)), wire.Answer)
+        assert taken in (2, 3)  # eight tokens, and the few that were used
+
+
+def test_a_silent_client_is_let_go(tmp_path: Path) -> None:
+    limits = Limits(greeting_seconds=0.2, idle_seconds=0.2)
+    with serving(service(tmp_path), limits) as served:
+        for greet in (True, False):
+            with Client(served.url, greet=greet) as client:
+                assert code_of(client.receive()) == ProtocolError.code
+
+
+def test_a_stop_answers_what_was_asked_for(served: Served) -> None:
+    with Client(served.url) as client:
+        tokens = Tokens(2)
+        tokens.require_exact(0, client.ask(tokens.request(0)))
+        served.stop()
+        with pytest.raises(ConnectionClosed) as closed:
+            client.receive()
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1012
+
+
+def test_another_server_with_the_same_package_goes_on(tmp_path: Path) -> None:
+    tokens = Tokens(2)
+    with serving(service(tmp_path / "one")) as served, Client(served.url) as client:
+        client.send(tokens.ahead(0))
+        tokens.require_exact(0, client.ask(tokens.request(0, with_p0=False)))
+    with serving(service(tmp_path / "two")) as served, Client(served.url) as client:
+        request = tokens.request(1, with_p0=False)
+        assert code_of(client.ask(request)) == "unknown-block"
+        again = wire.Online(1, 0, 0, 2, request.planes, memoryview(tokens.p0))
+        tokens.require_exact(1, client.ask(again))
+
+
+def test_the_same_request_gives_the_same_answer_whatever_it_is_put_together_with(tmp_path: Path) -> None:
+    """The server draws nothing: what a retry learns is what the first answer said."""
+    made = service(tmp_path)
+    account = made.ledger.anonymous()
+    tokens, others = Tokens(3), Tokens(2)
+    request = made.admit(account, tokens.request(2))
+    alone = made.answers(2, [request])[0]
+    together = made.answers(2, [made.admit(account, others.request(2)), request])[1]
+    assert np.array_equal(np.frombuffer(alone.values, np.int32), np.frombuffer(together.values, np.int32))
+    made.ledger.close()
+
+
+def test_the_client_hears_of_a_full_server_as_of_a_busy_one(tmp_path: Path) -> None:
+    with serving(service(tmp_path), Limits(connections=1)) as served, Client(served.url):
+        dial = Dial(served.url, insecure_no_tls=True)
+        for _ in range(3):  # the second answer is as good as the first
+            with pytest.raises(ServerBusy):
+                LayerConnection(dial, model().signed.release)

@@ -1,0 +1,232 @@
+"""The database says what was written to it, or that it does not, to any number of processes."""
+
+import hashlib
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing, suppress
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from confide.errors import LedgerCorrupted, LedgerUnavailable
+from confide.hybrid.server.ledger import Ledger
+from confide.hybrid.server.ledger.licences import Licence, Usage
+from confide.hybrid.server.ledger.store import DATABASE, Store
+
+ROWS = {
+    "server": {"name": "clock", "value": b"1"},
+    "licences": {"id": b"i", "name": "reader", "tokens": None},
+    "leases": {"licence": b"i", "day": 1, "tokens": 16, "lost": 3},
+    "usage": {"licence": b"i", "day": 1, "tokens": 2},
+    "disclosed": {"licence": b"i", "layer_group": 1, "tokens": 2},
+}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    made = Store(tmp_path / DATABASE)
+    for table, row in ROWS.items():
+        made.put(table, **row)
+    return made
+
+
+def test_rows_come_back_as_they_were_written(store: Store, tmp_path: Path) -> None:
+    store.close()
+    with closing(Store(tmp_path / DATABASE)) as again:
+        again.verify()
+        for table, row in ROWS.items():
+            found = again.row(table, **row) if None not in row.values() else again.rows(table)[0]
+            assert found is not None
+            assert {name: found[name] for name in row} == row
+            assert again.count(table) == 1
+
+
+@pytest.mark.parametrize(
+    ("table", "change"),
+    [
+        ("server", "value = x'32'"),
+        ("licences", "tokens = 5"),
+        ("licences", "name = 'another'"),
+        ("leases", "tokens = 2"),
+        ("leases", "lost = '3'"),
+        ("usage", "tokens = 1"),
+        ("disclosed", "tokens = 0"),
+        ("disclosed", "sum = x'00'"),
+    ],
+)
+def test_a_changed_row_is_found(store: Store, tmp_path: Path, table: str, change: str) -> None:
+    with closing(sqlite3.connect(tmp_path / DATABASE)) as other, other:
+        other.execute(f"UPDATE {table} SET {change}")  # noqa: S608
+    with pytest.raises(LedgerCorrupted, match="confide ledger restore"):
+        store.verify()
+    with pytest.raises(LedgerCorrupted):
+        store.rows(table)
+
+
+def test_a_row_of_one_table_is_none_of_another(store: Store, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / DATABASE)) as other, other:
+        other.execute("INSERT OR REPLACE INTO disclosed SELECT licence, day, tokens, sum FROM usage")
+    with pytest.raises(LedgerCorrupted):
+        store.verify()
+
+
+@pytest.mark.parametrize("content", [b"hello" * 1000, b"\0" * 4096, b"SQLite format 3\0" + b"\xff" * 4000])
+def test_what_is_no_database_is_a_clear_error(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / DATABASE
+    path.write_bytes(content)
+    with pytest.raises(LedgerCorrupted, match=str(path)):
+        Store(path).verify()
+    assert path.read_bytes() == content
+
+
+def test_a_folder_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(LedgerUnavailable, match="permissions"):
+        Store(tmp_path / "missing" / DATABASE)
+
+
+def test_a_transaction_is_all_or_nothing(store: Store) -> None:
+    with suppress(ZeroDivisionError), store.transaction():
+        store.put("server", name="clock", value=b"2")
+        store.put("server", name="seed", value=b"3")
+        raise ZeroDivisionError
+    assert store.rows("server") == [{"name": "clock", "value": b"1"}]
+    with store.transaction():
+        store.put("server", name="clock", value=b"2")
+    assert store.row("server", name="clock") == {"name": "clock", "value": b"2"}
+
+
+def test_readers_see_whole_transactions_while_another_process_writes(store: Store, tmp_path: Path) -> None:
+    code = f"""
+from pathlib import Path
+from confide.hybrid.server.ledger.store import Store
+store = Store(Path({str(tmp_path / DATABASE)!r}))
+for number in range(2, 300):
+    with store.transaction():
+        store.put("usage", licence=b"i", day=1, tokens=number)
+        store.put("disclosed", licence=b"i", layer_group=1, tokens=number)
+"""
+    seen = set()
+    with closing(store), subprocess.Popen([sys.executable, "-c", code]) as writer:
+        while writer.poll() is None:
+            with store.transaction():
+                usage, disclosed = store.rows("usage")[0], store.rows("disclosed")[0]
+            assert usage["tokens"] == disclosed["tokens"]
+            seen.add(usage["tokens"])
+        assert writer.returncode == 0
+        assert store.rows("usage")[0]["tokens"] == 299
+    assert len(seen) > 1
+
+
+def test_licences_are_written_by_many_processes_while_the_server_answers(tmp_path: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+from confide.hybrid.server.ledger.licences import licence_book
+for number in range(10):
+    with licence_book(Path(sys.argv[1])) as book:
+        book.create(f"{sys.argv[2]} {number}")
+"""
+    with closing(Ledger(tmp_path)) as ledger:
+        writers = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), name]) for name in "ab"]
+        account, tokens = ledger.anonymous(), 0
+        while any(writer.poll() is None for writer in writers):
+            ledger.charge(account, 0, 1, None)
+            tokens += 1
+            if tokens % 50 == 0:
+                ledger.checkpoint()
+        assert [writer.returncode for writer in writers] == [0, 0]
+        assert len(ledger.licences.all()) == 20
+        ledger.checkpoint()
+        assert [usage.tokens for usage in ledger.licences.usage()] == [tokens]
+
+
+# -- the database of protocol 2 ------------------------------------------------------------------------------
+
+OLD_TABLES = {
+    "server": ("name", "value"),
+    "licences": (
+        "id",
+        "key_hash",
+        "name",
+        "created",
+        "expires",
+        "tokens",
+        "tokens_per_minute",
+        "packs_per_day",
+        "disclosure",
+        "revoked",
+    ),
+    "packs": ("pack", "licence", "day", "leased_to", "used_to", "floor"),
+    "requests": ("pack", "layer_group", "digest"),
+    "usage": ("licence", "day", "tokens"),
+    "disclosed": ("licence", "layer_group", "tokens"),
+}
+OLD_KEYS = {
+    "server": "name",
+    "licences": "id",
+    "packs": "pack",
+    "requests": "pack, layer_group",
+    "usage": "licence, day",
+    "disclosed": "licence, layer_group",
+}
+OLD_ROWS: dict[str, tuple[object, ...]] = {
+    "server": ("seed", b"s" * 32),
+    "licences": (b"12345678", b"h" * 32, "Example Ltd", 5, None, 1000, None, 32, 1.0, None),
+    "packs": (b"p" * 16, b"12345678", 3, 64, 20, 0),
+    "requests": (b"p" * 16, 0, b"d" * 32),
+    "usage": (b"12345678", 3, 20),
+    "disclosed": (b"12345678", 0, 20),
+}
+
+
+def write_old(path: Path, **changed: tuple[object, ...]) -> None:
+    """A database as protocol 2 left it: a table for everything, each row with a sum over its table and values."""
+    with closing(sqlite3.connect(path)) as database, database:
+        for table, columns in OLD_TABLES.items():
+            names = ", ".join(columns)
+            database.execute(
+                f"CREATE TABLE {table} ({names}, sum NOT NULL, PRIMARY KEY ({OLD_KEYS[table]})) WITHOUT ROWID"
+            )
+            content = msgspec.msgpack.encode([table, list(OLD_ROWS[table])])
+            row = (*changed.get(table, OLD_ROWS[table]), hashlib.blake2b(content, digest_size=8).digest())
+            database.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)  # noqa: S608
+        database.execute("CREATE INDEX packs_by_licence ON packs (licence, day)")
+
+
+def test_licences_and_usage_of_protocol_2_stay_and_its_packs_go(tmp_path: Path) -> None:
+    write_old(tmp_path / DATABASE)
+    (tmp_path / "server.key").write_bytes(bytes(32))
+    (tmp_path / "journal-0").write_bytes(bytes(48))
+    for _ in range(2):  # the second time it is one of today's
+        with closing(Ledger(tmp_path)) as ledger:
+            (licence,) = ledger.licences.all()
+            assert licence == Licence(b"12345678", b"h" * 32, "Example Ltd", 5, tokens=1000, disclosure=1.0)
+            assert ledger.licences.usage(licence) == [Usage(licence.id, 3, 20)]
+            assert ledger.licences.disclosed(licence) == {0: 20}
+            ledger._store.verify()
+    with closing(sqlite3.connect(tmp_path / DATABASE)) as database:
+        tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        assert tables == {"server", "licences", "usage", "disclosed", "leases"}
+        assert {name for (name,) in database.execute("SELECT name FROM server")} == {"clock", "identity"}
+    assert {path.name for path in tmp_path.iterdir()} == {DATABASE, "lock"}
+
+
+def test_a_damaged_licence_of_protocol_2_is_not_taken_over(tmp_path: Path) -> None:
+    more = list(OLD_ROWS["licences"])
+    more[5] = 10**9
+    write_old(tmp_path / DATABASE, licences=tuple(more))
+    with pytest.raises(LedgerCorrupted):
+        Store(tmp_path / DATABASE)
+    with closing(sqlite3.connect(tmp_path / DATABASE)) as database:
+        assert database.execute("PRAGMA user_version").fetchone() == (0,)
+        assert database.execute("SELECT count(*) FROM packs").fetchone() == (1,)
+
+
+def test_a_database_of_a_later_version_is_left_alone(tmp_path: Path) -> None:
+    Store(tmp_path / DATABASE).close()
+    with closing(sqlite3.connect(tmp_path / DATABASE)) as database:
+        database.execute("PRAGMA user_version = 9")
+    with pytest.raises(LedgerUnavailable, match="newer version"):
+        Store(tmp_path / DATABASE)
