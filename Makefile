@@ -23,11 +23,13 @@ demo: $(READY)
 	$(BIN)/confide demo
 	$(BIN)/confide demo enclave
 
+# A worker for each core; a file's tests stay together, because they share what is slow to make.
 test: $(READY)
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -n auto --dist loadfile -m 'not slow'
 
+# One after the other: some of the slow ones measure times.
 test-all: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --cov=confide --cov-report=term:skip-covered
 
 fuzz: $(READY)
 	$(BIN)/python -m fuzz --seconds 60

@@ -6,6 +6,11 @@ from pathlib import Path
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Each worker has a core. Threads of several would spin in each other's way, for longer than they work.
+    for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(threads, "1")
+
 
 @pytest.fixture(scope="session", autouse=True)
 def confide_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:

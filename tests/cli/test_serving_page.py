@@ -19,7 +19,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
 BLOCK = re.compile(
     r"<!-- run(?P<server> as a server on (?P<port>\d+))?(?P<nginx> with nginx)? -->\n```sh\n(?P<code>.*?)```", re.DOTALL
 )
-SECONDS = 240
+SECONDS = 1200  # it takes a minute; on a busy machine many
 PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"], "/usr/sbin"])
 WAIT = "until (exec 3<>/dev/tcp/127.0.0.1/{port}) 2>/dev/null; do kill -0 $!; sleep 0.1; done"
 
