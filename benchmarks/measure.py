@@ -3,13 +3,14 @@
 import json
 import os
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-RESULTS = Path(__file__).with_name("results")
+_RESULTS = Path(__file__).with_name("results")
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,19 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
+def results() -> Path:
+    """The folder for this machine's processor: figures of two processors are never mixed."""
+    folder = _RESULTS / re.sub(r"[^a-z0-9]+", "-", _processor().lower()).strip("-")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def write(name: str, figures: list[Figure], **details: object) -> None:
-    """Write one question's figures, and what else is to be kept of it, to results/NAME.json."""
-    RESULTS.mkdir(exist_ok=True)
+    """Write one question's figures, and what else is to be kept of it, to results/PROCESSOR/NAME.json."""
     machine = {"processor": _processor(), "cores": os.cpu_count(), "python": platform.python_version()}
     content = {"machine": machine, "figures": [asdict(figure) | {"reached": figure.reached} for figure in figures]}
     content |= details
-    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+    (results() / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
 
 
 def _processor() -> str:

@@ -14,7 +14,7 @@ from transformers import GPT2Config
 from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
 
 from benchmarks.attention_peer.head import Head
-from benchmarks.measure import RESULTS
+from benchmarks.measure import results
 from benchmarks.peers import environment
 from confide.attention.quantized import HeadWeights, Magnitudes, QuantizedHeads, Quantizer
 
@@ -78,4 +78,4 @@ def main() -> None:
     options = parser.parse_args()
     found = measure(options.tokens, bits=options.bits, execute=options.run_peer)
     print(json.dumps(found, indent=1))
-    (RESULTS / "attention_peer.json").write_text(json.dumps(found, indent=1) + "\n")
+    (results() / "attention_peer.json").write_text(json.dumps(found, indent=1) + "\n")

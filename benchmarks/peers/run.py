@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.both_parties import private_weights
-from benchmarks.measure import RESULTS, Figure, write
+from benchmarks.measure import Figure, results, write
 from benchmarks.peers import clear, environment, ours, report
 from benchmarks.peers.layer import Layer
 from benchmarks.peers.measurement import Measurement
@@ -30,7 +30,7 @@ def main() -> list[Figure]:
         figures += _figures(layer, mine, glwe)
     as_json = {name: [asdict(side) for side in measured] for name, measured in sides.items()}
     write("peers", figures, load_before=load, torch_threads=threads, sides=as_json)
-    report.plot(sides, RESULTS / "peers.png")
+    report.plot(sides, results() / "peers.png")
     return figures
 
 
@@ -55,7 +55,7 @@ def _measure(layer: Layer) -> list[Measurement]:
 def _figures(layer: Layer, mine: Measurement, glwe: Measurement) -> list[Figure]:
     amortised = glwe.amortised_seconds / mine.amortised_seconds
     detail = f"{mine.amortised_seconds * 1e3:.2f} ms a token against {glwe.amortised_seconds:.1f} s"
-    lone = f"{mine.lone.seconds:.1f} s for a whole pack and a token against {glwe.lone.seconds:.1f} s"
+    lone = f"{mine.lone.seconds:.1f} s for a secret and a token of its own against {glwe.lone.seconds:.1f} s"
     return [
         Figure(
             f"{layer.name}, amortised: GLWE's time / ours",
