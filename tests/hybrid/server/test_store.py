@@ -1,18 +1,15 @@
 """The database says what was written to it, or that it does not, to any number of processes."""
 
-import hashlib
 import sqlite3
 import subprocess
 import sys
 from contextlib import closing, suppress
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from confide.errors import LedgerCorrupted, LedgerUnavailable
 from confide.hybrid.server.ledger import Ledger
-from confide.hybrid.server.ledger.licences import Licence, Usage
 from confide.hybrid.server.ledger.store import DATABASE, Store
 
 ROWS = {
@@ -142,91 +139,16 @@ for number in range(10):
         assert [usage.tokens for usage in ledger.licences.usage()] == [tokens]
 
 
-# -- the database of protocol 2 ------------------------------------------------------------------------------
-
-OLD_TABLES = {
-    "server": ("name", "value"),
-    "licences": (
-        "id",
-        "key_hash",
-        "name",
-        "created",
-        "expires",
-        "tokens",
-        "tokens_per_minute",
-        "packs_per_day",
-        "disclosure",
-        "revoked",
-    ),
-    "packs": ("pack", "licence", "day", "leased_to", "used_to", "floor"),
-    "requests": ("pack", "layer_group", "digest"),
-    "usage": ("licence", "day", "tokens"),
-    "disclosed": ("licence", "layer_group", "tokens"),
-}
-OLD_KEYS = {
-    "server": "name",
-    "licences": "id",
-    "packs": "pack",
-    "requests": "pack, layer_group",
-    "usage": "licence, day",
-    "disclosed": "licence, layer_group",
-}
-OLD_ROWS: dict[str, tuple[object, ...]] = {
-    "server": ("seed", b"s" * 32),
-    "licences": (b"12345678", b"h" * 32, "Example Ltd", 5, None, 1000, None, 32, 1.0, None),
-    "packs": (b"p" * 16, b"12345678", 3, 64, 20, 0),
-    "requests": (b"p" * 16, 0, b"d" * 32),
-    "usage": (b"12345678", 3, 20),
-    "disclosed": (b"12345678", 0, 20),
-}
-
-
-def write_old(path: Path, **changed: tuple[object, ...]) -> None:
-    """A database as protocol 2 left it: a table for everything, each row with a sum over its table and values."""
-    with closing(sqlite3.connect(path)) as database, database:
-        for table, columns in OLD_TABLES.items():
-            names = ", ".join(columns)
-            database.execute(
-                f"CREATE TABLE {table} ({names}, sum NOT NULL, PRIMARY KEY ({OLD_KEYS[table]})) WITHOUT ROWID"
-            )
-            content = msgspec.msgpack.encode([table, list(OLD_ROWS[table])])
-            row = (*changed.get(table, OLD_ROWS[table]), hashlib.blake2b(content, digest_size=8).digest())
-            database.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)  # noqa: S608
-        database.execute("CREATE INDEX packs_by_licence ON packs (licence, day)")
-
-
-def test_licences_and_usage_of_protocol_2_stay_and_its_packs_go(tmp_path: Path) -> None:
-    write_old(tmp_path / DATABASE)
-    (tmp_path / "server.key").write_bytes(bytes(32))
-    (tmp_path / "journal-0").write_bytes(bytes(48))
-    for _ in range(2):  # the second time it is one of today's
-        with closing(Ledger(tmp_path)) as ledger:
-            (licence,) = ledger.licences.all()
-            assert licence == Licence(b"12345678", b"h" * 32, "Example Ltd", 5, tokens=1000, disclosure=1.0)
-            assert ledger.licences.usage(licence) == [Usage(licence.id, 3, 20)]
-            assert ledger.licences.disclosed(licence) == {0: 20}
-            ledger._store.verify()
-    with closing(sqlite3.connect(tmp_path / DATABASE)) as database:
-        tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        assert tables == {"server", "licences", "usage", "disclosed", "leases"}
-        assert {name for (name,) in database.execute("SELECT name FROM server")} == {"clock", "identity"}
-    assert {path.name for path in tmp_path.iterdir()} == {DATABASE, "lock"}
-
-
-def test_a_damaged_licence_of_protocol_2_is_not_taken_over(tmp_path: Path) -> None:
-    more = list(OLD_ROWS["licences"])
-    more[5] = 10**9
-    write_old(tmp_path / DATABASE, licences=tuple(more))
-    with pytest.raises(LedgerCorrupted):
-        Store(tmp_path / DATABASE)
-    with closing(sqlite3.connect(tmp_path / DATABASE)) as database:
-        assert database.execute("PRAGMA user_version").fetchone() == (0,)
-        assert database.execute("SELECT count(*) FROM packs").fetchone() == (1,)
-
-
 def test_a_database_of_a_later_version_is_left_alone(tmp_path: Path) -> None:
     Store(tmp_path / DATABASE).close()
     with closing(sqlite3.connect(tmp_path / DATABASE)) as database:
         database.execute("PRAGMA user_version = 9")
-    with pytest.raises(LedgerUnavailable, match="newer version"):
+    with pytest.raises(LedgerUnavailable, match="another version"):
+        Store(tmp_path / DATABASE)
+
+
+def test_tables_without_a_version_are_left_alone(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / DATABASE)) as database, database:
+        database.execute("CREATE TABLE licences (id)")
+    with pytest.raises(LedgerUnavailable, match="another version"):
         Store(tmp_path / DATABASE)

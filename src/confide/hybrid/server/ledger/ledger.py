@@ -27,7 +27,6 @@ MOST_LEASE: Final = 256
 LICENCE_SECONDS: Final = 1.0
 """How old the licence may be that a request is checked against."""
 CLOCK_TOLERANCE: Final = 300.0
-_OLD_KEY_BYTES: Final = 32
 
 _log = logging.getLogger(__name__)
 
@@ -89,7 +88,6 @@ class Ledger:
             stack.callback(self._lock.close)
             self._store = Store(folder / DATABASE)
             stack.callback(self._store.close)
-            _remove_what_protocol_2_kept(folder)
             self.licences = LicenceBook(self._store)
             self._started = time.time() - time.monotonic()
             self._require_original()
@@ -292,14 +290,6 @@ def lock_folder(folder: Path) -> IO[str]:
     if lock is None:
         raise LedgerInUse(f"Another server is using {folder}; stop it, or give this one a --state folder of its own.")
     return lock
-
-
-def _remove_what_protocol_2_kept(folder: Path) -> None:
-    key = folder / "server.key"
-    if key.exists() and key.stat().st_size == _OLD_KEY_BYTES:  # and not somebody's key for TLS
-        key.unlink()
-    for journal in folder.glob("journal-[0-9]*"):
-        journal.unlink()
 
 
 def _utc(seconds: float) -> str:

@@ -17,7 +17,7 @@ from confide.errors import LedgerCorrupted, LedgerUnavailable
 
 DATABASE: Final = "ledger.sqlite"
 SCHEMA: Final = 3
-"""As `PRAGMA user_version` says: 3 for licences, usage, disclosure and leases; 0 for the ledger of protocol 2."""
+"""As `PRAGMA user_version` says; 0 for a database without tables."""
 _FULL: Final = 2
 
 Row = dict[str, Any]
@@ -47,25 +47,12 @@ _COLUMNS: Final = {
     "disclosed": ("licence", "layer_group", "tokens"),
     "leases": ("licence", "day", "tokens", "lost"),
 }
-_OLD_LICENCES: Final = (
-    "id",
-    "key_hash",
-    "name",
-    "created",
-    "expires",
-    "tokens",
-    "tokens_per_minute",
-    "packs_per_day",
-    "disclosure",
-    "revoked",
-)
 
 
 class Store:
     """An open database. Safe to call from several threads; other processes may read, and write other tables.
 
-    What a transaction wrote is on the disk when it ends. A database of protocol 2 becomes one of now: its licences,
-    usage and disclosure stay, its packs are dropped.
+    What a transaction wrote is on the disk when it ends. LedgerUnavailable for a database of another version.
     """
 
     def __init__(self, path: Path) -> None:
@@ -88,40 +75,24 @@ class Store:
 
     def _make_tables(self) -> None:
         with self._reporting():
-            version = self._database.execute("PRAGMA user_version").fetchone()[0]
-            if version == SCHEMA:
+            if self._version() == SCHEMA:
                 return
-        if version not in (0, SCHEMA):
-            raise LedgerUnavailable(f"{self.path} was written by a newer version of Confide; install that one.")
-        with self.transaction():
-            if self._database.execute("PRAGMA user_version").fetchone()[0] == SCHEMA:
-                return  # another process was faster
-            licences = self._old_licences()
-            for table in ("packs", "requests", "licences"):
-                self._database.execute(f"DROP TABLE IF EXISTS {table}")
+        with self.transaction():  # in one, because another process may be faster
+            if self._version() == SCHEMA:
+                return
+            if self._version() or self._database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                raise LedgerUnavailable(
+                    f"{self.path} was written by another version of Confide; use that one, or another state folder."
+                )
             for table, columns in _COLUMNS.items():
                 self._database.execute(
-                    f"CREATE TABLE IF NOT EXISTS {table} "
+                    f"CREATE TABLE {table} "
                     f"({', '.join(columns)}, sum NOT NULL, PRIMARY KEY ({', '.join(_KEYS[table])})) WITHOUT ROWID"
                 )
-            for licence in licences:
-                self.put("licences", **licence)
-            if licences:
-                self._database.execute("DELETE FROM server WHERE name NOT IN ('identity', 'clock')")
             self._database.execute(f"PRAGMA user_version={SCHEMA}")
 
-    def _old_licences(self) -> list[Row]:
-        """The licences in a database of protocol 2, each checked against its sum and as it is written now."""
-        columns = [row["name"] for row in self._database.execute("PRAGMA table_info(licences)")]
-        if not columns:
-            return []
-        found = [dict(row) for row in self._database.execute("SELECT * FROM licences")]
-        for row in found:
-            if row.pop("sum", None) != _row_sum("licences", row, _OLD_LICENCES):
-                raise _corrupted(self.path)
-            del row["packs_per_day"]
-            row["check_sets"] = 1
-        return found
+    def _version(self) -> int:
+        return int(self._database.execute("PRAGMA user_version").fetchone()[0])
 
     def verify(self) -> None:
         """Read everything. LedgerCorrupted where any of it is not what was written."""
