@@ -35,6 +35,7 @@ def _register() -> None:
         open,
         owner,
         plan,
+        proxy,
         quantize,
         seal,
         serve,
@@ -43,7 +44,7 @@ def _register() -> None:
         tls,
     )
 
-    for module in (plan, split, checks, serve, generate, chat, distrust, quantize, seal, open):
+    for module in (plan, split, checks, serve, generate, chat, proxy, distrust, quantize, seal, open):
         app.command(module.__name__.rpartition(".")[2])(module.command)
     for group in (hint, demo, evaluate, owner, tls, licence, ledger, attest, tee, keys):
         app.add_typer(group.app)

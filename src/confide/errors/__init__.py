@@ -100,6 +100,7 @@ from confide.errors.models import (
     WrongMode,
     WrongModelKey,
 )
+from confide.errors.proxy import InvalidSettings, ProxyNotRunning
 
 __all__ = [
     "WIRE_CODES",
@@ -133,6 +134,7 @@ __all__ = [
     "InvalidCertificate",
     "InvalidPackage",
     "InvalidPolicy",
+    "InvalidSettings",
     "InvalidSignature",
     "KeyChanged",
     "KeyRefused",
@@ -156,6 +158,7 @@ __all__ = [
     "OwnerKeyError",
     "PromptTooLong",
     "ProtocolError",
+    "ProxyNotRunning",
     "RateLimited",
     "RefusalListDamaged",
     "RequestRefused",

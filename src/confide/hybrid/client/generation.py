@@ -107,6 +107,14 @@ class _Course(StoppingCriteria):
             torch.set_rng_state(self._random)
 
 
+class PaddedStreamer(BaseStreamer):
+    """A streamer that does as much for the tokens behind the end of a text as for those before it."""
+
+    def put_padding(self, value: Tensor) -> None:
+        """A token behind the end: to be dealt with like any, and shown to nobody."""
+        raise NotImplementedError
+
+
 class _Muted(BaseStreamer):
     """Hands on the tokens before the recorded stop and before a wrong answer, and goes through the motions after.
 
@@ -132,6 +140,8 @@ class _Muted(BaseStreamer):
         ended = course is not None and course.stopped and self._given > course.answer
         if self._product.breach is None and not ended:
             self._inner.put(value)
+        elif isinstance(self._inner, PaddedStreamer):
+            self._inner.put_padding(value)
         elif self._shadow is not None:
             self._shadow.put(value)
 

@@ -1,0 +1,213 @@
+"""`confide proxy`: a local address for every program that speaks OpenAI's API, with the protections behind it."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from confide.cli import output
+from confide.cli.files import read_file
+from confide.cli.options import Ca, InsecureNoTls, Json, Licence
+from confide.errors import ConfideError, InsecureConnection, ProxyNotRunning
+from confide.net.loopback import is_loopback
+
+if TYPE_CHECKING:
+    from confide.proxy.settings import ModelSettings
+
+_START_SECONDS = 30.0
+
+
+def command(
+    targets: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="https:// addresses of a model in a trusted environment and its replicas, or a client folder with "
+            "--server; `status` and `stop` for the proxy that runs.",
+            metavar="[URL... | SHELL | status | stop]",
+        ),
+    ] = None,
+    policy: Annotated[
+        Path | None, typer.Option(help="TOML: what evidence must show; without: genuine, not debugged, up to date.")
+    ] = None,
+    simulated_root: Annotated[
+        Path | None, typer.Option(help="Root of simulated hardware, to try things out: it protects nothing.")
+    ] = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Ask no vendor: take the workload's collateral, and show how old it is.")
+    ] = False,
+    server: Annotated[str | None, typer.Option(help="For a client folder: the layer server's address.")] = None,
+    owner: Annotated[
+        str | None, typer.Option(help="For a client folder: the public key that must have signed it.")
+    ] = None,
+    licence: Licence = "",
+    name: Annotated[str, typer.Option(help="What programs call the model; its own name without.")] = "",
+    config: Annotated[Path | None, typer.Option(help="TOML file of several models.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = 8790,
+    key_file: Annotated[
+        Path | None, typer.Option(help="File with the key that programs must show; needed beyond this machine.")
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="PEM file with a certificate chain.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file with its private key.")] = None,
+    background: Annotated[bool, typer.Option("--background", help="Start it, and come back.")] = False,
+    ca: Ca = None,
+    insecure_no_tls: InsecureNoTls = False,
+    json: Json = False,
+) -> None:
+    """Serve OpenAI's API on this machine: verify, encrypt or run the shell, and forward."""
+    if targets in (["status"], ["stop"]):
+        (_status if targets == ["status"] else _stop)(json=json)
+        return
+    if background:
+        _start_in_background(json=json)
+        return
+    from confide.proxy.settings import ModelSettings, read_settings
+
+    if config is not None:
+        if targets:
+            raise typer.BadParameter("give either --config or an address")
+        models = read_settings(config)
+    else:
+        common: dict[str, Any] = {"name": name, "ca": _text(ca), "insecure_no_tls": insecure_no_tls}
+        if server is not None:
+            if len(targets or ()) != 1:
+                raise typer.BadParameter("--server goes with one client folder")
+            models = [ModelSettings(shell=(targets or [""])[0], server=server, owner=owner, **common)]
+        else:
+            of_enclave: dict[str, Any] = {
+                "policy": _text(policy),
+                "simulated_root": _text(simulated_root),
+                "offline": offline,
+            }
+            models = [ModelSettings(url=url, **of_enclave, **common) for url in targets or []]
+        if not models:
+            raise typer.BadParameter("give an address, a client folder with --server, or --config")
+    key = "" if key_file is None else read_file(key_file).decode("ascii", "replace").strip()
+    if not is_loopback(host) and not (key and tls_cert and tls_key):
+        raise InsecureConnection(
+            f"On {host} the proxy would answer anybody on the network; give --tls-cert, --tls-key and --key-file, or "
+            "use a loopback host."
+        )
+    if bool(tls_cert) != bool(tls_key):
+        raise typer.BadParameter("--tls-cert and --tls-key go together")
+    _serve(models, licence, (host, port), key, (tls_cert, tls_key), json=json)
+
+
+def _serve(
+    models: "list[ModelSettings]",
+    licence: str,
+    place: tuple[str, int],
+    key: str,
+    tls: tuple[Path | None, Path | None],
+    *,
+    json: bool,
+) -> None:
+    from confide.enclave.api.server import bind, serve_app
+    from confide.net.tls import server_context
+    from confide.proxy.app import ProxyApp
+    from confide.proxy.guard import Guard, hosts_of
+    from confide.proxy.running import Running, forget, new_token, remember
+    from confide.proxy.settings import backends
+
+    certificate, private = tls
+    context = server_context(certificate, private) if certificate and private else None
+    standing = backends(models, licence)
+    token = new_token()
+    try:
+        bound = bind(*place)
+    except OSError as error:
+        raise ConfideError(
+            f"Port {place[1]} of {place[0]} cannot be had ({error.strerror}); choose another with --port, or see "
+            "`confide proxy status`."
+        ) from error
+    host, port = bound.getsockname()[:2]
+    app = ProxyApp(standing, token, lambda: os.kill(os.getpid(), signal.SIGTERM)).asgi()
+    guarded = Guard(app, hosts_of(place[0], port), (key, token) if key else (), secure=context is not None)
+    scheme = "http" if context is None else "https"
+    url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+    running = Running(url, token, str(certificate.resolve()) if certificate else "")
+
+    def ready(_: str) -> None:
+        remember(running)
+        if json:
+            output.result({"url": url, "base_url": f"{url}/v1", "key_needed": bool(key)})
+            return
+        output.console.print(f"[bold]{url}/v1[/]  is OpenAI's API now; models are verified before anything is sent.")
+        output.note(f"export OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY={'<your key>' if key else 'any'}")
+        output.note("`confide proxy status` shows what was verified. Ctrl-C stops it.")
+
+    try:
+        serve_app(guarded, bound, context, ready)
+    finally:
+        forget(running)
+
+
+def _start_in_background(*, json: bool) -> None:
+    """The same command without --background, in a process of its own that outlives the terminal."""
+    arguments = [argument for argument in sys.argv[1:] if argument not in ("--background", "--json")]
+    command = [sys.executable, "-P", "-m", "confide", *arguments, "--json"]
+    from confide.disk.home import make_home
+
+    log = make_home() / "proxy.log"
+    with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as errors:
+        process = subprocess.Popen(  # noqa: S603 - our own arguments, once more
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, start_new_session=True
+        )
+    line = process.stdout.readline() if process.stdout else b""
+    if not line.startswith(b'{"url"'):
+        process.wait(_START_SECONDS)
+        said = log.read_bytes()[-2000:].decode("utf-8", "replace").strip()
+        raise ConfideError(f"The proxy did not start; {said or line.decode('utf-8', 'replace').strip()}")
+    import msgspec
+
+    found = msgspec.json.decode(line, type=dict[str, Any])
+    if json:
+        output.result(found)
+    else:
+        output.console.print(f"[bold]{found['base_url']}[/]  runs in the background.")
+        output.note("`confide proxy status` shows what was verified, `confide proxy stop` stops it.")
+
+
+def _status(*, json: bool) -> None:
+    from rich.markup import escape
+
+    from confide.printable import printable
+    from confide.proxy.running import ask, recall
+
+    running = recall()
+    health = ask(running, "/health")
+    if json:
+        output.result({"url": running.url, **health, **ask(running, "/confide/status")})
+        return
+    output.console.print(f"[bold]{running.url}/v1[/]")
+    for backend in ask(running, "/confide/status").get("backends", []):
+        names = ", ".join(backend["models"]) or "(no name yet)"
+        simulated = "  [bold red]SIMULATED: this protects nothing[/]" if backend.get("simulated") else ""
+        output.console.print(
+            f"{escape(printable(names))}  {backend['mode']}  {escape(printable(backend['url']))}  "
+            f"[bold]{backend['state']}[/]{simulated}"
+        )
+        if "reason" in backend:
+            output.note(backend["reason"])
+        if "trust" in backend:
+            output.console.print(escape(printable(backend["trust"], keep="\n")))
+
+
+def _stop(*, json: bool) -> None:
+    from confide.proxy.running import ask, recall
+
+    running = recall()
+    if ask(running, "/confide/stop", method="POST").get("status") != "stopping":
+        raise ProxyNotRunning(f"What answers at {running.url} is not the proxy that was started; stop it yourself.")
+    if json:
+        output.result({"stopped": running.url})
+    else:
+        output.note(f"The proxy at {running.url} stops.")
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)

@@ -1,0 +1,200 @@
+"""The proxy's HTTP: OpenAI's endpoints, each question passed on to the model that it names."""
+
+import asyncio
+import contextlib
+import hmac
+import logging
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, Final
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Message, Receive, Scope, Send
+
+from confide.enclave.api.openai import json_response
+from confide.enclave.api.problems import HANDLERS, problem, problem_response
+from confide.errors import (
+    AttestationError,
+    ConfideError,
+    ConnectionLost,
+    GatewayError,
+    IntegrityError,
+    InvalidPackage,
+    RequestRefused,
+    ServerBusy,
+    ServerDistrusted,
+    ServerFault,
+    UnknownModel,
+    UntrustedOwner,
+)
+from confide.logs import TextLines
+from confide.net.body import read_body
+from confide.proxy.backend import Backend, State
+
+MAX_BODY_BYTES: Final = 8 << 20
+_BODY_SECONDS: Final = 30.0
+_UNTRUSTED: Final = (AttestationError, IntegrityError, ServerDistrusted, UntrustedOwner, InvalidPackage)
+
+_log = logging.getLogger(__name__)
+
+
+class ProxyApp:
+    """The application. backends: each model's. stop: called by whoever shows `stop_token`."""
+
+    def __init__(self, backends: Sequence[Backend], stop_token: str, stop: Callable[[], None]) -> None:
+        self._backends = backends
+        self._stop_token = stop_token
+        self._stop = stop
+        self._started = int(time.time())
+
+    def asgi(self) -> Starlette:
+        """As ASGI servers take it."""
+        return Starlette(
+            routes=[
+                Route("/health", self._health),
+                Route("/confide/status", self._status),
+                Route("/confide/stop", self._end, methods=["POST"]),
+                Route("/v1/models", self._models),
+                Route("/v1/models/{name:path}", self._model),
+                Route("/v1/{path:path}", _Endpoint(self)),
+            ],
+            exception_handlers=HANDLERS,
+            lifespan=self._lifespan,
+        )
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
+        tasks = [asyncio.create_task(backend.run()) for backend in self._backends]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for backend in self._backends:
+                await backend.close()
+
+    async def _health(self, _request: Request) -> Response:
+        """Whether questions can be asked: 503 while no model is ready."""
+        states = [backend.state for backend in self._backends]
+        order = (State.READY, State.VERIFYING, State.AWAY, State.REFUSED)
+        best = next(state for state in order if state in states)
+        content = {"status": best.value, "backends": [_brief(backend) for backend in self._backends]}
+        return json_response(content, 200 if best is State.READY else 503)
+
+    async def _status(self, _request: Request) -> Response:
+        """What was verified of each backend."""
+        return json_response({"backends": [_brief(backend) | backend.describe() for backend in self._backends]})
+
+    async def _end(self, request: Request) -> Response:
+        shown = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if not hmac.compare_digest(shown.encode(), self._stop_token.encode()):
+            return problem_response(RequestRefused("Only `confide proxy stop` of the same user stops this proxy."))
+        self._stop()
+        return json_response({"status": "stopping"})
+
+    async def _models(self, _request: Request) -> Response:
+        return json_response({"object": "list", "data": [self._described(name) for name in self._names()]})
+
+    async def _model(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in self._names():
+            return problem_response(_unknown())
+        return json_response(self._described(name))
+
+    def _described(self, name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": self._started, "owned_by": "confide"}
+
+    def _names(self) -> list[str]:
+        return list(dict.fromkeys(name for backend in self._backends for name in backend.models))
+
+    async def choose(self, name: str) -> Backend:
+        """A backend that answers to this name and is ready; the first one listed that is."""
+        if not any(name in backend.models for backend in self._backends):
+            # What a backend serves under names of its own is known once it is verified.
+            unnamed = [backend for backend in self._backends if not backend.models]
+            for backend in unnamed:
+                await backend.ready()
+        able = [backend for backend in self._backends if name in backend.models]
+        if not able:
+            raise _unknown()
+        chosen = next((backend for backend in able if backend.state is State.READY), None)
+        if chosen is None:
+            chosen = next((backend for backend in able if backend.state is State.VERIFYING), able[0])
+            await chosen.ready()
+        return chosen
+
+
+class _Endpoint:
+    """POST below /v1, whatever it is: what a model's server does not have, it refuses itself."""
+
+    def __init__(self, proxy: ProxyApp) -> None:
+        self._proxy = proxy
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def watched(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._answer(scope, receive, watched)
+        except ConfideError as error:
+            if begun:
+                raise
+            await _refusal(error)(scope, receive, send)
+        except Exception:  # noqa: BLE001 - see below
+            # Its message may quote a question, so neither the client nor the log is told it.
+            _log.error("Answering a request failed.\n%s", TextLines().formatException(sys.exc_info()))
+            if begun:
+                raise ServerFault("The proxy failed inside; see its log.") from None
+            await problem_response(ServerFault("The proxy failed inside; its log says where."))(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        if request.method != "POST":
+            raise RequestRefused("This endpoint takes another method; use POST for questions.")
+        question = _question(await read_body(request, MAX_BODY_BYTES, _BODY_SECONDS))
+        name = question.get("model")
+        if not isinstance(name, str):
+            raise RequestRefused("A question names its model; /v1/models lists them.", "model")
+        backend = await self._proxy.choose(name)
+        path = "/" + scope["path"].removeprefix("/v1/")
+        await backend.answer(path, question, scope, receive, send)
+
+
+def _question(body: bytes) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(body, type=dict[str, Any])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        raise RequestRefused("The question is not a JSON object; see OpenAI's API reference.") from None
+
+
+def _unknown() -> UnknownModel:
+    return UnknownModel("This model is not served here; /v1/models says which are.", "model")
+
+
+def _brief(backend: Backend) -> dict[str, Any]:
+    reason = {} if backend.problem is None else {"reason": str(backend.problem), "code": backend.problem.code}
+    return {"models": list(backend.models), "state": backend.state.value, **reason}
+
+
+def _refusal(error: ConfideError) -> Response:
+    """In OpenAI's form. 403 where somebody is not to be trusted: no program asks again by itself then."""
+    if isinstance(error, _UNTRUSTED):
+        content = problem(error)
+        content["error"]["type"] = "permission_error"
+        return json_response(content, 403)
+    if isinstance(error, ConnectionLost | GatewayError):
+        return json_response(problem(error), 502)
+    response = problem_response(error)
+    if isinstance(error, ServerBusy):
+        response.headers["retry-after"] = "2"
+    return response

@@ -1,0 +1,77 @@
+"""The gate of a local address: web pages of others must not reach it, whatever names they give it.
+
+A page can have a browser send requests to this machine, and with a name of its own that resolves to 127.0.0.1 even
+read the answers (DNS rebinding). So the Host header must be one of this address, a page's Origin must be this address
+itself, and no answer allows another origin anything.
+"""
+
+import hmac
+from collections.abc import Iterable
+from typing import Final
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from confide.enclave.api.problems import problem_response
+from confide.errors import RequestRefused
+
+_LOOPBACK_NAMES: Final = ("127.0.0.1", "localhost", "[::1]")
+
+
+class Guard:
+    """ASGI middleware. hosts: what Host may say, in lower case. secure: whether the address has TLS.
+
+    keys: one of them must be shown as a bearer token; without any, whoever reaches the address may ask.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: Iterable[str], keys: Iterable[str], *, secure: bool) -> None:
+        self._app = app
+        self._hosts = frozenset(hosts)
+        self._origins = frozenset(f"{'https' if secure else 'http'}://{host}" for host in self._hosts)
+        self._keys = [key.encode() for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        error = self._refusal(headers, scope["path"])
+        if error is None:
+            await self._app(scope, receive, send)
+            return
+        response = problem_response(error)
+        response.status_code = 401 if isinstance(error, _NoKey) else 403
+        await response(scope, receive, send)
+
+    def _refusal(self, headers: Headers, path: str) -> RequestRefused | None:
+        if headers.getlist("host")[1:] or headers.get("host", "").lower() not in self._hosts:
+            return RequestRefused("This address has another name; use the one that `confide proxy` printed.")
+        origins = headers.getlist("origin")
+        if any(origin.lower() not in self._origins for origin in origins):
+            return RequestRefused("Web pages of others may not use this address; open the one that it serves itself.")
+        if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+            return RequestRefused("Web pages of others may not use this address; open the one that it serves itself.")
+        shown = _token(headers).encode()
+        if self._keys and path != "/health" and not any(hmac.compare_digest(shown, key) for key in self._keys):
+            return _NoKey("This proxy wants its key as a bearer token; give it to your program as OPENAI_API_KEY.")
+        return None
+
+
+class _NoKey(RequestRefused):
+    code = "wrong-key"
+
+
+def _token(headers: Headers) -> str:
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    return token if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+
+
+def hosts_of(host: str, port: int, names: Iterable[str] = ()) -> set[str]:
+    """What Host may say at this address: its names, and on loopback all of this machine's. Ports 80 and 443 are left
+    out by browsers.
+    """
+    bare = f"[{host}]" if ":" in host else host
+    known = {bare.lower(), *(name.lower() for name in names)}
+    if bare.lower() in _LOOPBACK_NAMES or host.startswith("127."):
+        known.update(_LOOPBACK_NAMES)
+    return {f"{name}:{port}" for name in known} | (known if port in (80, 443) else set())

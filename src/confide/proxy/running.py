@@ -1,0 +1,82 @@
+"""The proxy that runs in the background: where it is, and how its user stops it.
+
+`proxy.json` in the user's Confide folder, for that user's eyes only, names the address and a token that stops it. A
+process number would be another process's by the time it is used.
+"""
+
+import os
+import secrets
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import httpx
+import msgspec
+from msgspec import Meta
+
+from confide.disk.files import replace_file
+from confide.disk.home import home, make_home
+from confide.errors import ProxyNotRunning
+
+FILE_NAME: Final = "proxy.json"
+_MAX_BYTES: Final = 1 << 20
+_SECONDS: Final = 5.0
+_AWAY: Final = "No proxy of yours is running; start one with `confide proxy`."
+
+
+class Running(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """url: of the proxy. token: stops it. ca: file of the authority of its certificate, if it has TLS."""
+
+    url: Annotated[str, Meta(pattern=r"\Ahttps?://")]
+    token: str
+    certificate: str = ""
+
+    def __repr__(self) -> str:
+        return f"Running({self.url!r}, <hidden>)"
+
+
+def new_token() -> str:
+    """A secret for `Running`."""
+    return secrets.token_urlsafe(32)
+
+
+def remember(running: Running) -> Path:
+    """Write it down; the file's path."""
+    path = make_home() / FILE_NAME
+    replace_file(path, msgspec.json.encode(running), mode=0o600)
+    return path
+
+
+def forget(running: Running) -> None:
+    """Remove the file, unless another proxy has written it since."""
+    try:
+        if recall() == running:
+            (home() / FILE_NAME).unlink(missing_ok=True)
+    except (ProxyNotRunning, OSError):
+        return
+
+
+def recall() -> Running:
+    """What was written down. ProxyNotRunning where nothing was, or somebody else could have written it."""
+    path = home() / FILE_NAME
+    try:
+        with path.open("rb") as file:
+            facts = os.fstat(file.fileno())
+            if facts.st_uid != os.geteuid() or facts.st_mode & 0o077:
+                raise ProxyNotRunning(f"{path} is not yours alone; remove it, and start the proxy again.")
+            return msgspec.json.decode(file.read(_MAX_BYTES), type=Running)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ProxyNotRunning(_AWAY) from error
+
+
+def ask(running: Running, path: str, *, method: str = "GET") -> dict[str, Any]:
+    """What the proxy answers. ProxyNotRunning where nothing answers as one would."""
+    from confide.net.tls import client_context
+
+    verify = client_context(running.certificate) if running.certificate else False
+    headers = {"authorization": f"Bearer {running.token}"}
+    try:
+        with httpx.Client(verify=verify, timeout=_SECONDS, trust_env=False) as http:
+            response = http.request(method, running.url + path, headers=headers, follow_redirects=False)
+            return msgspec.json.decode(response.content[:_MAX_BYTES], type=dict[str, Any])
+    except (httpx.HTTPError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ProxyNotRunning(_AWAY) from error

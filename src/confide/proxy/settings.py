@@ -1,0 +1,113 @@
+"""The proxy's settings as a person writes them: one model by options, several by a TOML file."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta
+
+from confide.client.options import HybridOptions
+from confide.errors import InvalidSettings
+from confide.proxy.backend import Backend
+from confide.proxy.shell import ShellAddress, ShellBackend
+from confide.proxy.workload import WorkloadAddress, WorkloadBackend
+
+PORT: Final = 8790
+AGAIN_SECONDS: Final = 600.0
+_MAX_BYTES: Final = 64 << 10
+_MAX_MODELS: Final = 64
+_Text = Annotated[str, Meta(min_length=1, max_length=2048)]
+
+
+class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab", kw_only=True):
+    """One [[model]]: `url` for a trusted environment, or `shell` and `server` for the hybrid mode.
+
+    name: what programs call it. licence_file: holds the licence key, so that this file need not. Paths are taken from
+    the file's own folder. The rest as the options of `confide proxy`.
+    """
+
+    name: Annotated[str, Meta(max_length=128)] = ""
+    url: _Text | None = None
+    policy: _Text | None = None
+    simulated_root: _Text | None = None
+    offline: bool = False
+    shell: _Text | None = None
+    server: _Text | None = None
+    owner: _Text | None = None
+    licence_file: _Text | None = None
+    ca: _Text | None = None
+    insecure_no_tls: bool = False
+
+
+class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
+    confide_proxy: Annotated[int, Meta(ge=1, le=1)]
+    model: Annotated[list[ModelSettings], Meta(min_length=1, max_length=_MAX_MODELS)]
+
+
+def read_settings(path: Path) -> list[ModelSettings]:
+    """The models of a settings file, with paths that hold wherever the proxy runs. InvalidSettings if not."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise InvalidSettings(f"{path} cannot be read ({error.strerror}); give the file of your models.") from error
+    if len(content) > _MAX_BYTES:
+        raise InvalidSettings(f"{path} is larger than {_MAX_BYTES} bytes; list fewer models.")
+    try:
+        models = msgspec.toml.decode(content, type=_Document).model
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise InvalidSettings(f"{path} cannot be understood: {str(error)[:300]}. Correct that place.") from None
+    base = path.resolve().parent
+    return [_placed(model, base) for model in models]
+
+
+def _placed(model: ModelSettings, base: Path) -> ModelSettings:
+    names = ("policy", "simulated_root", "shell", "licence_file", "ca")
+    given = {name: value for name in names if (value := getattr(model, name)) is not None}
+    return msgspec.structs.replace(model, **{name: str(base / value) for name, value in given.items()})
+
+
+def backends(models: list[ModelSettings], licence: str = "") -> list[Backend]:
+    """What stands behind each of them. licence: of those that name no file. InvalidSettings for what goes together with
+    nothing.
+    """
+    return [_backend(model, licence) for model in models]
+
+
+def _backend(model: ModelSettings, licence: str) -> Backend:
+    of_hybrid = {"shell": model.shell, "server": model.server, "owner": model.owner, "licence-file": model.licence_file}
+    of_enclave = {"policy": model.policy, "simulated-root": model.simulated_root, "offline": model.offline}
+    if model.url is not None:
+        _require_none(of_hybrid, "a url is a model in a trusted environment")
+        address = WorkloadAddress(
+            model.url,
+            model.policy,
+            model.simulated_root,
+            ca=model.ca,
+            offline=model.offline,
+            insecure_no_tls=model.insecure_no_tls,
+        )
+        return WorkloadBackend(model.name, address, AGAIN_SECONDS)
+    if model.shell is None or model.server is None:
+        raise InvalidSettings("A model has a url, or a shell and the address of its layer server (server); give these.")
+    _require_none(of_enclave, "a shell is verified by its owner's signature")
+    options = HybridOptions(ca=model.ca, insecure_no_tls=model.insecure_no_tls, licence=_licence(model, licence))
+    if model.owner is not None:
+        options["owner"] = model.owner
+    return ShellBackend(model.name, ShellAddress(Path(model.shell), model.server, options))
+
+
+def _require_none(foreign: Mapping[str, object], because: str) -> None:
+    given = [name for name, value in foreign.items() if value]
+    if given:
+        raise InvalidSettings(f"{' and '.join(given)}: {because}; leave that out.")
+
+
+def _licence(model: ModelSettings, otherwise: str) -> str:
+    if model.licence_file is None:
+        return otherwise
+    try:
+        return Path(model.licence_file).read_text(encoding="ascii").strip()[:4096]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidSettings(f"{model.licence_file} is no file with a licence key; ask the model's owner.") from error

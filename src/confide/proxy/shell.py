@@ -1,0 +1,97 @@
+"""A shell and its layer server: the model runs here, and its linear layers there, on numbers that mean nothing."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from confide.client.options import HybridOptions
+from confide.enclave.api.answer import Serving
+from confide.enclave.api.app import api_app
+from confide.enclave.api.limits import Limits
+from confide.errors import WrongMode
+from confide.proxy.backend import Backend
+
+_LIMITS: Final = Limits(concurrent=32, idle_seconds=1800.0, request_seconds=7200.0)
+"""One answer is made at a time, and the others wait for it."""
+_EVER: Final = 365 * 24 * 3600.0
+"""A connection to a layer server verifies it whenever it is made; nothing is left to a timer."""
+
+
+@dataclass(frozen=True)
+class ShellAddress:
+    """The client's folder, and where its layer server is. options: see HybridModel.from_shell."""
+
+    folder: Path
+    server: str
+    options: HybridOptions = field(default_factory=HybridOptions, repr=False)
+
+
+class ShellBackend(Backend):
+    """Opens the shell, and answers through the API that serves models in trusted environments."""
+
+    def __init__(self, name: str, address: ShellAddress) -> None:
+        super().__init__(name or address.folder.resolve().name, _EVER)
+        self._address = address
+        self._engine: Any = None
+        self._app: ASGIApp | None = None
+
+    @property
+    def models(self) -> Sequence[str]:
+        """The one name."""
+        return [self.name]
+
+    def describe(self) -> dict[str, Any]:
+        """What the server saw so far, and who can see what."""
+        found: dict[str, Any] = {"mode": "hybrid", "url": self._address.server}
+        if self._engine is not None:
+            traffic = self._engine.hybrid.traffic
+            found |= {
+                "trust": str(self._engine.hybrid.trust),
+                "bytes_up": traffic.bytes_up,
+                "bytes_down": traffic.bytes_down,
+                "round_trips": traffic.round_trips,
+                "kept_tokens": self._engine.kept.tokens,
+            }
+        return found
+
+    async def _verify(self) -> None:
+        if self._engine is not None:
+            await self._engine.close()
+            self._engine = self._app = None
+        self._engine = await asyncio.to_thread(self._open)
+        self._app = api_app(Serving(self._engine, limits=_LIMITS))
+
+    def _open(self) -> Any:
+        # Only where it is wanted: importing torch and transformers takes seconds.
+        from confide.hybrid.model import HybridModel
+        from confide.proxy.shell_engine import ShellEngine
+
+        options = HybridOptions(**{"progress": False, **self._address.options})
+        hybrid = HybridModel.from_shell(self._address.folder, server=self._address.server, **options)
+        try:
+            return ShellEngine(hybrid, self.name)
+        except BaseException:
+            hybrid.close()
+            raise
+
+    async def answer(self, path: str, question: dict[str, Any], scope: Scope, receive: Receive, send: Send) -> None:
+        """By the API's own endpoints."""
+        if self._app is None:
+            raise WrongMode("The shell is not open; try again in a moment.")
+        body: list[Message] = [{"type": "http.request", "body": msgspec.json.encode(question), "more_body": False}]
+
+        async def again() -> Message:
+            return body.pop() if body else await receive()
+
+        inner = {**scope, "path": f"/v1{path}", "raw_path": f"/v1{path}".encode(), "root_path": "", "app": None}
+        await self._app(inner, again, send)
+
+    async def close(self) -> None:
+        """Close the connection to the layer server."""
+        if self._engine is not None:
+            await self._engine.close()

@@ -1,0 +1,252 @@
+"""A shell on its layer server as an engine of the API: the same endpoints as in a trusted environment, made here.
+
+One answer is made at a time, to its padded length. What is streamed goes on, without text, for as long as the server is
+asked: the end of a text must not be seen from what this process does next.
+"""
+
+import asyncio
+import copy
+import threading
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedTokenizerFast, StoppingCriteria
+
+from confide.enclave.engines.answer_text import AnswerText
+from confide.enclave.engines.engine import EngineFacts, FinishReason, Piece, Sampling
+from confide.enclave.engines.prompts import Prompted, Prompts
+from confide.errors import EngineError
+from confide.hybrid.client.generation import PaddedStreamer
+from confide.hybrid.model import HybridModel
+from confide.models.context import longest_context
+
+CONVERSATIONS: Final = 8
+"""Whose KV caches are kept, at most."""
+_DEFAULT_CONTEXT: Final = 2048
+
+
+class ShellEngine(Prompted):
+    """The Engine of an open shell. name: in the API. Raises EngineError where the tokenizer is missing or slow.
+
+    cached_tokens: of all kept conversations together; four contexts without.
+    """
+
+    def __init__(self, hybrid: HybridModel, name: str, cached_tokens: int | None = None) -> None:
+        tokenizer = hybrid.tokenizer
+        if tokenizer is None or not tokenizer.is_fast:
+            raise EngineError(f"{name} came without a fast tokenizer; split a model that has a tokenizer.json.")
+        context = longest_context(hybrid.model.config) or _DEFAULT_CONTEXT
+        prompts = Prompts(tokenizer, context)
+        facts = EngineFacts(
+            name, "hybrid", "int8", context, version=f"{transformers.__version__}", template=prompts.template
+        )
+        super().__init__(facts, prompts)
+        self.hybrid = hybrid
+        self._decoder = cast(PreTrainedTokenizerFast, tokenizer).backend_tokenizer
+        self._turn = threading.Lock()
+        self.kept = KeptConversations(cached_tokens or 4 * context)
+
+    async def generate(self, prompt: str, sampling: Sampling) -> AsyncGenerator[Piece, None]:
+        """An answer, a token at a time; pieces without text until the padded length, and then the last one."""
+        tokens = self._prompts.encode(prompt)
+        self._prompts.require_fit(len(tokens), sampling)
+        loop = asyncio.get_running_loop()
+        pieces: asyncio.Queue[Piece | Exception] = asyncio.Queue()
+        told = _Told(AnswerText(self._decoder, tokens, sampling.stop), _handing(loop, pieces))
+        work = loop.run_in_executor(None, self._work, tokens, sampling, told)
+        try:
+            while True:
+                piece = await pieces.get()
+                if isinstance(piece, Exception):
+                    raise piece
+                yield piece
+                if piece.finish:
+                    return
+        finally:
+            told.stop.set()  # the loop goes on to its padded length all the same
+            if not work.cancel():
+                work.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    def _work(self, tokens: list[int], sampling: Sampling, told: "_Told") -> None:
+        try:
+            with self._turn:
+                self._generate(tokens, sampling, told)
+        except Exception as error:  # noqa: BLE001 - raised where the pieces are read
+            told.hand(error)
+
+    def _generate(self, tokens: list[int], sampling: Sampling, told: "_Told") -> None:
+        if told.stop.is_set():
+            return  # whoever asked has left while it waited
+        if sampling.seed is None:
+            torch.seed()
+        else:
+            torch.manual_seed(sampling.seed)
+        cache = self.kept.take(tokens) if self._keeps else None
+        chance = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
+        result = self.hybrid.generate(
+            input_ids=torch.tensor([tokens]),
+            attention_mask=torch.ones(1, len(tokens), dtype=torch.long),
+            max_new_tokens=sampling.max_tokens,
+            do_sample=sampling.temperature > 0,
+            **(chance if sampling.temperature > 0 else {}),
+            pad_token_id=self._pad,
+            past_key_values=cache,
+            return_dict_in_generate=True,
+            streamer=told,
+            stopping_criteria=[_Asked(told.stop)],
+        )
+        sequence: list[int] = result.sequences[0].tolist()
+        if self._keeps and isinstance(result.past_key_values, DynamicCache):
+            self.kept.put(sequence, result.past_key_values)
+        ended = told.text.stopped or sequence[-1] in self._ends
+        told.finish("stop" if ended else "length")
+
+    @property
+    def _keeps(self) -> bool:
+        """Whether this model's cache can be cut to what two prompts have in common."""
+        return not any(DynamicCache(config=self.hybrid.model.config).is_sliding)
+
+    @property
+    def _ends(self) -> frozenset[int]:
+        config: Any = self.hybrid.model.generation_config
+        ends = config.eos_token_id
+        return frozenset([ends] if isinstance(ends, int) else ends or ())
+
+    @property
+    def _pad(self) -> int:
+        return min(self._ends, default=0)
+
+    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
+        """EngineError: the padded generation is what hides a text's length, and an embedding has none."""
+        raise EngineError("The hybrid mode gives no embeddings; use a model in a trusted environment for them.")
+
+    def weights_digest(self) -> str:
+        """Empty: they are on the layer server, whose every answer is checked."""
+        return ""
+
+    async def margins(self, prompt: str, tokens: int) -> list[float]:
+        """EngineError: answers are checked one by one, and need no test."""
+        raise EngineError("The hybrid mode has no self-test; every answer is checked.")
+
+    async def close(self) -> None:
+        """Close the connection, and forget everything."""
+        self.kept.clear()
+        await asyncio.to_thread(self.hybrid.close)
+
+
+@dataclass
+class _Kept:
+    tokens: list[int]
+    cache: DynamicCache
+
+
+class KeptConversations:
+    """KV caches of conversations, by their tokens; the oldest go first. most_tokens: of all together.
+
+    One thread at a time.
+    """
+
+    def __init__(self, most_tokens: int) -> None:
+        self._most_tokens = most_tokens
+        self._kept: list[_Kept] = []
+
+    def __repr__(self) -> str:
+        return f"KeptConversations({len(self._kept)}, <hidden>)"
+
+    @property
+    def tokens(self) -> int:
+        """Tokens kept, of all conversations."""
+        return sum(len(kept.tokens) for kept in self._kept)
+
+    def take(self, prompt: list[int]) -> DynamicCache:
+        """A cache of the longest beginning of the prompt that is known, at least its last token left out.
+
+        A conversation that goes on gives its own; one that the prompt branches off from keeps it, and a copy is cut.
+        """
+        most = len(prompt) - 1
+        best = max(self._kept, key=lambda kept: _common(kept.tokens, prompt), default=None)
+        common = min(most, _common(best.tokens, prompt)) if best is not None else 0
+        if best is None or not common:
+            return DynamicCache()
+        if common >= len(best.tokens) - 1:
+            self._kept.remove(best)
+            cache = best.cache
+        else:
+            cache = copy.deepcopy(best.cache)
+        cache.crop(common - int(cache.get_seq_length()))  # by how much, as a negative number
+        return cache
+
+    def put(self, sequence: list[int], cache: DynamicCache) -> None:
+        """Keep a cache that has read all of a sequence but its last token, or less."""
+        tokens = sequence[: int(cache.get_seq_length())]
+        if len(tokens) > self._most_tokens:
+            return
+        self._kept.append(_Kept(tokens, cache))
+        while len(self._kept) > CONVERSATIONS or self.tokens > self._most_tokens:
+            self._kept.pop(0)
+
+    def clear(self) -> None:
+        """Forget all of them."""
+        self._kept.clear()
+
+
+def _common(left: Sequence[int], right: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    pairs = zip(left, right, strict=False)
+    return next((index for index, (one, other) in enumerate(pairs) if one != other), min(len(left), len(right)))
+
+
+class _Told(PaddedStreamer):
+    """Hands on what each token adds to the text; after its end as many pieces without text. text: of the answer."""
+
+    def __init__(self, text: AnswerText, hand: Callable[[Piece | Exception], None]) -> None:
+        self.text = text
+        self.hand = hand
+        self.stop = threading.Event()
+        self._prompt = True
+
+    def put(self, value: Tensor) -> None:
+        """A token, or first of all the prompt."""
+        if self._prompt:
+            self._prompt = False
+            return
+        if self.text.stopped:  # the loop has not been asked yet
+            self.put_padding(value)
+            return
+        part = self.text.add(int(value))
+        if self.text.stopped:
+            self.stop.set()
+        self.hand(Piece(part, 1))
+
+    def put_padding(self, value: Tensor) -> None:
+        """A token behind the end."""
+        self.hand(Piece("", 0))
+
+    def end(self) -> None:
+        """The loop has ended; `finish` says how."""
+
+    def finish(self, reason: FinishReason) -> None:
+        """Hand on what was held back, and why there is no more."""
+        self.hand(Piece("" if self.text.stopped else self.text.rest(), 0, reason))
+
+
+class _Asked(StoppingCriteria):
+    def __init__(self, stop: threading.Event) -> None:
+        self._stop = stop
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
+        return torch.full((len(input_ids),), self._stop.is_set(), device=input_ids.device)
+
+
+def _handing(
+    loop: asyncio.AbstractEventLoop, pieces: "asyncio.Queue[Piece | Exception]"
+) -> Callable[[Piece | Exception], None]:
+    def hand(piece: Piece | Exception) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(pieces.put_nowait, piece)
+
+    return hand

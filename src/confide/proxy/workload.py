@@ -1,0 +1,172 @@
+"""A model in a trusted execution environment: appraised first, then every question is sealed to the attested key."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import msgspec
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from confide.client.attested import Standing, verify_workload
+from confide.client.hop import TIMEOUT, server_address, tls_context
+from confide.client.relying_party import RelyingParty
+from confide.client.transport import AsyncSealedTransport
+from confide.enclave.api.problems import problem
+from confide.errors import ConfideError, KeyChanged, ProtocolError
+from confide.proxy.backend import Backend
+from confide.trust.enclave import SEALED, enclave_trust
+
+_INSIDE: Final = "http://workload.invalid/v1"
+"""Stands for the workload above the sealed channel; the name is never looked up."""
+_MAX_MODELS_BYTES: Final = 1 << 20
+_HANDED_ON: Final = ("content-type", "cache-control", "retry-after")
+_READ_SECONDS: Final = 600.0
+
+
+@dataclass(frozen=True)
+class WorkloadAddress:
+    """Where a workload is, and what its evidence must show; see EnclaveSession for each."""
+
+    url: str
+    policy: Path | str | None = None
+    simulated_root: Path | str | None = None
+    ca: Path | str | None = None
+    offline: bool = False
+    insecure_no_tls: bool = False
+
+
+class _Model(msgspec.Struct, frozen=True):
+    id: str
+
+
+class _Models(msgspec.Struct, frozen=True):
+    data: list[_Model]
+
+
+class WorkloadBackend(Backend):
+    """Passes questions on through the sealed channel, as they came but for the model's name.
+
+    Raises InvalidPolicy for a policy that is none, InsecureConnection for http beyond this machine.
+    """
+
+    def __init__(self, name: str, address: WorkloadAddress, again_seconds: float) -> None:
+        super().__init__(name, again_seconds)
+        self.address = address
+        self._url = server_address(address.url, insecure_no_tls=address.insecure_no_tls)
+        self._party = RelyingParty.configure(address.policy, address.simulated_root, offline=address.offline)
+        tls = tls_context(self._url, address.ca)
+        self._evidence_http = httpx.Client(verify=tls, timeout=TIMEOUT, trust_env=False)
+        timeout = httpx.Timeout(TIMEOUT.connect, read=_READ_SECONDS)
+        self._outer_http = httpx.AsyncClient(verify=tls, timeout=timeout, trust_env=False)
+        self._standing: Standing | None = None
+        self._http: httpx.AsyncClient | None = None
+        self._served: tuple[str, ...] = ()
+
+    @property
+    def models(self) -> Sequence[str]:
+        """The name that was chosen, which stands for the workload's first model; or all that the workload has."""
+        return [self.name] if self.name else self._served
+
+    def describe(self) -> dict[str, Any]:
+        """What the evidence showed."""
+        if self._standing is None:
+            return {"mode": "enclave", "url": self.address.url}
+        verified = self._standing.last
+        trust = enclave_trust(verified.result, SEALED, verified.statement.configuration)
+        return {
+            "mode": "enclave",
+            "url": self.address.url,
+            "family": verified.result.family.value,
+            "simulated": verified.result.simulated,
+            "model_digest": verified.statement.model_digest,
+            "checks": [
+                {"code": check.code, "outcome": check.outcome.value, "expected": check.expected, "seen": check.seen}
+                for check in verified.result.checks
+            ],
+            "trust": str(trust),
+        }
+
+    async def _verify(self) -> None:
+        if self._standing is None:
+            self._standing = await asyncio.to_thread(
+                Standing, lambda: verify_workload(self._evidence_http, self._url, self._party)
+            )
+            transport = AsyncSealedTransport(self._outer_http, self._url, self._standing)
+            self._http = httpx.AsyncClient(transport=transport, timeout=self._outer_http.timeout)
+        else:
+            await asyncio.to_thread(self._standing.renew)
+        self._served = await self._names()
+
+    async def _names(self) -> tuple[str, ...]:
+        async with self._inside.stream("GET", f"{_INSIDE}/models") as response:
+            content = bytearray()
+            async for part in response.aiter_bytes():
+                content += part
+                if len(content) > _MAX_MODELS_BYTES:
+                    break
+        try:
+            names = tuple(model.id for model in msgspec.json.decode(bytes(content), type=_Models).data)
+        except msgspec.DecodeError:
+            names = ()
+        if not names:
+            raise ProtocolError("The workload serves no model; ask its operator.")
+        return names
+
+    async def answer(self, path: str, question: dict[str, Any], scope: Scope, receive: Receive, send: Send) -> None:
+        """As the workload answers it. One that has another key by now answered nothing: it is verified, and asked."""
+        asked = question | {"model": self._served[0]} if self.name else question
+        body = msgspec.json.encode(asked)
+        try:
+            response = await self._send(path, body)
+        except KeyChanged:
+            self.lose()
+            await self.ready()
+            response = await self._send(path, body)
+        headers = {name: response.headers[name] for name in _HANDED_ON if name in response.headers}
+        await _Streamed(response, headers)(scope, receive, send)
+
+    async def _send(self, path: str, body: bytes) -> httpx.Response:
+        request = self._inside.build_request(
+            "POST", f"{_INSIDE}{path}", content=body, headers={"content-type": "application/json"}
+        )
+        return await self._inside.send(request, stream=True)
+
+    @property
+    def _inside(self) -> httpx.AsyncClient:
+        if self._http is None:
+            raise KeyChanged("The workload is not verified yet; try again in a moment.")
+        return self._http
+
+    async def close(self) -> None:
+        """Close all connections."""
+        self._evidence_http.close()
+        if self._http is not None:
+            await self._http.aclose()
+        await self._outer_http.aclose()
+
+
+class _Streamed(StreamingResponse):
+    """A workload's answer, part by part; the workload stops when the client goes away."""
+
+    def __init__(self, response: httpx.Response, headers: dict[str, str]) -> None:
+        self._response = response
+        super().__init__(self._parts(), response.status_code, headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._response.aclose()
+
+    async def _parts(self) -> AsyncIterator[bytes]:
+        try:
+            async for part in self._response.aiter_raw():
+                yield part
+        except ConfideError as error:
+            if "text/event-stream" not in self._response.headers.get("content-type", ""):
+                raise  # the connection is cut: an answer that is not whole must not look as if it were
+            yield b"data: " + msgspec.json.encode(problem(error)) + b"\n\n"
