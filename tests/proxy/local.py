@@ -1,0 +1,45 @@
+"""A proxy on this machine, in a thread of the test's process."""
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import httpx
+import uvicorn
+
+from confide.proxy.app import ProxyApp
+from confide.proxy.backend import Backend
+from confide.proxy.guard import Guard, hosts_of
+
+STOP = "stop-token"
+
+
+@contextmanager
+def proxied(make: Callable[[], Sequence[Backend]], keys: Sequence[str] = ()) -> Iterator[str]:
+    """The proxy's address, at once: its backends may still be verified. make: called in the test's own thread."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    server: uvicorn.Server
+    app = ProxyApp(make(), STOP, lambda: setattr(server, "should_exit", True))
+    guarded = Guard(app.asgi(), hosts_of("127.0.0.1", port), keys, secure=False)
+    server = uvicorn.Server(uvicorn.Config(guarded, log_config=None, access_log=False, timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+    thread.start()
+    try:
+        while not server.started and thread.is_alive():
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        listener.close()
+
+
+def settled(url: str, state: str, seconds: float = 60) -> None:
+    """Wait until the first backend is in a state."""
+    until = time.monotonic() + seconds
+    while (found := httpx.get(f"{url}/health", trust_env=False).json()["backends"][0]["state"]) != state:
+        assert time.monotonic() < until, found
+        time.sleep(0.02)

@@ -1,0 +1,153 @@
+"""The proxy's gate: who may ask by which name, and what questions there are."""
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
+from tests.proxy.local import STOP, proxied, settled
+
+from confide.errors import RequestRefused
+from confide.proxy.app import _question
+from confide.proxy.backend import Backend
+from confide.proxy.guard import hosts_of
+
+
+class Echo(Backend):
+    """Answers with what it was asked."""
+
+    @property
+    def models(self) -> Sequence[str]:
+        return [self.name]
+
+    def describe(self) -> dict[str, Any]:
+        return {"mode": "echo", "url": "nowhere"}
+
+    async def _verify(self) -> None:
+        pass
+
+    async def answer(self, path: str, question: dict[str, Any], scope: Scope, receive: Receive, send: Send) -> None:
+        if question.get("prompt") == "fail":
+            raise ValueError(f"the {question['secret']} prompt")
+        await JSONResponse({"path": path, "question": question})(scope, receive, send)
+
+    async def close(self) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with proxied(lambda: [Echo("echo", 3600)]) as url:
+        settled(url, "ready")
+        yield url
+
+
+def ask(url: str, path: str = "/v1/completions", body: bytes | None = None, **headers: str) -> httpx.Response:
+    content = json.dumps({"model": "echo", "prompt": "hi"}).encode() if body is None else body
+    names = {name.replace("_", "-"): value for name, value in headers.items()}
+    return httpx.post(url + path, content=content, headers=names, trust_env=False)
+
+
+def test_questions_come_through(url: str) -> None:
+    answer = ask(url, "/v1/anything/at/all")
+    assert answer.json() == {"path": "/anything/at/all", "question": {"model": "echo", "prompt": "hi"}}
+    assert httpx.get(f"{url}/v1/models/echo", trust_env=False).json()["id"] == "echo"
+    assert httpx.get(f"{url}/v1/models/other", trust_env=False).status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/health", "/v1/models", "/confide/status", "/nothing"])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:{port}", "127.0.0.1.evil.example:{port}", "127.0.0.1:1", ""]
+)
+def test_names_of_others_are_refused(url: str, path: str, host: str) -> None:
+    said = host.format(port=url.rpartition(":")[2])
+    answer = httpx.get(url + path, headers={"host": said}, trust_env=False)
+    assert answer.status_code in (400, 403)
+    assert "echo" not in answer.text
+
+
+@pytest.mark.parametrize("name", ["localhost", "127.0.0.1", "LOCALHOST"])
+def test_all_names_of_this_machine_will_do(url: str, name: str) -> None:
+    assert ask(url, host=f"{name}:{url.rpartition(':')[2]}").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "null", "http://localhost:1", "http://127.0.0.1", "file://"]
+)
+def test_pages_of_others_are_refused(url: str, origin: str) -> None:
+    assert ask(url, origin=origin).status_code == 403
+    assert ask(url, sec_fetch_site="cross-site").status_code == 403
+    asked = httpx.options(f"{url}/v1/completions", headers={"origin": origin}, trust_env=False)
+    assert asked.status_code == 403
+    assert not [name for name in asked.headers if name.startswith("access-control")]
+
+
+def test_ones_own_page_is_not(url: str) -> None:
+    assert ask(url, origin=url, sec_fetch_site="same-origin").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"[]", b"\xff", b"null", b"{}", b'{"model": 1}', b'{"model":"echo"', b"[" * 100_000, b'{"a":' * 5000]
+)
+def test_what_is_no_question_is_refused_by_form(url: str, body: bytes) -> None:
+    answer = ask(url, body=body)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_answered_in_form(body: bytes) -> None:
+    with contextlib.suppress(RequestRefused):
+        assert isinstance(_question(body), dict)
+
+
+def test_too_much_is_not_read(url: str) -> None:
+    assert ask(url, body=b" " * ((8 << 20) + 1)).status_code == 413
+
+
+def test_a_get_is_no_question(url: str) -> None:
+    assert httpx.get(f"{url}/v1/completions", trust_env=False).status_code == 400
+
+
+def test_failures_quote_no_question(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG):
+        answer = ask(url, body=b'{"model": "echo", "prompt": "fail", "secret": "hushed"}')
+    assert answer.status_code == 500
+    assert "hushed" not in answer.text
+    assert "ValueError" in caplog.text
+    assert "hushed" not in caplog.text
+
+
+def test_a_key_is_asked_for() -> None:
+    with proxied(lambda: [Echo("echo", 3600)], keys=("right",)) as url:
+        settled(url, "ready")
+        assert ask(url).status_code == 401
+        assert ask(url, authorization="Bearer wrong").status_code == 401
+        assert ask(url, authorization="Bearer right").status_code == 200
+        assert ask(url, x_api_key="right").status_code == 200
+        assert httpx.get(f"{url}/v1/models", trust_env=False).status_code == 401
+
+
+def test_only_who_has_the_token_stops_it() -> None:
+    with proxied(lambda: [Echo("echo", 3600)]) as url:
+        settled(url, "ready")
+        for token in ("", "Bearer x", f"Basic {STOP}"):
+            assert (
+                httpx.post(f"{url}/confide/stop", headers={"authorization": token}, trust_env=False).status_code == 400
+            )
+        assert httpx.get(f"{url}/health", trust_env=False).status_code == 200
+        stopped = httpx.post(f"{url}/confide/stop", headers={"authorization": f"Bearer {STOP}"}, trust_env=False)
+        assert stopped.json() == {"status": "stopping"}
+
+
+def test_what_host_may_say() -> None:
+    assert hosts_of("127.0.0.1", 8790) == {"127.0.0.1:8790", "localhost:8790", "[::1]:8790"}
+    assert hosts_of("::1", 80) >= {"[::1]:80", "[::1]", "localhost"}
+    assert hosts_of("box.example", 443) == {"box.example:443", "box.example"}

@@ -1,0 +1,162 @@
+"""Several models by a file, and the proxy that runs in the background."""
+
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.cli.command import run
+from tests.client.workload import MODEL, serving, simulated
+
+from confide.errors import InvalidSettings, ProxyNotRunning
+from confide.proxy.running import FILE_NAME, Running, forget, recall, remember
+from confide.proxy.settings import ModelSettings, backends, read_settings
+
+BOTH = """
+confide-proxy = 1
+
+[[model]]
+name = "big"
+url = "https://models.example"
+
+[[model]]
+name = "small"
+shell = "split/client"
+server = "wss://layers.example"
+licence-file = "licence"
+"""
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "proxy.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_both_modes_side_by_side(tmp_path: Path) -> None:
+    (tmp_path / "licence").write_text("confide-key\n")
+    big, small = read_settings(written(tmp_path, BOTH))
+    assert (big.name, big.url) == ("big", "https://models.example")
+    assert small.shell == str(tmp_path / "split/client")  # wherever the proxy is started
+    first, second = backends([big, small])
+    assert (list(first.models), list(second.models)) == (["big"], ["small"])
+    assert "confide-key" not in repr(second)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "confide-proxy = 2\n[[model]]\nurl = 'https://x'",
+        "confide-proxy = 1",
+        "confide-proxy = 1\n[[model]]\nurl = 'https://x'\npolice = 'policy.toml'",
+        "confide-proxy = 1\n[[model]]\nurl = ''",
+        "confide-proxy = 1\n" + "[[model]]\nurl = 'https://x'\n" * 65,
+        "[" * 10_000,
+        "confide-proxy = 1 #" + "x" * 70_000,
+    ],
+)
+def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(InvalidSettings, match=r"proxy\.toml"):
+        read_settings(written(tmp_path, text))
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_settings_or_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    path = tmp_path_factory.mktemp("any") / "proxy.toml"
+    path.write_bytes(b"confide-proxy = 1\n[[model]]\n" + content)
+    with suppress(InvalidSettings):
+        assert read_settings(path)
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (ModelSettings(), "url"),
+        (ModelSettings(shell="x"), "server"),
+        (ModelSettings(url="https://x", server="wss://y"), "server: a url"),
+        (ModelSettings(url="https://x", licence_file="y"), "licence-file: a url"),
+        (ModelSettings(shell="x", server="wss://y", policy="p"), "policy: a shell"),
+        (ModelSettings(shell="x", server="wss://y", offline=True), "offline: a shell"),
+        (ModelSettings(shell="x", server="wss://y", licence_file="/no/such"), "no file with a licence"),
+    ],
+)
+def test_what_does_not_go_together(model: ModelSettings, words: str) -> None:
+    with pytest.raises(InvalidSettings, match=words):
+        backends([model])
+
+
+def test_a_file_that_others_can_read_or_wrote_is_not_believed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CONFIDE_HOME", str(tmp_path))
+    with pytest.raises(ProxyNotRunning, match="start one"):
+        recall()
+    running = Running("http://127.0.0.1:1", "token")
+    path = remember(running)
+    assert recall() == running
+    assert "token" not in repr(running).replace("hidden", "")
+    path.chmod(0o644)
+    with pytest.raises(ProxyNotRunning, match="not yours alone"):
+        recall()
+    path.chmod(0o600)
+    forget(Running("http://127.0.0.1:2", "other"))
+    assert recall() == running
+    forget(running)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"url":"ftp://x","token":"y"}', b"[" * 100_000, b"\xff"])
+def test_a_damaged_file_means_no_proxy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes) -> None:
+    monkeypatch.setenv("CONFIDE_HOME", str(tmp_path))
+    (tmp_path / FILE_NAME).write_bytes(content)
+    (tmp_path / FILE_NAME).chmod(0o600)
+    with pytest.raises(ProxyNotRunning):
+        recall()
+
+
+def test_in_the_background_from_start_to_stop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CONFIDE_HOME", str(tmp_path / "home"))
+    with serving(simulated(tmp_path / "tee")) as fake:
+        arguments = ("proxy", fake.url, "--simulated-root", tmp_path / "tee" / "root.pem", "--port", 0)
+        started = json.loads(run(*arguments, "--background", "--json").stdout)
+        try:
+            assert os.stat(tmp_path / "home" / FILE_NAME).st_mode & 0o077 == 0
+            for _ in range(200):
+                status = json.loads(run("proxy", "status", "--json").stdout)
+                if status["status"] == "ready":
+                    break
+            assert status["url"] == started["url"]
+            assert (status["backends"][0]["models"], status["backends"][0]["simulated"]) == ([MODEL], True)
+            shown = run("proxy", "status").stdout
+            assert "SIMULATED" in shown
+            assert "ready" in shown
+        finally:
+            assert json.loads(run("proxy", "stop", "--json").stdout) == {"stopped": started["url"]}
+    again = run("proxy", "status", "--json")
+    for _ in range(100):
+        if again.returncode:
+            break
+        again = run("proxy", "status", "--json")
+    assert json.loads(again.stdout)["error"]["code"] == "proxy-not-running"
+
+
+def test_beyond_this_machine_it_needs_tls_and_a_key(tmp_path: Path) -> None:
+    refused = run("proxy", "https://models.example", "--host", "0.0.0.0", "--json")  # noqa: S104
+    assert json.loads(refused.stdout)["error"]["code"] == "insecure-connection"
+    with_key = tmp_path / "key"
+    with_key.write_text("secret")
+    refused = run("proxy", "https://models.example", "--host", "0.0.0.0", "--key-file", with_key, "--json")  # noqa: S104
+    assert json.loads(refused.stdout)["error"]["code"] == "insecure-connection"
+
+
+def test_a_port_that_is_taken_is_one_line() -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        refused = run("proxy", "https://models.example", "--port", port, "--json")
+    assert refused.returncode == 1
+    assert str(port) in json.loads(refused.stdout)["error"]["message"]
+    assert "Traceback" not in refused.stderr

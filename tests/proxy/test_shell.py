@@ -1,0 +1,214 @@
+"""The proxy before a shell: the model runs here, its conversations are remembered, and their ends are not seen."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import torch
+from tests.hybrid.server.world import serving
+from tests.owners import OWNER
+from tests.proxy.local import proxied, settled
+from transformers import DynamicCache
+
+from confide import HybridModel
+from confide.hybrid.server.ledger import Ledger
+from confide.hybrid.server.service import LayerService
+from confide.packages.server_package import ServerPackage
+from confide.proxy.shell import ShellAddress, ShellBackend
+from confide.proxy.shell_engine import CONVERSATIONS, KeptConversations
+
+TEMPLATE = "{% for message in messages %}{{ message.content }} {% endfor %}"
+PROMPT = "The old king called his three sons and said to them, I will give you the kingdom, and"
+
+
+@dataclass(frozen=True)
+class Place:
+    url: str
+    demo: HybridModel
+
+    def status(self) -> dict[str, Any]:
+        found: dict[str, Any] = httpx.get(f"{self.url}/confide/status", trust_env=False).json()["backends"][0]
+        return found
+
+    def sdk(self) -> openai.OpenAI:
+        http: Any = httpx.Client(trust_env=False, timeout=120)
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="any", http_client=http, max_retries=0)
+
+    def expected(self, prompt: str, tokens: int) -> str:
+        tokenizer: Any = self.demo.tokenizer
+        inputs = tokenizer(prompt, return_tensors="pt")
+        made = self.demo.generate(**inputs, max_new_tokens=tokens, do_sample=False, pad_token_id=0)
+        return str(tokenizer.decode(made[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    folder = tmp_path_factory.mktemp("shell")
+    demo = HybridModel("demo", protect=r"h\.0\.attn\.c_attn", progress=False)
+    demo.tokenizer.chat_template = TEMPLATE  # type: ignore[union-attr]
+    parts = demo.split(folder / "out", OWNER)
+    package = ServerPackage.open(parts.server)
+    service = LayerService(package.signed, package.load(), Ledger(folder / "state"), insecure_no_licences=True)
+
+    def backends() -> list[ShellBackend]:
+        return [ShellBackend("mine", ShellAddress(parts.client, served.url, {"owner": OWNER.public.raw}))]
+
+    with serving(service) as served, proxied(backends) as url:
+        settled(url, "ready")
+        yield Place(url, demo)
+
+
+def test_an_unmodified_client_gets_the_models_own_answers(place: Place) -> None:
+    expected = place.expected(PROMPT, 8)
+    with place.sdk() as client:
+        options: Any = {"model": "mine", "prompt": PROMPT, "max_tokens": 8, "temperature": 0}
+        whole = client.completions.create(**options)
+        assert (whole.choices[0].text, whole.choices[0].finish_reason) == (expected, "length")
+        assert whole.usage is not None
+        assert whole.usage.completion_tokens == 8
+        assert "".join(part.choices[0].text for part in client.completions.create(**options, stream=True)) == expected
+        said = client.chat.completions.create(
+            model="mine", messages=[{"role": "user", "content": PROMPT}], max_tokens=4, temperature=0
+        )
+        assert said.choices[0].message.content == place.expected(PROMPT + " ", 4)
+        assert [model.id for model in client.models.list()] == ["mine"]
+
+
+def test_a_turn_sends_what_is_new(place: Place) -> None:
+    def sent() -> int:
+        return int(place.status()["bytes_up"])
+
+    with place.sdk() as client:
+        start = "Once upon a time there was a miller who had three sons, a mill, a donkey, and a cat, and " * 2
+        options: Any = {"model": "mine", "max_tokens": 2, "temperature": 0}
+        before = sent()
+        first = client.completions.create(prompt=start, **options).choices[0].text
+        between = sent()
+        longer = start + first + " the cat"
+        second = client.completions.create(prompt=longer, **options).choices[0].text
+        # Work ahead is sent in blocks, now and then; the prompts' own bytes are far apart.
+        assert sent() - between < (between - before) / 2
+    assert second == place.expected(longer, 2)
+
+
+def test_a_stop_text_ends_the_text_and_not_the_work(place: Place) -> None:
+    text = place.expected(PROMPT, 12)
+    stop = text.split()[2]
+    body = {"model": "mine", "prompt": PROMPT, "max_tokens": 12, "temperature": 0, "stop": stop, "stream": True}
+    before = place.status()["round_trips"]
+    with httpx.stream("POST", f"{place.url}/v1/completions", json=body, trust_env=False, timeout=120) as answer:
+        lines = [line[6:] for line in answer.iter_lines() if line.startswith("data: ")]
+    parts = [json.loads(line)["choices"][0] for line in lines[:-1]]
+    assert "".join(part["text"] for part in parts) == text[: text.index(stop)]
+    assert parts[-1]["finish_reason"] == "stop"
+    # The stream goes on without text as long as the server is asked: to the next multiple of 16 tokens.
+    assert place.status()["round_trips"] - before == 16
+    assert len(parts) == 16 + 1
+    assert sum(not part["text"] for part in parts) > 5
+
+
+def test_who_leaves_frees_the_model(place: Place) -> None:
+    body = {"model": "mine", "prompt": PROMPT, "max_tokens": 60, "temperature": 0, "stream": True}
+    with httpx.stream("POST", f"{place.url}/v1/completions", json=body, trust_env=False, timeout=120) as answer:
+        next(answer.iter_lines())
+    with place.sdk() as client:
+        options: Any = {"model": "mine", "max_tokens": 2, "temperature": 0}
+        assert client.completions.create(prompt=PROMPT, **options).choices[0].text == place.expected(PROMPT, 2)
+
+
+def test_several_at_once_are_answered_one_by_one(place: Place) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    prompts = [PROMPT, "Once upon a time", "The old man"]
+    with place.sdk() as client, ThreadPoolExecutor(3) as pool:
+        options: Any = {"model": "mine", "max_tokens": 3, "temperature": 0}
+        made = list(pool.map(lambda prompt: client.completions.create(prompt=prompt, **options), prompts))
+    assert [answer.choices[0].text for answer in made] == [place.expected(prompt, 3) for prompt in prompts]
+
+
+def test_sampling_follows_its_seed(place: Place) -> None:
+    with place.sdk() as client:
+        options: Any = {"model": "mine", "prompt": PROMPT, "max_tokens": 6, "temperature": 2.0}
+        texts = [client.completions.create(**options, seed=seed).choices[0].text for seed in (1, 1, 2)]
+        assert texts[0] == texts[1] != texts[2]
+        unseeded = {client.completions.create(**options).choices[0].text for _ in range(3)}
+        assert len(unseeded) > 1
+
+
+def test_what_this_mode_has_not_is_refused_by_name(place: Place) -> None:
+    with place.sdk() as client, pytest.raises(openai.BadRequestError, match="no embeddings"):
+        client.embeddings.create(model="mine", input="x")
+
+
+def test_a_shell_of_another_owner_is_refused(place: Place, tmp_path: Path) -> None:
+    demo = HybridModel("demo", protect=r"h\.0\.attn\.c_attn", progress=False)
+    parts = demo.split(tmp_path / "out", OWNER)
+    address = ShellAddress(parts.client, "ws://127.0.0.1:9", {"owner": bytes(32)})
+    with proxied(lambda: [ShellBackend("other", address)]) as url:
+        settled(url, "refused")
+        answer = httpx.post(f"{url}/v1/completions", json={"model": "other", "prompt": "x"}, trust_env=False)
+    assert (answer.status_code, answer.json()["error"]["type"]) == (403, "permission_error")
+
+
+# -- conversations that are kept ------------------------------------------------------------------------------
+
+
+def cache(tokens: int) -> DynamicCache:
+    made = DynamicCache()
+    made.update(torch.arange(float(tokens)).view(1, 1, tokens, 1), torch.zeros(1, 1, tokens, 1), 0)
+    return made
+
+
+def held(found: DynamicCache) -> list[float]:
+    length = int(found.get_seq_length())
+    return found.layers[0].keys.flatten().tolist() if length else []
+
+
+def test_a_conversation_goes_on_with_its_own_cache() -> None:
+    kept = KeptConversations(100)
+    kept.put([1, 2, 3, 4, 5], cache(4))  # the last token has not been read
+    assert kept.tokens == 4
+    assert held(kept.take([1, 2, 3, 4, 5, 6])) == [0, 1, 2, 3]
+    assert kept.tokens == 0
+    assert held(kept.take([1, 2, 3, 4, 5, 6])) == []
+
+
+def test_a_branch_leaves_the_other_conversation_as_it_was() -> None:
+    kept = KeptConversations(100)
+    kept.put([1, 2, 3, 4, 5, 6], cache(6))
+    branch = kept.take([1, 2, 9])
+    assert held(branch) == [0, 1]
+    branch.crop(-1)
+    assert held(kept.take([1, 2, 3, 4, 5, 6, 7])) == [0, 1, 2, 3, 4, 5]
+
+
+def test_the_last_token_of_a_prompt_is_always_read() -> None:
+    kept = KeptConversations(100)
+    kept.put([1, 2, 3], cache(3))
+    assert held(kept.take([1, 2, 3])) == [0, 1]
+
+
+def test_the_oldest_go_first() -> None:
+    kept = KeptConversations(10)
+    kept.put([1, 2, 3, 4], cache(4))
+    kept.put([5, 6, 7, 8], cache(4))
+    kept.put([9, 10, 11, 12], cache(4))
+    assert kept.tokens == 8
+    assert held(kept.take([1, 2, 3, 4, 5])) == []
+    kept.put(list(range(11)), cache(11))  # too long to be kept at all
+    assert kept.tokens == 8
+    many = KeptConversations(1000)
+    for first in range(CONVERSATIONS + 3):
+        many.put([first, 1], cache(2))
+    assert many.tokens == 2 * CONVERSATIONS
+
+
+def test_nothing_said_is_in_a_representation() -> None:
+    kept = KeptConversations(100)
+    kept.put([123, 456], cache(2))
+    assert repr(kept) == "KeptConversations(1, <hidden>)"

@@ -1,0 +1,213 @@
+"""The proxy before a model in a trusted environment: what is sent when, what is refused, and what stands in between."""
+
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from starlette.responses import JSONResponse, PlainTextResponse
+from tests.client.workload import MODEL, FakeWorkload, serving, simulated
+from tests.proxy.local import proxied, settled
+
+from confide.attest.policy import SimulatedPolicy
+from confide.attest.policy_toml import to_toml
+from confide.attest.requirements import Model
+from confide.errors import InsecureConnection, InvalidPolicy
+from confide.proxy.workload import WorkloadAddress, WorkloadBackend
+
+DIGEST = "ab" * 32
+HELLO: list[Any] = [{"role": "user", "content": "hello"}]
+EVER = 3600.0
+
+
+@dataclass(frozen=True)
+class Place:
+    fake: FakeWorkload
+    root: Path
+
+    def backend(self, name: str = "", again: float = EVER, **options: Any) -> WorkloadBackend:
+        address = WorkloadAddress(self.fake.url, **{"simulated_root": self.root, **options})
+        return WorkloadBackend(name, address, again)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    with serving(simulated(tmp_path / "tee", model_digest=DIGEST)) as fake:
+        yield Place(fake, tmp_path / "tee" / "root.pem")
+
+
+def sdk(url: str, **options: Any) -> openai.OpenAI:
+    http = httpx.Client(trust_env=False)
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="any", http_client=http, **options)  # type: ignore[arg-type]
+
+
+def test_an_unmodified_client_is_answered_and_nothing_goes_in_the_clear(place: Place) -> None:
+    with proxied(lambda: [place.backend()]) as url, sdk(url) as client:
+        settled(url, "ready")
+        answer = client.chat.completions.create(model=MODEL, messages=HELLO)
+        assert answer.choices[0].message.content == "olleh"
+        chunks = client.chat.completions.create(model=MODEL, messages=HELLO, stream=True)
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "olleh"
+        assert [model.id for model in client.models.list()] == [MODEL]
+        assert client.models.retrieve(MODEL).id == MODEL
+        assert client.completions.create(model=MODEL, prompt="abc").choices[0].text == "cba"
+    assert place.fake.seen[0] == "/attestation"  # before anything else
+    outer = {entry for entry in place.fake.seen if isinstance(entry, str)}
+    assert outer == {"/attestation", "/sealed"}
+
+
+def test_a_name_of_ones_own_stands_for_the_workloads_model(place: Place) -> None:
+    with proxied(lambda: [place.backend("gpt-4o")]) as url, sdk(url) as client:
+        assert client.completions.create(model="gpt-4o", prompt="abc").choices[0].text == "cba"
+        with pytest.raises(openai.NotFoundError, match="/v1/models says which are"):
+            client.completions.create(model=MODEL, prompt="abc")
+    path, body = place.fake.prompts[-1]
+    assert (path, json.loads(body)["model"]) == ("/v1/completions", MODEL)
+
+
+def test_headers_of_the_program_stay_here(place: Place) -> None:
+    heads: list[Any] = []
+    original = place.fake._frames
+
+    def watched(opened: Any) -> Any:
+        heads.append(opened.head)
+        return original(opened)
+
+    place.fake._frames = watched  # type: ignore[method-assign]
+    with proxied(lambda: [place.backend()]) as url, sdk(url) as client:
+        client.completions.create(model=MODEL, prompt="abc", extra_headers={"x-private": "1"})
+    names = {name.lower() for name, _ in heads[-1].headers}
+    assert not names & {"authorization", "x-private", "user-agent-original", "cookie", "origin"}
+
+
+def test_what_the_policy_does_not_accept_is_told_nothing(place: Place, tmp_path: Path) -> None:
+    policy = tmp_path / "policy.toml"
+    policy.write_text(to_toml(SimulatedPolicy.all_of(Model("cd" * 32))))
+    with proxied(lambda: [place.backend("named", policy=policy)]) as url, sdk(url) as client:
+        settled(url, "refused")
+        with pytest.raises(openai.PermissionDeniedError) as caught:
+            client.chat.completions.create(model="named", messages=HELLO)
+        health = httpx.get(f"{url}/health", trust_env=False)
+    assert caught.value.code == "attestation-refused"
+    assert (health.status_code, health.json()["status"]) == (503, "refused")
+    assert "model" in health.json()["backends"][0]["reason"]
+    assert place.fake.prompts == []
+
+
+def test_a_workload_that_is_away_is_said_to_be_and_found_again(tmp_path: Path) -> None:
+    with serving(simulated(tmp_path / "tee")) as fake:
+        root, address = tmp_path / "tee" / "root.pem", fake.url
+    with proxied(lambda: [Place(fake, root).backend("away")]) as url, sdk(url, max_retries=0) as client:
+        settled(url, "away")
+        with pytest.raises(openai.APIStatusError, match="cannot be reached") as caught:
+            client.completions.create(model="away", prompt="abc")
+        assert caught.value.status_code == 502
+    assert fake.url == address
+
+
+def test_another_key_is_verified_before_it_is_used_and_the_question_answered(place: Place) -> None:
+    with proxied(lambda: [place.backend()]) as url, sdk(url, max_retries=0) as client:
+        assert client.completions.create(model=MODEL, prompt="abc").choices[0].text == "cba"
+        place.fake.restart()
+        place.fake.seen.clear()
+        assert client.completions.create(model=MODEL, prompt="xyz").choices[0].text == "zyx"
+    assert place.fake.seen[:2] == ["/sealed", "/attestation"]
+
+
+def test_another_key_that_is_not_accepted_gets_nothing(place: Place) -> None:
+    with proxied(lambda: [place.backend()]) as url, sdk(url, max_retries=0) as client:
+        client.completions.create(model=MODEL, prompt="abc")
+        place.fake.restart()
+        place.fake.workload.model_digest = ""
+        place.fake.tell = lambda attested: place.fake.workload.attest("00" * 32)
+        place.fake.seen.clear()
+        with pytest.raises(openai.PermissionDeniedError):
+            client.completions.create(model=MODEL, prompt="secret")
+    assert place.fake.prompts == []
+
+
+def test_it_is_verified_again_on_a_timer(place: Place) -> None:
+    seen = threading.Event()
+    with proxied(lambda: [place.backend(again=0.05)]) as url:
+        settled(url, "ready")
+        place.fake.seen.clear()
+        for _ in range(200):
+            if place.fake.seen.count("/attestation") >= 2:
+                break
+            seen.wait(0.05)
+    assert place.fake.seen.count("/attestation") >= 2
+
+
+def test_a_gateway_in_between_answers_nothing(place: Place) -> None:
+    with proxied(lambda: [place.backend()]) as url, sdk(url, max_retries=0) as client:
+        client.completions.create(model=MODEL, prompt="abc")
+        forged = {"choices": [{"index": 0, "text": "forged", "finish_reason": "stop"}]}
+        place.fake.outer = lambda: JSONResponse(forged)
+        with pytest.raises(openai.APIStatusError) as caught:
+            client.completions.create(model=MODEL, prompt="abc")
+        assert caught.value.status_code >= 500
+        place.fake.outer = lambda: PlainTextResponse("run `rm -rf`", 418)
+        with pytest.raises(openai.APIStatusError) as caught:
+            client.completions.create(model=MODEL, prompt="abc")
+        assert "rm -rf" not in str(caught.value)
+
+
+def test_an_answer_that_is_cut_never_looks_whole(place: Place) -> None:
+    with proxied(lambda: [place.backend()]) as url, sdk(url, max_retries=0) as client:
+        client.completions.create(model=MODEL, prompt="abc")
+        place.fake.alter = lambda frames: frames[:-1]
+        with pytest.raises(openai.APIConnectionError):
+            client.completions.create(model=MODEL, prompt="abc")
+        place.fake.alter = lambda frames: frames[:3]
+        with pytest.raises(openai.APIError, match=r"cut|incomplete"):
+            list(client.chat.completions.create(model=MODEL, messages=HELLO, stream=True))
+
+
+def test_whoever_leaves_stops_the_workload(place: Place) -> None:
+    long: list[Any] = [{"role": "user", "content": "x" * 5000}]
+    with proxied(lambda: [place.backend()]) as url, sdk(url) as client:
+        client.completions.create(model=MODEL, prompt="abc")
+        place.fake.stopped.clear()
+        stream = client.chat.completions.create(model=MODEL, messages=long, stream=True)
+        next(iter(stream))
+        stream.close()
+        assert place.fake.stopped.wait(15)
+
+
+def test_errors_of_the_model_pass_as_they_are(place: Place) -> None:
+    with proxied(lambda: [place.backend()]) as url, sdk(url, max_retries=0) as client:
+        for said, status in {"too long": 400, "busy": 429, "fault": 500}.items():
+            with pytest.raises(openai.APIStatusError, match="It does not work") as caught:
+                client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": said}])
+            assert caught.value.status_code == status
+
+
+def test_a_second_replica_answers_while_the_first_is_away(place: Place, tmp_path: Path) -> None:
+    with serving(simulated(tmp_path / "other")) as gone:
+        pass
+    away = Place(gone, tmp_path / "other" / "root.pem").backend("both")
+    with proxied(lambda: [away, place.backend("both")]) as url, sdk(url) as client:
+        settled(url, "away")
+        assert client.completions.create(model="both", prompt="abc").choices[0].text == "cba"
+
+
+def test_what_cannot_be_is_said_before_anything_starts(place: Place, tmp_path: Path) -> None:
+    (tmp_path / "policy.toml").write_text("confide-policy = 2\n")
+    with pytest.raises(InvalidPolicy):
+        place.backend(policy=tmp_path / "policy.toml")
+    with pytest.raises(InsecureConnection):
+        WorkloadBackend("", WorkloadAddress("http://models.example", simulated_root=place.root), EVER)
+
+
+def test_what_was_verified_can_be_seen(place: Place) -> None:
+    with proxied(lambda: [place.backend()]) as url:
+        settled(url, "ready")
+        (status,) = httpx.get(f"{url}/confide/status", trust_env=False).json()["backends"]
+    assert (status["mode"], status["simulated"], status["model_digest"]) == ("enclave", True, DIGEST)
+    assert {check["outcome"] for check in status["checks"]} <= {"pass", "skipped"}
+    assert "protection" in status["trust"]
