@@ -99,7 +99,7 @@ def _tiny_shell() -> tuple[Any, Path]:
     table = open_package(client, PackageKind.SHELL).manifest
     model = _empty_model(client, table)
     for index, group in enumerate(table.groups):
-        protect_group(model, index, group, lambda group, x: x)
+        protect_group(model, index, [group], lambda group, x: x)
     return model, client
 
 

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from confide.errors import InvalidActivation
 from confide.models.protected import ProtectedLinear, SharedProduct
+from confide.packages.manifest import Group, Layer
 
 ROWS = [5, 3, 4]
 COLUMNS = 8
@@ -33,7 +34,8 @@ def product() -> RecordingProduct:
 
 @pytest.fixture
 def layers(product: RecordingProduct) -> list[ProtectedLinear]:
-    shared = SharedProduct(product, 7, ROWS, COLUMNS, 14)
+    lines = tuple(Layer(f"layer.{position}", rows) for position, rows in enumerate(ROWS))
+    shared = SharedProduct(product, 7, [Group("layers", lines, COLUMNS, 14, 30, 64.0)])
     made = []
     for position, rows in enumerate(ROWS):
         bias = None if position == 1 else torch.nn.Parameter(torch.randn(rows))

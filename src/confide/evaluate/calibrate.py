@@ -192,7 +192,7 @@ def _layers(groups: Sequence[Group], product: RemoteProduct) -> list[nn.Module]:
     """The layers as a private model has them."""
     model = nn.ModuleDict({group.name: nn.Linear(group.columns, group.rows) for group in groups})
     for index, group in enumerate(groups):
-        protect_group(model, index, group, product)
+        protect_group(model, index, [group], product)
         model[group.name].get_buffer("weight_scale").fill_(1)
     return list(model.values())
 

@@ -27,14 +27,19 @@ class IntegerProduct(Protocol):
 class SharedProduct:
     """The product of one layer group, asked for once and handed to each of its layers.
 
-    rows: how many outputs each layer has, in the order of the group's stacked matrix.
+    first: the group's index in the layer table. parts: it, or the groups that are parts of its columns, in order.
     """
 
-    def __init__(self, product: IntegerProduct, group: int, rows: Sequence[int], columns: int, bits: int) -> None:
+    def __init__(self, product: IntegerProduct, first: int, parts: Sequence[Group]) -> None:
         self._product = product
-        self._group = group
-        self._columns = columns
-        self._bits = bits
+        ends = [part.first_column + part.columns for part in parts]
+        self._parts = [
+            (first + place, slice(part.first_column, end))
+            for place, (part, end) in enumerate(zip(parts, ends, strict=True))
+        ]
+        self._columns = ends[-1]
+        self._bits = parts[0].activation_bits
+        rows = [layer.rows for layer in parts[0].layers]
         starts = [sum(rows[:position]) for position in range(len(rows))]
         self._slices = [slice(start, start + count) for start, count in zip(starts, rows, strict=True)]
         # Input, result, and the layers that have not had theirs yet. Holding the input is what makes its identity
@@ -56,7 +61,11 @@ class SharedProduct:
 
     def _compute(self, x: Tensor) -> Tensor:
         integers, scale = quantize_activations(x.reshape(-1, self._columns), self._bits)
-        return self._product(self._group, integers).float().mul_(scale)
+        first, *rest = self._parts
+        result = self._product(first[0], integers[:, first[1]])
+        for group, columns in rest:
+            result += self._product(group, integers[:, columns])
+        return result.float().mul_(scale)
 
 
 class ProtectedLinear(nn.Module):
@@ -85,21 +94,21 @@ class ProtectedLinear(nn.Module):
         return y.view(*x.shape[:-1], scale.shape[0])
 
 
-def protect_group(model: nn.Module, index: int, group: Group, product: IntegerProduct) -> None:
+def protect_group(model: nn.Module, first: int, parts: Sequence[Group], product: IntegerProduct) -> None:
     """Put layers without matrices in the place of a group's linear ones; biases stay, scales are yet to come.
 
-    index: the group's in the layer table. Raises InvalidPackage where the model has no such layers.
+    first, parts: see `manifest.joined`. Raises InvalidPackage where the model has no such layers.
     """
-    rows = [layer.rows for layer in group.layers]
-    shared = SharedProduct(product, index, rows, group.columns, group.activation_bits)
-    for position, layer in enumerate(group.layers):
+    columns = sum(part.columns for part in parts)
+    shared = SharedProduct(product, first, parts)
+    for position, layer in enumerate(parts[0].layers):
         try:
             original = model.get_submodule(layer.name)
         except AttributeError:
             original = None
-        if original is None or linear_shape(original) != (layer.rows, group.columns):
+        if original is None or linear_shape(original) != (layer.rows, columns):
             raise InvalidPackage(
-                f"The layer table names {layer.name} of {layer.rows} x {group.columns}, which the shell's model "
+                f"The layer table names {layer.name} of {layer.rows} x {columns}, which the shell's model "
                 "does not have; run `confide split` again."
             )
         device = next(model.parameters()).device

@@ -24,10 +24,13 @@ from confide.models.source import Source
 from confide.packages.entropy import row_entropy
 from confide.packages.manifest import Group, Layer
 from confide.packages.server_package import row_norms
-from confide.rlwe.parameters import Parameters, Profile
+from confide.rlwe.parameters import RING_DEGREE, Parameters, Profile
 
 CALIBRATION_CONTEXT = 512
 """Tokens at most that are run at a time when calibrating; what a layer reads hardly depends on more."""
+
+_PARTS = (1, 2, 4, 8, 16)
+"""Into how many groups the columns of one are cut, at most."""
 
 OnProgress = Callable[[str, int, int], None]
 """Called with a layer group's name when it is done, the groups done so far, and the groups there are."""
@@ -107,11 +110,11 @@ class QuantizedModel:
         weights = torch.cat([matrix for matrix, _ in parts.values()])
         most = min(recipe.precision(name).activation_bits for name in chosen.layers)
         layers = tuple(Layer(name, len(scale)) for name, (_, scale) in parts.items())
-        group = _table_line(chosen.name, layers, weights, self.profile, most)
-        protect_group(self.model, len(self.groups), group, self._multiply)
+        parts_of = _table_lines(chosen.name, layers, weights, self.profile, most)
+        protect_group(self.model, len(self.groups), [part.group for part in parts_of], self._multiply)
         for name, (_, scale) in parts.items():
             self.model.get_submodule(name).get_buffer("weight_scale").copy_(scale)
-        self.groups.append(QuantizedGroup(group, weights))
+        self.groups += parts_of
 
     def _quantize(self, name: str, recipe: Recipe, moments: Tensor | None) -> tuple[Tensor, Tensor]:
         layer = self.model.get_submodule(name)
@@ -172,14 +175,43 @@ def _has_few_bits(recipe: Recipe, layer: str) -> bool:
     return recipe.precision(layer).weight_bits < MAX_WEIGHT_BITS
 
 
-def _table_line(name: str, layers: tuple[Layer, ...], weights: Tensor, profile: Profile, most_bits: int) -> Group:
-    """A group's line, with the widest activations, up to most_bits, whose products always fit."""
-    rows, columns = weights.shape
-    try:
-        parameters = Parameters.derive(
-            profile, row_norms(weights), rows=rows, columns=columns, most_activation_bits=most_bits
+def _table_lines(
+    name: str, layers: tuple[Layer, ...], weights: Tensor, profile: Profile, most_bits: int
+) -> list[QuantizedGroup]:
+    """A group's line, with the widest activations, up to most_bits, whose products always fit.
+
+    Several lines, for parts of its columns, where its rows are too long for any plaintext modulus.
+    """
+    columns = weights.shape[1]
+    for count in _PARTS:
+        # Whole polynomials, so that parts cost no more inputs than they have.
+        width = columns if count == 1 else -(-columns // (count * RING_DEGREE)) * RING_DEGREE
+        parts = weights.split(width, dim=1)
+        try:
+            derived = [
+                Parameters.derive(
+                    profile, row_norms(part), rows=len(part), columns=part.shape[1], most_activation_bits=most_bits
+                )
+                for part in parts
+            ]
+        except InsecureParameters as error:
+            if count == _PARTS[-1] or width <= RING_DEGREE:
+                raise InsecureParameters(f"{name} cannot be protected. {error}") from error
+            continue
+        break
+    bits = min(parameters.activation_bits for parameters in derived)
+    return [
+        QuantizedGroup(
+            Group(
+                name if not place else f"{name}.part{place + 1}",
+                layers,
+                part.shape[1],
+                bits,
+                parameters.plaintext_bits,
+                row_entropy(part.numpy()),
+                first_column=place * width,
+            ),
+            part.contiguous(),
         )
-    except InsecureParameters as error:
-        raise InsecureParameters(f"{name} cannot be protected. {error}") from error
-    entropy = row_entropy(weights.numpy())
-    return Group(name, layers, columns, parameters.activation_bits, parameters.plaintext_bits, entropy)
+        for place, (part, parameters) in enumerate(zip(parts, derived, strict=True))
+    ]

@@ -25,7 +25,7 @@ from confide.models.source import Source
 from confide.packages.checks import CHECKS_NAME, make_checks, write_checks
 from confide.packages.hint import hint_size
 from confide.packages.hint_writer import HintWriter, OnHint, forget_drafts, place_hint
-from confide.packages.manifest import FORMAT, MASK_TENSOR, Manifest, ModelDigest, PackageKind
+from confide.packages.manifest import FORMAT, MASK_TENSOR, Manifest, ModelDigest, PackageKind, joined
 from confide.packages.owner import OwnerKey
 from confide.packages.server_package import group_file
 from confide.packages.shell import GENERATION_SETTINGS, SHELL_WEIGHTS, allowed_settings
@@ -153,7 +153,7 @@ def _write(
         model_type=manifest.model_type,
         profile=manifest.profile,
         groups=len(manifest.groups),
-        layers=sum(len(group.layers) for group in manifest.groups),
+        layers=sum(len(first.layers) for _, (first, *_) in joined(manifest.groups)),
         protected_parameters=quantized.protected_parameters,
         total_parameters=quantized.total_parameters,
         parameter_names=tuple(sorted({group.parameters(manifest.profile).name for group in manifest.groups})),
@@ -177,7 +177,7 @@ def _table(quantized: QuantizedModel, epoch: int) -> Manifest:
     digest = ModelDigest()
     for part in quantized.groups:
         for layer, matrix in zip(part.group.layers, _parts(part), strict=True):
-            digest.add(layer.name, layer.rows, part.group.columns, matrix.numpy().data)
+            digest.add(layer.name, layer.rows, part.group.columns, matrix.numpy().data, part.group.first_column)
     groups = tuple(part.group for part in quantized.groups)
     model_type = quantized.model.config.model_type
     return Manifest(

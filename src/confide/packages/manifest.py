@@ -6,8 +6,10 @@ milliseconds.
 
 import hashlib
 import re
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from io import BufferedReader
+from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Final, Literal, NoReturn
 
@@ -37,6 +39,7 @@ Columns = Annotated[int, msgspec.Meta(ge=1, le=MAX_COLUMNS)]
 ActivationBits = Annotated[int, msgspec.Meta(ge=MIN_ACTIVATION_BITS, le=MAX_ACTIVATION_BITS)]
 PlaintextBits = Annotated[int, msgspec.Meta(ge=27, le=32)]
 EntropyBits = Annotated[float, msgspec.Meta(ge=1, le=8 * MAX_COLUMNS)]
+FirstColumn = Annotated[int, msgspec.Meta(ge=0, lt=1 << 20)]
 Epoch = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 
 
@@ -83,8 +86,10 @@ class Layer(Record, frozen=True):
 
 
 class Group(Record, frozen=True):
-    """Layers that share an input of `columns` values; their matrices are stacked in this order.
+    """Layers that share an input; their matrices are stacked in this order. Of `columns` values, all or a part.
 
+    first_column: more than 0 in a group that goes on where the one before it ends, with the same layers: for rows that
+    no plaintext modulus has room for together. The products of such groups are added.
     plaintext_bits: of the group's encryption, as the norms of its rows allow. entropy_bits: of the row that has the
     least, see `entropy.row_entropy`: after so many bits of answers its weights could be solved for.
     """
@@ -95,6 +100,7 @@ class Group(Record, frozen=True):
     activation_bits: ActivationBits
     plaintext_bits: PlaintextBits
     entropy_bits: EntropyBits
+    first_column: FirstColumn = 0
 
     @property
     def rows(self) -> int:
@@ -139,6 +145,7 @@ class Manifest(Record, frozen=True):
             [
                 group.name,
                 [[layer.name, layer.rows] for layer in group.layers],
+                group.first_column,
                 group.columns,
                 group.activation_bits,
                 group.plaintext_bits,
@@ -147,7 +154,7 @@ class Manifest(Record, frozen=True):
             ]
             for group in self.groups
         ]
-        content = msgspec.json.encode(["confide layer table 2", self.profile, self.epoch, table])
+        content = msgspec.json.encode(["confide layer table 3", self.profile, self.epoch, table])
         return hashlib.sha256(content).digest()
 
     def for_shell(self) -> "Manifest":
@@ -169,15 +176,33 @@ class ModelDigest:
     def __init__(self) -> None:
         self._hash = hashlib.sha256(b"confide int8 matrices 1\0")
 
-    def add(self, name: str, rows: int, columns: int, content: memoryview) -> None:
-        """Take in one layer's matrix, row by row: rows * columns bytes."""
+    def add(self, name: str, rows: int, columns: int, content: memoryview, first_column: int = 0) -> None:
+        """Take in one layer's matrix, or a part of it from a column on, row by row: rows * columns bytes."""
         # The JSON list ends itself and the shape says how many bytes follow, so no two models read alike.
-        self._hash.update(msgspec.json.encode([name, rows, columns]))
+        self._hash.update(msgspec.json.encode([name, rows, columns, first_column]))
         self._hash.update(content)
 
     def hexdigest(self) -> str:
         """64 hexadecimal digits."""
         return self._hash.hexdigest()
+
+
+def joined(groups: Sequence[Group]) -> Iterator[tuple[int, tuple[Group, ...]]]:
+    """Groups that are parts of one matrix, together: the index of the first in the layer table, and all of them."""
+    start = 0
+    for end in range(1, len(groups) + 1):
+        if end == len(groups) or not groups[end].first_column:
+            yield start, tuple(groups[start:end])
+            start = end
+
+
+def _fit_together(parts: Sequence[Group]) -> bool:
+    """Whether groups are the parts of one matrix, each beginning where the last ends."""
+    ends = accumulate((part.columns for part in parts), initial=0)
+    return all(
+        part.first_column == end and part.layers == parts[0].layers and part.activation_bits == parts[0].activation_bits
+        for part, end in zip(parts, ends, strict=False)
+    )
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> bytes:
@@ -228,9 +253,11 @@ def _check(path: Path, manifest: Manifest) -> None:
     if manifest.kind is PackageKind.SEALED:
         _refuse(path, "a sealed model has none")
     names = [group.name for group in manifest.groups]
-    layers = [layer.name for group in manifest.groups for layer in group.layers]
+    layers = [layer.name for _, (first, *_) in joined(manifest.groups) for layer in first.layers]
     if len(set(names)) < len(names) or len(set(layers)) < len(layers):
         _refuse(path, "a group or layer is named twice")
+    if not all(_fit_together(parts) for _, parts in joined(manifest.groups)):
+        _refuse(path, "the parts of a group do not fit together")
     if MASK_TENSOR in layers:
         _refuse(path, f"no layer may be named {MASK_TENSOR}")
     if manifest.hint and manifest.hint.keys() != set(map(hint_name, range(len(manifest.groups)))):

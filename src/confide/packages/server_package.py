@@ -114,7 +114,7 @@ class ServerPackage:
 
 def _add_to_digest(digest: ModelDigest, group: Group, stacked: Tensor) -> None:
     for layer, matrix in zip(group.layers, stacked.split([layer.rows for layer in group.layers]), strict=True):
-        digest.add(layer.name, layer.rows, group.columns, matrix.numpy().data)
+        digest.add(layer.name, layer.rows, group.columns, matrix.numpy().data, group.first_column)
 
 
 def _require(path: Path, condition: bool) -> None:

@@ -19,7 +19,7 @@ from confide.errors import InvalidPackage
 from confide.models.protected import IntegerProduct, protect_group
 from confide.models.sharing import empty_model
 from confide.models.source import load_tokenizer
-from confide.packages.manifest import Manifest, PackageKind, read_bounded
+from confide.packages.manifest import Manifest, PackageKind, joined, read_bounded
 from confide.packages.owner import OwnerPublicKey
 from confide.packages.signing import open_package, require_files
 
@@ -68,8 +68,8 @@ def load_shell(
     require_files(folder, manifest)
     _require_no_code(folder, manifest)
     model = _empty_model(folder, manifest)
-    for index, group in enumerate(manifest.groups):
-        protect_group(model, index, group, product)
+    for first, parts in joined(manifest.groups):
+        protect_group(model, first, parts, product)
     _fill_computed_buffers(model, device)
     _load_weights(model, folder, device)
     if GENERATION_SETTINGS in manifest.files:

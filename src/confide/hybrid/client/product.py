@@ -116,7 +116,7 @@ class RemoteProduct(Closing):
         self.groups = groups
         self._on_breach = on_breach
         self._positions = [0] * len(groups)
-        self._last_only: int | None = None
+        self._last_only: frozenset[int] = frozenset()
         self._over: IntegrityError | None = None
         self._width = 1
         self._turn = threading.RLock()
@@ -157,7 +157,7 @@ class RemoteProduct(Closing):
     def _visible_tokens(self, group: int, tokens: int) -> int:
         """A prompt is padded; a step of decoding, one token for each sequence, shows nothing but that."""
         # A prompt may be one token long, and must not look like a step then.
-        prompt = self.generating and not self._positions[group] and group != self._last_only
+        prompt = self.generating and not self._positions[group] and group not in self._last_only
         if tokens == self._width and not prompt:
             return tokens
         # Each of the sequences is padded, so that a batch shows no more than one text does.
@@ -294,10 +294,10 @@ class RemoteProduct(Closing):
             finally:
                 self.generating = False
 
-    def _alone(self, layer: str | None) -> int | None:
-        """The group that is this layer and no other."""
+    def _alone(self, layer: str | None) -> frozenset[int]:
+        """The group that is this layer and no other, or the groups that are its parts."""
         names = ([layer.name for layer in checked.group.layers] for checked in self.groups)
-        return next((index for index, layers in enumerate(names) if layers == [layer]), None)
+        return frozenset(index for index, layers in enumerate(names) if layers == [layer])
 
     def want(self, tokens: int) -> None:
         """Have pads for so many tokens made ahead from now on."""
