@@ -1,14 +1,20 @@
 """The verbs, and what happens to an error that reaches the top: one sentence, an exit code, no traceback."""
 
 import logging
+import os
 import sys
+import traceback
+from typing import Annotated, Any
 
 import typer
 
 from confide.cli import output
-from confide.errors import ConfideError
+from confide.cli.explain import explained
+from confide.printable import printable
+from confide.version import VERSION
 
 _INTERRUPTED = 130
+_BROKEN_PIPE = 141
 
 app = typer.Typer(
     name="confide",
@@ -50,22 +56,62 @@ def _register() -> None:
         app.add_typer(group.app)
 
 
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version, and leave.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show where an error was raised; goes before or after any command.")
+    ] = False,
+) -> None:
+    """Private language models on machines nobody has to trust."""
+
+
 def main() -> None:
     """Run the command line."""
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments
+    sys.argv[1:] = [argument for argument in arguments if argument != "--debug"]
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    _register()
+    as_json = "--json" in arguments
     try:
+        if "--version" in arguments[:2]:
+            _show_version(as_json=as_json)
+            return
+        _register()
         code = app(standalone_mode=False) or 0  # of a typer.Exit, and 130 for what was a KeyboardInterrupt
         if code == _INTERRUPTED:
             output.note("Interrupted; a hint is kept as far as it was made, and the same command goes on from there.")
         sys.exit(code)
-    except ConfideError as error:
-        output.error(error, as_json="--json" in sys.argv)
-        sys.exit(error.exit_code)
-    except typer.Abort:
+    except (KeyboardInterrupt, typer.Abort):
         sys.exit(_INTERRUPTED)
-    except Exception as error:
-        if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "show"):
-            error.show()
+    except BrokenPipeError:
+        # Whoever read the output has left. What is still buffered must not fail again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(_BROKEN_PIPE)
+    except Exception as error:  # noqa: BLE001 - each becomes a sentence; --debug shows the rest
+        if debug:
+            traceback.print_exc()
+        if _is_usage(error):
+            _show_usage(error, as_json=as_json)
             sys.exit(getattr(error, "exit_code", 2))
-        raise
+        problem = explained(error)
+        output.error(problem, as_json=as_json)
+        sys.exit(problem.exit_code)
+
+
+def _show_version(*, as_json: bool) -> None:
+    if as_json:
+        output.result({"version": VERSION})
+    else:
+        output.console.print(f"confide {VERSION}")
+
+
+def _is_usage(error: Exception) -> bool:
+    return type(error).__module__.startswith(("click", "typer")) and hasattr(error, "show")
+
+
+def _show_usage(error: Any, *, as_json: bool) -> None:
+    if as_json:
+        output.result({"error": {"code": "usage", "message": printable(error.format_message())}})
+    else:
+        error.show()

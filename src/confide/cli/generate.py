@@ -1,5 +1,6 @@
 """`confide generate`: text from a shell, with its layers on a server or, as the reference, in the clear."""
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from confide.cli import output
+from confide.cli.files import MAX_FILE_BYTES, read_file
 from confide.cli.options import Ca, Checks, InsecureNoTls, Json, Licence, Patience, Shell, TrustedOwner
 from confide.hybrid.client.padding import Padding
 
@@ -16,7 +18,10 @@ if TYPE_CHECKING:
 
 def command(
     shell: Shell,
-    prompt: Annotated[str | None, typer.Argument(help="The text to go on from.")] = None,
+    prompt: Annotated[
+        str | None, typer.Argument(help="The text to go on from; - reads it from standard input.")
+    ] = None,
+    prompt_file: Annotated[Path | None, typer.Option(help="A UTF-8 file with the text to go on from.")] = None,
     prompt_ids: Annotated[str | None, typer.Option(help="Token ids instead of text, such as 1,2,3.")] = None,
     server: Annotated[str | None, typer.Option(help="Address of the layer server.")] = None,
     clear_with: Annotated[
@@ -26,9 +31,13 @@ def command(
         Path | None, typer.Option(help="The same, with all of the protocol's arithmetic and no server.")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate at most.", min=1)] = 64,
-    temperature: Annotated[float | None, typer.Option(help="Sample at this temperature; greedy without.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Sample among this many likeliest tokens.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Sample among tokens of this total probability.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Sample at this temperature; greedy without, and at 0.", min=0)
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(help="Sample among this many likeliest tokens.", min=1)] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Sample among tokens of this total probability.", min=0, max=1)
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the sampling.")] = None,
     pad_prompt: Annotated[
         int, typer.Option(help="Round the prompt up to a multiple of this, as the server sees it.", min=1)
@@ -47,8 +56,14 @@ def command(
     """Generate text; it streams as the tokens come."""
     if [server, clear_with, simulate_with].count(None) != 2:
         raise typer.BadParameter("give one of --server, --clear-with and --simulate-with")
-    if (prompt is None) == (prompt_ids is None):
-        raise typer.BadParameter("give either a PROMPT or --prompt-ids")
+    if [prompt, prompt_file, prompt_ids].count(None) != 2:
+        raise typer.BadParameter("give one of PROMPT, --prompt-file and --prompt-ids")
+    if prompt_file is not None:
+        prompt = read_file(prompt_file).decode("utf-8")
+    elif prompt == "-":
+        prompt = sys.stdin.buffer.read(MAX_FILE_BYTES).decode("utf-8")
+    elif prompt is not None:
+        prompt.encode("utf-8")  # what was not UTF-8 on the command line is said here, and not by a tokenizer
     sampling = _sampling(temperature, top_k, top_p)
     padding = Padding(pad_prompt, _answer_multiple(pad_answer))
     request = _Request(prompt, prompt_ids, max_new_tokens, sampling, seed, json)
@@ -90,6 +105,8 @@ def _answer_multiple(text: str) -> int | None:
 
 
 def _sampling(temperature: float | None, top_k: int | None, top_p: float | None) -> dict[str, Any]:
+    if temperature == 0:
+        return {"do_sample": False}
     chosen = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     given = {name: value for name, value in chosen.items() if value is not None}
     return {"do_sample": bool(given), **given}

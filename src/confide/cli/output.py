@@ -17,7 +17,8 @@ _LINES = "\n"
 """What errors and remarks may have besides printable characters: a peer may have said a part of them."""
 
 console = Console(highlight=False)
-messages = Console(stderr=True, highlight=False)
+messages = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+"""In a pipe lines are as long as they are: programs read them."""
 
 
 def result(value: dict[str, Any]) -> None:

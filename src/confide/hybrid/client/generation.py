@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from confide.errors import ConfideError, WrongMode
+from confide.errors import ConfideError, PromptTooLong, WrongMode
 from confide.hybrid.client.product import RemoteProduct
 from confide.models.context import longest_context
 
@@ -259,6 +259,11 @@ class PaddedGeneration:
         most = course.max_length - (before + prompt if ids is not None else 0)
         longest = padding.longest(max(most, 1))
         positions = longest_context(self._model.config)
+        if positions is not None and before + prompt + max(most, 1) > positions + 1:
+            raise PromptTooLong(
+                f"The prompt has {before + prompt} tokens and its answer up to {most}, but the model's context is "
+                f"{positions}; shorten the prompt, or ask for fewer tokens. Nothing was sent."
+            )
         places = "position_ids" in inspect.signature(self._model.forward).parameters
         if positions is not None and not places and before + prompt + longest - 1 > positions:
             raise WrongMode(
