@@ -2,11 +2,14 @@
 
 import logging
 import sys
+import traceback
 
 import typer
 
 from confide.cli import output
 from confide.errors import ConfideError
+from confide.logs import TextLines
+from confide.printable import printable
 
 _INTERRUPTED = 130
 
@@ -51,7 +54,9 @@ def _register() -> None:
 
 def main() -> None:
     """Run the command line."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler()
+    handler.setFormatter(TextLines("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     _register()
     try:
         code = app(standalone_mode=False) or 0  # of a typer.Exit, and 130 for what was a KeyboardInterrupt
@@ -63,8 +68,10 @@ def main() -> None:
         sys.exit(error.exit_code)
     except typer.Abort:
         sys.exit(_INTERRUPTED)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - shown, and the end
         if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "show"):
             error.show()
             sys.exit(getattr(error, "exit_code", 2))
-        raise
+        # What a library says of a fault can be what it was given by a peer.
+        sys.stderr.write(printable(traceback.format_exc(), keep="\n"))
+        sys.exit(1)

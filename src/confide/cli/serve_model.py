@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
+from rich.markup import escape
 
 from confide.cli import output
 from confide.cli.files import read_file
@@ -72,7 +73,7 @@ def serve_model(package: Path, listening: Listening, options: ModelOptions, *, j
     if tee.simulated:
         output.messages.print(f"[bold red]{WARNING}[/]")
     if tee.gpus:
-        output.messages.print(f"[bold yellow]The GPU is not attested.[/] {tee.gpus}")
+        output.messages.print(f"[bold yellow]The GPU is not attested.[/] {escape(tee.gpus)}")
     sealed = SealedPackage.open(package)
     if options.keys is None:
         raise typer.BadParameter("a sealed model needs --keys, the address of its owner's `confide keys serve`")
@@ -139,8 +140,8 @@ def _announce(url: str, workload: "Workload", facts: "EngineFacts", tee: "Tee", 
         )
         return
     output.console.print(
-        f"Serving {facts.model} ({facts.engine}, {facts.quantization}) from a {tee.name} environment at "
-        f"[bold]{url}[/]   Ctrl-C stops"
+        f"Serving {escape(facts.model)} ({escape(facts.engine)}, {escape(facts.quantization)}) from a {tee.name} "
+        f"environment at [bold]{url}[/]   Ctrl-C stops"
     )
     output.console.print(f"Model digest  {workload.model_digest}", soft_wrap=True)
     run = configuration.self_test
