@@ -13,6 +13,7 @@ import pytest
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from tests import hostile
 from tests.client.workload import ERRORS, MODEL, ODD, FakeWorkload, serving, simulated
+from tests.net.recording_proxy import proxy_in_environment
 
 import confide
 from confide.attest.policy import Policy, SimulatedPolicy
@@ -447,6 +448,36 @@ def test_trust_says_that_simulated_evidence_protects_nothing(running: Running) -
 def test_nothing_shows_in_a_repr(running: Running) -> None:
     with running.connect() as session:
         assert repr(session) == f"EnclaveSession('{running.fake.url}', tdx)"
+
+
+def test_no_proxy_of_the_environment_sees_a_session(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def ask(session: EnclaveSession) -> None:
+        async with session:
+            await session.async_openai.models.list()
+
+    with proxy_in_environment(monkeypatch) as asked:
+        session = running.connect()
+        assert session.chat("hello") == "olleh"
+        asyncio.run(ask(session))
+    assert running.fake.seen.count("/sealed") == 3
+    assert asked == []
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_sealed_request_goes_to_one_place(running: Running, status: int) -> None:
+    """Whoever answers in the workload's place cannot have the request sent elsewhere."""
+
+    async def ask(session: EnclaveSession) -> None:
+        async with session:
+            await session.async_openai.models.list()
+
+    session = running.connect()
+    running.fake.outer = lambda: RedirectResponse("/v1/models", status)
+    with pytest.raises(GatewayError):
+        session.openai.models.list()
+    with pytest.raises(GatewayError):
+        asyncio.run(ask(session))
+    assert running.fake.seen == ["/attestation", "/sealed", "/sealed"]
 
 
 # -- the door ----------------------------------------------------------------------------------------------------------

@@ -75,7 +75,7 @@ class AttestedTlsTransport(httpx.BaseTransport):
     def __init__(self, party: RelyingParty, standing: Standing) -> None:
         self._standing = standing
         context = attested_context(certificate_check(party, standing))
-        self._inner = httpx.HTTPTransport(verify=context, trust_env=False)
+        self._inner = httpx.HTTPTransport(verify=context)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """AttestationError, KeyChanged or ConnectionLost where nothing was sent; ChannelBroken for half an answer."""
@@ -96,7 +96,7 @@ class AsyncAttestedTlsTransport(httpx.AsyncBaseTransport):
     def __init__(self, party: RelyingParty, standing: Standing) -> None:
         self._standing = standing
         context = attested_context(certificate_check(party, standing))
-        self._inner = httpx.AsyncHTTPTransport(verify=context, trust_env=False)
+        self._inner = httpx.AsyncHTTPTransport(verify=context)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """AttestationError, KeyChanged or ConnectionLost where nothing was sent; ChannelBroken for half an answer."""
