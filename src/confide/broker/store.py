@@ -133,7 +133,7 @@ class KeyStore:
             header = msgspec.json.decode(content, type=_Header)
             cipher = _derive(passphrase(), header.salt)
             _decrypt(cipher, header.check, _HEADER_PURPOSE)
-        except (msgspec.MsgspecError, ValueError, InvalidTag):
+        except (msgspec.MsgspecError, ValueError, InvalidTag, RecursionError):
             raise KeyStoreError(
                 f"The passphrase is not the one of the keys in {folder}, or {HEADER_NAME} was changed; try again."
             ) from None
@@ -168,7 +168,7 @@ class KeyStore:
             return StoredKey(
                 ModelKey(found.key), Conditions(found.model_digest, policy, found.simulated_root), found.added
             )
-        except (InvalidTag, ValueError, msgspec.MsgspecError, InvalidPolicy):
+        except (InvalidTag, ValueError, msgspec.MsgspecError, InvalidPolicy, RecursionError):
             raise KeyStoreError(
                 f"The file of key {identity} was changed; remove it with `confide keys remove` and add the key again."
             ) from None

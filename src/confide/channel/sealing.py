@@ -184,7 +184,7 @@ def decode_head(frame: bytes, kind: type[_Head]) -> _Head:
     """A direction's first frame. ChannelBroken for anything else."""
     try:
         return msgspec.msgpack.decode(frame, type=kind)
-    except (msgspec.MsgspecError, ValueError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise _broken() from error
 
 
