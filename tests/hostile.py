@@ -26,8 +26,8 @@ def is_clean(shown: str, keep: str = "\n") -> bool:
 
 
 def kinds() -> list[type[errors.ConfideError]]:
-    """Every class of the tree."""
+    """Every class of Confide's tree."""
     found: list[type[errors.ConfideError]] = [errors.ConfideError]
     for kind in found:
         found.extend(kind.__subclasses__())
-    return found
+    return [kind for kind in found if kind.__module__.startswith("confide.")]

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from confide.errors import ConfideError
+from confide.extras import named_extras
 from confide.version import VERSION
 
 if TYPE_CHECKING:
@@ -16,7 +17,8 @@ __version__ = VERSION
 def __getattr__(name: str) -> object:
     # transformers takes seconds to import, and the command line's help should not wait for it.
     if name == "HybridModel":
-        from confide.hybrid.model import HybridModel
+        with named_extras():
+            from confide.hybrid.model import HybridModel
 
         return HybridModel
     if name == "connect":

@@ -8,6 +8,7 @@ import typer
 
 from confide.cli import output
 from confide.errors import ConfideError
+from confide.extras import named_extras
 from confide.logs import TextLines
 from confide.printable import printable
 
@@ -59,7 +60,8 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     _register()
     try:
-        code = app(standalone_mode=False) or 0  # of a typer.Exit, and 130 for what was a KeyboardInterrupt
+        with named_extras():
+            code = app(standalone_mode=False) or 0  # of a typer.Exit, and 130 for what was a KeyboardInterrupt
         if code == _INTERRUPTED:
             output.note("Interrupted; a hint is kept as far as it was made, and the same command goes on from there.")
         sys.exit(code)

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 from confide.attest.policy import AnyPolicy
 from confide.client.session import Session
 from confide.errors import WrongMode
+from confide.extras import named_extras
 
 _OF_HYBRID: Final = ("shell", "server", "licence")
 _OF_ENCLAVE: Final = ("policy", "simulated_root", "attestation_keys", "ra_tls", "offline", "shell", "server")
@@ -52,7 +53,8 @@ def _hybrid(shell: str | Path | None, server: str | None, options: dict[str, Any
             "model in a trusted execution environment give its http or https address."
         )
     own = _without(options, *_OF_ENCLAVE)
-    from confide.client.hybrid import HybridSession
+    with named_extras():
+        from confide.client.hybrid import HybridSession
 
     return HybridSession(shell, server, **own)
 

@@ -28,6 +28,7 @@ from confide.errors.base import (
     ConnectionLost,
     InsecureConnection,
     InvalidCertificate,
+    NotInstalled,
     ServerSilent,
     UntrustedCertificate,
 )
@@ -154,6 +155,7 @@ __all__ = [
     "ModelNotSupported",
     "NoTrustedEnvironment",
     "NonceRefused",
+    "NotInstalled",
     "OutsideCalibration",
     "OutsideValidity",
     "OwnerKeyError",

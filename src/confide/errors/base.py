@@ -41,6 +41,12 @@ class UntrustedCertificate(InsecureConnection):
     code = "untrusted-certificate"
 
 
+class NotInstalled(ConfideError):
+    """A library is missing that another role's installation has."""
+
+    code = "not-installed"
+
+
 class InvalidCertificate(ConfideError):
     """A file of certificates or a private key is missing or is not what it should be."""
 
