@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: system-deps demo test test-all fuzz lint bench
+.PHONY: system-deps demo test test-all mutate fuzz lint bench
 .DEFAULT_GOAL := demo
 
 $(READY): pyproject.toml constraints.txt
@@ -28,6 +28,11 @@ test: $(READY)
 
 test-all: $(READY)
 	$(BIN)/python -m pytest
+	$(BIN)/python tools/mutate.py
+
+# Breaks lines that matter, one at a time in a copy, and sees that a test notices: tools/mutations.toml.
+mutate: $(READY)
+	$(BIN)/python tools/mutate.py
 
 fuzz: $(READY)
 	$(BIN)/python -m fuzz --seconds 60
