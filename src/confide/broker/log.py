@@ -10,6 +10,8 @@ leaves; its answer never left.
 import hashlib
 import logging
 import os
+import secrets
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,13 +25,14 @@ import rfc8785
 
 from confide.attest.check import Check
 from confide.attest.wire import Record
-from confide.disk.files import hold_folder, sync_folder
+from confide.disk.files import create_file, hold_folder, sync_folder
 from confide.errors import AuditLogCorrupted, AuditLogInUse, AuditLogUnavailable
 
 LOG_NAME: Final = "audit.jsonl"
 GENESIS: Final = bytes(32)
 """In the place of a hash before the first line."""
 _PURPOSE: Final = b"confide audit log 1\0"
+_LEFT: Final = "entry-"
 _log = logging.getLogger(__name__)
 
 
@@ -40,11 +43,12 @@ class Entry(Record, frozen=True):
     evidence was made for. statement: the digest of what the workload says of itself, its channel key included, as the
     hardware signs it. evidence: SHA-256 of the evidence in RFC 8785's JSON. peer: the address that asked, which may be
     a proxy's. collateral: until when it is valid, how old it is and who chose it. failed: the checks that
-    did not pass. recovered: bytes of a torn last line that were cut off before this.
+    did not pass. recovered: bytes of a torn last line that were cut off before this. replaced: the digest of the policy
+    that the key had before, where it was changed.
     """
 
     at: Annotated[datetime, msgspec.Meta(tz=True)]
-    event: Literal["released", "refused", "recovered"]
+    event: Literal["released", "refused", "recovered", "changed"]
     key: str = ""
     model: str = ""
     policy: str = ""
@@ -57,6 +61,7 @@ class Entry(Record, frozen=True):
     collateral: str = ""
     failed: tuple[Check, ...] = ()
     recovered: int = 0
+    replaced: str = ""
 
 
 class Line(Record, frozen=True):
@@ -130,6 +135,18 @@ def verify(path: Path, head: str | None = None) -> LogReader:
     return reader
 
 
+def leave_entry(folder: Path, entry: Entry) -> None:
+    """Have whoever writes the log of this folder next write this entry. It is on the disk when this returns.
+
+    For what the owner does beside a broker that runs. AuditLogUnavailable where it cannot be written.
+    """
+    name = f"{_LEFT}{time.time_ns():020d}-{secrets.token_hex(4)}.json"
+    try:
+        create_file(folder / name, rfc8785.dumps(msgspec.to_builtins(entry)))
+    except OSError as error:
+        raise AuditLogUnavailable(f"{folder} cannot be written ({error.strerror}); make room on its disk.") from error
+
+
 class AuditLog:
     """The log of one folder, open for writing. One process at a time; safe for several threads.
 
@@ -139,7 +156,7 @@ class AuditLog:
     def __init__(self, folder: Path, now: datetime) -> None:
         """Checks all of it, and cuts off a torn last line. AuditLogInUse, AuditLogCorrupted, AuditLogUnavailable."""
         self.path = folder / LOG_NAME
-        self._lock = Lock()
+        self._lock, self._taking = Lock(), Lock()
         held = hold_folder(folder)
         if held is None:
             raise AuditLogInUse(f"Another process releases keys from {folder}; stop it first, or use another folder.")
@@ -153,6 +170,7 @@ class AuditLog:
                 _log.warning("The last line of %s was torn by a crash; its answer never left. Cut off.", self.path)
                 os.ftruncate(self._file, self._offset)
                 self.append(Entry(now, "recovered", recovered=chain.torn))
+            self.take_left()
         except BaseException:
             held.close()
             raise
@@ -179,6 +197,18 @@ class AuditLog:
                     "No key leaves without its line."
                 ) from error
             self.head, self._offset = head, self._offset + len(data)
+
+    def take_left(self) -> None:
+        """Write what `leave_entry` has left, oldest first. AuditLogCorrupted for what is no entry."""
+        with self._taking:
+            for path in sorted(self.path.parent.glob(f"{_LEFT}*.json")):
+                try:
+                    entry = msgspec.json.decode(path.read_bytes(), type=Entry)
+                except (OSError, ValueError, RecursionError) as error:
+                    raise AuditLogCorrupted(f"{path} is no entry for the log; look into it, and remove it.") from error
+                self.append(entry)
+                path.unlink()
+                sync_folder(path.parent)
 
     def _require_ours(self) -> None:
         opened = os.fstat(self._file)
