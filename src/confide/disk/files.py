@@ -9,17 +9,18 @@ from typing import IO
 
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable."""
-    _sync(folder)
+    sync_file(folder)
 
 
 def name_file(draft: Path, path: Path) -> None:
     """Give a finished file its name, durably: its content first, so that no crash leaves half a file by that name."""
-    _sync(draft)
+    sync_file(draft)
     os.replace(draft, path)
     sync_folder(path.parent)
 
 
-def _sync(path: Path) -> None:
+def sync_file(path: Path) -> None:
+    """Make the content of a file durable, or the names in a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -42,7 +43,7 @@ def create_file(path: Path, content: bytes) -> None:
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
-        _sync(Path(draft))
+        sync_file(Path(draft))
         os.link(draft, path)  # unlike a rename, never replaces anything
     finally:
         os.unlink(draft)

@@ -10,7 +10,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from confide.disk.files import name_file
+from confide.disk.files import name_file, sync_file, sync_folder
 from confide.errors import ConfideError, LedgerCorrupted, LedgerUnavailable
 from confide.hybrid.server.ledger.ledger import count_lost_leases, lock_folder
 from confide.hybrid.server.ledger.store import DATABASE, Store
@@ -68,7 +68,9 @@ def restore(state: Path, source: Path | None = None) -> Restored:
             os.link(database, replaced)
         for stale in state.glob(f"{DATABASE}-*"):
             stale.unlink()
-        name_file(draft, database)
+        sync_file(draft)
+        os.replace(draft, database)
+        sync_folder(state)
     return restored
 
 
