@@ -57,7 +57,8 @@ def note(text: str) -> None:
 
 def words(text: str) -> None:
     """What a model says, as far as it has come, in its own lines."""
-    console.print(Text(text), end="", soft_wrap=True)
+    # Before rich sees it, which drops some control characters: something stands where something was.
+    console.print(Text(printable(text, keep=KEPT)), end="", soft_wrap=True)
 
 
 def text_streamer(tokenizer: "PreTrainedTokenizerBase") -> "TextStreamer":
