@@ -12,10 +12,12 @@ Exits with 1 where a mutation survives, hangs or can't be applied, or where its 
 """
 
 import argparse
+import contextlib
 import fnmatch
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -107,13 +109,23 @@ def run_tests(copy: Path, tree: Path, tests: Sequence[str], seconds: float) -> t
     if data.is_dir():
         environment.setdefault("CONFIDE_TEST_DATA", str(data))
     command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", *tests]
-    try:
-        ran = subprocess.run(
-            command, cwd=copy, env=environment, timeout=seconds, capture_output=True, text=True, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return None, ""
-    return ran.returncode, (ran.stdout + ran.stderr)[-2000:]
+    with subprocess.Popen(
+        command,
+        cwd=copy,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as ran:
+        try:
+            said, _ = ran.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            return None, ""
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # whatever a broken line has left running
+                os.killpg(ran.pid, signal.SIGKILL)
+    return ran.returncode, said[-2000:]
 
 
 def try_mutation(mutation: Mutation, tree: Path, seconds: float = SECONDS) -> Result:
