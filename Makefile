@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: system-deps demo test test-all fuzz lint bench
+.PHONY: system-deps demo test test-all mutate fuzz lint bench
 .DEFAULT_GOAL := demo
 
 $(READY): pyproject.toml constraints.txt
@@ -30,6 +30,11 @@ test: $(READY)
 # One after the other: some of the slow ones measure times.
 test-all: $(READY)
 	$(BIN)/python -m pytest --cov=confide --cov-report=term:skip-covered
+	$(BIN)/python tools/mutate.py
+
+# Breaks lines that matter, one at a time in a copy, and sees that a test notices: tools/mutations.toml.
+mutate: $(READY)
+	$(BIN)/python tools/mutate.py
 
 fuzz: $(READY)
 	$(BIN)/python -m fuzz --seconds 60

@@ -22,6 +22,19 @@ def confide_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_proxy() -> Iterator[None]:
+    """Tests ask servers on this machine, by httpx and curl too, which would go to a proxy that the environment names.
+
+    That Confide itself takes none has tests of its own: see `tests.net`.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+            patch.delenv(name, raising=False)
+            patch.delenv(name.upper(), raising=False)
+        yield
+
+
 @pytest.fixture(scope="session")
 def test_data() -> Path:
     """The folder of real data: CONFIDE_TEST_DATA, or `shared` beside the repository."""

@@ -9,6 +9,8 @@ import time
 import traceback
 from types import TracebackType
 
+from confide.printable import printable
+
 ExceptionInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 
@@ -20,12 +22,12 @@ def quiet_logger(name: str) -> logging.Logger:
 
 
 class TextLines(logging.Formatter):
-    """What happened, in a sentence."""
+    """What happened, in a sentence: printable, whoever's words are a part of it."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, and the trace where there was an exception."""
         record.exc_text = None  # kept by another handler, and with the message
-        return super().format(record)
+        return printable(super().format(record), keep="\n")
 
     def formatException(self, ei: ExceptionInfo) -> str:
         """Where it was raised, and its kind."""

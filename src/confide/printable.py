@@ -19,5 +19,14 @@ def printable(text: str, *, keep: str = "") -> str:
     return "".join(letter if letter.isprintable() or letter in keep else _shown(letter) for letter in text)
 
 
+def quoted(words: str, most: int = 300) -> str:
+    """A peer's words inside a sentence of ours: one line of at most so many characters, in quotation marks.
+
+    Such marks among the words become single ones, so that a peer cannot end the quotation and go on in our voice.
+    """
+    shown = printable(words[:most]).replace('"', "'")
+    return f'"{shown}{"…" if len(words) > most else ""}"'
+
+
 def _shown(letter: str) -> str:
     return " " if unicodedata.category(letter) == "Zs" else REPLACEMENT

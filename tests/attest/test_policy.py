@@ -1,5 +1,6 @@
 """What policies accept, what they refuse, and how they say so."""
 
+import hashlib
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -15,7 +16,7 @@ from confide.attest.claims import Claims, RootKind, TcbStatus
 from confide.attest.defaults import Exceptions
 from confide.attest.evidence import Family
 from confide.attest.policy import AnyPolicy, Policy, SimulatedPolicy, appraise
-from confide.attest.policy_toml import policy_from_toml, simulated_policy_from_toml, to_toml
+from confide.attest.policy_toml import policy_digest, policy_from_toml, simulated_policy_from_toml, to_toml
 from confide.attest.requirements import (
     AllOf,
     AnyOf,
@@ -442,3 +443,17 @@ def test_files_that_say_something_else_are_refused(change: tuple[str, str], says
 def test_files_have_a_size() -> None:
     with pytest.raises(InvalidPolicy, match="KiB"):
         policy_from_toml("#" * (1 << 20))
+
+
+def test_a_policy_has_one_digest_however_it_is_written() -> None:
+    """SHA-256 of RFC 8785's JSON: member names in order, no spaces."""
+    policy = Policy.all_of(Model("ab" * 32), version="7")
+    expected = (
+        '{"all":[{"require":"model","sha256":"'
+        + "ab" * 32
+        + '"}],"confide-policy":1,"kind":"production","version":"7"}'
+    )
+    assert policy_digest(policy) == hashlib.sha256(expected.encode()).hexdigest()
+    text = to_toml(policy)
+    assert policy_digest(policy_from_toml("# a comment\n\n" + text)) == policy_digest(policy)
+    assert policy_digest(policy_from_toml(text.replace("7", "8", 1))) != policy_digest(policy)

@@ -32,7 +32,7 @@ from confide.attest.ra_tls import (
     open_certificate,
     verify_binding,
 )
-from confide.errors import MalformedEvidence, WrongBinding
+from confide.errors import InvalidCertificate, MalformedEvidence, OutsideValidity, WrongBinding
 
 NOW = datetime.now(UTC)
 TDX_HEADER = bytes.fromhex("0400020081000000") + bytes(40)
@@ -234,6 +234,43 @@ def test_any_extension_is_read_or_refused_as_malformed(extension: bytes) -> None
 def test_a_certificate_without_evidence_says_so(key: ec.EllipticCurvePrivateKey) -> None:
     with pytest.raises(MalformedEvidence, match="carries no evidence"):
         extract(with_extension(key, x509.ObjectIdentifier("1.2.3.4"), b"x"))
+
+
+def test_dates_are_those_that_the_library_reads(key: ec.EllipticCurvePrivateKey) -> None:
+    for start in (NOW, datetime(1990, 1, 2, 3, 4, 5, tzinfo=UTC), datetime(2049, 12, 20, tzinfo=UTC)):
+        certificate = make_certificate(key, tdx, now=start)
+        opened, read = open_certificate(certificate), x509.load_der_x509_certificate(certificate)
+        assert (opened.not_before, opened.not_after) == (read.not_valid_before_utc, read.not_valid_after_utc)
+
+
+def test_a_certificate_is_current_from_its_first_second_to_its_last(key: ec.EllipticCurvePrivateKey) -> None:
+    opened = open_certificate(make(key))
+    second = timedelta(seconds=1)
+    for now in (opened.not_before, opened.not_after):
+        opened.require_current(now)
+    for now in (opened.not_before - second, opened.not_after + second):
+        with pytest.raises(OutsideValidity, match="check the clock"):
+            opened.require_current(now)
+
+
+@pytest.mark.parametrize(
+    ("valid", "other"),
+    [(b"\x17\x0d", b"\x18\x0d"), (b"Z\x17", b"+\x17"), (b"Z\x17", b"0\x17"), (b"\x17\x0d2", b"\x17\x0d:")],
+)
+def test_a_date_that_is_none_is_refused(key: ec.EllipticCurvePrivateKey, valid: bytes, other: bytes) -> None:
+    certificate = make(key)
+    assert valid in certificate
+    with pytest.raises(MalformedEvidence, match="a date that is none"):
+        open_certificate(certificate.replace(valid, other, 1))
+
+
+def test_names_are_in_the_certificate(key: ec.EllipticCurvePrivateKey) -> None:
+    made = make_certificate(key, tdx, now=NOW, names=["models.example", "192.0.2.7"])
+    names = x509.load_der_x509_certificate(made).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["localhost", "models.example"]
+    assert [str(one) for one in names.get_values_for_type(x509.IPAddress)] == ["127.0.0.1", "::1", "192.0.2.7"]
+    with pytest.raises(InvalidCertificate, match="neither a host name nor an address"):
+        make_certificate(key, tdx, now=NOW, names=["https://models.example"])
 
 
 def test_a_certificate_cut_anywhere_is_refused(key: ec.EllipticCurvePrivateKey) -> None:

@@ -38,7 +38,6 @@ def error_of(*arguments: object) -> dict[str, Any]:
         (OSError(errno.ENOENT, "No such file", "/x/\x1b[31m"), "machine", "/x/\ufffd[31m: No such file"),
         (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid"), "machine", "not UTF-8"),
         (MemoryError(), "machine", "not enough memory"),
-        (ModuleNotFoundError("No module", name="torch"), "machine", "torch is not installed"),
         (RecursionError(), "unexpected", "nested too deeply"),
         (ValueError("a\x1b]0;title\x07\nb."), "unexpected", "ValueError: a\ufffd]0;title\ufffd\ufffdb. Run"),
         (KeyError("x" * 10_000), "unexpected", "x\N{HORIZONTAL ELLIPSIS}. Run"),

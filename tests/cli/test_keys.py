@@ -97,6 +97,37 @@ def test_keys_are_added_listed_and_removed(files: Path, run: Run) -> None:
     assert key.raw.hex() not in added.out + added.err + shown
 
 
+def test_a_policy_is_changed_and_the_log_says_so(files: Path, run: Run) -> None:
+    key = ModelKey.read(files / "model.key")
+    add = (
+        "add",
+        "model.key",
+        "--model-digest",
+        MODEL,
+        "--policy",
+        "simulated.toml",
+        "--simulated-root",
+        "tee/root.pem",
+    )
+    assert run(*add).code == 0
+    Path("stricter.toml").write_text(to_toml(SimulatedPolicy(version="8")))
+    changed = run("change", key.id, "--policy", "stricter.toml", "--json")
+    assert changed.code == 0, changed.err
+    told = json.loads(changed.out)
+    assert told["policy"] == to_toml(SimulatedPolicy(version="8"))
+    (listed,) = json.loads(run("list", "--json").out)["keys"]
+    assert (listed["policy"], listed["simulated"], listed["model_digest"]) == (told["policy"], True, MODEL)
+    (entry,) = json.loads(run("log", "show", "--json").out)["entries"]
+    assert (entry["event"], entry["policy"], entry["replaced"]) == ("changed", told["policy_digest"], told["replaced"])
+    assert f"policy {told['replaced'][:16]} to {told['policy_digest'][:16]}" in run("log", "show").out
+    # From simulated to production: without the root.
+    assert run("change", key.id, "--policy", "policy.toml").code == 0
+    assert not json.loads(run("list", "--json").out)["keys"][0]["simulated"]
+    for wrong in (("change", "0" * 32, "--policy", "policy.toml"), ("change", key.id, "--policy", "stricter.toml")):
+        assert run(*wrong).code == 1
+    assert len(json.loads(run("log", "show", "--json").out)["entries"]) == 2
+
+
 def test_a_package_says_which_model_the_key_is_for(files: Path, run: Run) -> None:
     (files / "one.gguf").write_bytes(b"weights")
     contents = Contents("made-up", "none", WeightsFormat.GGUF, "f16", {"one.gguf": files / "one.gguf"})

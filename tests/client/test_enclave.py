@@ -11,7 +11,9 @@ import msgspec
 import openai
 import pytest
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
-from tests.client.workload import MODEL, FakeWorkload, serving, simulated
+from tests import hostile
+from tests.client.workload import ERRORS, MODEL, ODD, FakeWorkload, serving, simulated
+from tests.net.recording_proxy import proxy_in_environment
 
 import confide
 from confide.attest.policy import Policy, SimulatedPolicy
@@ -22,6 +24,7 @@ from confide.attest.wire import Attested, WireCollateral
 from confide.channel.keys import ChannelKey
 from confide.client.enclave import EnclaveSession
 from confide.errors import (
+    WORKLOAD_CODES,
     AttestationRefused,
     ChannelBroken,
     ChannelRefused,
@@ -367,7 +370,7 @@ def test_an_answer_that_is_given_up_stops_at_the_workload(running: Running) -> N
         ("busy", ServerBusy),
         ("fault", ServerFault),
         ("ours", EngineError),
-        ("odd", ProtocolError),
+        ("unprocessable", ProtocolError),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
@@ -378,6 +381,60 @@ def test_errors_of_the_workload_are_typed(running: Running, said: str, error: ty
         assert type(caught.value) is error
         with pytest.raises(openai.APIStatusError):
             session.openai.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": said}])
+
+
+@pytest.mark.parametrize(("status", "own"), [(400, ProtocolError), (429, ServerBusy), (500, ServerFault)])
+def test_a_workload_chooses_no_error_but_its_own(
+    running: Running, monkeypatch: pytest.MonkeyPatch, status: int, own: type[ConfideError]
+) -> None:
+    """What the user's side finds out by itself, no workload can say; and its words are quoted."""
+    with running.connect() as session:
+        for kind in hostile.kinds():
+            monkeypatch.setitem(ERRORS, "hostile", (status, kind.code, hostile.ALL))
+            with pytest.raises(ConfideError, match=r'^The workload says: "') as caught:
+                session.chat("hostile")
+            assert type(caught.value) is (kind if kind.code in WORKLOAD_CODES else own)
+            assert str(caught.value).isprintable()
+            assert str(caught.value).count('"') == 2
+
+
+ODD_ANSWERS: dict[str, Any] = {
+    "no object": [],
+    "no choices": {},
+    "choices that are none": {"choices": {}},
+    "an empty list": {"choices": []},
+    "no message": {"choices": [{"index": 0}]},
+    "a number": {"choices": [{"index": 0, "text": 1, "message": {"content": 1}, "delta": {"content": 1}}]},
+    "a list": {"choices": [{"index": 0, "text": ["a"], "message": {"content": ["a"]}, "delta": {"content": ["a"]}}]},
+}
+
+
+@pytest.mark.parametrize("odd", ODD_ANSWERS)
+@pytest.mark.parametrize("way", ["generate", "chat"])
+def test_an_answer_that_is_none_is_a_typed_error(
+    running: Running, monkeypatch: pytest.MonkeyPatch, odd: str, way: str
+) -> None:
+    monkeypatch.setitem(ODD, "odd", json.dumps(ODD_ANSWERS[odd]).encode())
+    with running.connect() as session:
+        with pytest.raises(ProtocolError, match="OpenAI API"):
+            getattr(session, way)("odd")
+
+
+@pytest.mark.parametrize("body", [b"", b"no JSON", b"[" * 100_000])
+@pytest.mark.parametrize("way", ["generate", "chat", "stream"])
+def test_neither_is_what_is_no_json(running: Running, monkeypatch: pytest.MonkeyPatch, body: bytes, way: str) -> None:
+    monkeypatch.setitem(ODD, "odd", body)
+    with running.connect() as session:
+        with pytest.raises(ProtocolError, match="OpenAI API"):
+            list(session.chat("odd", stream=True)) if way == "stream" else getattr(session, way)("odd")
+
+
+def test_a_workloads_words_about_itself_stay_on_their_line(running: Running) -> None:
+    running.fake.tell = resigned(running, policy_version=hostile.ALL[:64])
+    with pytest.raises(AttestationRefused) as caught:
+        running.connect(policy=SimulatedPolicy.all_of(PolicyVersion("7")))
+    assert caught.value.checks == ("policy-version",)
+    assert caught.value.args[0].isprintable()
 
 
 def test_trust_says_that_simulated_evidence_protects_nothing(running: Running) -> None:
@@ -391,6 +448,36 @@ def test_trust_says_that_simulated_evidence_protects_nothing(running: Running) -
 def test_nothing_shows_in_a_repr(running: Running) -> None:
     with running.connect() as session:
         assert repr(session) == f"EnclaveSession('{running.fake.url}', tdx)"
+
+
+def test_no_proxy_of_the_environment_sees_a_session(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def ask(session: EnclaveSession) -> None:
+        async with session:
+            await session.async_openai.models.list()
+
+    with proxy_in_environment(monkeypatch) as asked:
+        session = running.connect()
+        assert session.chat("hello") == "olleh"
+        asyncio.run(ask(session))
+    assert running.fake.seen.count("/sealed") == 3
+    assert asked == []
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_sealed_request_goes_to_one_place(running: Running, status: int) -> None:
+    """Whoever answers in the workload's place cannot have the request sent elsewhere."""
+
+    async def ask(session: EnclaveSession) -> None:
+        async with session:
+            await session.async_openai.models.list()
+
+    session = running.connect()
+    running.fake.outer = lambda: RedirectResponse("/v1/models", status)
+    with pytest.raises(GatewayError):
+        session.openai.models.list()
+    with pytest.raises(GatewayError):
+        asyncio.run(ask(session))
+    assert running.fake.seen == ["/attestation", "/sealed", "/sealed"]
 
 
 # -- the door ----------------------------------------------------------------------------------------------------------

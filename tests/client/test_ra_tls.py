@@ -5,7 +5,7 @@ import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,18 @@ from tests.client.workload import MODEL, FakeWorkload, serving, simulated
 
 import confide
 from confide.attest.evidence import Evidence, Family
-from confide.attest.ra_tls import make_certificate
+from confide.attest.ra_tls import LIFETIME, make_certificate
 from confide.attest.simulated import SimulatedTee
 from confide.client.enclave import EnclaveSession
-from confide.errors import AttestationError, ConfideError, KeyChanged, MalformedEvidence, UnknownRoot, WrongBinding
+from confide.errors import (
+    AttestationError,
+    ConfideError,
+    KeyChanged,
+    MalformedEvidence,
+    OutsideValidity,
+    UnknownRoot,
+    WrongBinding,
+)
 from confide.net.tls import make_certificates
 
 
@@ -42,6 +50,7 @@ class Server:
     fake: FakeWorkload
     folder: Path
     context: ssl.SSLContext
+    key: ec.EllipticCurvePrivateKey
 
     def show(self, certificate: bytes, key: ec.EllipticCurvePrivateKey) -> None:
         """Present this certificate (DER) to whoever connects from now on."""
@@ -67,7 +76,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 def ra_tls_server(folder: Path) -> Iterator[Server]:
     key = ec.generate_private_key(ec.SECP256R1())
     fake = simulated(folder / "tee", tls_spki=sha256(spki(key)).hexdigest())
-    server = Server(fake, folder, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+    server = Server(fake, folder, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), key)
     server.show(make_certificate(key, fake.workload.reader.read, now=datetime.now(UTC)), key)
     with serving(fake, server.context):
         yield server
@@ -118,6 +127,17 @@ def another_root(server: Server) -> tuple[bytes, ec.EllipticCurvePrivateKey]:
     return make_certificate(key, tee.read, now=datetime.now(UTC)), key
 
 
+def out_of_date(server: Server) -> tuple[bytes, ec.EllipticCurvePrivateKey]:
+    """The workload's own key, with a certificate and evidence of a month ago."""
+    return make_certificate(server.key, server.fake.workload.reader.read, now=datetime.now(UTC) - LIFETIME), server.key
+
+
+def of_tomorrow(server: Server) -> tuple[bytes, ec.EllipticCurvePrivateKey]:
+    """The same of a machine whose clock is wrong, or ours is."""
+    tomorrow = datetime.now(UTC) + timedelta(days=1)
+    return make_certificate(server.key, server.fake.workload.reader.read, now=tomorrow), server.key
+
+
 def a_services_token(_: Server) -> tuple[bytes, ec.EllipticCurvePrivateKey]:
     """Somebody whose certificate carries a verification service's token, of which the policy names none."""
     key = ec.generate_private_key(ec.SECP256R1())
@@ -136,6 +156,8 @@ IMPOSTORS: dict[str, tuple[Callable[[Server], tuple[bytes, Any]], type[ConfideEr
     "another workload": (somebody_else, KeyChanged),
     "no evidence": (no_evidence, MalformedEvidence),
     "evidence for another key": (borrowed_evidence, WrongBinding),
+    "an old certificate": (out_of_date, OutsideValidity),
+    "a certificate of tomorrow": (of_tomorrow, OutsideValidity),
     "another root": (another_root, AttestationError),
     "a service's token": (a_services_token, UnknownRoot),
     "evidence in pieces": (evidence_in_pieces, MalformedEvidence),

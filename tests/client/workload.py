@@ -28,14 +28,16 @@ from confide.enclave.workload import Workload
 from confide.errors import ChannelError, KeyChanged
 
 MODEL = "reverser"
-ERRORS = {
-    "too long": (400, "context_length_exceeded"),
-    "busy": (429, "rate_limit"),
-    "fault": (500, None),
-    "ours": (400, "engine"),
-    "odd": (422, "odd"),
+ERRORS: dict[str, tuple[int, str | None, str]] = {
+    "too long": (400, "context_length_exceeded", "It does not work."),
+    "busy": (429, "rate_limit", "It does not work."),
+    "fault": (500, None, "It does not work."),
+    "ours": (400, "engine", "It does not work."),
+    "unprocessable": (422, "odd", "It does not work."),
 }
-"""What the model answers with a status and a code."""
+"""What the model answers with a status, a code and a message."""
+ODD: dict[str, bytes] = {}
+"""What it answers as it stands, under a status of 200."""
 
 
 @dataclass
@@ -126,14 +128,18 @@ def answer(path: str, body: bytes) -> tuple[int, str, list[bytes]]:
         return 200, "application/json", [json.dumps(served).encode()]
     request = json.loads(body)
     made: dict[str, Any] = {"id": "1", "created": 1, "model": MODEL}
+    asked = request["messages"][-1]["content"] if "messages" in request else request["prompt"]
+    if asked in ODD:
+        kind = "text/event-stream" if request.get("stream") else "application/json"
+        return 200, kind, [b"data: " + ODD[asked] + b"\n\n" if request.get("stream") else ODD[asked]]
     if path == "/v1/completions":
         text = request["prompt"][::-1]
         choice = {"index": 0, "text": text, "finish_reason": "stop", "logprobs": None}
         return 200, "application/json", [json.dumps(made | {"object": "text_completion", "choices": [choice]}).encode()]
-    said = request["messages"][-1]["content"]
+    said = asked
     if said in ERRORS:
-        status, code = ERRORS[said]
-        error = {"message": "It does not work.", "type": "any", "code": code}
+        status, code, message = ERRORS[said]
+        error = {"message": message, "type": "any", "code": code}
         return status, "application/json", [json.dumps({"error": error}).encode()]
     text = said[::-1]
     if not request.get("stream"):

@@ -28,7 +28,7 @@ PARSERS = {
         "certificate_table": "host-table",
         "signed_text": "vendor-answers",
     },
-    "der.py": {"elements": "ocsp", "spki_and_extensions": "ra-tls"},
+    "der.py": {"elements": "ocsp", "read_fields": "ra-tls"},
     "detect.py": {"family_of": "evidence", "read_collateral": "collateral", "read_evidence": "evidence"},
     "forms.py": {"octets": "evidence", "read_form": "evidence", "read_object": "evidence"},
     "ocsp.py": {"OcspResponses.__init__": "ocsp", "response_end": "gpu-services"},

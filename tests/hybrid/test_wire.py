@@ -110,8 +110,3 @@ def test_a_servers_words_are_shown_without_what_a_terminal_would_obey(code: str)
     assert str(raised.value).isprintable()
     assert "All is well." in str(raised.value)
     assert len(str(raised.value)) < 500
-
-
-def test_every_code_of_the_wire_is_an_error() -> None:
-    for code in errors.WIRE_CODES:
-        assert errors.error_class(code).code == code

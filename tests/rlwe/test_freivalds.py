@@ -138,6 +138,18 @@ def test_one_unit_in_one_place_is_caught_1000_of_1000_times() -> None:
     assert not check(y, x).any()
 
 
+def test_a_single_token_that_is_wrong_is_found() -> None:
+    """One token has a path of its own."""
+    weights, check = weights_and_check(300, 200)
+    x = activations(1, 200)
+    y = product(weights, x)
+    assert check(y, x).tolist() == [True]
+    for row in (0, 137, 299):
+        wrong = y.copy()
+        wrong[0, row] += 1
+        assert check(wrong, x).tolist() == [False]
+
+
 def test_only_the_wrong_token_is_named() -> None:
     weights, check = weights_and_check(12, 8)
     x = activations(70, 8)

@@ -20,5 +20,5 @@ class EncryptedResult(msgspec.Struct, frozen=True):
         """Raises MalformedMessage."""
         try:
             return msgspec.msgpack.decode(message, type=cls)
-        except (msgspec.DecodeError, ValueError) as error:
+        except (msgspec.DecodeError, ValueError, RecursionError) as error:
             raise MalformedMessage("This is not the result of an attention block; ask the server again.") from error

@@ -81,7 +81,7 @@ class Plan:
         """Reads and checks what `to_json` wrote. Raises InvalidPackage."""
         try:
             return msgspec.json.decode(text, type=cls)
-        except (msgspec.DecodeError, ValueError) as error:
+        except (msgspec.DecodeError, ValueError, RecursionError) as error:
             if isinstance(error.__cause__, ConfideError):
                 raise error.__cause__ from error
             raise InvalidPackage("This is not a plan of an attention block; compile again.") from error

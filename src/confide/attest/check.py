@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from confide.attest.clauses import clause_of
+from confide.printable import printable
 
 
 class Outcome(StrEnum):
@@ -38,10 +39,17 @@ class Check:
 
 
 def check(code: str, expected: str, seen: str, ok: bool, clause: str = "") -> Check:
-    """A check that was made. clause: that of its code, unless the caller knows a closer one."""
-    return Check(code, expected, seen, Outcome.PASS if ok else Outcome.FAIL, clause or clause_of(code))
+    """A check that was made. clause: that of its code, unless the caller knows a closer one.
+
+    Its words may be a policy's or a workload's: they are one printable line from here on.
+    """
+    return _check(code, expected, seen, Outcome.PASS if ok else Outcome.FAIL, clause)
 
 
 def skipped(code: str, expected: str, because: str, clause: str = "") -> Check:
     """A check that could not be made. because: the reason, which follows "not checked, because"."""
-    return Check(code, expected, f"not checked, because {because}", Outcome.SKIPPED, clause or clause_of(code))
+    return _check(code, expected, f"not checked, because {because}", Outcome.SKIPPED, clause)
+
+
+def _check(code: str, expected: str, seen: str, outcome: Outcome, clause: str) -> Check:
+    return Check(code, printable(expected), printable(seen), outcome, clause or clause_of(code))

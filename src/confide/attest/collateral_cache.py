@@ -112,7 +112,7 @@ class CollateralCache:
         try:
             with self._evaluation(platform).open("rb") as file:
                 number = msgspec.msgpack.decode(file.read(16), type=int)
-        except (OSError, msgspec.MsgspecError):
+        except (OSError, msgspec.MsgspecError, RecursionError):
             return None
         return number if number > 0 else None
 
@@ -187,7 +187,7 @@ class CollateralCache:
             with self._path(url).open("rb") as file:
                 content = file.read(MAX_BODY_BYTES + 2 * MAX_HEADER_BYTES)
             document = msgspec.msgpack.decode(content, type=Document)
-        except (OSError, msgspec.MsgspecError):
+        except (OSError, msgspec.MsgspecError, RecursionError):
             return None
         return document if document.url == url and document.fetched.tzinfo is not None else None
 

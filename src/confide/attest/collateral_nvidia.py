@@ -89,7 +89,7 @@ def _no_end(response: Response) -> None:
 def _rim(response: Response) -> bytes:
     try:
         return base64.b64decode(msgspec.json.decode(response.body, type=_Answer).rim, validate=True)
-    except (msgspec.MsgspecError, binascii.Error, ValueError) as error:
+    except (msgspec.MsgspecError, binascii.Error, ValueError, RecursionError) as error:
         problem = "NVIDIA's answer has no reference manifest; check the service's address, or try again later."
         raise MalformedEvidence(problem) from error
 

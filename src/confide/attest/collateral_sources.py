@@ -174,7 +174,7 @@ def signed_text(answer: bytes, name: str) -> tuple[str, str]:
     try:
         parts = msgspec.json.decode(answer, type=dict[str, msgspec.Raw])
         return bytes(parts[name]).decode(), msgspec.json.decode(parts["signature"], type=str)
-    except (msgspec.MsgspecError, KeyError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, KeyError, UnicodeDecodeError, RecursionError) as error:
         raise _unusable(f"no signed {name}") from error
 
 
@@ -183,7 +183,7 @@ def _signed_ends(name: str) -> Ends:
         text, _ = signed_text(response.body, name)
         try:
             return msgspec.json.decode(text, type=_Dated).next_update
-        except (msgspec.MsgspecError, ValueError) as error:
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise _unusable(f"no nextUpdate in its {name}") from error
 
     return ends

@@ -2,7 +2,7 @@
 
 Gramine's certificates mis-encode Intel's object identifier (see `ra_tls`) and put a NULL after ecdsa-with-SHA256, which
 RFC 5758 forbids; `cryptography` 50 refuses them for that NULL. What is wanted of a certificate here is only its public
-key, byte for byte, and its extensions, and neither depends on those places.
+key, byte for byte, its dates and its extensions, and none of them depends on those places.
 
 Format: X.690 (definite lengths in the fewest
 bytes; one-byte tags) and RFC 5280, 4.1: Certificate ::= SEQUENCE { tbs SEQUENCE { [0] version OPTIONAL, serial,
@@ -10,7 +10,9 @@ signature, issuer, validity, subject, subjectPublicKeyInfo, ..., [3] extensions 
 There is no recursion, nothing is read past its end, and the number of elements is bounded.
 """
 
+import re
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Final
 
 from confide.errors import MalformedEvidence
@@ -22,7 +24,10 @@ _SEQUENCE: Final = 0x30
 _VERSION: Final = 0xA0
 _EXTENSIONS: Final = 0xA3
 _MULTIBYTE_TAG: Final = 0x1F
+_FIELDS_BEFORE_VALIDITY: Final = 3
 _FIELDS_BEFORE_SPKI: Final = 5
+_TIMES: Final = {0x17: re.compile(rb"[0-9]{12}Z"), 0x18: re.compile(rb"[0-9]{14}Z")}
+"""UTCTime and GeneralizedTime as RFC 5280, 4.1.2.5 has them: in seconds, and in UTC."""
 _MAX_LENGTH_BYTES: Final = 3
 _MAX_ELEMENTS: Final = 64
 
@@ -47,8 +52,18 @@ def elements(content: bytes) -> list[Element]:
     return found
 
 
-def spki_and_extensions(certificate: bytes) -> tuple[bytes, dict[bytes, bytes]]:
-    """The DER SubjectPublicKeyInfo, and the extensions' values by the content of their identifiers."""
+@dataclass(frozen=True)
+class Fields:
+    """What is read of a certificate. spki: DER. extensions: values by the content of their identifiers."""
+
+    spki: bytes
+    extensions: dict[bytes, bytes]
+    not_before: datetime
+    not_after: datetime
+
+
+def read_fields(certificate: bytes) -> Fields:
+    """The fields of a DER certificate, nothing of which is verified. MalformedEvidence for anything else."""
     parts = _sequence(_only(certificate))
     fields = _sequence(parts[0]) if parts else []
     if fields and fields[0].tag == _VERSION:
@@ -56,7 +71,23 @@ def spki_and_extensions(certificate: bytes) -> tuple[bytes, dict[bytes, bytes]]:
     if len(fields) <= _FIELDS_BEFORE_SPKI or fields[_FIELDS_BEFORE_SPKI].tag != _SEQUENCE:
         raise _malformed("no public key where one belongs")
     extensions = [field for field in fields[_FIELDS_BEFORE_SPKI:] if field.tag == _EXTENSIONS]
-    return fields[_FIELDS_BEFORE_SPKI].whole, _extensions(extensions)
+    dates = [_time(element) for element in _sequence(fields[_FIELDS_BEFORE_VALIDITY])]
+    if len(dates) != 2:
+        raise _malformed("no two dates where they belong")
+    return Fields(fields[_FIELDS_BEFORE_SPKI].whole, _extensions(extensions), *dates)
+
+
+def _time(element: Element) -> datetime:
+    form = _TIMES.get(element.tag)
+    if form is None or not form.fullmatch(element.content):
+        raise _malformed("a date that is none")
+    digits = element.content[:-1].decode("ascii")
+    if len(digits) == 12:  # RFC 5280: from 50 on, of the century before
+        digits = ("19" if digits >= "5" else "20") + digits
+    try:
+        return datetime.strptime(digits, "%Y%m%d%H%M%S").replace(tzinfo=UTC)
+    except ValueError:
+        raise _malformed("a date that is none") from None
 
 
 def _extensions(fields: list[Element]) -> dict[bytes, bytes]:

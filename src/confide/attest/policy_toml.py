@@ -5,10 +5,12 @@ Policies come from strangers too, inside bundles, so reading is linear in their 
 square of the parts of a dotted key, and `_require_shallow` refuses those before it sees them.
 """
 
+import hashlib
 import re
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
+import rfc8785
 
 from confide.attest.defaults import Exceptions
 from confide.attest.policy import AnyPolicy, Policy, SimulatedPolicy
@@ -55,10 +57,20 @@ class _Document(Exceptions, frozen=True, forbid_unknown_fields=True, omit_defaul
 
 def to_toml(policy: AnyPolicy) -> str:
     """The policy as a TOML document."""
+    return msgspec.toml.encode(_fields(policy)).decode()
+
+
+def policy_digest(policy: AnyPolicy) -> str:
+    """SHA-256, in hexadecimal, of what `to_toml` says, as JSON in the form of RFC 8785: the same by any encoder."""
+    return hashlib.sha256(rfc8785.dumps(_fields(policy))).hexdigest()
+
+
+def _fields(policy: AnyPolicy) -> dict[str, Any]:
     kind = "production" if isinstance(policy, Policy) else "simulated"
     head = {"confide-policy": 1, "kind": kind} | ({"version": policy.version} if policy.version else {})
     requirements = {"all": msgspec.to_builtins(policy.requirements)} if policy.requirements else {}
-    return msgspec.toml.encode(head | msgspec.to_builtins(policy.exceptions) | requirements).decode()
+    fields: dict[str, Any] = head | msgspec.to_builtins(policy.exceptions) | requirements
+    return fields
 
 
 def policy_from_toml(text: str) -> Policy:

@@ -24,7 +24,7 @@ its own value (06 0B 06 09 2A ..., which reads as 0.6.9.42.840...), so extension
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
@@ -39,10 +39,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from confide.attest.cbor import decode as decode_cbor
 from confide.attest.claims import Claims
-from confide.attest.der import spki_and_extensions
+from confide.attest.der import read_fields
 from confide.attest.evidence import Evidence, Family
 from confide.attest.statement import same_report_data
-from confide.errors import MalformedEvidence, WrongBinding
+from confide.errors import MalformedEvidence, OutsideValidity, WrongBinding
+from confide.net.tls import alternative_names
 
 MAX_CERTIFICATE_BYTES: Final = 96 << 10
 """OpenSSL refuses chains above 100 KiB before anybody can look at them."""
@@ -60,6 +61,8 @@ _FAMILIES: Final = frozenset(family.value for family in Family)
 _MAX_MEMBERS: Final = 16
 _MAX_PARTS: Final = 32
 _CLOCK_SKEW: Final = timedelta(minutes=5)
+LIFETIME: Final = timedelta(days=30)
+"""Of a certificate made here."""
 
 PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 
@@ -79,6 +82,17 @@ class Certificate:
     spki: bytes
     claims_buffer: bytes
     legacy: bool
+    not_before: datetime
+    not_after: datetime
+
+    def require_current(self, now: datetime) -> None:
+        """OutsideValidity where the certificate is not valid at `now`: its evidence may be of any age then."""
+        if not self.not_before <= now <= self.not_after:
+            raise OutsideValidity(
+                f"The server's certificate is valid from {self.not_before:%Y-%m-%d %H:%M} to "
+                f"{self.not_after:%Y-%m-%d %H:%M}, and it is {now:%Y-%m-%d %H:%M}, all in UTC; check the clock, or ask "
+                "the operator, whose server renews it by itself."
+            )
 
     def accepted_report_data(self) -> bytes:
         """The one value of 64 bytes by which evidence in this form is bound to this key."""
@@ -95,11 +109,16 @@ def make_certificate(
     read_evidence: Callable[[bytes], Evidence],
     *,
     now: datetime,
-    lifetime: timedelta = timedelta(days=30),
+    names: Iterable[str] = (),
+    lifetime: timedelta = LIFETIME,
     common_name: str = "Confide RA-TLS",
     binding: Binding = Binding.SPKI,
 ) -> bytes:
-    """A DER certificate for this key, with evidence that `read_evidence` makes over 64 bytes bound to the key."""
+    """A DER certificate for this key, with evidence that `read_evidence` makes over 64 bytes bound to the key.
+
+    names: host names and addresses that it is for, besides this machine's own; InvalidCertificate for what is neither.
+    Clients that know nothing of evidence look at them.
+    """
     spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     claims_buffer = _claims_buffer(spki) if binding is Binding.CLAIMS else b""
     report_data = _padded(hashlib.sha256(claims_buffer).digest()) if claims_buffer else hashlib.sha512(spki).digest()
@@ -110,6 +129,7 @@ def make_certificate(
         .not_valid_before(now - _CLOCK_SKEW)
         .not_valid_after(now + lifetime)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(alternative_names(names), critical=False)
         .add_extension(x509.UnrecognizedExtension(DICE_EVIDENCE, extension), critical=False)
     )
     algorithm = None if isinstance(key, ed25519.Ed25519PrivateKey) else SHA256()
@@ -139,13 +159,14 @@ def verify_binding(certificate: bytes, claims: Claims) -> None:
 
 def open_certificate(certificate: bytes) -> Certificate:
     """Take a DER certificate apart. TCG's extension is preferred to Intel's, and that to Gramine's form of it."""
-    spki, extensions = spki_and_extensions(_bounded(certificate))
-    if _DICE_DER in extensions:
-        evidence, claims_buffer = decode_evidence(extensions[_DICE_DER])
-        return Certificate(evidence, spki, claims_buffer, legacy=False)
+    read = read_fields(_bounded(certificate))
+    dates = read.not_before, read.not_after
+    if _DICE_DER in read.extensions:
+        evidence, claims_buffer = decode_evidence(read.extensions[_DICE_DER])
+        return Certificate(evidence, read.spki, claims_buffer, False, *dates)
     for identifier in (_INTEL_DER, _GRAMINE_DER):
-        if identifier in extensions:
-            return Certificate(_from_quote(extensions[identifier]), spki, b"", legacy=True)
+        if identifier in read.extensions:
+            return Certificate(_from_quote(read.extensions[identifier]), read.spki, b"", True, *dates)
     raise MalformedEvidence(
         "The certificate carries no evidence; connect to the enclave itself, not to a proxy before it."
     )

@@ -164,7 +164,10 @@ def read_trusted_root(text: str) -> Mapping[str, Any]:
     """The JSON of a trusted root, looked at from outside only; ValueError if it is none."""
     if len(text) > MAX_ROOT_BYTES:
         raise ValueError("too large")
-    root = msgspec.json.decode(text, type=dict[str, Any])
+    try:
+        root = msgspec.json.decode(text, type=dict[str, Any])
+    except RecursionError:
+        raise ValueError("nested too deep") from None
     if not str(root.get("mediaType", "")).startswith("application/vnd.dev.sigstore.trustedroot"):
         raise ValueError("no trusted root")
     return root

@@ -9,10 +9,11 @@ from datetime import datetime
 from typing import Final
 
 import msgspec
+import rfc8785
 
 from confide.attest.check import Check, check
 from confide.attest.defaults import COLLATERAL
-from confide.attest.policy_toml import to_toml
+from confide.attest.policy_toml import policy_digest
 from confide.broker.appraisal import Appraiser, channel_key
 from confide.broker.log import AuditLog, Entry
 from confide.broker.nonces import LIFETIME, Nonces
@@ -53,7 +54,8 @@ class Broker:
             failed = check(UnknownModelKey.code, "a key that is kept here", request.key, ok=False)
             self.log.append(msgspec.structs.replace(entry, failed=(failed,)))
             raise
-        policy = hashlib.sha256(to_toml(stored.conditions.policy).encode()).hexdigest()
+        self.log.take_left()  # a change of this key's policy stands before what was decided under it
+        policy = policy_digest(stored.conditions.policy)
         entry = msgspec.structs.replace(entry, model=stored.conditions.model_digest, policy=policy)
         result = self.appraiser.appraise(attested, stored.conditions, nonce, now)
         entry = msgspec.structs.replace(entry, simulated=result.simulated, collateral=_collateral(result.checks))
@@ -75,7 +77,7 @@ def _entry(request: ReleaseRequest, now: datetime, peer: str) -> Entry:
         family=attested.evidence.family.value,
         nonce=statement.nonce,
         statement=statement.digest().hex(),
-        evidence=hashlib.sha256(msgspec.json.encode(attested.evidence)).hexdigest(),
+        evidence=hashlib.sha256(rfc8785.dumps(msgspec.to_builtins(attested.evidence))).hexdigest(),
         peer=peer,
     )
 

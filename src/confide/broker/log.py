@@ -1,14 +1,17 @@
 """The audit log of key releases: JSON lines, chained by hashes, each on the disk before its answer leaves.
 
-A line's hash is SHA-256 over the hash of the line before and its own content. So a line that is changed, removed or
-moved breaks the chain from there on. Lines cut off at the end leave a chain that is whole: that is found only with the
-hash of a later line, the head, kept somewhere else. And whoever can write the file can write all of it anew; against
-that, too, a head kept elsewhere helps. A last line without its end is what a crash leaves; its answer never left.
+A line's hash is SHA-256 over the hash of the line before and the bytes of its own entry, which are RFC 8785's. So a
+line that is changed, removed or moved breaks the chain from there on. Lines cut off at the end leave a chain that is
+whole: that is found only with the hash of a later line, the head, kept somewhere else. And whoever can write the file
+can write all of it anew; against that, too, a head kept elsewhere helps. A last line without its end is what a crash
+leaves; its answer never left.
 """
 
 import hashlib
 import logging
 import os
+import secrets
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,31 +21,34 @@ from threading import Lock
 from typing import Annotated, Final, Literal
 
 import msgspec
+import rfc8785
 
 from confide.attest.check import Check
 from confide.attest.wire import Record
-from confide.disk.files import hold_folder, sync_folder
+from confide.disk.files import create_file, hold_folder, sync_folder
 from confide.errors import AuditLogCorrupted, AuditLogInUse, AuditLogUnavailable
 
 LOG_NAME: Final = "audit.jsonl"
 GENESIS: Final = bytes(32)
 """In the place of a hash before the first line."""
 _PURPOSE: Final = b"confide audit log 1\0"
+_LEFT: Final = "entry-"
 _log = logging.getLogger(__name__)
 
 
 class Entry(Record, frozen=True):
     """What was decided, and on what grounds.
 
-    key, model: the key's id and the digest of its model. policy: SHA-256 of its TOML. nonce: what the
+    key, model: the key's id and the digest of its model. policy: its digest, see `policy_digest`. nonce: what the
     evidence was made for. statement: the digest of what the workload says of itself, its channel key included, as the
-    hardware signs it. evidence: SHA-256 of the evidence as JSON. peer: the address that asked,
-    which may be a proxy's. collateral: until when it is valid, how old it is and who chose it. failed: the checks that
-    did not pass. recovered: bytes of a torn last line that were cut off before this.
+    hardware signs it. evidence: SHA-256 of the evidence in RFC 8785's JSON. peer: the address that asked, which may be
+    a proxy's. collateral: until when it is valid, how old it is and who chose it. failed: the checks that
+    did not pass. recovered: bytes of a torn last line that were cut off before this. replaced: the digest of the policy
+    that the key had before, where it was changed.
     """
 
     at: Annotated[datetime, msgspec.Meta(tz=True)]
-    event: Literal["released", "refused", "recovered"]
+    event: Literal["released", "refused", "recovered", "changed"]
     key: str = ""
     model: str = ""
     policy: str = ""
@@ -55,12 +61,22 @@ class Entry(Record, frozen=True):
     collateral: str = ""
     failed: tuple[Check, ...] = ()
     recovered: int = 0
+    replaced: str = ""
 
 
 class Line(Record, frozen=True):
-    """An entry in its place. hash: of all up to here, in hexadecimal."""
+    """An entry in its place. hash: of all up to here, in hexadecimal. written: the entry's bytes, as they stand there.
+
+    Those bytes are hashed, and no encoder's idea of them: a log outlives versions of everything.
+    """
 
     entry: Entry
+    hash: str
+    written: bytes
+
+
+class _Written(Record, frozen=True):
+    entry: msgspec.Raw
     hash: str
 
 
@@ -86,7 +102,7 @@ class LogReader:
                 self.torn = len(raw)
                 return
             line = _parse(raw)
-            if line is None or line.hash != _next(self.head, line.entry):
+            if line is None or line.hash != _next(self.head, line.written):
                 raise AuditLogCorrupted(
                     f"Line {self.entries + 1} of {self.path} is not what was written there, or lines before it are "
                     "missing; keep the file for an investigation, and trust nothing from this line on."
@@ -119,6 +135,18 @@ def verify(path: Path, head: str | None = None) -> LogReader:
     return reader
 
 
+def leave_entry(folder: Path, entry: Entry) -> None:
+    """Have whoever writes the log of this folder next write this entry. It is on the disk when this returns.
+
+    For what the owner does beside a broker that runs. AuditLogUnavailable where it cannot be written.
+    """
+    name = f"{_LEFT}{time.time_ns():020d}-{secrets.token_hex(4)}.json"
+    try:
+        create_file(folder / name, rfc8785.dumps(msgspec.to_builtins(entry)))
+    except OSError as error:
+        raise AuditLogUnavailable(f"{folder} cannot be written ({error.strerror}); make room on its disk.") from error
+
+
 class AuditLog:
     """The log of one folder, open for writing. One process at a time; safe for several threads.
 
@@ -128,7 +156,7 @@ class AuditLog:
     def __init__(self, folder: Path, now: datetime) -> None:
         """Checks all of it, and cuts off a torn last line. AuditLogInUse, AuditLogCorrupted, AuditLogUnavailable."""
         self.path = folder / LOG_NAME
-        self._lock = Lock()
+        self._lock, self._taking = Lock(), Lock()
         held = hold_folder(folder)
         if held is None:
             raise AuditLogInUse(f"Another process releases keys from {folder}; stop it first, or use another folder.")
@@ -142,6 +170,7 @@ class AuditLog:
                 _log.warning("The last line of %s was torn by a crash; its answer never left. Cut off.", self.path)
                 os.ftruncate(self._file, self._offset)
                 self.append(Entry(now, "recovered", recovered=chain.torn))
+            self.take_left()
         except BaseException:
             held.close()
             raise
@@ -152,8 +181,9 @@ class AuditLog:
         AuditLogCorrupted where the file is not the one that this process left.
         """
         with self._lock:
-            line = Line(entry, _next(self.head, entry))
-            data = _encode(line)
+            written = rfc8785.dumps(msgspec.to_builtins(entry))
+            head = _next(self.head, written)
+            data = _line(written, head)
             self._require_ours()
             try:
                 if os.write(self._file, data) != len(data):
@@ -166,7 +196,19 @@ class AuditLog:
                     f"The log {self.path} cannot be written ({error.strerror or error}); make room on its disk. "
                     "No key leaves without its line."
                 ) from error
-            self.head, self._offset = line.hash, self._offset + len(data)
+            self.head, self._offset = head, self._offset + len(data)
+
+    def take_left(self) -> None:
+        """Write what `leave_entry` has left, oldest first. AuditLogCorrupted for what is no entry."""
+        with self._taking:
+            for path in sorted(self.path.parent.glob(f"{_LEFT}*.json")):
+                try:
+                    entry = msgspec.json.decode(path.read_bytes(), type=Entry)
+                except (OSError, ValueError, RecursionError) as error:
+                    raise AuditLogCorrupted(f"{path} is no entry for the log; look into it, and remove it.") from error
+                self.append(entry)
+                path.unlink()
+                sync_folder(path.parent)
 
     def _require_ours(self) -> None:
         opened = os.fstat(self._file)
@@ -197,15 +239,17 @@ class AuditLog:
 def _parse(raw: bytes) -> Line | None:
     """The line, if these are the very bytes that it is written as."""
     try:
-        line = msgspec.json.decode(raw, type=Line)
-    except (msgspec.MsgspecError, ValueError):
+        found = msgspec.json.decode(raw, type=_Written)
+        written = bytes(found.entry)
+        line = Line(msgspec.json.decode(written, type=Entry), found.hash, written)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
-    return line if _encode(line) == raw else None
+    return line if _line(written, line.hash) == raw else None
 
 
-def _encode(line: Line) -> bytes:
-    return msgspec.json.encode(line) + b"\n"
+def _line(entry: bytes, digest: str) -> bytes:
+    return b'{"entry":' + entry + b',"hash":"' + digest.encode() + b'"}\n'
 
 
-def _next(head: str, entry: Entry) -> str:
-    return hashlib.sha256(_PURPOSE + bytes.fromhex(head) + msgspec.json.encode(entry)).hexdigest()
+def _next(head: str, entry: bytes) -> str:
+    return hashlib.sha256(_PURPOSE + bytes.fromhex(head) + entry).hexdigest()

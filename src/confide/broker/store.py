@@ -9,7 +9,7 @@ also for a process that is serving. An old file put back is not noticed; the log
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 from confide.attest.policy import AnyPolicy, SimulatedPolicy
 from confide.attest.policy_toml import any_policy_from_toml, to_toml
 from confide.attest.wire import Record
-from confide.disk.files import create_file, sync_folder
+from confide.disk.files import create_file, replace_file, sync_folder
 from confide.errors import InvalidPolicy, KeyStoreError, UnknownModelKey
 from confide.packages.sealed.key import KEY_BYTES, ModelKey
 
@@ -133,7 +133,7 @@ class KeyStore:
             header = msgspec.json.decode(content, type=_Header)
             cipher = _derive(passphrase(), header.salt)
             _decrypt(cipher, header.check, _HEADER_PURPOSE)
-        except (msgspec.MsgspecError, ValueError, InvalidTag):
+        except (msgspec.MsgspecError, ValueError, InvalidTag, RecursionError):
             raise KeyStoreError(
                 f"The passphrase is not the one of the keys in {folder}, or {HEADER_NAME} was changed; try again."
             ) from None
@@ -142,19 +142,40 @@ class KeyStore:
     def add(self, key: ModelKey, conditions: Conditions, now: datetime) -> StoredKey:
         """Keep a key. KeyStoreError where it is kept already, since its conditions would be lost."""
         stored = StoredKey(key, conditions, now)
-        content = _Content(
-            key.raw, conditions.model_digest, to_toml(conditions.policy), now, simulated_root=conditions.simulated_root
-        )
-        sealed = _encrypt(self._cipher, msgspec.msgpack.encode(content), _KEY_PURPOSE + key.id.encode())
         try:
-            create_file(self._path(key.id), sealed)
+            create_file(self._path(key.id), self._sealed(stored))
         except FileExistsError as error:
             raise KeyStoreError(
-                f"The key {key.id} is kept already; to change its policy remove it first: `confide keys remove`."
+                f"The key {key.id} is kept already; `confide keys change` binds it to another policy, and "
+                "`confide keys remove` forgets it."
             ) from error
         except OSError as error:
             raise _unwritable(self._folder, error) from error
         return stored
+
+    def change(self, identity: str, policy: AnyPolicy, simulated_root: bytes | None) -> StoredKey:
+        """Bind a key to another policy, in one step: at every moment it has the old one or the new one.
+
+        UnknownModelKey; InvalidPolicy where policy and root do not belong together.
+        """
+        kept = self.get(identity)
+        changed = replace(kept, conditions=Conditions(kept.conditions.model_digest, policy, simulated_root))
+        try:
+            replace_file(self._path(identity), self._sealed(changed), mode=0o600)
+        except OSError as error:
+            raise _unwritable(self._folder, error) from error
+        return changed
+
+    def _sealed(self, stored: StoredKey) -> bytes:
+        conditions = stored.conditions
+        content = _Content(
+            stored.key.raw,
+            conditions.model_digest,
+            to_toml(conditions.policy),
+            stored.added,
+            simulated_root=conditions.simulated_root,
+        )
+        return _encrypt(self._cipher, msgspec.msgpack.encode(content), _KEY_PURPOSE + stored.key.id.encode())
 
     def get(self, identity: str) -> StoredKey:
         """The key of an id. UnknownModelKey where there is none, KeyStoreError where its file was changed."""
@@ -168,7 +189,7 @@ class KeyStore:
             return StoredKey(
                 ModelKey(found.key), Conditions(found.model_digest, policy, found.simulated_root), found.added
             )
-        except (InvalidTag, ValueError, msgspec.MsgspecError, InvalidPolicy):
+        except (InvalidTag, ValueError, msgspec.MsgspecError, InvalidPolicy, RecursionError):
             raise KeyStoreError(
                 f"The file of key {identity} was changed; remove it with `confide keys remove` and add the key again."
             ) from None

@@ -44,7 +44,7 @@ class RequestHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The request line and headers that the workload gets. path: with its query."""
 
     method: Annotated[str, msgspec.Meta(pattern=r"\A[A-Z]{1,16}\Z")]
-    path: Annotated[str, msgspec.Meta(pattern=r"\A/[\x21-\x7e]{0,2047}\Z")]
+    path: Annotated[str, msgspec.Meta(pattern=r"\A/[\x21-\x7e]{0,32767}\Z")]
     headers: Headers = ()
 
 
@@ -184,7 +184,7 @@ def decode_head(frame: bytes, kind: type[_Head]) -> _Head:
     """A direction's first frame. ChannelBroken for anything else."""
     try:
         return msgspec.msgpack.decode(frame, type=kind)
-    except (msgspec.MsgspecError, ValueError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise _broken() from error
 
 

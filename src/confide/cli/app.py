@@ -10,6 +10,8 @@ import typer
 
 from confide.cli import output
 from confide.cli.explain import explained
+from confide.extras import named_extras
+from confide.logs import TextLines
 from confide.printable import printable
 from confide.version import VERSION
 
@@ -71,14 +73,17 @@ def main() -> None:
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     sys.argv[1:] = [argument for argument in arguments if argument != "--debug"]
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler()
+    handler.setFormatter(TextLines("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     as_json = "--json" in arguments
     try:
         if "--version" in arguments[:2]:
             _show_version(as_json=as_json)
             return
         _register()
-        code = app(standalone_mode=False) or 0  # of a typer.Exit, and 130 for what was a KeyboardInterrupt
+        with named_extras():
+            code = app(standalone_mode=False) or 0  # of a typer.Exit, and 130 for what was a KeyboardInterrupt
         if code == _INTERRUPTED:
             output.note("Interrupted; a hint is kept as far as it was made, and the same command goes on from there.")
         sys.exit(code)
@@ -90,7 +95,8 @@ def main() -> None:
         sys.exit(_BROKEN_PIPE)
     except Exception as error:  # noqa: BLE001 - each becomes a sentence; --debug shows the rest
         if debug:
-            traceback.print_exc()
+            # What a library says of a fault can be what it was given by a peer.
+            sys.stderr.write(printable(traceback.format_exc(), keep="\n"))
         if _is_usage(error):
             _show_usage(error, as_json=as_json)
             sys.exit(getattr(error, "exit_code", 2))

@@ -285,7 +285,7 @@ def policy_from(
     if any(one.family is Family.SNP for one in claims.everyone()):
         output.note("min_tcb is what this machine has; compare it with AMD's bulletins for the product.")
     for check in failures:
-        output.note(f"This evidence itself does not satisfy it: {check.code}: {printable(check.seen)}.")
+        output.note(f"This evidence itself does not satisfy it: {check.code}: {check.seen}.")
 
 
 @dataclass(frozen=True)
@@ -454,7 +454,7 @@ _STYLES = {"pass": "green", "not checked": "bold yellow", "FAIL": "bold red"}
 
 def _show_exceptions(sentences: "Iterable[str]") -> None:
     for sentence in sentences:
-        output.console.print(Text(f"Exception of the policy: {sentence}", "bold red"))
+        output.console.print(Text(f"Exception of the policy: {printable(sentence)}", "bold red"))
 
 
 def _claims(result: "AttestationResult") -> dict[str, str]:

@@ -16,9 +16,6 @@ from confide.printable import printable
 if TYPE_CHECKING:
     from confide.client.session import Pieces, Session
 
-_KEPT = "\n\t\N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}"
-"""What an answer may have besides printable characters: lines, and what joins emoji and letters of many scripts."""
-
 HELP = (
     "/verify  verify again, show every check   /clear  forget the conversation   /quit  leave   Ctrl-C  stop an answer"
 )
@@ -126,7 +123,7 @@ class Chat:
         """Print the answer as it comes."""
         with closing(self.pieces(text)) as pieces:
             for piece in pieces:
-                output.console.print(Text(printable(piece, keep=_KEPT)), end="", soft_wrap=True)
+                output.words(piece)
         output.console.print()
 
     def pieces(self, text: str) -> "Pieces":
@@ -153,7 +150,7 @@ def headline(session: "Session") -> Text:
         line.append("verified" if about["verified"] else "encrypted", "bold green")
     for name in ("tee", "root", "protection", "model", "model_digest"):
         if about[name]:
-            line.append(f"   {name.replace('_', ' ')} ", "dim").append(about[name])
+            line.append(f"   {name.replace('_', ' ')} ", "dim").append(printable(about[name]))
     return line
 
 

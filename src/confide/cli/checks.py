@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from confide.cli import output
 from confide.cli.options import Json, OwnerFile
@@ -45,6 +46,6 @@ def command(
         )
     else:
         output.console.print(
-            f"Wrote [bold]{out}[/]: check vectors of {len(checks.vectors)} layer groups. "
+            f"Wrote [bold]{escape(str(out))}[/]: check vectors of {len(checks.vectors)} layer groups. "
             "Put it in the client folder as checks.msgpack, or give it with --checks."
         )

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import msgspec
 import typer
+from rich.markup import escape
 
 from confide.cli import output
 from confide.cli.options import Json
@@ -25,7 +26,8 @@ def command(
         return
     for entry in entries:
         output.console.print(
-            f"[bold]{entry.server}[/]  {entry.time}  {entry.group} ({', '.join(entry.layers)}), token {entry.token}"
+            f"[bold]{escape(entry.server)}[/]  {escape(entry.time)}  {escape(entry.group)} "
+            f"({escape(', '.join(entry.layers))}), token {entry.token}"
         )
     if not entries:
         output.note("No server is refused.")

@@ -53,9 +53,6 @@ def explained(error: Exception) -> ConfideError:
             return _of_the_machine(error)
         case MemoryError():
             return MachineError("There is not enough memory; close other programs, or use a smaller model.")
-        case ModuleNotFoundError():
-            name = printable(error.name or "a module")
-            return MachineError(f"{name} is not installed; install Confide with what this command needs.")
         case RecursionError():
             return Unexpected("Something is nested too deeply; get an undamaged copy of the files.")
     kind = type(error).__name__

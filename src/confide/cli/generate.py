@@ -131,7 +131,6 @@ class _Request:
 
     def run(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase | None", private: Any) -> None:
         import torch
-        from transformers import TextStreamer
 
         from confide.evaluate.timing import TokenClock
 
@@ -139,7 +138,7 @@ class _Request:
         if self._seed is not None:
             torch.manual_seed(self._seed)
         streams = tokenizer is not None and not self._json
-        clock = TokenClock(TextStreamer(tokenizer) if streams and tokenizer is not None else None)
+        clock = TokenClock(output.text_streamer(tokenizer) if streams and tokenizer is not None else None)
         generate: Any = (private or model).generate
         sequence = generate(
             ids,

@@ -16,7 +16,7 @@ from confide.cli.options import InsecureNoTls, Json
 from confide.cli.serve import LogFormat, log_to_standard_error
 from confide.cli.tee import WARNING
 from confide.disk.home import home, make_home
-from confide.errors import InvalidPolicy, KeyStoreError
+from confide.errors import AuditLogInUse, InvalidPolicy, KeyStoreError
 from confide.net.loopback import require_loopback
 from confide.printable import printable
 
@@ -99,6 +99,52 @@ def list_keys(folder: Folder = None, json: Json = False) -> None:
         output.console.print(Text(f"    {conditions.policy}", style), soft_wrap=True)
     if not keys:
         output.note("No key is kept yet; `confide keys add` adds one.")
+
+
+@app.command("change")
+def change(
+    identity: KeyIdArgument,
+    policy: Annotated[Path, typer.Option(help="TOML: what a workload's evidence must show from now on.")],
+    simulated_root: Annotated[
+        Path | None, typer.Option(help="For a simulated policy: another root than the one it had.")
+    ] = None,
+    folder: Folder = None,
+    json: Json = False,
+) -> None:
+    """Bind a key to another policy, without a moment at which it has none. The log says so, with both digests."""
+    from contextlib import suppress
+
+    from confide.attest.policy import SimulatedPolicy
+    from confide.attest.policy_toml import policy_digest
+    from confide.broker.log import AuditLog, Entry, leave_entry
+    from confide.broker.store import Conditions
+
+    store, place, now = _store(folder), _folder(folder), datetime.now(UTC)
+    old, new = store.get(identity), _policy(policy)
+    root = _certificate(simulated_root) if simulated_root else None
+    if root is None and isinstance(new, SimulatedPolicy):
+        root = old.conditions.simulated_root
+    entry = Entry(
+        now,
+        "changed",
+        key=identity,
+        model=old.conditions.model_digest,
+        policy=policy_digest(new),
+        replaced=policy_digest(old.conditions.policy),
+        simulated=root is not None,
+    )
+    Conditions(old.conditions.model_digest, new, root)  # refuses what does not belong together before it is logged
+    leave_entry(place, entry)
+    stored = store.change(identity, new, root)
+    with suppress(AuditLogInUse):  # a broker that runs writes it, before the next key leaves
+        AuditLog(place, now).close()
+    if root:
+        output.messages.print(f"[bold red]{WARNING}[/]")
+    if json:
+        output.result(_described(stored) | {"policy_digest": entry.policy, "replaced": entry.replaced})
+    else:
+        output.console.print(f"Key [bold]{identity}[/] has another policy from now on.", soft_wrap=True)
+        output.console.print(Text(f"Released where: {stored.conditions.policy}"), soft_wrap=True)
 
 
 @app.command("remove")
@@ -227,6 +273,9 @@ def _headline(entry: "Entry") -> Text:
     line = Text(f"{entry.at:%Y-%m-%d %H:%M:%S} UTC  ")
     if entry.event == "recovered":
         return line.append(f"{entry.recovered} bytes of a line torn by a crash were cut off", "dim")
+    if entry.event == "changed":
+        line.append("changed ", "yellow")
+        return line.append(f"  key {entry.key}  policy {entry.replaced[:16]} to {entry.policy[:16]}")
     line.append(f"{entry.event:<8}", "green" if entry.event == "released" else "red")
     line.append(f"  key {entry.key}  asked by {printable(entry.peer)}")
     return line.append("  SIMULATED", "bold red") if entry.simulated else line

@@ -63,8 +63,9 @@ def _facts(sealed: SealedPackage) -> dict[str, object]:
 def _show(sealed: SealedPackage) -> None:
     manifest = sealed.manifest
     called = trusted_owners().get(sealed.owner)
+    about = f"{manifest.architecture}, {manifest.quantization}"
     rows = {
-        "Model": f"[bold]{manifest.name}[/]: {manifest.architecture}, {manifest.quantization}, {manifest.weights}",
+        "Model": f"[bold]{escape(manifest.name)}[/]: {escape(about)}, {manifest.weights}",
         "Size": f"{output.megabytes(manifest.size)} in {len(manifest.files)} files",
         "Model digest": manifest.model_digest,
         "Model key": manifest.key,

@@ -1,24 +1,40 @@
 """What people and machines read: results on standard output, everything else on standard error."""
 
 import json
+import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.segment import Segment
+from rich.text import Text
 
 from confide.errors import ConfideError
 from confide.printable import printable
 
-_LINES = "\n"
-"""What errors and remarks may have besides printable characters: a peer may have said a part of them."""
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, TextStreamer
 
-console = Console(highlight=False)
-messages = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
-"""In a pipe lines are as long as they are: programs read them."""
+KEPT = "\n\t\N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}"
+"""What is shown besides printable characters: lines, and what joins emoji and letters of many scripts."""
+
+
+class _Terminal(Console):
+    """Whatever is shown goes through here, styles and all: whoever wrote it moves no cursor and hides nothing."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            # Those of control are the console's own: a progress bar's, say.
+            yield segment if segment.control else segment._replace(text=printable(segment.text, keep=KEPT))
+
+
+console = _Terminal(highlight=False)
+messages = _Terminal(stderr=True, highlight=False, soft_wrap=not (sys.stderr.isatty() or "COLUMNS" in os.environ))
+"""In a pipe lines are as long as they are, unless a width is asked for: programs read them."""
 
 
 def result(value: dict[str, Any]) -> None:
@@ -32,12 +48,32 @@ def error(problem: ConfideError, *, as_json: bool) -> None:
     if as_json:
         result({"error": {"code": problem.code, "message": str(problem)}})
     else:
-        messages.print(f"[bold red]{problem.code}[/]  {escape(printable(str(problem), keep=_LINES))}")
+        # The message is one printable line: a second one would be in our voice.
+        messages.print(f"[bold red]{problem.code}[/]  {escape(str(problem))}")
 
 
 def note(text: str) -> None:
     """A remark for the person at the terminal."""
-    messages.print(f"[dim]{escape(printable(text, keep=_LINES))}[/]")
+    messages.print(f"[dim]{escape(printable(text))}[/]")
+
+
+def words(text: str) -> None:
+    """What a model says, as far as it has come, in its own lines."""
+    # Before rich sees it, which drops some control characters: something stands where something was.
+    console.print(Text(printable(text, keep=KEPT)), end="", soft_wrap=True)
+
+
+def text_streamer(tokenizer: "PreTrainedTokenizerBase") -> "TextStreamer":
+    """For transformers' `generate`: shows the text while it is made."""
+    from transformers import TextStreamer
+
+    class Shown(TextStreamer):
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            words(text)
+            if stream_end:
+                console.print()
+
+    return Shown(tokenizer)
 
 
 def quiet_transformers() -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from confide.cli import output
 from confide.cli.options import Json
@@ -38,7 +39,7 @@ def command(
         return
     output.console.print(
         f"Wrote {summary.parameters:,} parameters as {summary.type}: {output.megabytes(summary.size)} "
-        f"in [bold]{summary.path}[/]"
+        f"in [bold]{escape(str(summary.path))}[/]"
     )
     if summary.wider:
         output.note(f"{len(summary.wider)} matrices have more bits, such as {summary.wider[0]}.")

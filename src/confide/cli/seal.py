@@ -78,7 +78,7 @@ def command(
         )
         return
     output.console.print(
-        f"Sealed {manifest.name} ({manifest.architecture}, {manifest.quantization}): "
+        f"Sealed {escape(manifest.name)} ({escape(manifest.architecture)}, {escape(manifest.quantization)}): "
         f"{output.megabytes(manifest.size)} in {len(manifest.files)} files."
     )
     output.console.print(f"Model digest  {manifest.model_digest}   for policies and attestation", soft_wrap=True)

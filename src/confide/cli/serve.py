@@ -109,6 +109,13 @@ def command(
             rich_help_panel=MODEL,
         ),
     ] = False,
+    tls_name: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="With --ra-tls: a host name or address of this server, for its certificate; may be repeated.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
     release: Annotated[
         Path | None,
         typer.Option(
@@ -170,6 +177,7 @@ def command(
         "keys": keys,
         "keys_ca": keys_ca,
         "ra_tls": ra_tls,
+        "tls_name": tls_name,
         "release": release,
         "upstream": upstream,
         "upstream_model": upstream_model,

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import typer
+from rich.markup import escape
 
 from confide.cli import output
 from confide.cli.serve import Listening
@@ -40,7 +41,7 @@ def serve_layers(package: Path, listening: Listening, options: LayerOptions, *, 
             output.result({"url": url, "groups": len(service.manifest.groups), "profile": service.manifest.profile})
         else:
             output.console.print(
-                f"Serving {len(service.manifest.groups)} layer groups ({service.manifest.model_type}, "
+                f"Serving {len(service.manifest.groups)} layer groups ({escape(service.manifest.model_type)}, "
                 f"{service.manifest.profile}) at [bold]{url}[/]   Ctrl-C stops"
             )
 

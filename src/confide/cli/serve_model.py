@@ -1,11 +1,13 @@
 """Serving a sealed model from inside a trusted execution environment: what `confide serve` does for such a package."""
 
+import asyncio
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
+from rich.markup import escape
 
 from confide.cli import output
 from confide.cli.files import read_file
@@ -29,6 +31,7 @@ class ModelOptions:
     keys: str | None
     keys_ca: Path | None
     ra_tls: bool
+    tls_name: list[str] | None
     release: Path | None
     upstream: str | None
     upstream_model: str | None
@@ -39,6 +42,7 @@ class ModelOptions:
     def stated(self, tee: str, listening: Listening) -> dict[str, str]:
         """Those that were given and change what the server does, for its statement. tee: as it was found."""
         given = asdict(self) | {
+            "tls_name": None,  # what it is called changes nothing
             "tee": tee,
             "tls_cert": listening.tls_cert,
             "insecure_no_tls": listening.insecure_no_tls,
@@ -59,7 +63,7 @@ def serve_model(package: Path, listening: Listening, options: ModelOptions, *, j
     from confide.enclave.configuration import own_configuration
     from confide.enclave.egress import WaysOut, close_egress
     from confide.enclave.fetch_key import fetch_key
-    from confide.enclave.ra_tls import ra_tls_context
+    from confide.enclave.ra_tls import RaTls
     from confide.enclave.tee import open_tee
     from confide.enclave.workload import Workload
     from confide.net.tls import client_context
@@ -68,11 +72,13 @@ def serve_model(package: Path, listening: Listening, options: ModelOptions, *, j
     output.quiet_transformers()
     if options.ra_tls and listening.tls_cert:
         raise typer.BadParameter("give either --ra-tls or --tls-cert")
+    if options.tls_name and not options.ra_tls:
+        raise typer.BadParameter("--tls-name goes with --ra-tls; a certificate of --tls-cert has its names")
     tee = open_tee(options.tee or TeeKind.AUTO, options.simulated_tee)
     if tee.simulated:
         output.messages.print(f"[bold red]{WARNING}[/]")
     if tee.gpus:
-        output.messages.print(f"[bold yellow]The GPU is not attested.[/] {tee.gpus}")
+        output.messages.print(f"[bold yellow]The GPU is not attested.[/] {escape(tee.gpus)}")
     sealed = SealedPackage.open(package)
     if options.keys is None:
         raise typer.BadParameter("a sealed model needs --keys, the address of its owner's `confide keys serve`")
@@ -80,7 +86,8 @@ def serve_model(package: Path, listening: Listening, options: ModelOptions, *, j
     release = None if options.release is None else read_file(options.release)
     configuration = own_configuration(options.stated(tee.name, listening))
     workload = Workload(tee.reader, tee.collateral, configuration=configuration, release=release)
-    tls = ra_tls_context(workload) if options.ra_tls else listening.tls()
+    own_tls = RaTls(workload, options.tls_name or ()) if options.ra_tls else None
+    tls = own_tls.context if own_tls else listening.tls()
     with bind(listening.host, listening.port) as bound:
         if options.insecure_open_egress:
             output.messages.print("[bold red]This process can open connections to anywhere, and says so.[/]")
@@ -100,7 +107,11 @@ def serve_model(package: Path, listening: Listening, options: ModelOptions, *, j
             )
         engine, self_test = loaded.engine, loaded.self_test
 
+        background: list[asyncio.Task[None]] = []  # the loop ends them; kept, or they could be collected
+
         async def test() -> None:
+            if own_tls is not None:
+                background.append(asyncio.create_task(own_tls.keep_current()))
             if self_test is None:
                 output.messages.print("[bold red]Nothing says that this engine computes the model: no self-test.[/]")
                 return
@@ -139,8 +150,8 @@ def _announce(url: str, workload: "Workload", facts: "EngineFacts", tee: "Tee", 
         )
         return
     output.console.print(
-        f"Serving {facts.model} ({facts.engine}, {facts.quantization}) from a {tee.name} environment at "
-        f"[bold]{url}[/]   Ctrl-C stops"
+        f"Serving {escape(facts.model)} ({escape(facts.engine)}, {escape(facts.quantization)}) from a {tee.name} "
+        f"environment at [bold]{url}[/]   Ctrl-C stops"
     )
     output.console.print(f"Model digest  {workload.model_digest}", soft_wrap=True)
     run = configuration.self_test

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from confide.cli import output
 from confide.cli.calibration import calibration_texts
@@ -79,8 +80,9 @@ def command(
         f"encryption {', '.join(summary.parameter_names)}."
     )
     output.console.print(f"Signed by {key.public.fingerprint}; publish your key: [bold]{key.public}[/]", soft_wrap=True)
-    output.console.print(f"For the client:  [bold]{summary.client}[/]{_hint_note(summary.hint_bytes, profile)}")
-    output.console.print(f"For the server:  [bold]{summary.server}[/]   next: confide serve {summary.server}")
+    client, server = escape(str(summary.client)), escape(str(summary.server))
+    output.console.print(f"For the client:  [bold]{client}[/]{_hint_note(summary.hint_bytes, profile)}")
+    output.console.print(f"For the server:  [bold]{server}[/]   next: confide serve {server}")
 
 
 def _hint_note(size: int, profile: Profile) -> str:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from confide.cli import output
 from confide.cli.options import Json
@@ -32,9 +33,10 @@ def make_local(
     """
     from confide.net.tls import make_certificates
 
-    ca, chain, key = make_certificates(name or [], days=days).write(out)
+    paths = make_certificates(name or [], days=days).write(out)
     if json:
-        output.result({"ca": str(ca), "certificate": str(chain), "key": str(key)})
+        output.result(dict(zip(("ca", "certificate", "key"), map(str, paths), strict=True)))
         return
+    ca, chain, key = (escape(str(path)) for path in paths)
     output.console.print(f"For the server:  confide serve ... --tls-cert [bold]{chain}[/] --tls-key [bold]{key}[/]")
     output.console.print(f"For clients:     give them [bold]{ca}[/], for --ca   (the authority's key is not kept)")

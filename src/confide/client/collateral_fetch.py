@@ -6,15 +6,17 @@ machine, since it would tell others which platforms are being verified.
 """
 
 import ssl
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Final
-from urllib.parse import urlsplit
+
+import httpx
 
 from confide.attest.collateral_cache import MAX_BODY_BYTES, Fetcher, Response
 from confide.errors import ConnectionLost, InsecureConnection, MalformedEvidence
+from confide.net.loopback import is_loopback
 
 SECONDS: Final = 20.0
-_LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+_HEADERS: Final = {"User-Agent": "confide", "Accept": "*/*", "Accept-Encoding": "identity"}
+_OCSP: Final = {"Content-Type": "application/ocsp-request"}
 
 
 def fetcher(tls: ssl.SSLContext | None = None, seconds: float = SECONDS) -> Fetcher:
@@ -22,35 +24,38 @@ def fetcher(tls: ssl.SSLContext | None = None, seconds: float = SECONDS) -> Fetc
     context = tls or ssl.create_default_context()
 
     def fetch(url: str, body: bytes = b"") -> Response:
-        connection, target = _connection(url, context, seconds)
+        asked = _address(url)
+        method, headers = ("POST", _HEADERS | _OCSP) if body else ("GET", _HEADERS)
         try:
-            headers = {"User-Agent": "confide", "Accept": "*/*"}
-            if body:
-                connection.request("POST", target, body, headers | {"Content-Type": "application/ocsp-request"})
-            else:
-                connection.request("GET", target, headers=headers)
-            answer = connection.getresponse()
-            content = answer.read(MAX_BODY_BYTES + 1)
-            if len(content) > MAX_BODY_BYTES:
-                raise MalformedEvidence(f"{url} answered with more than {MAX_BODY_BYTES} bytes; check the address.")
-            if answer.length:  # read() with a limit does not complain about a body that ends too early
-                raise ConnectionLost(f"The connection to {connection.host} broke in the middle; try again later.")
-            return Response(answer.status, content, {name.lower(): value for name, value in answer.getheaders()})
-        except (OSError, HTTPException) as error:
-            raise ConnectionLost(f"{connection.host} could not be asked ({error}); check the network.") from error
-        finally:
-            connection.close()
+            with (
+                httpx.Client(verify=context, timeout=seconds, trust_env=False) as http,
+                http.stream(method, asked, content=body or None, headers=headers, follow_redirects=False) as answer,
+            ):
+                return Response(answer.status_code, _bounded(answer, url), dict(answer.headers))
+        except httpx.RemoteProtocolError as error:
+            raise ConnectionLost(f"The connection to {asked.host} broke in the middle; try again later.") from error
+        except httpx.HTTPError as error:
+            raise ConnectionLost(f"{asked.host} could not be asked ({error}); check the network.") from error
 
     return fetch
 
 
-def _connection(url: str, context: ssl.SSLContext, seconds: float) -> tuple[HTTPConnection, str]:
-    parts = urlsplit(url)
-    target = parts.path + (f"?{parts.query}" if parts.query else "")
-    if parts.scheme == "https" and parts.hostname:
-        return HTTPSConnection(parts.hostname, parts.port, timeout=seconds, context=context), target
-    if parts.scheme == "http" and parts.hostname in _LOOPBACK:
-        return HTTPConnection(parts.hostname, parts.port, timeout=seconds), target
+def _bounded(answer: httpx.Response, url: str) -> bytes:
+    content = bytearray()
+    for part in answer.iter_raw():
+        content += part
+        if len(content) > MAX_BODY_BYTES:
+            raise MalformedEvidence(f"{url} answered with more than {MAX_BODY_BYTES} bytes; check the address.")
+    return bytes(content)
+
+
+def _address(url: str) -> httpx.URL:
+    try:
+        parts = httpx.URL(url)
+    except (httpx.InvalidURL, ValueError):
+        parts = httpx.URL("")
+    if parts.host and (parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.host))):
+        return parts
     raise InsecureConnection(
         f"{url} is not an https address; collateral is fetched in the open from this machine only."
     )

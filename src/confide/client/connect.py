@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from confide.client.options import ConnectOptions, EnclaveOptions, HybridOptions
 from confide.client.session import Session
 from confide.errors import WrongMode
+from confide.extras import named_extras
 
 
 def connect(target: str | Path, **options: Unpack[ConnectOptions]) -> Session:
@@ -40,7 +41,8 @@ def connect(target: str | Path, **options: Unpack[ConnectOptions]) -> Session:
             "model in a trusted execution environment give its http or https address."
         )
     own = _of(HybridOptions, options)
-    from confide.client.hybrid import HybridSession
+    with named_extras():
+        from confide.client.hybrid import HybridSession
 
     return HybridSession(shell, server, **own)
 

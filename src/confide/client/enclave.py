@@ -19,6 +19,7 @@ from confide.client.relying_party import RelyingParty
 from confide.client.session import Pieces, Session
 from confide.client.transport import AsyncSealedTransport, SealedTransport
 from confide.errors import (
+    WORKLOAD_CODES,
     ConfideError,
     InsecureConnection,
     ProtocolError,
@@ -27,6 +28,7 @@ from confide.errors import (
     WrongMode,
     error_class,
 )
+from confide.printable import quoted
 from confide.trust.enclave import SEALED, TLS, enclave_trust
 from confide.trust.statement import TrustStatement
 
@@ -119,9 +121,9 @@ class EnclaveSession(Session):
         """The first model that the workload serves, by the name that its API takes."""
         with _typed_errors():
             served = self.openai.models.list().data
-        if not served:
-            raise ProtocolError("The workload serves no model; ask its operator.")
-        return served[0].id
+            if not served:
+                raise ProtocolError("The workload serves no model; ask its operator.")
+            return _text(served[0].id)
 
     @cached_property
     def openai(self) -> "OpenAI":
@@ -163,18 +165,20 @@ class EnclaveSession(Session):
         """How the text goes on. options: those of the OpenAI API's completions, such as max_tokens or temperature."""
         with _typed_errors():
             made = self.openai.completions.create(**{"model": self.model, **options, "prompt": text})
-        return str(made.choices[0].text)
+            return _text(_choice(made).text)
 
     def _answer(self, messages: list[dict[str, str]], options: dict[str, Any]) -> str:
         with _typed_errors():
             made = self.openai.chat.completions.create(**{"model": self.model, **options, "messages": messages})
-        return made.choices[0].message.content or ""
+            return _text(_choice(made).message.content or "")
 
     def _stream(self, messages: list[dict[str, str]], options: dict[str, Any]) -> Pieces:
         with _typed_errors():
             request = {"model": self.model, **options, "messages": messages, "stream": True}
             with self.openai.chat.completions.create(**request) as chunks:
-                yield from (text for chunk in chunks if chunk.choices and (text := chunk.choices[0].delta.content))
+                yield from (
+                    _text(text) for chunk in chunks if chunk.choices and (text := chunk.choices[0].delta.content)
+                )
 
     def close(self) -> None:
         """Close the connections of everything but `async_openai`."""
@@ -206,14 +210,32 @@ def _typed_errors() -> Iterator[None]:
         yield
     except APIError as error:
         raise _typed(error) from error
+    except (AttributeError, LookupError, ValueError, RecursionError) as error:
+        raise _no_answer() from error
+
+
+def _choice(made: Any) -> Any:
+    if not isinstance(made.choices, list) or not made.choices:
+        raise _no_answer()
+    return made.choices[0]
+
+
+def _text(found: object) -> str:
+    if not isinstance(found, str):
+        raise _no_answer()
+    return found
+
+
+def _no_answer() -> ProtocolError:
+    return ProtocolError("What the workload answered is not what the OpenAI API has; ask its operator what it runs.")
 
 
 def _typed(error: "APIError") -> ConfideError:
     status = cast(int | None, getattr(error, "status_code", None))
     body = error.body if isinstance(error.body, dict) else {}
-    message = f"The workload says: {body.get('message') or error.message}"
-    kind = error_class(_OPENAI_CODES.get(str(error.code), str(error.code)))
-    if kind is not ProtocolError:
+    message = f"The workload says: {quoted(str(body.get('message') or error.message))}"
+    kind = error_class(_OPENAI_CODES.get(str(error.code), str(error.code)), WORKLOAD_CODES)
+    if kind is not None:
         return kind(message)
     if status == httpx.codes.TOO_MANY_REQUESTS:
         return ServerBusy(message)

@@ -13,6 +13,7 @@ from typing import Final
 import httpx
 
 from confide.client.hop import TIMEOUT, sending, server_address, tls_context
+from confide.disk.files import name_file
 from confide.errors import ConfideError, ConnectionLost, InvalidPackage, StaleHint
 from confide.packages.hint import CHUNK, OnBytes, hint_bytes, verified
 from confide.packages.manifest import HINT_FOLDER, Manifest, hint_name, open_file
@@ -66,14 +67,12 @@ def _write(path: Path, chunks: Iterator[bytes], size: int, digest: str, source: 
                 file.write(chunk)
                 if on_bytes:
                     on_bytes(len(chunk))
-            file.flush()
-            os.fsync(file.fileno())
         if left or hashed.hexdigest() != digest:
             raise StaleHint(
                 f"What {source} has as {path.name} is not the hint that was signed with this shell; fetch it from "
                 "elsewhere, or get the shell that belongs to it."
             )
-        part.rename(path)
+        name_file(part, path)
     except OSError as error:
         raise ConfideError(
             f"{path} cannot be written ({error.strerror}); make room and fetch again: what is done is kept."

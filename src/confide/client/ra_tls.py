@@ -52,12 +52,13 @@ def attested_context(check: Check) -> ssl.SSLContext:
 
 
 def certificate_check(party: RelyingParty, standing: Standing) -> Check:
-    """The certificate's evidence is genuine and speaks for its key, and so does what was verified of the workload."""
+    """The certificate is current, its evidence genuine and about its key, as is what was verified of the workload."""
 
     def check(certificate: bytes) -> None:
         verified = standing.current
-        opened = open_certificate(certificate)
-        claims = party.verify(opened.evidence, verified.collateral, datetime.now(UTC))
+        opened, now = open_certificate(certificate), datetime.now(UTC)
+        opened.require_current(now)
+        claims = party.verify(opened.evidence, verified.collateral, now)
         verify_binding(certificate, claims)
         attested = verified.statement.channel_keys.get(TLS_PURPOSE, "")
         if not attested:
@@ -75,7 +76,7 @@ class AttestedTlsTransport(httpx.BaseTransport):
     def __init__(self, party: RelyingParty, standing: Standing) -> None:
         self._standing = standing
         context = attested_context(certificate_check(party, standing))
-        self._inner = httpx.HTTPTransport(verify=context, trust_env=False)
+        self._inner = httpx.HTTPTransport(verify=context)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """AttestationError, KeyChanged or ConnectionLost where nothing was sent; ChannelBroken for half an answer."""
@@ -96,7 +97,7 @@ class AsyncAttestedTlsTransport(httpx.AsyncBaseTransport):
     def __init__(self, party: RelyingParty, standing: Standing) -> None:
         self._standing = standing
         context = attested_context(certificate_check(party, standing))
-        self._inner = httpx.AsyncHTTPTransport(verify=context, trust_env=False)
+        self._inner = httpx.AsyncHTTPTransport(verify=context)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """AttestationError, KeyChanged or ConnectionLost where nothing was sent; ChannelBroken for half an answer."""

@@ -9,7 +9,19 @@ from typing import IO
 
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    sync_file(folder)
+
+
+def name_file(draft: Path, path: Path) -> None:
+    """Give a finished file its name, durably: its content first, so that no crash leaves half a file by that name."""
+    sync_file(draft)
+    os.replace(draft, path)
+    sync_folder(path.parent)
+
+
+def sync_file(path: Path) -> None:
+    """Make the content of a file durable, or the names in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -22,10 +34,7 @@ def replace_file(path: Path, content: bytes, mode: int = 0o644) -> None:
     draft.unlink(missing_ok=True)
     with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.rename(path)
-    sync_folder(path.parent)
+    name_file(draft, path)
 
 
 def create_file(path: Path, content: bytes) -> None:
@@ -34,8 +43,7 @@ def create_file(path: Path, content: bytes) -> None:
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        sync_file(Path(draft))
         os.link(draft, path)  # unlike a rename, never replaces anything
     finally:
         os.unlink(draft)

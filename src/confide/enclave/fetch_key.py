@@ -15,6 +15,7 @@ from confide.channel.key_release import (
     NONCE_PATH,
     RELEASE_PATH,
     NonceAnswer,
+    Refusal,
     RefusalAnswer,
     ReleaseAnswer,
     ReleaseRequest,
@@ -24,6 +25,7 @@ from confide.enclave.connector import Connector
 from confide.enclave.connector_http import through
 from confide.enclave.workload import Workload
 from confide.errors import (
+    BROKER_CODES,
     CollateralUnavailable,
     ConfideError,
     ConnectionLost,
@@ -37,6 +39,7 @@ from confide.errors import (
 )
 from confide.net.loopback import is_loopback
 from confide.packages.sealed.key import KEY_BYTES, ModelKey
+from confide.printable import printable, quoted
 
 ATTEMPTS: Final = 6
 FIRST_PAUSE: Final = 0.5
@@ -100,10 +103,20 @@ def _ask(client: httpx.Client, path: str, body: bytes, kind: type[_Answer]) -> _
         if response.status_code == httpx.codes.OK:
             return msgspec.json.decode(content, type=kind)
         refusal = msgspec.json.decode(content, type=RefusalAnswer).error
-    except (msgspec.MsgspecError, ValueError):
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         raise _no_broker(response) from None
-    reported = error_class(refusal.code)
-    raise KeyRefused(refusal.message, refusal.checks) if reported is KeyRefused else reported(refusal.message)
+    raise _reported(refusal)
+
+
+def _reported(refusal: Refusal) -> ConfideError:
+    words = f"The key broker says: {quoted(refusal.message)}"
+    kind = error_class(refusal.code, BROKER_CODES)
+    if kind is None:
+        return ProtocolError(
+            f"The key broker reported {quoted(refusal.code)}, which no broker has to. {words}; ask the model's owner "
+            "which version of Confide it runs."
+        )
+    return KeyRefused(words, tuple(map(printable, refusal.checks))) if kind is KeyRefused else kind(words)
 
 
 def _bounded(response: httpx.Response) -> bytes:

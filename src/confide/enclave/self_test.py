@@ -23,6 +23,7 @@ from itertools import groupby
 from typing import Final, Literal
 
 import msgspec
+import rfc8785
 
 from confide.attest.configuration import SelfTestRun
 from confide.enclave.engines.engine import Engine, Sampling
@@ -204,7 +205,7 @@ class SelfTest:
 
     def _note(self, outcome: Literal["passed", "failed"]) -> None:
         at = self.now().strftime("%Y-%m-%dT%H:%M:%SZ")
-        digest = hashlib.sha256(self.known.encode()).hexdigest()
+        digest = hashlib.sha256(rfc8785.dumps(msgspec.to_builtins(self.known))).hexdigest()
         run = SelfTestRun(outcome, at, digest, self.known.tokens)
         self.workload.configuration = msgspec.structs.replace(self.workload.configuration, self_test=run)
 

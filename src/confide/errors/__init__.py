@@ -28,11 +28,13 @@ from confide.errors.base import (
     ConnectionLost,
     InsecureConnection,
     InvalidCertificate,
+    NotInstalled,
     ServerSilent,
     UntrustedCertificate,
-    printable,
 )
 from confide.errors.enclave import (
+    BROKER_CODES,
+    WORKLOAD_CODES,
     AnswerTimedOut,
     AuditLogCorrupted,
     AuditLogInUse,
@@ -100,10 +102,12 @@ from confide.errors.models import (
     WrongMode,
     WrongModelKey,
 )
-from confide.errors.proxy import InvalidSettings, ProxyNotRunning
+from confide.errors.proxy import InvalidSettings, ProxyNotRunning, WrongKey
 
 __all__ = [
+    "BROKER_CODES",
     "WIRE_CODES",
+    "WORKLOAD_CODES",
     "AnswerTimedOut",
     "AttestationError",
     "AttestationRefused",
@@ -153,6 +157,7 @@ __all__ = [
     "ModelNotSupported",
     "NoTrustedEnvironment",
     "NonceRefused",
+    "NotInstalled",
     "OutsideCalibration",
     "OutsideValidity",
     "OwnerKeyError",
@@ -187,20 +192,24 @@ __all__ = [
     "VersionMismatch",
     "WrongBinding",
     "WrongCollateral",
+    "WrongKey",
     "WrongMode",
     "WrongModelKey",
     "WrongShape",
     "error_class",
-    "printable",
 ]
 
 
-def error_class(code: str) -> type[ConfideError]:
-    """The class whose `code` this is; ProtocolError for a code this version does not know."""
-    pending: list[type[ConfideError]] = [ConfideError]
+def error_class(code: str, reportable: frozenset[str]) -> type[ConfideError] | None:
+    """The class whose `code` this is, if such a peer may report it; None otherwise.
+
+    reportable: what the peer can find out by itself. Of anything else its word is no ground: it must not make us say
+    that an owner is not trusted, or that evidence was refused.
+    """
+    pending: list[type[ConfideError]] = [ConfideError] if code in reportable else []
     while pending:
         candidate = pending.pop()
         if candidate.code == code:
             return candidate
         pending.extend(candidate.__subclasses__())
-    return ProtocolError
+    return None

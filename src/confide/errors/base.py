@@ -2,6 +2,8 @@
 
 from typing import ClassVar
 
+from confide.printable import printable
+
 
 class ConfideError(Exception):
     """Base of everything Confide raises on purpose."""
@@ -9,6 +11,10 @@ class ConfideError(Exception):
     code: ClassVar[str] = "error"
     exit_code: int = 1
     """What a command exits with that ends in this; groups of commands may set their own."""
+
+    def __str__(self) -> str:
+        """One printable line, wherever it is shown: a file's, a peer's or a workload's words may be a part of it."""
+        return printable(super().__str__())
 
 
 class ConnectionLost(ConfideError):
@@ -35,12 +41,13 @@ class UntrustedCertificate(InsecureConnection):
     code = "untrusted-certificate"
 
 
+class NotInstalled(ConfideError):
+    """A library is missing that another role's installation has."""
+
+    code = "not-installed"
+
+
 class InvalidCertificate(ConfideError):
     """A file of certificates or a private key is missing or is not what it should be."""
 
     code = "invalid-certificate"
-
-
-def printable(words: str, most: int = 300) -> str:
-    """A peer's words as they may be shown: of bounded length, and with nothing a terminal would obey."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in words[:most])

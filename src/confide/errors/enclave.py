@@ -1,6 +1,9 @@
 """Errors of the enclave mode: the channel, engines, the API and the release of keys."""
 
+from typing import Final
+
 from confide.errors.base import ConfideError
+from confide.errors.hybrid import MalformedMessage, ServerBusy, ServerFault
 
 
 class ChannelError(ConfideError):
@@ -142,3 +145,36 @@ class UnknownModel(RequestRefused):
     """A request names another model than the one served."""
 
     code = "unknown-model"
+
+
+WORKLOAD_CODES: Final = frozenset(
+    error.code
+    for error in (
+        AnswerTimedOut,
+        EngineError,
+        PromptTooLong,
+        RequestRefused,
+        RequestTimedOut,
+        RequestTooLarge,
+        SelfTestFailed,
+        ServerBusy,
+        ServerFault,
+        UnknownModel,
+    )
+)
+"""The codes that a workload's API may report. A client takes no other error from a workload's word."""
+
+BROKER_CODES: Final = frozenset(
+    error.code
+    for error in (
+        KeyRefused,
+        MalformedMessage,
+        NonceRefused,
+        RequestTimedOut,
+        RequestTooLarge,
+        ServerBusy,
+        ServerFault,
+        UnknownModelKey,
+    )
+)
+"""The codes that a key broker may report. A workload takes no other error from a broker's word."""

@@ -1,6 +1,7 @@
 """Errors of the local proxy."""
 
 from confide.errors.base import ConfideError
+from confide.errors.enclave import RequestRefused
 
 
 class InvalidSettings(ConfideError):
@@ -13,3 +14,9 @@ class ProxyNotRunning(ConfideError):
     """There is no proxy to ask or to stop."""
 
     code = "proxy-not-running"
+
+
+class WrongKey(RequestRefused):
+    """The proxy wants a key that was not shown."""
+
+    code = "wrong-key"

@@ -103,7 +103,7 @@ def _restore(results: Results[Result], lines: list[bytes], path: Path, settings:
         _require_same(kept, settings, path)
         for line in lines[1:]:
             results.restore(line)
-    except (msgspec.DecodeError, ValueError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise EvaluationError(f"{path} is damaged; remove it to measure anew, or choose another --out.") from error
 
 

@@ -10,7 +10,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from confide.errors import WIRE_CODES, ConfideError, MalformedMessage, ProtocolError, WrongShape, error_class, printable
+from confide.errors import WIRE_CODES, ConfideError, MalformedMessage, ProtocolError, WrongShape, error_class
+from confide.printable import quoted
 
 PROTOCOL_VERSION: Final = 3
 SCHEME: Final = "rlwe-3"
@@ -175,13 +176,14 @@ def raise_failure(reported: Failure) -> None:
 
     Its words are quoted as a peer's. ProtocolError for a code that no server has to report.
     """
-    words = printable(reported.message)
-    if reported.code not in WIRE_CODES:
+    words = quoted(reported.message)
+    kind = error_class(reported.code, WIRE_CODES)
+    if kind is None:
         raise ProtocolError(
-            f"The server reported {printable(reported.code)!r}, which no server has to: {words}; "
+            f"The server reported {quoted(reported.code)}, which no server has to: {words}; "
             "ask its operator which version of Confide it runs."
         )
-    raise error_class(reported.code)(words)
+    raise kind(f"The layer server says: {words}")
 
 
 def require_bytes(payload: bytes | memoryview, expected: int) -> None:

@@ -7,6 +7,7 @@ a small certificate authority with `make_certificates`, and gives its certificat
 import ipaddress
 import re
 import ssl
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -103,7 +104,7 @@ def make_certificates(names: list[str], *, days: int = 365, now: datetime | None
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(signs_certificates=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(_alternative_names(names), critical=False)
+        .add_extension(alternative_names(names), critical=False)
         .sign(ca_key, SHA256())
     )
     ca_pem = ca.public_bytes(Encoding.PEM)
@@ -149,7 +150,8 @@ def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
     )
 
 
-def _alternative_names(names: list[str]) -> x509.SubjectAlternativeName:
+def alternative_names(names: Iterable[str]) -> x509.SubjectAlternativeName:
+    """For a certificate: this machine's own names and those given. InvalidCertificate for what names no host."""
     return x509.SubjectAlternativeName([_general_name(name) for name in dict.fromkeys((*LOCAL_NAMES, *names))])
 
 

@@ -17,7 +17,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from confide.disk.files import hold_folder, replace_file
+from confide.disk.files import hold_folder, name_file, replace_file
 from confide.errors import ConfideError, InvalidPackage
 from confide.packages.hint import hint_bytes, hint_size
 from confide.packages.manifest import HINT_FOLDER, Group, Manifest, PackageKind, hint_name, read_bounded
@@ -98,9 +98,7 @@ class HintWriter:
                 hashed.update(content)
                 file.write(content)
                 progress.more(len(content))
-            file.flush()
-            os.fsync(file.fileno())
-        path.with_suffix(".part").rename(path)
+        name_file(path.with_suffix(".part"), path)
         replace_file(_record(path), hashed.hexdigest().encode())
         return hashed.hexdigest()
 

@@ -66,7 +66,7 @@ def read_kind(folder: Path | str) -> PackageKind:
     path = Path(folder) / MANIFEST_NAME
     try:
         return msgspec.json.decode(read_bounded(path, MAX_MANIFEST_BYTES), type=_Kind).kind
-    except (msgspec.MsgspecError, ValueError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise InvalidPackage(
             f"{path} does not say what kind of package this is; give a folder that `confide split` or `confide seal` "
             "made."
@@ -222,7 +222,7 @@ def parse_manifest(path: Path, content: bytes) -> Manifest:
     """The layer table in the content of the file `path`. Raises InvalidPackage for whatever is wrong with it."""
     try:
         manifest = msgspec.json.decode(content, type=Manifest)
-    except (msgspec.MsgspecError, ValueError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         _refuse(path, str(error), error)
     _check(path, manifest)
     return manifest

@@ -175,7 +175,7 @@ def read_signature(path: Path, kind: type[_Signature]) -> _Signature:
     content = read_bounded(path, MAX_SIGNATURE_BYTES)
     try:
         return msgspec.json.decode(content, type=kind)
-    except (msgspec.MsgspecError, ValueError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise InvalidPackage(f"{path} is not a signature; get the folder from its owner again.") from error
 
 

@@ -13,7 +13,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from confide.enclave.api.problems import problem_response
-from confide.errors import RequestRefused
+from confide.errors import RequestRefused, WrongKey
 
 _LOOPBACK_NAMES: Final = ("127.0.0.1", "localhost", "[::1]")
 
@@ -40,7 +40,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         response = problem_response(error)
-        response.status_code = 401 if isinstance(error, _NoKey) else 403
+        response.status_code = 401 if isinstance(error, WrongKey) else 403
         await response(scope, receive, send)
 
     def _refusal(self, headers: Headers, path: str) -> RequestRefused | None:
@@ -53,12 +53,8 @@ class Guard:
             return RequestRefused("Web pages of others may not use this address; open the one that it serves itself.")
         shown = _token(headers).encode()
         if self._keys and path != "/health" and not any(hmac.compare_digest(shown, key) for key in self._keys):
-            return _NoKey("This proxy wants its key as a bearer token; give it to your program as OPENAI_API_KEY.")
+            return WrongKey("This proxy wants its key as a bearer token; give it to your program as OPENAI_API_KEY.")
         return None
-
-
-class _NoKey(RequestRefused):
-    code = "wrong-key"
 
 
 def _token(headers: Headers) -> str:

@@ -110,7 +110,7 @@ class WorkloadBackend(Backend):
                     break
         try:
             names = tuple(model.id for model in msgspec.json.decode(bytes(content), type=_Models).data)
-        except msgspec.DecodeError:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             names = ()
         if not names:
             raise ProtocolError("The workload serves no model; ask its operator.")

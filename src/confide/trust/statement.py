@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from confide.printable import printable
+
 
 @dataclass(frozen=True)
 class Exposure:
@@ -32,7 +34,7 @@ class TrustStatement:
             exposure: Exposure = getattr(self, name)
             hidden = f"; hidden from {_listed(exposure.hidden_from)}" if exposure.hidden_from else ""
             lines.append(f"{name}: seen by {_listed(exposure.seen_by)}{hidden} ({exposure.assumption})")
-        return "\n".join([*lines, *(f"not hidden: {leak}" for leak in self.leaks)])
+        return "\n".join(map(printable, [*lines, *(f"not hidden: {leak}" for leak in self.leaks)]))
 
 
 def _listed(names: tuple[str, ...]) -> str:

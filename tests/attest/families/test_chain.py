@@ -13,7 +13,7 @@ from confide.attest.chain import MAX_CHAIN_BYTES, read_certificate, read_chain, 
 from confide.attest.check import Outcome
 from confide.attest.evidence import Family
 from confide.attest.roots import ProductionRoots, SimulatedRoots
-from confide.errors import InvalidSignature, MalformedEvidence, OutsideValidity, UnknownRoot
+from confide.errors import InvalidSignature, MalformedEvidence, OutsideValidity, Revoked, UnknownRoot
 
 from .authorities import YEAR, Party, crl, ec_key, opaque, party, pem
 from .cases import NOW
@@ -22,6 +22,7 @@ ROOT = party("root", ec_key("root"))
 MIDDLE = party("middle", ec_key("middle"), ROOT, path_length=0)
 LEAF = party("leaf", ec_key("leaf"), MIDDLE, ca=False)
 ROOTS = SimulatedRoots({Family.NVIDIA: ROOT.der})
+SECOND = timedelta(seconds=1)
 
 
 def check(*parties: Party) -> None:
@@ -32,6 +33,31 @@ def test_a_chain_holds_until_its_shortest_certificate_ends() -> None:
     short = party("leaf", ec_key("leaf"), MIDDLE, ca=False, end=NOW + timedelta(days=3))
     chain = [short.certificate, MIDDLE.certificate, ROOT.certificate]
     assert verify_chain(chain, Family.NVIDIA, ROOTS, NOW) == NOW + timedelta(days=3)
+
+
+@pytest.mark.parametrize("place", ["leaf", "middle", "root"])
+@pytest.mark.parametrize(
+    "when", [(-YEAR, timedelta(seconds=-1)), (timedelta(seconds=1), YEAR)], ids=["over", "not yet"]
+)
+def test_every_certificate_of_a_chain_is_current(place: str, when: tuple[timedelta, timedelta]) -> None:
+    dates = {"begin": NOW + when[0], "end": NOW + when[1]}
+    root = party("root", ec_key("root"), **(dates if place == "root" else {}))  # type: ignore[arg-type]
+    middle = party("middle", ec_key("middle"), root, **(dates if place == "middle" else {}))  # type: ignore[arg-type]
+    leaf = party("leaf", ec_key("leaf"), middle, ca=False, **(dates if place == "leaf" else {}))  # type: ignore[arg-type]
+    chain = [one.certificate for one in (leaf, middle, root)]
+    with pytest.raises(OutsideValidity):
+        verify_chain(chain, Family.NVIDIA, SimulatedRoots({Family.NVIDIA: root.der}), NOW)
+
+
+def test_what_an_authoritys_list_names_is_revoked_and_nothing_else() -> None:
+    middle = party("middle", ec_key("middle"), ROOT, serial=7)
+    leaf = party("leaf", ec_key("leaf"), middle, ca=False, serial=8)
+    chain = [one.certificate for one in (leaf, middle, ROOT)]
+    for issuer, serial in ((ROOT, 7), (middle, 8)):
+        with pytest.raises(Revoked):
+            verify_chain(chain, Family.NVIDIA, ROOTS, NOW, crl(issuer, 5, serial, 9))
+    for issuer, serial in ((ROOT, 8), (middle, 7), (ROOT, 5)):  # another authority's number says nothing
+        verify_chain(chain, Family.NVIDIA, ROOTS, NOW, crl(issuer, serial))
 
 
 def test_authority_below_its_path_length() -> None:

@@ -1,21 +1,26 @@
 """What the network sees: evidence, the sealed channel, and a refusal of everything in the clear."""
 
+import asyncio
+import contextlib
+import hashlib
 import ssl
 import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 
 import httpx
 import pytest
 
-from confide.attest.ra_tls import extract, verify_binding
+from confide.attest.evidence import Evidence
+from confide.attest.ra_tls import extract, open_certificate, verify_binding
 from confide.attest.simulated import SimulatedTee
 from confide.attest.verifier import Verifier
 from confide.channel.sealing import MEDIA_TYPE
 from confide.enclave.api.answer import Serving
 from confide.enclave.api.limits import Limits
 from confide.enclave.api.public import public_app
-from confide.enclave.ra_tls import ra_tls_context
+from confide.enclave.ra_tls import RaTls, ra_tls_context
 from confide.enclave.workload import Workload
 from confide.errors import EvidenceUnavailable
 
@@ -136,3 +141,52 @@ def test_ra_tls_ends_inside(tee: SimulatedTee) -> None:
             assert ask(client, key, "/generate", {"query": "hello"})[1] == {"response": "You said: hello"}
     assert len(bytes.fromhex(workload.tls_spki)) == 32
     assert workload.attest("ab" * 32).statement.channel_keys["tls"] == workload.tls_spki
+
+
+def test_clients_that_know_no_evidence_find_their_names_in_the_certificate(tee: SimulatedTee, tmp_path: Path) -> None:
+    """curl with the certificate as its authority, which is how Cosmian's clients pin it."""
+    workload = Workload(tee, tee.collateral)
+    with serving(public_app(workload, Serving(FakeEngine()), tls_ends_here=True), ra_tls_context(workload)) as url:
+        port = url.rsplit(":", 1)[1]
+        pinned = tmp_path / "pinned.pem"
+        pinned.write_text(ssl.get_server_certificate(("127.0.0.1", int(port))))
+        for host in ("127.0.0.1", "localhost"):
+            command = ["curl", "--silent", "--noproxy", "*", "--cacert", str(pinned), f"https://{host}:{port}/health"]
+            assert subprocess.run(command, capture_output=True, timeout=20, check=True).stdout == b'{"status":"ok"}'
+        elsewhere = ["--resolve", f"models.example:{port}:127.0.0.1", f"https://models.example:{port}/health"]
+        refused = subprocess.run([*command[:-1], *elsewhere], capture_output=True, timeout=20, check=False)
+        assert refused.returncode == 60
+
+
+def test_a_certificate_is_renewed_under_the_same_key(tee: SimulatedTee) -> None:
+    class Counting:
+        name = "counting"
+
+        def __init__(self) -> None:
+            self.asked = 0
+
+        def read(self, report_data: bytes) -> Evidence:
+            self.asked += 1
+            if self.asked == 3:
+                raise EvidenceUnavailable("The machine gives none; ask its operator.")
+            return tee.read(report_data)
+
+    reader = Counting()
+    workload = Workload(reader, tee.collateral)  # type: ignore[arg-type]
+    own = RaTls(workload)
+
+    async def a_while() -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(3):
+                await own.keep_current(every=0.05, retry=0.05)
+
+    with serving(public_app(workload, Serving(FakeEngine()), tls_ends_here=True), own.context) as url:
+        address = "127.0.0.1", int(url.rsplit(":", 1)[1])
+        before = ssl.PEM_cert_to_DER_cert(ssl.get_server_certificate(address))
+        asyncio.run(a_while())
+        after = ssl.PEM_cert_to_DER_cert(ssl.get_server_certificate(address))
+    assert reader.asked > 4  # also after the one that failed
+    assert before != after
+    assert open_certificate(before).spki == open_certificate(after).spki
+    assert workload.tls_spki == hashlib.sha256(open_certificate(after).spki).hexdigest()
+    verify_binding(after, Verifier(tee.roots()).verify(extract(after), tee.collateral(), datetime.now(UTC)))

@@ -1,5 +1,6 @@
 """/generate and /chat, with the plain tools people have."""
 
+import ast
 import base64
 import json
 import subprocess
@@ -35,6 +36,41 @@ def encoded(text: str) -> str:
 def test_generate(url: str) -> None:
     assert json.loads(curl(f"{url}/generate", "--data", '{"query": "héllo"}')) == {"response": "You said: héllo"}
     assert json.loads(curl(f"{url}/generate", "--data", '{"query": "a b", "max_tokens": 3}'))["response"].endswith("a")
+
+
+def test_the_example_s_requests_are_answered_as_it_does() -> None:
+    """Cosmian's mse-example-gpt: 64 tokens and seed 123; GET streams events data and one end, {}."""
+    engine = FakeEngine()
+    with serving(api_app(Serving(engine))) as url:
+        words = " ".join(str(number) for number in range(100))
+        assert httpx.post(f"{url}/generate", json={"query": words}).json()["response"].split()[-1] == "61"
+        with httpx.stream("GET", f"{url}/generate", params={"prompt": encoded(words)}) as response:
+            assert response.headers["content-type"].startswith("text/event-stream")
+            *pieces, end = events(response)
+        assert [name for name, _ in pieces] == ["data"] * 64
+        assert "".join(ast.literal_eval(data) for _, data in pieces).split()[-1] == "61"  # as its client reads them
+        assert end == ("end", "{}")
+        assert httpx.get(f"{url}/health").status_code == 200
+        httpx.post(f"{url}/generate", json={"query": "a", "max_tokens": 7, "seed": 0})
+    assert [(asked.max_tokens, asked.seed) for asked in engine.asked] == [(64, 123), (64, 123), (7, 0)]
+
+
+@pytest.mark.parametrize("words", [35, 36, 37, 200])
+def test_of_a_long_history_the_end_is_taken(words: int) -> None:
+    engine = FakeEngine(context=100)
+    history = " ".join(f"word{number}" for number in range(words))
+    with serving(api_app(Serving(engine))) as url:
+        with httpx.stream("GET", f"{url}/generate", params={"prompt": encoded(history)}) as response:
+            said = "".join(json.loads(data) for name, data in events(response) if name == "data")
+        expected = history.split()[-36:]
+        assert said.split()[2:] == expected
+        assert httpx.post(f"{url}/generate", json={"query": " ".join(["a"] * 37)}).status_code == 400
+
+
+@pytest.mark.parametrize("path", ["/generate", "/generate?prompt=", "/generate?prompt=%25", "/generate?query=a"])
+def test_a_stream_needs_a_prompt(url: str, path: str) -> None:
+    assert httpx.get(url + path).status_code == 400
+    assert httpx.post(f"{url}/generate", json={"query": ""}).status_code == 400
 
 
 def test_openai_by_curl(url: str) -> None:

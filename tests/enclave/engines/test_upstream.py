@@ -74,6 +74,7 @@ USAGE = {"choices": [], "usage": {"completion_tokens": 2}}
         (respond(200, TEXT, USAGE), "finish reason or usage"),
         (respond(200, TEXT, {"error": {"message": "the king"}}), "broke off"),
         (respond(200, "the king"), "OpenAI protocol"),
+        (respond(200, '{"x":' + "[" * 100_000), "OpenAI protocol"),
     ],
 )
 def test_what_goes_wrong_is_said_in_a_sentence_without_the_prompt(serve: Callable[[], str], said: str) -> None:

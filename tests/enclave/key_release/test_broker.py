@@ -1,6 +1,7 @@
 """Who gets a key, who does not, and what the log says of it."""
 
 import errno
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -18,18 +19,21 @@ from confide.attest.configuration import UpstreamUsed
 from confide.attest.defaults import Exceptions
 from confide.attest.evidence import Evidence
 from confide.attest.policy import Policy, SimulatedPolicy
-from confide.attest.requirements import CollateralValid, Fresh, Model, NotDebug, Tdx, any_of
+from confide.attest.policy_toml import policy_digest
+from confide.attest.requirements import CollateralValid, Fresh, Model, NotDebug, PolicyVersion, Tdx, any_of
 from confide.attest.simulated import SimulatedTee
 from confide.attest.statement import Statement
 from confide.attest.wire import Attested
 from confide.broker import log as log_module
 from confide.broker.appraisal import Appraiser
 from confide.broker.broker import Broker
+from confide.broker.log import LOG_NAME, Entry, LogReader, leave_entry
 from confide.broker.nonces import LIFETIME, Nonces
 from confide.broker.store import Conditions
 from confide.channel.key_release import ReleaseRequest, wrapping_info
 from confide.channel.keys import ChannelKey
 from confide.errors import (
+    AuditLogCorrupted,
     AuditLogUnavailable,
     ChannelRefused,
     CollateralUnavailable,
@@ -352,3 +356,51 @@ def test_long_lists_in_a_policy_do_not_fill_the_log(scene: Scene, tee: Simulated
 def test_time_is_the_broker_s(scene: Scene) -> None:
     scene.later(400 * 86400)
     assert refused(scene, scene.request()) == ("outside-validity",)
+
+
+def test_a_changed_policy_counts_at_once_and_is_in_the_log_before_what_it_decides(scene: Scene) -> None:
+    before = scene.store.get(KEY.id).conditions
+    scene.open(request := scene.request(), scene.release(request))
+    stricter = SimulatedPolicy.all_of(PolicyVersion("7"))
+    changed = Entry(NOW, "changed", key=KEY.id, policy=policy_digest(stricter), replaced=policy_digest(before.policy))
+    leave_entry(scene.folder, changed)
+    scene.store.change(KEY.id, stricter, before.simulated_root)
+    with pytest.raises(KeyRefused):
+        scene.release(scene.request())
+    entries = [line.entry for line in LogReader(scene.folder / LOG_NAME)]
+    assert [entry.event for entry in entries] == ["released", "changed", "refused"]
+    assert entries[1] == changed
+    assert (entries[0].policy, entries[2].policy) == (changed.replaced, changed.policy)
+    scene.broker.log.take_left()
+    assert len(list(LogReader(scene.folder / LOG_NAME))) == 3  # once
+    kept = scene.store.get(KEY.id)
+    assert (kept.key, kept.conditions.model_digest, kept.conditions.policy) == (KEY, before.model_digest, stricter)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[" * 100_000])
+def test_what_is_left_and_no_entry_stops_releases(scene: Scene, content: bytes) -> None:
+    (scene.folder / "entry-1.json").write_bytes(content)
+    with pytest.raises(AuditLogCorrupted, match="no entry"):
+        scene.release(scene.request())
+
+
+def test_at_every_moment_of_a_change_the_key_has_a_policy(scene: Scene) -> None:
+    """Readers beside a writer: the key is never missing, and its policy is one of the two."""
+    conditions = scene.store.get(KEY.id).conditions
+    policies = [conditions.policy, SimulatedPolicy.all_of(PolicyVersion("7"))]
+    seen, done = set(), threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            seen.add(policies.index(scene.store.get(KEY.id).conditions.policy))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        for number in range(100):
+            scene.store.change(KEY.id, policies[number % 2], conditions.simulated_root)
+    finally:
+        done.set()
+        reader.join()
+    assert seen <= {0, 1}
+    assert seen

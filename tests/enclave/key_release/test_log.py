@@ -1,11 +1,14 @@
 """The log: whatever is done to a line is found, and what a crash leaves is told from it."""
 
 import errno
+import hashlib
 import os
 from datetime import timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
+import rfc8785
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.enclave.key_release.scene import NOW
@@ -189,3 +192,22 @@ def test_no_log_is_not_an_intact_one(tmp_path: Path) -> None:
 
 def _head(lines: list[bytes]) -> str:
     return lines[-1][-67:-3].decode() if lines else GENESIS.hex()
+
+
+def test_entries_are_hashed_as_they_stand_in_the_file(tmp_path: Path) -> None:
+    """By anybody's SHA-256, without an encoder; also those of a version that wrote them in another order."""
+    head, lines = GENESIS, []
+    for number in range(2):
+        written = msgspec.json.encode(entry(number))  # not RFC 8785: members in the order of the class
+        head = hashlib.sha256(b"confide audit log 1\0" + head + written).digest()
+        lines.append(b'{"entry":' + written + b',"hash":"' + head.hex().encode() + b'"}\n')
+    (tmp_path / LOG_NAME).write_bytes(b"".join(lines))
+    assert [line.entry for line in LogReader(tmp_path / LOG_NAME)] == [entry(0), entry(1)]
+    log = AuditLog(tmp_path, NOW)
+    log.append(entry(2))
+    log.close()
+    last = (tmp_path / LOG_NAME).read_bytes().splitlines()[-1]
+    written = last.removeprefix(b'{"entry":').rpartition(b',"hash":"')[0]
+    assert written == rfc8785.dumps(msgspec.to_builtins(entry(2)))
+    assert log.head == hashlib.sha256(b"confide audit log 1\0" + head + written).hexdigest()
+    verify(tmp_path / LOG_NAME, log.head)

@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import msgspec
 import pytest
+from tests import hostile
 from tests.enclave.key_release.scene import KEY, MODEL, NOW, PASSPHRASE, Scene, simulated
 
 from confide.attest.simulated import SimulatedTee
@@ -23,6 +24,7 @@ from confide.enclave import fetch_key as remote
 from confide.enclave.fetch_key import fetch_key
 from confide.enclave.workload import Workload
 from confide.errors import (
+    BROKER_CODES,
     ChannelRefused,
     ConfideError,
     ConnectionLost,
@@ -190,6 +192,23 @@ def test_what_lasts_is_not(
     with pytest.raises(kind):
         _fetch(scene, pauses)
     assert pauses == []
+
+
+def test_a_broker_chooses_no_error_but_its_own(scene: Scene, answers: Callable[[Handler], None]) -> None:
+    for kind in hostile.kinds():
+        refusal = RefusalAnswer(Refusal(kind.code, hostile.ALL.replace("\ud800", ""), (hostile.WORDS[0],)))
+        answers(Broker(scene, *[httpx.Response(400, content=msgspec.json.encode(refusal))] * 3))
+        with pytest.raises(ConfideError, match='The key broker says: "') as caught:
+            _fetch(scene)
+        assert type(caught.value) is (kind if kind.code in BROKER_CODES else ProtocolError)
+        assert all(check.isprintable() for check in getattr(caught.value, "checks", ()))
+
+
+def test_deep_json_is_no_answer(scene: Scene, answers: Callable[[Handler], None]) -> None:
+    for status in (200, 400):
+        answers(Broker(scene, httpx.Response(status, content=b'{"x":' + b"[" * 50_000)))
+        with pytest.raises(ProtocolError, match="no key broker"):
+            _fetch(scene)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,9 @@ from confide.errors import (
     WrongShape,
 )
 from confide.hybrid import wire
+from confide.hybrid.client.connection import LayerConnection
 from confide.hybrid.client.dial import Dial, websocket_url
+from confide.hybrid.client.link import Link
 from confide.hybrid.model import HybridModel
 from confide.models.clear import load_clear
 from confide.models.split import SplitSummary
@@ -153,6 +155,24 @@ def test_a_peers_words_are_printable_and_its_codes_are_the_wires(model: HybridMo
         generate(model)
     assert not isinstance(caught.value, StaleHint)
     assert "\x1b" not in str(caught.value)
+
+
+def test_a_closed_link_makes_no_connection() -> None:
+    """Not even between two attempts of an exchange that lost its connection."""
+    made: list[int] = []
+
+    def connect() -> LayerConnection:
+        made.append(1)
+        link.shut()
+        raise ConnectionLost("away")
+
+    link = Link(connect, patience=10)
+    with pytest.raises(ModelClosed):
+        link.run(lambda connection: None)
+    assert len(made) == 1
+    with pytest.raises(ModelClosed):
+        link.run(lambda connection: None)
+    assert len(made) == 1
 
 
 @pytest.mark.parametrize("size", [0, 4, 4096])

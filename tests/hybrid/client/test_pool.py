@@ -1,6 +1,7 @@
 """The pool: every pad once, nothing on disk, nothing left after anything may have happened to it."""
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -123,6 +124,7 @@ def test_the_child_of_a_fork_has_no_pads(pool: PadPool) -> None:
     pool.take(0, 1)
     child = os.fork()
     if not child:
+        signal.alarm(30)  # it has none of this process's threads, and may wait for one
         code = 1
         try:
             if not pool._blocks:

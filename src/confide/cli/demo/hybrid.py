@@ -152,14 +152,12 @@ class _Demo:
         stream: bool,
         on_token: Callable[[int], None] | None = None,
     ) -> dict[str, Any]:
-        from transformers import TextStreamer
-
         from confide.evaluate.timing import TokenClock
 
         if tokenizer is None:
             raise RuntimeError("The demo model has its tokenizer in the package.")
         inputs = tokenizer(self._prompt, return_tensors="pt")
-        clock = TokenClock(TextStreamer(tokenizer) if stream and self._show else None, on_token)
+        clock = TokenClock(output.text_streamer(tokenizer) if stream and self._show else None, on_token)
         ids = model.generate(
             **inputs,
             max_new_tokens=self._max_new_tokens,

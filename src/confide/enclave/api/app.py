@@ -35,7 +35,7 @@ def api_app(serving: Serving) -> Starlette:
             answering("/v1/chat/completions", openai.chat),
             answering("/v1/completions", openai.completions),
             answering("/v1/embeddings", openai.embeddings),
-            answering("/generate", simple.generate),
+            answering("/generate", simple.generate, "GET", "POST"),
             answering("/chat", simple.chat, "GET", "POST"),
         ],
         exception_handlers=HANDLERS,

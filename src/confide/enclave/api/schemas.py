@@ -84,13 +84,13 @@ class EmbeddingRequest(msgspec.Struct, kw_only=True):
 class GenerateRequest(SamplingFields, kw_only=True):
     """POST /generate. query: goes to the model as it is."""
 
-    query: str
+    query: Annotated[str, Meta(min_length=1)]
 
 
 class PromptRequest(SamplingFields, kw_only=True):
-    """POST /chat. prompt: base64 of UTF-8 text. history: earlier turns; see `confide.enclave.api.simple`."""
+    """/chat, and GET /generate. prompt: base64 of UTF-8 text. history: earlier turns, of /chat alone."""
 
-    prompt: str
+    prompt: Annotated[str, Meta(min_length=1)]
     history: Messages | None = None
 
 

@@ -1,14 +1,18 @@
-"""Two endpoints without ceremony: /generate for one question, /chat for a conversation as server-sent events.
+"""Two endpoints without ceremony: /generate, whole or as server-sent events, and /chat for a conversation.
 
-Both are compatible with Cosmian's example of a confidential model (github.com/Cosmian/mse-example-gpt).
+/generate is that of Cosmian's example of a confidential model (github.com/Cosmian/mse-example-gpt), whose clients can
+ask it: POST answers a `query`, and GET streams what follows a `prompt`. /chat is Confide's own.
 """
 
+import asyncio
 import base64
 import binascii
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import Any, Final, TypeVar
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -20,6 +24,11 @@ from confide.enclave.api.schemas import GenerateRequest, PromptRequest, convert
 from confide.enclave.engines.engine import Message
 from confide.errors import ConfideError, RequestRefused
 
+ANSWER_TOKENS: Final = 64
+SEED: Final = 123
+"""What the example answers with; here a request may say otherwise."""
+_Asked = TypeVar("_Asked", GenerateRequest, PromptRequest)
+
 
 @dataclass(frozen=True)
 class Simple:
@@ -28,12 +37,45 @@ class Simple:
     serving: Serving
 
     async def generate(self, request: Request) -> Response:
-        """{"query": ...} to {"response": ...}."""
-        asked = await self.serving.read(request, GenerateRequest)
+        """{"query": ...} to {"response": ...}; by GET a stream, see `_stream`."""
+        if request.method == "GET":
+            return await self._stream(request)
+        asked = _as_the_example(await self.serving.read(request, GenerateRequest))
         answer = await begin(self.serving, request, asked.query, asked)
         async with aclosing(answer):
             text, _ = await while_connected(request, answer.whole())
         return json_response({"response": text})
+
+    async def _stream(self, request: Request) -> Response:
+        """What follows `?prompt=`, base64 of UTF-8 text: events named data, each a JSON string, then one named end.
+
+        The prompt goes to the model as it is. Of one that is too long, the beginning is left out, so that a history
+        that grows with each turn goes on being answered.
+        """
+        asked = _as_the_example(convert(dict(request.query_params), PromptRequest))
+        prompt = await self._end_of(_decoded(asked.prompt), asked.max_tokens or ANSWER_TOKENS)
+        answer = await begin(self.serving, request, prompt, asked)
+        return EventStream(_events(answer, told=False), answer)
+
+    async def _end_of(self, text: str, answer_tokens: int) -> str:
+        """The end of a text that leaves room for an answer of so many tokens."""
+        engine, limits = self.serving.engine, self.serving.limits
+        most = max(1, min(limits.prompt_tokens, engine.facts.context - answer_tokens))
+
+        def search() -> str:
+            # The longest that fits by halving; each one that is kept was counted.
+            left_out, too_few = len(text), 0
+            if engine.count(text) <= most:
+                return text
+            while left_out - too_few > 1:
+                middle = (left_out + too_few) // 2
+                if engine.count(text[middle:]) <= most:
+                    left_out = middle
+                else:
+                    too_few = middle
+            return text[left_out:]
+
+        return await asyncio.to_thread(search)
 
     async def chat(self, request: Request) -> Response:
         """Events named data, each with a piece of the answer as a JSON string, then one named end.
@@ -50,10 +92,17 @@ class Simple:
         if asked.history is not None:
             prompt = self.serving.engine.render([*as_turns(asked.history), Message("user", prompt)])
         answer = await begin(self.serving, request, prompt, asked)
-        return EventStream(_events(answer), answer)
+        return EventStream(_events(answer, told=True), answer)
 
 
-async def _events(answer: Answer) -> AsyncGenerator[bytes, None]:
+def _as_the_example(asked: _Asked) -> _Asked:
+    """A request with the example's length and seed, where it names none."""
+    seed = SEED if asked.seed is None else asked.seed
+    return msgspec.structs.replace(asked, max_tokens=asked.max_tokens or ANSWER_TOKENS, seed=seed)
+
+
+async def _events(answer: Answer, *, told: bool) -> AsyncGenerator[bytes, None]:
+    """told: whether the last one says why the answer ends."""
     number = 0
     finish = None
     try:
@@ -64,7 +113,8 @@ async def _events(answer: Answer) -> AsyncGenerator[bytes, None]:
     except ConfideError as error:
         yield event(problem(error), "error", number + 1)
         return
-    yield event({"finish_reason": finish}, "end", number + 1)
+    end: dict[str, Any] = {"finish_reason": finish} if told else {}
+    yield event(end, "end", number + 1)
 
 
 def _decoded(prompt: str) -> str:

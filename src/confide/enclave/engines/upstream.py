@@ -186,5 +186,5 @@ def _explained() -> Iterator[None]:
         raise EngineError("The model's server did not answer in time; see whether it is overloaded.") from error
     except httpx.TransportError as error:
         raise EngineError("The model's server is away; start it, and send the request again.") from error
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise EngineError("The model's server does not speak the OpenAI protocol; check its address.") from error

@@ -1,6 +1,5 @@
 """A model as one GGUF file, one tensor at a time."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from gguf import GGML_QUANT_SIZES, GGML_QUANT_VERSION, MODEL_ARCH_NAMES, GGMLQua
 from gguf.quants import quant_shape_to_byte_shape, quantize
 from torch import Tensor
 
-from confide.disk.files import sync_folder
+from confide.disk.files import name_file
 from confide.errors import ConfideError
 from confide.models.gguf.architectures import find_architecture
 from confide.models.gguf.types import GgufType
@@ -106,10 +105,7 @@ def _write(
             writer.write_tensor_data(_stored(tensor, storage[name]))
             progress(done, len(tensors))
         writer.flush()
-        for file in writer.fout or ():
-            os.fsync(file.fileno())
-        draft.rename(out)
-        sync_folder(out.parent)
+        name_file(draft, out)
     except OSError as error:
         raise ConfideError(
             f"{out} cannot be written ({error.strerror}); make room, or choose another place."

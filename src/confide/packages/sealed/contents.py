@@ -95,7 +95,7 @@ def _weight_files(folder: Path) -> list[str]:
         return [_WEIGHTS]
     try:
         names = sorted(set(msgspec.json.decode((folder / _INDEX).read_bytes(), type=_Index).weight_map.values()))
-    except (OSError, ValueError, msgspec.MsgspecError) as error:
+    except (OSError, ValueError, msgspec.MsgspecError, RecursionError) as error:
         raise ModelNotSupported(
             f"{folder} has neither {_WEIGHTS} nor a sound {_INDEX}; save the model as safetensors first."
         ) from error

@@ -92,7 +92,7 @@ def _config(package: UnlockedPackage) -> PreTrainedConfig:
 def _json(package: UnlockedPackage, name: str) -> dict[str, Any]:
     try:
         values = json.loads(package.file(name).read())  # as transformers does: it writes Infinity and NaN
-    except ValueError:
+    except (ValueError, RecursionError):
         values = None
     if not isinstance(values, dict):
         raise InvalidPackage(f"{name} is not a JSON object; seal a sound model.")

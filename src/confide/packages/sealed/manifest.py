@@ -149,7 +149,7 @@ def _statement(manifest: bytes) -> bytes:
 def _parse(path: Path, content: bytes) -> SealedManifest:
     try:
         manifest = msgspec.json.decode(content, type=SealedManifest)
-    except (msgspec.MsgspecError, ValueError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         # What a damaged file says about itself goes to a terminal: printable and short.
         reason = re.sub(r"[^\x20-\x7e]", "?", str(error))[:300].rstrip(". ")
         raise InvalidPackage(

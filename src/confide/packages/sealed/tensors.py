@@ -70,9 +70,12 @@ def header_length(start: bytes) -> int:
 
 def parse_layout(header: bytes, data_bytes: int) -> Layout:
     """The tensors of a header. ValueError unless they fill the bytes after it without gap or overlap."""
-    entries = msgspec.json.decode(header, type=dict[str, msgspec.Raw])
-    entries.pop(_METADATA, None)
-    tensors = {name: msgspec.json.decode(entry, type=TensorEntry) for name, entry in entries.items()}
+    try:
+        entries = msgspec.json.decode(header, type=dict[str, msgspec.Raw])
+        entries.pop(_METADATA, None)
+        tensors = {name: msgspec.json.decode(entry, type=TensorEntry) for name, entry in entries.items()}
+    except RecursionError:
+        raise ValueError("the header is nested too deep") from None
     layout = dict(sorted(tensors.items(), key=lambda item: item[1].data_offsets))
     place = 0
     for name, entry in layout.items():

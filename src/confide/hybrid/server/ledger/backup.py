@@ -10,7 +10,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from confide.disk.files import sync_folder
+from confide.disk.files import name_file, sync_file, sync_folder
 from confide.errors import ConfideError, LedgerCorrupted, LedgerUnavailable
 from confide.hybrid.server.ledger.ledger import count_lost_leases, lock_folder
 from confide.hybrid.server.ledger.store import DATABASE, Store
@@ -39,8 +39,7 @@ def backup(state: Path, out: Path) -> None:
     # A server that finds this file in the place of its ledger, though even in the same inode, must not go on from it.
     with closing(Store(draft)) as copy, copy.transaction():
         copy.put("server", name="identity", value=b"backup")
-    draft.rename(out)
-    sync_folder(out.parent)
+    name_file(draft, out)
 
 
 def restore(state: Path, source: Path | None = None) -> Restored:
@@ -69,6 +68,7 @@ def restore(state: Path, source: Path | None = None) -> Restored:
             os.link(database, replaced)
         for stale in state.glob(f"{DATABASE}-*"):
             stale.unlink()
+        sync_file(draft)
         os.replace(draft, database)
         sync_folder(state)
     return restored

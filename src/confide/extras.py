@@ -1,0 +1,32 @@
+"""What an installation has: Confide is installed by role, and what a role lacks is named when it is needed."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Final
+
+from confide.errors import NotInstalled
+
+_EXTRAS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        **dict.fromkeys(("gguf", "safetensors", "tokenizers", "torch", "tqdm", "transformers", "websockets"), "hybrid"),
+        **dict.fromkeys(("picows", "prometheus_client", "starlette", "uvicorn", "uvloop", "xllamacpp"), "server"),
+        "tenseal": "attention",
+        "matplotlib": "evaluate",
+    }
+)
+"""By the module that is imported: the extra of `pyproject.toml` that has it."""
+
+
+@contextmanager
+def named_extras() -> Iterator[None]:
+    """Around imports: NotInstalled, which names the extra, where one of its modules is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in _EXTRAS:
+            raise
+        raise NotInstalled(
+            f"This needs {missing}, which is not installed; run `pip install 'confide[{_EXTRAS[missing]}]'`."
+        ) from error
