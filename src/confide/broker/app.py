@@ -34,11 +34,12 @@ from confide.errors import (
     ServerFault,
     UnknownModelKey,
 )
-from confide.net.body import read_body
+from confide.net.body import Bodies, origin_of
 
-CONNECTIONS: Final = 64
-"""At a time; each may bring a whole request."""
+CONNECTIONS: Final = 1024
 BODY_SECONDS: Final = 30.0
+BODIES_BYTES: Final = 16 * MAX_REQUEST_BYTES
+"""Of all requests that come in or are looked at."""
 _STATUS: Final[Mapping[type[ConfideError], int]] = MappingProxyType(
     {
         MalformedMessage: 400,
@@ -60,15 +61,17 @@ Clock = Callable[[], datetime]
 
 def key_broker_app(broker: Broker, clock: Clock = lambda: datetime.now(UTC)) -> Starlette:
     """The two endpoints of `messages`."""
+    bodies = Bodies(MAX_REQUEST_BYTES, BODY_SECONDS, BODIES_BYTES)
 
     async def nonce(request: Request) -> Response:
-        return _answer(broker.nonce(clock()))
+        return _answer(broker.nonce(clock(), origin_of(request)))
 
     async def release(request: Request) -> Response:
-        asked = _parse(await read_body(request, MAX_REQUEST_BYTES, BODY_SECONDS))
         peer = request.client.host if request.client else ""
-        # In a thread, since it waits for the disk, and sometimes for a vendor's collateral.
-        return _answer(await run_in_threadpool(lambda: broker.release(asked, clock(), peer)))
+        async with bodies.read(request) as body:
+            asked = _parse(body)
+            # In a thread, since it waits for the disk, and sometimes for a vendor's collateral.
+            return _answer(await run_in_threadpool(lambda: broker.release(asked, clock(), peer)))
 
     routes = [
         Route(NONCE_PATH, _refusing(nonce), methods=["POST"]),

@@ -24,6 +24,7 @@ from confide.errors.attest import (
     WrongCollateral,
 )
 from confide.errors.base import (
+    AddressUnavailable,
     ConfideError,
     ConnectionLost,
     InsecureConnection,
@@ -42,11 +43,13 @@ from confide.errors.enclave import (
     ChannelRefused,
     EgressOpen,
     EngineError,
+    EngineUnavailable,
     GatewayError,
     KeyChanged,
     KeyRefused,
     KeyStoreError,
     NonceRefused,
+    PromptRefused,
     PromptTooLong,
     RequestRefused,
     RequestTimedOut,
@@ -103,6 +106,7 @@ from confide.errors.models import (
 
 __all__ = [
     "WIRE_CODES",
+    "AddressUnavailable",
     "AnswerTimedOut",
     "AttestationError",
     "AttestationRefused",
@@ -122,6 +126,7 @@ __all__ = [
     "DisclosureLimit",
     "EgressOpen",
     "EngineError",
+    "EngineUnavailable",
     "EvaluationError",
     "EventLogMismatch",
     "EvidenceUnavailable",
@@ -154,6 +159,7 @@ __all__ = [
     "OutsideCalibration",
     "OutsideValidity",
     "OwnerKeyError",
+    "PromptRefused",
     "PromptTooLong",
     "ProtocolError",
     "RateLimited",

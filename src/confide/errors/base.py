@@ -17,6 +17,12 @@ class ConnectionLost(ConfideError):
     code = "connection-lost"
 
 
+class AddressUnavailable(ConfideError):
+    """An address or port cannot be listened on."""
+
+    code = "address-unavailable"
+
+
 class ServerSilent(ConnectionLost):
     """The server took the connection and then did not answer for too long."""
 

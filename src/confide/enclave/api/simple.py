@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from starlette.requests import Request
 from starlette.responses import Response
 
-from confide.enclave.api.answer import Answer, Serving, begin, while_connected
+from confide.enclave.api.answer import Answer, Serving, begin, read, while_connected
 from confide.enclave.api.events import EventStream, event
 from confide.enclave.api.openai import as_turns, json_response
 from confide.enclave.api.problems import problem
@@ -29,7 +29,7 @@ class Simple:
 
     async def generate(self, request: Request) -> Response:
         """{"query": ...} to {"response": ...}."""
-        asked = await self.serving.read(request, GenerateRequest)
+        asked = await read(request, GenerateRequest)
         answer = await begin(self.serving, request, asked.query, asked)
         async with aclosing(answer):
             text, _ = await while_connected(request, answer.whole())
@@ -45,10 +45,9 @@ class Simple:
         if request.method == "GET":
             asked = convert(dict(request.query_params), PromptRequest)
         else:
-            asked = await self.serving.read(request, PromptRequest)
-        prompt = _decoded(asked.prompt)
-        if asked.history is not None:
-            prompt = self.serving.engine.render([*as_turns(asked.history), Message("user", prompt)])
+            asked = await read(request, PromptRequest)
+        text = _decoded(asked.prompt)
+        prompt = text if asked.history is None else [*as_turns(asked.history), Message("user", text)]
         answer = await begin(self.serving, request, prompt, asked)
         return EventStream(_events(answer), answer)
 
