@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from threading import Event, Thread
 
+import uvloop
 from starlette.types import ASGIApp
 
 from confide.enclave.api.server import CONNECTIONS, Server, bind, configuration
@@ -19,7 +20,7 @@ def serving(
     """Its address."""
     server = Server(configuration(app, tls), connections=connections)
     with bind(host, 0) as listener:
-        thread = Thread(target=lambda: asyncio.run(server._serve([listener])), daemon=True)
+        thread = Thread(target=lambda: uvloop.run(server._serve([listener])), daemon=True)
         thread.start()
         eventually(lambda: server.started)
         yield f"{'https' if tls else 'http'}://127.0.0.1:{listener.getsockname()[1]}"

@@ -1,10 +1,12 @@
 """Connections that are open: so many in all, none of them silent for long, and files left for everything else."""
 
+import errno
 import os
 import resource
 from collections.abc import Callable
 from typing import Final
 
+from confide.errors import AddressUnavailable
 from confide.net.fairness import Shares, origin
 
 RESERVE: Final = 64
@@ -21,6 +23,12 @@ def room_for(connections: int) -> int:
     if soft == resource.RLIM_INFINITY:
         return connections
     return max(1, min(connections, soft - RESERVE - len(os.listdir("/proc/self/fd"))))
+
+
+def unavailable(host: str, port: int, error: OSError) -> AddressUnavailable:
+    """What to say of an address that cannot be listened on."""
+    reason = "another program uses it" if error.errno == errno.EADDRINUSE else (error.strerror or "nobody knows it")
+    return AddressUnavailable(f"{host} port {port} cannot be listened on: {reason}. Choose another --port or --host.")
 
 
 class Connection:

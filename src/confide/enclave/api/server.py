@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import errno
 import signal
 import socket
 import ssl
@@ -14,8 +13,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from confide.errors import AddressUnavailable
-from confide.net.connections import Connection, Connections, room_for
+from confide.net.connections import Connection, Connections, room_for, unavailable
 
 CONNECTIONS: Final = 4096
 _HEADER_BYTES: Final = 32 << 10
@@ -41,13 +39,8 @@ def bind(host: str, port: int) -> socket.socket:
         bound.bind((host, port))
     except OSError as error:
         bound.close()
-        raise _unavailable(f"{host}:{port}", error) from error
+        raise unavailable(host, port, error) from error
     return bound
-
-
-def _unavailable(address: str, error: OSError) -> AddressUnavailable:
-    reason = "another program uses it" if error.errno == errno.EADDRINUSE else error.strerror or "unknown host"
-    return AddressUnavailable(f"{address} cannot be listened on: {reason}. Choose another with --host and --port.")
 
 
 async def _nothing() -> None:
@@ -186,7 +179,7 @@ class Door:
             bound.listen(_BACKLOG)
         except OSError as error:
             host, port = bound.getsockname()[:2]
-            raise _unavailable(f"{host}:{port}", error) from error
+            raise unavailable(host, port, error) from error
         bound.setblocking(False)
         self.sockets = (bound,)
         self._tls, self._protocol, self._connections = tls, protocol, connections
