@@ -1,6 +1,7 @@
 """The broker over HTTP. Bodies are bounded in size and time; refusals are JSON with a code and the failed checks."""
 
 import logging
+import math
 from collections.abc import Callable, Coroutine, Mapping
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -104,14 +105,17 @@ def _parse(body: bytes) -> ReleaseRequest:
         raise MalformedMessage("This is no request for a key, or it was damaged; see the protocol.") from None
 
 
-def _answer(message: msgspec.Struct, status: int = 200) -> Response:
+def _answer(message: msgspec.Struct, status: int = 200, retry_seconds: float | None = None) -> Response:
     headers = {"Cache-Control": "no-store"}
+    if retry_seconds is not None:
+        headers["Retry-After"] = str(math.ceil(retry_seconds))
     return Response(msgspec.json.encode(message), status, headers, media_type="application/json")
 
 
 def _refuse(status: int, error: ConfideError) -> Response:
     checks = error.checks if isinstance(error, KeyRefused) else ()
-    return _answer(RefusalAnswer(Refusal(error.code, str(error), checks)), status)
+    retry_seconds = error.retry_seconds if isinstance(error, ServerBusy) else None
+    return _answer(RefusalAnswer(Refusal(error.code, str(error), checks)), status, retry_seconds)
 
 
 async def _no_such_endpoint(request: Request, error: Exception) -> Response:

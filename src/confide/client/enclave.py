@@ -27,6 +27,7 @@ from confide.errors import (
     WrongMode,
     error_class,
 )
+from confide.net.patience import asked_for
 from confide.trust.enclave import SEALED, TLS, enclave_trust
 from confide.trust.statement import TrustStatement
 
@@ -213,9 +214,10 @@ def _typed(error: "APIError") -> ConfideError:
     body = error.body if isinstance(error.body, dict) else {}
     message = f"The workload says: {body.get('message') or error.message}"
     kind = error_class(_OPENAI_CODES.get(str(error.code), str(error.code)))
+    if kind is ServerBusy or (kind is ProtocolError and status == httpx.codes.TOO_MANY_REQUESTS):
+        response = cast(httpx.Response | None, getattr(error, "response", None))
+        return ServerBusy(message, asked_for(response.headers.get("retry-after") if response else None) or 1.0)
     if kind is not ProtocolError:
         return kind(message)
-    if status == httpx.codes.TOO_MANY_REQUESTS:
-        return ServerBusy(message)
     broken = status is None or status >= httpx.codes.INTERNAL_SERVER_ERROR
     return (ServerFault if broken else ProtocolError)(message)

@@ -1,6 +1,5 @@
 """The workload's side: fetch a model key from its owner's broker, with evidence that is made for the occasion."""
 
-import random
 import ssl
 import time
 from collections.abc import Callable
@@ -36,10 +35,10 @@ from confide.errors import (
     error_class,
 )
 from confide.net.loopback import is_loopback
+from confide.net.patience import asked_for, pause
 from confide.packages.sealed.key import KEY_BYTES, ModelKey
 
 ATTEMPTS: Final = 6
-FIRST_PAUSE: Final = 0.5
 SECONDS: Final = 30.0
 _Answer = TypeVar("_Answer", NonceAnswer, ReleaseAnswer)
 
@@ -72,7 +71,8 @@ def fetch_key(
             except ConfideError as error:
                 if attempt == attempts or not _passes(error):
                     raise
-            sleep(FIRST_PAUSE * 2**attempt * random.uniform(0.5, 1))  # noqa: S311 - spreads load, keeps no secret
+                waited_for = error
+            sleep(pause(attempt, waited_for.retry_seconds if isinstance(waited_for, ServerBusy) else 0.0))
     raise ValueError("fetch_key needs at least one attempt.")
 
 
@@ -103,7 +103,11 @@ def _ask(client: httpx.Client, path: str, body: bytes, kind: type[_Answer]) -> _
     except (msgspec.MsgspecError, ValueError):
         raise _no_broker(response) from None
     reported = error_class(refusal.code)
-    raise KeyRefused(refusal.message, refusal.checks) if reported is KeyRefused else reported(refusal.message)
+    if reported is KeyRefused:
+        raise KeyRefused(refusal.message, refusal.checks)
+    if reported is ServerBusy:
+        raise ServerBusy(refusal.message, asked_for(response.headers.get("retry-after")) or 1.0)
+    raise reported(refusal.message)
 
 
 def _bounded(response: httpx.Response) -> bytes:

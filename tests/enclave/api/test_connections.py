@@ -16,7 +16,7 @@ from confide.enclave.api import server as server_module
 from confide.enclave.api.answer import Serving
 from confide.enclave.api.app import api_app
 from confide.enclave.api.limits import Limits
-from confide.enclave.api.server import Door, Patient
+from confide.enclave.api.server import Patient
 from confide.net.connections import RESERVE, Connection, Connections, room_for
 from confide.net.tls import client_context, make_certificates, server_context
 
@@ -192,7 +192,7 @@ def test_descriptors_are_kept_in_reserve() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_a_door_goes_on_when_files_run_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connections_without_room_are_closed_and_others_come(monkeypatch: pytest.MonkeyPatch) -> None:
     refused = []
     accept = Connections.enter
 
@@ -203,7 +203,6 @@ def test_a_door_goes_on_when_files_run_out(monkeypatch: pytest.MonkeyPatch) -> N
         return accept(self, *more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Connections, "enter", enter_or_fail)
-    assert Door.close
     with serving(api_app(Serving(FakeEngine()))) as url:
         for _ in range(3):
             with pytest.raises(httpx.TransportError):
