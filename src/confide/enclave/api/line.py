@@ -10,8 +10,7 @@ from typing import Final
 from confide.errors import ServerBusy
 from confide.net.fairness import Shares
 
-_FIRST_GUESS: Final = 1.0
-_WEIGHT: Final = 0.2
+_WEIGHT: Final = 0.05
 """Of the latest turn, in the estimate of how long one takes."""
 _RUNNING_TIMES: Final = 3
 """Times as many turns as are left may be one client's: three of four, where nobody else asks."""
@@ -24,13 +23,16 @@ class Line:
     in gets a turn, however long that takes.
     """
 
-    def __init__(self, at_once: int, waiting: int, longest: float = math.inf) -> None:
-        """waiting: places in line. longest: seconds of waiting, by the estimate, for which nobody is let in."""
+    def __init__(self, at_once: int, waiting: int, longest: float = math.inf, guess: float = 1.0) -> None:
+        """waiting: places in line. longest: seconds of waiting, by the estimate, for which nobody is let in.
+
+        guess: seconds that a turn takes, as long as nothing is known of it.
+        """
         self._turns = Shares(at_once, _RUNNING_TIMES)
         self._places = Shares(waiting)
         self._at_once = at_once
         self._longest = longest
-        self._seconds = _FIRST_GUESS
+        self._seconds = guess
         self._waiting: dict[asyncio.Future[None], str] = {}
 
     @property

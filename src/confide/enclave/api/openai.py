@@ -64,17 +64,22 @@ class OpenAi:
         self._require_model(asked.model)
         engine = self.serving.engine
         texts = [asked.input] if isinstance(asked.input, str) else asked.input
-        prompts = [await while_connected(request, engine.read(text)) for text in texts]
-        counts = [len(prompt.tokens) for prompt in prompts]
-        if max(counts) > engine.facts.context:
-            raise PromptTooLong(f"A text has {max(counts)} tokens, and {engine.facts.context} are taken; shorten it.")
+        prompts, total = [], 0
+        for text in texts:
+            prompt = await while_connected(request, engine.read(text))
+            if len(prompt.tokens) > engine.facts.context:
+                raise PromptTooLong(
+                    f"A text has {len(prompt.tokens)} tokens, and {engine.facts.context} are taken; shorten it."
+                )
+            prompts.append(prompt)
+            total += len(prompt.tokens)
         with self.serving.engine_at_work():
             vectors = await while_connected(request, engine.embed(prompts))
         encode: Callable[[list[float]], Any] = _base64 if asked.encoding_format == "base64" else list
         data = [
             {"object": "embedding", "index": index, "embedding": encode(vector)} for index, vector in enumerate(vectors)
         ]
-        usage = {"prompt_tokens": sum(counts), "total_tokens": sum(counts)}
+        usage = {"prompt_tokens": total, "total_tokens": total}
         return json_response({"object": "list", "model": asked.model, "data": data, "usage": usage})
 
     def _require_model(self, name: str) -> None:

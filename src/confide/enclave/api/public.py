@@ -45,7 +45,7 @@ def public_app(workload: Workload, serving: Serving, *, tls_ends_here: bool = Fa
         bodies_bytes=limits.bodies_bytes,
         on_refusal=lambda code: metrics.refusals.labels(code).inc(),
     )
-    line = Line(1, limits.attestations_waiting, _LONGEST_WAIT)
+    line = Line(1, limits.attestations_waiting, _LONGEST_WAIT, 1 / limits.attestations_per_second)
     attestation = _Attestation(workload, serving, line, Pace(limits.attestations_per_second))
     rest: list[BaseRoute] = [Mount("/", api)] if tls_ends_here else [
         Route(path + "{rest:path}", _not_in_the_clear, methods=["GET", "POST"]) for path in API_PATHS
@@ -100,9 +100,9 @@ class _Attestation:
         async with AsyncExitStack() as stack:
             await while_connected(request, stack.enter_async_context(self.line.turn(origin_of(request))))
             await self.pace.step()
-            attested = await run_in_threadpool(self.workload.attest, nonce)
+            attested = await run_in_threadpool(lambda: self.workload.attest(nonce).encode())
         self.serving.metrics.attestations.inc()
-        return Response(attested.encode(), 200, {"cache-control": "no-store"}, media_type="application/json")
+        return Response(attested, 200, {"cache-control": "no-store"}, media_type="application/json")
 
 
 class Pace:

@@ -17,7 +17,7 @@ from confide.net.connections import Connection, Connections, room_for, unavailab
 
 CONNECTIONS: Final = 4096
 _HEADER_BYTES: Final = 32 << 10
-_HEADER_SECONDS: Final = 10.0
+_HEADER_SECONDS: Final = 20.0
 """For TLS, and again for the head of the first request, to arrive."""
 _KEEP_ALIVE_SECONDS: Final = 30
 """From an answer to the whole head of the next request."""

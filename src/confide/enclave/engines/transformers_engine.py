@@ -4,6 +4,7 @@ Each request has its own KV cache and its own random numbers, and is never compu
 gives the same answer whatever else runs at the time.
 """
 
+import inspect
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from typing import Final, cast
@@ -150,12 +151,15 @@ class _Reading:
         self.logits = torch.empty(0)
         self._model = model
         self._cache: object = None
+        # Logits of a prompt's other tokens would be a third of the work for a small model, and nobody looks at them.
+        takes = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._only_last = {"logits_to_keep": 1} if takes else {}
 
     def read(self, tokens: list[int]) -> None:
         """Read on."""
         with torch.inference_mode(), _explained():
             ids = torch.tensor([tokens], device=self._model.device)
-            output = self._model(input_ids=ids, past_key_values=self._cache, use_cache=True)
+            output = self._model(input_ids=ids, past_key_values=self._cache, use_cache=True, **self._only_last)
             self._cache = output.past_key_values
             self.logits = output.logits[0, -1].float().cpu()
         if not self.logits.max().isfinite():  # a NaN is the largest to torch, and argmax would take it for a token
