@@ -13,7 +13,7 @@ from confide.attest.configuration import Configuration
 from confide.attest.policy import AnyPolicy
 from confide.attest.result import AttestationResult
 from confide.client.attested import Standing, verify_workload
-from confide.client.hop import TIMEOUT, server_address, tls_context
+from confide.client.hop import LONG_TIMEOUT, TIMEOUT, server_address, tls_context
 from confide.client.ra_tls import AsyncAttestedTlsTransport, AttestedTlsTransport, unauthenticated_context
 from confide.client.relying_party import RelyingParty
 from confide.client.session import Pieces, Session
@@ -135,7 +135,7 @@ class EnclaveSession(Session):
             else SealedTransport(self._http, self.url, self._standing)
         )
         http: Any = httpx.Client(
-            transport=transport, timeout=TIMEOUT
+            transport=transport, timeout=LONG_TIMEOUT
         )  # the SDK types httpx's successor, and takes both
         return OpenAI(api_key=_NO_API_KEY, base_url=self._base_url, http_client=http, max_retries=0)
 
@@ -149,7 +149,7 @@ class EnclaveSession(Session):
             if self._ra_tls
             else AsyncSealedTransport(self._async_http, self.url, self._standing)
         )
-        http: Any = httpx.AsyncClient(transport=transport, timeout=TIMEOUT)
+        http: Any = httpx.AsyncClient(transport=transport, timeout=LONG_TIMEOUT)
         return AsyncOpenAI(api_key=_NO_API_KEY, base_url=self._base_url, http_client=http, max_retries=0)
 
     @cached_property

@@ -36,6 +36,8 @@ CONNECT_SECONDS: Final = 10.0
 ANSWER_SECONDS: Final = 120.0
 """How long any single wait for the other side may be where the caller says nothing else."""
 TIMEOUT: Final = httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS)
+LONG_TIMEOUT: Final = httpx.Timeout(600.0, connect=CONNECT_SECONDS)
+"""For the model's answers: who waits in line for one hears nothing meanwhile."""
 MAX_REFUSAL_BYTES: Final = 64 << 10
 _BUSY: Final = (429, 503)
 _CHANNEL_ERRORS: Final[Mapping[str, tuple[type[ConfideError], str]]] = MappingProxyType(

@@ -20,7 +20,7 @@ class Limits:
     prompt_tokens: int = 1 << 17
     answer_tokens: int = 8192
     waiting: int = 256
-    waiting_seconds: float = 600.0
+    waiting_seconds: float = 300.0
     idle_seconds: float = 60.0
     attestations_per_second: float = 50.0
     attestations_waiting: int = 4096
