@@ -179,7 +179,7 @@ def test_the_line_is_full_before_work_is_spent() -> None:
 
 def test_waiting_is_not_silence_but_silence_is() -> None:
     engine = FakeEngine(pause=0.2, parallel=1)
-    with serving(api_app(Serving(engine, limits=Limits(idle_seconds=0.5)))) as url:
+    with serving(api_app(Serving(engine, limits=Limits(engine_seconds=0.5)))) as url:
         client = openai.OpenAI(base_url=url + "/v1", api_key="none", max_retries=0)
         with ThreadPoolExecutor(4) as users:
             asked = [users.submit(client.completions.create, model="echo", prompt="word") for _ in range(4)]

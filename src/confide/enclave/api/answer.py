@@ -134,7 +134,7 @@ async def _pieces(serving: Serving, prompt: Prompt, sampling: Sampling) -> Async
         async with aclosing(serving.engine.generate(prompt, sampling)) as pieces:
             while True:
                 try:
-                    piece = await serving.pulse.next(pieces, serving.limits.idle_seconds)
+                    piece = await serving.pulse.next(pieces, serving.limits.engine_seconds)
                 except StopAsyncIteration:
                     raise EngineError("The model's answer broke off; ask again.") from None
                 serving.require_sound()

@@ -9,9 +9,9 @@ class Limits:
 
     body_bytes, body_seconds: of one request, and for it to arrive. bodies_bytes: of all that are on their way.
     waiting: requests in line for the engine, beyond those that it computes at once. waiting_seconds: for which nobody
-    is let into the line. idle_seconds: for a client to take the next part of its answer, and for the engine to give
-    anything to anybody. attestations_per_second: in the long run, to all clients together. attestations_waiting: in
-    line for one.
+    is let into the line. idle_seconds: for a client to take the next part of its answer. engine_seconds: for the engine
+    to give anything to anybody. attestations_per_second: in the long run, to all clients together.
+    attestations_waiting: in line for one.
     """
 
     body_bytes: int = 1 << 20
@@ -22,5 +22,6 @@ class Limits:
     waiting: int = 256
     waiting_seconds: float = 300.0
     idle_seconds: float = 60.0
+    engine_seconds: float = 300.0
     attestations_per_second: float = 50.0
     attestations_waiting: int = 4096

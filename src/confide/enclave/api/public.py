@@ -60,7 +60,7 @@ def public_app(workload: Workload, serving: Serving, *, tls_ends_here: bool = Fa
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         engine, pulse = serving.engine, serving.pulse
-        watching = [asyncio.create_task(pulse.keep_watching(engine, limits.idle_seconds))]
+        watching = [asyncio.create_task(pulse.keep_watching(engine, limits.engine_seconds))]
         if serving.self_test:
             watching.append(asyncio.create_task(serving.self_test.keep_running()))
         yield

@@ -32,8 +32,8 @@ from confide.enclave.engines.held import digest_of
 from confide.enclave.engines.prompts import Prompted, Prompts
 from confide.errors import EngineError, EngineUnavailable, PromptTooLong
 
-BATCH: Final = 2048
-"""Tokens computed together at most; also the longest text to embed."""
+BATCH: Final = 1024
+"""Tokens computed together at most, for which all running answers wait; also the longest text to embed."""
 _SILENT: Final = -1
 _RANDOM_SEED: Final = 2**32 - 1
 """llama.cpp's seeds are 32 bits wide; this one means that it shall choose."""
