@@ -145,3 +145,10 @@ def test_ra_tls_ends_inside(tee: SimulatedTee) -> None:
             assert ask(client, key, "/generate", {"query": "hello"})[1] == {"response": "You said: hello"}
     assert len(bytes.fromhex(workload.tls_spki)) == 32
     assert workload.attest("ab" * 32).statement.channel_keys["tls"] == workload.tls_spki
+
+
+def test_tokens_are_counted_coarsely() -> None:
+    metrics = Serving(FakeEngine()).metrics
+    for tokens, shown in ((999, 0), (1, 1000), (2500, 3000), (499, 3000), (1, 4000)):
+        metrics.answer_tokens.add(tokens)
+        assert metrics.registry.get_sample_value("confide_answer_tokens_total") == shown

@@ -47,7 +47,7 @@ class Line:
     @asynccontextmanager
     async def turn(self, who: str) -> AsyncIterator[None]:
         """A turn, which lasts until the block ends. ServerBusy, at once, where there is no place in line."""
-        if self._waiting or not self._turns.take(who):
+        if not self._turns.take(who):
             await self._wait(who)
         started = time.monotonic()
         try:
