@@ -53,7 +53,7 @@ TOKENS = 24
 
 @dataclass(frozen=True)
 class Served:
-    """A server process and what its users need to know. metrics: its private port. log: what it wrote for its operator."""
+    """A server process and what its users need to know. metrics: its private port. log: what it wrote."""
 
     url: str
     process: int
