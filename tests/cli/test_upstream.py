@@ -1,7 +1,9 @@
 """The attack with `--upstream`, for real: another program answers in a sealed model's name."""
 
+import contextlib
 import json
 import secrets
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,17 +15,19 @@ import pytest
 from tests.cli.command import run
 from tests.enclave.engines.openai_server import openai_server
 from tests.enclave.fake_engine import FakeEngine
+from tests.enclave.serving import eventually
 
 import confide
 from confide.attest.policy import SimulatedPolicy
 from confide.attest.requirements import Model, NoEgress, NoUpstream, SelfTest
 from confide.attest.simulated import SimulatedTee
+from confide.broker.log import LOG_NAME
 from confide.broker.store import Conditions, KeyStore
 from confide.cli.demo.process import serving
 from confide.cli.keys import PASSPHRASE_VARIABLE
 from confide.enclave.boot import examine
 from confide.enclave.engines.transformers_engine import TransformersEngine
-from confide.errors import AttestationRefused
+from confide.errors import AttestationRefused, EngineUnavailable
 from confide.models.source import open_model
 from confide.packages.sealed.contents import contents_of
 from confide.packages.sealed.key import ModelKey
@@ -121,3 +125,37 @@ def test_a_server_with_the_model_is_reached_and_nothing_else(place: Place) -> No
             assert session.configuration.upstream is not None
             assert session.generate("The old king", max_tokens=8, temperature=0)
         assert httpx.get(f"{server['url']}/health").json() == {"status": "ok"}
+
+
+def test_an_upstream_that_dies_is_no_fault_of_the_users_and_shows(place: Place) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        private = free.getsockname()[1]
+    more = ("--insecure-skip-self-test", "--metrics-port", str(private))
+    with contextlib.ExitStack() as stack:
+        dying = stack.enter_context(contextlib.ExitStack())
+        server = stack.enter_context(serving(*place.command("allowed", dying.enter_context(rogue()), *more)))
+        session = stack.enter_context(confide.connect(str(server["url"]), simulated_root=place.root))
+        assert session.generate("hello", max_tokens=8) == "You said: hello"
+        dying.close()
+        with pytest.raises(EngineUnavailable, match="away"):
+            session.generate("hello", max_tokens=8)
+        for url in (server["url"], f"http://127.0.0.1:{private}"):
+            eventually(lambda url=url: httpx.get(f"{url}/health").status_code == 503)  # type: ignore[misc]
+            assert httpx.get(f"{url}/health").json() == {"status": "failed", "reason": "engine-unavailable"}
+            assert httpx.get(f"{url}/health/live").json() == {"status": "ok"}
+        assert httpx.get(f"{server['url']}/metrics").status_code == 404
+        assert "confide_requests_total" in httpx.get(f"http://127.0.0.1:{private}/metrics").text
+
+
+def test_no_key_leaves_for_a_server_whose_port_is_taken(place: Place) -> None:
+    before = (place.folder / "keys" / LOG_NAME).read_bytes()
+    with socket.create_server(("127.0.0.1", 0)) as other, rogue() as url:
+        port = str(other.getsockname()[1])
+        taken = [*place.command("allowed", url, "--insecure-skip-self-test"), "--port", port]
+        for command in (taken, [*taken[:-1], "0", "--metrics-port", port]):
+            done = run(*command, timeout=120)
+            assert done.returncode == 1
+            assert "Traceback" not in done.stderr
+            assert f"127.0.0.1 port {port} cannot be listened on" in " ".join(done.stderr.split())
+        assert refusal("keys", "serve", "--folder", str(place.folder / "keys"), "--port", port) == "address-unavailable"
+    assert (place.folder / "keys" / LOG_NAME).read_bytes() == before

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 
-from confide.enclave.engines.engine import EngineFacts, Message, Piece, Sampling
+from confide.enclave.engines.engine import EngineFacts, Message, Piece, Prompt, Sampling
 from confide.errors import PromptTooLong
 
 
@@ -14,8 +14,10 @@ class FakeEngine:
     in progress, and those that were closed before their end. asked: the samplings it got.
     """
 
-    def __init__(self, pause: float = 0.0, broken: Exception | None = None, context: int = 1000) -> None:
-        self.facts = EngineFacts("echo", "fake", "none", context)
+    def __init__(
+        self, pause: float = 0.0, broken: Exception | None = None, context: int = 1000, parallel: int = 16
+    ) -> None:
+        self.facts = EngineFacts("echo", "fake", "none", context, parallel=parallel)
         self.pause = pause
         self.broken = broken
         self.running = 0
@@ -25,14 +27,14 @@ class FakeEngine:
         self.weights = "11" * 32
         self.asked: list[Sampling] = []
 
-    def count(self, text: str) -> int:
-        return len(text.split())
+    async def read(self, asked: str | Sequence[Message]) -> Prompt:
+        if not isinstance(asked, str):
+            asked = " | ".join(f"{message.role}: {message.content}" for message in asked)
+        return Prompt(asked, range(len(asked.split())))
 
-    def render(self, messages: Sequence[Message]) -> str:
-        return " | ".join(f"{message.role}: {message.content}" for message in messages)
-
-    async def generate(self, prompt: str, sampling: Sampling) -> AsyncGenerator[Piece, None]:
-        if self.count(prompt) + sampling.max_tokens > self.facts.context:
+    async def generate(self, prompt: str | Prompt, sampling: Sampling) -> AsyncGenerator[Piece, None]:
+        prompt = prompt if isinstance(prompt, str) else prompt.text
+        if len(prompt.split()) + sampling.max_tokens > self.facts.context:
             raise PromptTooLong("The prompt and its answer do not fit; shorten one of them.")
         self.asked.append(sampling)
         self.running += 1
@@ -55,9 +57,9 @@ class FakeEngine:
             self.running -= 1
             self.stopped += not ended
 
-    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
+    async def embed(self, texts: Sequence[str | Prompt]) -> list[list[float]]:
         await asyncio.sleep(self.pause)
-        return [[float(len(text)), 0.5] for text in texts]
+        return [[float(len(text if isinstance(text, str) else text.text)), 0.5] for text in texts]
 
     def weights_digest(self) -> str:
         return self.weights

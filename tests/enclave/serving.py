@@ -2,24 +2,25 @@
 
 import asyncio
 import contextlib
-import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
 from threading import Event, Thread
 
-import uvicorn
+import uvloop
 from starlette.types import ASGIApp
 
-from confide.enclave.api.server import configuration
+from confide.enclave.api.server import CONNECTIONS, Server, bind, configuration
 
 
 @contextlib.contextmanager
-def serving(app: ASGIApp, tls: ssl.SSLContext | None = None) -> Iterator[str]:
+def serving(
+    app: ASGIApp, tls: ssl.SSLContext | None = None, connections: int = CONNECTIONS, host: str = "127.0.0.1"
+) -> Iterator[str]:
     """Its address."""
-    server = uvicorn.Server(configuration(app, tls))
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = Thread(target=lambda: asyncio.run(server._serve([listener])), daemon=True)
+    server = Server(configuration(app, tls), connections=connections)
+    with bind(host, 0) as listener:
+        thread = Thread(target=lambda: uvloop.run(server._serve([listener])), daemon=True)
         thread.start()
         eventually(lambda: server.started)
         yield f"{'https' if tls else 'http'}://127.0.0.1:{listener.getsockname()[1]}"

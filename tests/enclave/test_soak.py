@@ -53,10 +53,11 @@ TOKENS = 24
 
 @dataclass(frozen=True)
 class Served:
-    """A server process and what its users need to know. log: what it wrote for its operator."""
+    """A server process and what its users need to know. metrics: its private port. log: what it wrote."""
 
     url: str
     process: int
+    metrics: int
     tee: Path
     log: Path
 
@@ -75,7 +76,7 @@ class Served:
 
     def answers_running(self) -> float:
         """By the server's own count."""
-        text = httpx.get(f"{self.url}/metrics", trust_env=False).text
+        text = httpx.get(f"http://127.0.0.1:{self.metrics}/metrics", trust_env=False).text
         found = re.search(r"^confide_answers_running (\S+)$", text, re.MULTILINE)
         assert found
         return float(found[1])
@@ -102,9 +103,12 @@ def served(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Served]:
     log = tmp_path / "log"
     with serving("keys", "serve", "--folder", str(keys), "--port", "0", "--offline", environment=environment) as broker:
         command = ["serve", str(package), "--tee", "simulated", "--simulated-tee", str(tee), "--keys", broker["url"]]
-        with running([*command, "--port", "0"], environment, log) as (announced, process):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            metrics = free.getsockname()[1]
+        command.extend(["--port", "0", "--metrics-port", str(metrics)])
+        with running(command, environment, log) as (announced, process):
             assert announced["engine"] == request.param
-            yield Served(announced["url"], process, tee, log)
+            yield Served(announced["url"], process, metrics, tee, log)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The broker over HTTP. Bodies are bounded in size and time; refusals are JSON with a code and the failed checks."""
 
 import logging
+import math
 from collections.abc import Callable, Coroutine, Mapping
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -34,11 +35,12 @@ from confide.errors import (
     ServerFault,
     UnknownModelKey,
 )
-from confide.net.body import read_body
+from confide.net.body import Bodies, origin_of
 
-CONNECTIONS: Final = 64
-"""At a time; each may bring a whole request."""
+CONNECTIONS: Final = 1024
 BODY_SECONDS: Final = 30.0
+BODIES_BYTES: Final = 16 * MAX_REQUEST_BYTES
+"""Of all requests that come in or are looked at."""
 _STATUS: Final[Mapping[type[ConfideError], int]] = MappingProxyType(
     {
         MalformedMessage: 400,
@@ -60,15 +62,17 @@ Clock = Callable[[], datetime]
 
 def key_broker_app(broker: Broker, clock: Clock = lambda: datetime.now(UTC)) -> Starlette:
     """The two endpoints of `messages`."""
+    bodies = Bodies(MAX_REQUEST_BYTES, BODY_SECONDS, BODIES_BYTES)
 
     async def nonce(request: Request) -> Response:
-        return _answer(broker.nonce(clock()))
+        return _answer(broker.nonce(clock(), origin_of(request)))
 
     async def release(request: Request) -> Response:
-        asked = _parse(await read_body(request, MAX_REQUEST_BYTES, BODY_SECONDS))
         peer = request.client.host if request.client else ""
-        # In a thread, since it waits for the disk, and sometimes for a vendor's collateral.
-        return _answer(await run_in_threadpool(lambda: broker.release(asked, clock(), peer)))
+        async with bodies.read(request) as body:
+            asked = _parse(body)
+            # In a thread, since it waits for the disk, and sometimes for a vendor's collateral.
+            return _answer(await run_in_threadpool(lambda: broker.release(asked, clock(), peer)))
 
     routes = [
         Route(NONCE_PATH, _refusing(nonce), methods=["POST"]),
@@ -101,14 +105,17 @@ def _parse(body: bytes) -> ReleaseRequest:
         raise MalformedMessage("This is no request for a key, or it was damaged; see the protocol.") from None
 
 
-def _answer(message: msgspec.Struct, status: int = 200) -> Response:
+def _answer(message: msgspec.Struct, status: int = 200, retry_seconds: float | None = None) -> Response:
     headers = {"Cache-Control": "no-store"}
+    if retry_seconds is not None:
+        headers["Retry-After"] = str(math.ceil(retry_seconds))
     return Response(msgspec.json.encode(message), status, headers, media_type="application/json")
 
 
 def _refuse(status: int, error: ConfideError) -> Response:
     checks = error.checks if isinstance(error, KeyRefused) else ()
-    return _answer(RefusalAnswer(Refusal(error.code, str(error), checks)), status)
+    retry_seconds = error.retry_seconds if isinstance(error, ServerBusy) else None
+    return _answer(RefusalAnswer(Refusal(error.code, str(error), checks)), status, retry_seconds)
 
 
 async def _no_such_endpoint(request: Request, error: Exception) -> Response:

@@ -34,9 +34,9 @@ class Broker:
     appraiser: Appraiser = field(default_factory=Appraiser)
     nonces: Nonces = field(default_factory=Nonces)
 
-    def nonce(self, now: datetime) -> NonceAnswer:
-        """A nonce to make evidence for. ServerBusy where too many were given out lately."""
-        return NonceAnswer(self.nonces.issue(now), int(LIFETIME.total_seconds()))
+    def nonce(self, now: datetime, who: str = "") -> NonceAnswer:
+        """A nonce to make evidence for. who: it is given to. ServerBusy where too many were given out lately."""
+        return NonceAnswer(self.nonces.issue(now, who), int(LIFETIME.total_seconds()))
 
     def release(self, request: ReleaseRequest, now: datetime, peer: str = "") -> ReleaseAnswer:
         """The key, wrapped to the workload's channel key. peer: the address that asks, for the log.

@@ -10,31 +10,33 @@ from threading import Lock
 from typing import Final
 
 from confide.errors import NonceRefused, ServerBusy
+from confide.net.fairness import Shares
 
 NONCE_BYTES: Final = 32
 LIFETIME: Final = timedelta(seconds=120)
 """Long enough for hardware that is slow to quote, and short for whoever would like to use evidence later."""
 LIMIT: Final = 600
-"""Given out within one lifetime, used or not. It bounds memory, the rate of requests, and how fast the log can grow."""
+"""Given out within one lifetime, used or not. It bounds memory, the rate of requests, and how fast the log can grow.
+One address gets half of them at most, see `Shares`."""
 
 
 class Nonces:
     """The nonces given out within the last lifetime. Safe for several threads."""
 
     def __init__(self, limit: int = LIMIT, random: Callable[[int], bytes] = os.urandom) -> None:
-        self._limit, self._random = limit, random
-        self._until: dict[str, datetime] = {}
+        self._shares, self._random = Shares(limit), random
+        self._until: dict[str, tuple[datetime, str]] = {}
         self._used: set[str] = set()
         self._lock = Lock()
 
-    def issue(self, now: datetime) -> str:
-        """A new one, 64 hexadecimal digits. ServerBusy where too many were given out lately."""
+    def issue(self, now: datetime, who: str = "") -> str:
+        """A new one, 64 hexadecimal digits. who: it is given to. ServerBusy where too many were given out lately."""
         with self._lock:
             self._forget(now)
-            if len(self._until) >= self._limit:
-                raise ServerBusy("Too many workloads asked for a key just now; try again in a minute.")
+            if not self._shares.take(who):
+                raise ServerBusy("Too many workloads asked for a key just now; try again in a minute.", 60)
             nonce = self._random(NONCE_BYTES).hex()
-            self._until[nonce] = now + LIFETIME
+            self._until[nonce] = now + LIFETIME, who
             return nonce
 
     def take(self, nonce: str, now: datetime) -> None:
@@ -49,7 +51,7 @@ class Nonces:
             self._used.add(nonce)
 
     def _forget(self, now: datetime) -> None:
-        expired = [nonce for nonce, until in self._until.items() if until <= now]
+        expired = [nonce for nonce, (until, _) in self._until.items() if until <= now]
         for nonce in expired:
-            del self._until[nonce]
+            self._shares.give_back(self._until.pop(nonce)[1])
         self._used.difference_update(expired)

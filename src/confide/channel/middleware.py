@@ -1,8 +1,8 @@
 """Where the channel ends: sealed requests come in over HTTP, an ordinary ASGI application answers them.
 
-That application sees the request that was sealed, and nothing of the one that carried it. Its answer leaves in sealed
-frames, each as soon as it is there. Only an answer that the application has finished gets a last frame: one that was
-cut short, by whatever, cannot pass for a whole one.
+That application sees the request that was sealed, and of the one that carried it only from where it comes. Its answer
+leaves in sealed frames, each as soon as it is there. Only an answer that the application has finished gets a last
+frame: one that was cut short, by whatever, cannot pass for a whole one.
 """
 
 import logging
@@ -35,10 +35,11 @@ from confide.errors import (
     RequestRefused,
     RequestTimedOut,
     RequestTooLarge,
+    ServerBusy,
     ServerFault,
 )
 from confide.logs import TextLines
-from confide.net.body import read_body
+from confide.net.body import Bodies
 
 _log = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ _STATUS: Final[Mapping[type[ConfideError], int]] = {
     KeyChanged: 409,
     RequestTooLarge: 413,
     RequestTimedOut: 408,
+    ServerBusy: 429,
     ServerFault: 500,
 }
 _OF_THE_CONNECTION: Final = {"connection", "content-length", "transfer-encoding"}
@@ -68,26 +70,27 @@ class SealedChannel:
         *,
         body_bytes: int,
         body_seconds: float,
+        bodies_bytes: int = 64 << 20,
         on_refusal: Callable[[str], None] = lambda code: None,
     ) -> None:
-        """body_bytes, body_seconds: how large a sealed body may be, and how long it may take to come.
+        """body_bytes, body_seconds: how large a body may be, and how long it may take to come. bodies_bytes: of all
+        that come at once.
 
         on_refusal: called with the code of every channel error.
         """
         self._app = app
         self._key = key
-        self._body_bytes = body_bytes + _OVERHEAD
-        self._body_seconds = body_seconds
+        self._bodies = Bodies(body_bytes + _OVERHEAD, body_seconds, bodies_bytes)
         self._on_refusal = on_refusal
         self._guard = ReplayGuard()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             opened = await self._opened(Request(scope, receive))
-            inner = _scope(opened.head)
+            inner = _scope(opened.head, scope.get("client"))
         except ClientDisconnect:
             return
-        except (ChannelError, RequestRefused) as error:
+        except (ChannelError, RequestRefused, ServerBusy) as error:
             self._on_refusal(error.code)
             await _refusal(error)(scope, receive, send)
             return
@@ -104,7 +107,8 @@ class SealedChannel:
     async def _opened(self, request: Request) -> OpenedRequest:
         if request.headers.get("content-type") != MEDIA_TYPE:
             raise ChannelRefused(f"Sealed requests are of the type {MEDIA_TYPE}; send what `confide.connect` makes.")
-        opened = open_request(self._key, await read_body(request, self._body_bytes, self._body_seconds))
+        async with self._bodies.read(request) as body:
+            opened = open_request(self._key, body)
         self._guard.admit(opened.id, opened.issued)
         return opened
 
@@ -136,8 +140,8 @@ class _SealedAnswer:
             await self._send({"type": "http.response.body", "body": sealed, "more_body": not last})
 
 
-def _scope(head: RequestHead) -> Scope:
-    """The request as if it had come by itself."""
+def _scope(head: RequestHead, client: tuple[str, int] | None) -> Scope:
+    """The request as if it had come by itself, from whom the connection is."""
     path, _, query = head.path.partition("?")
     try:
         headers = [
@@ -158,7 +162,7 @@ def _scope(head: RequestHead) -> Scope:
         "query_string": query.encode("ascii"),
         "root_path": "",
         "headers": headers,
-        "client": None,
+        "client": client,
         "server": None,
     }
 
@@ -178,4 +182,5 @@ def _receive(body: bytes, outer: Receive) -> Receive:
 def _refusal(error: ConfideError) -> Response:
     content = msgspec.json.encode({"error": {"code": error.code, "message": str(error)}})
     status = _STATUS.get(type(error), 400)
-    return Response(content, status, {"cache-control": "no-store"}, media_type="application/json")
+    headers = {"cache-control": "no-store"} | ({"retry-after": "1"} if status == 429 else {})
+    return Response(content, status, headers, media_type="application/json")

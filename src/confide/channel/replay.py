@@ -1,60 +1,75 @@
 """Requests are answered once: what was recorded on its way cannot be asked again."""
 
-import heapq
+import hashlib
+import os
+import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from confide.errors import ChannelRefused
 
 WINDOW_SECONDS: Final = 120.0
-_CAPACITY: Final = 1 << 17
-"""Requests remembered at most, about 20 MB of them."""
+_BITS: Final = 1 << 26
+_PROBES: Final = struct.Struct("<16I")
+
+
+class _Seen:
+    """Which requests were seen, as a Bloom filter: always right about those that were.
+
+    8 MiB. With two million requests, one in a million new ones is taken for an old one. Nobody who sends requests can
+    choose which, for the bits depend on a secret.
+    """
+
+    def __init__(self, since: float) -> None:
+        self.since = since
+        self._bits = bytearray(_BITS >> 3)
+        self._key = os.urandom(32)
+
+    def __contains__(self, request_id: bytes) -> bool:
+        return all(self._bits[place >> 3] & (1 << (place & 7)) for place in self._places(request_id))
+
+    def add(self, request_id: bytes) -> None:
+        """Remember it."""
+        for place in self._places(request_id):
+            self._bits[place >> 3] |= 1 << (place & 7)
+
+    def _places(self, request_id: bytes) -> Iterator[int]:
+        digest = hashlib.blake2b(request_id, key=self._key, digest_size=_PROBES.size).digest()
+        return (probe % _BITS for probe in _PROBES.unpack(digest))
 
 
 class ReplayGuard:
     """Remembers the requests of a window of time; what was issued outside it is refused.
 
+    Its memory is the same for any number of requests: a flood fills it with nothing but false alarms, of which the
+    first million of them bring hardly any. A server that opens them on one processor takes far longer for as many.
+
     The clock is the host's, who may turn it. So the window's beginning only ever rises: a clock that is set back
     opens no time again whose requests have been forgotten.
     """
 
-    def __init__(
-        self,
-        window: float = WINDOW_SECONDS,
-        *,
-        capacity: int = _CAPACITY,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
+    def __init__(self, window: float = WINDOW_SECONDS, *, clock: Callable[[], float] = time.time) -> None:
         """window: seconds that a request may be old, or ahead of the clock here. clock: seconds since 1970."""
         self._window = window
-        self._capacity = capacity
         self._clock = clock
-        self._floor = clock() - window
-        self._by_time: list[tuple[float, bytes]] = []
-        self._seen: set[bytes] = set()
+        now = clock()
+        self._floor = now - window
+        self._before, self._seen = _Seen(now), _Seen(now)
 
     def admit(self, request_id: bytes, issued: float) -> None:
         """ChannelRefused unless this is new and of now. issued: seconds since 1970."""
         now = self._clock()
-        self._forget_until(now - self._window)
+        self._floor = max(self._floor, now - self._window)
+        if now >= self._seen.since + 2 * self._window:
+            # Whatever is forgotten here came before `self._seen.since`, two windows ago, and was issued one window
+            # later at most: the floor is above it.
+            self._before, self._seen = self._seen, _Seen(now)
         if not self._floor < issued <= now + self._window:
             raise ChannelRefused(
                 f"The request was made more than {self._window:.0f} seconds from now, by the clock here; "
                 "set your clock, and send it anew."
             )
-        if request_id in self._seen:
+        if request_id in self._seen or request_id in self._before:
             raise ChannelRefused("This request came before; make a new one for the same question.")
-        self._remember(request_id, issued)
-
-    def _remember(self, request_id: bytes, issued: float) -> None:
         self._seen.add(request_id)
-        heapq.heappush(self._by_time, (issued, request_id))
-        if len(self._by_time) > self._capacity:
-            # A burst makes the window shorter, and not the memory larger.
-            self._forget_until(self._by_time[0][0])
-
-    def _forget_until(self, time: float) -> None:
-        self._floor = max(self._floor, time)
-        while self._by_time and self._by_time[0][0] <= self._floor:
-            self._seen.discard(heapq.heappop(self._by_time)[1])

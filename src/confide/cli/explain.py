@@ -4,7 +4,7 @@ import errno
 import json
 from typing import Final
 
-from confide.errors import ConfideError
+from confide.errors import ConfideError, MachineError, Unexpected
 from confide.printable import printable
 
 _LONGEST: Final = 300
@@ -26,18 +26,6 @@ _WAYS_OUT: Final = {
     errno.ENOMEM: "close other programs, or use a machine with more memory",
     errno.EIO: "check the disk",
 }
-
-
-class Unexpected(ConfideError):
-    """Something that nobody expected, and whoever maintains this should hear of."""
-
-    code = "unexpected"
-
-
-class MachineError(ConfideError):
-    """The operating system refused."""
-
-    code = "machine"
 
 
 def explained(error: Exception) -> ConfideError:

@@ -195,6 +195,7 @@ def serve(
     tls = server_context(tls_cert, tls_key) if tls_cert and tls_key else None
     if tls is None:
         require_loopback(host, insecure_no_tls=insecure_no_tls)
+    bound = bind(host, port)
     appraiser = _appraiser(policy, attestation_key or [], offline=offline)
     store = _store(folder)
     keys = store.all()
@@ -213,7 +214,7 @@ def serve(
 
     try:
         app = key_broker_app(Broker(store, audit, appraiser))
-        serve_app(app, bind(host, port), tls, ready, connections=CONNECTIONS)
+        serve_app(app, bound, tls, ready, connections=CONNECTIONS, forwarded=False)
     finally:
         audit.close()
 

@@ -28,13 +28,15 @@ class LogFormat(StrEnum):
 
 @dataclass(frozen=True)
 class Listening:
-    """Where to listen, and how."""
+    """Where to listen, and how. metrics_port: on this machine, for its operator. connections: at a time."""
 
     host: str
     port: int
     tls_cert: Path | None
     tls_key: Path | None
     insecure_no_tls: bool
+    metrics_port: int | None = None
+    connections: int | None = None
 
     def tls(self) -> ssl.SSLContext | None:
         """TLS as the files have it; without any, only this machine is listened to."""
@@ -67,13 +69,9 @@ def command(
     ] = None,
     metrics_port: Annotated[
         int | None,
-        typer.Option(
-            help="Serve /metrics and /health to this machine on this port.", min=1, max=65535, rich_help_panel=LAYERS
-        ),
+        typer.Option(help="Serve /metrics and /health to this machine on this port.", min=1, max=65535),
     ] = None,
-    connections: Annotated[
-        int | None, typer.Option(help="Connections at a time.", min=1, rich_help_panel=LAYERS)
-    ] = None,
+    connections: Annotated[int | None, typer.Option(help="Connections at a time.", min=1)] = None,
     megabytes_per_second: Annotated[
         int | None, typer.Option(help="What one connection may send in a second.", min=1, rich_help_panel=LAYERS)
     ] = None,
@@ -162,12 +160,10 @@ def command(
     from confide.packages.manifest import PackageKind, read_kind
 
     log_to_standard_error(log)
-    listening = Listening(host, port, tls_cert, tls_key, insecure_no_tls)
+    listening = Listening(host, port, tls_cert, tls_key, insecure_no_tls, metrics_port, connections)
     layers = {
         "state": state,
         "record": record,
-        "metrics_port": metrics_port,
-        "connections": connections,
         "megabytes_per_second": megabytes_per_second,
         "insecure_no_licences": insecure_no_licences,
     }

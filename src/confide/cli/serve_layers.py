@@ -18,8 +18,6 @@ class LayerOptions:
 
     state: Path | None
     record: Path | None
-    metrics_port: int | None
-    connections: int | None
     megabytes_per_second: int | None
     insecure_no_licences: bool
 
@@ -46,13 +44,13 @@ def serve_layers(package: Path, listening: Listening, options: LayerOptions, *, 
             )
 
     megabytes = options.megabytes_per_second or Limits.bytes_per_second >> 20
-    limits = Limits(connections=options.connections or Limits.connections, bytes_per_second=megabytes << 20)
+    limits = Limits(connections=listening.connections or Limits.connections, bytes_per_second=megabytes << 20)
     serve(
         service,
         listening.host,
         listening.port,
         limits=limits,
         tls=tls,
-        metrics_port=options.metrics_port,
+        metrics_port=listening.metrics_port,
         on_ready=ready,
     )

@@ -1,6 +1,7 @@
 """Serving a sealed model from inside a trusted execution environment: what `confide serve` does for such a package."""
 
 import asyncio
+import contextlib
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -54,11 +55,11 @@ class ModelOptions:
 def serve_model(package: Path, listening: Listening, options: ModelOptions, *, json: bool) -> None:
     """Close this process's ways out, get evidence, fetch the key, load the model, test it, and serve it until a signal.
 
-    The address is bound first: no socket can be made later.
+    The addresses are bound before that: no socket can be made later, and no key leaves for a server that cannot listen.
     """
     from confide.enclave.api.answer import Serving
-    from confide.enclave.api.public import public_app
-    from confide.enclave.api.server import bind, serve_app
+    from confide.enclave.api.public import private_app, public_app
+    from confide.enclave.api.server import CONNECTIONS, bind, serve_app
     from confide.enclave.boot import load_engine
     from confide.enclave.configuration import own_configuration
     from confide.enclave.egress import WaysOut, close_egress
@@ -88,12 +89,16 @@ def serve_model(package: Path, listening: Listening, options: ModelOptions, *, j
     workload = Workload(tee.reader, tee.collateral, configuration=configuration, release=release)
     own_tls = RaTls(workload, options.tls_name or ()) if options.ra_tls else None
     tls = own_tls.context if own_tls else listening.tls()
-    with bind(listening.host, listening.port) as bound:
+    with contextlib.ExitStack() as stack:
+        bound = stack.enter_context(bind(listening.host, listening.port))
+        private = listening.metrics_port and stack.enter_context(bind("127.0.0.1", listening.metrics_port))
         if options.insecure_open_egress:
             output.messages.print("[bold red]This process can open connections to anywhere, and says so.[/]")
             ways = WaysOut()
         else:
-            ways = close_egress([bound], keys=options.keys, upstream=upstream.url if upstream else None)
+            ways = close_egress(
+                [bound, private] if private else [bound], keys=options.keys, upstream=upstream.url if upstream else None
+            )
         fetch = partial(fetch_key, options.keys, tls=client_context(options.keys_ca), connector=ways.keys)
         with output.counting_bytes("opening", sealed.manifest.size, quiet=json) as on_chunk:
             loaded = load_engine(
@@ -124,9 +129,18 @@ def serve_model(package: Path, listening: Listening, options: ModelOptions, *, j
         def ready(url: str) -> None:
             _announce(url, workload, engine.facts, tee, json=json)
 
-        app = public_app(workload, Serving(engine, self_test), tls_ends_here=options.ra_tls)
+        shown = Serving(engine, self_test)
+        app = public_app(workload, shown, tls_ends_here=options.ra_tls)
         try:
-            serve_app(app, bound, tls, ready, before=test)
+            serve_app(
+                app,
+                bound,
+                tls,
+                ready,
+                before=test,
+                connections=listening.connections or CONNECTIONS,
+                private=(private_app(shown), private) if private else None,
+            )
         finally:
             ways.close()
 

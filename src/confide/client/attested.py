@@ -1,6 +1,7 @@
 """Asking a workload for evidence, and what is verified of it at present."""
 
 import secrets
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from threading import Lock
@@ -9,12 +10,14 @@ from typing import Final
 import httpx
 
 from confide.attest.wire import MAX_ATTESTED_BYTES, Attested
-from confide.client.hop import MAX_REFUSAL_BYTES, read_bounded, refusal, sending
+from confide.client.hop import MAX_REFUSAL_BYTES, may_pass, read_bounded, refusal, sending
 from confide.client.relying_party import RelyingParty, Verified
-from confide.errors import KeyChanged
+from confide.errors import ConfideError, KeyChanged, ServerBusy
+from confide.net.patience import pause
 
 PATH: Final = "/attestation"
 NONCE_BYTES: Final = 32
+ATTEMPTS: Final = 6
 
 
 def fetch_attestation(http: httpx.Client, url: str, nonce: str) -> Attested:
@@ -27,16 +30,32 @@ def fetch_attestation(http: httpx.Client, url: str, nonce: str) -> Attested:
         response = http.send(request, stream=True, follow_redirects=False)
     try:
         if response.status_code != httpx.codes.OK:
-            raise refusal(response.status_code, read_bounded(response, MAX_REFUSAL_BYTES))
+            body = read_bounded(response, MAX_REFUSAL_BYTES)
+            raise refusal(response.status_code, body, response.headers.get("retry-after"))
         return Attested.decode(read_bounded(response, MAX_ATTESTED_BYTES))
     finally:
         response.close()
 
 
-def verify_workload(http: httpx.Client, url: str, party: RelyingParty) -> Verified:
-    """Ask with a fresh nonce and appraise the answer now. AttestationError where it is not to be trusted."""
-    nonce = secrets.token_hex(NONCE_BYTES)
-    return party.appraise(fetch_attestation(http, url, nonce), nonce, datetime.now(UTC))
+def verify_workload(
+    http: httpx.Client, url: str, party: RelyingParty, sleep: Callable[[float], None] = time.sleep
+) -> Verified:
+    """Ask with a fresh nonce and appraise the answer now. AttestationError where it is not to be trusted.
+
+    Asks again, with another nonce and after a pause, where the server has too much to do.
+    """
+    for attempt in range(1, ATTEMPTS + 1):
+        nonce = secrets.token_hex(NONCE_BYTES)
+        try:
+            attested = fetch_attestation(http, url, nonce)
+        except ConfideError as error:
+            if attempt == ATTEMPTS or not may_pass(error):
+                raise
+            busy = error
+        else:
+            return party.appraise(attested, nonce, datetime.now(UTC))
+        sleep(pause(attempt, busy.retry_seconds if isinstance(busy, ServerBusy) else 0.0))
+    raise ValueError("There is at least one attempt.")
 
 
 class Standing:

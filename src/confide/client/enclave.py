@@ -13,7 +13,7 @@ from confide.attest.configuration import Configuration
 from confide.attest.policy import AnyPolicy
 from confide.attest.result import AttestationResult
 from confide.client.attested import Standing, verify_workload
-from confide.client.hop import TIMEOUT, server_address, tls_context
+from confide.client.hop import LONG_TIMEOUT, TIMEOUT, server_address, tls_context
 from confide.client.ra_tls import AsyncAttestedTlsTransport, AttestedTlsTransport, unauthenticated_context
 from confide.client.relying_party import RelyingParty
 from confide.client.session import Pieces, Session
@@ -28,6 +28,7 @@ from confide.errors import (
     WrongMode,
     error_class,
 )
+from confide.net.patience import asked_for
 from confide.printable import quoted
 from confide.trust.enclave import SEALED, TLS, enclave_trust
 from confide.trust.statement import TrustStatement
@@ -136,7 +137,7 @@ class EnclaveSession(Session):
             else SealedTransport(self._http, self.url, self._standing)
         )
         http: Any = httpx.Client(
-            transport=transport, timeout=TIMEOUT
+            transport=transport, timeout=LONG_TIMEOUT
         )  # the SDK types httpx's successor, and takes both
         return OpenAI(api_key=_NO_API_KEY, base_url=self._base_url, http_client=http, max_retries=0)
 
@@ -150,7 +151,7 @@ class EnclaveSession(Session):
             if self._ra_tls
             else AsyncSealedTransport(self._async_http, self.url, self._standing)
         )
-        http: Any = httpx.AsyncClient(transport=transport, timeout=TIMEOUT)
+        http: Any = httpx.AsyncClient(transport=transport, timeout=LONG_TIMEOUT)
         return AsyncOpenAI(api_key=_NO_API_KEY, base_url=self._base_url, http_client=http, max_retries=0)
 
     @cached_property
@@ -235,9 +236,10 @@ def _typed(error: "APIError") -> ConfideError:
     body = error.body if isinstance(error.body, dict) else {}
     message = f"The workload says: {quoted(str(body.get('message') or error.message))}"
     kind = error_class(_OPENAI_CODES.get(str(error.code), str(error.code)), WORKLOAD_CODES)
+    if kind is ServerBusy or (kind is None and status == httpx.codes.TOO_MANY_REQUESTS):
+        response = cast(httpx.Response | None, getattr(error, "response", None))
+        return ServerBusy(message, asked_for(response.headers.get("retry-after") if response else None) or 1.0)
     if kind is not None:
         return kind(message)
-    if status == httpx.codes.TOO_MANY_REQUESTS:
-        return ServerBusy(message)
     broken = status is None or status >= httpx.codes.INTERNAL_SERVER_ERROR
     return (ServerFault if broken else ProtocolError)(message)

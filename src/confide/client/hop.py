@@ -3,6 +3,7 @@
 What it says with its status is turned into a typed error here, and never into an answer of the workload's.
 """
 
+import socket
 import ssl
 import time
 from collections.abc import Iterator, Mapping
@@ -28,12 +29,15 @@ from confide.errors import (
     UntrustedCertificate,
 )
 from confide.net.loopback import is_loopback
+from confide.net.patience import asked_for
 from confide.net.tls import client_context
 
 CONNECT_SECONDS: Final = 10.0
 ANSWER_SECONDS: Final = 120.0
 """How long any single wait for the other side may be where the caller says nothing else."""
 TIMEOUT: Final = httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS)
+LONG_TIMEOUT: Final = httpx.Timeout(600.0, connect=CONNECT_SECONDS)
+"""For the model's answers: who waits in line for one hears nothing meanwhile."""
 MAX_REFUSAL_BYTES: Final = 64 << 10
 _BUSY: Final = (429, 503)
 _CHANNEL_ERRORS: Final[Mapping[str, tuple[type[ConfideError], str]]] = MappingProxyType(
@@ -112,8 +116,11 @@ def receiving() -> Iterator[None]:
         ) from error
 
 
-def refusal(status: int, body: bytes) -> ConfideError:
-    """What a status other than 200 means. body: as far as it was read; its words are nobody's, so none is repeated."""
+def refusal(status: int, body: bytes, retry_after: str | None = None) -> ConfideError:
+    """What a status other than 200 means. body: as far as it was read; its words are nobody's, so none is repeated.
+
+    retry_after: that header.
+    """
     try:
         code = msgspec.json.decode(body, type=_Refusal).error.code
     except (msgspec.MsgspecError, ValueError, RecursionError):
@@ -122,7 +129,9 @@ def refusal(status: int, body: bytes) -> ConfideError:
         kind, message = _CHANNEL_ERRORS[code]
         return kind(message)
     if status in _BUSY:
-        return ServerBusy(f"The server is busy (status {status}); try again in a moment.")
+        return ServerBusy(
+            f"The server is busy (status {status}); try again in a moment.", asked_for(retry_after) or 1.0
+        )
     reason = httpx.codes.get_reason_phrase(status)
     return GatewayError(
         f"The server answered {status} {reason} without passing the request on; check the address, and what stands "
@@ -168,6 +177,14 @@ async def aread_bounded(response: httpx.Response, limit: int) -> bytes:
 
 def _silent() -> ServerSilent:
     return ServerSilent("The server took too long; try again, or allow more time.")
+
+
+def may_pass(error: ConfideError) -> bool:
+    """Whether the same question may be answered a little later: by a server that is there, and has too much to do."""
+    if isinstance(error, ServerBusy):
+        return True
+    lasting = (ConnectionRefusedError, socket.gaierror, ssl.SSLCertVerificationError)
+    return type(error) is ConnectionLost and not any(_caused_by(error, kind) for kind in lasting)
 
 
 def _caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:

@@ -47,7 +47,7 @@ class SealedTransport(httpx.BaseTransport):
         try:
             if answer.status_code != httpx.codes.OK:
                 body = read_bounded(answer, MAX_REFUSAL_BYTES)
-                raise _refused(self._standing, verified, answer.status_code, body)
+                raise _refused(self._standing, verified, answer, body)
             frames = _frames(answer, exchange.reader)
             head = decode_head(next(frames), ResponseHead)
         except BaseException:
@@ -74,7 +74,7 @@ class AsyncSealedTransport(httpx.AsyncBaseTransport):
         try:
             if answer.status_code != httpx.codes.OK:
                 body = await aread_bounded(answer, MAX_REFUSAL_BYTES)
-                raise _refused(self._standing, verified, answer.status_code, body)
+                raise _refused(self._standing, verified, answer, body)
             frames = _aframes(answer, exchange.reader)
             head = decode_head(await anext(frames), ResponseHead)
         except BaseException:
@@ -129,8 +129,8 @@ def _timeout(request: httpx.Request) -> httpx.Timeout:
     return httpx.Timeout(**request.extensions["timeout"])
 
 
-def _refused(standing: Standing, verified: Verified, status: int, body: bytes) -> ConfideError:
-    error = refusal(status, body)
+def _refused(standing: Standing, verified: Verified, answer: httpx.Response, body: bytes) -> ConfideError:
+    error = refusal(answer.status_code, body, answer.headers.get("retry-after"))
     if isinstance(error, KeyChanged):
         standing.withdraw(verified)
     return error

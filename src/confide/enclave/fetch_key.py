@@ -1,6 +1,5 @@
 """The workload's side: fetch a model key from its owner's broker, with evidence that is made for the occasion."""
 
-import random
 import ssl
 import time
 from collections.abc import Callable
@@ -38,11 +37,11 @@ from confide.errors import (
     error_class,
 )
 from confide.net.loopback import is_loopback
+from confide.net.patience import asked_for, pause
 from confide.packages.sealed.key import KEY_BYTES, ModelKey
 from confide.printable import printable, quoted
 
 ATTEMPTS: Final = 6
-FIRST_PAUSE: Final = 0.5
 SECONDS: Final = 30.0
 _Answer = TypeVar("_Answer", NonceAnswer, ReleaseAnswer)
 
@@ -75,7 +74,8 @@ def fetch_key(
             except ConfideError as error:
                 if attempt == attempts or not _passes(error):
                     raise
-            sleep(FIRST_PAUSE * 2**attempt * random.uniform(0.5, 1))  # noqa: S311 - spreads load, keeps no secret
+                waited_for = error
+            sleep(pause(attempt, waited_for.retry_seconds if isinstance(waited_for, ServerBusy) else 0.0))
     raise ValueError("fetch_key needs at least one attempt.")
 
 
@@ -105,10 +105,10 @@ def _ask(client: httpx.Client, path: str, body: bytes, kind: type[_Answer]) -> _
         refusal = msgspec.json.decode(content, type=RefusalAnswer).error
     except (msgspec.MsgspecError, ValueError, RecursionError):
         raise _no_broker(response) from None
-    raise _reported(refusal)
+    raise _reported(refusal, response.headers.get("retry-after"))
 
 
-def _reported(refusal: Refusal) -> ConfideError:
+def _reported(refusal: Refusal, retry_after: str | None) -> ConfideError:
     words = f"The key broker says: {quoted(refusal.message)}"
     kind = error_class(refusal.code, BROKER_CODES)
     if kind is None:
@@ -116,6 +116,8 @@ def _reported(refusal: Refusal) -> ConfideError:
             f"The key broker reported {quoted(refusal.code)}, which no broker has to. {words}; ask the model's owner "
             "which version of Confide it runs."
         )
+    if kind is ServerBusy:
+        return ServerBusy(words, asked_for(retry_after) or 1.0)
     return KeyRefused(words, tuple(map(printable, refusal.checks))) if kind is KeyRefused else kind(words)
 
 

@@ -23,6 +23,12 @@ class ConnectionLost(ConfideError):
     code = "connection-lost"
 
 
+class AddressUnavailable(ConfideError):
+    """An address or port cannot be listened on."""
+
+    code = "address-unavailable"
+
+
 class ServerSilent(ConnectionLost):
     """The server took the connection and then did not answer for too long."""
 
@@ -51,3 +57,15 @@ class InvalidCertificate(ConfideError):
     """A file of certificates or a private key is missing or is not what it should be."""
 
     code = "invalid-certificate"
+
+
+class Unexpected(ConfideError):
+    """Something that nobody expected, and whoever maintains this should hear of."""
+
+    code = "unexpected"
+
+
+class MachineError(ConfideError):
+    """The operating system refused."""
+
+    code = "machine"

@@ -42,7 +42,19 @@ class EngineError(ConfideError):
     code = "engine"
 
 
-class PromptTooLong(EngineError):
+class PromptRefused(EngineError):
+    """A prompt that the model cannot take, for what it is: the request is to blame, not the engine."""
+
+    code = "prompt-refused"
+
+
+class EngineUnavailable(EngineError):
+    """The engine is away, or was closed; nothing is wrong with the request."""
+
+    code = "engine-unavailable"
+
+
+class PromptTooLong(PromptRefused):
     """A prompt and its answer do not fit the model's context."""
 
     code = "prompt-too-long"
@@ -152,6 +164,8 @@ WORKLOAD_CODES: Final = frozenset(
     for error in (
         AnswerTimedOut,
         EngineError,
+        EngineUnavailable,
+        PromptRefused,
         PromptTooLong,
         RequestRefused,
         RequestTimedOut,

@@ -124,6 +124,11 @@ class ServerBusy(ProtocolError):
 
     code = "server-busy"
 
+    def __init__(self, message: str, retry_seconds: float = 1.0) -> None:
+        """retry_seconds: after which another try may go better, as far as that is known."""
+        super().__init__(message)
+        self.retry_seconds = retry_seconds
+
 
 class RateLimited(ServerBusy):
     """The licence's tokens of the minute are used up."""

@@ -1,21 +1,51 @@
-"""Bodies of requests, as large as they may be and no larger."""
+"""Bodies of requests, as large as they may be and no larger: each, and all that are on their way."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from starlette.requests import Request
 
-from confide.errors import RequestTimedOut, RequestTooLarge
+from confide.errors import RequestTimedOut, RequestTooLarge, ServerBusy
+from confide.net.fairness import Shares, origin
 
 
-async def read_body(request: Request, most: int, seconds: float) -> bytes:
-    """A body of at most so many bytes, which has arrived in time: RequestTooLarge and RequestTimedOut otherwise."""
-    body = bytearray()
-    try:
-        async with asyncio.timeout(seconds):
-            async for part in request.stream():
-                body += part
-                if len(body) > most:
-                    raise RequestTooLarge(f"A request has at most {most} bytes here; send less text.")
-    except TimeoutError:
-        raise RequestTimedOut("The request did not arrive in time; send it again.") from None
-    return bytes(body)
+class Bodies:
+    """Takes bodies in, as long as together they are not too much to keep."""
+
+    def __init__(self, most: int, seconds: float, together: int) -> None:
+        """most: bytes of one. seconds: for one to arrive. together: bytes of all that are held."""
+        self._most, self._seconds = most, seconds
+        self._shares = Shares(together)
+
+    @asynccontextmanager
+    async def read(self, request: Request) -> AsyncIterator[bytes]:
+        """A body, which counts as held until the block ends. RequestTooLarge, RequestTimedOut, and ServerBusy."""
+        who = origin_of(request)
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self._seconds):
+                async for part in request.stream():
+                    if len(body) + len(part) > self._most:
+                        raise RequestTooLarge(f"A request has at most {self._most} bytes here; send less text.")
+                    if part and not self._shares.take(who, len(part)):
+                        raise ServerBusy("Too many large requests come in at once; try again in a moment.")
+                    body += part
+        except BaseException as error:
+            self._give_back(who, len(body))
+            if isinstance(error, TimeoutError):
+                raise RequestTimedOut("The request did not arrive in time; send it again.") from None
+            raise
+        try:
+            yield bytes(body)
+        finally:
+            self._give_back(who, len(body))
+
+    def _give_back(self, who: str, size: int) -> None:
+        if size:
+            self._shares.give_back(who, size)
+
+
+def origin_of(request: Request) -> str:
+    """Whom a request counts for."""
+    return origin(request.client.host, request.client.port) if request.client else ""

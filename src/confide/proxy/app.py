@@ -33,11 +33,12 @@ from confide.errors import (
     UntrustedOwner,
 )
 from confide.logs import TextLines
-from confide.net.body import read_body
+from confide.net.body import Bodies
 from confide.proxy.backend import Backend, State
 
 MAX_BODY_BYTES: Final = 8 << 20
 _BODY_SECONDS: Final = 30.0
+_BODIES_BYTES: Final = 64 << 20
 _UNTRUSTED: Final = (AttestationError, IntegrityError, ServerDistrusted, UntrustedOwner, InvalidPackage)
 
 _log = logging.getLogger(__name__)
@@ -135,6 +136,7 @@ class _Endpoint:
 
     def __init__(self, proxy: ProxyApp) -> None:
         self._proxy = proxy
+        self._bodies = Bodies(MAX_BODY_BYTES, _BODY_SECONDS, _BODIES_BYTES)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         begun = False
@@ -161,7 +163,8 @@ class _Endpoint:
         request = Request(scope, receive)
         if request.method != "POST":
             raise RequestRefused("This endpoint takes another method; use POST for questions.")
-        question = _question(await read_body(request, MAX_BODY_BYTES, _BODY_SECONDS))
+        async with self._bodies.read(request) as body:
+            question = _question(body)
         name = question.get("model")
         if not isinstance(name, str):
             raise RequestRefused("A question names its model; /v1/models lists them.", "model")

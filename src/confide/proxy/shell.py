@@ -16,7 +16,7 @@ from confide.enclave.api.limits import Limits
 from confide.errors import WrongMode
 from confide.proxy.backend import Backend
 
-_LIMITS: Final = Limits(concurrent=32, idle_seconds=1800.0, request_seconds=7200.0)
+_LIMITS: Final = Limits(waiting=32, waiting_seconds=7200.0, idle_seconds=1800.0, engine_seconds=1800.0)
 """One answer is made at a time, and the others wait for it."""
 _EVER: Final = 365 * 24 * 3600.0
 """A connection to a layer server verifies it whenever it is made; nothing is left to a timer."""

@@ -17,9 +17,9 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedTokenizerFast, StoppingCriteria
 
 from confide.enclave.engines.answer_text import AnswerText
-from confide.enclave.engines.engine import EngineFacts, FinishReason, Piece, Sampling
+from confide.enclave.engines.engine import EngineFacts, FinishReason, Piece, Prompt, Sampling
 from confide.enclave.engines.prompts import Prompted, Prompts
-from confide.errors import EngineError
+from confide.errors import EngineError, PromptRefused
 from confide.hybrid.client.generation import PaddedStreamer
 from confide.hybrid.model import HybridModel
 from confide.models.context import longest_context
@@ -42,7 +42,7 @@ class ShellEngine(Prompted):
         context = longest_context(hybrid.model.config) or _DEFAULT_CONTEXT
         prompts = Prompts(tokenizer, context)
         facts = EngineFacts(
-            name, "hybrid", "int8", context, version=f"{transformers.__version__}", template=prompts.template
+            name, "hybrid", "int8", context, version=transformers.__version__, template=prompts.template, parallel=1
         )
         super().__init__(facts, prompts)
         self.hybrid = hybrid
@@ -50,9 +50,9 @@ class ShellEngine(Prompted):
         self._turn = threading.Lock()
         self.kept = KeptConversations(cached_tokens or 4 * context)
 
-    async def generate(self, prompt: str, sampling: Sampling) -> AsyncGenerator[Piece, None]:
+    async def generate(self, prompt: str | Prompt, sampling: Sampling) -> AsyncGenerator[Piece, None]:
         """An answer, a token at a time; pieces without text until the padded length, and then the last one."""
-        tokens = self._prompts.encode(prompt)
+        tokens = (await self._as_prompt(prompt)).tokens
         self._prompts.require_fit(len(tokens), sampling)
         loop = asyncio.get_running_loop()
         pieces: asyncio.Queue[Piece | Exception] = asyncio.Queue()
@@ -71,14 +71,14 @@ class ShellEngine(Prompted):
             if not work.cancel():
                 work.add_done_callback(lambda done: done.cancelled() or done.exception())
 
-    def _work(self, tokens: list[int], sampling: Sampling, told: "_Told") -> None:
+    def _work(self, tokens: Sequence[int], sampling: Sampling, told: "_Told") -> None:
         try:
             with self._turn:
                 self._generate(tokens, sampling, told)
         except Exception as error:  # noqa: BLE001 - raised where the pieces are read
             told.hand(error)
 
-    def _generate(self, tokens: list[int], sampling: Sampling, told: "_Told") -> None:
+    def _generate(self, tokens: Sequence[int], sampling: Sampling, told: "_Told") -> None:
         if told.stop.is_set():
             return  # whoever asked has left while it waited
         if sampling.seed is None:
@@ -88,7 +88,7 @@ class ShellEngine(Prompted):
         cache = self.kept.take(tokens) if self._keeps else None
         chance = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
         result = self.hybrid.generate(
-            input_ids=torch.tensor([tokens]),
+            input_ids=torch.tensor([list(tokens)]),
             attention_mask=torch.ones(1, len(tokens), dtype=torch.long),
             max_new_tokens=sampling.max_tokens,
             do_sample=sampling.temperature > 0,
@@ -120,9 +120,9 @@ class ShellEngine(Prompted):
     def _pad(self) -> int:
         return min(self._ends, default=0)
 
-    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
-        """EngineError: the padded generation is what hides a text's length, and an embedding has none."""
-        raise EngineError("The hybrid mode gives no embeddings; use a model in a trusted environment for them.")
+    async def embed(self, texts: Sequence[str | Prompt]) -> list[list[float]]:
+        """PromptRefused: the padded generation is what hides a text's length, and an embedding has none."""
+        raise PromptRefused("The hybrid mode gives no embeddings; use a model in a trusted environment for them.")
 
     def weights_digest(self) -> str:
         """Empty: they are on the layer server, whose every answer is checked."""
@@ -162,7 +162,7 @@ class KeptConversations:
         """Tokens kept, of all conversations."""
         return sum(len(kept.tokens) for kept in self._kept)
 
-    def take(self, prompt: list[int]) -> DynamicCache:
+    def take(self, prompt: Sequence[int]) -> DynamicCache:
         """A cache of the longest beginning of the prompt that is known, at least its last token left out.
 
         A conversation that goes on gives its own; one that the prompt branches off from keeps it, and a copy is cut.
@@ -224,7 +224,7 @@ class _Told(PaddedStreamer):
 
     def put_padding(self, value: Tensor) -> None:
         """A token behind the end."""
-        self.hand(Piece("", 0))
+        self.hand(Piece("", 0, padding=True))
 
     def end(self) -> None:
         """The loop has ended; `finish` says how."""

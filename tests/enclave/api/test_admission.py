@@ -15,8 +15,8 @@ from ..fake_engine import FakeEngine
 
 @pytest.mark.parametrize("path", ["/chat", "/generate"])
 def test_a_client_that_reads_nothing_is_given_up(path: str) -> None:
-    engine = FakeEngine(pause=0.01)
-    serving = Serving(engine, limits=Limits(concurrent=1, idle_seconds=0.2))
+    engine = FakeEngine(pause=0.01, parallel=1)
+    serving = Serving(engine, limits=Limits(idle_seconds=0.2))
     app = api_app(serving)
     asked = [json.dumps({"prompt": "d29yZCB3b3JkIHdvcmQ=", "query": "word word"}).encode()]
 

@@ -51,7 +51,9 @@ def test_nothing_asked_or_answered_is_logged_or_said(tmp_path: Path, log: io.Str
     workload = Workload(SimulatedTee.create(tmp_path / "tee"))
     key, engine = workload.key.public, FakeEngine()
     said: list[str] = []
-    with serving(public_app(workload, Serving(engine, limits=Limits(idle_seconds=0.5)), tls_ends_here=True)) as url:
+    with serving(
+        public_app(workload, Serving(engine, limits=Limits(idle_seconds=0.5, engine_seconds=0.5)), tls_ends_here=True)
+    ) as url:
         with httpx.Client(base_url=url) as client:
 
             def fails(path: str, content: object) -> None:

@@ -3,7 +3,9 @@
 import asyncio
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import openai
 import pytest
 
@@ -135,8 +137,9 @@ def test_an_error_within_a_stream_is_raised() -> None:
         assert [next(stream).choices[0].text for _ in range(2)] == ["You ", "said: "]
         with pytest.raises(openai.APIError, match="at a loss"):
             next(stream)
-        with pytest.raises(openai.BadRequestError, match="at a loss"):
+        with pytest.raises(openai.InternalServerError, match="at a loss") as caught:
             client.completions.create(model="echo", prompt="one")
+        assert caught.value.status_code == 502
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -155,25 +158,36 @@ def test_a_client_that_leaves_stops_the_engine(stream: bool) -> None:
         assert engine.running == 0
 
 
-def test_too_many_at_once_and_too_long() -> None:
-    engine = FakeEngine(pause=0.4)
-    limits = Limits(concurrent=1, idle_seconds=0.6, request_seconds=1.0, answer_tokens=400)
-    with serving(api_app(Serving(engine, limits=limits))) as url:
+def test_the_line_is_full_before_work_is_spent() -> None:
+    engine = FakeEngine(pause=0.1, parallel=1)
+    with serving(api_app(Serving(engine, limits=Limits(waiting=1, answer_tokens=400)))) as url:
         client = openai.OpenAI(base_url=url + "/v1", api_key="none", max_retries=0)
-        begun = client.completions.create(model="echo", prompt="word " * 100, stream=True)
-        with pytest.raises(openai.RateLimitError) as caught:
-            client.completions.create(model="echo", prompt="word")
-        assert caught.value.response.headers["retry-after"] == "1"
-        eventually(lambda: engine.running == 0)  # the first one has taken too long
+        with ThreadPoolExecutor(2) as others:
+            begun = client.completions.create(model="echo", prompt="word " * 10, stream=True)
+            waits = others.submit(client.completions.create, model="echo", prompt="word")
+            eventually(lambda: httpx.get(f"{url}/health").is_success and len(engine.asked) == 1)
+            time.sleep(0.3)
+            with pytest.raises(openai.RateLimitError, match="line is full") as caught:
+                client.completions.create(model="echo", prompt="word")
+            assert 1 <= int(caught.value.response.headers["retry-after"]) <= 600
+            assert len(engine.asked) == 1
+            assert "word" in "".join(chunk.choices[0].text for chunk in begun)
+            assert waits.result().choices[0].text == "You said: word"
         with pytest.raises(openai.BadRequestError, match="at most 400"):
             client.completions.create(model="echo", prompt="word", max_tokens=401)
-        begun.close()
-        with pytest.raises(openai.InternalServerError) as late:
-            client.completions.create(model="echo", prompt="word " * 100)
-        assert late.value.status_code == 504
+
+
+def test_waiting_is_not_silence_but_silence_is() -> None:
+    engine = FakeEngine(pause=0.2, parallel=1)
+    with serving(api_app(Serving(engine, limits=Limits(engine_seconds=0.5)))) as url:
+        client = openai.OpenAI(base_url=url + "/v1", api_key="none", max_retries=0)
+        with ThreadPoolExecutor(4) as users:
+            asked = [users.submit(client.completions.create, model="echo", prompt="word") for _ in range(4)]
+            assert [one.result().choices[0].text for one in asked] == ["You said: word"] * 4
         engine.pause = 2
         started = time.monotonic()
-        with pytest.raises(openai.InternalServerError, match="stopped answering"):
+        with pytest.raises(openai.InternalServerError, match="stopped answering") as late:
             client.completions.create(model="echo", prompt="word")
-        assert time.monotonic() - started < 1
+        assert late.value.status_code == 504
+        assert time.monotonic() - started < 1.5
         assert engine.running == 0

@@ -1,4 +1,8 @@
+import time
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from confide.channel.replay import ReplayGuard
 from confide.errors import ChannelRefused
@@ -40,24 +44,48 @@ def test_a_clock_set_back_opens_nothing_again() -> None:
         guard.admit(b"a", then)
     with pytest.raises(ChannelRefused):
         guard.admit(b"c", then)
-    assert len(guard._seen) == 1
 
 
-def test_a_burst_shortens_the_window_and_repeats_nothing() -> None:
-    guard, now = ReplayGuard(capacity=10, clock=Clock()), Clock.now
-    for index in range(100):
-        guard.admit(b"%d" % index, now + index / 100)
-    assert len(guard._seen) == len(guard._by_time) == 10
-    for index in range(100):
-        with pytest.raises(ChannelRefused):
-            guard.admit(b"%d" % index, now + index / 100)
-    guard.admit(b"new", now + 1)
+@settings(max_examples=300, deadline=None)
+@given(
+    steps=st.lists(
+        st.tuples(st.integers(0, 5), st.sampled_from([-300, -60, -1, 0, 1, 59, 60, 119, 120, 240, 300]), st.booleans()),
+        max_size=12,
+    )
+)
+def test_nothing_is_admitted_twice_however_the_clock_is_turned(steps: list[tuple[int, int, bool]]) -> None:
+    """A step: which request, how far the clock is turned before it, and whether it is dated ahead."""
+    clock = Clock()
+    guard = ReplayGuard(60, clock=clock)
+    made: dict[int, float] = {}
+    admitted: set[int] = set()
+    for name, turn, ahead in steps:
+        clock.now += turn
+        issued = made.setdefault(name, clock.now + (60 if ahead else 0))
+        try:
+            guard.admit(b"%d" % name, issued)
+        except ChannelRefused:
+            continue
+        assert name not in admitted
+        admitted.add(name)
 
 
-def test_equal_times_at_the_brim() -> None:
-    guard, now = ReplayGuard(capacity=2, clock=Clock()), Clock.now
-    for name in (b"a", b"b", b"c"):
-        guard.admit(name, now)
-    for name in (b"a", b"b", b"c"):
-        with pytest.raises(ChannelRefused):
-            guard.admit(name, now)
+def test_a_flood_of_dated_requests_locks_nobody_out_and_repeats_nothing() -> None:
+    guard, now = ReplayGuard(clock=Clock()), Clock.now
+    for index in range(140_000):
+        guard.admit(b"%d" % index, now + 119)
+    for index in range(1000):
+        guard.admit(b"honest %d" % index, now - 5)
+    for index in range(0, 140_000, 1000):
+        with pytest.raises(ChannelRefused, match="came before"):
+            guard.admit(b"%d" % index, now + 119)
+
+
+def test_the_guard_is_quick_and_knows_what_nobody_can_choose() -> None:
+    guards = [ReplayGuard(clock=Clock()) for _ in range(2)]
+    started = time.perf_counter()
+    for guard in guards:
+        for index in range(1000):
+            guard.admit(b"%d" % index, Clock.now)
+    assert time.perf_counter() - started < 2
+    assert guards[0]._seen._bits != guards[1]._seen._bits  # keyed

@@ -124,17 +124,20 @@ def test_prompts_that_do_not_fit_are_refused_before_anything_is_computed(bench: 
 
 def test_the_whole_context_can_be_used(bench: Bench) -> None:
     prompt = PROMPT * 45
-    room = 512 - bench.make().count(prompt)
+    room = 512 - len(bench.run(lambda engine: engine.read(prompt)).tokens)
     assert 0 < room < 100
     filled = bench.run(lambda engine: answer(engine, prompt, Sampling(room, seed=1)))
     assert filled.tokens == room or filled.finish == "stop"
 
 
 def test_a_conversation_without_a_template_is_its_text(bench: Bench) -> None:
-    engine = bench.make()
-    prompt = engine.render([Message("user", "Who is there?"), Message("assistant", "A wolf.")])
-    assert prompt == "Who is there?\nA wolf."
-    assert engine.count(prompt) == engine.count("Who is there?\n") + engine.count("A wolf.")
+    said = [Message("user", "Who is there?"), Message("assistant", "A wolf.")]
+    prompt, one, other = (
+        bench.run(lambda engine, asked=asked: engine.read(asked)) for asked in (said, "Who is there?\n", "A wolf.")
+    )
+    assert prompt.text == "Who is there?\nA wolf."
+    assert [*prompt.tokens] == [*one.tokens, *other.tokens]
+    assert repr(prompt) == "Prompt()"
 
 
 def test_embeddings_have_length_one_and_their_own_order(bench: Bench) -> None:

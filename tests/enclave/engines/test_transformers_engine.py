@@ -84,5 +84,6 @@ def test_a_chat_template_is_followed_and_its_beginning_comes_once(demo_model: Pr
     )
     engine = TransformersEngine(demo_model, tokenizer, "demo")
     messages = [Message("system", "Be kind."), Message("user", "Hello")]
-    assert engine.render(messages) == "<|endoftext|>[system] Be kind.\n[user] Hello\n[assistant] "
+    read = asyncio.run(engine.read(messages))
+    assert read.text == "<|endoftext|>[system] Be kind.\n[user] Hello\n[assistant] "
     asyncio.run(engine.close())

@@ -110,12 +110,22 @@ def test_a_refusal_uses_the_nonce_up(scene: Scene) -> None:
 
 def test_nonces_are_bounded_and_random() -> None:
     nonces = Nonces(limit=3)
-    given = [nonces.issue(NOW) for _ in range(3)]
+    given = [nonces.issue(NOW, who) for who in "abc"]
     assert len(set(given)) == 3
     nonces.take(given[0], NOW)
     with pytest.raises(ServerBusy):  # a used one still counts
-        nonces.issue(NOW)
-    nonces.issue(NOW + LIFETIME)
+        nonces.issue(NOW, "d")
+    nonces.issue(NOW + LIFETIME, "d")
+
+
+def test_one_asker_cannot_use_up_the_nonces() -> None:
+    nonces = Nonces(limit=20)
+    for _ in range(10):
+        nonces.issue(NOW, "greedy")
+    with pytest.raises(ServerBusy):
+        nonces.issue(NOW, "greedy")
+    assert nonces.issue(NOW, "another")
+    assert nonces.issue(NOW + LIFETIME, "greedy")
 
 
 def _statement(scene: Scene, change: Callable[[Statement], Statement]) -> ReleaseRequest:

@@ -1,70 +1,81 @@
-"""The gate before whatever makes answers: so many at a time, each for so long, and none of their failures is told."""
+"""The gate before whatever makes answers: so many at a time, the others in line, and none of their failures is told."""
 
 import asyncio
 import logging
 import sys
 import time
+from contextlib import AsyncExitStack
 
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from confide.enclave.api.answer import Serving
+from confide.enclave.api.answer import Serving, while_connected
+from confide.enclave.api.line import Line
 from confide.enclave.api.problems import problem_response
-from confide.errors import AnswerTimedOut, ServerBusy
+from confide.errors import AnswerTimedOut, ConfideError
 from confide.logs import TextLines
+from confide.net.body import Bodies, origin_of
 
 _log = logging.getLogger(__name__)
 
 
-class Slots:
-    """How many answers are being made."""
-
-    def __init__(self, most: int) -> None:
-        self._free = most
-
-    def __enter__(self) -> None:
-        """ServerBusy where all are taken."""
-        if not self._free:
-            raise ServerBusy("As many answers as this server can make are being made; try again in a moment.")
-        self._free -= 1
-
-    def __exit__(self, *_: object) -> None:
-        self._free += 1
-
-
 class Admission:
-    """ASGI middleware around one endpoint."""
+    """ASGI middleware around one endpoint. A request takes a place once it is all there, and none before."""
 
-    def __init__(self, app: ASGIApp, serving: Serving, slots: Slots, endpoint: str) -> None:
-        """slots: shared by all endpoints. endpoint: its name in the metrics."""
+    def __init__(self, app: ASGIApp, serving: Serving, line: Line, bodies: Bodies, endpoint: str) -> None:
+        """line, bodies: shared by all endpoints. endpoint: its name in the metrics."""
         self._app = app
         self._serving = serving
-        self._limits = serving.limits
-        self._metrics = serving.metrics
-        self._slots = slots
+        self._line = line
+        self._bodies = bodies
         self._endpoint = endpoint
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._serving.require_sound()
-        with self._slots, self._metrics.running.track_inprogress():
-            started = time.monotonic()
-            answer = _Watched(send, self._limits.idle_seconds)
-            try:
-                async with asyncio.timeout(self._limits.request_seconds):
-                    await self._app(scope, receive, answer)
-            except Exception as error:  # noqa: BLE001 - told without its message, which may quote a prompt
-                await self._fail(error, answer, scope, receive)
-            finally:
-                self._metrics.requests.labels(self._endpoint, answer.status).inc()
-                self._metrics.seconds.labels(self._endpoint).observe(time.monotonic() - started)
+        metrics, started = self._serving.metrics, time.monotonic()
+        answer = _Watched(send, self._serving.limits.idle_seconds)
+        try:
+            await self._admit(Request(scope, receive), answer)
+        except Exception as error:  # noqa: BLE001 - told without its message, which may quote a prompt
+            if answer.status == "none":
+                await _response(error)(scope, receive, answer)
+            elif not isinstance(error, ConfideError | ClientDisconnect | TimeoutError):
+                _report()
+            # An answer that has begun stays without an end, and the server cuts the connection.
+        finally:
+            metrics.requests.labels(self._endpoint, answer.status).inc()
+            metrics.seconds.labels(self._endpoint).observe(time.monotonic() - started)
 
-    async def _fail(self, error: Exception, answer: "_Watched", scope: Scope, receive: Receive) -> None:
-        if isinstance(error, TimeoutError):
-            error = AnswerTimedOut("The answer took longer than it may; ask for a shorter one.")
-        else:
-            _log.error("Answering a request failed.\n%s", TextLines().formatException(sys.exc_info()))
-        if answer.status == "none":
-            await problem_response(error)(scope, receive, answer)
-        # Otherwise the answer stays without an end, and the server cuts the connection.
+    async def _admit(self, request: Request, answer: "_Watched") -> None:
+        metrics = self._serving.metrics
+        self._serving.require_sound()
+        async with self._bodies.read(request) as body:
+            waiting = [body]
+
+        async def receive() -> Message:
+            if waiting:
+                return {"type": "http.request", "body": waiting.pop(), "more_body": False}
+            return await request.receive()
+
+        async with AsyncExitStack() as stack:
+            with metrics.waiting.track_inprogress():
+                await while_connected(request, stack.enter_async_context(self._line.turn(origin_of(request))))
+            with metrics.running.track_inprogress():
+                await self._app(request.scope, receive, answer)
+
+
+def _response(error: Exception) -> Response:
+    if isinstance(error, ClientDisconnect):
+        return Response(status_code=499)  # to nobody; it is nginx's number for that
+    if isinstance(error, TimeoutError):
+        error = AnswerTimedOut("The answer was not taken in time; ask again.")
+    if not isinstance(error, ConfideError):
+        _report()
+    return problem_response(error)
+
+
+def _report() -> None:
+    _log.error("Answering a request failed.\n%s", TextLines().formatException(sys.exc_info()))
 
 
 class _Watched:

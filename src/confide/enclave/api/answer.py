@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -11,11 +11,11 @@ from starlette.requests import ClientDisconnect, Request
 
 from confide.enclave.api.limits import Limits
 from confide.enclave.api.metrics import Metrics
+from confide.enclave.api.pulse import Pulse
 from confide.enclave.api.schemas import Fields, SamplingFields, parse
-from confide.enclave.engines.engine import Engine, FinishReason, Piece, Sampling
+from confide.enclave.engines.engine import Engine, FinishReason, Message, Piece, Prompt, Sampling
 from confide.enclave.self_test import SelfTest
-from confide.errors import AnswerTimedOut, EngineError, PromptTooLong, RequestRefused
-from confide.net.body import read_body
+from confide.errors import EngineError, PromptRefused, PromptTooLong, RequestRefused
 
 _Result = TypeVar("_Result")
 
@@ -28,15 +28,28 @@ class Serving:
     self_test: SelfTest | None = None
     limits: Limits = field(default_factory=Limits)
     metrics: Metrics = field(default_factory=Metrics)
+    pulse: Pulse = field(default_factory=Pulse)
 
     def require_sound(self) -> None:
         """SelfTestFailed once the engine is known to compute garbage."""
         if self.self_test is not None:
             self.self_test.require_passed()
 
-    async def read(self, request: Request, kind: type[Fields]) -> Fields:
-        """What a request asks for, from its body."""
-        return parse(await read_body(request, self.limits.body_bytes, self.limits.body_seconds), kind)
+    @contextmanager
+    def engine_at_work(self) -> Iterator[None]:
+        """What the engine raises here goes on; where it is not the prompt's fault, the engine is looked after."""
+        try:
+            yield
+        except PromptRefused:
+            raise
+        except EngineError:
+            self.pulse.doubt()
+            raise
+
+
+async def read(request: Request, kind: type[Fields]) -> Fields:
+    """What a request asks for, from its body, which `Admission` has taken in."""
+    return parse(await request.body(), kind)
 
 
 class Answer:
@@ -58,7 +71,7 @@ class Answer:
 
     def _count(self, piece: Piece) -> None:
         self.tokens += piece.tokens
-        self._metrics.answer_tokens.inc(piece.tokens)
+        self._metrics.answer_tokens.add(piece.tokens)
 
     async def whole(self) -> tuple[str, FinishReason | None]:
         """The text, and why it ends."""
@@ -75,10 +88,11 @@ class Answer:
         return {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.tokens, "total_tokens": total}
 
 
-async def begin(serving: Serving, request: Request, prompt: str, fields: SamplingFields) -> Answer:
+async def begin(serving: Serving, request: Request, asked: str | Sequence[Message], fields: SamplingFields) -> Answer:
     """An answer whose first piece is there, so that all that can be wrong with the request has been said."""
     started = time.monotonic()
-    prompt_tokens = serving.engine.count(prompt)
+    prompt = await while_connected(request, serving.engine.read(asked))
+    prompt_tokens = len(prompt.tokens)
     sampling = _sampling(serving, prompt_tokens, fields)
     pieces = _pieces(serving, prompt, sampling)
     try:
@@ -87,7 +101,7 @@ async def begin(serving: Serving, request: Request, prompt: str, fields: Samplin
         await pieces.aclose()
         raise
     serving.metrics.first_piece.observe(time.monotonic() - started)
-    serving.metrics.prompt_tokens.inc(prompt_tokens)
+    serving.metrics.prompt_tokens.add(prompt_tokens)
     return Answer(prompt_tokens, first, pieces, serving.metrics)
 
 
@@ -110,24 +124,24 @@ async def _departure(request: Request) -> None:
         pass
 
 
-async def _pieces(serving: Serving, prompt: str, sampling: Sampling) -> AsyncGenerator[Piece, None]:
-    """The engine's, to the one that says why it is the last. AnswerTimedOut where the next does not come in time.
+async def _pieces(serving: Serving, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Piece, None]:
+    """The engine's that are not empty, to the one that says why it is the last.
 
-    SelfTestFailed where the engine turns out meanwhile to compute garbage.
+    AnswerTimedOut where the engine gives nothing to anybody any more, SelfTestFailed where it turns out meanwhile to
+    compute garbage.
     """
-    async with aclosing(serving.engine.generate(prompt, sampling)) as pieces:
-        while True:
-            try:
-                async with asyncio.timeout(serving.limits.idle_seconds):
-                    piece = await anext(pieces)
-            except TimeoutError:
-                raise AnswerTimedOut("The model has stopped answering; try again later.") from None
-            except StopAsyncIteration:
-                raise EngineError("The model's answer broke off; ask again.") from None
-            serving.require_sound()
-            yield piece
-            if piece.finish:
-                return
+    with serving.engine_at_work():
+        async with aclosing(serving.engine.generate(prompt, sampling)) as pieces:
+            while True:
+                try:
+                    piece = await serving.pulse.next(pieces, serving.limits.engine_seconds)
+                except StopAsyncIteration:
+                    raise EngineError("The model's answer broke off; ask again.") from None
+                serving.require_sound()
+                if not piece.empty:
+                    yield piece
+                if piece.finish:
+                    return
 
 
 def _sampling(serving: Serving, prompt_tokens: int, fields: SamplingFields) -> Sampling:

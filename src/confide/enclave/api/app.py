@@ -9,12 +9,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from confide.enclave.api.admission import Admission, Slots
+from confide.enclave.api.admission import Admission
 from confide.enclave.api.answer import Serving
+from confide.enclave.api.line import Line
 from confide.enclave.api.openai import OpenAi, json_response
 from confide.enclave.api.problems import HANDLERS
 from confide.enclave.api.simple import Simple
-from confide.errors import SelfTestFailed
+from confide.errors import ConfideError
+from confide.net.body import Bodies
 
 API_PATHS = ("/v1", "/generate", "/chat")
 """Below these questions are asked, in the clear; see `confide.enclave.api.public`."""
@@ -22,15 +24,17 @@ API_PATHS = ("/v1", "/generate", "/chat")
 
 def api_app(serving: Serving) -> Starlette:
     """An ASGI application with OpenAI's endpoints, /generate, /chat and /health."""
-    openai, simple, slots = OpenAi(serving), Simple(serving), Slots(serving.limits.concurrent)
+    openai, simple, limits = OpenAi(serving), Simple(serving), serving.limits
+    line = Line(serving.engine.facts.parallel, limits.waiting, limits.waiting_seconds)
+    bodies = Bodies(limits.body_bytes, limits.body_seconds, limits.bodies_bytes)
 
     def answering(path: str, endpoint: Callable[[Request], Awaitable[Response]], *methods: str) -> Route:
-        gate = Middleware(Admission, serving=serving, slots=slots, endpoint=path)
+        gate = Middleware(Admission, serving=serving, line=line, bodies=bodies, endpoint=path)
         return Route(path, endpoint, methods=methods or ("POST",), middleware=[gate])
 
     return Starlette(
         routes=[
-            Route("/health", partial(health, serving)),
+            *health_routes(serving),
             Route("/v1/models", openai.models),
             answering("/v1/chat/completions", openai.chat),
             answering("/v1/completions", openai.completions),
@@ -42,10 +46,21 @@ def api_app(serving: Serving) -> Starlette:
     )
 
 
+def health_routes(serving: Serving) -> list[Route]:
+    """/health, for whoever sends requests here, and /health/live, for whoever restarts what is dead."""
+    return [Route("/health", partial(health, serving)), Route("/health/live", live)]
+
+
 async def health(serving: Serving, _request: Request) -> Response:
-    """That there is a server, and whether it answers: with status 503 once its engine computes garbage."""
+    """Whether a token can be made now: with status 503 where the engine makes none, or computes garbage."""
     try:
         serving.require_sound()
-    except SelfTestFailed as error:
+        serving.pulse.require()
+    except ConfideError as error:
         return json_response({"status": "failed", "reason": error.code}, 503)
+    return json_response({"status": "ok"})
+
+
+async def live(_request: Request) -> Response:
+    """That there is a server, whatever its engine does: while it answers, a restart is not called for."""
     return json_response({"status": "ok"})

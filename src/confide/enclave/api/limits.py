@@ -7,16 +7,21 @@ from dataclasses import dataclass
 class Limits:
     """Sizes in bytes and tokens, patience in seconds.
 
-    concurrent: answers being made at a time. body_seconds: for a request to arrive. idle_seconds: between two pieces
-    of an answer, and for a client to take one. request_seconds: for a whole answer. attestations_per_second: in the
-    long run, from all clients together.
+    body_bytes, body_seconds: of one request, and for it to arrive. bodies_bytes: of all that are on their way.
+    waiting: requests in line for the engine, beyond those that it computes at once. waiting_seconds: for which nobody
+    is let into the line. idle_seconds: for a client to take the next part of its answer. engine_seconds: for the engine
+    to give anything to anybody. attestations_per_second: in the long run, to all clients together.
+    attestations_waiting: in line for one.
     """
 
     body_bytes: int = 1 << 20
+    body_seconds: float = 30.0
+    bodies_bytes: int = 64 << 20
     prompt_tokens: int = 1 << 17
     answer_tokens: int = 8192
-    concurrent: int = 64
-    body_seconds: float = 30.0
+    waiting: int = 256
+    waiting_seconds: float = 300.0
     idle_seconds: float = 60.0
-    request_seconds: float = 900.0
-    attestations_per_second: float = 10.0
+    engine_seconds: float = 300.0
+    attestations_per_second: float = 50.0
+    attestations_waiting: int = 4096

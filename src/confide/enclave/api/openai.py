@@ -14,7 +14,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from confide.enclave.api.answer import Answer, Serving, begin, while_connected
+from confide.enclave.api.answer import Answer, Serving, begin, read, while_connected
 from confide.enclave.api.events import EventStream, event
 from confide.enclave.api.problems import problem
 from confide.enclave.api.schemas import (
@@ -45,42 +45,50 @@ class OpenAi:
 
     async def chat(self, request: Request) -> Response:
         """The next turn of a conversation."""
-        asked = await self.serving.read(request, ChatRequest)
+        asked = await read(request, ChatRequest)
         self._require_model(asked.model)
         if asked.max_completion_tokens is not None:
             asked.max_tokens = asked.max_completion_tokens
-        prompt = self.serving.engine.render(as_turns(asked.messages))
-        return await self._answer(request, prompt, asked, _Chat(asked.model))
+        return await self._answer(request, as_turns(asked.messages), asked, _Chat(asked.model))
 
     async def completions(self, request: Request) -> Response:
         """A text, continued."""
-        asked = await self.serving.read(request, CompletionRequest)
+        asked = await read(request, CompletionRequest)
         self._require_model(asked.model)
         prompt = asked.prompt if isinstance(asked.prompt, str) else asked.prompt[0]
         return await self._answer(request, prompt, asked, _Text(asked.model))
 
     async def embeddings(self, request: Request) -> Response:
         """One vector for each text."""
-        asked = await self.serving.read(request, EmbeddingRequest)
+        asked = await read(request, EmbeddingRequest)
         self._require_model(asked.model)
         engine = self.serving.engine
         texts = [asked.input] if isinstance(asked.input, str) else asked.input
-        counts = [engine.count(text) for text in texts]
-        if max(counts) > engine.facts.context:
-            raise PromptTooLong(f"A text has {max(counts)} tokens, and {engine.facts.context} are taken; shorten it.")
-        vectors = await while_connected(request, engine.embed(texts))
+        prompts, total = [], 0
+        for text in texts:
+            prompt = await while_connected(request, engine.read(text))
+            if len(prompt.tokens) > engine.facts.context:
+                raise PromptTooLong(
+                    f"A text has {len(prompt.tokens)} tokens, and {engine.facts.context} are taken; shorten it."
+                )
+            prompts.append(prompt)
+            total += len(prompt.tokens)
+        with self.serving.engine_at_work():
+            vectors = await while_connected(request, engine.embed(prompts))
         encode: Callable[[list[float]], Any] = _base64 if asked.encoding_format == "base64" else list
         data = [
             {"object": "embedding", "index": index, "embedding": encode(vector)} for index, vector in enumerate(vectors)
         ]
-        usage = {"prompt_tokens": sum(counts), "total_tokens": sum(counts)}
+        usage = {"prompt_tokens": total, "total_tokens": total}
         return json_response({"object": "list", "model": asked.model, "data": data, "usage": usage})
 
     def _require_model(self, name: str) -> None:
         if name != self.serving.engine.facts.model:
             raise UnknownModel("This model is not served here; /v1/models says which one is.", "model")
 
-    async def _answer(self, request: Request, prompt: str, asked: StreamFields, shape: "_Shape") -> Response:
+    async def _answer(
+        self, request: Request, prompt: str | list[Message], asked: StreamFields, shape: "_Shape"
+    ) -> Response:
         answer = await begin(self.serving, request, prompt, asked)
         if asked.stream:
             with_usage = asked.stream_options is not None and asked.stream_options.include_usage

@@ -1,5 +1,6 @@
 """Errors as OpenAI's API shows them, each with its status. They say what to do, and quote nothing of a request."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -12,8 +13,10 @@ from confide.errors import (
     AnswerTimedOut,
     ConfideError,
     EngineError,
+    EngineUnavailable,
     EvidenceUnavailable,
     InsecureConnection,
+    PromptRefused,
     PromptTooLong,
     RequestRefused,
     RequestTimedOut,
@@ -30,7 +33,9 @@ _KINDS: Final[Mapping[type[Exception], tuple[int, str]]] = {
     RequestTooLarge: (413, _INVALID),
     RequestTimedOut: (408, _INVALID),
     UnknownModel: (404, _INVALID),
-    EngineError: (400, _INVALID),
+    PromptRefused: (400, _INVALID),
+    EngineError: (502, "server_error"),
+    EngineUnavailable: (503, "server_error"),
     InsecureConnection: (403, _INVALID),
     ServerBusy: (429, "rate_limit_error"),
     AnswerTimedOut: (504, "timeout_error"),
@@ -46,7 +51,7 @@ _HTTP: Final = {
     404: "There is no such endpoint here; /v1/models, /v1/chat/completions, /v1/completions and /v1/embeddings are.",
     405: "This endpoint takes another method; use POST for questions.",
 }
-_RETRY_SECONDS: Final = 1
+_MAX_RETRY_SECONDS: Final = 3600
 
 
 def problem(error: Exception) -> dict[str, Any]:
@@ -61,8 +66,14 @@ def problem(error: Exception) -> dict[str, Any]:
 def problem_response(error: Exception) -> Response:
     """An error as an HTTP response."""
     status, _ = _kind(error)
-    headers = {"retry-after": str(_RETRY_SECONDS)} if status == 429 else None
-    return _response(problem(error), status, headers)
+    return _response(problem(error), status, retry_after(error))
+
+
+def retry_after(error: Exception) -> dict[str, str] | None:
+    """The header that says when to try again, where an error says so."""
+    if not isinstance(error, ServerBusy):
+        return None
+    return {"retry-after": str(min(max(1, math.ceil(error.retry_seconds)), _MAX_RETRY_SECONDS))}
 
 
 async def on_confide_error(_request: Request, error: Exception) -> Response:

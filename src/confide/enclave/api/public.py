@@ -4,9 +4,8 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from typing import Final
 
 from starlette.applications import Starlette
@@ -17,14 +16,18 @@ from starlette.routing import BaseRoute, Mount, Route
 
 from confide.channel.middleware import SealedChannel
 from confide.channel.sealing import PATH
-from confide.enclave.api.answer import Serving
-from confide.enclave.api.app import API_PATHS, api_app, health
+from confide.enclave.api.answer import Serving, while_connected
+from confide.enclave.api.app import API_PATHS, api_app, health_routes
+from confide.enclave.api.line import Line
 from confide.enclave.api.problems import HANDLERS, problem_response
 from confide.enclave.workload import Workload
-from confide.errors import InsecureConnection, RequestRefused, ServerBusy
+from confide.errors import InsecureConnection, RequestRefused
+from confide.net.body import origin_of
 
 _NONCE: Final = re.compile(r"(?:[0-9a-f]{2}){32,64}")
 _BURST_SECONDS: Final = 2.0
+_LONGEST_WAIT: Final = 90.0
+"""Seconds in line for evidence at most; clients wait for two minutes."""
 
 
 def public_app(workload: Workload, serving: Serving, *, tls_ends_here: bool = False) -> Starlette:
@@ -39,39 +42,53 @@ def public_app(workload: Workload, serving: Serving, *, tls_ends_here: bool = Fa
         workload.key,
         body_bytes=limits.body_bytes,
         body_seconds=limits.body_seconds,
+        bodies_bytes=limits.bodies_bytes,
         on_refusal=lambda code: metrics.refusals.labels(code).inc(),
     )
-    attestation = _Attestation(workload, serving, RateLimit(limits.attestations_per_second))
+    line = Line(1, limits.attestations_waiting, _LONGEST_WAIT, 1 / limits.attestations_per_second)
+    attestation = _Attestation(workload, serving, line, Pace(limits.attestations_per_second))
     rest: list[BaseRoute] = [Mount("/", api)] if tls_ends_here else [
         Route(path + "{rest:path}", _not_in_the_clear, methods=["GET", "POST"]) for path in API_PATHS
     ]  # fmt: skip
     routes = [
         Route(PATH, channel, methods=["POST"]),
         Route("/attestation", attestation.show),
-        Route("/health", partial(health, serving)),
-        Route("/metrics", lambda _request: Response(metrics.text(), media_type="text/plain; version=0.0.4")),
+        *health_routes(serving),
         *rest,
     ]
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        testing = asyncio.create_task(serving.self_test.keep_running()) if serving.self_test else None
+        engine, pulse = serving.engine, serving.pulse
+        watching = [asyncio.create_task(pulse.keep_watching(engine, limits.engine_seconds))]
+        if serving.self_test:
+            watching.append(asyncio.create_task(serving.self_test.keep_running()))
         yield
-        if testing is not None:
-            testing.cancel()
-        await serving.engine.close()
+        for task in watching:
+            task.cancel()
+        await engine.close()
 
     return Starlette(routes=routes, exception_handlers=HANDLERS, lifespan=lifespan)
 
 
+def private_app(serving: Serving) -> Starlette:
+    """What the operator alone may see, on an address that nobody else can reach: /metrics, and /health as above."""
+    metrics = serving.metrics
+
+    async def show(_request: Request) -> Response:
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4")
+
+    return Starlette(routes=[Route("/metrics", show), *health_routes(serving)], exception_handlers=HANDLERS)
+
+
 @dataclass(frozen=True)
 class _Attestation:
-    """Evidence on demand: one at a time, for hardware gives no more, and not too often."""
+    """Evidence on demand: one at a time, for hardware gives no more, and not too often. The others wait in line."""
 
     workload: Workload
     serving: Serving
-    rate: "RateLimit"
-    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    line: Line
+    pace: "Pace"
 
     async def show(self, request: Request) -> Response:
         """GET /attestation?nonce=, as JSON: see `confide.attest.wire.Attested`."""
@@ -80,14 +97,15 @@ class _Attestation:
             raise RequestRefused(
                 "Ask with a fresh random ?nonce= of 32 to 64 bytes, in lower-case hexadecimal.", "nonce"
             )
-        self.rate.take()
-        async with self.turn:
-            attested = await run_in_threadpool(self.workload.attest, nonce)
+        async with AsyncExitStack() as stack:
+            await while_connected(request, stack.enter_async_context(self.line.turn(origin_of(request))))
+            await self.pace.step()
+            attested = await run_in_threadpool(lambda: self.workload.attest(nonce).encode())
         self.serving.metrics.attestations.inc()
-        return Response(attested.encode(), 200, {"cache-control": "no-store"}, media_type="application/json")
+        return Response(attested, 200, {"cache-control": "no-store"}, media_type="application/json")
 
 
-class RateLimit:
+class Pace:
     """So many a second in the long run, and two seconds' worth at once (a token bucket)."""
 
     def __init__(self, per_second: float) -> None:
@@ -96,14 +114,16 @@ class RateLimit:
         self._tokens = self._most
         self._at = time.monotonic()
 
-    def take(self) -> None:
-        """ServerBusy where it was too many."""
-        now = time.monotonic()
-        self._tokens = min(self._most, self._tokens + (now - self._at) * self._rate)
-        self._at = now
-        if self._tokens < 1:
-            raise ServerBusy("Too many ask at once; try again in a moment.")
-        self._tokens -= 1
+    async def step(self) -> None:
+        """Take one, once there is one. For one caller at a time."""
+        while True:
+            now = time.monotonic()
+            self._tokens = min(self._most, self._tokens + (now - self._at) * self._rate)
+            self._at = now
+            if self._tokens >= 1:
+                self._tokens -= 1
+                return
+            await asyncio.sleep((1 - self._tokens) / self._rate)
 
 
 async def _not_in_the_clear(_request: Request) -> Response:

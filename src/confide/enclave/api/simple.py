@@ -4,7 +4,6 @@
 ask it: POST answers a `query`, and GET streams what follows a `prompt`. /chat is Confide's own.
 """
 
-import asyncio
 import base64
 import binascii
 from collections.abc import AsyncGenerator
@@ -16,12 +15,13 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from confide.enclave.api.answer import Answer, Serving, begin, while_connected
+from confide.enclave.api.answer import Answer, Serving, begin, read, while_connected
 from confide.enclave.api.events import EventStream, event
 from confide.enclave.api.openai import as_turns, json_response
 from confide.enclave.api.problems import problem
 from confide.enclave.api.schemas import GenerateRequest, PromptRequest, convert
 from confide.enclave.engines.engine import Message
+from confide.enclave.engines.prompts import BYTES_PER_TOKEN
 from confide.errors import ConfideError, RequestRefused
 
 ANSWER_TOKENS: Final = 64
@@ -40,7 +40,7 @@ class Simple:
         """{"query": ...} to {"response": ...}; by GET a stream, see `_stream`."""
         if request.method == "GET":
             return await self._stream(request)
-        asked = _as_the_example(await self.serving.read(request, GenerateRequest))
+        asked = _as_the_example(await read(request, GenerateRequest))
         answer = await begin(self.serving, request, asked.query, asked)
         async with aclosing(answer):
             text, _ = await while_connected(request, answer.whole())
@@ -58,24 +58,25 @@ class Simple:
         return EventStream(_events(answer, told=False), answer)
 
     async def _end_of(self, text: str, answer_tokens: int) -> str:
-        """The end of a text that leaves room for an answer of so many tokens."""
+        """The longest end of a text that leaves room for an answer of so many tokens."""
         engine, limits = self.serving.engine, self.serving.limits
         most = max(1, min(limits.prompt_tokens, engine.facts.context - answer_tokens))
 
-        def search() -> str:
-            # The longest that fits by halving; each one that is kept was counted.
-            left_out, too_few = len(text), 0
-            if engine.count(text) <= most:
-                return text
-            while left_out - too_few > 1:
-                middle = (left_out + too_few) // 2
-                if engine.count(text[middle:]) <= most:
-                    left_out = middle
-                else:
-                    too_few = middle
-            return text[left_out:]
+        async def fits(text: str) -> bool:
+            return len((await engine.read(text)).tokens) <= most
 
-        return await asyncio.to_thread(search)
+        # More bytes than that are not read at all.
+        text = text.encode()[-most * BYTES_PER_TOKEN :].decode(errors="ignore")
+        if await fits(text):
+            return text
+        left_out, too_few = len(text), 0
+        while left_out - too_few > 1:
+            middle = (left_out + too_few) // 2
+            if await fits(text[middle:]):
+                left_out = middle
+            else:
+                too_few = middle
+        return text[left_out:]
 
     async def chat(self, request: Request) -> Response:
         """Events named data, each with a piece of the answer as a JSON string, then one named end.
@@ -87,10 +88,9 @@ class Simple:
         if request.method == "GET":
             asked = convert(dict(request.query_params), PromptRequest)
         else:
-            asked = await self.serving.read(request, PromptRequest)
-        prompt = _decoded(asked.prompt)
-        if asked.history is not None:
-            prompt = self.serving.engine.render([*as_turns(asked.history), Message("user", prompt)])
+            asked = await read(request, PromptRequest)
+        text = _decoded(asked.prompt)
+        prompt = text if asked.history is None else [*as_turns(asked.history), Message("user", text)]
         answer = await begin(self.serving, request, prompt, asked)
         return EventStream(_events(answer, told=True), answer)
 

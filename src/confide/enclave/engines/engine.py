@@ -14,7 +14,7 @@ class EngineFacts:
     """What runs. model: its name in the API. quantization: such as f32 or q8_0. context: tokens at most.
 
     version: of the engine and what it computes with. dtype: what is computed in. template: the chat template. adapters:
-    their names. settings: what else changes answers.
+    their names. settings: what else changes answers. parallel: requests computed at once; more have to wait.
     """
 
     model: str
@@ -26,6 +26,7 @@ class EngineFacts:
     template: str = ""
     adapters: tuple[str, ...] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
+    parallel: int = PARALLEL
 
 
 @dataclass(frozen=True)
@@ -49,18 +50,37 @@ class Message:
 
 
 @dataclass(frozen=True)
+class Prompt:
+    """A text to go on with, as the model's tokenizer reads it. tokens: their ids."""
+
+    text: str = field(repr=False)
+    tokens: Sequence[int] = field(repr=False)
+
+
+@dataclass(frozen=True)
 class Piece:
-    """The next part of an answer. text: may be empty. tokens: how many it stands for. finish: in the last one only."""
+    """The next part of an answer. text: may be empty. tokens: how many it stands for. finish: in the last one only.
+
+    One without text, tokens and finish says no more than that work on the answer goes on. padding: it stands for a
+    token behind the end, and is handed on like any other, so that nobody sees the end by what happens next.
+    """
 
     text: str
     tokens: int
     finish: FinishReason | None = None
+    padding: bool = False
+
+    @property
+    def empty(self) -> bool:
+        """Whether it says no more than that."""
+        return not (self.text or self.tokens or self.finish or self.padding)
 
 
 class Engine(Protocol):
     """A loaded model. Methods are called from one event loop, many at once; none of them blocks it.
 
-    A prompt that does not fit, with its answer, raises PromptTooLong before the first piece.
+    A prompt that does not fit, with its answer, raises PromptTooLong before the first piece. Whoever comes first is
+    answered first, as far as that can be known; nobody waits for the whole of somebody else's answer or long prompt.
     """
 
     @property
@@ -68,19 +88,18 @@ class Engine(Protocol):
         """What runs."""
         ...
 
-    def count(self, text: str) -> int:
-        """Tokens in a text."""
+    async def read(self, asked: str | Sequence[Message]) -> Prompt:
+        """A text, or a conversation: by the model's chat template, or plainly where it has none.
+
+        PromptTooLong, without reading it, for one of more bytes than any text has that fits.
+        """
         ...
 
-    def render(self, messages: Sequence[Message]) -> str:
-        """A conversation as a prompt: by the model's chat template, or plainly where it has none."""
-        ...
-
-    def generate(self, prompt: str, sampling: Sampling) -> AsyncGenerator[Piece, None]:
+    def generate(self, prompt: str | Prompt, sampling: Sampling) -> AsyncGenerator[Piece, None]:
         """An answer, piece by piece. Closing the generator stops the work at the next token."""
         ...
 
-    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
+    async def embed(self, texts: Sequence[str | Prompt]) -> list[list[float]]:
         """An embedding of each text. EngineError where the model gives none."""
         ...
 

@@ -27,13 +27,13 @@ import xllamacpp
 from gguf import GGUFReader, LlamaFileType
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from confide.enclave.engines.engine import PARALLEL, EngineFacts, Piece, Sampling
+from confide.enclave.engines.engine import PARALLEL, EngineFacts, Piece, Prompt, Sampling
 from confide.enclave.engines.held import digest_of
 from confide.enclave.engines.prompts import Prompted, Prompts
-from confide.errors import EngineError, PromptTooLong
+from confide.errors import EngineError, EngineUnavailable, PromptTooLong
 
-BATCH: Final = 2048
-"""Tokens computed together at most; also the longest text to embed."""
+BATCH: Final = 1024
+"""Tokens computed together at most, for which all running answers wait; also the longest text to embed."""
 _SILENT: Final = -1
 _RANDOM_SEED: Final = 2**32 - 1
 """llama.cpp's seeds are 32 bits wide; this one means that it shall choose."""
@@ -70,25 +70,26 @@ class GgufEngine(Prompted):
         self._threads = ThreadPoolExecutor(parallel, thread_name_prefix="llama.cpp request")
         self._closed = False
 
-    async def generate(self, prompt: str, sampling: Sampling) -> AsyncGenerator[Piece, None]:
+    async def generate(self, prompt: str | Prompt, sampling: Sampling) -> AsyncGenerator[Piece, None]:
         """An answer as llama.cpp gives it. Raises PromptTooLong, and EngineError where llama.cpp refuses."""
-        self._prompts.require_fit(self._prompts.count(prompt), sampling)
+        prompt = await self._as_prompt(prompt)
+        self._prompts.require_fit(len(prompt.tokens), sampling)
         done = 0
-        async with aclosing(self._complete(_request(prompt, sampling))) as chunks:
+        async with aclosing(self._complete(_request(prompt.text, sampling))) as chunks:
             async for chunk in chunks:
                 _require_no_error(chunk)
                 choice = chunk["choices"][0]
                 now = int(chunk["timings"]["predicted_n"])
-                if now > done or choice["text"] or choice["finish_reason"]:
-                    yield Piece(choice["text"], now - done, choice["finish_reason"])
-                    done = now
+                yield Piece(choice["text"], now - done, choice["finish_reason"])
+                done = now
 
-    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
+    async def embed(self, texts: Sequence[str | Prompt]) -> list[list[float]]:
         """The mean over tokens of the last hidden state, scaled to Euclidean length 1."""
-        for text in texts:
-            self._prompts.require_short(self._prompts.count(text), min(BATCH, self._prompts.context))
+        prompts = [await self._as_prompt(text) for text in texts]
+        for prompt in prompts:
+            self._prompts.require_short(len(prompt.tokens), min(BATCH, self._prompts.context))
         self._require_open()
-        request = {"input": list(texts)}
+        request = {"input": [prompt.text for prompt in prompts]}
         answer = await asyncio.get_running_loop().run_in_executor(
             self._threads, self._server.handle_embeddings, request
         )
@@ -106,7 +107,7 @@ class GgufEngine(Prompted):
 
     async def margins(self, prompt: str, tokens: int) -> list[float]:
         """From the probabilities that llama.cpp gives."""
-        self._prompts.require_fit(self._prompts.count(prompt), Sampling(tokens))
+        self._prompts.require_fit(len((await self.read(prompt)).tokens), Sampling(tokens))
         request = _request(prompt, Sampling(tokens, temperature=0)) | {"logprobs": 2}
         margins: list[float] = []
         async with aclosing(self._complete(request)) as chunks:
@@ -160,7 +161,7 @@ class GgufEngine(Prompted):
 
     def _require_open(self) -> None:
         if self._closed:
-            raise EngineError("The engine is closed; send the request again once it serves.")
+            raise EngineUnavailable("The engine is closed; send the request again once it serves.")
 
 
 @dataclass(frozen=True)
@@ -210,6 +211,7 @@ def _facts(name: str, quantization: str, prompts: Prompts, threads: int, paralle
         dtype=quantization,
         template=prompts.template,
         settings={"threads": str(threads), "parallel": str(parallel), "cpu": xllamacpp.get_system_info()},
+        parallel=parallel,
     )
 
 

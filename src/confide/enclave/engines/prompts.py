@@ -1,14 +1,20 @@
 """Prompts in tokens: how many, from a conversation, and whether they fit. The same for every engine."""
 
+import asyncio
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from typing import cast
+from typing import Final, cast
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from confide.enclave.engines.engine import EngineFacts, Message, Sampling
-from confide.errors import EngineError, PromptTooLong
+from confide.enclave.engines.engine import EngineFacts, Message, Prompt, Sampling
+from confide.errors import PromptRefused, PromptTooLong
+
+BYTES_PER_TOKEN: Final = 16
+"""A text with more bytes than this for each token of the context is not even tokenized. Languages and programs have
+two to six."""
 
 
 class Prompts:
@@ -26,11 +32,22 @@ class Prompts:
 
     def encode(self, text: str) -> list[int]:
         """A text's tokens, with those that the model wants at a text's beginning."""
-        return cast(list[int], self.tokenizer(text, verbose=False)["input_ids"])
+        if not self.tokenizer.is_fast:
+            return cast(list[int], self.tokenizer(text, verbose=False)["input_ids"])
+        # The same as above; but other threads go on meanwhile, which they do not in `encode`, and offsets, masks and
+        # strings, of which a long text has many, are not made.
+        [encoding] = cast(PreTrainedTokenizerFast, self.tokenizer).backend_tokenizer.encode_batch_fast([text])
+        return encoding.ids
 
-    def count(self, text: str) -> int:
-        """How many tokens `encode` gives."""
-        return len(self.encode(text))
+    def read(self, asked: str | Sequence[Message]) -> Prompt:
+        """As `Engine.read`. Takes a while for a long text."""
+        if isinstance(asked, str):
+            text = asked
+        else:
+            self._require_readable("".join(message.content for message in asked))
+            text = self.render(asked)
+        self._require_readable(text)
+        return Prompt(text, self.encode(text))
 
     def render(self, messages: Sequence[Message]) -> str:
         """A conversation as a prompt by the model's chat template.
@@ -44,9 +61,9 @@ class Prompts:
         return text.removeprefix(self._own_beginning())
 
     def require_fit(self, tokens: int, sampling: Sampling) -> None:
-        """PromptTooLong for a prompt of so many tokens that leaves no room for its answer, EngineError for none."""
+        """PromptTooLong for a prompt of so many tokens that leaves no room for its answer, PromptRefused for none."""
         if not tokens:
-            raise EngineError("The prompt is empty; give the model a text to continue.")
+            raise PromptRefused("The prompt is empty; give the model a text to continue.")
         if tokens + sampling.max_tokens > self.context:
             raise PromptTooLong(
                 f"The prompt has {tokens} tokens and its answer up to {sampling.max_tokens}, but the model's context "
@@ -56,9 +73,17 @@ class Prompts:
     def require_short(self, tokens: int, most: int) -> None:
         """As `require_fit`, for a text that is read and not continued."""
         if not tokens:
-            raise EngineError("A text is empty; give the model some words.")
+            raise PromptRefused("A text is empty; give the model some words.")
         if tokens > most:
             raise PromptTooLong(f"A text has {tokens} tokens, but the model reads {most} at most; shorten it.")
+
+    def _require_readable(self, text: str) -> None:
+        most = self.context * BYTES_PER_TOKEN
+        size = len(text) if len(text) > most else len(text.encode(errors="surrogatepass"))
+        if size > most:
+            raise PromptTooLong(
+                f"The text has more than {most} bytes, and the model's context is {self.context} tokens; shorten it."
+            )
 
     def _own_beginning(self) -> str:
         """The token that `encode` puts first anyway: with the template's own there would be two."""
@@ -72,16 +97,16 @@ class Prompted:
     def __init__(self, facts: EngineFacts, prompts: Prompts) -> None:
         self._facts = facts
         self._prompts = prompts
+        self._reader = ThreadPoolExecutor(1, "reading prompts")
 
     @property
     def facts(self) -> EngineFacts:
         """What runs."""
         return self._facts
 
-    def count(self, text: str) -> int:
-        """Tokens in a text."""
-        return self._prompts.count(text)
+    async def read(self, asked: str | Sequence[Message]) -> Prompt:
+        """A text or a conversation as a prompt, read in a thread of its own: in one, since tokenizers keep settings."""
+        return await asyncio.get_running_loop().run_in_executor(self._reader, self._prompts.read, asked)
 
-    def render(self, messages: Sequence[Message]) -> str:
-        """A conversation as a prompt."""
-        return self._prompts.render(messages)
+    async def _as_prompt(self, prompt: str | Prompt) -> Prompt:
+        return prompt if isinstance(prompt, Prompt) else await self.read(prompt)

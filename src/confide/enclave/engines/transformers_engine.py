@@ -4,6 +4,7 @@ Each request has its own KV cache and its own random numbers, and is never compu
 gives the same answer whatever else runs at the time.
 """
 
+import inspect
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from typing import Final, cast
@@ -22,7 +23,7 @@ from transformers import (
 )
 
 from confide.enclave.engines.answer_text import AnswerText
-from confide.enclave.engines.engine import EngineFacts, Piece, Sampling
+from confide.enclave.engines.engine import EngineFacts, Piece, Prompt, Sampling
 from confide.enclave.engines.held import Buffer, digest_of
 from confide.enclave.engines.prompts import Prompted, Prompts
 from confide.enclave.engines.turns import Turns
@@ -52,22 +53,24 @@ class TransformersEngine(Prompted):
         self._ends = _end_tokens(model)
         self._turns = Turns("transformers engine")
 
-    async def generate(self, prompt: str, sampling: Sampling) -> AsyncGenerator[Piece, None]:
+    async def generate(self, prompt: str | Prompt, sampling: Sampling) -> AsyncGenerator[Piece, None]:
         """An answer, a token at a time. Raises PromptTooLong, and EngineError where the model fails."""
-        tokens = self._prompts.encode(prompt)
+        tokens = list((await self._as_prompt(prompt)).tokens)
         self._prompts.require_fit(len(tokens), sampling)
         async with aclosing(self._turns.run(self._answer(tokens, sampling))) as pieces:
             async for piece in pieces:
-                if piece.tokens:
-                    yield piece
+                yield piece or Piece("", 0)
 
-    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
+    async def embed(self, texts: Sequence[str | Prompt]) -> list[list[float]]:
         """The mean over tokens of the last hidden state, scaled to Euclidean length 1."""
-        inputs = [self._prompts.encode(text) for text in texts]
-        for tokens in inputs:
+        inputs = []
+        for text in texts:
+            tokens = list((await self._as_prompt(text)).tokens)
             self._prompts.require_short(len(tokens), self._prompts.context)
-        async with aclosing(self._turns.run(map(self._embedding, inputs))) as embeddings:
-            return [embedding async for embedding in embeddings]
+            inputs.append(tokens)
+        async with aclosing(self._turns.run(self._embeddings(inputs))) as steps:
+            [embeddings] = [found async for found in steps if found is not None]
+        return embeddings
 
     def weights_digest(self) -> str:
         """Over the parameters and the buffers that are stored with them, as torch holds them."""
@@ -102,14 +105,14 @@ class TransformersEngine(Prompted):
             yield float(best.values[0] - best.values[1])
             reading.read([token])
 
-    def _answer(self, prompt: list[int], sampling: Sampling) -> Iterator[Piece]:
-        """One step is one token of the answer, or a piece without any for a part of the prompt."""
+    def _answer(self, prompt: list[int], sampling: Sampling) -> Iterator[Piece | None]:
+        """One step is one token of the answer, and None for a part of the prompt."""
         text = AnswerText(self._decoder, prompt, sampling.stop)
         choose = _chooser(sampling)
         reading = _Reading(self._model)
         for start in range(0, len(prompt), PREFILL):
             reading.read(prompt[start : start + PREFILL])
-            yield Piece("", 0)
+            yield None
         for left in reversed(range(sampling.max_tokens)):
             token = choose(reading.logits)
             if token in self._ends:
@@ -125,11 +128,20 @@ class TransformersEngine(Prompted):
             yield Piece(part, 1)
             reading.read([token])
 
-    def _embedding(self, tokens: list[int]) -> list[float]:
-        with torch.inference_mode(), _explained():
-            ids = torch.tensor([tokens], device=self._model.device)
-            hidden = self._model.base_model(input_ids=ids).last_hidden_state[0].float()
-            return cast(list[float], torch.nn.functional.normalize(hidden.mean(0), dim=0).tolist())
+    def _embeddings(self, inputs: list[list[int]]) -> Iterator[list[list[float]] | None]:
+        """One step is a part of a text, and the last one gives all embeddings."""
+        embeddings: list[list[float]] = []
+        for tokens in inputs:
+            cache, total = None, torch.zeros(())
+            for start in range(0, len(tokens), PREFILL):
+                with torch.inference_mode(), _explained():
+                    ids = torch.tensor([tokens[start : start + PREFILL]], device=self._model.device)
+                    output = self._model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
+                    cache = output.past_key_values
+                    total = total + output.last_hidden_state[0].float().sum(0).cpu()
+                yield None
+            embeddings.append(cast(list[float], torch.nn.functional.normalize(total, dim=0).tolist()))
+        yield embeddings
 
 
 class _Reading:
@@ -139,12 +151,15 @@ class _Reading:
         self.logits = torch.empty(0)
         self._model = model
         self._cache: object = None
+        # Logits of a prompt's other tokens would be a third of the work for a small model, and nobody looks at them.
+        takes = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._only_last = {"logits_to_keep": 1} if takes else {}
 
     def read(self, tokens: list[int]) -> None:
         """Read on."""
         with torch.inference_mode(), _explained():
             ids = torch.tensor([tokens], device=self._model.device)
-            output = self._model(input_ids=ids, past_key_values=self._cache, use_cache=True)
+            output = self._model(input_ids=ids, past_key_values=self._cache, use_cache=True, **self._only_last)
             self._cache = output.past_key_values
             self.logits = output.logits[0, -1].float().cpu()
         if not self.logits.max().isfinite():  # a NaN is the largest to torch, and argmax would take it for a token

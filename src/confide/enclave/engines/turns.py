@@ -1,4 +1,10 @@
-"""Many jobs, one thread: each job advances by one step at a time, in turns, so none holds up the others."""
+"""Many jobs, one thread: first come, first served, and yet none holds up the others for long.
+
+A job first prepares, by steps that give None, and then gives results. Jobs that give results take turns, a step each.
+Between two such rounds the job that came first goes on with its preparation, by one step; so jobs get ready one after
+the other, and not all of them at the very end. One that takes more than `FIRST_STEPS` lets others pass: those that take
+longer share every second of these steps.
+"""
 
 import asyncio
 import threading
@@ -7,9 +13,11 @@ from collections.abc import AsyncGenerator, Iterator
 from queue import SimpleQueue
 from typing import Final, Generic, TypeVar
 
-from confide.errors import EngineError
+from confide.errors import EngineUnavailable
 
 T = TypeVar("T")
+FIRST_STEPS: Final = 8
+"""Steps of preparation in which nobody passes."""
 
 
 class _End:
@@ -22,9 +30,11 @@ _END: Final = _End()
 class _Job(Generic[T]):
     """Steps to take, and the way back to the event loop that waits for what they give."""
 
-    def __init__(self, steps: Iterator[T]) -> None:
+    def __init__(self, steps: Iterator[T | None]) -> None:
         self.wanted = True
-        self.results: asyncio.Queue[T | Exception | _End] = asyncio.Queue()
+        self.ready = False
+        self.steps_taken = 0
+        self.results: asyncio.Queue[T | Exception | _End | None] = asyncio.Queue()
         self._steps = steps
         self._loop = asyncio.get_running_loop()
 
@@ -32,12 +42,15 @@ class _Job(Generic[T]):
         """Take one step, on the working thread; whether there is another."""
         if not self.wanted:
             return False
+        self.steps_taken += 1
         try:
-            return self.report(next(self._steps, _END))
+            result = next(self._steps, _END)
         except Exception as error:  # noqa: BLE001 - whoever waits for this job must hear of it, and the others go on
             return self.report(error)
+        self.ready = self.ready or result is not None
+        return self.report(result)
 
-    def report(self, result: T | Exception | _End) -> bool:
+    def report(self, result: T | Exception | _End | None) -> bool:
         """Hand over a result; whether more may follow."""
         try:
             self._loop.call_soon_threadsafe(self.results.put_nowait, result)
@@ -55,10 +68,12 @@ class Turns:
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
-    async def run(self, steps: Iterator[T]) -> AsyncGenerator[T, None]:
-        """What the steps give, one after the other. Closing the generator ends the job before its next step.
+    async def run(self, steps: Iterator[T | None]) -> AsyncGenerator[T | None, None]:
+        """What the steps give, one after the other: None while the job prepares.
 
-        Raises what a step raises, and EngineError once this is closed.
+        Closing the generator ends the job before its next step.
+
+        Raises what a step raises, and EngineUnavailable once this is closed.
         """
         job = _Job(steps)
         if self._closed:
@@ -79,17 +94,31 @@ class Turns:
         await asyncio.to_thread(self._thread.join)
 
     def _work(self) -> None:
-        running: deque[_Job[object]] = deque()
+        arrived: deque[_Job[object]] = deque()
+        long: deque[_Job[object]] = deque()
+        ready: deque[_Job[object]] = deque()
         while True:
-            while not running or not self._arrivals.empty():
+            while not (arrived or long or ready) or not self._arrivals.empty():
                 if (arrival := self._arrivals.get()) is None:
-                    return self._end(running)
-                running.append(arrival)
-            job = running.popleft()
-            if job.advance():
-                running.append(job)
+                    return self._end([*arrived, *long, *ready])
+                arrived.append(arrival)
+            for preparing in (arrived, long):
+                if preparing:
+                    job = preparing.popleft()
+                    if not job.advance():
+                        continue
+                    if job.ready:
+                        ready.append(job)
+                    elif preparing is arrived and job.steps_taken < FIRST_STEPS:
+                        arrived.appendleft(job)
+                    else:
+                        long.append(job)
+            for _ in range(len(ready)):
+                job = ready.popleft()
+                if job.advance():
+                    ready.append(job)
 
-    def _end(self, running: deque[_Job[object]]) -> None:
+    def _end(self, running: list[_Job[object]]) -> None:
         while not self._arrivals.empty():
             if (arrival := self._arrivals.get()) is not None:
                 running.append(arrival)
@@ -97,5 +126,5 @@ class Turns:
             job.report(_closed())
 
 
-def _closed() -> EngineError:
-    return EngineError("The engine is closed; send the request again once it serves.")
+def _closed() -> EngineUnavailable:
+    return EngineUnavailable("The engine is closed; send the request again once it serves.")

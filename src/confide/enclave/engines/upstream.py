@@ -4,7 +4,7 @@ It is reached on a loopback address alone: prompts go to it in the clear. Its ow
 the OpenAI protocol, so both are given here.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
 
@@ -14,9 +14,9 @@ from transformers import PreTrainedTokenizerBase
 
 from confide.enclave.connector import Connector
 from confide.enclave.connector_http import async_through
-from confide.enclave.engines.engine import EngineFacts, FinishReason, Piece, Sampling
+from confide.enclave.engines.engine import EngineFacts, FinishReason, Piece, Prompt, Sampling
 from confide.enclave.engines.prompts import Prompted, Prompts
-from confide.errors import EngineError, InsecureConnection
+from confide.errors import AnswerTimedOut, EngineError, EngineUnavailable, InsecureConnection, PromptRefused
 from confide.net.loopback import is_loopback
 
 CONNECT_SECONDS: Final = 5.0
@@ -24,6 +24,14 @@ SILENCE_SECONDS: Final = 120.0
 """A server that sends nothing for so long is given up."""
 CONNECTIONS: Final = 1024
 _DATA: Final = "data: "
+_REFUSALS: Final[Mapping[int, type[EngineError]]] = {
+    400: PromptRefused,
+    413: PromptRefused,
+    422: PromptRefused,
+    429: EngineUnavailable,
+    503: EngineUnavailable,
+}
+"""What a status of the server's means. Any other is its own fault."""
 
 
 class _Choice(msgspec.Struct):
@@ -85,16 +93,17 @@ class UpstreamEngine(Prompted):
             transport=async_through(connector, CONNECTIONS) if connector else None,
         )
 
-    async def generate(self, prompt: str, sampling: Sampling) -> AsyncGenerator[Piece, None]:
+    async def generate(self, prompt: str | Prompt, sampling: Sampling) -> AsyncGenerator[Piece, None]:
         """An answer as the server gives it; how many tokens it has comes with the last piece.
 
         Closing the generator closes the connection, by which such servers stop. Raises PromptTooLong, and EngineError
         where the server is away, refuses, or breaks off.
         """
-        self._prompts.require_fit(self._prompts.count(prompt), sampling)
+        prompt = await self._as_prompt(prompt)
+        self._prompts.require_fit(len(prompt.tokens), sampling)
         finish: FinishReason | None = None
         tokens: int | None = None
-        async with self._stream("completions", self._request(prompt, sampling)) as chunks:
+        async with self._stream("completions", self._request(prompt.text, sampling)) as chunks:
             async for chunk in chunks:
                 tokens = chunk.usage.completion_tokens if chunk.usage else tokens
                 for choice in chunk.choices:
@@ -108,12 +117,14 @@ class UpstreamEngine(Prompted):
             )
         yield Piece("", tokens, finish)
 
-    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
+    async def embed(self, texts: Sequence[str | Prompt]) -> list[list[float]]:
         """Embeddings as the server gives them."""
-        for text in texts:
-            self._prompts.require_short(self._prompts.count(text), self._prompts.context)
+        prompts = [await self._as_prompt(text) for text in texts]
+        for prompt in prompts:
+            self._prompts.require_short(len(prompt.tokens), self._prompts.context)
+        request = {"model": self._facts.model, "input": [prompt.text for prompt in prompts]}
         with _explained():
-            response = await self._http.post("embeddings", json={"model": self._facts.model, "input": list(texts)})
+            response = await self._http.post("embeddings", json=request)
             response.raise_for_status()
             rows = msgspec.json.decode(response.content, type=_Embeddings).data
         return [row.embedding for row in sorted(rows, key=lambda row: row.index)]
@@ -179,12 +190,12 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except httpx.HTTPStatusError as error:
-        raise EngineError(
-            f"The model's server refused the request with status {error.response.status_code}; its own log says why."
-        ) from error
+        status = error.response.status_code
+        message = f"The model's server refused the request with status {status}; its own log says why."
+        raise _REFUSALS.get(status, EngineError)(message) from error
     except httpx.TimeoutException as error:
-        raise EngineError("The model's server did not answer in time; see whether it is overloaded.") from error
+        raise AnswerTimedOut("The model's server did not answer in time; see whether it is overloaded.") from error
     except httpx.TransportError as error:
-        raise EngineError("The model's server is away; start it, and send the request again.") from error
+        raise EngineUnavailable("The model's server is away; start it, and send the request again.") from error
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise EngineError("The model's server does not speak the OpenAI protocol; check its address.") from error

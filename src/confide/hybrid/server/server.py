@@ -32,6 +32,7 @@ from confide.hybrid.server.peer import Licensee, Peer
 from confide.hybrid.server.record import Recorder
 from confide.hybrid.server.service import LayerService
 from confide.logs import quiet_logger
+from confide.net.connections import unavailable
 from confide.packages.server_package import ServerPackage
 
 CHECKPOINT_SECONDS = 5.0
@@ -120,16 +121,19 @@ class LayerServer:
     async def _listen(
         self, route: Callable[[WSUpgradeRequest], Any], host: str, port: int, tls: ssl.SSLContext | None
     ) -> asyncio.Server:
-        return await ws_create_server(
-            route,
-            host,
-            port,
-            ssl=tls,
-            max_frame_size=wire.MAX_FRAME + wire.FRAME_OVERHEAD,
-            websocket_handshake_timeout=self.limits.greeting_seconds,
-            # Its remarks on clients that misbehave are not for the operator's log.
-            logger_name=quiet_logger("server.frames"),
-        )
+        try:
+            return await ws_create_server(
+                route,
+                host,
+                port,
+                ssl=tls,
+                max_frame_size=wire.MAX_FRAME + wire.FRAME_OVERHEAD,
+                websocket_handshake_timeout=self.limits.greeting_seconds,
+                # Its remarks on clients that misbehave are not for the operator's log.
+                logger_name=quiet_logger("server.frames"),
+            )
+        except OSError as error:
+            raise unavailable(host, port, error) from error
 
     def _route(self, request: WSUpgradeRequest) -> WSListener | WSUpgradeResponseWithListener | None:
         path = request.path.decode("ascii", "replace")
