@@ -117,7 +117,9 @@ class _Request:
         from transformers import TextStreamer
 
         from confide.evaluate.timing import TokenClock
+        from confide.models.ends import end_at_all
 
+        end_at_all(model, tokenizer)
         ids = self._ids(tokenizer, int(model.config.vocab_size))
         if self._seed is not None:
             torch.manual_seed(self._seed)
@@ -129,7 +131,6 @@ class _Request:
             attention_mask=torch.ones_like(ids),
             max_new_tokens=self._max_new_tokens,
             streamer=clock,
-            pad_token_id=model.config.eos_token_id,
             **self._sampling,
         )[0].tolist()
         generated = sequence[ids.shape[1] :]

@@ -62,8 +62,7 @@ class HybridSession(Session):
         if seed is not None:
             torch.manual_seed(seed)
         sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature else {}
-        end = self.hybrid.model.config.eos_token_id
-        return {"do_sample": False, "max_new_tokens": limit, "pad_token_id": end, **sampling}
+        return {"do_sample": False, "max_new_tokens": limit, **sampling}
 
     @property
     def openai(self) -> "OpenAI":

@@ -23,6 +23,7 @@ from confide.hybrid.closing import Closing
 from confide.hybrid.local import LocalModel
 from confide.hybrid.mode import Mode
 from confide.models.context import longest_context
+from confide.models.ends import end_at_all
 from confide.models.precision import Recipe
 from confide.models.source import open_model
 from confide.models.split import SplitSummary
@@ -69,6 +70,7 @@ class HybridModel(Closing):
         if isinstance(model, str | Path):
             source = open_model(str(model))
             model, tokenizer = source.load_model(), tokenizer or source.load_tokenizer()
+        end_at_all(model, tokenizer)
         self._progress = progress
         bar = group_bar("quantizing") if progress else None
         self._running: LocalModel | _Remote = LocalModel(model, tokenizer, protect, recipe, profile, bar)
@@ -139,7 +141,9 @@ class HybridModel(Closing):
             loaded = load_shell(folder, product, device, {signer})
             model = cls.__new__(cls)
             model._progress = on_hint is not None
-            model._running = _Remote(loaded, shell_tokenizer(folder), product, shell.manifest.profile)
+            tokenizer = shell_tokenizer(folder)
+            end_at_all(loaded, tokenizer)
+            model._running = _Remote(loaded, tokenizer, product, shell.manifest.profile)
             setattr(loaded, "generate", model.generate)  # noqa: B010 - its stubs have no such attribute
         except BaseException:
             product.close()

@@ -94,9 +94,19 @@ def _location(model: str) -> str:
     return str(folder) if folder.is_dir() else model
 
 
-def load_tokenizer(location: str) -> PreTrainedTokenizerBase | None:
-    """The tokenizer of a folder or hub model, or None where it has no tokenizer files."""
+def load_tokenizer(location: Path | str) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a folder or hub model as transformers reads it, or None where it has no tokenizer files.
+
+    The one reading for all modes. ModelNotSupported where transformers cannot read it without a model's own code.
+    """
+    location = str(location)
     # AutoTokenizer would make an empty tokenizer of the right class rather than say that there is none.
     if not any(has_file(location, name) for name in TOKENIZER_FILES):
         return None
-    return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(location, trust_remote_code=False))
+    try:
+        return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(location, trust_remote_code=False))
+    except Exception as error:  # transformers checks little, and raises what it stumbles over
+        raise ModelNotSupported(
+            f"transformers cannot read the model's tokenizer ({type(error).__name__}); see that AutoTokenizer loads "
+            "it without code of the model's own, and save it again."
+        ) from error

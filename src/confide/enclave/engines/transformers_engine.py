@@ -27,6 +27,7 @@ from confide.enclave.engines.held import Buffer, digest_of
 from confide.enclave.engines.prompts import Prompted, Prompts
 from confide.enclave.engines.turns import Turns
 from confide.errors import EngineError
+from confide.models.ends import end_tokens
 
 PREFILL: Final = 256
 """Tokens of a prompt that are read in one turn: short enough that other requests hardly notice a long one."""
@@ -49,7 +50,7 @@ class TransformersEngine(Prompted):
         super().__init__(_facts(model, name, prompts), prompts)
         self._model = model
         self._decoder = cast(PreTrainedTokenizerFast, tokenizer).backend_tokenizer
-        self._ends = _end_tokens(model)
+        self._ends = frozenset(end_tokens(model, tokenizer))
         self._turns = Turns("transformers engine")
 
     async def generate(self, prompt: str, sampling: Sampling) -> AsyncGenerator[Piece, None]:
@@ -215,12 +216,6 @@ def _context(model: PreTrainedModel, name: str) -> int:
         if context := getattr(config, field, None):
             return int(context)
     raise EngineError(f"The configuration of {name} does not say how long its context is; give it explicitly.")
-
-
-def _end_tokens(model: PreTrainedModel) -> frozenset[int]:
-    """The tokens that end an answer."""
-    ends = model.generation_config.eos_token_id if model.generation_config else model.config.eos_token_id
-    return frozenset([ends] if isinstance(ends, int) else ends or ())
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Any, Final
 
 from gguf import GGUFWriter, TokenType
@@ -19,8 +20,12 @@ _BYTE: Final = re.compile(r"<0x[0-9A-F]{2}>")
 _UNREACHABLE: Final = -1e9
 
 
-def write_vocabulary(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase | None, rows: int) -> None:
+def write_vocabulary(
+    writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase | None, rows: int, ends: Sequence[int]
+) -> None:
     """Write a tokenizer as metadata. rows: of the embedding; those past the tokenizer's tokens become unused ones.
+
+    ends: the tokens that end an answer, for which the file has three places: of a text, a turn and a message.
 
     Raises ModelNotSupported where there is no tokenizer, or none of a form that llama.cpp computes alike.
     """
@@ -33,7 +38,7 @@ def write_vocabulary(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase | No
         _write_sentencepiece(writer, tokenizer, description, rows)
     else:
         _write_byte_level(writer, description, rows)
-    _write_special(writer, tokenizer)
+    _write_special(writer, tokenizer, ends)
 
 
 def _write_byte_level(writer: GGUFWriter, description: dict[str, Any], rows: int) -> None:
@@ -73,11 +78,14 @@ def _write_sentencepiece(
         writer.add_unk_token_id(tokenizer.unk_token_id)
 
 
-def _write_special(writer: GGUFWriter, tokenizer: PreTrainedTokenizerFast) -> None:
+def _write_special(writer: GGUFWriter, tokenizer: PreTrainedTokenizerFast, ends: Sequence[int]) -> None:
+    places = (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id)
+    if len(ends) > len(places):
+        raise ModelNotSupported(_other(f"{len(ends)} tokens end its answers, and the file has {len(places)} places"))
+    for place, token in zip(places, ends, strict=False):
+        place(token)
     if tokenizer.bos_token_id is not None:
         writer.add_bos_token_id(tokenizer.bos_token_id)
-    if tokenizer.eos_token_id is not None:
-        writer.add_eos_token_id(tokenizer.eos_token_id)
     added = tokenizer("")["input_ids"]
     writer.add_add_bos_token(added[:1] == [tokenizer.bos_token_id])
     writer.add_add_eos_token(added[1:] == [tokenizer.eos_token_id])

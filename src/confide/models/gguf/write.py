@@ -13,6 +13,7 @@ from torch import Tensor
 
 from confide.disk.files import sync_folder
 from confide.errors import ConfideError
+from confide.models.ends import end_tokens
 from confide.models.gguf.architectures import find_architecture
 from confide.models.gguf.types import GgufType
 from confide.models.gguf.vocabulary import write_vocabulary
@@ -53,8 +54,9 @@ def write_gguf(source: Source, out: Path, type: GgufType, progress: OnProgress |
     if type is not GgufType.F16:
         writer.add_quantization_version(GGML_QUANT_VERSION)
     architecture.describe(writer, source.config)
-    write_vocabulary(writer, source.load_tokenizer(), source.config.vocab_size)
-    tensors = dict(architecture.tensors(source.load_model()))
+    tokenizer, model = source.load_tokenizer(), source.load_model()
+    write_vocabulary(writer, tokenizer, source.config.vocab_size, end_tokens(model, tokenizer))
+    tensors = dict(architecture.tensors(model))
     storage = {name: _storage(name, tensor, type) for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
         _announce(writer, name, tensor, storage[name])

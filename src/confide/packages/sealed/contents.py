@@ -18,12 +18,14 @@ from confide.packages.sealed.tensors import file_layout
 CONFIG: Final = "config.json"
 GENERATION_CONFIG: Final = "generation_config.json"
 TOKENIZER: Final = "tokenizer.json"
-TOKENIZER_CONFIG: Final = "tokenizer_config.json"
-CHAT_TEMPLATE: Final = "chat_template.jinja"
+_TOKENIZER_CONFIG: Final = "tokenizer_config.json"
+_CHAT_TEMPLATE: Final = "chat_template.jinja"
 _WEIGHTS: Final = "model.safetensors"
 _INDEX: Final = "model.safetensors.index.json"
 _GGUF: Final = "model.gguf"
-_OPTIONAL: Final = (GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG, CHAT_TEMPLATE)
+TOKENIZER_PARTS: Final = (TOKENIZER, _TOKENIZER_CONFIG, _CHAT_TEMPLATE, "special_tokens_map.json", "added_tokens.json")
+"""What transformers reads a fast tokenizer from, older files included."""
+_OPTIONAL: Final = (GENERATION_CONFIG, *TOKENIZER_PARTS)
 
 
 class _Index(msgspec.Struct, frozen=True):
