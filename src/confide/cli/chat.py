@@ -11,13 +11,19 @@ from rich.text import Text
 from confide.cli import output
 from confide.cli.options import Ca, InsecureNoTls, Json, Licence
 from confide.errors import ConfideError, KeyChanged
-from confide.printable import printable
+from confide.printable import printable as without_controls
 
 if TYPE_CHECKING:
     from confide.client.session import Pieces, Session
 
-_KEPT = "\n\t\N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}"
-"""What an answer may have besides printable characters: lines, and what joins emoji and letters of many scripts."""
+_KEPT = (
+    "\n\t\N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}\N{WORD JOINER}\N{ZERO WIDTH SPACE}\N{SOFT HYPHEN}"
+    "\N{LEFT-TO-RIGHT MARK}\N{RIGHT-TO-LEFT MARK}\N{ARABIC LETTER MARK}"
+    "\N{NO-BREAK SPACE}\N{OGHAM SPACE MARK}\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
+    "\N{NARROW NO-BREAK SPACE}\N{MEDIUM MATHEMATICAL SPACE}\N{IDEOGRAPHIC SPACE}"
+)
+"""What an answer may have besides printable characters: lines, spaces of every width, and what scripts join, part and
+order letters with."""
 
 HELP = (
     "/verify  verify again, show every check   /clear  forget the conversation   /quit  leave   Ctrl-C  stop an answer"
@@ -126,7 +132,7 @@ class Chat:
         """Print the answer as it comes."""
         with closing(self.pieces(text)) as pieces:
             for piece in pieces:
-                output.console.print(Text(printable(piece, keep=_KEPT)), end="", soft_wrap=True)
+                output.console.print(Text(printable(piece)), end="", soft_wrap=True)
         output.console.print()
 
     def pieces(self, text: str) -> "Pieces":
@@ -141,6 +147,11 @@ class Chat:
             show(self._session.verify())
         output.console.print(Text(str(self._session.trust)), soft_wrap=True)
         output.console.print(headline(self._session), soft_wrap=True)
+
+
+def printable(answer: str) -> str:
+    """A model's words as they may be shown: U+FFFD for controls, and all that its language writes with as it is."""
+    return without_controls(answer, keep=_KEPT)
 
 
 def headline(session: "Session") -> Text:

@@ -39,6 +39,12 @@ class EngineError(ConfideError):
     code = "engine"
 
 
+class EngineFault(EngineError):
+    """The engine failed at an answer, and no request is to blame: ask again, or see what its operator can do."""
+
+    code = "engine-fault"
+
+
 class PromptTooLong(EngineError):
     """A prompt and its answer do not fit the model's context."""
 
@@ -124,6 +130,15 @@ class RequestRefused(ConfideError):
         """field: of the request, where one is to blame."""
         super().__init__(message)
         self.field = field
+
+
+class ConversationRefused(RequestRefused):
+    """The model's chat template does not take a conversation."""
+
+    code = "conversation-refused"
+
+    def __init__(self, message: str, field: str | None = "messages") -> None:
+        super().__init__(message, field)
 
 
 class RequestTooLarge(RequestRefused):

@@ -23,6 +23,7 @@ from confide.hybrid.closing import Closing
 from confide.hybrid.local import LocalModel
 from confide.hybrid.mode import Mode
 from confide.models.context import longest_context
+from confide.models.conversation import render
 from confide.models.ends import end_at_all
 from confide.models.precision import Recipe
 from confide.models.source import open_model
@@ -187,15 +188,14 @@ class HybridModel(Closing):
     def chat(self, messages: list[dict[str, str]], **options: Any) -> str:
         """The answer to a conversation, by the tokenizer's chat template; options are those of `generate`.
 
-        messages: such as [{"role": "user", "content": "..."}]. WrongMode where there is no template.
+        messages: such as [{"role": "user", "content": "..."}]. WrongMode where there is no template,
+        ConversationRefused where it refuses.
         """
         tokenizer = self.tokenizer
         if tokenizer is None or tokenizer.chat_template is None:
             raise WrongMode("This model has no chat template; use generate, or a model that was trained to chat.")
-        inputs = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
-        given = cast(dict[str, Tensor], inputs)
+        inputs = tokenizer(render(tokenizer, messages), add_special_tokens=False, return_tensors="pt")
+        given = cast(dict[str, Tensor], dict(inputs))
         sequence = self.generate(**given, **options)[0, given["input_ids"].shape[1] :]
         return str(tokenizer.decode(sequence, skip_special_tokens=True))
 

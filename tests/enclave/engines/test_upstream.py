@@ -40,6 +40,7 @@ def respond(status: int, *chunks: object) -> Callable[[], str]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.send_response(status)
+            self.send_header("content-type", "text/event-stream")
             self.end_headers()
             for chunk in chunks:
                 self.wfile.write(f"data: {chunk if isinstance(chunk, str) else json.dumps(chunk)}\n\n".encode())

@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "content_filter"]
 PARALLEL: Final = 16
 """Requests that are computed at once, where each takes memory of its own."""
 
@@ -28,9 +28,16 @@ class EngineFacts:
     settings: Mapping[str, str] = field(default_factory=dict)
 
 
+SMALLEST_TEMPERATURE: Final = 1e-5
+"""Below, logits divided by it leave the numbers that engines compute with."""
+
+
 @dataclass(frozen=True)
 class Sampling:
-    """How to generate. temperature: 0 is greedy. stop: texts at which the answer ends, which it does not contain."""
+    """How to generate. stop: texts at which the answer ends, which it does not contain.
+
+    temperature: 0 is greedy, and so is all below SMALLEST_TEMPERATURE.
+    """
 
     max_tokens: int
     temperature: float = 1.0
@@ -38,6 +45,10 @@ class Sampling:
     top_k: int = 0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.temperature < SMALLEST_TEMPERATURE:
+            object.__setattr__(self, "temperature", 0.0)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,11 @@ from transformers import PreTrainedTokenizerBase
 
 from confide.enclave.engines.engine import EngineFacts, Message, Sampling
 from confide.errors import EngineError, PromptTooLong
+from confide.models.conversation import render
+
+
+class Rendered(str):
+    """A prompt that a chat template made, with all its special tokens: no more are added, as transformers has it."""
 
 
 class Prompts:
@@ -25,8 +30,9 @@ class Prompts:
         return template if isinstance(template, str) else json.dumps(template, sort_keys=True)
 
     def encode(self, text: str) -> list[int]:
-        """A text's tokens, with those that the model wants at a text's beginning."""
-        return cast(list[int], self.tokenizer(text, verbose=False)["input_ids"])
+        """A text's tokens, with those that the model wants at a text's beginning where a template has not put them."""
+        own = not isinstance(text, Rendered)
+        return cast(list[int], self.tokenizer(text, add_special_tokens=own, verbose=False)["input_ids"])
 
     def count(self, text: str) -> int:
         """How many tokens `encode` gives."""
@@ -39,9 +45,11 @@ class Prompts:
         """
         if not self.tokenizer.chat_template:
             return "\n".join(message.content for message in messages)
-        turns = [asdict(message) for message in messages]
-        text = cast(str, self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-        return text.removeprefix(self._own_beginning())
+        return Rendered(render(self.tokenizer, [asdict(message) for message in messages]))
+
+    def render_for_others(self, messages: Sequence[Message]) -> str:
+        """The same for an engine that makes tokens of texts itself, without the one that it puts first anyway."""
+        return str(self.render(messages)).removeprefix(self._own_beginning())
 
     def require_fit(self, tokens: int, sampling: Sampling) -> None:
         """PromptTooLong for a prompt of so many tokens that leaves no room for its answer, EngineError for none."""
@@ -84,4 +92,4 @@ class Prompted:
 
     def render(self, messages: Sequence[Message]) -> str:
         """A conversation as a prompt."""
-        return self._prompts.render(messages)
+        return self._prompts.render_for_others(messages)

@@ -22,11 +22,11 @@ from transformers import (
 )
 
 from confide.enclave.engines.answer_text import AnswerText
-from confide.enclave.engines.engine import EngineFacts, Piece, Sampling
+from confide.enclave.engines.engine import EngineFacts, Message, Piece, Sampling
 from confide.enclave.engines.held import Buffer, digest_of
 from confide.enclave.engines.prompts import Prompted, Prompts
 from confide.enclave.engines.turns import Turns
-from confide.errors import EngineError
+from confide.errors import EngineError, EngineFault
 from confide.models.ends import end_tokens
 
 PREFILL: Final = 256
@@ -52,6 +52,10 @@ class TransformersEngine(Prompted):
         self._decoder = cast(PreTrainedTokenizerFast, tokenizer).backend_tokenizer
         self._ends = frozenset(end_tokens(model, tokenizer))
         self._turns = Turns("transformers engine")
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """A conversation as a prompt, whose tokens are those of the chat template alone."""
+        return self._prompts.render(messages)
 
     async def generate(self, prompt: str, sampling: Sampling) -> AsyncGenerator[Piece, None]:
         """An answer, a token at a time. Raises PromptTooLong, and EngineError where the model fails."""
@@ -149,7 +153,7 @@ class _Reading:
             self._cache = output.past_key_values
             self.logits = output.logits[0, -1].float().cpu()
         if not self.logits.max().isfinite():  # a NaN is the largest to torch, and argmax would take it for a token
-            raise EngineError(
+            raise EngineFault(
                 "The model computes what is no number, so it has no answer; its operator must restart it."
             )
 
@@ -220,10 +224,10 @@ def _context(model: PreTrainedModel, name: str) -> int:
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """What goes wrong inside a model becomes an EngineError: a request's trouble, not the server's."""
+    """What goes wrong inside a model becomes an EngineFault: one request's trouble, and not its fault."""
     try:
         yield
     except Exception as error:
-        raise EngineError(
+        raise EngineFault(
             f"The model failed with {type(error).__name__}; less memory in use, or fewer requests at once, may help."
         ) from error
