@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from confide.cli import output
-from confide.cli.options import Ca, Checks, InsecureNoTls, Json, Licence, Patience, Shell, TrustedOwner
+from confide.cli.options import Ca, Checks, InsecureNoTls, Json, Licence, Patience, Shell, TrustedOwner, require_text
+from confide.errors import RequestRefused
 from confide.hybrid.client.padding import Padding
+from confide.models.sampling import generation_options
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -26,10 +28,10 @@ def command(
         Path | None, typer.Option(help="The same, with all of the protocol's arithmetic and no server.")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate at most.", min=1)] = 64,
-    temperature: Annotated[float | None, typer.Option(help="Sample at this temperature; greedy without.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Sample at this temperature; greedy at 0.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Sample among this many likeliest tokens.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Sample among tokens of this total probability.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the sampling.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the sampling.", min=0, max=(1 << 63) - 1)] = None,
     pad_prompt: Annotated[
         int, typer.Option(help="Round the prompt up to a multiple of this, as the server sees it.", min=1)
     ] = 16,
@@ -90,9 +92,10 @@ def _answer_multiple(text: str) -> int | None:
 
 
 def _sampling(temperature: float | None, top_k: int | None, top_p: float | None) -> dict[str, Any]:
-    chosen = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    given = {name: value for name, value in chosen.items() if value is not None}
-    return {"do_sample": bool(given), **given}
+    try:
+        return generation_options(temperature, top_k, top_p)
+    except RequestRefused as error:
+        raise typer.BadParameter(f"--{(error.field or '').replace('_', '-')}: {error}") from None
 
 
 class _Request:
@@ -117,10 +120,12 @@ class _Request:
         from transformers import TextStreamer
 
         from confide.evaluate.timing import TokenClock
+        from confide.models.context import require_room
         from confide.models.ends import end_at_all
 
         end_at_all(model, tokenizer)
         ids = self._ids(tokenizer, int(model.config.vocab_size))
+        require_room(model.config, ids.shape[1], self._max_new_tokens)
         if self._seed is not None:
             torch.manual_seed(self._seed)
         streams = tokenizer is not None and not self._json
@@ -165,6 +170,7 @@ class _Request:
         if self._prompt_ids is None:
             if tokenizer is None:
                 raise typer.BadParameter("this model has no tokenizer; give --prompt-ids")
+            require_text(self._prompt or "", "the prompt")
             ids = tokenizer(self._prompt)["input_ids"]
         else:
             try:

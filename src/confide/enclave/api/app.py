@@ -32,6 +32,7 @@ def api_app(serving: Serving) -> Starlette:
         routes=[
             Route("/health", partial(health, serving)),
             Route("/v1/models", openai.models),
+            Route("/v1/models/{name:path}", openai.model),
             answering("/v1/chat/completions", openai.chat),
             answering("/v1/completions", openai.completions),
             answering("/v1/embeddings", openai.embeddings),

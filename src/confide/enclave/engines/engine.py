@@ -4,6 +4,8 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol
 
+from confide.models.sampling import SMALLEST_TEMPERATURE
+
 FinishReason = Literal["stop", "length", "content_filter"]
 PARALLEL: Final = 16
 """Requests that are computed at once, where each takes memory of its own."""
@@ -28,8 +30,18 @@ class EngineFacts:
     settings: Mapping[str, str] = field(default_factory=dict)
 
 
-SMALLEST_TEMPERATURE: Final = 1e-5
-"""Below, logits divided by it leave the numbers that engines compute with."""
+@dataclass(frozen=True)
+class EngineSettings:
+    """How to run a model, whatever runs it; what is None is for the engine to choose.
+
+    name: the model's in the API. context: tokens of one request at most, and no more than the model was made for.
+    parallel: requests that are computed at once, where each takes memory of its own. threads: of the processor.
+    """
+
+    name: str | None = None
+    context: int | None = None
+    parallel: int = PARALLEL
+    threads: int | None = None
 
 
 @dataclass(frozen=True)

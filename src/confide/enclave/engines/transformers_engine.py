@@ -27,6 +27,7 @@ from confide.enclave.engines.held import Buffer, digest_of
 from confide.enclave.engines.prompts import Prompted, Prompts
 from confide.enclave.engines.turns import Turns
 from confide.errors import EngineError, EngineFault
+from confide.models.context import longest_context
 from confide.models.ends import end_tokens
 
 PREFILL: Final = 256
@@ -37,8 +38,8 @@ _DTYPES: Final = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "b
 class TransformersEngine(Prompted):
     """The Engine of a loaded model in evaluation mode and its fast tokenizer.
 
-    name: the model's in the API. context: tokens at most, for a model whose configuration does not say.
-    Raises EngineError where either is missing.
+    name: the model's in the API. context: tokens at most, and no more than the model's configuration says.
+    Raises EngineError where neither says it, and for a tokenizer that is not fast.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class TransformersEngine(Prompted):
     ) -> None:
         if not tokenizer.is_fast:
             raise EngineError(f"{name} has a tokenizer without a tokenizer.json; convert it to a fast one first.")
-        prompts = Prompts(tokenizer, context or _context(model, name))
+        prompts = Prompts(tokenizer, _context(model, name, context))
         super().__init__(_facts(model, name, prompts), prompts)
         self._model = model
         self._decoder = cast(PreTrainedTokenizerFast, tokenizer).backend_tokenizer
@@ -214,12 +215,11 @@ def _content(tensor: Tensor) -> Buffer:
     return flat.view(torch.uint8).numpy().data
 
 
-def _context(model: PreTrainedModel, name: str) -> int:
-    config = model.config.get_text_config()
-    for field in ("max_position_embeddings", "max_seq_len", "seq_length"):
-        if context := getattr(config, field, None):
-            return int(context)
-    raise EngineError(f"The configuration of {name} does not say how long its context is; give it explicitly.")
+def _context(model: PreTrainedModel, name: str, most: int | None) -> int:
+    own = longest_context(model.config)
+    if own is None and most is None:
+        raise EngineError(f"The configuration of {name} does not say how long its context is; give it with --context.")
+    return min(filter(None, (own, most)))
 
 
 @contextmanager

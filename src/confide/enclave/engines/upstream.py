@@ -55,8 +55,9 @@ class _Embeddings(msgspec.Struct):
 
 
 class UpstreamEngine(Prompted):
-    """The Engine of a server at `url`, such as http://127.0.0.1:8000/v1, that knows the model under facts.model.
+    """The Engine of a server at `url`, such as http://127.0.0.1:8000/v1.
 
+    model: its name there, facts.model where it is not given.
     facts.context and tokenizer must be those the server uses. api_key: where it wants one.
     connector: opens the connections, where this process cannot.
     insecure_remote: allow another machine, which then reads every prompt. Raises InsecureConnection without it.
@@ -68,6 +69,7 @@ class UpstreamEngine(Prompted):
         facts: EngineFacts,
         tokenizer: PreTrainedTokenizerBase,
         *,
+        model: str | None = None,
         api_key: str | None = None,
         connector: Connector | None = None,
         insecure_remote: bool = False,
@@ -78,6 +80,7 @@ class UpstreamEngine(Prompted):
                 "give the loopback address of a server in here."
             )
         super().__init__(facts, Prompts(tokenizer, facts.context))
+        self._model = model or facts.model
         self._http = httpx.AsyncClient(
             base_url=url.rstrip("/") + "/",
             headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
@@ -115,7 +118,7 @@ class UpstreamEngine(Prompted):
         for text in texts:
             self._prompts.require_short(self._prompts.count(text), self._prompts.context)
         with _explained():
-            response = await self._http.post("embeddings", json={"model": self._facts.model, "input": list(texts)})
+            response = await self._http.post("embeddings", json={"model": self._model, "input": list(texts)})
             response.raise_for_status()
             rows = msgspec.json.decode(response.content, type=_Embeddings).data
         return [row.embedding for row in sorted(rows, key=lambda row: row.index)]
@@ -134,7 +137,7 @@ class UpstreamEngine(Prompted):
 
     def _request(self, prompt: str, sampling: Sampling) -> dict[str, Any]:
         request: dict[str, Any] = {
-            "model": self._facts.model,
+            "model": self._model,
             "prompt": prompt,
             "stream": True,
             "stream_options": {"include_usage": True},

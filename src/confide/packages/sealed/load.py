@@ -19,6 +19,7 @@ from transformers import (
 
 from confide.errors import InvalidPackage
 from confide.models import source
+from confide.models.finite import require_finite
 from confide.packages.sealed.contents import CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_PARTS
 from confide.packages.sealed.manifest import WeightsFormat
 from confide.packages.sealed.memory import MemoryFolder
@@ -35,7 +36,8 @@ def load_model(
 ) -> PreTrainedModel:
     """The stock model, in evaluation mode and without gradients. dtype: that of its configuration by default.
 
-    Raises InvalidPackage where the package is not what its owner signed, or not a whole causal language model.
+    Raises InvalidPackage where the package is not what its owner signed, or not a whole causal language model, and
+    ModelNotSupported where weights are not finite.
     """
     if package.manifest.weights is not WeightsFormat.SAFETENSORS:
         raise InvalidPackage(f"{package.package.folder} holds a GGUF model; run it with the xllamacpp engine.")
@@ -63,6 +65,7 @@ def _stock_model(config: PreTrainedConfig, tensors: dict[str, Tensor], dtype: to
     model, report = cast(tuple[PreTrainedModel, dict[str, set[str]]], loaded)
     if missing := sorted(report["missing_keys"]):
         raise InvalidPackage(f"The weights {missing[0]} and {len(missing) - 1} more are missing; seal a whole model.")
+    require_finite(model.state_dict())
     return model
 
 
