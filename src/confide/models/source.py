@@ -98,6 +98,10 @@ def open_model(model: str) -> Source:
             f"{model} has the architecture {values.get('model_type')!r}, which transformers does not know without "
             "running code that comes with the model; use a model of a stock architecture."
         ) from error
+    except Exception as error:  # transformers checks what it reads only in part, and raises what it stumbles over
+        raise ModelNotSupported(
+            f"transformers cannot read the configuration of {model} ({type(error).__name__}); get an undamaged copy."
+        ) from error
     _require_causal(config, model)
     _require_unquantized(config, model)
     return Source(model, location, config)
@@ -107,18 +111,18 @@ def _require_causal(config: PreTrainedConfig, name: str) -> None:
     """By its kind, whatever transformers would make of it: an encoder loads as a decoder, and answers nonsense."""
     text = config.get_text_config()
     if config.is_encoder_decoder:
-        kind = "an encoder-decoder"
+        kind = f"but an encoder-decoder ({config.model_type})"
     elif (
         type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
         or getattr(text, "is_causal", True) is False
         or getattr(text, "use_bidirectional_attention", None) in (True, "all")
         or (getattr(text, "is_decoder", True) is False and config.model_type not in _CAUSAL_IN_ANY_CASE)
     ):
-        kind = "no causal language model"
+        kind = f"but a {config.model_type}"
     else:
         return
     raise ModelNotSupported(
-        f"{name} is {kind} ({config.model_type}); use a model that goes on with a text from left to right."
+        f"{name} is no causal language model, {kind}; use one that goes on with a text from left to right."
     )
 
 

@@ -20,12 +20,8 @@ _BYTE: Final = re.compile(r"<0x[0-9A-F]{2}>")
 _UNREACHABLE: Final = -1e9
 
 
-def write_vocabulary(
-    writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase | None, rows: int, ends: Sequence[int]
-) -> None:
+def write_vocabulary(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase | None, rows: int) -> None:
     """Write a tokenizer as metadata. rows: of the embedding; those past the tokenizer's tokens become unused ones.
-
-    ends: the tokens that end an answer, for which the file has three places: of a text, a turn and a message.
 
     Raises ModelNotSupported where there is no tokenizer, or none of a form that llama.cpp computes alike.
     """
@@ -38,7 +34,19 @@ def write_vocabulary(
         _write_sentencepiece(writer, tokenizer, description, rows)
     else:
         _write_byte_level(writer, description, rows)
-    _write_special(writer, tokenizer, ends)
+    _write_special(writer, tokenizer)
+
+
+def write_ends(writer: GGUFWriter, ends: Sequence[int]) -> None:
+    """Write the tokens that end an answer, for which there are three places: end of text, of turn and of message.
+
+    ModelNotSupported for more of them.
+    """
+    places = (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id)
+    if len(ends) > len(places):
+        raise ModelNotSupported(_other(f"{len(ends)} tokens end its answers, and the file has {len(places)} places"))
+    for place, token in zip(places, ends, strict=False):
+        place(token)
 
 
 def _write_byte_level(writer: GGUFWriter, description: dict[str, Any], rows: int) -> None:
@@ -78,12 +86,7 @@ def _write_sentencepiece(
         writer.add_unk_token_id(tokenizer.unk_token_id)
 
 
-def _write_special(writer: GGUFWriter, tokenizer: PreTrainedTokenizerFast, ends: Sequence[int]) -> None:
-    places = (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id)
-    if len(ends) > len(places):
-        raise ModelNotSupported(_other(f"{len(ends)} tokens end its answers, and the file has {len(places)} places"))
-    for place, token in zip(places, ends, strict=False):
-        place(token)
+def _write_special(writer: GGUFWriter, tokenizer: PreTrainedTokenizerFast) -> None:
     if tokenizer.bos_token_id is not None:
         writer.add_bos_token_id(tokenizer.bos_token_id)
     added = tokenizer("")["input_ids"]

@@ -16,7 +16,7 @@ from confide.errors import ConfideError
 from confide.models.ends import end_tokens
 from confide.models.gguf.architectures import find_architecture
 from confide.models.gguf.types import GgufType
-from confide.models.gguf.vocabulary import write_vocabulary
+from confide.models.gguf.vocabulary import write_ends, write_vocabulary
 from confide.models.source import Source
 
 OnProgress = Callable[[int, int], object]
@@ -64,8 +64,10 @@ def write_gguf(source: Source, out: Path, type: GgufType, progress: OnProgress |
     if type is not GgufType.F16:
         writer.add_quantization_version(GGML_QUANT_VERSION)
     architecture.describe(writer, source.config)
-    tokenizer, model = source.load_tokenizer(), source.load_model()
-    write_vocabulary(writer, tokenizer, source.config.vocab_size, end_tokens(model, tokenizer))
+    tokenizer = source.load_tokenizer()
+    write_vocabulary(writer, tokenizer, source.config.vocab_size)
+    model = source.load_model()
+    write_ends(writer, end_tokens(model, tokenizer))
     tensors = dict(architecture.tensors(model))
     storage = {name: _storage(name, tensor, type) for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
