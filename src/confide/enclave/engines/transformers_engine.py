@@ -153,7 +153,7 @@ class _Reading:
             output = self._model(input_ids=ids, past_key_values=self._cache, use_cache=True)
             self._cache = output.past_key_values
             self.logits = output.logits[0, -1].float().cpu()
-        if not self.logits.max().isfinite():  # a NaN is the largest to torch, and argmax would take it for a token
+        if not torch.stack(self.logits.aminmax()).isfinite().all():  # argmax would take a NaN for the best of tokens
             raise EngineFault(
                 "The model computes what is no number, so it has no answer; its operator must restart it."
             )
