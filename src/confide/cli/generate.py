@@ -51,6 +51,7 @@ def command(
         raise typer.BadParameter("give one of --server, --clear-with and --simulate-with")
     if (prompt is None) == (prompt_ids is None):
         raise typer.BadParameter("give either a PROMPT or --prompt-ids")
+    require_text(prompt or "", "the prompt")
     sampling = _sampling(temperature, top_k, top_p)
     padding = Padding(pad_prompt, _answer_multiple(pad_answer))
     request = _Request(prompt, prompt_ids, max_new_tokens, sampling, seed, json)
@@ -170,7 +171,6 @@ class _Request:
         if self._prompt_ids is None:
             if tokenizer is None:
                 raise typer.BadParameter("this model has no tokenizer; give --prompt-ids")
-            require_text(self._prompt or "", "the prompt")
             ids = tokenizer(self._prompt)["input_ids"]
         else:
             try:

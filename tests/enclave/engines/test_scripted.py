@@ -21,7 +21,7 @@ from confide.enclave.api.app import api_app
 from confide.enclave.engines.engine import Message, Sampling
 from confide.enclave.engines.gguf_engine import GgufEngine
 from confide.enclave.engines.transformers_engine import TransformersEngine
-from confide.errors import EngineError
+from confide.errors import EngineError, EngineFault
 from confide.models.gguf.types import GgufType
 from confide.models.gguf.write import write_gguf
 from confide.models.source import open_model
@@ -204,6 +204,18 @@ def test_llama_cpp_loads_no_weights_that_are_no_numbers(gguf: Callable[..., Path
     reader.data.flush()
     with pytest.raises(EngineError, match="not finite"):
         llama_cpp(file, Sampling(1, 0))
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_llama_cpp_gives_no_answer_from_logits_that_are_no_numbers(tmp_path: Path, temperature: float) -> None:
+    tokenizer, end = KINDS["fallback"]
+    model = saying([], len(tokenizer.encode(PROMPT).ids), tokenizer.get_vocab_size(), tokenizer.token_to_id(end))
+    with torch.no_grad():
+        model.transformer.ln_f.weight.fill_(3e38)  # a number, and what comes of it is none
+    folder = save(model, tokenizer, tmp_path / "model", bos_token="<s>", eos_token=end)
+    file = write_gguf(open_model(str(folder)), tmp_path / "model.gguf", GgufType.F16).path
+    with pytest.raises(EngineFault, match="no number"):
+        llama_cpp(file, Sampling(4, temperature))
 
 
 def test_a_context_is_what_fits_and_no_more_than_the_models(

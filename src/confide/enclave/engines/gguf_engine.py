@@ -31,7 +31,7 @@ from confide.enclave.engines.engine import PARALLEL, EngineFacts, Piece, Samplin
 from confide.enclave.engines.held import digest_of
 from confide.enclave.engines.memory import available_bytes
 from confide.enclave.engines.prompts import Prompted, Prompts
-from confide.errors import EngineError, PromptTooLong
+from confide.errors import EngineError, EngineFault, PromptTooLong
 
 BATCH: Final = 2048
 """Tokens computed together at most; also the longest text to embed."""
@@ -89,6 +89,7 @@ class GgufEngine(Prompted):
             async for chunk in chunks:
                 _require_no_error(chunk)
                 choice = chunk["choices"][0]
+                _require_numbers(choice)
                 now = int(chunk["timings"]["predicted_n"])
                 text = choice["text"]
                 for name in shown:  # made visible for the stop texts alone
@@ -249,6 +250,7 @@ def _request(prompt: str, sampling: Sampling) -> dict[str, Any]:
         "top_p": sampling.top_p,
         "seed": _RANDOM_SEED if sampling.seed is None else sampling.seed % _RANDOM_SEED,
         "stop": list(sampling.stop),
+        "logprobs": 1,  # by which one can tell that the model computes numbers
     }
 
 
@@ -259,6 +261,15 @@ def _require_no_error(answer: dict[str, Any]) -> None:
         if kind == "exceed_context_size_error":
             raise PromptTooLong("The prompt does not fit the model's context; shorten it.")
         raise EngineError(f"llama.cpp refused the request as {kind}; check the request, or try another model.")
+
+
+def _require_numbers(choice: dict[str, Any]) -> None:
+    """EngineFault where the model's logits are not finite, of which llama.cpp makes tokens all the same."""
+    for entry in (choice["logprobs"] or {}).get("content", ()):
+        if entry["logprob"] is None:  # how JSON has a NaN
+            raise EngineFault(
+                "The model computes what is no number, so it has no answer; its operator must restart it."
+            )
 
 
 def _read_facts(path: Path) -> tuple[str, int, str, int]:
