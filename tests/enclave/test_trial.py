@@ -114,10 +114,6 @@ def test_a_model_that_lacks_weights_is_not_sealed(folder: Path, tmp_path: Path, 
         ({"chat_template": "{{ raise_exception('no users here') }}"}, ConversationRefused),
         ({"chat_template": "{% for %}"}, ConversationRefused),
         ({"added_tokens_decoder": {"0": 7}}, ModelNotSupported),
-        (
-            {"auto_map": {"AutoTokenizer": ["evil.Tokenizer", None]}, "tokenizer_class": "EvilTokenizer"},
-            ModelNotSupported,
-        ),
     ],
 )
 def test_a_tokenizer_that_cannot_serve_is_not_sealed(

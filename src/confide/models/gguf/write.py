@@ -79,18 +79,24 @@ def write_gguf(source: Source, out: Path, type: GgufType, progress: OnProgress |
         tensors=len(tensors),
         parameters=sum(tensor.numel() for tensor in tensors.values()),
         size=out.stat().st_size,
-        wider=tuple(name for name, kind in storage.items() if kind.name not in (type.name, "F32")),
+        wider=tuple(
+            name for name, kind in storage.items() if kind.name != type.name and _is_matrix(name, tensors[name])
+        ),
     )
 
 
 def _storage(name: str, tensor: Tensor, type: GgufType) -> GGMLQuantizationType:
-    if tensor.ndim == 1 or name in _KEPT_F32:
+    if not _is_matrix(name, tensor):
         return GGMLQuantizationType.F32
     kind = GGMLQuantizationType[type.name]
     wide = (GGMLQuantizationType.F16, GGMLQuantizationType.F32)
     if name in _HEADS and type is not GgufType.F16:
         kind = GGMLQuantizationType.Q8_0
     return next(one for one in (kind, *wide) if _holds(tensor, one))
+
+
+def _is_matrix(name: str, tensor: Tensor) -> bool:
+    return tensor.ndim > 1 and name not in _KEPT_F32
 
 
 def _holds(tensor: Tensor, kind: GGMLQuantizationType) -> bool:
