@@ -26,6 +26,7 @@ OURS = {
     "cli/proxy.py": "the same",
     "evaluate/results.py": "lines of one's own results; whoever reads them has the handler",
     "enclave/engines/upstream.py": "`_explained` is around every use",
+    "enclave/engines/answer_text.py": "what the tokenizers library says of a tokenizer that it has read",
     "models/gguf/vocabulary.py": "what the tokenizers library has just written",
     "attest/families/dcap.py": "what dcap-qvl has parsed, verified, and written anew",
 }

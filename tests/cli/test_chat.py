@@ -13,6 +13,8 @@ from confide.attest.policy import SimulatedPolicy
 from confide.attest.policy_toml import to_toml
 from confide.attest.requirements import Model
 from confide.cli.chat import Chat, headline
+from confide.cli.output import KEPT
+from confide.printable import printable
 
 DIGEST = "ab" * 32
 
@@ -144,3 +146,26 @@ def test_a_model_cannot_reach_the_terminal(
         Chat(session).run(["hello"])
     shown = "a\ufffd[2Jb\ufffd\ufffd\nc\ufffd\N{MAN}\N{ZERO WIDTH JOINER}\N{WOMAN}\n"
     assert capsys.readouterr().out == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "12\u202f000\u00a0€",
+        "你好\u3000世界",
+        "a\u2009b",
+        "می\u200cخواهم",
+        "क्\u200dष",
+        "👩\u200d💻",
+        "ש\u200f!",
+        "co\u00adop",
+        "a\n\tb",
+    ],
+)
+def test_an_answer_keeps_what_its_language_writes_with(text: str) -> None:
+    assert printable(text, keep=KEPT) == text
+
+
+@pytest.mark.parametrize("control", ["\x1b", "\x07", "\x9b", "\r", "\x00", "\x7f", "\u202e", "\u2066", "\ud800"])
+def test_an_answer_has_no_controls(control: str) -> None:
+    assert printable(f"a{control}b", keep=KEPT) == "a\ufffdb"

@@ -11,7 +11,7 @@ import confide
 from confide import HybridModel
 from confide.client.hybrid import HybridSession
 from confide.client.session import Session
-from confide.errors import WrongMode
+from confide.errors import PromptTooLong, RequestRefused, WrongMode
 from confide.hybrid.server.ledger import Ledger
 from confide.hybrid.server.service import LayerService
 from confide.packages.server_package import ServerPackage
@@ -85,5 +85,12 @@ def test_what_this_mode_has_not_raises(session: Session, demo: HybridModel) -> N
 
 
 def test_an_error_while_streaming_is_raised_where_the_pieces_are_read(session: Session) -> None:
-    with pytest.raises(ValueError, match="temperature"):
-        list(session.chat(MESSAGES, stream=True, temperature=-1.0))
+    with pytest.raises(PromptTooLong, match="512"):
+        list(session.chat([{"role": "user", "content": "The old man " * 300}], stream=True))
+
+
+def test_odd_temperatures_are_refused_and_tiny_ones_greedy(session: Session) -> None:
+    with pytest.raises(RequestRefused, match="temperature"):
+        session.chat(MESSAGES, stream=True, temperature=-1.0)
+    greedy = session.chat(MESSAGES, max_tokens=3)
+    assert session.chat(MESSAGES, max_tokens=3, temperature=1e-38) == greedy

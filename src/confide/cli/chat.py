@@ -9,7 +9,7 @@ import typer
 from rich.text import Text
 
 from confide.cli import output
-from confide.cli.options import Ca, InsecureNoTls, Json, Licence
+from confide.cli.options import Ca, InsecureNoTls, Json, Licence, require_text
 from confide.errors import ConfideError, KeyChanged
 from confide.printable import printable
 
@@ -51,6 +51,8 @@ def command(
     """Chat with a model. It is verified before anything is sent, and what was verified stays in view."""
     if json and once is None:
         raise typer.BadParameter("--json goes with --once")
+    require_text(once or "", "--once")
+    require_text(system, "--system")
     from confide.client.connect import connect
 
     evidence: dict[str, Any] = {
@@ -179,7 +181,7 @@ def _lines() -> Iterator[str]:
         import readline  # noqa: F401 - input() uses it once it is imported
     while True:
         try:
-            yield input("\nyou> ")
+            yield input("\nyou> ").encode(errors="surrogateescape").decode(errors="replace")
         except EOFError:
             return
         except KeyboardInterrupt:

@@ -9,8 +9,10 @@ import typer
 
 from confide.cli import output
 from confide.cli.files import MAX_FILE_BYTES, read_file
-from confide.cli.options import Ca, Checks, InsecureNoTls, Json, Licence, Patience, Shell, TrustedOwner
+from confide.cli.options import Ca, Checks, InsecureNoTls, Json, Licence, Patience, Shell, TrustedOwner, require_text
+from confide.errors import RequestRefused
 from confide.hybrid.client.padding import Padding
+from confide.models.sampling import generation_options
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -38,7 +40,7 @@ def command(
     top_p: Annotated[
         float | None, typer.Option(help="Sample among tokens of this total probability.", min=0, max=1)
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the sampling.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the sampling.", min=0, max=(1 << 63) - 1)] = None,
     pad_prompt: Annotated[
         int, typer.Option(help="Round the prompt up to a multiple of this, as the server sees it.", min=1)
     ] = 16,
@@ -62,8 +64,7 @@ def command(
         prompt = read_file(prompt_file).decode("utf-8")
     elif prompt == "-":
         prompt = sys.stdin.buffer.read(MAX_FILE_BYTES).decode("utf-8")
-    elif prompt is not None:
-        prompt.encode("utf-8")  # what was not UTF-8 on the command line is said here, and not by a tokenizer
+    require_text(prompt or "", "the prompt")
     sampling = _sampling(temperature, top_k, top_p)
     padding = Padding(pad_prompt, _answer_multiple(pad_answer))
     request = _Request(prompt, prompt_ids, max_new_tokens, sampling, seed, json)
@@ -105,11 +106,10 @@ def _answer_multiple(text: str) -> int | None:
 
 
 def _sampling(temperature: float | None, top_k: int | None, top_p: float | None) -> dict[str, Any]:
-    if temperature == 0:
-        return {"do_sample": False}
-    chosen = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    given = {name: value for name, value in chosen.items() if value is not None}
-    return {"do_sample": bool(given), **given}
+    try:
+        return generation_options(temperature, top_k, top_p)
+    except RequestRefused as error:
+        raise typer.BadParameter(f"--{(error.field or '').replace('_', '-')}: {error}") from None
 
 
 class _Request:
@@ -133,8 +133,12 @@ class _Request:
         import torch
 
         from confide.evaluate.timing import TokenClock
+        from confide.models.context import require_room
+        from confide.models.ends import end_at_all
 
+        end_at_all(model, tokenizer)
         ids = self._ids(tokenizer, int(model.config.vocab_size))
+        require_room(model.config, ids.shape[1], self._max_new_tokens)
         if self._seed is not None:
             torch.manual_seed(self._seed)
         streams = tokenizer is not None and not self._json
@@ -145,7 +149,6 @@ class _Request:
             attention_mask=torch.ones_like(ids),
             max_new_tokens=self._max_new_tokens,
             streamer=clock,
-            pad_token_id=model.config.eos_token_id,
             **self._sampling,
         )[0].tolist()
         generated = sequence[ids.shape[1] :]

@@ -17,7 +17,11 @@ from confide.packages.trusted import trusted_owners
 def command(
     package: Annotated[Path, typer.Argument(help="The folder that `confide seal` wrote.", metavar="PACKAGE")],
     verify: Annotated[
-        bool, typer.Option("--verify", help="Check every byte of the ciphertext, and with --key of the model.")
+        bool,
+        typer.Option(
+            "--verify",
+            help="Check every byte of the ciphertext; with --key of the model too, and have it make a token.",
+        ),
     ] = False,
     key: Annotated[Path | None, typer.Option(help="File of the model key, for --verify.")] = None,
     owner: TrustedOwner = None,
@@ -43,6 +47,11 @@ def _verify(sealed: SealedPackage, key: ModelKey | None, *, quiet: bool) -> None
         if unlocked:  # first, for it can say which chunk is damaged
             unlocked.verify(on_chunk)
         sealed.verify_ciphertext(on_chunk)
+    if unlocked:
+        from confide.enclave.boot import try_out
+
+        output.quiet_transformers()
+        try_out(unlocked)
 
 
 def _facts(sealed: SealedPackage) -> dict[str, object]:
@@ -77,7 +86,9 @@ def _show(sealed: SealedPackage) -> None:
 
 def _verdict(*, verify: bool, decrypted: bool) -> str:
     if decrypted:
-        return "[green]Verified:[/] every chunk decrypts with this key, and the model is what its owner signed."
+        return (
+            "[green]Verified:[/] every chunk decrypts with this key, the model is what its owner signed, and it runs."
+        )
     if verify:
         return (
             "[green]Verified:[/] the ciphertext is what its owner signed. With --key the model itself is checked too."

@@ -39,6 +39,14 @@ def state_of(server: Path) -> Path:
     return server / "state" if (server / MANIFEST_NAME).exists() else server
 
 
+def require_text(text: str, what: str) -> None:
+    """Wrong usage for bytes of the command line that are no UTF-8, which Python keeps as halves of characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise typer.BadParameter(f"{what} is not UTF-8 text; convert it, with `iconv` for example") from None
+
+
 Protect = Annotated[
     str,
     typer.Option(help="all, attention, mlp, lm_head, several with commas, or a regular expression of layer names."),

@@ -19,8 +19,14 @@ from confide.printable import printable
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TextStreamer
 
-KEPT = "\n\t\N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}"
-"""What is shown besides printable characters: lines, and what joins emoji and letters of many scripts."""
+KEPT = (
+    "\n\t\N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}\N{WORD JOINER}\N{ZERO WIDTH SPACE}\N{SOFT HYPHEN}"
+    "\N{LEFT-TO-RIGHT MARK}\N{RIGHT-TO-LEFT MARK}\N{ARABIC LETTER MARK}"
+    "\N{NO-BREAK SPACE}\N{OGHAM SPACE MARK}\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
+    "\N{NARROW NO-BREAK SPACE}\N{MEDIUM MATHEMATICAL SPACE}\N{IDEOGRAPHIC SPACE}"
+)
+"""What is shown besides printable characters: lines, spaces of every width, and what scripts join, part and order
+letters with."""
 
 
 class _Terminal(Console):

@@ -30,14 +30,17 @@ def command(
         bool,
         typer.Option(
             "--insecure-no-self-test",
-            help="Do not run the model for known answers; `confide serve` then refuses it unless told otherwise.",
+            help="Try the model out, but keep no known answers; `confide serve` then refuses it unless told otherwise.",
         ),
     ] = False,
     json: Json = False,
 ) -> None:
-    """Encrypt a model so that only holders of its key can run it, and sign it so that nobody else can change it."""
+    """Encrypt a model so that only holders of its key can run it, and sign it so that nobody else can change it.
+
+    What was sealed is loaded and asked as `confide serve` does it, and refused where that fails.
+    """
     from confide.cli.owner import read_or_make_key
-    from confide.enclave.boot import examine
+    from confide.enclave.boot import examine, try_out
     from confide.packages.sealed.contents import contents_of
     from confide.packages.sealed.package import SealedPackage
     from confide.packages.sealed.write import require_absent, seal_model
@@ -56,7 +59,7 @@ def command(
             out,
             key=model_key,
             owner=signer,
-            examine=None if insecure_no_self_test else ask,
+            examine=try_out if insecure_no_self_test else ask,
             on_chunk=on_chunk,
         )
     known = SealedPackage.open(out).unlock(model_key).known_answers()

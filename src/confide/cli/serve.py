@@ -130,7 +130,39 @@ def command(
         ),
     ] = None,
     upstream_model: Annotated[str | None, typer.Option(help="The model's name there.", rich_help_panel=MODEL)] = None,
-    context: Annotated[int | None, typer.Option(help="Tokens it takes at most.", min=1, rich_help_panel=MODEL)] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens of prompt and answer at most; without, the model's own as far as there is memory for it.",
+            min=1,
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The model's name in the API; its package's without.", rich_help_panel=MODEL)
+    ] = None,
+    parallel: Annotated[
+        int | None,
+        typer.Option(
+            help="Requests computed at once, each with memory of its own; 16 without.",
+            min=1,
+            max=1024,
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads that compute; all cores without.", min=1, rich_help_panel=MODEL)
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of an answer at most; 8192 without.", min=1, rich_help_panel=MODEL)
+    ] = None,
+    idle_timeout: Annotated[
+        float | None,
+        typer.Option(help="Seconds between two pieces of an answer at most; 60 without.", rich_help_panel=MODEL),
+    ] = None,
+    request_timeout: Annotated[
+        float | None, typer.Option(help="Seconds for a whole answer at most; 900 without.", rich_help_panel=MODEL)
+    ] = None,
     insecure_open_egress: Annotated[
         bool,
         typer.Option(
@@ -178,6 +210,12 @@ def command(
         "upstream": upstream,
         "upstream_model": upstream_model,
         "context": context,
+        "name": name,
+        "parallel": parallel,
+        "threads": threads,
+        "max_tokens": max_tokens,
+        "idle_timeout": idle_timeout,
+        "request_timeout": request_timeout,
         "insecure_open_egress": insecure_open_egress,
         "insecure_skip_self_test": insecure_skip_self_test,
     }

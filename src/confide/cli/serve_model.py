@@ -2,10 +2,11 @@
 
 import asyncio
 import contextlib
-from dataclasses import asdict, dataclass
+import re
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 import typer
 from rich.markup import escape
@@ -17,10 +18,14 @@ from confide.cli.tee import WARNING
 from confide.enclave.tee import TeeKind
 
 if TYPE_CHECKING:
+    from confide.enclave.api.limits import Limits
     from confide.enclave.boot import Upstream
-    from confide.enclave.engines.engine import EngineFacts
+    from confide.enclave.engines.engine import EngineFacts, EngineSettings
     from confide.enclave.tee import Tee
     from confide.enclave.workload import Workload
+
+_NAME: Final = re.compile(r"[A-Za-z0-9_.:/\-]{1,256}")
+_LONGEST_TIMEOUT: Final = 86400.0
 
 
 @dataclass(frozen=True)
@@ -37,8 +42,38 @@ class ModelOptions:
     upstream: str | None
     upstream_model: str | None
     context: int | None
+    name: str | None
+    parallel: int | None
+    threads: int | None
+    max_tokens: int | None
+    idle_timeout: float | None
+    request_timeout: float | None
     insecure_open_egress: bool
     insecure_skip_self_test: bool
+
+    def engine(self) -> "EngineSettings":
+        """How to run the model."""
+        from confide.enclave.engines.engine import PARALLEL, EngineSettings
+
+        if self.name is not None and not _NAME.fullmatch(self.name):
+            raise typer.BadParameter("--name takes letters, digits and . _ - / :, at most 256")
+        if self.upstream and (self.parallel or self.threads):
+            raise typer.BadParameter("--parallel and --threads are the upstream server's to choose; set them there")
+        return EngineSettings(self.name, self.context, self.parallel or PARALLEL, self.threads)
+
+    def limits(self) -> "Limits":
+        """What one request is granted."""
+        from confide.enclave.api.limits import Limits
+
+        for timeout in (self.idle_timeout, self.request_timeout):
+            if timeout is not None and not 0 < timeout < _LONGEST_TIMEOUT:
+                raise typer.BadParameter("--idle-timeout and --request-timeout take more than 0 seconds, a day at most")
+        given: dict[str, Any] = {
+            "answer_tokens": self.max_tokens,
+            "idle_seconds": self.idle_timeout,
+            "request_seconds": self.request_timeout,
+        }
+        return replace(Limits(), **{name: value for name, value in given.items() if value is not None})
 
     def stated(self, tee: str, listening: Listening) -> dict[str, str]:
         """Those that were given and change what the server does, for its statement. tee: as it was found."""
@@ -83,7 +118,7 @@ def serve_model(package: Path, listening: Listening, options: ModelOptions, *, j
     sealed = SealedPackage.open(package)
     if options.keys is None:
         raise typer.BadParameter("a sealed model needs --keys, the address of its owner's `confide keys serve`")
-    upstream = _upstream(options)
+    upstream, settings, limits = _upstream(options), options.engine(), options.limits()
     release = None if options.release is None else read_file(options.release)
     configuration = own_configuration(options.stated(tee.name, listening))
     workload = Workload(tee.reader, tee.collateral, configuration=configuration, release=release)
@@ -107,6 +142,8 @@ def serve_model(package: Path, listening: Listening, options: ModelOptions, *, j
                 fetch,
                 ways=ways,
                 upstream=upstream,
+                settings=settings,
+                answer_tokens=limits.answer_tokens,
                 insecure_skip_self_test=options.insecure_skip_self_test,
                 on_chunk=on_chunk,
             )
@@ -129,7 +166,7 @@ def serve_model(package: Path, listening: Listening, options: ModelOptions, *, j
         def ready(url: str) -> None:
             _announce(url, workload, engine.facts, tee, json=json)
 
-        shown = Serving(engine, self_test)
+        shown = Serving(engine, self_test, limits)
         app = public_app(workload, shown, tls_ends_here=options.ra_tls)
         try:
             serve_app(
@@ -156,6 +193,7 @@ def _announce(url: str, workload: "Workload", facts: "EngineFacts", tee: "Tee", 
                 "model": facts.model,
                 "engine": facts.engine,
                 "quantization": facts.quantization,
+                "context": facts.context,
                 "model_digest": workload.model_digest,
                 "tee": tee.name,
                 "simulated": tee.simulated,
@@ -167,17 +205,26 @@ def _announce(url: str, workload: "Workload", facts: "EngineFacts", tee: "Tee", 
         f"Serving {escape(facts.model)} ({escape(facts.engine)}, {escape(facts.quantization)}) from a {tee.name} "
         f"environment at [bold]{url}[/]   Ctrl-C stops"
     )
+    output.console.print(f"Context  {_context(facts)}", soft_wrap=True)
     output.console.print(f"Model digest  {workload.model_digest}", soft_wrap=True)
     run = configuration.self_test
     tested = f"{run.outcome}, {run.tokens} known tokens" if run.tokens else run.outcome
     output.console.print(f"Self-test  {tested}   egress  {configuration.egress}", soft_wrap=True)
 
 
+def _context(facts: "EngineFacts") -> str:
+    """What was chosen, and why it is less than the model has."""
+    own, parallel = facts.settings.get("model-context"), facts.settings.get("parallel")
+    text = f"{facts.context} tokens of prompt and answer"
+    if own and int(own) > facts.context:
+        text += f", of the model's {own}; --context and --parallel divide the memory"
+    return f"{text}   {parallel} requests at once" if parallel else text
+
+
 def _upstream(options: ModelOptions) -> "Upstream | None":
     from confide.enclave.boot import Upstream
 
-    given = (options.upstream, options.upstream_model, options.context)
-    if not any(given):
+    if not (options.upstream or options.upstream_model):
         return None
     if options.upstream is None or options.upstream_model is None or options.context is None:
         raise typer.BadParameter("--upstream, --upstream-model and --context go together")

@@ -12,6 +12,7 @@ from confide.client.options import HybridOptions
 from confide.client.session import Pieces, Session
 from confide.errors import WrongMode
 from confide.hybrid.model import HybridModel
+from confide.models.sampling import generation_options
 from confide.trust.statement import TrustStatement
 
 if TYPE_CHECKING:
@@ -62,9 +63,7 @@ class HybridSession(Session):
             raise TypeError(f"The hybrid mode has no {', '.join(given)}; use `hybrid.generate` for all of its options.")
         if seed is not None:
             torch.manual_seed(seed)
-        sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature else {}
-        end = self.hybrid.model.config.eos_token_id
-        return {"do_sample": False, "max_new_tokens": limit, "pad_token_id": end, **sampling}
+        return {"max_new_tokens": limit, **generation_options(temperature, top_p=top_p)}
 
     @property
     def openai(self) -> "OpenAI":

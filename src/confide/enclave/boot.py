@@ -1,16 +1,19 @@
 """From a sealed package to a running engine: evidence first, then the key, then the model, in memory alone."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final, TypeVar
 
 import msgspec
 
 from confide.attest.configuration import UpstreamUsed
+from confide.enclave.api.limits import Limits
 from confide.enclave.configuration import configuration_with
 from confide.enclave.egress import WaysOut
-from confide.enclave.engines.engine import PARALLEL, Engine, EngineFacts
+from confide.enclave.engines.engine import Engine, EngineFacts, EngineSettings, Message, Sampling
 from confide.enclave.self_test import PROMPTS, SelfTest, make_known_answers
 from confide.enclave.workload import Workload
 from confide.errors import EngineError, SelfTestMissing
@@ -21,6 +24,9 @@ from confide.packages.sealed.manifest import WeightsFormat
 from confide.packages.sealed.package import SealedPackage, UnlockedPackage
 from confide.packages.sealed.reader import OnChunk
 
+_T = TypeVar("_T")
+_TRIAL: Final = "Hello!"
+_TRIAL_CONTEXT: Final = 4096
 Fetch = Callable[[str, Workload], ModelKey]
 """Gets the model key of this id for a workload: see `key_release.remote.fetch_key`."""
 
@@ -50,6 +56,8 @@ def load_engine(
     *,
     ways: WaysOut | None = None,
     upstream: Upstream | None = None,
+    settings: EngineSettings | None = None,
+    answer_tokens: int = Limits.answer_tokens,
     insecure_skip_self_test: bool = False,
     on_chunk: OnChunk | None = None,
 ) -> Loaded:
@@ -58,8 +66,10 @@ def load_engine(
     The workload's model digest, and what is known of its configuration, are set before it attests, so that the key's
     owner and every user see what will run; the rest of the configuration afterwards.
     ways: those out of this process; the key service's is closed once the key is here. upstream: runs the model instead;
-    then only the tokenizer is taken from the package. Raises what `fetch` raises, InvalidPackage where the package is
-    not what its owner signed, EngineError where no engine can run it, SelfTestMissing where nothing says that it does.
+    then only the tokenizer is taken from the package. answer_tokens: that the API grants, for the statement.
+
+    Raises what `fetch` raises, InvalidPackage where the package is not what its owner signed, EngineError where no
+    engine can run it, SelfTestMissing where nothing says that it does.
     """
     ways = ways or WaysOut()
     if package.manifest.known_answers is None and not insecure_skip_self_test:
@@ -72,35 +82,73 @@ def load_engine(
     workload.configuration = msgspec.structs.replace(workload.configuration, egress=ways.stated, upstream=used)
     unlocked = package.unlock(fetch(package.manifest.key, workload))
     ways.close_keys()
-    engine = _upstream(unlocked, upstream, ways) if upstream else open_engine(unlocked, on_chunk)
-    workload.configuration = configuration_with(workload.configuration, engine, ways.stated)
+    settings = settings or EngineSettings()
+    if upstream:
+        engine = _upstream(unlocked, upstream, ways, settings.name)
+    else:
+        engine = open_engine(unlocked, on_chunk, settings)
+    workload.configuration = configuration_with(workload.configuration, engine, ways.stated, answer_tokens)
     known = None if insecure_skip_self_test else unlocked.known_answers()
     return Loaded(engine, SelfTest(engine, known, workload) if known else None)
 
 
-def open_engine(unlocked: UnlockedPackage, on_chunk: OnChunk | None = None, *, parallel: int = PARALLEL) -> Engine:
-    """The engine that serves a model. parallel: requests at once, where it takes memory for each."""
-    if unlocked.manifest.weights is WeightsFormat.GGUF:
-        return _llama_cpp(unlocked, on_chunk, parallel)
-    return _transformers(unlocked, on_chunk)
+def open_engine(
+    unlocked: UnlockedPackage, on_chunk: OnChunk | None = None, settings: EngineSettings | None = None
+) -> Engine:
+    """The engine that serves a model."""
+    run = _llama_cpp if unlocked.manifest.weights is WeightsFormat.GGUF else _transformers
+    return run(unlocked, on_chunk, settings or EngineSettings())
 
 
 def examine(unlocked: UnlockedPackage, prompts: Sequence[str] = PROMPTS) -> KnownAnswers | None:
-    """Known answers for a package that is being sealed; None for a model without tokenizer, which nobody can serve."""
-    if unlocked.manifest.weights is WeightsFormat.SAFETENSORS and TOKENIZER not in unlocked:
-        return None
-    engine = open_engine(unlocked, parallel=1)
+    """Try a package out, and get known answers; None for a model without tokenizer, which nobody can serve.
 
-    async def ask() -> KnownAnswers:
+    Raises what `try_out` raises, and SelfTestMissing for a model that is certain of too little.
+    """
+    return _tried(unlocked, lambda engine: make_known_answers(engine, prompts))
+
+
+def try_out(unlocked: UnlockedPackage) -> None:
+    """Load a package as whoever serves it will, by the same code: every weight, tokenizer, template, and a token.
+
+    Raises InvalidPackage, ModelNotSupported and EngineError for what could not be served.
+    """
+
+    async def nothing(_: Engine) -> None:
+        pass
+
+    _tried(unlocked, nothing)
+
+
+def _tried(unlocked: UnlockedPackage, then: Callable[[Engine], Coroutine[None, None, _T]]) -> _T | None:
+    if unlocked.manifest.weights is WeightsFormat.SAFETENSORS and TOKENIZER not in unlocked:
+        from confide.packages.sealed.load import load_model
+
+        load_model(unlocked)
+        return None
+    engine = open_engine(unlocked, settings=EngineSettings(context=_TRIAL_CONTEXT, parallel=1))
+
+    async def work() -> _T:
         try:
-            return await make_known_answers(engine, prompts)
+            await _make_a_token(engine)
+            return await then(engine)
         finally:
             await engine.close()
 
-    return asyncio.run(ask())
+    return asyncio.run(work())
 
 
-def _transformers(unlocked: UnlockedPackage, on_chunk: OnChunk | None) -> Engine:
+async def _make_a_token(engine: Engine) -> None:
+    prompt = await engine.read([Message("user", _TRIAL)])
+    if not (await engine.read(_TRIAL)).tokens or not prompt.tokens:
+        raise EngineError("The tokenizer makes no tokens of words; use the one that the model was trained with.")
+    async with aclosing(engine.generate(prompt, Sampling(1, temperature=0))) as pieces:
+        tokens = sum([piece.tokens async for piece in pieces])
+    if tokens != 1:
+        raise EngineError("The engine makes no token; see that the plain model answers, and seal it again.")
+
+
+def _transformers(unlocked: UnlockedPackage, on_chunk: OnChunk | None, settings: EngineSettings) -> Engine:
     import torch
 
     from confide.enclave.engines.transformers_engine import TransformersEngine
@@ -108,26 +156,35 @@ def _transformers(unlocked: UnlockedPackage, on_chunk: OnChunk | None) -> Engine
 
     tokenizer = load_tokenizer(unlocked)
     if tokenizer is None:
-        raise EngineError("The model was sealed without its tokenizer, so it cannot be served; seal it with one.")
-    # On a processor half precision is slower than single, and answers are no better for what was rounded before.
+        raise EngineError("The model was sealed without its tokenizer, which serving it takes; seal it with one.")
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
     model = load_model(unlocked, dtype=torch.float32, on_chunk=on_chunk)
-    return TransformersEngine(model, tokenizer, unlocked.manifest.name)
+    return TransformersEngine(model, tokenizer, settings.name or unlocked.manifest.name, settings.context)
 
 
-def _llama_cpp(unlocked: UnlockedPackage, on_chunk: OnChunk | None, parallel: int) -> Engine:
+def _llama_cpp(unlocked: UnlockedPackage, on_chunk: OnChunk | None, settings: EngineSettings) -> Engine:
     from confide.enclave.engines.gguf_engine import GgufEngine
     from confide.packages.sealed.memory import open_gguf
 
     with open_gguf(unlocked, on_chunk) as file:
-        return GgufEngine(Path(file.path), unlocked.manifest.name, parallel=parallel)
+        return GgufEngine(
+            Path(file.path),
+            settings.name or unlocked.manifest.name,
+            context=settings.context,
+            parallel=settings.parallel,
+            threads=settings.threads,
+        )
 
 
-def _upstream(unlocked: UnlockedPackage, upstream: Upstream, ways: WaysOut) -> Engine:
+def _upstream(unlocked: UnlockedPackage, upstream: Upstream, ways: WaysOut, name: str | None) -> Engine:
     from confide.enclave.engines.upstream import UpstreamEngine
     from confide.packages.sealed.load import load_tokenizer
 
     tokenizer = load_tokenizer(unlocked)
     if tokenizer is None:
         raise EngineError("The model was sealed without its tokenizer, which counting tokens takes; seal it with one.")
-    facts = EngineFacts(upstream.model, "upstream", unlocked.manifest.quantization, upstream.context)
-    return UpstreamEngine(upstream.url, facts, tokenizer, api_key=upstream.api_key, connector=ways.upstream)
+    facts = EngineFacts(name or upstream.model, "upstream", unlocked.manifest.quantization, upstream.context)
+    return UpstreamEngine(
+        upstream.url, facts, tokenizer, model=upstream.model, api_key=upstream.api_key, connector=ways.upstream
+    )

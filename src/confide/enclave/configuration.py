@@ -79,7 +79,9 @@ def own_configuration(options: Mapping[str, str] | None = None) -> Configuration
     return Configuration(build(), options=dict(options or {}), environment=behaviour(os.environ))
 
 
-def configuration_with(before: Configuration, engine: Engine, egress: Egress) -> Configuration:
+def configuration_with(
+    before: Configuration, engine: Engine, egress: Egress, answer_tokens: int = Limits.answer_tokens
+) -> Configuration:
     """With what an engine has loaded, which it is asked for: its weights are read once more, in memory."""
     facts, digest = engine.facts, engine.weights_digest()
     return msgspec.structs.replace(
@@ -89,6 +91,6 @@ def configuration_with(before: Configuration, engine: Engine, egress: Egress) ->
         context=facts.context,
         adapters=facts.adapters,
         template=hashlib.sha256(facts.template.encode()).hexdigest() if facts.template else "",
-        sampling=SamplingDefaults(Sampling.temperature, Sampling.top_p, Sampling.top_k, Limits.answer_tokens),
+        sampling=SamplingDefaults(Sampling.temperature, Sampling.top_p, Sampling.top_k, answer_tokens),
         egress=egress,
     )

@@ -42,6 +42,12 @@ class EngineError(ConfideError):
     code = "engine"
 
 
+class EngineFault(EngineError):
+    """The engine failed at an answer, and no request is to blame: ask again, or see what its operator can do."""
+
+    code = "engine-fault"
+
+
 class PromptRefused(EngineError):
     """A prompt that the model cannot take, for what it is: the request is to blame, not the engine."""
 
@@ -141,6 +147,15 @@ class RequestRefused(ConfideError):
         self.field = field
 
 
+class ConversationRefused(RequestRefused):
+    """The model's chat template does not take a conversation."""
+
+    code = "conversation-refused"
+
+    def __init__(self, message: str, field: str | None = "messages") -> None:
+        super().__init__(message, field)
+
+
 class RequestTooLarge(RequestRefused):
     """A request is larger than the server takes."""
 
@@ -163,7 +178,9 @@ WORKLOAD_CODES: Final = frozenset(
     error.code
     for error in (
         AnswerTimedOut,
+        ConversationRefused,
         EngineError,
+        EngineFault,
         EngineUnavailable,
         PromptRefused,
         PromptTooLong,

@@ -23,6 +23,8 @@ from confide.hybrid.closing import Closing
 from confide.hybrid.local import LocalModel
 from confide.hybrid.mode import Mode
 from confide.models.context import longest_context
+from confide.models.conversation import render
+from confide.models.ends import end_at_all
 from confide.models.precision import Recipe
 from confide.models.source import open_model
 from confide.models.split import SplitSummary
@@ -69,6 +71,7 @@ class HybridModel(Closing):
         if isinstance(model, str | Path):
             source = open_model(str(model))
             model, tokenizer = source.load_model(), tokenizer or source.load_tokenizer()
+        end_at_all(model, tokenizer)
         self._progress = progress
         bar = group_bar("quantizing") if progress else None
         self._running: LocalModel | _Remote = LocalModel(model, tokenizer, protect, recipe, profile, bar)
@@ -139,7 +142,9 @@ class HybridModel(Closing):
             loaded = load_shell(folder, product, device, {signer})
             model = cls.__new__(cls)
             model._progress = on_hint is not None
-            model._running = _Remote(loaded, shell_tokenizer(folder), product, shell.manifest.profile)
+            tokenizer = shell_tokenizer(folder)
+            end_at_all(loaded, tokenizer)
+            model._running = _Remote(loaded, tokenizer, product, shell.manifest.profile)
             setattr(loaded, "generate", model.generate)  # noqa: B010 - its stubs have no such attribute
         except BaseException:
             product.close()
@@ -183,15 +188,14 @@ class HybridModel(Closing):
     def chat(self, messages: list[dict[str, str]], **options: Any) -> str:
         """The answer to a conversation, by the tokenizer's chat template; options are those of `generate`.
 
-        messages: such as [{"role": "user", "content": "..."}]. WrongMode where there is no template.
+        messages: such as [{"role": "user", "content": "..."}]. WrongMode where there is no template,
+        ConversationRefused where it refuses.
         """
         tokenizer = self.tokenizer
         if tokenizer is None or tokenizer.chat_template is None:
             raise WrongMode("This model has no chat template; use generate, or a model that was trained to chat.")
-        inputs = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
-        given = cast(dict[str, Tensor], inputs)
+        inputs = tokenizer(render(tokenizer, messages), add_special_tokens=False, return_tensors="pt")
+        given = cast(dict[str, Tensor], dict(inputs))
         sequence = self.generate(**given, **options)[0, given["input_ids"].shape[1] :]
         return str(tokenizer.decode(sequence, skip_special_tokens=True))
 

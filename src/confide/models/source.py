@@ -5,10 +5,11 @@ Knows nothing of quantization or of protection. Code that a model brings along i
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import torch
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -19,10 +20,14 @@ from transformers import (
 from transformers.utils.hub import has_file
 
 from confide.errors import ConfideError, ModelNotSupported
+from confide.models.finite import require_finite
+from confide.printable import printable
 
 DEMO_NAME = "demo"
 DEMO_FOLDER = Path(__file__).parent / "demo_gpt2"
 ADAPTER = "adapter_config.json"
+_CAUSAL_IN_ANY_CASE: Final = ("gpt_neox", "gpt_neox_japanese")
+"""Whose configurations say `is_decoder: false` although they are nothing else."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
 
@@ -37,17 +42,25 @@ class Source:
     def load_model(self) -> PreTrainedModel:
         """The stock model in float32, on the CPU, in evaluation mode.
 
-        Raises ModelNotSupported where weights are missing: transformers would make them up at random.
+        Raises ModelNotSupported where weights are missing, which transformers would make up at random, where they are
+        not finite, and where transformers cannot load them.
         """
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            self.location, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
-        )
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                self.location, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+            )
+        except Exception as error:  # transformers checks little, and raises what it stumbles over
+            raise ModelNotSupported(
+                f"transformers cannot load {self.name} ({type(error).__name__}); see that all of its files are there "
+                "and whole, and that AutoModelForCausalLM loads it."
+            ) from error
         model, report = cast(tuple[PreTrainedModel, dict[str, set[str]]], loaded)
         if missing := sorted(report["missing_keys"]):
             raise ModelNotSupported(
                 f"{self.name} is not a whole causal language model: {missing[0]} and {len(missing) - 1} more weights "
                 "are missing; give a model that was saved with its language-modelling head."
             )
+        require_finite(model.state_dict())
         model.eval()
         return model
 
@@ -59,7 +72,8 @@ class Source:
 def open_model(model: str) -> Source:
     """Find a model: `demo`, an existing folder, or else a hub id.
 
-    Raises ConfideError where there is none, ModelNotSupported where transformers does not know its architecture.
+    Raises ConfideError where there is none, ModelNotSupported where transformers does not know its architecture, where
+    it is no causal language model, and where it is quantized already.
     """
     location = _location(model)
     if (Path(location) / ADAPTER).exists():
@@ -84,7 +98,43 @@ def open_model(model: str) -> Source:
             f"{model} has the architecture {values.get('model_type')!r}, which transformers does not know without "
             "running code that comes with the model; use a model of a stock architecture."
         ) from error
+    except Exception as error:  # transformers checks what it reads only in part, and raises what it stumbles over
+        raise ModelNotSupported(
+            f"transformers cannot read the configuration of {model} ({type(error).__name__}); get an undamaged copy."
+        ) from error
+    _require_causal(config, model)
+    _require_unquantized(config, model)
     return Source(model, location, config)
+
+
+def _require_causal(config: PreTrainedConfig, name: str) -> None:
+    """By its kind, whatever transformers would make of it: an encoder loads as a decoder, and answers nonsense."""
+    text = config.get_text_config()
+    if config.is_encoder_decoder:
+        kind = f"but an encoder-decoder ({config.model_type})"
+    elif (
+        type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
+        or getattr(text, "is_causal", True) is False
+        or getattr(text, "use_bidirectional_attention", None) in (True, "all")
+        or (getattr(text, "is_decoder", True) is False and config.model_type not in _CAUSAL_IN_ANY_CASE)
+    ):
+        kind = f"but a {config.model_type}"
+    else:
+        return
+    raise ModelNotSupported(
+        f"{name} is no causal language model, {kind}; use one that goes on with a text from left to right."
+    )
+
+
+def _require_unquantized(config: PreTrainedConfig, name: str) -> None:
+    """Of a quantized checkpoint only the library that made it can tell what its integers mean."""
+    settings = getattr(config, "quantization_config", None)
+    if settings is not None:
+        method = settings.get("quant_method") if isinstance(settings, dict) else getattr(settings, "quant_method", None)
+        raise ModelNotSupported(
+            f"{name} is quantized already ({printable(str(getattr(method, 'value', method))[:40])}); give the "
+            "checkpoint that it was made from."
+        )
 
 
 def _location(model: str) -> str:
@@ -94,9 +144,19 @@ def _location(model: str) -> str:
     return str(folder) if folder.is_dir() else model
 
 
-def load_tokenizer(location: str) -> PreTrainedTokenizerBase | None:
-    """The tokenizer of a folder or hub model, or None where it has no tokenizer files."""
+def load_tokenizer(location: Path | str) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a folder or hub model as transformers reads it, or None where it has no tokenizer files.
+
+    The one reading for all modes. ModelNotSupported where transformers cannot read it without a model's own code.
+    """
+    location = str(location)
     # AutoTokenizer would make an empty tokenizer of the right class rather than say that there is none.
     if not any(has_file(location, name) for name in TOKENIZER_FILES):
         return None
-    return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(location, trust_remote_code=False))
+    try:
+        return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(location, trust_remote_code=False))
+    except Exception as error:  # transformers checks little, and raises what it stumbles over
+        raise ModelNotSupported(
+            f"transformers cannot read the model's tokenizer ({type(error).__name__}); see that AutoTokenizer loads "
+            "it without code of the model's own, and save it again."
+        ) from error

@@ -53,6 +53,7 @@ class ShellBackend(Backend):
             found |= {
                 "trust": str(self._engine.hybrid.trust),
                 "bytes_up": traffic.bytes_up,
+                "bytes_ahead": traffic.bytes_ahead,
                 "bytes_down": traffic.bytes_down,
                 "round_trips": traffic.round_trips,
                 "kept_tokens": self._engine.kept.tokens,

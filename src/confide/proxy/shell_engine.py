@@ -40,7 +40,7 @@ class ShellEngine(Prompted):
         if tokenizer is None or not tokenizer.is_fast:
             raise EngineError(f"{name} came without a fast tokenizer; split a model that has a tokenizer.json.")
         context = longest_context(hybrid.model.config) or _DEFAULT_CONTEXT
-        prompts = Prompts(tokenizer, context)
+        prompts = Prompts(tokenizer, context, by_text=False)
         facts = EngineFacts(
             name, "hybrid", "int8", context, version=transformers.__version__, template=prompts.template, parallel=1
         )

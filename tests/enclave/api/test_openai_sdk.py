@@ -106,8 +106,13 @@ def test_errors_are_openais(client: openai.OpenAI) -> None:
 
 def test_harmless_fields_pass(client: openai.OpenAI) -> None:
     client.chat.completions.create(
-        model="echo", messages=MESSAGES, user="me", n=1, logprobs=False, extra_body={"something_new": [1]}
+        model="echo", messages=MESSAGES, user="me", n=1, logprobs=False, extra_body={"something_new": None}
     )
+
+
+def test_unknown_fields_are_refused_by_name(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="`something_new`"):
+        client.chat.completions.create(model="echo", messages=MESSAGES, extra_body={"something_new": [1]})
 
 
 async def ask_at_once(url: str) -> list[str]:

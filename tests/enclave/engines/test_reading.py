@@ -90,7 +90,7 @@ def test_a_request_of_a_mebibyte_delays_nobody(url: str, path: str, body: object
 def test_a_text_that_may_fit_is_read_beside_the_event_loop() -> None:
     tokenizer = open_model("demo").load_tokenizer()
     assert tokenizer is not None
-    reader = Prompted(EngineFacts("m", "e", "f32", 1 << 20), Prompts(tokenizer, 1 << 20))
+    reader = Prompted(EngineFacts("m", "e", "f32", 1 << 20), Prompts(tokenizer, 1 << 20, by_text=True))
     gaps: list[float] = []
 
     async def look() -> None:
@@ -114,7 +114,7 @@ def test_a_text_that_may_fit_is_read_beside_the_event_loop() -> None:
 def test_texts_are_bounded_by_bytes_and_read_once() -> None:
     tokenizer = open_model("demo").load_tokenizer()
     assert tokenizer is not None
-    prompts = Prompts(tokenizer, 64)
+    prompts = Prompts(tokenizer, 64, by_text=True)
     most = 64 * BYTES_PER_TOKEN
     read: list[int] = []
     encode, prompts.encode = prompts.encode, lambda text: read.append(len(text)) or encode(text)  # type: ignore[method-assign, func-returns-value]
@@ -131,4 +131,4 @@ def test_texts_are_bounded_by_bytes_and_read_once() -> None:
 def test_tokens_are_those_of_transformers(text: str) -> None:
     tokenizer = open_model("demo").load_tokenizer()
     assert tokenizer is not None
-    assert Prompts(tokenizer, 64).encode(text) == tokenizer(text)["input_ids"]
+    assert Prompts(tokenizer, 64, by_text=True).encode(text) == tokenizer(text)["input_ids"]

@@ -8,11 +8,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
 import pytest
-from tests.enclave.engines.conftest import PROMPT, answer
+from tests.enclave.engines.conftest import PROMPT, Answer, answer
 
 from confide.enclave.engines.engine import EngineFacts, Sampling
 from confide.enclave.engines.upstream import UpstreamEngine
-from confide.errors import EngineError, InsecureConnection
+from confide.errors import EngineError, EngineFault, InsecureConnection
 from confide.models.source import open_model
 
 FACTS = EngineFacts("demo", "fake", "f32", 512)
@@ -40,6 +40,7 @@ def respond(status: int, *chunks: object) -> Callable[[], str]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.send_response(status)
+            self.send_header("content-type", "text/event-stream")
             self.end_headers()
             for chunk in chunks:
                 self.wfile.write(f"data: {chunk if isinstance(chunk, str) else json.dumps(chunk)}\n\n".encode())
@@ -98,3 +99,93 @@ def test_a_key_is_not_shown() -> None:
     engine = UpstreamEngine("http://localhost:8000/v1", FACTS, TOKENIZER, api_key="a secret")
     assert "a secret" not in repr(engine) + repr(vars(engine))
     asyncio.run(engine.close())
+
+
+def answered(events: str) -> Answer:
+    """An answer from a server that sends these events, byte for byte."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(200)
+            self.send_header("content-type", "text/event-stream; charset=utf-8")
+            self.end_headers()
+            for byte in events.encode():
+                self.wfile.write(bytes([byte]))  # wherever packets are cut
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    async def main(url: str) -> Answer:
+        engine = UpstreamEngine(url, FACTS, TOKENIZER)
+        try:
+            return await answer(engine, PROMPT, Sampling(4, 0))
+        finally:
+            await engine.close()
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    with closing(server.socket):
+        Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            return asyncio.run(main(f"http://127.0.0.1:{server.server_port}/v1"))
+        finally:
+            server.shutdown()
+
+
+def events(text: str, finish: str | None, *, before: str = "data: ", end: str = "\n\n") -> str:
+    chunks = [{"choices": [{"text": text}]}, {"choices": [{"text": "", "finish_reason": finish}]}, USAGE]
+    lines = [json.dumps(chunk, ensure_ascii=False) for chunk in chunks]
+    return "".join(f"{before}{line}{end}" for line in (*lines, "[DONE]"))
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "🙂"])
+def test_lines_of_events_end_at_carriage_returns_and_line_feeds_alone(separator: str) -> None:
+    text = f"one{separator}two"
+    sent = events(text, "stop") if separator > " " else events("?", "stop").replace("?", json.dumps(text)[1:-1])
+    assert answered(sent).text == text
+
+
+@pytest.mark.parametrize(
+    "before", ["data:", "data: ", ": a comment\ndata: ", "event: x\nid: 1\ndata: ", "retry: 5\ndata:"]
+)
+@pytest.mark.parametrize("end", ["\n\n", "\r\n\r\n", "\r\r"])
+def test_events_in_all_forms_of_the_standard(before: str, end: str) -> None:
+    assert (
+        answered(events("one two", "stop", before=before.replace("\n", end[: len(end) // 2]), end=end)).text
+        == "one two"
+    )
+
+
+@pytest.mark.parametrize(
+    ("said", "passed_on"),
+    [("stop", "stop"), ("length", "length"), ("content_filter", "content_filter"), ("eos_token", "stop")],
+)
+def test_why_an_answer_ends_is_passed_on_as_it_is(said: str, passed_on: str) -> None:
+    assert answered(events("one", said)).finish == passed_on
+
+
+@pytest.mark.parametrize("said", ["abort", "error", "never heard of", "\x1b[2J", "tool_calls"])
+def test_an_answer_that_was_given_up_is_not_whole(said: str) -> None:
+    with pytest.raises(EngineFault) as fault:
+        answered(events("one", said))
+    assert "\x1b" not in str(fault.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "fault"), [(400, False), (422, False), (500, True), (503, False), (401, True), (404, True)]
+)
+def test_whose_fault_it_is(status: int, fault: bool) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_error(status)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    with closing(server.socket):
+        Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            error = ask(f"http://127.0.0.1:{server.server_port}/v1")
+        finally:
+            server.shutdown()
+    assert isinstance(error, EngineFault) == fault

@@ -9,6 +9,7 @@ from shutil import copy
 import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFReader
+from gguf.quants import dequantize
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
@@ -208,8 +209,13 @@ def test_a_trained_llama_with_sentencepiece_tells_the_same_story(test_data: Path
     assert llama_cpp(f16.path, prompts, 40) == stock(source, prompts, 40)
     tokenizer, counter = source.load_tokenizer(), GgufEngine(f16.path, "stories", threads=1, parallel=1)
     assert tokenizer is not None
-    assert [counter.count(prompt) for prompt in prompts] == [len(tokenizer(prompt).input_ids) for prompt in prompts]
-    asyncio.run(counter.close())
+
+    async def counted() -> list[int]:
+        counts = [len((await counter.read(prompt)).tokens) for prompt in prompts]
+        await counter.close()
+        return counts
+
+    assert asyncio.run(counted()) == [len(tokenizer(prompt).input_ids) for prompt in prompts]
     q8 = write_gguf(source, tmp_path / "q8_0.gguf", GgufType.Q8_0)
     assert all("ffn_down" in name for name in q8.wider)  # 172 wide: no whole number of blocks
     assert len(q8.wider) == 5
@@ -254,3 +260,35 @@ def test_a_file_appears_whole_or_not_at_all(demo: Source, tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ConfideError, match="cannot be written"):
         write_gguf(demo, tmp_path / "missing" / "model.gguf", GgufType.Q8_0)
+
+
+@pytest.mark.parametrize(
+    ("type", "value", "stored"),
+    [
+        (GgufType.F16, 70_000.0, "F32"),
+        (GgufType.F16, 65_504.0, "F16"),
+        (GgufType.F16, 1e-8, "F32"),
+        (GgufType.Q8_0, 1e-7, "F32"),
+        (GgufType.Q8_0, 4e-6, "F16"),
+        (GgufType.Q8_0, 1e-3, "Q8_0"),
+        (GgufType.Q8_0, 70_000.0, "Q8_0"),
+        (GgufType.Q8_0, 1e7, "F32"),
+        (GgufType.Q5_0, 2e6, "F32"),
+        (GgufType.Q4_0, 1e6, "F32"),
+        (GgufType.Q4_0, 0.0, "Q4_0"),
+    ],
+)
+def test_a_matrix_that_its_type_has_no_room_for_gets_a_wider_one(
+    type: GgufType, value: float, stored: str, tmp_path: Path
+) -> None:
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=10_000, n_positions=32, n_embd=32, n_layer=1, n_head=1))
+    with torch.no_grad():
+        model.transformer.h[0].mlp.c_fc.weight[:, 5] = value  # one row of the file's matrix
+    model.save_pretrained(tmp_path)
+    copy(DEMO_FOLDER / "tokenizer.json", tmp_path)
+    summary = write_gguf(open_model(str(tmp_path)), tmp_path / "model.gguf", type)
+    written = next(one for one in GGUFReader(summary.path).tensors if one.name == "blk.0.ffn_up.weight")
+    assert written.tensor_type.name == stored
+    assert ("blk.0.ffn_up.weight" in summary.wider) == (stored != type.name)
+    row = dequantize(written.data, written.tensor_type)[5]
+    assert row == pytest.approx([value] * 32, rel=0.26)

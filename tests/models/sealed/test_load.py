@@ -3,14 +3,16 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from tests.scripted import byte_fallback, byte_level
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, PreTrainedTokenizerFast
 
 from confide.errors import InvalidPackage, ModelNotSupported
-from confide.models.source import DEMO_FOLDER, Source
+from confide.models.source import DEMO_FOLDER, Source, open_model
 from confide.packages.sealed.contents import Contents, contents_of
 from confide.packages.sealed.load import load_model, load_tokenizer
 from confide.packages.sealed.manifest import WeightsFormat
@@ -95,6 +97,75 @@ def test_special_tokens_and_the_chat_template_come_along(tiny_gpt2: Source, tmp_
         assert tokenizer.padding_side == "left"
         assert tokenizer.model_max_length == 77
     assert ours.special_tokens_map == stock.special_tokens_map
+
+
+SPECIAL = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+KINDS: dict[str, tuple[Tokenizer, dict[str, Any], dict[str, Any]]] = {
+    "added tokens, as releases since 2023 write them": (
+        byte_level("<end>", "<turn>"),
+        {
+            "tokenizer_class": "GPT2Tokenizer",
+            "eos_token": "<end>",
+            "added_tokens_decoder": {"0": {"content": "<end>", **SPECIAL}, "1": {"content": "<turn>", **SPECIAL}},
+        },
+        {},
+    ),
+    "an end token after every text": (
+        byte_fallback(),
+        {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "add_eos_token": True},
+        {},
+    ),
+    "no beginning": (
+        byte_fallback(),
+        {"tokenizer_class": "LlamaTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", "add_bos_token": False},
+        {},
+    ),
+    "a space before": (byte_level("<end>"), {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": True}, {}),
+    "a space before, of any class": (
+        byte_level("<end>"),
+        {"tokenizer_class": "PreTrainedTokenizerFast", "add_prefix_space": True},
+        {},
+    ),
+    "a file of special tokens": (
+        byte_level("<end>", "<turn>"),
+        {"tokenizer_class": "PreTrainedTokenizerFast"},
+        {"special_tokens_map.json": {"eos_token": "<turn>", "pad_token": {"content": "<end>", **SPECIAL}}},
+    ),
+    "a class of its own": (byte_level("<end>"), {"tokenizer_class": "Qwen2TokenizerFast", "eos_token": "<end>"}, {}),
+    "no settings": (byte_level("<end>"), {}, {}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_reading_of_a_tokenizer_that_of_transformers(tiny_gpt2: Source, tmp_path: Path, kind: str) -> None:
+    made, tokenizer_settings, more = KINDS[kind]
+    folder = Path(shutil.copytree(tiny_gpt2.location, tmp_path / "model"))
+    made.save(str(folder / "tokenizer.json"))
+    for name, content in {"tokenizer_config.json": tokenizer_settings, **more}.items():
+        (folder / name).write_text(json.dumps(content))
+    sealed, hybrid = load_tokenizer(seal(folder, tmp_path)), open_model(str(folder)).load_tokenizer()
+    stock = AutoTokenizer.from_pretrained(folder)
+    assert sealed is not None
+    assert hybrid is not None
+    for text in ("the end", " the", "<end>he<turn>", "日本 🙂", ""):
+        assert sealed(text)["input_ids"] == hybrid(text)["input_ids"] == stock(text)["input_ids"]
+        assert sealed(text, add_special_tokens=False)["input_ids"] == stock(text, add_special_tokens=False)["input_ids"]
+    assert sealed.special_tokens_map == hybrid.special_tokens_map == stock.special_tokens_map
+    assert type(sealed) is type(hybrid) is type(stock)
+    assert sealed.backend_tokenizer.to_str() == stock.backend_tokenizer.to_str()
+
+
+def test_nothing_is_left_of_the_folder_of_links(demo_package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Path] = []
+
+    def look(folder: Path) -> None:
+        seen.extend(folder.iterdir())
+        assert all(str(link.readlink()).startswith("/proc/self/fd/") for link in seen)
+
+    monkeypatch.setattr("confide.models.source.load_tokenizer", look)
+    load_tokenizer(SealedPackage.open(demo_package).unlock(KEY))
+    assert seen
+    assert not seen[0].parent.exists()
 
 
 def test_a_gguf_model_is_for_another_engine(gguf_package: Path) -> None:

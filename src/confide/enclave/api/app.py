@@ -36,6 +36,7 @@ def api_app(serving: Serving) -> Starlette:
         routes=[
             *health_routes(serving),
             Route("/v1/models", openai.models),
+            Route("/v1/models/{name:path}", openai.model),
             answering("/v1/chat/completions", openai.chat),
             answering("/v1/completions", openai.completions),
             answering("/v1/embeddings", openai.embeddings),

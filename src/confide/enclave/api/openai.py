@@ -39,9 +39,16 @@ class OpenAi:
 
     async def models(self, _request: Request) -> Response:
         """The one model there is."""
-        facts = self.serving.engine.facts
-        model = {"id": facts.model, "object": "model", "created": self.started, "owned_by": "confide"}
-        return json_response({"object": "list", "data": [model]})
+        return json_response({"object": "list", "data": [self._model()]})
+
+    async def model(self, request: Request) -> Response:
+        """The same by its name."""
+        self._require_model(request.path_params["name"])
+        return json_response(self._model())
+
+    def _model(self) -> dict[str, Any]:
+        name = self.serving.engine.facts.model
+        return {"id": name, "object": "model", "created": self.started, "owned_by": "confide"}
 
     async def chat(self, request: Request) -> Response:
         """The next turn of a conversation."""
@@ -169,7 +176,7 @@ def _role(message: ChatMessage) -> Literal["system", "user", "assistant"]:
 def _content(message: ChatMessage) -> str:
     if isinstance(message.content, str):
         return message.content
-    return "".join(part.text for part in message.content)
+    return "".join(part.text for part in message.content or ())
 
 
 def json_response(content: dict[str, Any], status: int = 200) -> Response:

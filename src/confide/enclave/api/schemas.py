@@ -1,4 +1,4 @@
-"""What requests look like. Bounds are part of the types; what would change an answer and is not offered is refused."""
+"""What requests look like. Bounds are part of the types. What could change an answer and is not offered is refused."""
 
 import re
 from collections.abc import Mapping
@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from confide.errors import RequestRefused
+from confide.printable import printable
 
 MAX_MESSAGES: Final = 1024
 _MAX_PARTS: Final = 64
@@ -16,28 +17,46 @@ _MAX_STOPS: Final = 4
 Stop = Annotated[str, Meta(min_length=1, max_length=256)]
 
 
-class TextPart(msgspec.Struct):
-    """A part of a message; texts are the only kind here."""
+class TextPart(msgspec.Struct, forbid_unknown_fields=True):
+    """A part of a message; texts are the only kind here. What else may stand in it has no effect."""
 
     type: Literal["text"]
     text: str
+    annotations: Any = None
+    cache_control: Any = None
 
 
-class ChatMessage(msgspec.Struct):
-    """A turn of a conversation. developer: what newer clients call the system."""
+class ChatMessage(msgspec.Struct, forbid_unknown_fields=True):
+    """A turn of a conversation. developer: what newer clients call the system.
+
+    content: None for an assistant's turn without text. What follows the first two is what clients keep of earlier
+    answers, and has no effect; calls of tools are not offered.
+    """
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Meta(max_length=_MAX_PARTS)]
-    tool_calls: None = None
+    content: str | Annotated[list[TextPart], Meta(max_length=_MAX_PARTS)] | None = None
+    tool_calls: Annotated[list[None], Meta(max_length=0)] | None = None
+    function_call: None = None
+    audio: None = None
+    name: str | None = None
+    refusal: str | None = None
+    annotations: Any = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.content is None and self.role != "assistant":
+            raise ValueError("Expected `content`, which an assistant's turn alone may lack")
 
 
 Messages = Annotated[list[ChatMessage], Meta(max_length=MAX_MESSAGES)]
 
 
-class StreamOptions(msgspec.Struct):
-    """include_usage: the stream ends with a count of its tokens."""
+class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
+    """include_usage: the stream ends with a count of its tokens. include_obfuscation: lengths are hidden anyway."""
 
     include_usage: bool = False
+    include_obfuscation: bool | None = None
 
 
 class SamplingFields(msgspec.Struct, kw_only=True):
@@ -97,28 +116,37 @@ class PromptRequest(SamplingFields, kw_only=True):
 Fields = TypeVar("Fields", ChatRequest, CompletionRequest, EmbeddingRequest, GenerateRequest, PromptRequest)
 
 _NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
-    "n": (None, 1),
-    "best_of": (None, 1),
-    "logprobs": (None, False),
-    "top_logprobs": (None, 0),
-    "logit_bias": (None, {}),
-    "presence_penalty": (None, 0),
-    "frequency_penalty": (None, 0),
-    "repetition_penalty": (None, 1),
-    "min_p": (None, 0),
-    "tools": (None, []),
-    "tool_choice": (None, "none", "auto"),
-    "functions": (None, []),
-    "function_call": (None, "none", "auto"),
-    "response_format": (None, {"type": "text"}),
-    "modalities": (None, ["text"]),
-    "audio": (None,),
-    "web_search_options": (None,),
-    "echo": (None, False),
-    "suffix": (None, ""),
-    "dimensions": (None,),
+    "n": (1,),
+    "best_of": (1,),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "logit_bias": ({},),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "repetition_penalty": (1,),
+    "repeat_penalty": (1,),
+    "min_p": (0,),
+    "typical_p": (1,),
+    "min_tokens": (0,),
+    "stop_token_ids": ([],),
+    "ignore_eos": (False,),
+    "use_beam_search": (False,),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "echo": (False,),
+    "suffix": ("",),
+    "stream": (False,),
 }
-"""Fields that would change the answer, and the values at which they do not. Other unknown fields are let pass."""
+"""Fields that clients send along, and the values at which they change no answer."""
+_WITHOUT_EFFECT: Final = frozenset(
+    {"user", "safety_identifier", "prompt_cache_key", "metadata", "store", "service_tier"}
+)
+"""Fields that change no answer, whatever is in them: they are for a service's books, and nothing is kept of them."""
 
 _PLACE: Final = re.compile(r" - at `\$\.?([\w.\[\]]+)`\Z")
 
@@ -135,13 +163,28 @@ def parse(body: bytes, kind: type[Fields]) -> Fields:
 def convert(fields: Any, kind: type[Fields]) -> Fields:
     """A request from decoded JSON; RequestRefused names the field to blame."""
     if isinstance(fields, dict):
-        for name, neutral in _NEUTRAL.items():
-            if name in fields and fields[name] not in neutral:
-                raise RequestRefused(f"`{name}` is not offered here; leave it out.", name)
+        offered = {field.encode_name for field in msgspec.structs.fields(kind)}
+        for name, value in fields.items():
+            if name not in offered and not _changes_nothing(name, value):
+                raise RequestRefused(f"`{_shown(name)}` is not offered here; leave it out.", _shown(name))
     try:
         return msgspec.convert(fields, kind)
     except (msgspec.ValidationError, RecursionError) as error:
         raise _refused(str(error)) from None
+
+
+def _changes_nothing(name: str, value: Any) -> bool:
+    """Whether a field that is not offered may be let pass: what nobody here knows could change an answer."""
+    return value is None or name in _WITHOUT_EFFECT or any(_same(value, one) for one in _NEUTRAL.get(name, ()))
+
+
+def _same(value: Any, other: Any) -> bool:
+    return value == other and isinstance(value, bool) == isinstance(other, bool)
+
+
+def _shown(name: str) -> str:
+    """A field's name in an error: no more of the request than that, and none of its values."""
+    return printable(name[:64])
 
 
 def _refused(reason: str) -> RequestRefused:

@@ -4,7 +4,9 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol
 
-FinishReason = Literal["stop", "length"]
+from confide.models.sampling import SMALLEST_TEMPERATURE
+
+FinishReason = Literal["stop", "length", "content_filter"]
 PARALLEL: Final = 16
 """Requests that are computed at once, where each takes memory of its own."""
 
@@ -30,8 +32,25 @@ class EngineFacts:
 
 
 @dataclass(frozen=True)
+class EngineSettings:
+    """How to run a model, whatever runs it; what is None is for the engine to choose.
+
+    name: the model's in the API. context: tokens of one request at most, and no more than the model was made for.
+    parallel: requests that are computed at once, where each takes memory of its own. threads: of the processor.
+    """
+
+    name: str | None = None
+    context: int | None = None
+    parallel: int = PARALLEL
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
 class Sampling:
-    """How to generate. temperature: 0 is greedy. stop: texts at which the answer ends, which it does not contain."""
+    """How to generate. stop: texts at which the answer ends, which it does not contain.
+
+    temperature: 0 is greedy, and so is all below SMALLEST_TEMPERATURE.
+    """
 
     max_tokens: int
     temperature: float = 1.0
@@ -39,6 +58,10 @@ class Sampling:
     top_k: int = 0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.temperature < SMALLEST_TEMPERATURE:
+            object.__setattr__(self, "temperature", 0.0)
 
 
 @dataclass(frozen=True)

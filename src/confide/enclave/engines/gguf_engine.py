@@ -16,7 +16,7 @@ import secrets
 import socket
 import tempfile
 import threading
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
@@ -29,11 +29,14 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from confide.enclave.engines.engine import PARALLEL, EngineFacts, Piece, Prompt, Sampling
 from confide.enclave.engines.held import digest_of
+from confide.enclave.engines.memory import available_bytes
 from confide.enclave.engines.prompts import Prompted, Prompts
-from confide.errors import EngineError, EngineUnavailable, PromptTooLong
+from confide.errors import EngineError, EngineFault, EngineUnavailable, PromptRefused, PromptTooLong
 
 BATCH: Final = 1024
 """Tokens computed together at most, for which all running answers wait; also the longest text to embed."""
+_GRAIN: Final = 256
+"""Contexts are of a multiple of this many tokens where memory decides."""
 _SILENT: Final = -1
 _RANDOM_SEED: Final = 2**32 - 1
 """llama.cpp's seeds are 32 bits wide; this one means that it shall choose."""
@@ -42,8 +45,9 @@ _RANDOM_SEED: Final = 2**32 - 1
 class GgufEngine(Prompted):
     """The Engine of a GGUF file, which may be a memfd's path under /proc/self/fd.
 
-    name: the model's in the API. context: tokens of each request, the model's own where not given. parallel: how many
-    requests are computed at once; each has its own memory, and more wait. threads: all cores where not given; fewer are
+    name: the model's in the API. context: tokens of each request at most, and no more than the model's own; as many as
+    there is memory for where not given. parallel: how many requests are computed at once; each has its own memory, and
+    more wait. threads: all cores where not given; fewer are
     better where others compute too, since llama.cpp's threads spin while they wait for each other. tokenizer: for an
     architecture whose tokenizer transformers cannot read from a GGUF file; for counts and templates alone, since
     llama.cpp reads prompts with the file's.
@@ -60,12 +64,17 @@ class GgufEngine(Prompted):
         threads: int | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
-        architecture, own_context, quantization = _read_facts(path)
-        prompts = Prompts(tokenizer or _read_tokenizer(path, architecture), context or own_context)
+        architecture, own_context, quantization, token_bytes = _read_facts(path)
+        fitting = _fitting_context(
+            min(own_context, context or own_context), parallel * token_bytes, given=bool(context)
+        )
+        prompts = Prompts(tokenizer or _read_tokenizer(path, architecture), fitting, by_text=True)
         threads = threads or len(os.sched_getaffinity(0))
-        super().__init__(_facts(name, quantization, prompts, threads, parallel), prompts)
+        super().__init__(_facts(name, quantization, prompts, own_context, threads, parallel), prompts)
         self._server = _load(path, self._prompts.context, parallel, threads)
         self._held = _find_in_memory(path)
+        added = prompts.tokenizer.added_tokens_decoder.values()
+        self._specials = [str(token) for token in added if token.special]
         self._in_use = threading.Lock()
         self._threads = ThreadPoolExecutor(parallel, thread_name_prefix="llama.cpp request")
         self._closed = False
@@ -75,13 +84,20 @@ class GgufEngine(Prompted):
         prompt = await self._as_prompt(prompt)
         self._prompts.require_fit(len(prompt.tokens), sampling)
         done = 0
-        async with aclosing(self._complete(_request(prompt.text, sampling))) as chunks:
+        shown = [name for name in self._specials if any(name in text for text in sampling.stop)]
+        request = _request(prompt.text, sampling) | {"preserved_tokens": shown}
+        async with aclosing(self._complete(request)) as chunks:
             async for chunk in chunks:
                 _require_no_error(chunk)
                 choice = chunk["choices"][0]
+                _require_numbers(choice)
                 now = int(chunk["timings"]["predicted_n"])
-                yield Piece(choice["text"], now - done, choice["finish_reason"])
-                done = now
+                text = choice["text"]
+                for name in shown:  # made visible for the stop texts alone
+                    text = text.replace(name, "")
+                if now > done or text or choice["finish_reason"]:
+                    yield Piece(text, now - done, choice["finish_reason"])
+                    done = now
 
     async def embed(self, texts: Sequence[str | Prompt]) -> list[list[float]]:
         """The mean over tokens of the last hidden state, scaled to Euclidean length 1."""
@@ -201,7 +217,9 @@ def _find_in_memory(path: Path) -> tuple[_Held, ...]:
     return tuple(held)
 
 
-def _facts(name: str, quantization: str, prompts: Prompts, threads: int, parallel: int) -> EngineFacts:
+def _facts(
+    name: str, quantization: str, prompts: Prompts, own_context: int, threads: int, parallel: int
+) -> EngineFacts:
     return EngineFacts(
         name,
         "llama.cpp",
@@ -210,7 +228,12 @@ def _facts(name: str, quantization: str, prompts: Prompts, threads: int, paralle
         version=f"xllamacpp {xllamacpp.__version__}",
         dtype=quantization,
         template=prompts.template,
-        settings={"threads": str(threads), "parallel": str(parallel), "cpu": xllamacpp.get_system_info()},
+        settings={
+            "threads": str(threads),
+            "parallel": str(parallel),
+            "model-context": str(own_context),
+            "cpu": xllamacpp.get_system_info(),
+        },
         parallel=parallel,
     )
 
@@ -230,6 +253,7 @@ def _request(prompt: str, sampling: Sampling) -> dict[str, Any]:
         "top_p": sampling.top_p,
         "seed": _RANDOM_SEED if sampling.seed is None else sampling.seed % _RANDOM_SEED,
         "stop": list(sampling.stop),
+        "logprobs": 1,  # by which one can tell that the model computes numbers
     }
 
 
@@ -239,21 +263,63 @@ def _require_no_error(answer: dict[str, Any]) -> None:
         kind = str(error.get("type"))
         if kind == "exceed_context_size_error":
             raise PromptTooLong("The prompt does not fit the model's context; shorten it.")
-        raise EngineError(f"llama.cpp refused the request as {kind}; check the request, or try another model.")
+        raise PromptRefused(f"llama.cpp refused the request as {kind}; check the request, or try another model.")
 
 
-def _read_facts(path: Path) -> tuple[str, int, str]:
-    """Of a GGUF file: architecture, context and quantization."""
+def _require_numbers(choice: dict[str, Any]) -> None:
+    """EngineFault where the model's logits are not finite, of which llama.cpp makes tokens all the same."""
+    for entry in (choice["logprobs"] or {}).get("content", ()):
+        if entry["logprob"] is None:  # how JSON has a NaN
+            raise EngineFault(
+                "The model computes what is no number, so it has no answer; its operator must restart it."
+            )
+
+
+def _read_facts(path: Path) -> tuple[str, int, str, int]:
+    """Of a GGUF file: architecture, context, quantization, and bytes of KV cache for each token of context."""
     try:
         fields = GGUFReader(path).fields
         architecture = str(fields["general.architecture"].contents())
         context = int(fields[f"{architecture}.context_length"].contents())
         file_type = LlamaFileType(fields["general.file_type"].contents())
-    except (OSError, ValueError, KeyError, IndexError, OverflowError) as error:
+        cache = _cache_bytes(lambda name: _number(fields, f"{architecture}.{name}"))
+    except (OSError, ValueError, KeyError, IndexError, OverflowError, TypeError) as error:
         raise EngineError(
             f"{path} is not a GGUF file of a language model; make one with `confide quantize`."
         ) from error
-    return architecture, context, file_type.name.removeprefix("MOSTLY_").removeprefix("ALL_").lower()
+    return architecture, context, file_type.name.removeprefix("MOSTLY_").removeprefix("ALL_").lower(), cache
+
+
+def _number(fields: Mapping[str, Any], name: str) -> int | None:
+    """A number of the metadata; of an array, one for each layer, the largest."""
+    if name not in fields:
+        return None
+    value = fields[name].contents()
+    return max(map(int, value), default=0) if isinstance(value, list) else int(value)
+
+
+def _cache_bytes(number: Callable[[str], int | None]) -> int:
+    """Keys and values of every layer in float16, as llama.cpp keeps them; some architectures take less."""
+    heads = number("attention.head_count") or 1
+    heads_kv = number("attention.head_count_kv")
+    width = (number("embedding_length") or 0) // heads
+    lengths = [number(f"attention.{name}_length") or width for name in ("key", "value")]
+    return 2 * (number("block_count") or 0) * (heads if heads_kv is None else heads_kv) * sum(lengths)
+
+
+def _fitting_context(most: int, token_bytes: int, *, given: bool) -> int:
+    """Tokens of context that there is memory for. EngineError for none, and where somebody asked for more."""
+    room = available_bytes() // 2  # the other half is for what is computed
+    if most * token_bytes <= room:
+        return most
+    fitting = room // token_bytes // _GRAIN * _GRAIN
+    if given or not fitting:
+        raise EngineError(
+            f"A context of {most} tokens takes {most * token_bytes / 1e9:.1f} GB of memory for all requests at once, "
+            f"and {room / 1e9:.1f} GB can be had for it, which is enough for {fitting}; lower --context or --parallel, "
+            "or find more memory."
+        )
+    return fitting
 
 
 def _read_tokenizer(path: Path, architecture: str) -> PreTrainedTokenizerBase:
@@ -276,6 +342,7 @@ def _load(path: Path, context: int, parallel: int, threads: int) -> xllamacpp.Se
     params.n_ctx = parallel * context
     params.n_batch = params.n_ubatch = BATCH
     params.fit_params = False  # llama.cpp would shorten the context where memory is short
+    params.check_tensors = True  # no weight may be infinite or no number
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     params.embedding = True
     params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
@@ -291,8 +358,8 @@ def _load(path: Path, context: int, parallel: int, threads: int) -> xllamacpp.Se
             server = xllamacpp.Server(params)
         except RuntimeError as error:
             raise EngineError(
-                f"llama.cpp cannot load {path}: it is damaged, of an unknown architecture or too large for the memory "
-                "with so many requests at once; check the file, or lower the context."
+                f"llama.cpp cannot load {path}: tensors are missing or not finite, its architecture is unknown, or it "
+                "is too large for the memory with so many requests at once; check the file, or lower the context."
             ) from error
         _stop_listening(address)
     return server

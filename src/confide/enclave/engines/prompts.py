@@ -11,18 +11,27 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from confide.enclave.engines.engine import EngineFacts, Message, Prompt, Sampling
 from confide.errors import PromptRefused, PromptTooLong
+from confide.models.conversation import render
 
 BYTES_PER_TOKEN: Final = 16
 """A text with more bytes than this for each token of the context is not even tokenized. Languages and programs have
 two to six."""
 
 
-class Prompts:
-    """A model's tokenizer and context, as far as prompts go. context: tokens of prompt and answer together."""
+class Rendered(str):
+    """A prompt that a chat template made, with all its special tokens: no more are added, as transformers has it."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, context: int) -> None:
+
+class Prompts:
+    """A model's tokenizer and context, as far as prompts go. context: tokens of prompt and answer together.
+
+    by_text: for an engine that makes tokens of texts itself, and puts its own token first.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, context: int, *, by_text: bool) -> None:
         self.tokenizer = tokenizer
         self.context = context
+        self._by_text = by_text
 
     @property
     def template(self) -> str:
@@ -31,12 +40,14 @@ class Prompts:
         return template if isinstance(template, str) else json.dumps(template, sort_keys=True)
 
     def encode(self, text: str) -> list[int]:
-        """A text's tokens, with those that the model wants at a text's beginning."""
+        """A text's tokens, with those that the model wants at a text's beginning where a template has not put them."""
+        own = not isinstance(text, Rendered)
         if not self.tokenizer.is_fast:
-            return cast(list[int], self.tokenizer(text, verbose=False)["input_ids"])
+            return cast(list[int], self.tokenizer(text, add_special_tokens=own, verbose=False)["input_ids"])
         # The same as above; but other threads go on meanwhile, which they do not in `encode`, and offsets, masks and
         # strings, of which a long text has many, are not made.
-        [encoding] = cast(PreTrainedTokenizerFast, self.tokenizer).backend_tokenizer.encode_batch_fast([text])
+        decoder = cast(PreTrainedTokenizerFast, self.tokenizer).backend_tokenizer
+        [encoding] = decoder.encode_batch_fast([str(text)], add_special_tokens=own)
         return encoding.ids
 
     def read(self, asked: str | Sequence[Message]) -> Prompt:
@@ -56,9 +67,8 @@ class Prompts:
         """
         if not self.tokenizer.chat_template:
             return "\n".join(message.content for message in messages)
-        turns = [asdict(message) for message in messages]
-        text = cast(str, self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-        return text.removeprefix(self._own_beginning())
+        text = render(self.tokenizer, [asdict(message) for message in messages])
+        return text.removeprefix(self._own_beginning()) if self._by_text else Rendered(text)
 
     def require_fit(self, tokens: int, sampling: Sampling) -> None:
         """PromptTooLong for a prompt of so many tokens that leaves no room for its answer, PromptRefused for none."""

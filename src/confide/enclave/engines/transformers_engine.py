@@ -27,7 +27,9 @@ from confide.enclave.engines.engine import EngineFacts, Piece, Prompt, Sampling
 from confide.enclave.engines.held import Buffer, digest_of
 from confide.enclave.engines.prompts import Prompted, Prompts
 from confide.enclave.engines.turns import Turns
-from confide.errors import EngineError
+from confide.errors import EngineError, EngineFault
+from confide.models.context import longest_context
+from confide.models.ends import end_tokens
 
 PREFILL: Final = 256
 """Tokens of a prompt that are read in one turn: short enough that other requests hardly notice a long one."""
@@ -37,8 +39,8 @@ _DTYPES: Final = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "b
 class TransformersEngine(Prompted):
     """The Engine of a loaded model in evaluation mode and its fast tokenizer.
 
-    name: the model's in the API. context: tokens at most, for a model whose configuration does not say.
-    Raises EngineError where either is missing.
+    name: the model's in the API. context: tokens at most, and no more than the model's configuration says.
+    Raises EngineError where neither says it, and for a tokenizer that is not fast.
     """
 
     def __init__(
@@ -46,11 +48,11 @@ class TransformersEngine(Prompted):
     ) -> None:
         if not tokenizer.is_fast:
             raise EngineError(f"{name} has a tokenizer without a tokenizer.json; convert it to a fast one first.")
-        prompts = Prompts(tokenizer, context or _context(model, name))
+        prompts = Prompts(tokenizer, _context(model, name, context), by_text=False)
         super().__init__(_facts(model, name, prompts), prompts)
         self._model = model
         self._decoder = cast(PreTrainedTokenizerFast, tokenizer).backend_tokenizer
-        self._ends = _end_tokens(model)
+        self._ends = frozenset(end_tokens(model, tokenizer))
         self._turns = Turns("transformers engine")
 
     async def generate(self, prompt: str | Prompt, sampling: Sampling) -> AsyncGenerator[Piece, None]:
@@ -162,8 +164,8 @@ class _Reading:
             output = self._model(input_ids=ids, past_key_values=self._cache, use_cache=True, **self._only_last)
             self._cache = output.past_key_values
             self.logits = output.logits[0, -1].float().cpu()
-        if not self.logits.max().isfinite():  # a NaN is the largest to torch, and argmax would take it for a token
-            raise EngineError(
+        if not torch.stack(self.logits.aminmax()).isfinite().all():  # argmax would take a NaN for the best of tokens
+            raise EngineFault(
                 "The model computes what is no number, so it has no answer; its operator must restart it."
             )
 
@@ -224,26 +226,19 @@ def _content(tensor: Tensor) -> Buffer:
     return flat.view(torch.uint8).numpy().data
 
 
-def _context(model: PreTrainedModel, name: str) -> int:
-    config = model.config.get_text_config()
-    for field in ("max_position_embeddings", "max_seq_len", "seq_length"):
-        if context := getattr(config, field, None):
-            return int(context)
-    raise EngineError(f"The configuration of {name} does not say how long its context is; give it explicitly.")
-
-
-def _end_tokens(model: PreTrainedModel) -> frozenset[int]:
-    """The tokens that end an answer."""
-    ends = model.generation_config.eos_token_id if model.generation_config else model.config.eos_token_id
-    return frozenset([ends] if isinstance(ends, int) else ends or ())
+def _context(model: PreTrainedModel, name: str, most: int | None) -> int:
+    own = longest_context(model.config)
+    if own is None and most is None:
+        raise EngineError(f"The configuration of {name} does not say how long its context is; give it with --context.")
+    return min(filter(None, (own, most)))
 
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """What goes wrong inside a model becomes an EngineError: a request's trouble, not the server's."""
+    """What goes wrong inside a model becomes an EngineFault: one request's trouble, and not its fault."""
     try:
         yield
     except Exception as error:
-        raise EngineError(
+        raise EngineFault(
             f"The model failed with {type(error).__name__}; less memory in use, or fewer requests at once, may help."
         ) from error

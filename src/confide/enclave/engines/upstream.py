@@ -5,25 +5,34 @@ the OpenAI protocol, so both are given here.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import Any, Final
 
 import httpx
 import msgspec
+from httpx_sse import EventSource, SSEError
 from transformers import PreTrainedTokenizerBase
 
 from confide.enclave.connector import Connector
 from confide.enclave.connector_http import async_through
 from confide.enclave.engines.engine import EngineFacts, FinishReason, Piece, Prompt, Sampling
 from confide.enclave.engines.prompts import Prompted, Prompts
-from confide.errors import AnswerTimedOut, EngineError, EngineUnavailable, InsecureConnection, PromptRefused
+from confide.errors import (
+    AnswerTimedOut,
+    EngineError,
+    EngineFault,
+    EngineUnavailable,
+    InsecureConnection,
+    PromptRefused,
+)
 from confide.net.loopback import is_loopback
+from confide.printable import printable
 
 CONNECT_SECONDS: Final = 5.0
 SILENCE_SECONDS: Final = 120.0
 """A server that sends nothing for so long is given up."""
 CONNECTIONS: Final = 1024
-_DATA: Final = "data: "
+_DONE: Final = "[DONE]"
 _REFUSALS: Final[Mapping[int, type[EngineError]]] = {
     400: PromptRefused,
     413: PromptRefused,
@@ -61,8 +70,9 @@ class _Embeddings(msgspec.Struct):
 
 
 class UpstreamEngine(Prompted):
-    """The Engine of a server at `url`, such as http://127.0.0.1:8000/v1, that knows the model under facts.model.
+    """The Engine of a server at `url`, such as http://127.0.0.1:8000/v1.
 
+    model: its name there, facts.model where it is not given.
     facts.context and tokenizer must be those the server uses. api_key: where it wants one.
     connector: opens the connections, where this process cannot.
     insecure_remote: allow another machine, which then reads every prompt. Raises InsecureConnection without it.
@@ -74,6 +84,7 @@ class UpstreamEngine(Prompted):
         facts: EngineFacts,
         tokenizer: PreTrainedTokenizerBase,
         *,
+        model: str | None = None,
         api_key: str | None = None,
         connector: Connector | None = None,
         insecure_remote: bool = False,
@@ -83,7 +94,8 @@ class UpstreamEngine(Prompted):
                 f"{url} is not inside this trusted execution environment, and prompts would go there in the clear; "
                 "give the loopback address of a server in here."
             )
-        super().__init__(facts, Prompts(tokenizer, facts.context))
+        super().__init__(facts, Prompts(tokenizer, facts.context, by_text=True))
+        self._model = model or facts.model
         self._http = httpx.AsyncClient(
             base_url=url.rstrip("/") + "/",
             headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
@@ -111,7 +123,7 @@ class UpstreamEngine(Prompted):
                     if choice.text:
                         yield Piece(choice.text, 0)
         if finish is None or tokens is None:
-            raise EngineError(
+            raise EngineFault(
                 "The model's server ended its answer without a finish reason or usage; use one that knows "
                 "stream_options.include_usage, as vLLM and llama.cpp do, and see that it runs."
             )
@@ -143,7 +155,7 @@ class UpstreamEngine(Prompted):
 
     def _request(self, prompt: str, sampling: Sampling) -> dict[str, Any]:
         request: dict[str, Any] = {
-            "model": self._facts.model,
+            "model": self._model,
             "prompt": prompt,
             "stream": True,
             "stream_options": {"include_usage": True},
@@ -169,33 +181,53 @@ class UpstreamEngine(Prompted):
 
 
 async def _chunks(response: httpx.Response) -> AsyncIterator[_Chunk]:
-    async for line in response.aiter_lines():
-        if not line.startswith(_DATA) or line == f"{_DATA}[DONE]":
-            continue
-        chunk = msgspec.json.decode(line.removeprefix(_DATA), type=_Chunk)
-        if chunk.error:
-            raise EngineError("The model's server broke off with an error; its own log says why.")
-        yield chunk
+    async with aclosing(EventSource(response).aiter_sse()) as events:
+        async for event in events:
+            if not event.data or event.data == _DONE:
+                continue
+            chunk = msgspec.json.decode(event.data, type=_Chunk)
+            if chunk.error:
+                raise EngineFault("The model's server broke off with an error; its own log says why.")
+            yield chunk
+
+
+_ENDS: Final[Mapping[str, FinishReason]] = {
+    "stop": "stop",
+    "length": "length",
+    "content_filter": "content_filter",
+    "eos_token": "stop",
+    "stop_sequence": "stop",
+}
+"""Why an answer is over: OpenAI's words, then those of Text Generation Inference."""
 
 
 def _finish(choice: _Choice) -> FinishReason | None:
-    if choice.finish_reason is None:
+    """EngineFault for all other reasons, such as vLLM's `abort`: the answer is cut, and must not look whole."""
+    if not choice.finish_reason:
         return None
-    return "length" if choice.finish_reason == "length" else "stop"
+    if (finish := _ENDS.get(choice.finish_reason)) is None:
+        raise EngineFault(
+            f"The model's server gave up the answer ({printable(choice.finish_reason[:60])}); ask again, or read its "
+            "log."
+        )
+    return finish
 
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """Every trouble with the server as an EngineError. What the server says is left out: it may quote the prompt."""
+    """Every trouble with the server as an EngineError. What the server says is left out: it may quote the prompt.
+
+    What it refuses is the request's trouble (4xx), and all else is no request's: EngineFault.
+    """
     try:
         yield
     except httpx.HTTPStatusError as error:
         status = error.response.status_code
         message = f"The model's server refused the request with status {status}; its own log says why."
-        raise _REFUSALS.get(status, EngineError)(message) from error
+        raise _REFUSALS.get(status, EngineFault)(message) from error
     except httpx.TimeoutException as error:
         raise AnswerTimedOut("The model's server did not answer in time; see whether it is overloaded.") from error
+    except (SSEError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise EngineFault("The model's server does not speak the OpenAI protocol; check its address.") from error
     except httpx.TransportError as error:
         raise EngineUnavailable("The model's server is away; start it, and send the request again.") from error
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise EngineError("The model's server does not speak the OpenAI protocol; check its address.") from error

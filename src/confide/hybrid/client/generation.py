@@ -25,7 +25,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from confide.errors import ConfideError, PromptTooLong, WrongMode
 from confide.hybrid.client.product import RemoteProduct
-from confide.models.context import longest_context
+from confide.models.context import longest_context, require_room
 
 _REFUSED: Final = {
     "assistant_model": "a draft model",
@@ -257,6 +257,8 @@ class PaddedGeneration:
         before = 0 if cache is None else int(cache.get_seq_length())
         ids = kwargs.get("input_ids")
         most = course.max_length - (before + prompt if ids is not None else 0)
+        if ids is not None:
+            require_room(self._model.config, before + prompt, most)
         longest = padding.longest(max(most, 1))
         positions = longest_context(self._model.config)
         if positions is not None and before + prompt + max(most, 1) > positions + 1:

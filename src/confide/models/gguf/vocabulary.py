@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Any, Final
 
 from gguf import GGUFWriter, TokenType
@@ -34,6 +35,18 @@ def write_vocabulary(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase | No
     else:
         _write_byte_level(writer, description, rows)
     _write_special(writer, tokenizer)
+
+
+def write_ends(writer: GGUFWriter, ends: Sequence[int]) -> None:
+    """Write the tokens that end an answer, for which there are three places: end of text, of turn and of message.
+
+    ModelNotSupported for more of them.
+    """
+    places = (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id)
+    if len(ends) > len(places):
+        raise ModelNotSupported(_other(f"{len(ends)} tokens end its answers, and the file has {len(places)} places"))
+    for place, token in zip(places, ends, strict=False):
+        place(token)
 
 
 def _write_byte_level(writer: GGUFWriter, description: dict[str, Any], rows: int) -> None:
@@ -76,8 +89,6 @@ def _write_sentencepiece(
 def _write_special(writer: GGUFWriter, tokenizer: PreTrainedTokenizerFast) -> None:
     if tokenizer.bos_token_id is not None:
         writer.add_bos_token_id(tokenizer.bos_token_id)
-    if tokenizer.eos_token_id is not None:
-        writer.add_eos_token_id(tokenizer.eos_token_id)
     added = tokenizer("")["input_ids"]
     writer.add_add_bos_token(added[:1] == [tokenizer.bos_token_id])
     writer.add_add_eos_token(added[1:] == [tokenizer.eos_token_id])

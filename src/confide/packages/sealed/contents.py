@@ -7,23 +7,36 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import msgspec
-from gguf import GGUFReader, LlamaFileType
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, GGUFReader, LlamaFileType
 
 from confide.errors import ConfideError, ModelNotSupported
 from confide.models.source import DEMO_FOLDER, DEMO_NAME, TOKENIZER_FILES, open_model
 from confide.packages.sealed.manifest import WeightsFormat
 from confide.packages.sealed.tensors import file_layout
+from confide.printable import printable
 
 CONFIG: Final = "config.json"
 GENERATION_CONFIG: Final = "generation_config.json"
 TOKENIZER: Final = "tokenizer.json"
-TOKENIZER_CONFIG: Final = "tokenizer_config.json"
-CHAT_TEMPLATE: Final = "chat_template.jinja"
 _WEIGHTS: Final = "model.safetensors"
 _INDEX: Final = "model.safetensors.index.json"
 _GGUF: Final = "model.gguf"
-_OPTIONAL: Final = (GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG, CHAT_TEMPLATE)
+_ENCODERS: Final = frozenset(
+    MODEL_ARCH_NAMES[kind]
+    for kind in MODEL_ARCH
+    if "BERT" in kind.name
+    or kind.name in ("T5", "T5ENCODER", "MMPROJ", "WAVTOKENIZER_DEC", "GEMMA_EMBEDDING", "LLAMA_EMBED")
+)
+"""GGUF's names of what goes on with no text, not all of which say so in `attention.causal`."""
+TOKENIZER_PARTS: Final = (
+    TOKENIZER,
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+"""What transformers reads a fast tokenizer from, older files included."""
+_OPTIONAL: Final = (GENERATION_CONFIG, *TOKENIZER_PARTS)
 
 
 class _Index(msgspec.Struct, frozen=True):
@@ -67,10 +80,6 @@ def contents_of(model: str) -> Contents:
 
 def _of_folder(name: str, folder: Path) -> Contents:
     config = open_model(str(folder)).config
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise ModelNotSupported(
-            f"{folder} holds no causal language model, but a {config.model_type}; seal one that is."
-        )
     _require_tokenizer(folder)
     weights = _weight_files(folder)
     names = [CONFIG, *(name for name in _OPTIONAL if (folder / name).is_file()), *weights]
@@ -121,15 +130,40 @@ def _main_dtype(folder: Path, weights: list[str]) -> str:
 
 def _of_gguf(path: Path) -> Contents:
     try:
-        reader = GGUFReader(path)
-        architecture = str(reader.fields["general.architecture"].contents())
-        kind = LlamaFileType(reader.fields["general.file_type"].contents()).name
+        fields = GGUFReader(path).fields
+        architecture = str(fields["general.architecture"].contents())
+        kind = LlamaFileType(fields["general.file_type"].contents()).name
+        holds = str(fields["general.type"].contents()) if "general.type" in fields else "model"
+        parts = int(fields["split.count"].contents()) if "split.count" in fields else 1
+        causal = fields[_causal(architecture)].contents() if _causal(architecture) in fields else True
     except Exception as error:  # the library checks little, and raises what it stumbles over
         raise ModelNotSupported(
             f"{path} is not a GGUF model that says its architecture and its type; convert the model again."
         ) from error
+    if holds != "model":
+        raise ModelNotSupported(f"{path} holds no model, but {_words(holds)}; merge it into its model, and seal that.")
+    if parts > 1:
+        raise ModelNotSupported(
+            f"{path} is one of {parts} parts of a model; put them together with llama.cpp's `llama-gguf-split "
+            "--merge`, and seal the whole."
+        )
+    if not causal or architecture in _ENCODERS:
+        raise ModelNotSupported(
+            f"{path} is no causal language model ({_words(architecture)}); use one that goes on with a text from left "
+            "to right."
+        )
     quantization = kind.removeprefix("MOSTLY_").removeprefix("ALL_").lower()
     return Contents(_safe(path.stem), _safe(architecture), WeightsFormat.GGUF, quantization, {_GGUF: path})
+
+
+def _causal(architecture: str) -> str:
+    return f"{architecture}.attention.causal"
+
+
+def _words(text: str) -> str:
+    return {"adapter": "an adapter", "mmproj": "a projector", "imatrix": "an importance matrix"}.get(
+        text, printable(text[:40])
+    )
 
 
 def _safe(name: str) -> str:

@@ -4,10 +4,9 @@ Code that a model brings along is never run.
 """
 
 import json
-from typing import Any, Final, cast
+from typing import Any, cast
 
 import torch
-from tokenizers import AddedToken, Tokenizer
 from torch import Tensor, nn
 from transformers import (
     CONFIG_MAPPING,
@@ -16,18 +15,17 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
 )
 
 from confide.errors import InvalidPackage
-from confide.packages.sealed.contents import CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG
+from confide.models import source
+from confide.models.finite import require_finite
+from confide.packages.sealed.contents import CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_PARTS
 from confide.packages.sealed.manifest import WeightsFormat
+from confide.packages.sealed.memory import MemoryFolder
 from confide.packages.sealed.package import UnlockedPackage
 from confide.packages.sealed.reader import OnChunk
 from confide.packages.sealed.tensors import read_tensors
-
-_NOT_FOR_THE_CLASS: Final = frozenset({"tokenizer_class", "auto_map", "backend", "is_local", "local_files_only"})
-"""Settings of a tokenizer's file that say how to find and make it, which is known here."""
 
 
 def load_model(
@@ -38,7 +36,8 @@ def load_model(
 ) -> PreTrainedModel:
     """The stock model, in evaluation mode and without gradients. dtype: that of its configuration by default.
 
-    Raises InvalidPackage where the package is not what its owner signed, or not a whole causal language model.
+    Raises InvalidPackage where the package is not what its owner signed, or not a whole causal language model, and
+    ModelNotSupported where weights are not finite.
     """
     if package.manifest.weights is not WeightsFormat.SAFETENSORS:
         raise InvalidPackage(f"{package.package.folder} holds a GGUF model; run it with the xllamacpp engine.")
@@ -66,19 +65,20 @@ def _stock_model(config: PreTrainedConfig, tensors: dict[str, Tensor], dtype: to
     model, report = cast(tuple[PreTrainedModel, dict[str, set[str]]], loaded)
     if missing := sorted(report["missing_keys"]):
         raise InvalidPackage(f"The weights {missing[0]} and {len(missing) - 1} more are missing; seal a whole model.")
+    require_finite(model.state_dict())
     return model
 
 
 def load_tokenizer(package: UnlockedPackage) -> PreTrainedTokenizerBase | None:
-    """The model's tokenizer with its chat template, or None where it was sealed without one."""
+    """The model's tokenizer with its chat template, or None where it was sealed without one.
+
+    As `models.source.load_tokenizer` reads the folder that was sealed. ModelNotSupported where transformers cannot.
+    """
     if TOKENIZER not in package:
         return None
-    settings = _json(package, TOKENIZER_CONFIG) if TOKENIZER_CONFIG in package else {}
-    settings = {name: _value(value) for name, value in settings.items() if name not in _NOT_FOR_THE_CLASS}
-    if CHAT_TEMPLATE in package:
-        settings["chat_template"] = package.file(CHAT_TEMPLATE).read().decode()
-    tokenizer = Tokenizer.from_str(package.file(TOKENIZER).read().decode())
-    return cast(PreTrainedTokenizerBase, PreTrainedTokenizerFast(tokenizer_object=tokenizer, **settings))
+    names = [name for name in (CONFIG, *TOKENIZER_PARTS) if name in package]
+    with MemoryFolder({name: package.file(name) for name in names}) as folder:
+        return source.load_tokenizer(folder)
 
 
 def _config(package: UnlockedPackage) -> PreTrainedConfig:
@@ -97,10 +97,3 @@ def _json(package: UnlockedPackage, name: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InvalidPackage(f"{name} is not a JSON object; seal a sound model.")
     return values
-
-
-def _value(value: object) -> object:
-    """A setting, tokens made into what they were written from."""
-    if isinstance(value, dict) and value.get("__type") == "AddedToken":
-        return AddedToken(**{name: part for name, part in value.items() if name != "__type"})
-    return value
