@@ -12,7 +12,7 @@ from tests.attest.families.forged_rim import RIM_AUTHORITY, RIM_SIGNER, manifest
 from tests.attest.made_up import NOW
 from tests.attest.test_gpu_tokens import SERVICE, bundle
 
-from confide.attest.detect import read_collateral, read_evidence
+from confide.attest.evidence_files import read_collateral, read_evidence
 from confide.attest.families.nvidia_report import Report
 from confide.attest.families.nvidia_rim import ReferenceManifest
 from confide.attest.ocsp import OcspResponses

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from confide.attest.collateral import Collateral
-from confide.attest.detect import read_collateral, read_evidence
 from confide.attest.evidence import Evidence, Family
+from confide.attest.evidence_files import read_collateral, read_evidence
 from confide.attest.families.azure import HclReport
 from confide.attest.families.eventlog import replay
 from confide.attest.families.nitro import Document

@@ -20,7 +20,7 @@ from confide.packages.signing import (
     require_files,
     sign_manifest,
 )
-from confide.packages.trusted import parse_trusted
+from confide.packages.trusted_owners import parse_trusted
 
 from .bench import OWNER, model, scratch, write_packages
 from .script import Script

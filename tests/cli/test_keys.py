@@ -25,7 +25,7 @@ from confide.packages.sealed.key import ModelKey
 from confide.packages.sealed.manifest import WeightsFormat
 from confide.packages.sealed.package import SealedPackage
 from confide.packages.sealed.write import seal_model
-from confide.packages.trusted import trust
+from confide.packages.trusted_owners import trust
 
 MODEL = "ab" * 32
 

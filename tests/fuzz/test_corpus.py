@@ -19,7 +19,7 @@ from confide.hybrid import wire
 from confide.hybrid.server.record import read_record
 from confide.packages.manifest import parse_manifest
 from confide.packages.owner import OwnerKey
-from confide.packages.trusted import parse_trusted
+from confide.packages.trusted_owners import parse_trusted
 
 NAMES = sorted(path.name for path in CORPUS.iterdir())
 EXAMPLES = 200

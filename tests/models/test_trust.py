@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from confide.errors import OwnerKeyError
-from confide.packages import trusted as trust_module
-from confide.packages.trusted import parse_trusted, trust, trusted_owners, trusted_path
+from confide.packages import trusted_owners as trust_module
+from confide.packages.trusted_owners import parse_trusted, trust, trusted_owners, trusted_path
 from owners import OWNER, STRANGER
 
 

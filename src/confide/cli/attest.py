@@ -343,7 +343,7 @@ class _Given:
         event_log: Path | None = None,
     ) -> "_Given":
         from confide.attest.collateral import Collateral
-        from confide.attest.detect import read_collateral, read_evidence
+        from confide.attest.evidence_files import read_collateral, read_evidence
         from confide.attest.statement import Statement
 
         if evidence is None or at is None:

@@ -11,7 +11,7 @@ from confide.cli.options import Ca, Json, OwnerFile, Shell, TrustedOwner
 from confide.packages.manifest import Manifest, PackageKind
 from confide.packages.owner import OwnerPublicKey
 from confide.packages.signing import open_package
-from confide.packages.trusted import trusted_owners
+from confide.packages.trusted_owners import trusted_owners
 
 app = typer.Typer(name="hint", help="The hint of a shell: made, fetched, verified.", no_args_is_help=True)
 

@@ -79,7 +79,7 @@ def add(
 def _digest_of(package: Path, key: "ModelKey") -> str:
     """The digest of a sealed model that a trusted owner signed, once it is sure that the key is that model's."""
     from confide.packages.sealed.package import SealedPackage
-    from confide.packages.trusted import trusted_owners
+    from confide.packages.trusted_owners import trusted_owners
 
     return SealedPackage.open(package, trusted_owners()).unlock(key).manifest.model_digest
 

@@ -11,7 +11,7 @@ from confide.cli.options import Json, TrustedOwner
 from confide.packages.owner import OwnerPublicKey
 from confide.packages.sealed.key import ModelKey
 from confide.packages.sealed.package import SealedPackage
-from confide.packages.trusted import trusted_owners
+from confide.packages.trusted_owners import trusted_owners
 
 
 def command(

@@ -18,7 +18,7 @@ from confide.packages.owner import (
     default_key_path,
     passphrase_from_environment,
 )
-from confide.packages.trusted import trust, trusted_owners
+from confide.packages.trusted_owners import trust, trusted_owners
 
 OWN_NAME = "own key"
 

@@ -10,7 +10,7 @@ from confide.trust.statement import TrustStatement
 if TYPE_CHECKING:
     from openai import AsyncOpenAI, OpenAI
 
-Conversation = str | Sequence[dict[str, str]]
+Messages = str | Sequence[dict[str, str]]
 """One thing that the user says, or messages such as {"role": "user", "content": "..."}, oldest first."""
 
 Pieces = Generator[str, None, None]
@@ -35,10 +35,10 @@ class Session(Closing):
         """How the text goes on; options such as max_tokens, temperature, top_p and seed."""
 
     @overload
-    def chat(self, messages: Conversation, *, stream: Literal[False] = ..., **options: Any) -> str: ...
+    def chat(self, messages: Messages, *, stream: Literal[False] = ..., **options: Any) -> str: ...
     @overload
-    def chat(self, messages: Conversation, *, stream: Literal[True], **options: Any) -> Pieces: ...
-    def chat(self, messages: Conversation, *, stream: bool = False, **options: Any) -> str | Pieces:
+    def chat(self, messages: Messages, *, stream: Literal[True], **options: Any) -> Pieces: ...
+    def chat(self, messages: Messages, *, stream: bool = False, **options: Any) -> str | Pieces:
         """The answer to a conversation, whole or piece by piece; options as for `generate`."""
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
         return self._stream(turns, options) if stream else self._answer(turns, options)

@@ -35,7 +35,7 @@ from confide.packages.owner import OwnerKey, OwnerPublicKey
 from confide.packages.server_package import read_group
 from confide.packages.shell import load_shell, shell_tokenizer
 from confide.packages.signing import SignedManifest, open_package
-from confide.packages.trusted import trusted_owners
+from confide.packages.trusted_owners import trusted_owners
 from confide.rlwe.parameters import Profile
 from confide.trust.hybrid import remote_trust
 from confide.trust.statement import TrustStatement

@@ -23,8 +23,8 @@ from tests.attest.made_up import NOW as TOKEN_TIME
 from tests.attest.test_gpu_tokens import LOCAL, trustee
 
 from confide.attest.collateral import Collateral
-from confide.attest.detect import read_collateral, read_evidence
 from confide.attest.evidence import Evidence, Family
+from confide.attest.evidence_files import read_collateral, read_evidence
 from confide.attest.families.composite import gpu_nonce
 from confide.attest.roots import ProductionRoots, SimulatedRoots
 from confide.attest.simulated import SimulatedTee

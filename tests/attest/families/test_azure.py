@@ -14,8 +14,8 @@ from tests.attest.families.conftest import Case as DcapCase
 
 from confide.attest.claims import RootKind
 from confide.attest.collateral import Collateral
-from confide.attest.detect import read_evidence
 from confide.attest.evidence import Evidence, Family
+from confide.attest.evidence_files import read_evidence
 from confide.attest.families.azure import MAX_HCL_BYTES, HclReport
 from confide.attest.families.dcap_signature import parse
 from confide.attest.roots import ProductionRoots

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from confide.attest.claims import RootKind
 from confide.attest.collateral import Collateral
-from confide.attest.detect import read_evidence
 from confide.attest.evidence import Evidence, Family
+from confide.attest.evidence_files import read_evidence
 from confide.attest.roots import ProductionRoots
 from confide.attest.verifier import Verifier
 from confide.errors import MalformedEvidence

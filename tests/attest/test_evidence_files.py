@@ -20,8 +20,8 @@ from tests.attest.families.forged_tpm import rsa_ak
 
 from confide.attest.collateral import Collateral
 from confide.attest.collateral_sources import signed_text
-from confide.attest.detect import read_collateral, read_evidence
 from confide.attest.evidence import MAX_EVIDENCE_BYTES, Evidence, Family
+from confide.attest.evidence_files import read_collateral, read_evidence
 from confide.attest.roots import ProductionRoots
 from confide.attest.verifier import Verifier
 from confide.errors import MalformedEvidence, WrongCollateral
