@@ -8,19 +8,8 @@ import hashlib
 import numpy as np
 import torch
 
-from confide.rlwe import (
-    GroupMatrix,
-    HintMaker,
-    Norms,
-    Parameters,
-    Profile,
-    PublicSeed,
-    TokenSecrets,
-    fresh_key,
-    mask,
-    require_noise_fits,
-    unmask,
-)
+import confide.rlwe as rlwe
+from confide.rlwe import GroupMatrix, HintMaker, Norms, Parameters, Profile, PublicSeed, TokenSecrets
 
 ROWS, COLUMNS, TOKENS, GROUP = 96, 64, 4, 0
 
@@ -35,8 +24,8 @@ def main() -> None:
 
     # Once, at the owner: the hint, which every client may have, and U, which only the server may.
     public = PublicSeed(hashlib.sha256(weights.numpy().tobytes()).digest(), epoch=0)
-    tiles = list(HintMaker(weights, public, owner_key=fresh_key(), group=GROUP).rows())
-    require_noise_fits(parameters, max(tile.noise_std for tile in tiles))
+    tiles = list(HintMaker(weights, public, owner_key=rlwe.fresh_key(), group=GROUP).rows())
+    rlwe.require_noise_fits(parameters, max(tile.noise_std for tile in tiles))
     hint = np.concatenate([tile.hint for tile in tiles])
     server = GroupMatrix(weights, torch.from_numpy(np.concatenate([tile.u for tile in tiles])))
     print(f"the hint has {hint.nbytes / 1e6:.2f} MB, and comes with the model")
@@ -49,8 +38,8 @@ def main() -> None:
     # Online: activations that are known only now, under the pads.
     largest = parameters.max_activation
     x = np.random.default_rng().integers(-largest, largest + 1, (TOKENS, COLUMNS), dtype=np.int32)
-    planes = mask(x, pads, parameters)
-    y = unmask(server.answer(planes, ahead), values, parameters)
+    planes = rlwe.mask(x, pads, parameters)
+    y = rlwe.unmask(server.answer(planes, ahead), values, parameters)
 
     assert np.array_equal(y, x.astype(np.int64) @ weights.numpy().astype(np.int64).T)
     print(f"x begins       {x[0, :4].tolist()}\nthe server saw {planes[:, 0, 0].tolist()} for the first of them")

@@ -13,8 +13,8 @@ from .command import run
 
 OPTIONS = ModelOptions(
     **dict.fromkeys(
-        ("tee", "simulated_tee", "keys", "keys_ca", "release", "upstream", "upstream_model", "context", "name",
-         "parallel", "threads", "max_tokens", "idle_timeout", "request_timeout")
+        ("tee", "simulated_tee", "keys", "keys_ca", "tls_name", "release", "upstream", "upstream_model", "context",
+         "name", "parallel", "threads", "max_tokens", "idle_timeout", "engine_timeout")
     ),
     ra_tls=False, insecure_open_egress=False, insecure_skip_self_test=False,
 )  # fmt: skip
@@ -45,8 +45,8 @@ def test_a_prompt_that_is_no_text_is_wrong_usage() -> None:
 
 
 def test_what_is_granted() -> None:
-    limits = replace(OPTIONS, max_tokens=9, idle_timeout=2.5, request_timeout=3.0).limits()
-    assert (limits.answer_tokens, limits.idle_seconds, limits.request_seconds) == (9, 2.5, 3.0)
+    limits = replace(OPTIONS, max_tokens=9, idle_timeout=2.5, engine_timeout=3.0).limits()
+    assert (limits.answer_tokens, limits.idle_seconds, limits.engine_seconds) == (9, 2.5, 3.0)
     assert OPTIONS.limits().answer_tokens == 8192
     settings = replace(OPTIONS, context=5, parallel=2, threads=3, name="a/b:c").engine()
     assert (settings.context, settings.parallel, settings.threads, settings.name) == (5, 2, 3, "a/b:c")
@@ -63,7 +63,7 @@ def test_what_cannot_be_granted_is_wrong_usage(odd: dict[str, object]) -> None:
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf")])
 def test_timeouts_are_times(seconds: float) -> None:
-    for name in ("idle_timeout", "request_timeout"):
+    for name in ("idle_timeout", "engine_timeout"):
         with pytest.raises(typer.BadParameter):
             replace(OPTIONS, **{name: seconds}).limits()  # type: ignore[arg-type]
 

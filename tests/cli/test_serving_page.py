@@ -114,7 +114,7 @@ def test_a_page_that_has_rotted_is_noticed(tmp_path: Path) -> None:
 def test_every_policy_of_the_page_can_be_read() -> None:
     text = PAGE.read_text()
     shown = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
-    assert len(shown) == 4
+    assert len(shown) == 5
     for policy in shown:
         assert policy_from_toml(policy).requirements
     written = re.findall(r"^(confide-policy = 1\nkind = \"simulated\".*?)^END$", text, re.DOTALL | re.MULTILINE)

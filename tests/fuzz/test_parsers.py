@@ -29,7 +29,7 @@ PARSERS = {
         "signed_text": "vendor-answers",
     },
     "der.py": {"elements": "ocsp", "read_fields": "ra-tls"},
-    "detect.py": {"family_of": "evidence", "read_collateral": "collateral", "read_evidence": "evidence"},
+    "evidence_files.py": {"family_of": "evidence", "read_collateral": "collateral", "read_evidence": "evidence"},
     "forms.py": {"octets": "evidence", "read_form": "evidence", "read_object": "evidence"},
     "ocsp.py": {"OcspResponses.__init__": "ocsp", "response_end": "gpu-services"},
     "policy_toml.py": {"any_policy_from_toml": "policy"},
@@ -71,7 +71,7 @@ NO_PARSERS = {
     "collateral_files.py": {"_sort", "_sort_json", "_sort_pem", "_blocks", "_sort_der", "_sort_status", "_sort_key"},
     "cursor.py": {"Cursor.__init__"},
     "der.py": {"_only", "_first"},  # by way of elements
-    "detect.py": {"_quoted", "_listed", "_plain", "_unwrapped", "_extended", "_family_of_quote"},
+    "evidence_files.py": {"_quoted", "_listed", "_plain", "_unwrapped", "_extended", "_family_of_quote"},
     "evidence.py": {"qualifying_data"},  # a hash
     "families/dcap_signature.py": {"_public_key"},  # of the library, 64 bytes that the quoting enclave signed
     "families/dcap_quote.py": {"Reader.__init__"},

@@ -146,7 +146,7 @@ def test_where_the_key_lies(variables: dict[str, str], expected: str, monkeypatc
     assert str(default_key_path()) == expected
 
 
-@pytest.mark.parametrize("module", ["owner", "trusted", "signing"])
+@pytest.mark.parametrize("module", ["owner", "trusted_owners", "signing"])
 def test_signing_needs_no_tensor_library(module: str) -> None:
     program = f"import sys, confide.packages.{module}; sys.exit(bool({{'torch', 'transformers'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -158,10 +158,13 @@ def command(
     ] = None,
     idle_timeout: Annotated[
         float | None,
-        typer.Option(help="Seconds between two pieces of an answer at most; 60 without.", rich_help_panel=MODEL),
+        typer.Option(
+            help="Seconds for a client to take the next part of its answer; 60 without.", rich_help_panel=MODEL
+        ),
     ] = None,
-    request_timeout: Annotated[
-        float | None, typer.Option(help="Seconds for a whole answer at most; 900 without.", rich_help_panel=MODEL)
+    engine_timeout: Annotated[
+        float | None,
+        typer.Option(help="Seconds in which the engine gives nothing to anybody; 300 without.", rich_help_panel=MODEL),
     ] = None,
     insecure_open_egress: Annotated[
         bool,
@@ -215,7 +218,7 @@ def command(
         "threads": threads,
         "max_tokens": max_tokens,
         "idle_timeout": idle_timeout,
-        "request_timeout": request_timeout,
+        "engine_timeout": engine_timeout,
         "insecure_open_egress": insecure_open_egress,
         "insecure_skip_self_test": insecure_skip_self_test,
     }

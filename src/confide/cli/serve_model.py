@@ -47,7 +47,7 @@ class ModelOptions:
     threads: int | None
     max_tokens: int | None
     idle_timeout: float | None
-    request_timeout: float | None
+    engine_timeout: float | None
     insecure_open_egress: bool
     insecure_skip_self_test: bool
 
@@ -65,13 +65,13 @@ class ModelOptions:
         """What one request is granted."""
         from confide.enclave.api.limits import Limits
 
-        for timeout in (self.idle_timeout, self.request_timeout):
+        for timeout in (self.idle_timeout, self.engine_timeout):
             if timeout is not None and not 0 < timeout < _LONGEST_TIMEOUT:
-                raise typer.BadParameter("--idle-timeout and --request-timeout take more than 0 seconds, a day at most")
+                raise typer.BadParameter("--idle-timeout and --engine-timeout take more than 0 seconds, a day at most")
         given: dict[str, Any] = {
             "answer_tokens": self.max_tokens,
             "idle_seconds": self.idle_timeout,
-            "request_seconds": self.request_timeout,
+            "engine_seconds": self.engine_timeout,
         }
         return replace(Limits(), **{name: value for name, value in given.items() if value is not None})
 

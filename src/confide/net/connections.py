@@ -18,7 +18,8 @@ def room_for(connections: int) -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and (hard == resource.RLIM_INFINITY or soft < hard):
         wanted = connections + RESERVE + len(os.listdir("/proc/self/fd"))
-        soft = wanted if hard == resource.RLIM_INFINITY else min(max(soft, wanted), hard)
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        soft = max(soft, most)  # never lowered: this process may have more to do
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     if soft == resource.RLIM_INFINITY:
         return connections
