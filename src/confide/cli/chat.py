@@ -9,7 +9,7 @@ import typer
 from rich.text import Text
 
 from confide.cli import output
-from confide.cli.options import Ca, InsecureNoTls, Json, Licence, require_text
+from confide.cli.options import Ca, InsecureNoTls, Json, Licence, Offline, SimulatedRoot, UserPolicy, require_text
 from confide.errors import ConfideError, KeyChanged
 from confide.printable import printable
 
@@ -25,18 +25,12 @@ def command(
     url: Annotated[
         str, typer.Argument(help="https:// for a model in a trusted environment, wss:// for a layer server.")
     ],
-    policy: Annotated[
-        Path | None, typer.Option(help="TOML: what evidence must show; without: genuine, not debugged, up to date.")
-    ] = None,
-    simulated_root: Annotated[
-        Path | None, typer.Option(help="Root of simulated hardware, to try things out: it protects nothing.")
-    ] = None,
+    policy: UserPolicy = None,
+    simulated_root: SimulatedRoot = None,
     ra_tls: Annotated[
         bool, typer.Option("--ra-tls", help="TLS ends inside the workload, whose certificate carries evidence.")
     ] = False,
-    offline: Annotated[
-        bool, typer.Option("--offline", help="Ask no vendor: take the workload's collateral, and show how old it is.")
-    ] = False,
+    offline: Offline = False,
     shell: Annotated[
         Path | None, typer.Option(help="For a layer server: the client folder that `confide split` wrote.")
     ] = None,

@@ -29,6 +29,15 @@ InsecureNoTls = Annotated[
 Licence = Annotated[
     str, typer.Option(envvar="CONFIDE_LICENCE", show_default=False, help="The licence key that the model's owner gave.")
 ]
+UserPolicy = Annotated[
+    Path | None, typer.Option(help="TOML: what evidence must show; without: genuine, not debugged, up to date.")
+]
+SimulatedRoot = Annotated[
+    Path | None, typer.Option(help="Root of simulated hardware, to try things out: it protects nothing.")
+]
+Offline = Annotated[
+    bool, typer.Option("--offline", help="Ask no vendor: take the workload's collateral, and show how old it is.")
+]
 ServerFolder = Annotated[
     Path, typer.Argument(help="The layer server's package folder, or its --state folder.", metavar="SERVER")
 ]

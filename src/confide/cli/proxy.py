@@ -11,7 +11,7 @@ import typer
 
 from confide.cli import output
 from confide.cli.files import read_file
-from confide.cli.options import Ca, InsecureNoTls, Json, Licence
+from confide.cli.options import Ca, InsecureNoTls, Json, Licence, Offline, SimulatedRoot, UserPolicy
 from confide.errors import ConfideError, InsecureConnection, ProxyNotRunning
 from confide.net.loopback import is_loopback
 
@@ -30,15 +30,9 @@ def command(
             metavar="[URL... | SHELL | status | stop]",
         ),
     ] = None,
-    policy: Annotated[
-        Path | None, typer.Option(help="TOML: what evidence must show; without: genuine, not debugged, up to date.")
-    ] = None,
-    simulated_root: Annotated[
-        Path | None, typer.Option(help="Root of simulated hardware, to try things out: it protects nothing.")
-    ] = None,
-    offline: Annotated[
-        bool, typer.Option("--offline", help="Ask no vendor: take the workload's collateral, and show how old it is.")
-    ] = False,
+    policy: UserPolicy = None,
+    simulated_root: SimulatedRoot = None,
+    offline: Offline = False,
     server: Annotated[str | None, typer.Option(help="For a client folder: the layer server's address.")] = None,
     owner: Annotated[
         str | None, typer.Option(help="For a client folder: the public key that must have signed it.")
@@ -117,13 +111,7 @@ def _serve(
     context = server_context(certificate, private) if certificate and private else None
     standing = backends(models, licence)
     token = new_token()
-    try:
-        bound = bind(*place)
-    except OSError as error:
-        raise ConfideError(
-            f"Port {place[1]} of {place[0]} cannot be had ({error.strerror}); choose another with --port, or see "
-            "`confide proxy status`."
-        ) from error
+    bound = bind(*place)
     host, port = bound.getsockname()[:2]
     app = ProxyApp(standing, token, lambda: os.kill(os.getpid(), signal.SIGTERM)).asgi()
     guarded = Guard(app, hosts_of(place[0], port), (key, token) if key else (), secure=context is not None)

@@ -26,7 +26,6 @@ from confide.errors import (
     IntegrityError,
     InvalidPackage,
     RequestRefused,
-    ServerBusy,
     ServerDistrusted,
     ServerFault,
     UnknownModel,
@@ -197,7 +196,4 @@ def _refusal(error: ConfideError) -> Response:
         return json_response(content, 403)
     if isinstance(error, ConnectionLost | GatewayError):
         return json_response(problem(error), 502)
-    response = problem_response(error)
-    if isinstance(error, ServerBusy):
-        response.headers["retry-after"] = "2"
-    return response
+    return problem_response(error)

@@ -23,6 +23,8 @@ from confide.errors import EngineError, PromptRefused
 from confide.hybrid.client.generation import PaddedStreamer
 from confide.hybrid.model import HybridModel
 from confide.models.context import longest_context
+from confide.models.ends import end_tokens
+from confide.models.sampling import generation_options
 
 CONVERSATIONS: Final = 8
 """Whose KV caches are kept, at most."""
@@ -47,6 +49,7 @@ class ShellEngine(Prompted):
         super().__init__(facts, prompts)
         self.hybrid = hybrid
         self._decoder = cast(PreTrainedTokenizerFast, tokenizer).backend_tokenizer
+        self._ends = frozenset(end_tokens(hybrid.model, tokenizer))
         self._turn = threading.Lock()
         self.kept = KeptConversations(cached_tokens or 4 * context)
 
@@ -86,14 +89,14 @@ class ShellEngine(Prompted):
         else:
             torch.manual_seed(sampling.seed)
         cache = self.kept.take(tokens) if self._keeps else None
-        chance = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
+        chance = generation_options(sampling.temperature, top_p=sampling.top_p)
+        if chance["do_sample"]:
+            chance["top_k"] = sampling.top_k  # also 0, which leaves none out, where transformers' own default is 50
         result = self.hybrid.generate(
             input_ids=torch.tensor([list(tokens)]),
             attention_mask=torch.ones(1, len(tokens), dtype=torch.long),
             max_new_tokens=sampling.max_tokens,
-            do_sample=sampling.temperature > 0,
-            **(chance if sampling.temperature > 0 else {}),
-            pad_token_id=self._pad,
+            **chance,
             past_key_values=cache,
             return_dict_in_generate=True,
             streamer=told,
@@ -109,16 +112,6 @@ class ShellEngine(Prompted):
     def _keeps(self) -> bool:
         """Whether this model's cache can be cut to what two prompts have in common."""
         return not any(DynamicCache(config=self.hybrid.model.config).is_sliding)
-
-    @property
-    def _ends(self) -> frozenset[int]:
-        config: Any = self.hybrid.model.generation_config
-        ends = config.eos_token_id
-        return frozenset([ends] if isinstance(ends, int) else ends or ())
-
-    @property
-    def _pad(self) -> int:
-        return min(self._ends, default=0)
 
     async def embed(self, texts: Sequence[str | Prompt]) -> list[list[float]]:
         """PromptRefused: the padded generation is what hides a text's length, and an embedding has none."""

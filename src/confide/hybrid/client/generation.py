@@ -6,6 +6,7 @@ sampling; their tokens are taken off at the end. So it is after a wrong answer, 
 
 import copy
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -107,12 +108,12 @@ class _Course(StoppingCriteria):
             torch.set_rng_state(self._random)
 
 
-class PaddedStreamer(BaseStreamer):
+class PaddedStreamer(BaseStreamer, ABC):
     """A streamer that does as much for the tokens behind the end of a text as for those before it."""
 
+    @abstractmethod
     def put_padding(self, value: Tensor) -> None:
         """A token behind the end: to be dealt with like any, and shown to nobody."""
-        raise NotImplementedError
 
 
 class _Muted(BaseStreamer):
