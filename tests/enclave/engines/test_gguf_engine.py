@@ -138,3 +138,14 @@ def test_files_that_are_no_whole_model_are_refused(gguf_file: Path, tmp_path: Pa
             GgufEngine(damaged, "demo", threads=1)
     with pytest.raises(EngineError):
         GgufEngine(tmp_path / "missing.gguf", "demo")
+
+
+def test_an_engine_that_was_closed_leaves_no_file_open(gguf_file: Path) -> None:
+    others = [os.open("/dev/null", os.O_RDONLY) for _ in range(64)]
+    try:
+        before = set(os.listdir("/proc/self/fd"))
+        asyncio.run(GgufEngine(gguf_file, "demo", threads=1, parallel=1).close())
+        assert len(set(os.listdir("/proc/self/fd")) - before) <= 1  # the folder that is being listed
+    finally:
+        for descriptor in others:
+            os.close(descriptor)

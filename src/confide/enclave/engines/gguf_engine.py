@@ -14,6 +14,7 @@ import ctypes
 import os
 import secrets
 import socket
+import stat
 import tempfile
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
@@ -379,8 +380,11 @@ def _stop_listening(address: str) -> None:
 def _socket(number: int) -> Iterator[socket.socket | None]:
     """A copy of a file descriptor as a socket, or None where it is not one."""
     try:
+        if not stat.S_ISSOCK(os.fstat(number).st_mode):
+            yield None
+            return
         copy = socket.socket(fileno=os.dup(number))
-    except OSError:
+    except OSError:  # closed by another thread in the meantime
         yield None
         return
     with copy:
