@@ -12,7 +12,7 @@ from confide.rlwe.packed import PackedMatrix, weighted_sum
 
 from .helpers import random_weights
 
-KERNELS = [kernel for kernel in module._candidates() if module._is_exact(kernel)]
+KERNELS = [kernel for kernel in [*module._candidates(), module._FLOAT] if module._is_exact(kernel)]
 each_kernel = pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.pack.__name__)
 
 

@@ -61,25 +61,39 @@ class PackedMatrix:
         kernel = _fastest(os.environ.get("CONFIDE_GEMM", ""))
         return weights if kernel is None else cls(weights, kernel)
 
+    @classmethod
+    def of(cls, weights: Tensor) -> Self:
+        """The matrix packed; as float32 on processors that have no kernel for bytes, which takes four times as much."""
+        return cls(weights, _fastest(os.environ.get("CONFIDE_GEMM", "")) or _FLOAT)
+
     def product(self, planes: NDArray[np.int8]) -> NDArray[np.int64]:
         """Balanced base-256 digits (planes, n, columns) -> W times their values, int64 (n, rows), mod 2^(8 planes)."""
         if self._digit_bits == 8:
             # With 128 added, which flips the top bit, digits are unsigned; the kernel takes that for zero.
-            return weighted_sum(self._products(planes.view(np.uint8) ^ np.uint8(_ZERO_POINT), _ZERO_POINT), 8)
+            return self._weighted(planes.view(np.uint8) ^ np.uint8(_ZERO_POINT), _ZERO_POINT)
         rest = value(np.moveaxis(planes, 0, -1))
         rest &= (1 << (8 * len(planes))) - 1
         digits = np.empty((-(-8 * len(planes) // 7), *rest.shape), np.uint8)
         for digit in digits:
             np.bitwise_and(rest, 0x7F, out=digit, casting="unsafe")
             rest >>= 7
-        return weighted_sum(self._products(digits, 0), 7)
+        return self._weighted(digits, 0)
 
-    def _products(self, digits: NDArray[np.uint8], zero: int) -> NDArray[np.float32] | NDArray[np.float64]:
-        """uint8 (planes, n, columns) -> exact integers (planes, n, rows)."""
-        stacked = torch.from_numpy(digits.reshape(-1, digits.shape[2]))
-        products = [self._kernel.multiply(packed, stacked[:, part], zero).numpy() for part, packed in self._parts]
-        total = products[0] if len(products) == 1 else np.sum(products, axis=0, dtype=np.float64)
-        return total.reshape(*digits.shape[:2], -1)
+    def _weighted(self, digits: NDArray[np.uint8], zero: int) -> NDArray[np.int64]:
+        return weighted_sum(self.sums(torch.from_numpy(digits), zero).numpy(), 8 if zero else 7)
+
+    def sums(self, digits: Tensor, zero: int = 0) -> Tensor:
+        """W times each of uint8 (planes, n, columns) less zero -> exact float32 or float64 (planes, n, rows).
+
+        With zero 0 digits have seven bits.
+        """
+        stacked = digits.reshape(-1, digits.shape[2])
+        first, *rest = (self._kernel.multiply(packed, stacked[:, part], zero) for part, packed in self._parts)
+        if rest:
+            first = first.double()
+            for more in rest:
+                first += more
+        return first.reshape(*digits.shape[:2], -1)
 
 
 def weighted_sum(sums: NDArray[Any], bits: int) -> NDArray[np.int64]:
@@ -137,6 +151,11 @@ def _multiply_fbgemm(packed: Any, digits: Tensor, zero: int) -> Tensor:
     return product
 
 
+def _multiply_float(packed: Tensor, digits: Tensor, zero: int) -> Tensor:
+    return (digits.float() - zero) @ packed.t()
+
+
+_FLOAT = _Kernel(Tensor.float, _multiply_float, saturates=False)
 _ONEDNN = _Kernel(_pack_onednn, _multiply_onednn, saturates=False)
 _FBGEMM = _Kernel(_pack_fbgemm, _multiply_fbgemm, saturates=True)
 
