@@ -39,7 +39,9 @@ class IntegerHead:
         low, high = self._packed.sums(digits)
         exact = low.double().add_(high, alpha=1 << _DIGIT).sub_(self._taken_off)
         y = exact.float().mul_(scale).mul_(self._scale)
-        return (y if self._bias is None else y.add_(self._bias)).view(*x.shape[:-1], -1)
+        if self._bias is not None:
+            y += self._bias
+        return y.view(*x.shape[:-1], -1)
 
 
 def quantize_head(model: PreTrainedModel) -> None:

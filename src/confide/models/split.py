@@ -29,7 +29,7 @@ from confide.packages.manifest import FORMAT, MASK_TENSOR, Manifest, ModelDigest
 from confide.packages.owner import OwnerKey
 from confide.packages.server_package import group_file
 from confide.packages.shell import GENERATION_SETTINGS, SHELL_WEIGHTS, allowed_settings
-from confide.packages.signing import seal_package
+from confide.packages.signing import sign_package
 from confide.rlwe.parameters import Profile
 
 
@@ -142,9 +142,9 @@ def _write(
     if writer is not None and hint:
         made, digests = writer.make(lambda index: quantized.matrices[index], out, on_hint)
         manifest = msgspec.structs.replace(manifest, hint=digests)
-    seal_package(server, manifest, owner)
+    sign_package(server, manifest, owner)
     shell = manifest.for_shell()
-    seal_package(client, shell, owner)
+    sign_package(client, shell, owner)
     matrices = (matrix.numpy() for matrix in quantized.matrices)
     write_checks(client / CHECKS_NAME, make_checks(shell, matrices, owner.public), owner)
     summary = SplitSummary(

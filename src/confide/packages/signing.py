@@ -1,4 +1,4 @@
-"""A package's seal: the digest of every file in its manifest, and its owner's signatures.
+"""A package's signature: the digest of every file in its manifest, and its owner's signatures.
 
 Two statements are signed. That of the *package* covers the manifest, and through it every file of one folder. That
 of the *release* covers what the shell and the server's package of one split have in common; the server presents it at
@@ -108,7 +108,7 @@ def _package_statement(manifest: bytes) -> bytes:
     return _PACKAGE_LABEL + hashlib.sha256(manifest).digest()
 
 
-def seal_package(folder: Path, manifest: Manifest, owner: OwnerKey) -> SignedManifest:
+def sign_package(folder: Path, manifest: Manifest, owner: OwnerKey) -> SignedManifest:
     """Finish a package: write its layer table with the digests of all the files that lie in it, and sign it."""
     files = {name: file_digest(folder / name) for name in sorted(package_files(folder))}
     return resign_package(folder, msgspec.structs.replace(manifest, files=files), owner)

@@ -159,7 +159,7 @@ class _Demo:
         output.console.print(table)
 
     def _overhead(self, session: "EnclaveSession", url: str) -> float:
-        """Median milliseconds of a sealed request less those of a plain one; neither needs the model."""
+        """Median milliseconds of an encrypted request less those of a plain one; neither needs the model."""
         import httpx
 
         with httpx.Client(trust_env=False) as plain:
@@ -175,7 +175,7 @@ class _Demo:
         self._title("4  One byte changed, three times")
         with tampering_relay(url, {"/attestation": _damage_evidence}) as relay:
             evidence = self._refused("the evidence", AttestationRefused, lambda: opened(relay))
-        with tampering_relay(url, {"/sealed": lambda answer: flip_byte(answer, len(answer) // 2)}) as relay:
+        with tampering_relay(url, {"/encrypted": lambda answer: flip_byte(answer, len(answer) // 2)}) as relay:
             with opened(relay) as session:
                 answer = self._refused("an answer", ChannelBroken, lambda: session.generate(self._prompt, max_tokens=4))
         package = self._refused("the package", InvalidPackage, lambda: self._open_damaged(key))
