@@ -23,14 +23,11 @@ demo: $(READY)
 	$(BIN)/confide demo
 	$(BIN)/confide demo enclave
 
-# Those of servers that run in the tests' own process, by the hundred: they have workers of their own.
-SERVERS := tests/enclave tests/proxy tests/client tests/models/sealed tests/models/gguf tests/cli/test_chat.py
 # A worker for each core; a file's tests stay together, because they share what is slow to make.
 PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile -m 'not slow'
 
 test: $(READY)
-	$(PYTEST) $(SERVERS) $(wildcard tests/test_*.py)
-	$(PYTEST) tests $(SERVERS:%=--ignore=%) --ignore-glob='tests/test_*.py'
+	$(PYTEST)
 
 # One after the other: some of the slow ones measure times.
 test-all: $(READY)

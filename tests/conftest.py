@@ -5,6 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How long an example takes is this machine's affair, and what else runs there.
+settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any-machine")
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Each worker has a core. Threads of several would spin in each other's way, for longer than they work.
