@@ -59,7 +59,7 @@ def test_a_file_that_cannot_be_read_is_a_clear_error(home: Path) -> None:
     with pytest.raises(OwnerKeyError, match="readable"):
         trusted_owners()
     with pytest.raises(OwnerKeyError, match="too large"):
-        parse_trusted(b"\n" * (trust_module._MAX_FILE + 1))
+        parse_trusted(b"\n" * (trust_module.MAX_FILE + 1))
 
 
 LINES = st.lists(st.binary(max_size=80) | st.sampled_from([str(OWNER.public).encode(), b" name", b"\r", b""]))

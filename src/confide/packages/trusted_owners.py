@@ -10,7 +10,8 @@ from confide.packages.owner import OwnerPublicKey
 
 TRUSTED_NAME: Final = "trusted-owners"
 MAX_NAME: Final = 100
-_MAX_FILE: Final = 1 << 20
+MAX_FILE: Final = 1 << 20
+"""Bytes of a list of owners; a larger one is refused."""
 
 TrustedOwners = dict[OwnerPublicKey, str]
 """Public keys with what a person calls them, or an empty name."""
@@ -26,7 +27,7 @@ def trusted_owners() -> TrustedOwners:
     path = trusted_path()
     try:
         with path.open("rb") as file:
-            content = file.read(_MAX_FILE + 1)
+            content = file.read(MAX_FILE + 1)
     except FileNotFoundError:
         return {}
     except OSError as error:
@@ -36,7 +37,7 @@ def trusted_owners() -> TrustedOwners:
 
 def parse_trusted(content: bytes) -> TrustedOwners:
     """The owners in a file's content. OwnerKeyError names the first line that is odd."""
-    if len(content) > _MAX_FILE:
+    if len(content) > MAX_FILE:
         raise OwnerKeyError(f"The file {TRUSTED_NAME} is too large; remove what is not a key from it.")
     owners: TrustedOwners = {}
     for number, line in enumerate(content.decode(errors="replace").split("\n"), start=1):

@@ -9,7 +9,6 @@ sum might exceed 2^24. A kernel is used where it passes a test with extreme valu
 
 import functools
 import os
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from confide.rlwe.digits import value
-from confide.rlwe.gemm import int8_matmul
+from confide.rlwe.gemm import int8_matmul, shortest_run
 
 MOST_TOKENS = 128
 """Of one product; more are taken in turns, whose operands stay in cache."""
@@ -34,9 +33,11 @@ _NARROW = 64
 
 
 @dataclass(frozen=True)
-class _Kernel:
-    """pack: int8 (rows, columns) -> its layout. multiply: the layout and uint8 (n, columns) and the value that stands
-    for zero -> float32 (n, rows).
+class Kernel:
+    """One way to multiply bytes.
+
+    pack: int8 (rows, columns) -> its layout. multiply: the layout and uint8 (n, columns) and the value that stands
+    for zero -> float32 (n, rows). saturates: whether pairs are added in 16 bits.
     """
 
     pack: Callable[[Tensor], Any]
@@ -47,24 +48,24 @@ class _Kernel:
 class PackedMatrix:
     """An int8 matrix (rows, columns) within [-127, 127], in the layout of the processor's kernel for bytes."""
 
-    def __init__(self, weights: Tensor, kernel: _Kernel) -> None:
+    def __init__(self, weights: Tensor, kernel: Kernel) -> None:
         self.shape = weights.shape
-        self._kernel = kernel
+        self.kernel = kernel
         self._digit_bits = 7 if kernel.saturates and int(weights.abs().max()) > _NARROW else 8
-        self._parts = [(columns, kernel.pack(weights[:, columns])) for columns in _exact_parts(weights)]
+        self._parts = [(columns, kernel.pack(weights[:, columns])) for columns in exact_parts(weights)]
 
     @classmethod
     def where_faster(cls, weights: Tensor) -> Self | Tensor:
         """The matrix packed; itself where it is small, and on devices and processors that have no kernel for it."""
         if weights.device.type != "cpu" or weights.numel() < _LEAST_WEIGHTS:
             return weights
-        kernel = _fastest(os.environ.get("CONFIDE_GEMM", ""))
+        kernel = fastest(os.environ.get("CONFIDE_GEMM", ""))
         return weights if kernel is None else cls(weights, kernel)
 
     @classmethod
     def of(cls, weights: Tensor) -> Self:
         """The matrix packed; as float32 on processors that have no kernel for bytes, which takes four times as much."""
-        return cls(weights, _fastest(os.environ.get("CONFIDE_GEMM", "")) or _FLOAT)
+        return cls(weights, fastest(os.environ.get("CONFIDE_GEMM", "")) or FLOAT)
 
     def product(self, planes: NDArray[np.int8]) -> NDArray[np.int64]:
         """Balanced base-256 digits (planes, n, columns) -> W times their values, int64 (n, rows), mod 2^(8 planes)."""
@@ -88,7 +89,7 @@ class PackedMatrix:
         With zero 0 digits have seven bits.
         """
         stacked = digits.reshape(-1, digits.shape[2])
-        first, *rest = (self._kernel.multiply(packed, stacked[:, part], zero) for part, packed in self._parts)
+        first, *rest = (self.kernel.multiply(packed, stacked[:, part], zero) for part, packed in self._parts)
         if rest:
             first = first.double()
             for more in rest:
@@ -108,7 +109,7 @@ def weighted_sum(sums: NDArray[Any], bits: int) -> NDArray[np.int64]:
     return total.reshape(sums.shape[1:])
 
 
-def _exact_parts(weights: Tensor) -> list[slice]:
+def exact_parts(weights: Tensor) -> list[slice]:
     """Ranges of columns over which no row's magnitudes times 128 add up to more than 2^24."""
     columns = weights.shape[1]
     for count in range(1, columns + 1):
@@ -155,44 +156,39 @@ def _multiply_float(packed: Tensor, digits: Tensor, zero: int) -> Tensor:
     return (digits.float() - zero) @ packed.t()
 
 
-_FLOAT = _Kernel(Tensor.float, _multiply_float, saturates=False)
-_ONEDNN = _Kernel(_pack_onednn, _multiply_onednn, saturates=False)
-_FBGEMM = _Kernel(_pack_fbgemm, _multiply_fbgemm, saturates=True)
+FLOAT = Kernel(Tensor.float, _multiply_float, saturates=False)
+"""Exact on every processor, of four bytes a weight."""
+_ONEDNN = Kernel(_pack_onednn, _multiply_onednn, saturates=False)
+_FBGEMM = Kernel(_pack_fbgemm, _multiply_fbgemm, saturates=True)
 
 
 @functools.cache
-def _fastest(choice: str) -> _Kernel | None:
-    """The kernel that is exact and fastest, None where that is the plain product, for a token's worth of digits."""
+def fastest(choice: str) -> Kernel | None:
+    """The kernel that is exact and fastest, None where that is the plain product, for a token's worth of digits.
+
+    choice: what CONFIDE_GEMM says. Measured once a process.
+    """
     if choice == "fp32":
         return None
     weights = torch.ones(1024, 1024, dtype=torch.int8)
     digits = torch.ones(6, 1024, dtype=torch.int8)
-    best, kernel = _seconds(lambda: int8_matmul(digits, weights.t())), None
-    for candidate in _candidates():
-        if _is_exact(candidate):
+    best, kernel = shortest_run(lambda: int8_matmul(digits, weights.t())), None
+    for candidate in candidates():
+        if is_exact(candidate):
             packed = candidate.pack(weights)
-            seconds = _seconds(functools.partial(candidate.multiply, packed, digits.view(torch.uint8), 0))
+            seconds = shortest_run(functools.partial(candidate.multiply, packed, digits.view(torch.uint8), 0))
             if seconds < best:
                 best, kernel = seconds, candidate
     return kernel
 
 
-def _candidates() -> list[_Kernel]:
+def candidates() -> list[Kernel]:
+    """The kernels for bytes that this processor might be fast at."""
     # Without VNNI (which comes with AMX) oneDNN falls back to a loop that takes a thousand times as long.
     return [_ONEDNN, _FBGEMM] if torch.cpu.get_capabilities().get("avx512_vnni", False) else [_FBGEMM]
 
 
-def _seconds(product: Callable[[], Tensor]) -> float:
-    """The shortest of five runs after one to warm up."""
-    times = []
-    for _ in range(6):
-        started = time.perf_counter()
-        product()
-        times.append(time.perf_counter() - started)
-    return min(times[1:])
-
-
-def _is_exact(kernel: _Kernel) -> bool:
+def is_exact(kernel: Kernel) -> bool:
     """Does the kernel agree with int64 arithmetic where saturation or rounding would show?"""
     digits_of = {127: (0, 127), _NARROW: (0, 128, 255)} if kernel.saturates else {127: (0, 128, 255)}
     try:

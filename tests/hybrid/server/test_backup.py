@@ -17,6 +17,8 @@ from confide.hybrid.server.ledger.backup import backup, restore
 from confide.hybrid.server.ledger.ledger import LEAST_LEASE
 from confide.hybrid.server.ledger.store import DATABASE, Store
 
+from .world import kill
+
 
 class Served:
     """A state folder with a licence that has used five tokens."""
@@ -44,12 +46,6 @@ class Served:
 @pytest.fixture
 def served(tmp_path: Path) -> Served:
     return Served(tmp_path / "state")
-
-
-def kill(ledger: Ledger) -> None:
-    """What SIGKILL leaves: no row more is written, and the files are closed."""
-    ledger._store.close()
-    ledger._lock.close()
 
 
 def test_a_backup_is_made_while_the_server_goes_on(served: Served, tmp_path: Path) -> None:

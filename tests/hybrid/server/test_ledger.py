@@ -23,12 +23,17 @@ from confide.hybrid.server.ledger.store import DATABASE, Store
 from confide.hybrid.server.ledger.usage import Account, licensed_tokens, share_disclosed
 from confide.packages.manifest import Group, Layer
 
+from .world import kill
+
 GROUP = Group("g", (Layer("l", 64),), 768, 15, 30, 768 * 8.0)
 
 
+def licence_key(ledger: Ledger, **limits: int | float | None) -> str:
+    return ledger.licences.create("Example Ltd", **({"disclosure": None} | limits))[1]
+
+
 def licensed(ledger: Ledger, **limits: int | float | None) -> Account:
-    key = ledger.licences.create("Example Ltd", **({"disclosure": None} | limits))[1]
-    return ledger.authenticate(key)
+    return ledger.authenticate(licence_key(ledger, **limits))
 
 
 def charge(ledger: Ledger, account: Account, group: int = 0, count: int = 1) -> bool:
@@ -44,22 +49,15 @@ def on_disk(folder: Path, account: Account) -> tuple[int, int, dict[int, int]]:
     return (lease["tokens"], lease["lost"], recorded) if lease else (0, 0, recorded)
 
 
-def kill(ledger: Ledger) -> None:
-    """What SIGKILL leaves: no row more is written, and the files are closed."""
-    ledger._store.close()
-    ledger._lock.close()
-
-
 @pytest.fixture
 def ledger(tmp_path: Path) -> Iterator[Ledger]:
     with closing(Ledger(tmp_path)) as opened:
         yield opened
 
 
-def test_transactions_wait_for_the_disk(ledger: Ledger) -> None:
-    assert ledger._store.durable
-    level = ledger._store._database.execute("PRAGMA synchronous").fetchone()[0]
-    assert level == 2  # FULL, on the connection that writes
+def test_transactions_wait_for_the_disk(databases: list[sqlite3.Connection], ledger: Ledger) -> None:
+    (writing,) = databases
+    assert writing.execute("PRAGMA synchronous").fetchone()[0] == 2  # FULL, on the connection that writes
 
 
 def test_a_lease_is_durable_before_the_first_answer(ledger: Ledger, tmp_path: Path) -> None:
@@ -149,23 +147,25 @@ def test_tokens_are_the_most_that_any_group_answered(ledger: Ledger) -> None:
 
 def test_a_clean_stop_gives_the_lease_back(tmp_path: Path) -> None:
     with closing(Ledger(tmp_path)) as ledger:
-        account = licensed(ledger)
+        key = licence_key(ledger)
+        account = ledger.authenticate(key)
         charge(ledger, account, 0, 3)
         charge(ledger, account, 1, 2)
     assert on_disk(tmp_path, account) == (0, 0, {0: 3, 1: 2})
     with closing(Ledger(tmp_path)) as ledger:
-        again = ledger._metered(account.licence).account
+        again = ledger.authenticate(key)
         assert (again.used, again.lost, dict(again.answered), again.peak) == (3, 0, {0: 3, 1: 2}, 3)
 
 
 def test_after_a_crash_the_lease_counts_as_answered_by_every_group(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
-    account = licensed(ledger)
+    key = licence_key(ledger)
+    account = ledger.authenticate(key)
     charge(ledger, account, 0, 3)
     kill(ledger)
     for _ in range(2):  # once, however often it starts again
         with closing(Ledger(tmp_path)) as ledger:
-            again = ledger._metered(account.licence).account
+            again = ledger.authenticate(key)
             assert (again.used, again.lost) == (LEAST_LEASE, LEAST_LEASE)
             assert sum(usage.tokens for usage in ledger.licences.usage(account.licence)) == LEAST_LEASE
             assert again.share_disclosed(7, GROUP) == share_disclosed(GROUP, LEAST_LEASE)
@@ -228,11 +228,12 @@ def test_few_valued_weights_are_solved_sooner() -> None:
 
 def test_what_a_crash_lost_counts_as_disclosed(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
-    account = licensed(ledger, disclosure=0.5)
+    key = licence_key(ledger, disclosure=0.5)
+    account = ledger.authenticate(key)
     charge(ledger, account)
     kill(ledger)
     with closing(Ledger(tmp_path)) as ledger:
-        again = ledger._metered(account.licence).account
+        again = ledger.authenticate(key)
         left = licensed_tokens(0.5, GROUP) - LEAST_LEASE
         with pytest.raises(DisclosureLimit):
             charge(ledger, again, 3, left + 1)
@@ -269,9 +270,11 @@ def test_an_expired_licence_answers_nothing(ledger: Ledger, expires: int) -> Non
         ledger.authenticate(key + "x")
 
 
-def test_where_no_lease_can_be_written_nothing_is_counted(ledger: Ledger, tmp_path: Path) -> None:
+def test_where_no_lease_can_be_written_nothing_is_counted(
+    databases: list[sqlite3.Connection], ledger: Ledger, tmp_path: Path
+) -> None:
     account = licensed(ledger)
-    ledger._store._database.execute("PRAGMA busy_timeout=0")
+    databases[0].execute("PRAGMA busy_timeout=0")
     with closing(sqlite3.connect(tmp_path / DATABASE, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(LedgerUnavailable):
@@ -282,11 +285,13 @@ def test_where_no_lease_can_be_written_nothing_is_counted(ledger: Ledger, tmp_pa
     assert on_disk(tmp_path, account) == (LEAST_LEASE * 2, 0, {})
 
 
-def test_a_failed_renewal_leaves_nothing_to_answer_from(ledger: Ledger, tmp_path: Path) -> None:
+def test_a_failed_renewal_leaves_nothing_to_answer_from(
+    databases: list[sqlite3.Connection], ledger: Ledger, tmp_path: Path
+) -> None:
     """It may have been written all the same, and the lease on the disk be smaller than the one before."""
     account = licensed(ledger)
     charge(ledger, account)
-    ledger._store._database.execute("PRAGMA busy_timeout=0")
+    databases[0].execute("PRAGMA busy_timeout=0")
     with closing(sqlite3.connect(tmp_path / DATABASE, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(LedgerUnavailable):

@@ -22,7 +22,8 @@ from confide.errors import (
 from confide.hybrid import wire
 from confide.hybrid.client.connection import LayerConnection
 from confide.hybrid.client.dial import Dial
-from confide.hybrid.server.limits import Limits
+from confide.hybrid.server.batch import Batcher
+from confide.hybrid.server.limits import Cost, Limits
 from confide.hybrid.server.service import Admitted
 from confide.rlwe.parameters import Profile
 
@@ -44,6 +45,19 @@ def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
         time.sleep(0.005)
 
 
+def measured(served: Served, name: str, **labels: str) -> float:
+    """What an operator reads of a measure."""
+    value = served.server.metrics.registry.get_sample_value(name, labels)
+    assert value is not None
+    return value
+
+
+def nothing_in_flight(served: Served) -> bool:
+    """Whether clients without a licence have all of their credit: a request larger than it must wait for that."""
+    credit = served.server.licensee(served.server.service.ledger.anonymous()).credit
+    return credit.has(Cost(1 << 62, 1 << 62))
+
+
 def code_of(answer: wire.FromServer) -> str:
     assert isinstance(answer, wire.Failure), answer
     return answer.code
@@ -63,7 +77,7 @@ def test_work_ahead_gives_the_same(served: Served) -> None:
     with Client(served.url) as client:
         tokens = Tokens(6)
         client.send(tokens.ahead(9))
-        wait_until(lambda: served.server.metrics.ahead._value.get() == 6)
+        wait_until(lambda: measured(served, "confide_ahead_tokens_total") == 6)
         request = tokens.request(0, block=9, with_p0=False)
         tokens.require_exact(0, client.ask(request))
         planes = tokens.planes(1)
@@ -75,14 +89,14 @@ def test_work_ahead_gives_the_same(served: Served) -> None:
 
 
 def test_a_block_serves_before_it_is_made(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(served.server.maker, "_busy", lambda: True)
-    monkeypatch.setattr("confide.hybrid.server.ahead._MOST_PATIENCE", 60)
+    monkeypatch.setattr(Batcher, "busy", True)
+    monkeypatch.setattr("confide.hybrid.server.ahead.MOST_PATIENCE", 60)
     with Client(served.url) as client:
         tokens = Tokens(3)
         client.send(tokens.ahead(1))
         for group in GROUPS:
             tokens.require_exact(group, client.ask(tokens.request(group, block=1, with_p0=False)))
-        assert served.server.metrics.ahead._value.get() == 0
+        assert measured(served, "confide_ahead_tokens_total") == 0
 
 
 def test_an_unknown_block_costs_nothing_and_the_same_bytes_with_p0_are_answered(served: Served) -> None:
@@ -129,9 +143,6 @@ def test_answers_come_in_the_order_of_requests(served: Served) -> None:
 
 def test_requests_of_several_clients_are_one_product(served: Served) -> None:
     clients = [Client(served.url) for _ in range(4)]
-    sizes: list[int] = []
-    observe = served.server.batcher._observe
-    served.server.batcher._observe = lambda size: (sizes.append(size), observe(size))[0]  # type: ignore[func-returns-value]
     try:
         for _ in range(20):
             asked = [Tokens(1 + number) for number in range(len(clients))]
@@ -146,7 +157,8 @@ def test_requests_of_several_clients_are_one_product(served: Served) -> None:
     finally:
         for client in clients:
             client.socket.close()
-    assert max(sizes) > 1
+    products = measured(served, "confide_online_batch_count")
+    assert measured(served, "confide_online_batch_bucket", le="1.0") < products
 
 
 # -- what is refused -----------------------------------------------------------------------------------------
@@ -329,7 +341,7 @@ def test_no_more_than_the_credit_is_in_flight(tmp_path: Path, monkeypatch: pytes
 
         def counted(client: object, group: int, request: object, on_answer: object) -> None:
             add(client, group, request, on_answer)  # type: ignore[arg-type]
-            waiting.append(sum(map(len, batcher._queues.values())))
+            waiting.append(batcher.waiting)
 
         monkeypatch.setattr(batcher, "add", counted)
         clients = [Client(served.url) for _ in range(4)]
@@ -348,24 +360,25 @@ def test_no_more_than_the_credit_is_in_flight(tmp_path: Path, monkeypatch: pytes
 
 
 def test_what_a_dead_client_asked_for_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("confide.hybrid.server.batch._ACTIVE_SECONDS", 60.0)
+    for name in ("ACTIVE_SECONDS", "MAX_WINDOW"):
+        monkeypatch.setattr(f"confide.hybrid.server.batch.{name}", 60.0)
     with serving(service(tmp_path)) as served:
         batcher = served.server.batcher
         one, other, third = (Client(served.url) for _ in range(3))
-        for client in (one, other, third):
-            client.ask(Tokens(1).request(0))
-        batcher._window = 60.0  # three are active, so two requests would wait for a third one
+        third.ask(Tokens(1).request(0))
+        # The third is active and has asked for nothing, so that both requests wait for one of its.
         one.send(Tokens(1).request(1))
+        wait_until(lambda: batcher.waiting == 1)
         other.send(Tokens(1).request(1))
-        wait_until(lambda: [len(queue) for queue in batcher._queues.values()] == [2])
+        wait_until(lambda: batcher.waiting == 2)
+        assert not nothing_in_flight(served)
         one.socket.close()
         wait_until(lambda: len(served.server.peers) == 2)
-        assert [len(queue) for queue in batcher._queues.values()] == [1]
+        assert batcher.waiting == 1
         other.socket.close()
         wait_until(lambda: len(served.server.peers) == 1)
-        assert not batcher._queues
-        credit = next(iter(served.server.peers))._greeted.credit
-        assert (credit._bytes, credit._work) == (0, 0)
+        assert not batcher.busy
+        assert nothing_in_flight(served)
         tokens = Tokens(2)
         tokens.require_exact(1, third.ask(tokens.request(1)))
         third.socket.close()
@@ -375,10 +388,11 @@ def test_an_answer_for_a_client_that_has_gone_gives_its_credit_back_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = service(tmp_path)
-    go = threading.Event()
+    begun, go = threading.Event(), threading.Event()
     answers = made.answers
 
     def slow(group: int, admitted: list[Admitted]) -> list[wire.Answer]:
+        begun.set()
         go.wait(10)
         return answers(group, admitted)
 
@@ -387,14 +401,13 @@ def test_an_answer_for_a_client_that_has_gone_gives_its_credit_back_once(
     with serving(made) as served, Client(served.url) as other:
         one = Client(served.url)
         one.send(Tokens(1).request(0))
-        wait_until(lambda: served.server.batcher._at_work == 1)
+        assert begun.wait(10)
         one.socket.close()
         wait_until(lambda: len(served.server.peers) == 1)
         go.set()
         tokens = Tokens(2)
         tokens.require_exact(1, other.ask(tokens.request(1)))
-        credit = next(iter(served.server.peers))._greeted.credit
-        assert (credit._bytes, credit._work) == (0, 0)
+        assert nothing_in_flight(served)
 
 
 def test_work_ahead_is_bounded_for_each_connection_and_for_all(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -81,6 +82,12 @@ def service(
 ) -> LayerService:
     made = model(profile)
     return LayerService(made.signed, made.stored, Ledger(state), observer, insecure_no_licences=insecure_no_licences)
+
+
+def kill(ledger: Ledger) -> None:
+    """What SIGKILL leaves: no row more is written, and the files are closed."""
+    with mock.patch.object(ledger, "checkpoint"):
+        ledger.close()
 
 
 # -- the network -------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from confide.rlwe.online import Ahead, GroupMatrix
 
 _LOOK_AGAIN_SECONDS: Final = 0.001
-_MOST_PATIENCE: Final = 0.02
+MOST_PATIENCE: Final = 0.02
 """After which a step is made although requests wait: without work ahead they would cost more."""
 
 _log = logging.getLogger(__name__)
@@ -144,6 +144,6 @@ class AheadMaker:
         self._on_made(block.tokens)
 
     async def _let_others_go_first(self) -> None:
-        deadline = time.monotonic() + _MOST_PATIENCE
+        deadline = time.monotonic() + MOST_PATIENCE
         while self._busy() and time.monotonic() < deadline:
             await asyncio.sleep(_LOOK_AGAIN_SECONDS)
