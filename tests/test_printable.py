@@ -154,8 +154,7 @@ def test_faults_that_nobody_foresaw(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     def fail(**_: object) -> None:
         raise RuntimeError(hostile.ALL)
 
-    monkeypatch.setattr(app, "app", fail)
-    monkeypatch.setattr(app, "_register", lambda: None)
+    monkeypatch.setattr(app, "command_line", lambda arguments: fail)
     monkeypatch.setattr(sys, "argv", ["confide"])
     with pytest.raises(SystemExit) as ended:
         app.main()

@@ -34,7 +34,6 @@ def known_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def confide(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     monkeypatch.setattr(sys, "argv", ["confide", *map(str, arguments)])
-    monkeypatch.setattr(app, "app", app.typer.Typer(add_completion=False, pretty_exceptions_enable=False))
     with pytest.raises(SystemExit) as exit:
         app.main()
     return int(exit.value.code or 0)

@@ -19,15 +19,6 @@ from confide.version import VERSION
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
 
-app = typer.Typer(
-    name="confide",
-    help="Private language models on machines nobody has to trust.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-
-
 _COMMANDS: Final = (
     "plan",
     "split",
@@ -44,8 +35,16 @@ _COMMANDS: Final = (
 _GROUPS: Final = ("hint", "demo", "evaluate", "owner", "tls", "licence", "ledger", "attest", "tee", "keys")
 
 
-def _register(arguments: list[str]) -> None:
+def command_line(arguments: list[str]) -> typer.Typer:
     """The verb that is run alone, for to import them all takes a second; all where none of them is named."""
+    app = typer.Typer(
+        name="confide",
+        help="Private language models on machines nobody has to trust.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        callback=_options,
+    )
     named = next((argument for argument in arguments if not argument.startswith("-")), "")
     verbs = (*_COMMANDS, *_GROUPS)
     for verb in [named] if named in verbs else verbs:
@@ -54,9 +53,9 @@ def _register(arguments: list[str]) -> None:
             app.add_typer(module.app)
         else:
             app.command(verb)(module.command)
+    return app
 
 
-@app.callback()
 def _options(
     version: Annotated[bool, typer.Option("--version", help="Print the version, and leave.")] = False,
     debug: Annotated[
@@ -79,9 +78,10 @@ def main() -> None:
         if "--version" in arguments[:2]:
             _show_version(as_json=as_json)
             return
-        _register(arguments)
         with named_extras():
-            code = app(standalone_mode=False) or 0  # of a typer.Exit, and 130 for what was a KeyboardInterrupt
+            code = (
+                command_line(arguments)(standalone_mode=False) or 0
+            )  # of a typer.Exit, and 130 for what was a KeyboardInterrupt
         if code == _INTERRUPTED:
             output.note("Interrupted; a hint is kept as far as it was made, and the same command goes on from there.")
         sys.exit(code)
