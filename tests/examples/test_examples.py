@@ -25,7 +25,8 @@ def run(script: Path) -> list[str]:
     return done.stdout.splitlines()
 
 
-SLOW = {"encrypted_attention.py"}  # a minute of ciphertexts, which tests/attention takes by smaller ones
+SLOW = {"encrypted_attention.py", "generate_privately.py"}
+"""What they do, tests of attention and the notebook do with less."""
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in LAST_LINES])

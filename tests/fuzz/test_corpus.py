@@ -22,7 +22,7 @@ from confide.packages.owner import OwnerKey
 from confide.packages.trusted_owners import parse_trusted
 
 NAMES = sorted(path.name for path in CORPUS.iterdir())
-EXAMPLES = 200
+EXAMPLES = 100
 DEADLINE = timedelta(seconds=5)
 """A hang, not a slow machine."""
 CLAIMED = (1 << 32) - 1

@@ -155,6 +155,7 @@ def test_a_tiny_model_of_few_bits_is_closer_to_the_float_one(tiny_gpt2: Source) 
     assert divergence(tiny_gpt2, heldout, moments) < 0.8 * divergence(tiny_gpt2, heldout, None)
 
 
+@pytest.mark.slow  # a small model does the same above
 def test_the_demo_model_of_few_bits_is_closer_to_the_float_one(test_data: Path) -> None:
     """Calibrated on other books than it is measured on."""
     demo = open_model("demo")
