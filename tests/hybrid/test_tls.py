@@ -13,7 +13,6 @@ from cryptography import x509
 
 from confide import errors
 from confide.hybrid import wire
-from confide.hybrid.client import connection as client_connection
 from confide.hybrid.client.connection import LayerConnection
 from confide.hybrid.client.dial import Dial, websocket_url
 from confide.hybrid.server.service import LayerService
@@ -139,8 +138,7 @@ def test_a_plain_client_is_told_of_tls(secure: Server) -> None:
         connect(secure[0].replace("wss", "ws"))
 
 
-def test_a_plain_server_is_never_taken_for_a_secure_one(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_connection, "CONNECT_SECONDS", 2.0)  # it waits for the rest of what it takes for HTTP
+def test_a_plain_server_is_never_taken_for_a_secure_one(server: Server) -> None:
     with pytest.raises(errors.ConnectionLost, match="TLS"):
         connect(server[0].replace("ws", "wss"))
 
