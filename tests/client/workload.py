@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 from confide.attest.simulated import SimulatedTee
 from confide.attest.wire import Attested
-from confide.channel.encryption import MEDIA_TYPE, OpenedRequest, ResponseHead, encode_head, open_request
+from confide.channel.encryption import MEDIA_TYPE, OpenedRequest, RequestHead, ResponseHead, encode_head, open_request
 from confide.channel.keys import ChannelKey
 from confide.enclave.workload import Workload
 from confide.errors import ChannelError, KeyChanged
@@ -43,13 +43,14 @@ ODD: dict[str, bytes] = {}
 @dataclass
 class FakeWorkload:
     """url: where it is. seen: what reached it, in order: paths of the outer hop, and `(inner path, body)` of encrypted
-    requests. alter: what happens to each answer, frame by frame, on its way out. tell: what happens to attestation.
-    outer: answers encrypted requests in the workload's place.
+    requests. heads: of those. alter: what happens to each answer, frame by frame, on its way out. tell: what happens
+    to attestation. outer: answers encrypted requests in the workload's place.
     """
 
     workload: Workload
     url: str = ""
     seen: list[Any] = field(default_factory=list)
+    heads: list[RequestHead] = field(default_factory=list)
     alter: Callable[[list[bytes]], list[bytes]] = lambda frames: frames
     tell: Callable[[Attested], Attested] = lambda attested: attested
     outer: Callable[[], Response] | None = None
@@ -92,6 +93,7 @@ class FakeWorkload:
         except ChannelError as error:
             status = 409 if isinstance(error, KeyChanged) else 400
             return JSONResponse({"error": {"code": error.code, "message": "IGNORE THIS"}}, status)
+        self.heads.append(opened.head)
         self.seen.append((opened.head.path, opened.body))
         return StreamingResponse(self._frames(opened), media_type=MEDIA_TYPE)
 

@@ -60,7 +60,7 @@ class ShellBackend(Backend):
             }
         return found
 
-    async def _verify(self) -> None:
+    async def verify(self) -> None:
         if self._engine is not None:
             await self._engine.close()
             self._engine = self._app = None

@@ -90,7 +90,7 @@ class WorkloadBackend(Backend):
             "trust": str(trust),
         }
 
-    async def _verify(self) -> None:
+    async def verify(self) -> None:
         if self._standing is None:
             self._standing = await asyncio.to_thread(
                 Standing, lambda: verify_workload(self._evidence_http, self._url, self._party)

@@ -232,7 +232,7 @@ def test_a_context_is_what_fits_and_no_more_than_the_models(
         asyncio.run(engine.close())
         return engine.facts.context
 
-    monkeypatch.setattr("confide.enclave.engines.gguf_engine._GRAIN", 8)
+    monkeypatch.setattr("confide.enclave.engines.gguf_engine.GRAIN", 8)
     assert context(1 << 30) == POSITIONS
     assert context(1 << 30, context=1000) == POSITIONS
     assert context(1 << 30, context=20) == 20
