@@ -29,7 +29,7 @@ def known_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that need not be measured, with a terminal of 100 columns."""
     monkeypatch.setattr(calibrate, "calibrate", lambda: RATES)
     monkeypatch.setattr(plan, "time_skeleton", lambda _, prompt: SkeletonTimes(0.002, 0.02, prompt))
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(app.output.console, "width", 100)
 
 
 def confide(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
