@@ -38,7 +38,7 @@ class IntegerHead:
         digits = torch.stack([integers & ((1 << _DIGIT) - 1), integers >> _DIGIT]).to(torch.uint8)
         low, high = self._packed.sums(digits)
         exact = low.double().add_(high, alpha=1 << _DIGIT).sub_(self._taken_off)
-        y = exact.float().mul_(scale).mul_(self._scale)
+        y: Tensor = exact.float().mul_(scale).mul_(self._scale)
         if self._bias is not None:
             y += self._bias
         return y.view(*x.shape[:-1], -1)
