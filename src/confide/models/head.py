@@ -17,6 +17,7 @@ from confide.rlwe.packed import PackedMatrix
 ACTIVATION_BITS: Final = 14
 """Of what a head reads: two digits of seven bits, which every kernel takes, and next to nothing is lost."""
 _DIGIT: Final = 7
+_ROWS: Final = 8192
 _OFFSET: Final = 1 << (ACTIVATION_BITS - 1)
 
 
@@ -25,7 +26,10 @@ class IntegerHead:
 
     def __init__(self, weights: Tensor, bias: Tensor | None) -> None:
         """weights: float (rows, columns), copied. bias: (rows,)."""
-        integers, self._scale = quantize_weights(weights)
+        # In parts, for what quantizing takes beside weights is twice their size.
+        parts = [quantize_weights(part) for part in weights.split(_ROWS)]
+        integers = torch.cat([matrix for matrix, _ in parts])
+        self._scale = torch.cat([scale for _, scale in parts])
         self._packed = PackedMatrix.of(integers)
         # Digits are of activations plus an offset, none of which is negative.
         self._taken_off = integers.sum(1, dtype=torch.float64) * _OFFSET
