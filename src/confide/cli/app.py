@@ -28,6 +28,7 @@ _COMMANDS: Final = (
     "chat",
     "proxy",
     "distrust",
+    "doctor",
     "quantize",
     "seal",
     "open",

@@ -37,12 +37,13 @@ class Kernel:
     """One way to multiply bytes.
 
     pack: int8 (rows, columns) -> its layout. multiply: the layout and uint8 (n, columns) and the value that stands
-    for zero -> float32 (n, rows). saturates: whether pairs are added in 16 bits.
+    for zero -> float32 (n, rows). saturates: whether pairs are added in 16 bits. name: for people.
     """
 
     pack: Callable[[Tensor], Any]
     multiply: Callable[[Any, Tensor, int], Tensor]
     saturates: bool
+    name: str = ""
 
 
 class PackedMatrix:
@@ -156,10 +157,10 @@ def _multiply_float(packed: Tensor, digits: Tensor, zero: int) -> Tensor:
     return (digits.float() - zero) @ packed.t()
 
 
-FLOAT = Kernel(Tensor.float, _multiply_float, saturates=False)
+FLOAT = Kernel(Tensor.float, _multiply_float, saturates=False, name="float32")
 """Exact on every processor, of four bytes a weight."""
-_ONEDNN = Kernel(_pack_onednn, _multiply_onednn, saturates=False)
-_FBGEMM = Kernel(_pack_fbgemm, _multiply_fbgemm, saturates=True)
+_ONEDNN = Kernel(_pack_onednn, _multiply_onednn, saturates=False, name="oneDNN")
+_FBGEMM = Kernel(_pack_fbgemm, _multiply_fbgemm, saturates=True, name="FBGEMM")
 
 
 @functools.cache
