@@ -27,6 +27,7 @@ _COMMANDS: Final = (
     "generate",
     "chat",
     "proxy",
+    "setup",
     "distrust",
     "doctor",
     "quantize",

@@ -39,7 +39,7 @@ def command(
     ] = None,
     licence: Licence = "",
     name: Annotated[str, typer.Option(help="What programs call the model; its own name without.")] = "",
-    config: Annotated[Path | None, typer.Option(help="TOML file of several models.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file of models; that of `confide setup` without.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = 8790,
     key_file: Annotated[
@@ -59,8 +59,10 @@ def command(
     if background:
         _start_in_background(json=json)
         return
-    from confide.proxy.settings import ModelSettings, read_settings
+    from confide.proxy.settings import ModelSettings, default_path, read_settings
 
+    if config is None and not targets and server is None and default_path().exists():
+        config = default_path()
     if config is not None:
         if targets:
             raise typer.BadParameter("give either --config or an address")
@@ -79,7 +81,9 @@ def command(
             }
             models = [ModelSettings(url=url, **of_enclave, **common) for url in targets or []]
         if not models:
-            raise typer.BadParameter("give an address, a client folder with --server, or --config")
+            raise typer.BadParameter(
+                "give an address, a client folder with --server, or --config; or answer `confide setup` once"
+            )
     key = "" if key_file is None else read_file(key_file).decode("ascii", "replace").strip()
     if not is_loopback(host) and not (key and tls_cert and tls_key):
         raise InsecureConnection(
