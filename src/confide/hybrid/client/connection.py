@@ -8,6 +8,7 @@ import contextlib
 import socket
 import ssl
 from collections import deque
+from collections.abc import Container
 from http import HTTPStatus
 from typing import TypeVar
 
@@ -27,6 +28,7 @@ from confide.hybrid import wire
 from confide.hybrid.client.dial import Dial
 from confide.hybrid.closing import Closing
 from confide.logs import quiet_logger
+from confide.packages.owner import OwnerPublicKey
 from confide.packages.signing import Release
 
 CONNECT_SECONDS = 10.0
@@ -47,7 +49,7 @@ class LayerConnection(Closing):
     the server reports as the error it is.
     """
 
-    def __init__(self, dial: Dial, release: Release) -> None:
+    def __init__(self, dial: Dial, release: Release, same_owner: Container[OwnerPublicKey] = ()) -> None:
         uri = dial.uri
         self.url = dial.url
         self._events: deque[object] = deque()
@@ -67,7 +69,7 @@ class LayerConnection(Closing):
                 ),
                 wire.Welcome,
             )
-            release.require_signed(self.welcome.owner, self.welcome.release)
+            release.require_signed(self.welcome.owner, self.welcome.release, same_owner)
         except BaseException:
             self._socket.close()
             raise
