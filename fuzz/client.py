@@ -103,7 +103,7 @@ def _multiply(connection: LayerConnection) -> None:
 
 
 def _welcome(in_flight: int = 1 << 20, ahead: int = 64) -> wire.Welcome:
-    return wire.Welcome(wire.PROTOCOL_VERSION, None, OWNER.public.raw, _facts()[1], in_flight, ahead, 0.0)
+    return wire.Welcome(wire.PROTOCOL_VERSION, wire.Allowance(), OWNER.public.raw, _facts()[1], in_flight, ahead)
 
 
 def _binary(payload: bytes) -> bytes:

@@ -14,7 +14,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from confide.cli import output
-from confide.cli.options import Json, ServerFolder, state_of
+from confide.cli.options import Ca, InsecureNoTls, Json, ServerFolder, Shell, TrustedOwner, state_of
+from confide.cli.options import Licence as LicenceKey
 from confide.errors import ConfideError
 from confide.hybrid.server.ledger.licences import (
     DEFAULT_DISCLOSURE,
@@ -23,8 +24,10 @@ from confide.hybrid.server.ledger.licences import (
     LicenceBook,
     licence_book,
 )
-from confide.hybrid.server.ledger.usage import WARN_DISCLOSED, licensed_tokens, share_disclosed
+from confide.hybrid.server.ledger.usage import WARN_DISCLOSED, bits_disclosed, licensed_tokens, share_disclosed
 from confide.packages.manifest import MANIFEST_NAME, Manifest, PackageKind, read_manifest
+from confide.packages.signing import open_package
+from confide.packages.trusted_owners import accepted_owners, other_keys
 from confide.rlwe.parameters import Profile
 
 app = typer.Typer(name="licence", help="Who may use a layer server, and what they have used.", no_args_is_help=True)
@@ -142,6 +145,65 @@ def change(
         _note_disclosure(server, licence)
 
 
+@app.command("rekey")
+def rekey(server: ServerFolder, name: Name, json: Json = False) -> None:
+    """Give a licence a new key, shown this once: the old one ends, and what was used stays counted.
+
+    A running server notices within a second, also on connections that are open.
+    """
+    with _book(server) as book:
+        licence, key = book.rekey(book.find(name))
+        used = _used(book, licence)
+    if json:
+        output.result(_described(licence, used) | {"key": key})
+        return
+    output.console.print(f"Licence [bold]{escape(licence.label)}[/] has a new key, shown once; hand it over safely:")
+    output.console.print(f"[bold]{key}[/]", soft_wrap=True)
+
+
+@app.command("status")
+def status(
+    shell: Shell,
+    server: Annotated[str, typer.Option(help="Address of the layer server.")],
+    licence: LicenceKey = "",
+    owner: TrustedOwner = None,
+    ca: Ca = None,
+    insecure_no_tls: InsecureNoTls = False,
+    json: Json = False,
+) -> None:
+    """As a licensee: ask the layer server what your licence still allows. Costs nothing."""
+    from confide.hybrid.client.connection import LayerConnection
+    from confide.hybrid.client.dial import Dial
+
+    release = open_package(shell, PackageKind.SHELL, accepted_owners(owner)).release
+    dial = Dial(server, licence, ca, insecure_no_tls=insecure_no_tls)
+    with LayerConnection(dial, release, other_keys(release.owner) if owner is None else ()) as connection:
+        allowance = connection.welcome.allowance
+    if json:
+        output.result(
+            {
+                "tokens_left": allowance.tokens_left,
+                "answers_left": allowance.answers_left,
+                "bits_disclosed": allowance.bits_disclosed,
+                "disclosed": allowance.disclosed,
+                "disclosure_limit": allowance.disclosure,
+                "expires": None if allowance.expires is None else output.utc(allowance.expires),
+                "tokens_per_minute": allowance.tokens_per_minute,
+            }
+        )
+        return
+    of = "" if allowance.disclosure is None else f" of at most {allowance.disclosure:.1%}"
+    for label, value in {
+        "tokens left": _limit(allowance.tokens_left),
+        "until disclosure": f"{_limit(allowance.answers_left)}{'' if allowance.answers_left is None else ' tokens'}",
+        "disclosed": f"{allowance.disclosed:.1%} of what solves a layer{of}; {allowance.bits_disclosed:,} bits in all",
+        "expires": "never" if allowance.expires is None else output.utc(allowance.expires),
+        "tokens a minute": _limit(allowance.tokens_per_minute),
+    }.items():
+        output.console.print(f"{label:<18}{value}")
+    output.note(f"As the server at {dial.url} says.")
+
+
 @app.command("revoke")
 def revoke(server: ServerFolder, name: Name, json: Json = False) -> None:
     """End a licence, for good. A running server notices within a second."""
@@ -228,11 +290,11 @@ def _described(licence: Licence, used: int) -> dict[str, Any]:
         "state": licence.state(time.time()),
         "tokens_used": used,
         "tokens": licence.tokens,
-        "expires": None if licence.expires is None else _date(licence.expires),
+        "expires": None if licence.expires is None else output.utc(licence.expires),
         "tokens_per_minute": licence.tokens_per_minute,
         "disclosure_limit": licence.disclosure,
         "check_sets": licence.check_sets,
-        "created": _date(licence.created),
+        "created": output.utc(licence.created),
     }
 
 
@@ -245,7 +307,7 @@ def _disclosure(server: Path, licence: Licence, disclosed: dict[int, int], lost:
     for index, group in enumerate(manifest.groups):
         tokens = disclosed.get(index, 0) + lost
         share = share_disclosed(group, tokens, licence.check_sets)
-        bits = round(share * group.entropy_bits * group.rows)
+        bits = bits_disclosed(group, tokens, licence.check_sets)
         layers.append({"group": group.name, "tokens": tokens, "bits": bits, "share": share})
     return layers
 
@@ -270,10 +332,6 @@ def _note_disclosure(server: Path, licence: Licence) -> None:
             f"It ends after {tokens:,} tokens, when answers hold {limit:.0%} of the bits that solve a layer's weights; "
             "`confide licence change --disclosure N` or --lift-disclosure allows more."
         )
-
-
-def _date(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
 
 
 def _limit(value: int | None) -> str:

@@ -183,7 +183,7 @@ def test_an_answer_of_the_wrong_size_is_refused(model: HybridModel, server: Fake
 
 
 def test_a_message_out_of_turn_is_refused(model: HybridModel, server: FakeServer) -> None:
-    server.tamper = lambda message, answer: wire.Welcome(3, None, bytes(32), bytes(64), 0, 0, 0.0)  # type: ignore[return-value]
+    server.tamper = lambda message, answer: wire.Welcome(3, wire.Allowance(), bytes(32), bytes(64), 0, 0)  # type: ignore[return-value]
     with pytest.raises(MalformedMessage):
         generate(model)
 

@@ -22,6 +22,9 @@ from confide.errors import (
 from confide.hybrid import wire
 from confide.hybrid.client.connection import LayerConnection
 from confide.hybrid.client.dial import Dial
+from confide.hybrid.server.ledger.ledger import LICENCE_SECONDS
+from confide.hybrid.server.ledger.licences import licence_book
+from confide.hybrid.server.ledger.usage import licensed_tokens
 from confide.hybrid.server.limits import Limits
 from confide.hybrid.server.service import Admitted
 from confide.rlwe.parameters import Profile
@@ -182,13 +185,60 @@ def test_a_server_answers_licensed_clients_only(tmp_path: Path) -> None:
         _, key = served.server.service.ledger.licences.create("Example Ltd", tokens=3, disclosure=None)
         with Client(served.url, key) as client:
             assert client.welcome is not None
-            assert client.welcome.tokens_left == 3
+            assert client.welcome.allowance.tokens_left == 3
             tokens = Tokens(2)
             tokens.require_exact(0, client.ask(tokens.request(0)))
             assert code_of(client.ask(Tokens(2).request(0))) == BudgetExhausted.code
         with Client(served.url, key) as client:
             assert client.welcome is not None
-            assert client.welcome.tokens_left == 1
+            assert client.welcome.allowance.tokens_left == 1
+
+
+def test_another_key_ends_the_old_one_on_open_connections_too(tmp_path: Path) -> None:
+    with serving(service(tmp_path, insecure_no_licences=False)) as served:
+        book = served.server.service.ledger.licences
+        licence, old = book.create("Example Ltd", tokens=9, disclosure=None)
+        tokens = Tokens(2)
+        with Client(served.url, old) as client, Client(served.url, old) as idle:
+            tokens.require_exact(0, client.ask(tokens.request(0)))
+            _, new = book.rekey(licence)
+            with pytest.raises(LicenceRefused):
+                Client(served.url, old)
+            with Client(served.url, new) as renewed:
+                assert renewed.welcome is not None
+                assert renewed.welcome.allowance.tokens_left == 7
+                # The server knows by now, for the licence is its account's.
+                assert code_of(client.ask(Tokens(2).request(0))) == LicenceRefused.code
+                assert code_of(idle.ask(tokens.ahead(0))) == LicenceRefused.code
+                tokens.require_exact(1, renewed.ask(tokens.request(1)))
+
+
+def test_a_key_that_was_replaced_elsewhere_ends_within_a_second(tmp_path: Path) -> None:
+    with serving(service(tmp_path, insecure_no_licences=False)) as served:
+        licence, old = served.server.service.ledger.licences.create("Example Ltd", disclosure=None)
+        with Client(served.url, old) as client:
+            assert isinstance(client.ask(Tokens(1).request(0)), wire.Answer)
+            with licence_book(tmp_path) as book:
+                book.rekey(licence)
+            time.sleep(LICENCE_SECONDS + 0.1)
+            assert code_of(client.ask(Tokens(1).request(0))) == LicenceRefused.code
+
+
+def test_a_welcome_says_what_the_licence_allows(tmp_path: Path) -> None:
+    with serving(service(tmp_path, insecure_no_licences=False)) as served:
+        limits = {"tokens": 1000, "expires": 1 << 32, "tokens_per_minute": 700, "disclosure": 9.0, "check_sets": 0}
+        key = served.server.service.ledger.licences.create("Example Ltd", **limits)[1]
+        with Client(served.url, key) as client:
+            client.ask(Tokens(2).request(1))
+        with Client(served.url, key) as client:
+            assert client.welcome is not None
+            allowance = client.welcome.allowance
+    groups = model().signed.manifest.groups
+    left = [licensed_tokens(9.0, group, 0) - 2 * (index == 1) for index, group in enumerate(groups)]
+    assert allowance == wire.Allowance(
+        998, min(left), 64 / groups[1].entropy_bits, 9.0, 64 * groups[1].rows, 1 << 32, 700
+    )
+    assert allowance.tokens == min(998, *left)
 
 
 def test_a_welcome_says_what_was_disclosed(tmp_path: Path) -> None:
@@ -197,7 +247,7 @@ def test_a_welcome_says_what_was_disclosed(tmp_path: Path) -> None:
         for _ in range(2):
             with Client(served.url) as client:
                 assert client.welcome is not None
-                shares.append(client.welcome.disclosed)
+                shares.append(client.welcome.allowance.disclosed)
                 client.ask(Tokens(4).request(0))
         entropy = model().signed.manifest.groups[0].entropy_bits
         assert shares[1] >= 4 * 32 / entropy

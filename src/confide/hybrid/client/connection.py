@@ -7,7 +7,7 @@ protocol of `websockets` on a plain socket takes about half of what its threaded
 import contextlib
 import socket
 import ssl
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Container
 from http import HTTPStatus
 from typing import TypeVar
@@ -43,15 +43,16 @@ Reply = TypeVar("Reply", bound=wire.FromServer)
 class LayerConnection(Closing):
     """A greeted connection to a layer server. One thread at a time.
 
-    welcome: what the server said of itself and of the licence. Raises ConnectionLost
-    where the server cannot be reached, ServerSilent where it stops answering, UntrustedCertificate where it cannot
-    prove who it is, UntrustedOwner or ModelMismatch where it does not present the release that is asked for, and what
-    the server reports as the error it is.
+    welcome: what the server said of itself and of the licence. asked: tokens of each layer group that it was asked for
+    since. Raises ConnectionLost where the server cannot be reached, ServerSilent where it stops answering,
+    UntrustedCertificate where it cannot prove who it is, UntrustedOwner or ModelMismatch where it does not present the
+    release that is asked for, and what the server reports as the error it is.
     """
 
     def __init__(self, dial: Dial, release: Release, same_owner: Container[OwnerPublicKey] = ()) -> None:
         uri = dial.uri
         self.url = dial.url
+        self.asked: Counter[int] = Counter()
         self._events: deque[object] = deque()
         self._protocol = ClientProtocol(
             uri, max_size=wire.MAX_FRAME + wire.FRAME_OVERHEAD, logger=quiet_logger("client.frames")

@@ -71,6 +71,7 @@ class Peer(WSListener):
         self._throttle: asyncio.TimerHandle | None = None
         self._parted = False
         self._heard_at = self._stuck_since = time.monotonic()
+        self._key_hash = b""
         self._transport: WSTransport
         self._doorman: Doorman
 
@@ -196,7 +197,9 @@ class Peer(WSListener):
         if self._licensee is not None:
             raise ProtocolError("A connection is greeted once; open another one for another licence.")
         server, limits = self._server, self._server.limits
-        licensee = server.licensee(server.service.authenticate(message))
+        account = server.service.authenticate(message)
+        self._key_hash = account.licence.key_hash
+        licensee = server.licensee(account)
         if len(licensee.peers) >= limits.connections_per_licence:
             raise ServerBusy("The licence has all the connections it may have; close one, or try again in a minute.")
         self._licensee = licensee
@@ -214,6 +217,7 @@ class Peer(WSListener):
     def _work_ahead(self, message: wire.Ahead) -> None:
         """Take a block in, where the licence and the room allow it; else its requests will have to bring their p0."""
         licensee, server = self._greeted, self._server
+        server.service.ledger.require_key(licensee.account, self._key_hash)
         block = server.service.block(message)
         left = licensee.account.tokens_left
         affordable = block.tokens <= server.ahead_tokens and (left is None or block.tokens <= left)
@@ -233,6 +237,7 @@ class Peer(WSListener):
         place = _Place()
         self._places.append(place)
         try:
+            server.service.ledger.require_key(account, self._key_hash)
             admitted = server.service.admit(account, message, self._blocks.get(message.block))
         except MalformedMessage:
             raise

@@ -110,12 +110,26 @@ class LayerService:
         """The answer to a greeting: what the licence and the server's limits allow."""
         return wire.Welcome(
             wire.PROTOCOL_VERSION,
-            account.tokens_left,
+            self.allowance(account),
             self.release.owner.raw,
             self._release_signature,
             bytes_in_flight,
             ahead_tokens,
-            self.disclosed(account),
+        )
+
+    def allowance(self, account: Account) -> wire.Allowance:
+        """What an account's licence allows from here on."""
+        licence = account.licence
+        groups = list(enumerate(self.manifest.groups)) if self.private else []
+        left = [account.answers_left(index, group) for index, group in groups]
+        return wire.Allowance(
+            tokens_left=account.tokens_left,
+            answers_left=min((tokens for tokens in left if tokens is not None), default=None),
+            disclosed=self.disclosed(account),
+            disclosure=None if licence.disclosure is None or not groups else min(1e9, licence.disclosure),
+            bits_disclosed=sum(account.bits_disclosed(index, group) for index, group in groups),
+            expires=licence.expires,
+            tokens_per_minute=licence.tokens_per_minute,
         )
 
     def disclosed(self, account: Account) -> float:

@@ -172,6 +172,14 @@ class Ledger:
                 metered.account.licence = known
             metered.read_at = now
 
+    def require_key(self, account: Account, key_hash: bytes) -> None:
+        """LicenceRefused unless the account's licence is active and still has the key that a client came with."""
+        with self._mutex:
+            self._refresh(self._accounts[account.licence.id])
+        account.require_active()
+        if account.licence.key_hash != key_hash:
+            raise LicenceRefused("The licence has another key by now; ask the model's owner for it.")
+
     # -- answers -----------------------------------------------------------------------------------------------
 
     def charge(self, account: Account, index: int, count: int, group: Group | None) -> bool:

@@ -27,6 +27,11 @@ def share_disclosed(group: Group, tokens: int, check_sets: int = 1) -> float:
     return bits / group.entropy_bits
 
 
+def bits_disclosed(group: Group, tokens: int, check_sets: int = 1) -> int:
+    """The same for all rows together, in bits."""
+    return round(share_disclosed(group, tokens, check_sets) * group.entropy_bits * group.rows)
+
+
 def licensed_tokens(limit: float, group: Group, check_sets: int = 1) -> int:
     """The tokens after which a licence of this disclosure limit ends at a layer group; never below 0."""
     checks = CHECK_BITS * check_sets * group.columns / group.rows
@@ -88,9 +93,21 @@ class Account:
             )
         self._require_rate(tokens)
 
+    def answers_left(self, index: int, group: Group) -> int | None:
+        """Tokens of a layer group until what they disclose ends the licence; None without a limit."""
+        limit = self.licence.disclosure
+        if limit is None:
+            return None
+        licensed = licensed_tokens(limit, group, self.licence.check_sets)
+        return max(0, licensed - self.answered.get(index, 0) - self.lost)
+
     def share_disclosed(self, index: int, group: Group, more: int = 0) -> float:
         """How much of what solves a layer group is disclosed; see the function of this name."""
         return share_disclosed(group, self.answered.get(index, 0) + self.lost + more, self.licence.check_sets)
+
+    def bits_disclosed(self, index: int, group: Group) -> int:
+        """See the function of this name."""
+        return bits_disclosed(group, self.answered.get(index, 0) + self.lost, self.licence.check_sets)
 
     def _require_rate(self, tokens: int) -> None:
         rate = self.licence.tokens_per_minute
