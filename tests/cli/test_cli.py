@@ -428,12 +428,14 @@ def test_the_demo_reports_everything_it_shows() -> None:
 
 
 def test_a_licensee_asks_what_a_licence_allows(parts: dict[str, Any], url: str) -> None:
-    made = answer("licence", "create", parts["server"], "--name", "asks", "--tokens", "500", "--days", "30")
+    made = answer(
+        "licence", "create", parts["server"], "--name", "asks", "--tokens", 500, "--days", 30, "--disclosure", 50
+    )
     status = answer("licence", "status", parts["client"], "--server", url, "--licence", made["key"])
     assert status["tokens_left"] == 500
-    assert 0 < status["answers_left"] < 500
+    assert status["answers_left"] > 0
     assert status["expires"] == made["expires"]
-    assert status["disclosure_limit"] == 0.5
+    assert status["disclosure_limit"] == 50
     shown = confide("licence", "status", parts["client"], "--server", url, "--licence", made["key"])
     assert "500" in shown.stdout
     assert "As the server at ws://" in shown.stderr
