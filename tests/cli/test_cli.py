@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -61,6 +62,11 @@ def licence(parts: dict[str, Any]) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CONFIDE_LICENCE", key)
         yield key
+
+
+def fresh(parts: dict[str, Any], tmp_path: Path) -> Path:
+    """The server's package as its owner handed it over, without a ledger."""
+    return Path(shutil.copytree(parts["server"], tmp_path / "package", ignore=shutil.ignore_patterns("state")))
 
 
 @contextmanager
@@ -148,7 +154,7 @@ def test_a_server_with_tls_may_be_public(parts: dict[str, Any], tmp_path: Path) 
     (tmp_path / "state").mkdir()
     key = answer("licence", "create", tmp_path / "state", "--name", "public", "--lift-disclosure")["key"]
     tls = ("--tls-cert", files["certificate"], "--tls-key", files["key"], "--state", tmp_path / "state")
-    with serving(parts["server"], "--host", "0.0.0.0", *tls) as url:  # noqa: S104
+    with serving(fresh(parts, tmp_path), "--host", "0.0.0.0", *tls) as url:  # noqa: S104
         assert url.startswith("wss://0.0.0.0:")
         server = ("--server", url.replace("0.0.0.0", "localhost"), "--licence", key)  # noqa: S104
         generate = ("generate", parts["client"], "--prompt-ids", "5", "--max-new-tokens", 2, "--patience", 5)
@@ -333,7 +339,7 @@ def test_a_server_wants_a_licence_and_counts_what_it_used(
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         private = listener.getsockname()[1]
-    arguments = (parts["server"], "--state", state, "--metrics-port", private, "--log", "json")
+    arguments = (fresh(parts, tmp_path), "--state", state, "--metrics-port", private, "--log", "json")
     with serving(*arguments, log=log) as url:
         where = (parts["client"], "--server", url)
         generate = ("generate", *where, "--prompt-ids", "5,6,7", "--max-new-tokens", 4)
@@ -383,7 +389,8 @@ def test_a_ledger_is_backed_up_while_serving_and_restored_after(parts: dict[str,
     state.mkdir()
     key = answer("licence", "create", state, "--name", "reader", "--lift-disclosure")["key"]
     arguments = (parts["client"], "--licence", key, "--prompt-ids", "5", "--max-new-tokens", 2)
-    with serving(parts["server"], "--state", state) as url:
+    package = fresh(parts, tmp_path)
+    with serving(package, "--state", state) as url:
         assert answer("generate", *arguments, "--server", url)["generated_tokens"]
         assert "Backup written" in confide("ledger", "backup", state, "--out", saved).stdout
         assert answer("ledger", "backup", state, "--out", saved, check=1)["error"]["code"] == "error"
@@ -393,7 +400,7 @@ def test_a_ledger_is_backed_up_while_serving_and_restored_after(parts: dict[str,
     assert restored["tokens_used"] > 0  # at least what was leased at the time
     tokens = restored["tokens_used"]
     assert f"Restored 1 licence with {tokens:,} tokens used." in fits(confide("ledger", "restore", state))
-    with serving(parts["server"], "--state", state) as url:
+    with serving(package) as url:  # which remembers where its ledger is
         assert answer("generate", *arguments, "--server", url)["generated_tokens"]
     assert "Accepted" in fits(confide("ledger", "accept-clock", state))
 
@@ -402,7 +409,7 @@ def test_a_server_without_licences_stays_on_this_machine(
     parts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("CONFIDE_LICENCE")
-    with serving(parts["server"], "--state", tmp_path / "state", "--insecure-no-licences") as url:
+    with serving(fresh(parts, tmp_path), "--state", tmp_path / "state", "--insecure-no-licences") as url:
         generate = ("generate", parts["client"], "--server", url, "--prompt-ids", "5", "--max-new-tokens", 1)
         assert answer(*generate)["generated_tokens"] == 1
     files = answer("tls", "make-local", "--out", tmp_path / "tls")

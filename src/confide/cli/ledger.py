@@ -8,8 +8,9 @@ import typer
 from rich.markup import escape
 
 from confide.cli import output
-from confide.cli.options import Json, ServerFolder, state_of
+from confide.cli.options import Json, ServerFolder
 from confide.hybrid.server.ledger import backup as work
+from confide.hybrid.server.ledger.place import state_of
 
 app = typer.Typer(name="ledger", help="Backups of a layer server's ledger.", no_args_is_help=True)
 

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from confide.cli import output
-from confide.cli.options import Ca, InsecureNoTls, Json, ServerFolder, Shell, TrustedOwner, state_of
+from confide.cli.options import Ca, InsecureNoTls, Json, ServerFolder, Shell, TrustedOwner
 from confide.cli.options import Licence as LicenceKey
 from confide.errors import ConfideError
 from confide.hybrid.server.ledger.licences import (
@@ -24,6 +24,7 @@ from confide.hybrid.server.ledger.licences import (
     LicenceBook,
     licence_book,
 )
+from confide.hybrid.server.ledger.place import state_of
 from confide.hybrid.server.ledger.usage import WARN_DISCLOSED, bits_disclosed, licensed_tokens, share_disclosed
 from confide.packages.manifest import MANIFEST_NAME, Manifest, PackageKind, read_manifest
 from confide.packages.signing import open_package
@@ -90,8 +91,7 @@ def show(server: ServerFolder, name: Name, json: Json = False) -> None:
     with _book(server) as book:
         licence = book.find(name)
         described = _described(licence, _used(book, licence))
-        disclosed, lost = book.disclosed(licence), book.lost(licence)
-    layers = _disclosure(server, licence, disclosed, lost)
+        layers = _disclosure(server, licence, book)
     if json:
         output.result(described | {"disclosed": layers})
         return
@@ -298,11 +298,13 @@ def _described(licence: Licence, used: int) -> dict[str, Any]:
     }
 
 
-def _disclosure(server: Path, licence: Licence, disclosed: dict[int, int], lost: int) -> list[dict[str, Any]]:
+def _disclosure(server: Path, licence: Licence, book: LicenceBook) -> list[dict[str, Any]]:
     """What the answers say of each layer group's weights; nothing where the package is not at hand or is public."""
     manifest = _private_manifest(server)
     if manifest is None:
         return []
+    model = bytes.fromhex(manifest.model_digest)
+    disclosed, lost = book.disclosed(licence, model), book.lost(licence, model)
     layers = []
     for index, group in enumerate(manifest.groups):
         tokens = disclosed.get(index, 0) + lost

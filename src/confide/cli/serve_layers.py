@@ -24,6 +24,7 @@ class LayerOptions:
 
 def serve_layers(package: Path, listening: Listening, options: LayerOptions, *, json: bool) -> None:
     """Serve until a signal comes."""
+    from confide.hybrid.server.ledger.place import choose_state
     from confide.hybrid.server.record import Recorder
     from confide.hybrid.server.server import load_service, serve
 
@@ -31,7 +32,7 @@ def serve_layers(package: Path, listening: Listening, options: LayerOptions, *, 
         raise typer.BadParameter("--insecure-no-licences is for loopback hosts; make licences with `confide licence`")
     tls = listening.tls()
     recorder = Recorder(options.record) if options.record else None
-    state = options.state or package / "state"
+    state = choose_state(package, options.state)
     service = load_service(package, state, recorder, insecure_no_licences=options.insecure_no_licences)
 
     def ready(url: str) -> None:

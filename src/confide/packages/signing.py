@@ -18,9 +18,11 @@ from confide.packages.manifest import (
     HINT_FOLDER,
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
+    MAX_SUPERSEDED,
     Digest,
     Manifest,
     PackageKind,
+    Provenance,
     Record,
     open_file,
     parse_manifest,
@@ -66,6 +68,11 @@ class Release:
         """What its owner signs."""
         return _RELEASE_LABEL + self.model_digest + self.table_digest + self.profile.encode()
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the statement, in hexadecimal: the same whoever signs it."""
+        return hashlib.sha256(self.statement).hexdigest()
+
     def require_signed(self, owner: bytes, signature: bytes, same_owner: Container[OwnerPublicKey] = ()) -> None:
         """UntrustedOwner where another owner is presented, ModelMismatch where another release is signed.
 
@@ -100,6 +107,12 @@ class SignedManifest:
 def release_of(manifest: Manifest, owner: OwnerPublicKey) -> Release:
     """The release that a layer table is half of."""
     return Release(owner, bytes.fromhex(manifest.model_digest), manifest.table_digest(), manifest.profile)
+
+
+def successor_of(earlier: SignedManifest, version: str = "") -> Provenance:
+    """Of the release that takes the place of an earlier one, and of all those whose place that took."""
+    known = (earlier.release.digest, *earlier.manifest.provenance.supersedes)
+    return Provenance(version, known[:MAX_SUPERSEDED])
 
 
 def sign_manifest(content: bytes, manifest: Manifest, owner: OwnerKey) -> Signature:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -17,16 +18,20 @@ from confide.errors import (
     ModelMismatch,
     ProtocolError,
     ServerBusy,
+    ShellOutdated,
     VersionMismatch,
 )
 from confide.hybrid import wire
 from confide.hybrid.client.connection import LayerConnection
 from confide.hybrid.client.dial import Dial
+from confide.hybrid.server.ledger import Ledger
 from confide.hybrid.server.ledger.ledger import LICENCE_SECONDS
 from confide.hybrid.server.ledger.licences import licence_book
 from confide.hybrid.server.ledger.usage import licensed_tokens
 from confide.hybrid.server.limits import Limits
-from confide.hybrid.server.service import Admitted
+from confide.hybrid.server.service import Admitted, LayerService
+from confide.packages.manifest import Provenance
+from confide.packages.signing import Release, SignedManifest
 from confide.rlwe.parameters import Profile
 
 from .world import SHAPES, Client, Served, Tokens, hello, model, service, serving
@@ -93,7 +98,7 @@ def test_an_unknown_block_costs_nothing_and_the_same_bytes_with_p0_are_answered(
         tokens = Tokens(3)
         request = tokens.request(0, block=5, with_p0=False)
         assert code_of(client.ask(request)) == "unknown-block"
-        assert served.server.service.ledger.anonymous().used == 0
+        assert served.server.service.ledger.anonymous(model().signed.release.model_digest).used == 0
         again = wire.Online(request.group, 5, 0, 3, request.planes, memoryview(tokens.p0))
         tokens.require_exact(0, client.ask(again))
 
@@ -176,6 +181,21 @@ def test_a_greeting_that_does_not_fit(served: Served, change: dict[str, object],
             wire.raise_failure(answer)
         with pytest.raises(ConnectionClosed):
             client.receive()
+
+
+def test_an_earlier_releases_shell_is_told_which_one_to_get(tmp_path: Path) -> None:
+    made = model()
+    earlier = Release(made.signed.release.owner, bytes(32), bytes(32), Profile.PRIVATE_WEIGHTS)
+    for version, named in (("2.1", "release 2.1 "), ("", f"release {made.signed.release.digest[:16]} ")):
+        manifest = msgspec.structs.replace(made.signed.manifest, provenance=Provenance(version, (earlier.digest,)))
+        signed = SignedManifest(manifest, made.signed.signature)
+        newer = LayerService(signed, made.stored, Ledger(tmp_path / named), insecure_no_licences=True)
+        with serving(newer) as served, Client(served.url, greet=False) as client:
+            greeting = msgspec.structs.replace(hello(), model_digest=bytes(32), table_digest=bytes(32))
+            answer = client.ask(greeting)
+            assert isinstance(answer, wire.Failure)
+            with pytest.raises(ShellOutdated, match=rf"server says: .*{named}.*get the client folder"):
+                wire.raise_failure(answer)
 
 
 def test_a_server_answers_licensed_clients_only(tmp_path: Path) -> None:
@@ -266,7 +286,7 @@ def test_a_welcome_says_what_was_disclosed(tmp_path: Path) -> None:
 def test_a_wrong_shape_is_refused_and_costs_nothing(served: Served, request_of: Callable[[], wire.Online]) -> None:
     with Client(served.url) as client:
         assert code_of(client.ask(request_of())) in ("unknown-group", "wrong-shape")
-        assert served.server.service.ledger.anonymous().used == 0
+        assert served.server.service.ledger.anonymous(model().signed.release.model_digest).used == 0
         tokens = Tokens(1)
         tokens.require_exact(0, client.ask(tokens.request(0)))
 
@@ -365,7 +385,7 @@ def test_what_waited_for_credit_is_answered_once(tmp_path: Path, monkeypatch: py
             tokens.require_exact(0, client.receive())
         last = Tokens(1)
         last.require_exact(1, client.ask(last.request(1)))
-    assert made.ledger.anonymous().answered == {0: 33 + 8, 1: 1}
+    assert made.ledger.anonymous(made.model_digest).answered == {0: 33 + 8, 1: 1}
 
 
 def test_no_more_than_the_credit_is_in_flight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -530,7 +550,7 @@ def test_another_server_with_the_same_package_goes_on(tmp_path: Path) -> None:
 def test_the_same_request_gives_the_same_answer_whatever_it_is_put_together_with(tmp_path: Path) -> None:
     """The server draws nothing: what a retry learns is what the first answer said."""
     made = service(tmp_path)
-    account = made.ledger.anonymous()
+    account = made.ledger.anonymous(made.model_digest)
     tokens, others = Tokens(3), Tokens(2)
     request = made.admit(account, tokens.request(2))
     alone = made.answers(2, [request])[0]

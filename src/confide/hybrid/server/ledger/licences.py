@@ -141,14 +141,14 @@ class LicenceBook:
         where = {} if licence is None else {"licence": licence.id}
         return sorted((Usage(**row) for row in self._store.rows("usage", **where)), key=lambda usage: usage.day)
 
-    def disclosed(self, licence: Licence) -> dict[int, int]:
-        """Tokens answered for each layer group of which any were, without those of `lost`."""
-        rows = self._store.rows("disclosed", licence=licence.id)
+    def disclosed(self, licence: Licence, model: bytes) -> dict[int, int]:
+        """Tokens answered for each layer group of a model of which any were, without those of `lost`."""
+        rows = self._store.rows("disclosed", licence=licence.id, model=model)
         return {row["layer_group"]: row["tokens"] for row in rows}
 
-    def lost(self, licence: Licence) -> int:
-        """Tokens of leases that ended in a crash: every layer group may have answered them."""
-        row = self._store.row("leases", licence=licence.id)
+    def lost(self, licence: Licence, model: bytes) -> int:
+        """Tokens of leases that ended in a crash: every layer group of the model may have answered them."""
+        row = self._store.row("leases", licence=licence.id, model=model)
         return 0 if row is None else int(row["lost"])
 
     def _write(self, licence: Licence) -> None:
