@@ -76,7 +76,7 @@ def serving(*arguments: object, log: Path | None = None) -> Iterator[str]:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
     assert process.stdout is not None
     ready = json.loads(process.stdout.readline())
-    assert ready["groups"] == 4
+    assert {model["groups"] for model in ready["models"]} == {4}
     yield ready["url"]
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) in (0, -signal.SIGTERM)
@@ -416,6 +416,28 @@ def test_a_server_without_licences_stays_on_this_machine(
     tls = ("--tls-cert", files["certificate"], "--tls-key", files["key"])
     run = confide("serve", parts["server"], "--host", "0.0.0.0", "--insecure-no-licences", *tls, check=2)  # noqa: S104
     assert "loopback" in run.stderr
+
+
+def test_several_models_behind_one_server(
+    parts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CONFIDE_LICENCE")
+    package = fresh(parts, tmp_path)
+    shutil.copytree(package, tmp_path / "other" / "server")
+    both, state = (f"chat={package}", tmp_path / "other" / "server"), tmp_path / "state"
+    assert "one ledger" in confide("serve", *both, check=2).stderr
+    twice = confide("serve", package, f"package={tmp_path / 'other' / 'server'}", check=2)
+    assert "two models are called" in twice.stderr
+    with serving(*both, "--state", state, "--insecure-no-licences") as url:
+        for name in ("chat", "other"):
+            generate = ("generate", parts["client"], "--server", f"{url}/{name}", "--prompt-ids", "5")
+            assert answer(*generate, "--max-new-tokens", 1)["generated_tokens"] == 1
+        refused = answer("generate", parts["client"], "--server", url, "--prompt-ids", "5", check=1)["error"]
+        assert "one must be named" in refused["message"]
+    # Each package knows where the ledger is that they share.
+    assert answer("licence", "create", package, "--name", "reader")["id"] in {
+        one["id"] for one in answer("licence", "list", tmp_path / "other" / "server")["licences"]
+    }
 
 
 def test_the_demo_reports_everything_it_shows() -> None:

@@ -21,7 +21,6 @@ def package(tmp_path: Path) -> Path:
 def test_a_package_has_its_ledger_in_it_or_where_it_was_served_from(package: Path, tmp_path: Path) -> None:
     assert state_of(package) == choose_state(package, None) == package / "state"
     assert choose_state(package, tmp_path / "ledger") == tmp_path / "ledger"
-    (tmp_path / "ledger").mkdir()
     for asked in (None, tmp_path / "ledger", tmp_path / "server" / ".." / "ledger"):
         assert choose_state(package, asked).resolve() == tmp_path / "ledger"
     assert state_of(package) == tmp_path / "ledger"
@@ -41,7 +40,6 @@ def test_licences_made_in_the_package_are_not_left_behind(package: Path, tmp_pat
 
 
 def test_what_was_answered_from_one_place_is_not_forgotten_in_another(package: Path, tmp_path: Path) -> None:
-    (tmp_path / "ledger").mkdir()
     choose_state(package, tmp_path / "ledger")
     with pytest.raises(LedgerElsewhere, match="remove the file"):
         choose_state(package, tmp_path / "another")

@@ -14,6 +14,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from confide.errors import (
     BudgetExhausted,
+    ConnectionLost,
     LicenceRefused,
     ModelMismatch,
     ProtocolError,
@@ -83,7 +84,7 @@ def test_work_ahead_gives_the_same(served: Served) -> None:
 
 
 def test_a_block_serves_before_it_is_made(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(served.server.maker, "_busy", lambda: True)
+    monkeypatch.setattr(served.model.maker, "_busy", lambda: True)
     monkeypatch.setattr("confide.hybrid.server.ahead._MOST_PATIENCE", 60)
     with Client(served.url) as client:
         tokens = Tokens(3)
@@ -98,7 +99,7 @@ def test_an_unknown_block_costs_nothing_and_the_same_bytes_with_p0_are_answered(
         tokens = Tokens(3)
         request = tokens.request(0, block=5, with_p0=False)
         assert code_of(client.ask(request)) == "unknown-block"
-        assert served.server.service.ledger.anonymous(model().signed.release.model_digest).used == 0
+        assert served.model.service.ledger.anonymous(model().signed.release.model_digest).used == 0
         again = wire.Online(request.group, 5, 0, 3, request.planes, memoryview(tokens.p0))
         tokens.require_exact(0, client.ask(again))
 
@@ -138,8 +139,8 @@ def test_answers_come_in_the_order_of_requests(served: Served) -> None:
 def test_requests_of_several_clients_are_one_product(served: Served) -> None:
     clients = [Client(served.url) for _ in range(4)]
     sizes: list[int] = []
-    observe = served.server.batcher._observe
-    served.server.batcher._observe = lambda size: (sizes.append(size), observe(size))[0]  # type: ignore[func-returns-value]
+    observe = served.model.batcher._observe
+    served.model.batcher._observe = lambda size: (sizes.append(size), observe(size))[0]  # type: ignore[func-returns-value]
     try:
         for _ in range(20):
             asked = [Tokens(1 + number) for number in range(len(clients))]
@@ -155,6 +156,48 @@ def test_requests_of_several_clients_are_one_product(served: Served) -> None:
         for client in clients:
             client.socket.close()
     assert max(sizes) > 1
+
+
+def two_models(tmp_path: Path) -> dict[str, LayerService]:
+    """The same layers with secret and with open weights, on one ledger."""
+    first, open_weights = service(tmp_path), model(Profile.OPEN_WEIGHTS)
+    return {"chat": first, "code.v2": LayerService(open_weights.signed, open_weights.stored, first.ledger)}
+
+
+def test_models_are_found_by_their_names(tmp_path: Path) -> None:
+    with serving(two_models(tmp_path)) as served:
+        for name, profile in (("chat", Profile.PRIVATE_WEIGHTS), ("code.v2", Profile.OPEN_WEIGHTS)):
+            with Client(f"{served.url}/{name}", greet=False) as client:
+                greeted = client.ask(hello(profile=profile))
+                assert isinstance(greeted, wire.Welcome)
+                tokens = Tokens(2, profile)
+                tokens.require_exact(1, client.ask(tokens.request(1)))
+            # And none is another one.
+            with Client(f"{served.url}/{name}", greet=False) as client:
+                other = next(one for one in Profile if one is not profile)
+                assert code_of(client.ask(hello(profile=other))) == ModelMismatch.code
+        for nowhere in ("", "/nothing", "/chat/code.v2", "/CHAT"):
+            with pytest.raises((InvalidStatus, OSError)):
+                Client(f"{served.url}{nowhere}")
+        with pytest.raises(ConnectionLost, match=r"wss://host:port/name"):
+            LayerConnection(Dial(served.url), model().signed.release)
+        LayerConnection(Dial(f"{served.url}/chat"), model().signed.release).close()
+
+
+def test_a_model_alone_is_found_with_and_without_its_name(served: Served) -> None:
+    for address in (served.url, f"{served.url}/", f"{served.url}/small"):
+        LayerConnection(Dial(address), model().signed.release).close()
+
+
+def test_models_share_the_limits(tmp_path: Path) -> None:
+    with serving(two_models(tmp_path), Limits(connections_per_licence=2)) as served:
+        with Client(f"{served.url}/chat"), Client(f"{served.url}/code.v2", greet=False) as second:
+            second.ask(hello(profile=Profile.OPEN_WEIGHTS))
+            with pytest.raises(ServerBusy):
+                Client(f"{served.url}/chat")
+    with serving(two_models(tmp_path), Limits(connections=1)) as served, Client(f"{served.url}/chat"):
+        with pytest.raises(InvalidStatus):
+            Client(f"{served.url}/code.v2")
 
 
 # -- what is refused -----------------------------------------------------------------------------------------
@@ -202,7 +245,7 @@ def test_a_server_answers_licensed_clients_only(tmp_path: Path) -> None:
     with serving(service(tmp_path, insecure_no_licences=False)) as served:
         with pytest.raises(LicenceRefused, match="CONFIDE_LICENCE"):
             Client(served.url)
-        _, key = served.server.service.ledger.licences.create("Example Ltd", tokens=3, disclosure=None)
+        _, key = served.model.service.ledger.licences.create("Example Ltd", tokens=3, disclosure=None)
         with Client(served.url, key) as client:
             assert client.welcome is not None
             assert client.welcome.allowance.tokens_left == 3
@@ -216,7 +259,7 @@ def test_a_server_answers_licensed_clients_only(tmp_path: Path) -> None:
 
 def test_another_key_ends_the_old_one_on_open_connections_too(tmp_path: Path) -> None:
     with serving(service(tmp_path, insecure_no_licences=False)) as served:
-        book = served.server.service.ledger.licences
+        book = served.model.service.ledger.licences
         licence, old = book.create("Example Ltd", tokens=9, disclosure=None)
         tokens = Tokens(2)
         with Client(served.url, old) as client, Client(served.url, old) as idle:
@@ -235,7 +278,7 @@ def test_another_key_ends_the_old_one_on_open_connections_too(tmp_path: Path) ->
 
 def test_a_key_that_was_replaced_elsewhere_ends_within_a_second(tmp_path: Path) -> None:
     with serving(service(tmp_path, insecure_no_licences=False)) as served:
-        licence, old = served.server.service.ledger.licences.create("Example Ltd", disclosure=None)
+        licence, old = served.model.service.ledger.licences.create("Example Ltd", disclosure=None)
         with Client(served.url, old) as client:
             assert isinstance(client.ask(Tokens(1).request(0)), wire.Answer)
             with licence_book(tmp_path) as book:
@@ -247,7 +290,7 @@ def test_a_key_that_was_replaced_elsewhere_ends_within_a_second(tmp_path: Path) 
 def test_a_welcome_says_what_the_licence_allows(tmp_path: Path) -> None:
     with serving(service(tmp_path, insecure_no_licences=False)) as served:
         limits = {"tokens": 1000, "expires": 1 << 32, "tokens_per_minute": 700, "disclosure": 9.0, "check_sets": 0}
-        key = served.server.service.ledger.licences.create("Example Ltd", **limits)[1]
+        key = served.model.service.ledger.licences.create("Example Ltd", **limits)[1]
         with Client(served.url, key) as client:
             client.ask(Tokens(2).request(1))
         with Client(served.url, key) as client:
@@ -286,7 +329,7 @@ def test_a_welcome_says_what_was_disclosed(tmp_path: Path) -> None:
 def test_a_wrong_shape_is_refused_and_costs_nothing(served: Served, request_of: Callable[[], wire.Online]) -> None:
     with Client(served.url) as client:
         assert code_of(client.ask(request_of())) in ("unknown-group", "wrong-shape")
-        assert served.server.service.ledger.anonymous(model().signed.release.model_digest).used == 0
+        assert served.model.service.ledger.anonymous(model().signed.release.model_digest).used == 0
         tokens = Tokens(1)
         tokens.require_exact(0, client.ask(tokens.request(0)))
 
@@ -394,7 +437,7 @@ def test_no_more_than_the_credit_is_in_flight(tmp_path: Path, monkeypatch: pytes
     limits = Limits(bytes_in_flight=3 * cost.bytes, licence_credit=2)
     waiting: list[int] = []
     with serving(made, limits) as served:
-        batcher = served.server.batcher
+        batcher = served.model.batcher
         add = batcher.add
 
         def counted(client: object, group: int, request: object, on_answer: object) -> None:
@@ -420,7 +463,7 @@ def test_no_more_than_the_credit_is_in_flight(tmp_path: Path, monkeypatch: pytes
 def test_what_a_dead_client_asked_for_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("confide.hybrid.server.batch._ACTIVE_SECONDS", 60.0)
     with serving(service(tmp_path)) as served:
-        batcher = served.server.batcher
+        batcher = served.model.batcher
         one, other, third = (Client(served.url) for _ in range(3))
         for client in (one, other, third):
             client.ask(Tokens(1).request(0))
@@ -434,7 +477,7 @@ def test_what_a_dead_client_asked_for_is_dropped(tmp_path: Path, monkeypatch: py
         other.socket.close()
         wait_until(lambda: len(served.server.peers) == 1)
         assert not batcher._queues
-        credit = next(iter(served.server.peers))._greeted.credit
+        credit = next(iter(served.server.peers))._require_greeted().credit
         assert (credit._bytes, credit._work) == (0, 0)
         tokens = Tokens(2)
         tokens.require_exact(1, third.ask(tokens.request(1)))
@@ -457,13 +500,13 @@ def test_an_answer_for_a_client_that_has_gone_gives_its_credit_back_once(
     with serving(made) as served, Client(served.url) as other:
         one = Client(served.url)
         one.send(Tokens(1).request(0))
-        wait_until(lambda: served.server.batcher._at_work == 1)
+        wait_until(lambda: served.model.batcher._at_work == 1)
         one.socket.close()
         wait_until(lambda: len(served.server.peers) == 1)
         go.set()
         tokens = Tokens(2)
         tokens.require_exact(1, other.ask(tokens.request(1)))
-        credit = next(iter(served.server.peers))._greeted.credit
+        credit = next(iter(served.server.peers))._require_greeted().credit
         assert (credit._bytes, credit._work) == (0, 0)
 
 
@@ -480,7 +523,7 @@ def test_work_ahead_is_bounded_for_each_connection_and_for_all(tmp_path: Path) -
             assert code_of(one.ask(tokens[0].request(0, block=0, with_p0=False))) == "unknown-block"
             for number in (1, 2):
                 tokens[number].require_exact(0, one.ask(tokens[number].request(0, block=number, with_p0=False)))
-            assert served.server.maker.bytes == 8 * token
+            assert served.model.maker.bytes == 8 * token
             second = Tokens(4)
             other.send(second.ahead(0))
             third = Tokens(4)
@@ -489,12 +532,12 @@ def test_work_ahead_is_bounded_for_each_connection_and_for_all(tmp_path: Path) -
             assert code_of(other.ask(third.request(0, block=1, with_p0=False))) == "unknown-block"
             one.send(Tokens(9).ahead(7))  # larger than what a connection may have
             assert code_of(one.ask(Tokens(9).request(0, block=7, with_p0=False))) == "unknown-block"
-        wait_until(lambda: served.server.maker.bytes == 0)
+        wait_until(lambda: served.model.maker.bytes == 0)
 
 
 def test_work_ahead_is_only_for_tokens_that_the_licence_has(tmp_path: Path) -> None:
     with serving(service(tmp_path, insecure_no_licences=False)) as served:
-        _, key = served.server.service.ledger.licences.create("Example Ltd", tokens=3, disclosure=None)
+        _, key = served.model.service.ledger.licences.create("Example Ltd", tokens=3, disclosure=None)
         with Client(served.url, key) as client:
             tokens = Tokens(4)
             client.send(tokens.ahead(0))

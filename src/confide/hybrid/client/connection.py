@@ -92,7 +92,10 @@ class LayerConnection(Closing):
         if isinstance(refusal, InvalidStatus) and refusal.response.status_code == HTTPStatus.SERVICE_UNAVAILABLE:
             raise ServerBusy("The server has all the connections it takes, or is stopping; try again in a minute.")
         if refusal is not None:
-            raise ConnectionLost(f"What answers at {self.url} is not a layer server; check the address.") from refusal
+            raise ConnectionLost(
+                f"What answers at {self.url} is not a layer server, or has no model by that name, or has several and "
+                "one must be named (wss://host:port/name); check the address."
+            ) from refusal
         self._events.popleft()  # the handshake's response
 
     def send(self, message: wire.FromClient) -> None:

@@ -1,5 +1,6 @@
 """How a client reaches its layer server: the address, and what goes with it."""
 
+import re
 import ssl
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,20 +18,33 @@ from confide.net.tls import client_context
 
 PATIENCE_SECONDS: Final = 60.0
 SILENCE_SECONDS: Final = 30.0
+_NAME: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.\-]{0,63})?")
 _SCHEMES: Final = {"ws": "ws", "http": "ws", "wss": "wss", "https": "wss"}
 
 
 def websocket_url(url: str) -> str:
-    """The endpoint's URL, for ws(s)://, http(s):// or a bare host:port, which is plain; ProtocolError otherwise."""
+    """The endpoint's URL, for ws(s)://, http(s):// or a bare host:port, which is plain; ProtocolError otherwise.
+
+    A path is the name of one of a server's models.
+    """
     try:
         parts = urlsplit(url if "://" in url else f"ws://{url}")
-        endpoint = f"{_SCHEMES[parts.scheme]}://{parts.netloc}{PATH}"
+        name = parts.path.removesuffix(PATH).strip("/")
+        if parts.query or parts.fragment or not _NAME.fullmatch(name):
+            raise ValueError
+        endpoint = f"{_SCHEMES[parts.scheme]}://{parts.netloc}{'/' if name else ''}{name}{PATH}"
         parse_uri(endpoint)
     except (KeyError, ValueError, InvalidURI) as error:
         raise ProtocolError(
-            f"{url!r} is not the address of a layer server; write wss://host:port or ws://host:port."
+            f"{url!r} is not the address of a layer server; write wss://host:port or ws://host:port, and /name behind "
+            "it where it has several models."
         ) from error
     return endpoint
+
+
+def authority(url: str) -> str:
+    """Who answers at an endpoint's URL, whatever model is asked for there."""
+    return urlsplit(url).netloc.rpartition("@")[2].lower()
 
 
 @dataclass(frozen=True)

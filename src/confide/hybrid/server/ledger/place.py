@@ -48,6 +48,7 @@ def choose_state(package: Path, chosen: Path | None) -> Path:
             f"The ledger of {package} is in {own}, with its licences and what they have been answered; leave --state "
             f"out, or move that folder to {chosen} first."
         )
+    chosen.mkdir(mode=0o700, parents=True, exist_ok=True)
     _remember(own, chosen)
     return chosen
 
