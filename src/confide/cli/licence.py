@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from confide.cli import output
-from confide.cli.options import Ca, InsecureNoTls, Json, ServerFolder, Shell, TrustedOwner
+from confide.cli.options import Ca, InsecureNoTls, Json, Proxy, ServerFolder, Shell, TrustedOwner
 from confide.cli.options import Licence as LicenceKey
 from confide.errors import ConfideError
 from confide.hybrid.server.ledger.licences import (
@@ -168,6 +168,7 @@ def status(
     licence: LicenceKey = "",
     owner: TrustedOwner = None,
     ca: Ca = None,
+    proxy: Proxy = None,
     insecure_no_tls: InsecureNoTls = False,
     json: Json = False,
 ) -> None:
@@ -176,7 +177,7 @@ def status(
     from confide.hybrid.client.dial import Dial
 
     release = open_package(shell, PackageKind.SHELL, accepted_owners(owner)).release
-    dial = Dial(server, licence, ca, insecure_no_tls=insecure_no_tls)
+    dial = Dial(server, licence, ca, insecure_no_tls=insecure_no_tls, proxy=proxy)
     with LayerConnection(dial, release, other_keys(release.owner) if owner is None else ()) as connection:
         allowance = connection.welcome.allowance
     if json:

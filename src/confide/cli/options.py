@@ -17,6 +17,13 @@ TrustedOwner = Annotated[
 Ca = Annotated[
     Path | None, typer.Option(help="PEM file of the authorities to trust at a wss:// address; the system's without.")
 ]
+Proxy = Annotated[
+    str | None,
+    typer.Option(
+        help="HTTP proxy to reach the layer server through, http://[user:password@]host:port; what the environment "
+        "names is not used."
+    ),
+]
 Patience = Annotated[
     float, typer.Option(help="Seconds to wait for a server that goes away meanwhile, before giving up.", min=0)
 ]

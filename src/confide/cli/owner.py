@@ -19,8 +19,8 @@ from confide.packages.owner import (
     default_key_path,
     passphrase_from_environment,
 )
+from confide.packages.signing import STATEMENTS_NAME
 from confide.packages.succession import (
-    STATEMENTS_NAME,
     Statement,
     Succession,
     Withdrawal,
@@ -197,7 +197,7 @@ def list_keys(json: Json = False) -> None:
     """List the owners you trust, and the keys that count no more."""
     book = read_owners()
     if json:
-        owners = [_described(owner, name) | _successor(book, owner) for owner, name in book.trusted.items()]
+        owners = [{**_described(owner, name), **_successor(book, owner)} for owner, name in book.trusted.items()]
         gone = {"distrusted": sorted(map(str, book.distrusted)), "withdrawn": sorted(map(str, book.withdrawn))}
         output.result({"owners": owners} | gone)
         return

@@ -88,6 +88,7 @@ class HybridModel(Closing):
         ca: Path | str | None = None,
         patience: float = PATIENCE_SECONDS,
         insecure_no_tls: bool = False,
+        proxy: str | None = None,
         padding: Padding | None = None,
         device: str = "cpu",
         progress: bool = True,
@@ -96,14 +97,14 @@ class HybridModel(Closing):
 
         owner: the public key that must have signed the shell and the server's release; without it, any of the
         `trusted_owners`, and where one key took another's place, either. checks: the check vectors, `checks.msgpack` in
-        the shell by default. padding: what the server sees of lengths. licence, ca, patience, insecure_no_tls: see
-        `Dial`.
+        the shell by default. padding: what the server sees of lengths. licence, ca, patience, insecure_no_tls,
+        proxy: see `Dial`.
 
         Raises UntrustedOwner for the shell or the check vectors of another owner, InvalidPackage without check vectors,
         for no answer is believed unchecked, StaleHint where the hint is not the shell's, and ServerDistrusted where
         this server gave a wrong answer before.
         """
-        dial = Dial(server, licence, ca, patience, insecure_no_tls=insecure_no_tls)
+        dial = Dial(server, licence, ca, patience, insecure_no_tls=insecure_no_tls, proxy=proxy)
         bar = byte_bar("verifying the hint") if progress else None
         return cls.dialled(folder, dial, owner=owner, checks=checks, padding=padding, device=device, on_hint=bar)
 

@@ -28,6 +28,7 @@ from confide.hybrid import wire
 from confide.hybrid.client.dial import Dial
 from confide.hybrid.closing import Closing
 from confide.logs import quiet_logger
+from confide.net.http_proxy import HttpProxy
 from confide.packages.owner import OwnerPublicKey
 from confide.packages.signing import Release
 
@@ -58,7 +59,7 @@ class LayerConnection(Closing):
             uri, max_size=wire.MAX_FRAME + wire.FRAME_OVERHEAD, logger=quiet_logger("client.frames")
         )
         self._read_bytes = _TLS_RECORD if uri.secure else _READ_BYTES
-        self._socket = _connect(self.url, uri.host, uri.port)
+        self._socket = _connect(self.url, uri.host, uri.port, dial.http_proxy)
         try:
             if uri.secure:
                 self._socket = _secure(self._socket, dial.trust, self.url, uri.host)
@@ -180,9 +181,13 @@ class LayerConnection(Closing):
         self._socket.close()
 
 
-def _connect(url: str, host: str, port: int) -> socket.socket:
+def _connect(url: str, host: str, port: int, proxy: HttpProxy | None) -> socket.socket:
     try:
-        connected = socket.create_connection((host, port), timeout=CONNECT_SECONDS)
+        if proxy is not None:
+            connected = proxy.connect(host, port, CONNECT_SECONDS)
+            connected.settimeout(CONNECT_SECONDS)
+        else:
+            connected = socket.create_connection((host, port), timeout=CONNECT_SECONDS)
     except (OSError, UnicodeError) as error:  # the latter for what can be no host name
         kind = ServerSilent if isinstance(error, TimeoutError) else ConnectionLost
         reason = getattr(error, "strerror", None) or error

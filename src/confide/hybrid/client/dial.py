@@ -13,6 +13,7 @@ from websockets.uri import WebSocketURI, parse_uri
 
 from confide.errors import InsecureConnection, ProtocolError
 from confide.hybrid.wire import PATH
+from confide.net.http_proxy import HttpProxy
 from confide.net.loopback import is_loopback
 from confide.net.tls import client_context
 
@@ -54,8 +55,10 @@ class Dial:
     server: an address such as wss://layers.example:8470. licence: the bearer key that the model's owner gave, where the
     server wants one. ca: file of the authorities to trust at a wss:// address, instead of the system's. patience:
     seconds that a running generation waits for a server that is away; the first contact does not wait. silence: seconds
-    that may pass without a single byte. Raises ProtocolError for what is no address, and InsecureConnection where it is
-    plain and on another machine, unless `insecure_no_tls` is set; InvalidCertificate for a `ca` that holds none.
+    that may pass without a single byte. proxy: an HTTP proxy to go through, http://host:port or
+    http://user:password@host:port; without it none is used, whatever the environment says. Raises ProtocolError for what is no address, and
+    InsecureConnection where it is plain and on another machine, unless `insecure_no_tls` is set; InvalidCertificate for
+    a `ca` that holds none.
     """
 
     server: str
@@ -64,9 +67,12 @@ class Dial:
     patience: float = PATIENCE_SECONDS
     silence: float = SILENCE_SECONDS
     insecure_no_tls: bool = False
+    proxy: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if not self.uri.secure and not is_loopback(self.uri.host) and not self.insecure_no_tls:
+        # Behind a proxy this machine's own addresses are the proxy's.
+        here = self.http_proxy is None and is_loopback(self.uri.host)
+        if not self.uri.secure and not here and not self.insecure_no_tls:
             raise InsecureConnection(
                 f"{self.uri.host} is another machine and the connection would be plain; use a wss:// address of a "
                 "server with TLS (`confide tls make-local` makes it a certificate), or a tunnel to a loopback port."
@@ -83,6 +89,11 @@ class Dial:
     def uri(self) -> WebSocketURI:
         """The same, in parts."""
         return parse_uri(self.url)
+
+    @cached_property
+    def http_proxy(self) -> HttpProxy | None:
+        """The proxy to go through."""
+        return None if self.proxy is None else HttpProxy.parse(self.proxy)
 
     @cached_property
     def trust(self) -> ssl.SSLContext:
