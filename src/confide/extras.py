@@ -13,6 +13,7 @@ _EXTRAS: Final[Mapping[str, str]] = MappingProxyType(
         **dict.fromkeys(("picows", "prometheus_client", "starlette", "uvicorn", "uvloop", "xllamacpp"), "server"),
         "tenseal": "attention",
         "matplotlib": "evaluate",
+        "peft": "adapters",
     }
 )
 """By the module that is imported: the extra of `pyproject.toml` that has it."""

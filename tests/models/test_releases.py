@@ -9,7 +9,7 @@ from confide.errors import InvalidPackage
 from confide.models.source import open_model
 from confide.models.split import split
 from confide.packages.manifest import MANIFEST_NAME, MAX_SUPERSEDED, PackageKind, Provenance
-from confide.packages.signing import SignedManifest, open_package, successor_of
+from confide.packages.signing import SignedManifest, open_package, superseded_by
 from confide.rlwe.parameters import Profile
 from families import FAMILIES, save_random
 from owners import OWNER, reseal
@@ -32,7 +32,7 @@ def test_a_release_supersedes_all_that_the_one_before_did(tmp_path: Path) -> Non
         assert halves[0].release.digest == halves[1].release.digest
         assert provenance.supersedes == tuple(reversed(digests))
         digests.append(halves[0].release.digest)
-        provenance = successor_of(halves[number % 2], str(number + 2))
+        provenance = Provenance(str(number + 2), superseded_by(halves[number % 2]))
     assert len(set(digests)) == 3
 
 
@@ -42,7 +42,7 @@ def test_what_is_superseded_is_bounded(tmp_path: Path) -> None:
     signed = open_package(made.client, PackageKind.SHELL)
     full = Provenance("1", tuple(f"{number:064x}" for number in range(MAX_SUPERSEDED)))
     many = SignedManifest(msgspec.structs.replace(signed.manifest, provenance=full), signed.signature)
-    assert len(successor_of(many, "2").supersedes) == MAX_SUPERSEDED
+    assert len(superseded_by(many)) == MAX_SUPERSEDED
     path = made.client / MANIFEST_NAME
     for odd in ({"version": "\x1b[2J"}, {"supersedes": ["0"]}, {"adapter": "x" * 64}, {"more": 1}):
         content = msgspec.json.decode(path.read_bytes())

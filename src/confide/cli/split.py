@@ -1,6 +1,7 @@
 """`confide split`: cut a model in two."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,11 +39,15 @@ def command(
         Path | None,
         typer.Option(help="Client or server folder of the release whose place this one takes; its users are told."),
     ] = None,
+    merge_adapter: Annotated[
+        Path | None, typer.Option(help="Folder of a LoRA adapter, as peft saves it, to merge into the model first.")
+    ] = None,
     owner: OwnerFile = None,
     json: Json = False,
 ) -> None:
     """Cut a model into a shell for the client and int8 matrices for an untrusted server."""
     from confide.cli.owner import read_or_make_key
+    from confide.models.adapter import read_adapter
     from confide.models.precision import Recipe
     from confide.models.source import open_model
     from confide.models.split import split
@@ -50,8 +55,10 @@ def command(
     output.quiet_transformers()
     recipe = Recipe.parse(weight_bits or (), activation_bits or ())
     source = open_model(model)
+    if merge_adapter is not None:
+        source = replace(source, adapter=read_adapter(merge_adapter))
     key = read_or_make_key(owner)
-    provenance = _provenance(release, supersedes)
+    provenance = _provenance(release, supersedes, source.adapter.digest if source.adapter else "")
     with output.messages.status("quantizing and splitting") as status:
         summary = split(
             source,
@@ -83,6 +90,7 @@ def command(
                 "hint_bytes": summary.hint_bytes,
                 "owner": str(key.public),
                 "release": release,
+                "adapter": provenance.adapter or None,
             }
         )
         return
@@ -97,16 +105,17 @@ def command(
     output.console.print(f"For the server:  [bold]{server}[/]   next: confide serve {server}")
 
 
-def _provenance(release: str, supersedes: Path | None) -> "Provenance":
+def _provenance(release: str, supersedes: Path | None, adapter: str) -> "Provenance":
     from confide.packages.manifest import Provenance, read_kind
-    from confide.packages.signing import open_package, successor_of
+    from confide.packages.signing import open_package, superseded_by
     from confide.packages.trusted_owners import trusted_owners
 
     if not re.fullmatch(r"[A-Za-z0-9_.+\-]{0,64}", release):
         raise typer.BadParameter("--release is at most 64 letters, digits and . _ + -")
     if supersedes is None:
-        return Provenance(release)
-    return successor_of(open_package(supersedes, read_kind(supersedes), trusted_owners()), release)
+        return Provenance(release, adapter=adapter)
+    earlier = open_package(supersedes, read_kind(supersedes), trusted_owners())
+    return Provenance(release, superseded_by(earlier), adapter)
 
 
 def _hint_note(size: int, profile: Profile) -> str:

@@ -22,7 +22,6 @@ from confide.packages.manifest import (
     Digest,
     Manifest,
     PackageKind,
-    Provenance,
     Record,
     open_file,
     parse_manifest,
@@ -109,10 +108,9 @@ def release_of(manifest: Manifest, owner: OwnerPublicKey) -> Release:
     return Release(owner, bytes.fromhex(manifest.model_digest), manifest.table_digest(), manifest.profile)
 
 
-def successor_of(earlier: SignedManifest, version: str = "") -> Provenance:
-    """Of the release that takes the place of an earlier one, and of all those whose place that took."""
-    known = (earlier.release.digest, *earlier.manifest.provenance.supersedes)
-    return Provenance(version, known[:MAX_SUPERSEDED])
+def superseded_by(earlier: SignedManifest) -> tuple[str, ...]:
+    """What a release supersedes that takes the place of an earlier one: that, and all those whose place that took."""
+    return (earlier.release.digest, *earlier.manifest.provenance.supersedes)[:MAX_SUPERSEDED]
 
 
 def sign_manifest(content: bytes, manifest: Manifest, owner: OwnerKey) -> Signature:

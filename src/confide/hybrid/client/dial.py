@@ -56,9 +56,9 @@ class Dial:
     server wants one. ca: file of the authorities to trust at a wss:// address, instead of the system's. patience:
     seconds that a running generation waits for a server that is away; the first contact does not wait. silence: seconds
     that may pass without a single byte. proxy: an HTTP proxy to go through, http://host:port or
-    http://user:password@host:port; without it none is used, whatever the environment says. Raises ProtocolError for what is no address, and
-    InsecureConnection where it is plain and on another machine, unless `insecure_no_tls` is set; InvalidCertificate for
-    a `ca` that holds none.
+    http://user:password@host:port; without it none is used, whatever the environment says. Raises ProtocolError for
+    what is no address, and InsecureConnection where it is plain and on another machine, unless `insecure_no_tls` is
+    set; InvalidCertificate for a `ca` that holds none.
     """
 
     server: str
