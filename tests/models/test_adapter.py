@@ -85,7 +85,7 @@ def test_every_tensor_finds_its_place(trained: tuple[Source, Path, Any], tmp_pat
     name = min(tensors)
     for changed in (
         {key: value for key, value in tensors.items() if key != name},
-        tensors | {name.replace("layers.0", "layers.9").replace(".h.0", ".h.9"): tensors[name]},
+        tensors | {name.replace("layers.0", "layers.9").replace(".h.0", ".h.9"): tensors[name].clone()},
         tensors | {name: torch.zeros(1, 1)},
         tensors | {name: torch.full_like(tensors[name], float("nan"))},
     ):

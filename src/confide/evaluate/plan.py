@@ -71,11 +71,17 @@ class Warned:
 
 
 def protection_choices(layers: ModelLayers) -> list[Choice]:
-    """The first layer group alone, attention, mlp, all of the blocks, and the head with them where it is not tied."""
+    """The first layer group alone, attention, mlp, all of the blocks, and the head with them where it is not tied.
+
+    Of a mixture of experts the first and attention only.
+    """
     first = f"^({'|'.join(map(re.escape, layers.groups[0].layers))})$"
     words = [kind for kind in ("attention", "mlp") if kind in layers.kinds.values()]
     head = [layer for layer, kind in layers.kinds.items() if kind == "lm_head"]
-    words += ["all", "all,lm_head"] if head and not is_tied(layers.model, head[0]) else ["all"]
+    if layers.experts:
+        words = ["attention"]
+    else:
+        words += ["all", "all,lm_head"] if head and not is_tied(layers.model, head[0]) else ["all"]
     named = [("one layer", first), *zip(words, words, strict=True)]
     return [Choice(name, protect, _cut(layers, protect)) for name, protect in named]
 

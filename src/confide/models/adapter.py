@@ -90,7 +90,7 @@ class Adapter:
                 f"The adapter in {self.folder} does not fit this model: {printable(odd[0])[:200]} has no counterpart; "
                 "give the base model that it was trained on."
             )
-        merged: PreTrainedModel = wrapped.merge_and_unload(safe_merge=True)
+        merged: PreTrainedModel = wrapped.merge_and_unload()
         if {name for name, _ in merged.named_parameters()} != before:
             raise ModelNotSupported(f"The adapter in {self.folder} changes more than weights; merge it with peft.")
         _require_still_tied(merged, self.folder)

@@ -82,6 +82,11 @@ def open_model(model: str) -> Source:
             f"{model} holds an adapter ({CONFIG_NAME}), whose weights would be left out; give its base model, "
             "and this folder to `confide split --merge-adapter`, or merge them with peft and give what that saves."
         )
+    if (gguf := _gguf(Path(location))) is not None:
+        raise ModelNotSupported(
+            f"{gguf} is a GGUF file, whose weights llama.cpp has quantized already; give the Hugging Face folder that "
+            "it was made from, or serve the file from a trusted environment (`confide seal`)."
+        )
     nothing = ConfideError(
         f"There is no model {model!r}: it is neither a folder with a config.json nor a hub model that can be "
         f"reached from here; check the name, or use {DEMO_NAME!r} for the built-in one."
@@ -108,11 +113,19 @@ def open_model(model: str) -> Source:
     return Source(model, location, config)
 
 
+def _gguf(path: Path) -> Path | None:
+    """The GGUF file that this is, or that lies in this folder instead of a model's configuration."""
+    if path.is_file():
+        return path if path.suffix == ".gguf" else None
+    found = sorted(path.glob("*.gguf")) if path.is_dir() and not (path / "config.json").exists() else []
+    return found[0] if found else None
+
+
 def _require_causal(config: PreTrainedConfig, name: str) -> None:
     """By its kind, whatever transformers would make of it: an encoder loads as a decoder, and answers nonsense."""
     text = config.get_text_config()
     if config.is_encoder_decoder:
-        kind = f"but an encoder-decoder ({config.model_type})"
+        kind = f"but an encoder-decoder ({config.model_type}), which reads one text and writes another"
     elif (
         type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
         or getattr(text, "is_causal", True) is False
@@ -120,6 +133,8 @@ def _require_causal(config: PreTrainedConfig, name: str) -> None:
         or (getattr(text, "is_decoder", True) is False and config.model_type not in _CAUSAL_IN_ANY_CASE)
     ):
         kind = f"but a {config.model_type}"
+        if getattr(text, "is_decoder", None) is False:
+            kind += ", an encoder that reads a text from both ends at once"
     else:
         return
     raise ModelNotSupported(
