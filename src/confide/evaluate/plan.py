@@ -19,6 +19,7 @@ from confide.evaluate.cost_model import (
     token_cost,
 )
 from confide.evaluate.skeleton import time_skeleton
+from confide.models.context import require_room
 from confide.models.linear import is_tied, linear_weights
 from confide.models.roles import ModelLayers, find_layers
 from confide.models.source import Source
@@ -103,8 +104,9 @@ def make_plan(source: Source, rates: Rates, network: Network, *, tokens: int, pr
     """What every choice costs for a model, without its weights.
 
     tokens: of prompts and answers together. prompt: of the prompt before the first token. Takes the time of a few
-    passes through the model's skeleton.
+    passes through the model's skeleton. PromptTooLong for a prompt beyond the model's context.
     """
+    require_room(source.config, prompt, 1)
     layers = find_layers(source.config)
     choices = protection_choices(layers)
     parameters = layers.model.num_parameters()
