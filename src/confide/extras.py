@@ -15,6 +15,7 @@ EXTRAS: Final[Mapping[str, str]] = MappingProxyType(
         "matplotlib": "evaluate",
         "pynvml": "gpu",
         "sigstore": "sigstore",
+        "peft": "adapters",
     }
 )
 """By the module that is imported: the extra of `pyproject.toml` that has it."""

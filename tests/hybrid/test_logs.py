@@ -192,7 +192,7 @@ def test_no_object_shows_its_secrets(tmp_path: Path) -> None:
     secrets = Secrets()
     service = small_service(tmp_path / "state")
     licence, key = service.ledger.licences.create("reader")
-    account = service.ledger.authenticate(key)
+    account = service.ledger.authenticate(key, service.model_digest)
     planes = np.arange(40, 88, dtype=np.int8).reshape(6, 1, 8)
     p0 = np.arange(24576, dtype=np.int32).astype(np.int8).reshape(2, 6, 2048)[:1]
     secrets.add("licence key", key, licence.key_hash)

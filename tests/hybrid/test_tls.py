@@ -226,7 +226,10 @@ def _locked(key: bytes) -> bytes:
         ("host:1", "ws://host:1/v1/layers"),
         ("http://host:1", "ws://host:1/v1/layers"),
         ("wss://host", "wss://host/v1/layers"),
-        ("https://host:1/x", "wss://host:1/v1/layers"),
+        ("https://host:1/", "wss://host:1/v1/layers"),
+        ("wss://host:1/chat-7b.v2/", "wss://host:1/chat-7b.v2/v1/layers"),
+        ("host:1/v1/layers", "ws://host:1/v1/layers"),
+        ("host:1/chat/v1/layers", "ws://host:1/chat/v1/layers"),
     ],
 )
 def test_addresses(given: str, meant: str) -> None:

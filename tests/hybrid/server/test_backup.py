@@ -30,7 +30,7 @@ class Served:
         self.spend(5)
 
     def spend(self, tokens: int) -> None:
-        account = self.ledger.authenticate(self.key)
+        account = self.ledger.authenticate(self.key, bytes(32))
         for _ in range(tokens):
             self.ledger.charge(account, 0, 1, None)
 
@@ -40,7 +40,7 @@ class Served:
 
     def used(self) -> int:
         with closing(Ledger(self.folder)) as ledger:
-            return ledger.authenticate(self.key).used
+            return ledger.authenticate(self.key, bytes(32)).used
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_restoring_keeps_licences_and_counts_what_was_leased(served: Served, tmp
     assert (restored.licences, restored.tokens_used) == (1, used)
     assert restored.known_until > 0
     with closing(Ledger(folder)) as ledger:
-        account = ledger.authenticate(served.key)
+        account = ledger.authenticate(served.key, bytes(32))
         assert (account.used, account.answered[0], account.licence) == (used, 5, served.licence)
         assert account.lost == used - 5
         ledger.charge(account, 0, 1, None)

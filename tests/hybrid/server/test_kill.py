@@ -12,6 +12,7 @@ from confide.hybrid.server.ledger.ledger import MOST_LEASE
 from confide.hybrid.server.ledger.licences import licence_book
 
 from .killing import Servers, Traffic, answered, processes
+from .world import model
 
 SEED = 11
 
@@ -39,7 +40,7 @@ def test_no_answer_is_unbilled_whenever_the_server_is_killed(tmp_path: Path, kil
     noted = answered(witness)
     assert sum(noted.values()) > kills
     with closing(Ledger(tmp_path / "state")) as ledger, licence_book(tmp_path / "state") as book:
-        account = ledger.authenticate(key)
+        account = ledger.authenticate(key, model().signed.release.model_digest)
         for group, tokens in noted.items():
             assert tokens <= account.answered[group] + account.lost
         billed = sum(usage.tokens for usage in book.usage(licence))

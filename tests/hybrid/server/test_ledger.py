@@ -25,6 +25,7 @@ from confide.packages.manifest import Group, Layer
 
 from .world import kill
 
+MODEL, OTHER = bytes(32), bytes([1]) * 32
 GROUP = Group("g", (Layer("l", 64),), 768, 15, 30, 768 * 8.0)
 
 
@@ -33,7 +34,7 @@ def licence_key(ledger: Ledger, **limits: int | float | None) -> str:
 
 
 def licensed(ledger: Ledger, **limits: int | float | None) -> Account:
-    return ledger.authenticate(licence_key(ledger, **limits))
+    return ledger.authenticate(licence_key(ledger, **limits), MODEL)
 
 
 def charge(ledger: Ledger, account: Account, group: int = 0, count: int = 1) -> bool:
@@ -43,8 +44,8 @@ def charge(ledger: Ledger, account: Account, group: int = 0, count: int = 1) -> 
 def on_disk(folder: Path, account: Account) -> tuple[int, int, dict[int, int]]:
     """Leased and lost tokens, and those recorded of each group, as another process reads them."""
     with closing(Store(folder / DATABASE)) as store:
-        lease = store.row("leases", licence=account.licence.id)
-        rows = store.rows("disclosed", licence=account.licence.id)
+        lease = store.row("leases", licence=account.licence.id, model=account.model)
+        rows = store.rows("disclosed", licence=account.licence.id, model=account.model)
     recorded = {row["layer_group"]: row["tokens"] for row in rows}
     return (lease["tokens"], lease["lost"], recorded) if lease else (0, 0, recorded)
 
@@ -148,24 +149,24 @@ def test_tokens_are_the_most_that_any_group_answered(ledger: Ledger) -> None:
 def test_a_clean_stop_gives_the_lease_back(tmp_path: Path) -> None:
     with closing(Ledger(tmp_path)) as ledger:
         key = licence_key(ledger)
-        account = ledger.authenticate(key)
+        account = ledger.authenticate(key, MODEL)
         charge(ledger, account, 0, 3)
         charge(ledger, account, 1, 2)
     assert on_disk(tmp_path, account) == (0, 0, {0: 3, 1: 2})
     with closing(Ledger(tmp_path)) as ledger:
-        again = ledger.authenticate(key)
+        again = ledger.authenticate(key, MODEL)
         assert (again.used, again.lost, dict(again.answered), again.peak) == (3, 0, {0: 3, 1: 2}, 3)
 
 
 def test_after_a_crash_the_lease_counts_as_answered_by_every_group(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     key = licence_key(ledger)
-    account = ledger.authenticate(key)
+    account = ledger.authenticate(key, MODEL)
     charge(ledger, account, 0, 3)
     kill(ledger)
     for _ in range(2):  # once, however often it starts again
         with closing(Ledger(tmp_path)) as ledger:
-            again = ledger.authenticate(key)
+            again = ledger.authenticate(key, MODEL)
             assert (again.used, again.lost) == (LEAST_LEASE, LEAST_LEASE)
             assert sum(usage.tokens for usage in ledger.licences.usage(account.licence)) == LEAST_LEASE
             assert again.share_disclosed(7, GROUP) == share_disclosed(GROUP, LEAST_LEASE)
@@ -229,11 +230,11 @@ def test_few_valued_weights_are_solved_sooner() -> None:
 def test_what_a_crash_lost_counts_as_disclosed(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     key = licence_key(ledger, disclosure=0.5)
-    account = ledger.authenticate(key)
+    account = ledger.authenticate(key, MODEL)
     charge(ledger, account)
     kill(ledger)
     with closing(Ledger(tmp_path)) as ledger:
-        again = ledger.authenticate(key)
+        again = ledger.authenticate(key, MODEL)
         left = licensed_tokens(0.5, GROUP) - LEAST_LEASE
         with pytest.raises(DisclosureLimit):
             charge(ledger, again, 3, left + 1)
@@ -265,9 +266,9 @@ def test_a_running_server_notices_what_others_change(
 def test_an_expired_licence_answers_nothing(ledger: Ledger, expires: int) -> None:
     key = ledger.licences.create("Example Ltd", expires=int(time.time()) + expires)[1]
     with pytest.raises(LicenceRefused, match="expired"):
-        ledger.authenticate(key)
+        ledger.authenticate(key, MODEL)
     with pytest.raises(LicenceRefused, match="does not know"):
-        ledger.authenticate(key + "x")
+        ledger.authenticate(key + "x", MODEL)
 
 
 def test_where_no_lease_can_be_written_nothing_is_counted(
@@ -314,3 +315,59 @@ def test_a_copy_is_refused(tmp_path: Path) -> None:
     (tmp_path / "two" / DATABASE).write_bytes((tmp_path / "one" / DATABASE).read_bytes())
     with pytest.raises(LedgerCopied, match="confide ledger restore"):
         Ledger(tmp_path / "two")
+
+
+def test_disclosure_is_each_models_own_and_the_budget_is_one(tmp_path: Path) -> None:
+    with closing(Ledger(tmp_path)) as ledger:
+        key = ledger.licences.create("Example Ltd", tokens=10, disclosure=None)[1]
+        one, other = ledger.authenticate(key, MODEL), ledger.authenticate(key, OTHER)
+        charge(ledger, one, count=6)
+        # Not what the first one's layers have answered already: these are other weights, and answers all the same.
+        charge(ledger, other, count=3)
+        assert (one.used, other.used) == (9, 9)
+        assert (one.share_disclosed(0, GROUP), other.share_disclosed(0, GROUP)) == (
+            share_disclosed(GROUP, 6),
+            share_disclosed(GROUP, 3),
+        )
+        with pytest.raises(BudgetExhausted):
+            charge(ledger, other, count=2)
+    with closing(Ledger(tmp_path)) as ledger:
+        one, other = ledger.authenticate(key, MODEL), ledger.authenticate(key, OTHER)
+        assert (one.used, dict(one.answered), dict(other.answered)) == (9, {0: 6}, {0: 3})
+
+
+def test_a_licence_ends_at_a_model_and_not_at_another(ledger: Ledger) -> None:
+    key = ledger.licences.create("Example Ltd", disclosure=0.5)[1]
+    one, other = ledger.authenticate(key, MODEL), ledger.authenticate(key, OTHER)
+    most = licensed_tokens(0.5, GROUP)
+    charge(ledger, one, count=most)
+    with pytest.raises(DisclosureLimit):
+        charge(ledger, one)
+    charge(ledger, other, count=most)
+
+
+def test_what_a_crash_lost_is_the_models_that_was_answering(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    key = ledger.licences.create("Example Ltd", disclosure=None)[1]
+    charge(ledger, ledger.authenticate(key, MODEL))
+    kill(ledger)
+    with closing(Ledger(tmp_path)) as again:
+        one, other = again.authenticate(key, MODEL), again.authenticate(key, OTHER)
+        assert (one.used, one.lost, other.lost) == (LEAST_LEASE, LEAST_LEASE, 0)
+
+
+def test_another_key_keeps_what_was_counted(ledger: Ledger, tmp_path: Path) -> None:
+    licence, old = ledger.licences.create("Example Ltd", tokens=10, disclosure=None)
+    account = ledger.authenticate(old, MODEL)
+    held = account.licence.key_hash
+    charge(ledger, account, count=4)
+    with licence_book(tmp_path) as book:
+        renewed, new = book.rekey(licence)
+    assert (renewed.id, renewed.tokens, renewed.key_hash != held) == (licence.id, 10, True)
+    with pytest.raises(LicenceRefused):
+        ledger.authenticate(old, MODEL)
+    again = ledger.authenticate(new, MODEL)
+    assert again.tokens_left == 6
+    ledger.require_key(again, renewed.key_hash)
+    with pytest.raises(LicenceRefused, match="another key"):
+        ledger.require_key(again, held)
