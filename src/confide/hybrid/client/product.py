@@ -38,13 +38,15 @@ the last. Larger products are no faster; their results leave the processor's cac
 MOST_OWED: Final = 2 << 20
 """Payload bytes in flight, at most, whatever the server allows."""
 _TOKEN_BYTES: Final = 6 * 2048
+_LAST_BYTES: Final = 32
 
 
 @dataclass
 class OnlineTraffic:
     """What went over the wire: payload bytes, padding and retries included, and products that were waited for.
 
-    bytes_ahead: of bytes_up, what was sent before it was needed, for tokens_ahead tokens.
+    bytes_ahead: of bytes_up, what was sent before it was needed, for tokens_ahead tokens. last_sent: how the last
+    masked activations that went out begin.
     """
 
     bytes_up: int = 0
@@ -52,6 +54,7 @@ class OnlineTraffic:
     bytes_ahead: int = 0
     tokens_ahead: int = 0
     round_trips: int = 0
+    last_sent: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -189,6 +192,7 @@ class RemoteProduct(Closing):
                 connection.send(message)
                 owed.append((part, whole))
                 self.traffic.bytes_up += len(message.planes) + len(message.p0)
+                self.traffic.last_sent = bytes(message.planes[:_LAST_BYTES])
 
             def receive() -> None:
                 part, whole = owed.popleft()
@@ -302,6 +306,19 @@ class RemoteProduct(Closing):
     def want(self, tokens: int) -> None:
         """Have pads for so many tokens made ahead from now on."""
         self._pool.want(tokens)
+
+    @property
+    def tokens_ready(self) -> int:
+        """Tokens whose pads are made and not used."""
+        return self._pool.tokens_ready
+
+    @property
+    def disclosed(self) -> float | None:
+        """Of what solves the most disclosed layer group, the share that the licence had seen when the connection was
+        made, by the server's word; None without a connection.
+        """
+        connection = self._link.connected
+        return None if connection is None else connection.welcome.disclosed
 
     @property
     def ms_ahead_per_token(self) -> float:
