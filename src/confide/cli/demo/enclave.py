@@ -17,7 +17,7 @@ from rich.text import Text
 from confide.attest.check import Outcome
 from confide.cli import output
 from confide.cli.demo.process import serving
-from confide.cli.demo.tampering import flip_byte, tampering_relay
+from confide.cli.demo.tampering import damage_evidence, flip_byte, tampering_relay
 from confide.cli.keys import PASSPHRASE_VARIABLE
 from confide.cli.options import Json
 from confide.cli.tee import WARNING
@@ -173,7 +173,7 @@ class _Demo:
 
     def _tamper(self, url: str, opened: "Callable[[str], EnclaveSession]", key: "ModelKey") -> int:
         self._title("4  One byte changed, three times")
-        with tampering_relay(url, {"/attestation": _damage_evidence}) as relay:
+        with tampering_relay(url, {"/attestation": damage_evidence}) as relay:
             evidence = self._refused("the evidence", AttestationRefused, lambda: opened(relay))
         with tampering_relay(url, {"/sealed": lambda answer: flip_byte(answer, len(answer) // 2)}) as relay:
             with opened(relay) as session:
@@ -210,18 +210,6 @@ class _Demo:
     def _say(self, text: str) -> None:
         if self._show:
             output.console.print(text)
-
-
-def _damage_evidence(document: bytes) -> bytes:
-    """The attestation with one byte of the quote itself changed: what is around it is still well-formed."""
-    import msgspec
-
-    from confide.attest.wire import Attested
-
-    attested = Attested.decode(document)
-    raw = flip_byte(attested.evidence.raw, len(attested.evidence.raw) // 4)
-    evidence = msgspec.structs.replace(attested.evidence, raw=raw)
-    return msgspec.structs.replace(attested, evidence=evidence).encode()
 
 
 def _milliseconds(call: Callable[[], object]) -> float:

@@ -86,7 +86,7 @@ function addEnclave(add, chosen, since) {
   add("measurements", measured.length ? `${measured.length} measured` : "Not measured", measured);
   add("model", chosen.model_digest ? short(chosen.model_digest) : "Not stated", chosen.model_digest ? [["SHA-256", chosen.model_digest]] : []);
   const { runs } = chosen;
-  add("engine", runs ? runs.engine || "Another program" : "Not stated",
+  add("engine", runs?.engine || runs?.upstream || "Not stated",
     runs ? [["Confide", runs.confide], ...(runs.upstream ? [["Asks", runs.upstream]] : []), ["Context", `${runs.context} tokens`]] : []);
   if (runs) add("quantization", runs.quantization, [["Computed in", runs.dtype], ["Weights in memory", runs.weights_digest]]);
   const { asks = [], leaves_open: open = [], exceptions = [] } = chosen.policy ?? {};
