@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -78,3 +79,11 @@ def answers(page: Page) -> list[str]:
 def look(page: Page) -> None:
     """Have the page ask the proxy for its state now, as it does every few seconds."""
     page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+
+
+def until(page: Page, condition: str, seconds: float = 15) -> None:
+    """Wait for what a JavaScript expression says. Playwright's own waiting needs `eval`, which the page has not."""
+    deadline = time.monotonic() + seconds
+    while not page.evaluate(condition):
+        assert time.monotonic() < deadline, condition
+        page.wait_for_timeout(20)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from tests.client.workload import MODEL, FakeWorkload, serving, simulated
-from tests.proxy.browser import answers, ask, chromium, look, opened
+from tests.proxy.browser import answers, ask, chromium, look, opened, until
 from tests.proxy.local import proxied, settled
 from tests.proxy.test_workload import DIGEST, Place
 
@@ -68,7 +68,7 @@ def test_an_answer_comes_piece_by_piece_and_is_kept(page: Any, fake: FakeWorkloa
     question = "?siht si tahw " * 40
     page.fill("#question", question)
     page.keyboard.press("Enter")
-    page.wait_for_function("document.querySelector('.writing .body')?.textContent.length > 20")
+    until(page, "document.querySelector('.writing .body')?.textContent.length > 20")
     partial = page.inner_text(".writing .body")
     assert page.get_attribute(".message.assistant", "aria-busy") == "true"
     page.wait_for_selector(".message.assistant .foot button")
@@ -89,7 +89,7 @@ def test_it_can_be_stopped_and_the_workload_stops_as_well(page: Any, fake: FakeW
         fake.stopped.clear()
         page.fill("#question", LONG)
         page.keyboard.press("Enter")
-        page.wait_for_function("document.querySelector('.writing .body')?.textContent.length > 5")
+        until(page, "document.querySelector('.writing .body')?.textContent.length > 5")
         stop()
         page.wait_for_selector(".message:last-child .note")
         assert page.inner_text(".message:last-child .note") == "You stopped this answer."
@@ -101,7 +101,7 @@ def test_a_question_is_edited_and_an_answer_asked_for_again(page: Any, fake: Fak
     ask(page, "eno")
     ask(page, "owt")
     page.click(".message:last-child button[aria-label^='Ask again']")
-    page.wait_for_function("document.querySelectorAll('.message').length === 4 && !document.querySelector('.writing')")
+    until(page, "document.querySelectorAll('.message').length === 4 && !document.querySelector('.writing')")
     turns = [("user", "eno"), ("assistant", "one"), ("user", "owt")]
     assert [(turn["role"], turn["content"]) for turn in prompts(fake)[-1]] == turns
     # What came after it would be lost, so that is asked first; here both times.
@@ -112,7 +112,7 @@ def test_a_question_is_edited_and_an_answer_asked_for_again(page: Any, fake: Fak
     assert len(answers(page)) == 2
     page.click(".edit button[type=submit]")
     page.click("#confirm-yes")
-    page.wait_for_function("document.querySelectorAll('.message').length === 2 && !document.querySelector('.writing')")
+    until(page, "document.querySelectorAll('.message').length === 2 && !document.querySelector('.writing')")
     assert answers(page) == ["three"]
     assert prompts(fake)[-1] == [{"role": "user", "content": "eerht"}]
     page.reload()
@@ -134,15 +134,15 @@ def test_several_conversations_with_their_own_system_prompts_are_in_the_browser_
     assert [turn["role"] for turn in prompts(fake)[-1]] == ["system", "user"]
     assert page.locator(".conversation").all_inner_texts() == ["Backwards", "first"]
     page.click(".conversation >> text=first")
-    page.wait_for_function("document.querySelector('.user .body').textContent === 'first'")
+    until(page, "document.querySelector('.user .body').textContent === 'first'")
     assert answers(page) == ["tsrif"]
     page.click("#settings-open")
     page.click("#delete")
     page.click("#confirm-yes")
-    page.wait_for_function("document.querySelectorAll('.conversation').length === 1")
+    until(page, "document.querySelectorAll('.conversation').length === 1")
     page.click("#forget-all")
     page.click("#confirm-yes")
-    page.wait_for_function("document.querySelectorAll('.conversation').length === 0")
+    until(page, "document.querySelectorAll('.conversation').length === 0")
     page.reload()
     page.wait_for_selector("body[data-begun]")
     assert page.locator(".conversation").count() == 0
@@ -155,9 +155,9 @@ def test_an_answer_goes_on_while_another_conversation_is_read(page: Any) -> None
     question = "0123456789" * 40
     page.fill("#question", question)
     page.keyboard.press("Enter")
-    page.wait_for_function("document.querySelector('.writing .body')?.textContent.length > 5")
+    until(page, "document.querySelector('.writing .body')?.textContent.length > 5")
     page.click(".conversation >> text=before")
-    page.wait_for_function("document.querySelector('.assistant .body').textContent === 'erofeb'")
+    until(page, "document.querySelector('.assistant .body').textContent === 'erofeb'")
     page.click(".conversation >> nth=0")
     page.wait_for_selector(".message.assistant .foot button")
     assert answers(page) == [question[::-1]]
@@ -197,7 +197,7 @@ def test_a_conversation_that_is_too_long_is_asked_for_with_half_of_it(page: Any,
     ask(page, "one")
     ask(page, "too long")
     page.click("text=Retry with half of it")
-    page.wait_for_function("!document.querySelector('.writing') && document.querySelector('#stop').hidden")
+    until(page, "!document.querySelector('.writing') && document.querySelector('#stop').hidden")
     assert [turn["content"] for turn in prompts(fake)[-2]] == ["one", "eno", "too long"]
     assert [turn["content"] for turn in prompts(fake)[-1]] == ["too long"]
     assert page.inner_text("#window") == "The model is sent the last 1 of 3 messages."
@@ -316,7 +316,7 @@ def test_what_is_verified_and_what_is_encrypted_say_so(page: Any) -> None:
 @pytest.mark.parametrize("state", ["refused", "verifying", "away"])
 def test_nothing_that_was_verified_before_is_shown_once_it_does_not_hold(page: Any, state: str) -> None:
     told(page, {**verified(), "state": state, "reason": "The checks failed."})
-    page.wait_for_function("!document.querySelector('[data-line=family]')")
+    until(page, "!document.querySelector('[data-line=family]')")
     assert page.get_attribute("body", "data-tone") in ("refused", "waiting", "away")
     assert "Nothing is sent" in page.inner_text("#verdict")
     assert "Verified" not in page.inner_text("#verdict")
@@ -365,7 +365,7 @@ def test_it_goes_on_after_proxy_and_server_were_started_again(browser: Any, fake
             look(page)
             page.wait_for_selector("body[data-tone=simulated]")
             page.click("text=Retry >> nth=-1")
-            page.wait_for_function("!document.querySelector('.problem') && document.querySelector('#stop').hidden")
+            until(page, "!document.querySelector('.problem') && document.querySelector('#stop').hidden")
             assert answers(page) == ["erofeb", "neewteb", "ydobon"]
 
 
@@ -386,10 +386,13 @@ TIMED = """async () => {
   const question = document.querySelector("#question");
   question.value = "dlrow olleh";
   document.querySelector("#send").click();
-  await new Promise((done) => new MutationObserver((_, watcher) => {
-    const last = document.querySelector(".message.assistant:last-child .foot button");
-    if (last && last.closest(".message").querySelector(".body").textContent === "hello world") { watcher.disconnect(); done(); }
-  }).observe(document.querySelector("#messages"), { childList: true, subtree: true }));
+  await new Promise((done, failed) => {
+    setTimeout(() => failed(new Error("no answer came")), 20000);
+    new MutationObserver((_, watcher) => {
+      const last = document.querySelector(".message.assistant:last-child .foot button");
+      if (last && last.closest(".message").querySelector(".body").textContent === "hello world") { watcher.disconnect(); done(); }
+    }).observe(document.querySelector("#messages"), { childList: true, subtree: true });
+  });
   await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
   return performance.now() - before;
 }"""
@@ -409,7 +412,7 @@ def test_after_5000_messages_the_next_one_is_as_quick_as_the_first(page: Any, fa
     # Anything that grew with the conversation would be a hundred times slower; a busy machine is not.
     assert later < 10 * first + 500
     page.click("#earlier")
-    page.wait_for_function("document.querySelectorAll('.message').length === 86")
+    until(page, "document.querySelectorAll('.message').length === 86")
     assert page.inner_text("#window") == "The model is sent the last 511 of 5,005 messages."
 
 
@@ -550,10 +553,10 @@ def test_markdown_is_drawn_as_it_is_meant_whole_and_as_it_grows(page: Any) -> No
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", SIZES)
 def test_axe_finds_nothing(browser: Any, url: str, size: str, scheme: str) -> None:
-    from axe_playwright_python.base import AXE_SCRIPT_PATH  # MPL-2.0: for tests, and in no wheel of ours
+    from axe_playwright_python.base import AXE_FILE_PATH  # MPL-2.0: for tests, and in no wheel of ours
 
     width, height = SIZES[size]
-    script = Path(AXE_SCRIPT_PATH).read_text()
+    script = Path(AXE_FILE_PATH).read_text()
     # axe makes elements from markup, which the page's own policy does not allow anybody.
     with opened(browser, url, viewport={"width": width, "height": height}, color_scheme=scheme, bypass_csp=True) as page:
 
@@ -588,7 +591,7 @@ def test_axe_finds_nothing(browser: Any, url: str, size: str, scheme: str) -> No
 
 
 def test_all_of_it_works_by_keyboard(page: Any) -> None:
-    page.evaluate("document.activeElement.blur()")
+    page.evaluate("document.body.tabIndex = -1, document.body.focus()")
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "skip"
     page.keyboard.press("Enter")

@@ -255,7 +255,7 @@ function drawer(id, button, shown) {
   const was = at(id).classList.contains("shown");
   at(id).classList.toggle("shown", shown);
   at(button).setAttribute("aria-expanded", String(shown));
-  at("main").inert = shown;
+  if (shown !== was) at("main").inert = shown;
   if (shown) (at(id).querySelector("button, summary") ?? at(id)).focus();
   else if (was) at(button).focus();
 }

@@ -460,11 +460,12 @@ export function draw(text) {
   return fragment;
 }
 
-// A text that grows. Only its last block can change, so the ones before it are drawn once.
+// A text that grows. Only its last two blocks can change, as where "4" after a list becomes its item "4. d"; so the ones
+// before them are drawn once.
 export class Growing {
   #container;
   #rest = "";
-  #last = null;
+  #live = [];
   #onBlock;
 
   // onBlock: called with the words of each block that is complete.
@@ -477,23 +478,21 @@ export class Growing {
     this.#rest += text;
     const lines = this.#rest.split(/\r\n|\r|\n/);
     const blocks = parse(lines);
-    const last = blocks.pop();
-    this.#last?.remove();
-    this.#last = null;
-    for (const block of blocks) {
+    const changing = blocks.slice(-2);
+    for (const element of this.#live) element.remove();
+    for (const block of blocks.slice(0, -2)) {
       const element = drawBlock(block, false);
       this.#container.append(element);
       this.#onBlock(element.textContent);
     }
-    if (last === undefined) return;
-    if (blocks.length) this.#rest = lines.slice(last.start).join("\n");
-    this.#last = drawBlock(last, false);
-    this.#container.append(this.#last);
+    if (blocks.length > 2) this.#rest = lines.slice(changing[0].start).join("\n");
+    this.#live = changing.map((block) => drawBlock(block, false));
+    this.#container.append(...this.#live);
   }
 
   end() {
-    if (this.#last) this.#onBlock(this.#last.textContent);
-    this.#last = null;
+    for (const element of this.#live) this.#onBlock(element.textContent);
+    this.#live = [];
     this.#rest = "";
   }
 }
