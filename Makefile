@@ -13,15 +13,16 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-# Debian's software TPM and its tools, for the live tests of TPM quotes, and nginx, for those of a proxy in between;
-# without them those tests skip. Needs root.
+# Debian's software TPM and its tools, for the live tests of TPM quotes, nginx, for those of a proxy in between,
+# and Chromium, for those of the proxy's page; without them those tests skip. Needs root.
 system-deps:
 	apt-get update -qq
-	apt-get install --yes --no-install-recommends swtpm tpm2-tools nginx-light
+	apt-get install --yes --no-install-recommends swtpm tpm2-tools nginx-light chromium
 
 demo: $(READY)
 	$(BIN)/confide demo
 	$(BIN)/confide demo enclave
+	@if [ -t 1 ]; then $(BIN)/confide demo page; else echo 'A page to chat on, in the browser: $(BIN)/confide demo page'; fi
 
 # Those of servers that run in the tests' own process, by the hundred: they have workers of their own.
 SERVERS := tests/enclave tests/proxy tests/client tests/models/sealed tests/models/gguf tests/cli/test_chat.py

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -88,18 +89,30 @@ def command(
         )
     if bool(tls_cert) != bool(tls_key):
         raise typer.BadParameter("--tls-cert and --tls-key go together")
-    _serve(models, licence, (host, port), key, (tls_cert, tls_key), json=json)
+
+    def announce(url: str, page: str) -> None:
+        if json:
+            output.result({"url": url, "base_url": f"{url}/v1", "key_needed": bool(key)})
+            return
+        output.console.print(f"[bold]{url}/v1[/]  is OpenAI's API now; models are verified before anything is sent.")
+        output.note(f"export OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY={'<your key>' if key else 'any'}")
+        # Whoever opens the page may ask: its address belongs in a terminal, and in no journal.
+        if output.console.is_terminal:
+            output.console.print(f"A page to chat on: [bold]{page}[/]", soft_wrap=True)
+        output.note("`confide proxy status` shows the page's address and what was verified. Ctrl-C stops it.")
+
+    serve(models, licence, (host, port), announce, key, (tls_cert, tls_key))
 
 
-def _serve(
+def serve(
     models: "list[ModelSettings]",
     licence: str,
     place: tuple[str, int],
-    key: str,
-    tls: tuple[Path | None, Path | None],
-    *,
-    json: bool,
+    announce: Callable[[str, str], None],
+    key: str = "",
+    tls: tuple[Path | None, Path | None] = (None, None),
 ) -> None:
+    """Run the proxy until it is told to stop. announce: called with its address and its page's once it answers."""
     from confide.enclave.api.server import bind, serve_app
     from confide.net.tls import server_context
     from confide.proxy.app import ProxyApp
@@ -125,15 +138,7 @@ def _serve(
 
     def ready(_: str) -> None:
         remember(running)
-        if json:
-            output.result({"url": url, "base_url": f"{url}/v1", "key_needed": bool(key)})
-            return
-        output.console.print(f"[bold]{url}/v1[/]  is OpenAI's API now; models are verified before anything is sent.")
-        output.note(f"export OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY={'<your key>' if key else 'any'}")
-        # Whoever opens the page may ask: its address belongs in a terminal, and in no journal.
-        if output.console.is_terminal:
-            output.console.print(f"A page to chat on: [bold]{address(url, page)}[/]", soft_wrap=True)
-        output.note("`confide proxy status` shows the page's address and what was verified. Ctrl-C stops it.")
+        announce(url, address(url, page))
 
     try:
         serve_app(guarded, bound, context, ready)

@@ -90,7 +90,8 @@ function addEnclave(add, chosen, since) {
     runs ? [["Confide", runs.confide], ...(runs.upstream ? [["Asks", runs.upstream]] : []), ["Context", `${runs.context} tokens`]] : []);
   if (runs) add("quantization", runs.quantization, [["Computed in", runs.dtype], ["Weights in memory", runs.weights_digest]]);
   const { asks = [], leaves_open: open = [], exceptions = [] } = chosen.policy ?? {};
-  add("policy", open.length || exceptions.length ? `${asks.length} demands, ${open.length + exceptions.length} open` : `${asks.length} demands`, [
+  const unchecked = open.length + exceptions.length;
+  add("policy", `${asks.length} ${asks.length === 1 ? "demand" : "demands"}${unchecked ? `, ${unchecked} open` : ""}`, [
     ...asks.map((one) => ["Asks for", one]), ...open.map((one) => ["Leaves open", one]),
     ...exceptions.map((one) => ["Exception", one]),
   ]);
@@ -170,7 +171,7 @@ export class Panel {
     put(at("verdict-title"), title);
     put(at("verdict-text"), text);
     put(at("strip-title"), tone === "simulated" ? "Simulated: nothing is protected" : title);
-    put(at("strip-text"), tone === "simulated" ? "" : text);
+    put(at("strip-text"), { simulated: "", refused: "Nothing is sent.", away: "Nothing is sent." }[tone] ?? text);
   }
 
   #line(key) {
