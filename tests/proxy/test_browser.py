@@ -76,7 +76,9 @@ def test_an_answer_comes_piece_by_piece_and_is_kept(page: Any, fake: FakeWorkloa
     assert len(partial) < len(question)
     assert page.get_attribute(".message.assistant", "aria-busy") is None
     assert page.evaluate("document.activeElement.id") == "question"
-    assert page.inner_text("#live").startswith(question.strip()[::-1][:50])  # a screen reader is told once, when it is there
+    assert page.inner_text("#live").startswith(
+        question.strip()[::-1][:50]
+    )  # a screen reader is told once, when it is there
     assert prompts(fake)[-1] == [{"role": "user", "content": question.strip()}]
     page.reload()
     page.wait_for_selector("body[data-begun]")
@@ -232,8 +234,19 @@ def test_each_line_of_the_panel_is_explained(page: Any) -> None:
     page.wait_for_selector(".line[data-line=trust]")
     lines = page.locator(".line").evaluate_all("all => all.map((one) => one.dataset.line)")
     assert lines == [
-        "mode", "family", "measurements", "model", "engine", "policy", "checks", "age", "runs", "replicas", "server", "trust",
-    ]  # fmt: skip
+        "mode",
+        "family",
+        "measurements",
+        "model",
+        "engine",
+        "policy",
+        "checks",
+        "age",
+        "runs",
+        "replicas",
+        "server",
+        "trust",
+    ]
     for line in lines:
         page.click(f".line[data-line={line}] summary")
         assert len(page.inner_text(f".line[data-line={line}] > p")) > 40
@@ -262,24 +275,55 @@ def test_a_tampered_server_is_refused_and_sent_nothing(page: Any, fake: FakeWork
 
 def hybrid() -> dict[str, Any]:
     return {
-        "models": ["small"], "state": "ready", "mode": "hybrid", "url": "wss://layers.example", "trust": "prompt: seen by you",
-        "bytes_up": 1234567, "bytes_ahead": 1000, "bytes_down": 99, "round_trips": 7, "last_sent": "00ff" * 8,
-        "lengths": {"prompt": 5, "visible_prompt": 16, "answer": 9, "visible_answer": 16}, "tokens_ready": 64,
-        "layer_groups": 4, "bits_per_token": 65536, "disclosed": 0.0123, "kept_tokens": 0,
+        "models": ["small"],
+        "state": "ready",
+        "mode": "hybrid",
+        "url": "wss://layers.example",
+        "trust": "prompt: seen by you",
+        "bytes_up": 1234567,
+        "bytes_ahead": 1000,
+        "bytes_down": 99,
+        "round_trips": 7,
+        "last_sent": "00ff" * 8,
+        "lengths": {"prompt": 5, "visible_prompt": 16, "answer": 9, "visible_answer": 16},
+        "tokens_ready": 64,
+        "layer_groups": 4,
+        "bits_per_token": 65536,
+        "disclosed": 0.0123,
+        "kept_tokens": 0,
         "runs": {"engine": "confide", "quantization": "int8"},
-    }  # fmt: skip
+    }
 
 
 def verified() -> dict[str, Any]:
     return {
-        "models": ["big"], "state": "ready", "mode": "enclave", "url": "https://models.example", "family": "tdx",
-        "simulated": False, "root": "Intel", "verified_at": "2026-01-01T00:00:00+00:00", "age_seconds": 61,
-        "measurements": {"tdx mrtd": "cd" * 48}, "model_digest": DIGEST, "trust": "prompt: seen by you",
+        "models": ["big"],
+        "state": "ready",
+        "mode": "enclave",
+        "url": "https://models.example",
+        "family": "tdx",
+        "simulated": False,
+        "root": "Intel",
+        "verified_at": "2026-01-01T00:00:00+00:00",
+        "age_seconds": 61,
+        "measurements": {"tdx mrtd": "cd" * 48},
+        "model_digest": DIGEST,
+        "trust": "prompt: seen by you",
         "checks": [{"code": "debug", "outcome": "pass", "expected": "off", "seen": "off"}],
         "policy": {"asks": ["debugging off"], "leaves_open": [], "exceptions": []},
-        "runs": {"confide": "1", "engine": "llama.cpp 7", "quantization": "q8_0", "dtype": "f32", "weights_digest": "ef" * 32,
-                 "context": 4096, "adapters": [], "egress": "none", "upstream": "", "self_test": "passed"},
-    }  # fmt: skip
+        "runs": {
+            "confide": "1",
+            "engine": "llama.cpp 7",
+            "quantization": "q8_0",
+            "dtype": "f32",
+            "weights_digest": "ef" * 32,
+            "context": 4096,
+            "adapters": [],
+            "egress": "none",
+            "upstream": "",
+            "self_test": "passed",
+        },
+    }
 
 
 def told(page: Any, *backends: dict[str, Any]) -> None:
@@ -289,11 +333,18 @@ def told(page: Any, *backends: dict[str, Any]) -> None:
 
 
 def test_what_is_verified_and_what_is_encrypted_say_so(page: Any) -> None:
-    told(page, verified(), hybrid(), {**verified(), "url": "https://other.example", "state": "away", "reason": "It is off."})
+    told(
+        page,
+        verified(),
+        hybrid(),
+        {**verified(), "url": "https://other.example", "state": "away", "reason": "It is off."},
+    )
     page.wait_for_selector("body[data-tone=verified]")
-    values = dict(page.locator(".line").evaluate_all(
-        "all => all.map((one) => [one.dataset.line, one.querySelector('.value').textContent])"
-    ))  # fmt: skip
+    values = dict(
+        page.locator(".line").evaluate_all(
+            "all => all.map((one) => [one.dataset.line, one.querySelector('.value').textContent])"
+        )
+    )
     assert values["family"] == "Intel TDX"
     assert values["engine"] == "llama.cpp 7"
     assert values["quantization"] == "q8_0"
@@ -302,9 +353,11 @@ def test_what_is_verified_and_what_is_encrypted_say_so(page: Any) -> None:
     assert values["runs"] == "No way out"
     page.select_option("#model", "small")
     page.wait_for_selector(".line[data-line=last]")
-    values = dict(page.locator(".line").evaluate_all(
-        "all => all.map((one) => [one.dataset.line, one.querySelector('.value').textContent])"
-    ))  # fmt: skip
+    values = dict(
+        page.locator(".line").evaluate_all(
+            "all => all.map((one) => [one.dataset.line, one.querySelector('.value').textContent])"
+        )
+    )
     assert values["last"] == "00 ff 00 ff 00 ff 00 ff …"
     assert values["bytes"] == "1.2 MB up, 99 B down"
     assert values["pool"] == "64 tokens"
@@ -324,7 +377,14 @@ def test_nothing_that_was_verified_before_is_shown_once_it_does_not_hold(page: A
 
 def test_a_server_s_own_words_stay_words(page: Any) -> None:
     evil = "<img src=x onerror=alert(1)>"
-    odd = {**verified(), "root": evil, "measurements": {evil: evil}, "url": evil, "models": [evil], "trust": f"{evil}: {evil}"}
+    odd = {
+        **verified(),
+        "root": evil,
+        "measurements": {evil: evil},
+        "url": evil,
+        "models": [evil],
+        "trust": f"{evil}: {evil}",
+    }
     told(page, odd)
     page.wait_for_selector(".line[data-line=trust]")
     assert page.locator("img, .line dl *:not(div, dt, dd)").count() == 0
@@ -390,7 +450,8 @@ TIMED = """async () => {
     setTimeout(() => failed(new Error("no answer came")), 20000);
     new MutationObserver((_, watcher) => {
       const last = document.querySelector(".message.assistant:last-child .foot button");
-      if (last && last.closest(".message").querySelector(".body").textContent === "hello world") { watcher.disconnect(); done(); }
+      const body = last?.closest(".message").querySelector(".body");
+      if (body?.textContent === "hello world") { watcher.disconnect(); done(); }
     }).observe(document.querySelector("#messages"), { childList: true, subtree: true });
   });
   await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
@@ -419,27 +480,76 @@ def test_after_5000_messages_the_next_one_is_as_quick_as_the_first(page: Any, fa
 # -- what a hostile model writes ------------------------------------------------------------------------------------
 
 HOSTILE = [
-    "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "<svg onload=alert(1)>", "<iframe src=javascript:alert(1)>",
-    "[x](javascript:alert(1))", "[x](JaVaScRiPt:alert(1))", "[x](java\tscript:alert(1))", "[x](<java\nscript:alert(1)>)",
-    "[x](&#106;avascript:alert(1))", "[x](data:text/html,<script>alert(1)</script>)", "[x](vbscript:msgbox(1))",
-    "[x](blob:https://a/b)", "[x](file:///etc/passwd)", "[x](//evil.example)", "[x](/v1/models)", "[x](\\x01javascript:alert(1))",
-    "[x]( javascript:alert(1))", "<javascript:alert(1)>", "<https://a.example/\"onmouseover=alert(1)>",
-    "![x](https://evil.example/pixel.gif)", "![x](data:image/svg+xml,<svg onload=alert(1)>)", "[![x](https://a.example)](javascript:alert(1))",
-    "![x](javascript:alert(1))", "[a](https://ok.example \"t\\\" onclick=alert(1)\")", "`<b>`", "```<script>\nalert(1)\n```",
-    "```\"><script>\nx\n```", "| <script> | <b> |\n|--|--|\n| <img src=x> | [x](javascript:1) |", "> <style>*{display:none}</style>",
-    "- [ ] <input onfocus=alert(1) autofocus>", "# <a href=javascript:alert(1)>x</a>", "https://a.example/<script>", "http://",
-    "https://[", "[x](https://%zz)", "[x](http:a)", "\\[x](javascript:alert(1))", "&lt;script&gt;alert(1)&lt;/script&gt;",
-    "<math><mtext></p><style><img src onerror=alert(1)>", "[__proto__](https://ok.example)", "\u202etxt.exe", "\x00\x1b[2J",
-]  # fmt: skip
-HEAVY = [
-    "[" * 50_000, "![" * 50_000 + "](a)" * 50_000, "*" * 50_000, "*a " * 30_000, "**a*" * 20_000, "_a_*" * 20_000, "`" * 50_000,
-    "".join("`" * count + "x" for count in range(1, 400)), "> " * 20_000 + "x", "- " * 20_000 + "x", "  " * 20_000 + "- x",
-    "|" * 40_000 + "\n" + "|-" * 20_000, "a|\n" * 20_000, "---" + " " * 50_000 + "x\n---", "a|b\n---" + " " * 50_000 + "x",
-    "[a](" * 20_000, "[a](" + "(" * 50_000, "[a](<" * 20_000, "[](" + "a" * 50_000, "[](a 'b" * 10_000, "https://" * 10_000,
-    "https://a" + ")" * 50_000, "<https://" * 10_000, "```\n" * 20_000, "#" * 50_000, "# " + " #" * 30_000, "&amp" * 20_000, "\\" * 50_000,
-    "1. " * 20_000, "~~a" * 20_000, "[x](y)" * 10_000, "[" * 20_000 + "[a](b)" * 5_000, "- a\n" * 10_000, ("> " * 15 + "- a\n") * 1000,
-    "\n" * 50_000, "***a***" * 8_000, "*_" * 20_000 + "a" + "_*" * 20_000,
-]  # fmt: skip
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "<svg onload=alert(1)>",
+    "<iframe src=javascript:alert(1)>",
+    "[x](javascript:alert(1))",
+    "[x](JaVaScRiPt:alert(1))",
+    "[x](java\tscript:alert(1))",
+    "[x](<java\nscript:alert(1)>)",
+    "[x](&#106;avascript:alert(1))",
+    "[x](data:text/html,<script>alert(1)</script>)",
+    "[x](vbscript:msgbox(1))",
+    "[x](blob:https://a/b)",
+    "[x](file:///etc/passwd)",
+    "[x](//evil.example)",
+    "[x](/v1/models)",
+    "[x](\\x01javascript:alert(1))",
+    "[x]( javascript:alert(1))",
+    "<javascript:alert(1)>",
+    '<https://a.example/"onmouseover=alert(1)>',
+    "![x](https://evil.example/pixel.gif)",
+    "![x](data:image/svg+xml,<svg onload=alert(1)>)",
+    "[![x](https://a.example)](javascript:alert(1))",
+    "![x](javascript:alert(1))",
+    '[a](https://ok.example "t\\" onclick=alert(1)")',
+    "`<b>`",
+    "```<script>\nalert(1)\n```",
+    '```"><script>\nx\n```',
+    "| <script> | <b> |\n|--|--|\n| <img src=x> | [x](javascript:1) |",
+    "> <style>*{display:none}</style>",
+    "- [ ] <input onfocus=alert(1) autofocus>",
+    "# <a href=javascript:alert(1)>x</a>",
+    "https://a.example/<script>",
+    "http://",
+    "https://[",
+    "[x](https://%zz)",
+    "[x](http:a)",
+    "\\[x](javascript:alert(1))",
+    "&lt;script&gt;alert(1)&lt;/script&gt;",
+    "<math><mtext></p><style><img src onerror=alert(1)>",
+    "[__proto__](https://ok.example)",
+    "\u202etxt.exe",
+    "\x00\x1b[2J",
+]
+
+
+def heavy(size: int) -> list[str]:
+    """Texts of some multiple of this size that a careless reader of Markdown takes the square of it for."""
+    runs = "".join("`" * count + "x" for count in range(1, int((2 * size) ** 0.5)))
+    brackets, images = "[" * size + "[a](b)" * (size // 4), "![" * size + "](a)" * size
+    emphasis = [
+        "*" * size,
+        "*a " * size,
+        "**a*" * size,
+        "_a_*" * size,
+        "***a***" * size,
+        "*_" * size + "a" + "_*" * size,
+    ]
+    links = ["[" * size, images, brackets, "[x](y)" * size, "[a](" * size, "[a](" + "(" * size, "[a](<" * size]
+    links += ["[](" + "a" * size, "[](a 'b" * size, "https://" * size, "https://a" + ")" * size, "<https://" * size]
+    lists = ["> " * size + "x", "- " * size + "x", "1. " * size, "- a\n" * size, ("> " * 15 + "- a\n") * (size // 8)]
+    tables = [
+        "|" * size + "\n" + "|-" * size,
+        "a|\n" * size,
+        "a|b\n---" + " " * size + "x",
+        "---" + " " * size + "x\n---",
+    ]
+    others = ["`" * size, runs, "```\n" * size, "#" * size, "# " + " #" * size, "&amp" * size, "\\" * size, "\n" * size]
+    return [*emphasis, *links, *lists, *tables, *others, "~~a" * size, "  " * size + "- x"]
+
+
 DRAW = """async (texts) => {
   const { draw, Growing } = await import("/page/markdown.js");
   const found = new Set();
@@ -463,7 +573,11 @@ DRAW = """async (texts) => {
     for (node = walker.firstChild(); node; ) {
       deepest = Math.max(deepest, ++depth);
       let next = walker.firstChild();
-      while (!next && node) { depth -= 1; next = walker.nextSibling(); if (!next) { node = walker.parentNode(); if (!node) break; } }
+      while (!next && node) {
+        depth -= 1;
+        next = walker.nextSibling();
+        if (!next) node = walker.parentNode();
+      }
       node = next;
     }
     if (box.textContent.includes("undefined")) found.add("undefined");
@@ -471,12 +585,42 @@ DRAW = """async (texts) => {
   return [[...found].sort(), deepest];
 }"""
 ALLOWED = {
-    "a class href rel target title", "a href rel target title", "blockquote", "br", "button aria-label class type", "code",
-    "del", "div aria-label class role tabindex", "div class", "em", "h3 dir", "h4 dir", "h5 dir", "h6 dir", "hr", "li class dir",
-    "li dir", "ol", "ol start", "p dir", "pre aria-label role tabindex", "span", "span aria-label class role", "span class",
-    "strong", "table", "tbody", "td class dir", "th class dir scope", "thead", "tr", "ul",
-    "to http: noopener noreferrer nofollow", "to https: noopener noreferrer nofollow", "to mailto: noopener noreferrer nofollow",
-}  # fmt: skip
+    "a class href rel target title",
+    "a href rel target title",
+    "blockquote",
+    "br",
+    "button aria-label class type",
+    "code",
+    "del",
+    "div aria-label class role tabindex",
+    "div class",
+    "em",
+    "h3 dir",
+    "h4 dir",
+    "h5 dir",
+    "h6 dir",
+    "hr",
+    "li class dir",
+    "li dir",
+    "ol",
+    "ol start",
+    "p dir",
+    "pre aria-label role tabindex",
+    "span",
+    "span aria-label class role",
+    "span class",
+    "strong",
+    "table",
+    "tbody",
+    "td class dir",
+    "th class dir scope",
+    "thead",
+    "tr",
+    "ul",
+    "to http: noopener noreferrer nofollow",
+    "to https: noopener noreferrer nofollow",
+    "to mailto: noopener noreferrer nofollow",
+}
 
 
 def test_what_a_hostile_model_writes_is_text_and_nothing_else(page: Any, url: str) -> None:
@@ -487,10 +631,29 @@ def test_what_a_hostile_model_writes_is_text_and_nothing_else(page: Any, url: st
     assert page.url == url + "/"
 
 
-def test_it_takes_no_text_long(page: Any) -> None:
-    elements, deepest = page.evaluate(DRAW, HEAVY)
+def test_what_is_meant_to_be_too_much_stays_shallow_and_plain(page: Any) -> None:
+    elements, deepest = page.evaluate(DRAW, heavy(200))
     assert set(elements) <= ALLOWED
     assert deepest < 100
+
+
+TIMES = """async (texts) => {
+  const { draw } = await import("/page/markdown.js");
+  return texts.map((text) => {
+    const before = performance.now();
+    draw(text);
+    return performance.now() - before;
+  });
+}"""
+
+
+@pytest.mark.slow
+def test_the_time_that_a_text_takes_grows_as_the_text(page: Any) -> None:
+    page.evaluate(TIMES, heavy(500))  # compiled from here on
+    less, more = (page.evaluate(TIMES, heavy(size)) for size in (2500, 20_000))
+    # Eight times the text: what takes its square takes 64 times as long.
+    slow = [text[:20] for text, one, other in zip(heavy(8), less, more, strict=True) if other > 25 * one + 250]
+    assert slow == []
 
 
 MARKDOWN = {
@@ -524,7 +687,8 @@ PLAIN = """async (texts) => {
     for (const one of box.querySelectorAll(".host")) one.replaceWith(one.textContent);
     for (const one of box.querySelectorAll(".code, .table")) one.replaceWith(...one.childNodes);
     for (const one of box.querySelectorAll("*")) {
-      for (const name of one.getAttributeNames()) if (!["href", "start"].includes(name) && one.className !== "task") one.removeAttribute(name);
+      const names = one.getAttributeNames().filter((name) => !["href", "start"].includes(name) && one.className !== "task");
+      for (const name of names) one.removeAttribute(name);
       one.removeAttribute("dir");
     }
     return box.innerHTML;
@@ -558,7 +722,9 @@ def test_axe_finds_nothing(browser: Any, url: str, size: str, scheme: str) -> No
     width, height = SIZES[size]
     script = Path(AXE_FILE_PATH).read_text()
     # axe makes elements from markup, which the page's own policy does not allow anybody.
-    with opened(browser, url, viewport={"width": width, "height": height}, color_scheme=scheme, bypass_csp=True) as page:
+    with opened(
+        browser, url, viewport={"width": width, "height": height}, color_scheme=scheme, bypass_csp=True
+    ) as page:
 
         def examine(where: str, *, all_of_it: bool = True) -> None:
             page.evaluate(script)

@@ -86,7 +86,9 @@ def test_it_stops_no_proxy(url: str) -> None:
     assert answer.status_code == 400
 
 
-def test_the_token_stays_where_browsers_keep_it_and_is_the_same_next_time(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_the_token_stays_where_browsers_keep_it_and_is_the_same_next_time(
+    monkeypatch: pytest.MonkeyPatch, tmp_path
+) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setenv("CONFIDE_HOME", str(tmp_path / "home"))
     token = page_token()
     assert page_token() == token

@@ -71,7 +71,9 @@ class Guard:
         if self._page and hmac.compare_digest(shown, self._page):
             return None
         if _of_a_browser(headers):
-            return WrongKey("A browser is only answered with this proxy's page; `confide proxy status` shows its address.")
+            return WrongKey(
+                "A browser is only answered with this proxy's page; `confide proxy status` shows its address."
+            )
         if self._keys and path != "/health" and not any(hmac.compare_digest(shown, key) for key in self._keys):
             return WrongKey("This proxy wants its key as a bearer token; give it to your program as OPENAI_API_KEY.")
         return None

@@ -20,7 +20,7 @@ from confide.disk.home import home, make_home
 from confide.errors import ProxyNotRunning
 
 FILE_NAME: Final = "proxy.json"
-PAGE_TOKEN_NAME: Final = "proxy-page.token"
+PAGE_TOKEN_NAME: Final = "proxy-page.token"  # noqa: S105 - a file
 _MAX_BYTES: Final = 1 << 20
 _SECONDS: Final = 5.0
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{43}")

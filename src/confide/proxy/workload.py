@@ -17,8 +17,8 @@ from confide.client.relying_party import RelyingParty
 from confide.client.transport import AsyncSealedTransport
 from confide.enclave.api.problems import problem
 from confide.errors import ConfideError, KeyChanged, ProtocolError
-from confide.proxy.facts import enclave_facts
 from confide.proxy.backend import Backend
+from confide.proxy.facts import enclave_facts
 
 _INSIDE: Final = "http://workload.invalid/v1"
 """Stands for the workload above the sealed channel; the name is never looked up."""

@@ -1,4 +1,4 @@
-"""`confide demo page`: a page to chat on, before one model in three ways: in a simulated TEE, tampered with, encrypted."""
+"""`confide demo page`: a page to chat on, and one model behind it in three ways: simulated, encrypted, tampered with."""
 
 import os
 import tempfile
