@@ -595,16 +595,16 @@ ALLOWED = {
     "div aria-label class role tabindex",
     "div class",
     "em",
-    "h3 dir",
-    "h4 dir",
-    "h5 dir",
-    "h6 dir",
+    "h3",
+    "h4",
+    "h5",
+    "h6",
     "hr",
-    "li class dir",
-    "li dir",
+    "li class",
+    "li",
     "ol",
     "ol start",
-    "p dir",
+    "p",
     "pre aria-label role tabindex",
     "span",
     "span aria-label class role",
@@ -612,8 +612,8 @@ ALLOWED = {
     "strong",
     "table",
     "tbody",
-    "td class dir",
-    "th class dir scope",
+    "td class",
+    "th class scope",
     "thead",
     "tr",
     "ul",
@@ -687,9 +687,8 @@ PLAIN = """async (texts) => {
     for (const one of box.querySelectorAll(".host")) one.replaceWith(one.textContent);
     for (const one of box.querySelectorAll(".code, .table")) one.replaceWith(...one.childNodes);
     for (const one of box.querySelectorAll("*")) {
-      const names = one.getAttributeNames().filter((name) => !["href", "start"].includes(name) && one.className !== "task");
-      for (const name of names) one.removeAttribute(name);
-      one.removeAttribute("dir");
+      const dropped = one.getAttributeNames().filter((name) => !["href", "start"].includes(name));
+      for (const name of one.className === "task" ? [] : dropped) one.removeAttribute(name);
     }
     return box.innerHTML;
   };

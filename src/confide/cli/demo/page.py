@@ -1,4 +1,4 @@
-"""`confide demo page`: a page to chat on, and one model behind it in three ways: simulated, encrypted, tampered with."""
+"""`confide demo page`: a page to chat on, and a model behind it in three ways: simulated, encrypted, tampered with."""
 
 import os
 import tempfile

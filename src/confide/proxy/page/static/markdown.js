@@ -402,10 +402,8 @@ function wordsOf(tokens) {
 
 function drawBlock(block, tight) {
   switch (block.type) {
-    case "heading": {
-      const element = make(`h${Math.min(6, block.level + 2)}`, { dir: "auto" }, inline(block.text));
-      return element;
-    }
+    case "heading":
+      return make(`h${Math.min(6, block.level + 2)}`, {}, inline(block.text));
     case "rule": return make("hr");
     case "code": return drawCode(block);
     case "quote": return make("blockquote", {}, ...block.blocks.map((inner) => drawBlock(inner, false)));
@@ -415,12 +413,12 @@ function drawBlock(block, tight) {
       return list;
     }
     case "table": return drawTable(block);
-    default: return tight ? inline(block.text) : make("p", { dir: "auto" }, inline(block.text));
+    default: return tight ? inline(block.text) : make("p", {}, inline(block.text));
   }
 }
 
 function drawItem(item, tight) {
-  const element = make("li", { dir: "auto" });
+  const element = make("li");
   if (item.task !== null) {
     element.className = "task";
     element.append(make("span", { className: "box", role: "img", "aria-label": item.task ? "done" : "not done" }, item.task ? "☑" : "☐"), " ");
@@ -444,7 +442,7 @@ function drawCode(block) {
 function drawTable(block) {
   const width = block.head.length;
   const row = (name, texts) => make("tr", {}, ...Array.from({ length: width }, (_, column) => {
-    const cell = make(name, { dir: "auto" }, inline(texts[column] ?? ""));
+    const cell = make(name, {}, inline(texts[column] ?? ""));
     if (name === "th") cell.scope = "col";
     cell.className = `to-${block.align[column] ?? "left"}`;
     return cell;

@@ -130,7 +130,7 @@ export class Messages {
 
   #make(message) {
     const mine = message.role === "user";
-    const body = make("div", { className: "body", dir: "auto" });
+    const body = make("div", { className: "body", dir: mine ? "auto" : "" });
     const foot = make("div", { className: "foot" });
     const element = make("li", { className: `message ${message.role}`, tabIndex: -1, "data-id": message.id },
       make("h2", { className: "sr" }, mine ? "You" : `Answer${message.model ? ` of ${message.model}` : ""}`), body, foot);
