@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
-from tests.proxy.local import STOP, proxied, settled
+from tests.proxy.local import PAGE, STOP, proxied, settled
 
 from confide.proxy.backend import Backend
 from confide.proxy.guard import hosts_of
@@ -87,7 +87,19 @@ def test_pages_of_others_are_refused(url: str, origin: str) -> None:
 
 
 def test_ones_own_page_is_not(url: str) -> None:
-    assert ask(url, origin=url, sec_fetch_site="same-origin").status_code == 200
+    page = {"origin": url, "sec_fetch_site": "same-origin", "authorization": f"Bearer {PAGE}"}
+    assert ask(url, **page).status_code == 200
+    assert ask(url, **page | {"origin": "https://evil.example"}).status_code == 403
+    assert ask(url, **page | {"sec_fetch_site": "same-site"}).status_code == 403
+
+
+@pytest.mark.parametrize("path", ["/health", "/v1/models", "/confide/status", "/nothing"])
+@pytest.mark.parametrize("shown", ["", "Bearer any", f"Bearer {STOP}", f"Basic {PAGE}"])
+def test_a_browser_without_the_page_s_token_gets_nothing(url: str, path: str, shown: str) -> None:
+    for kind in ({"origin": url}, {"sec-fetch-site": "same-origin"}, {"sec-fetch-mode": "navigate"}):
+        answer = httpx.get(url + path, headers={"authorization": shown, **kind}, trust_env=False)
+        assert answer.status_code == 401
+        assert "echo" not in answer.text
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ from confide.errors import (
 from confide.logs import TextLines
 from confide.net.body import Bodies
 from confide.proxy.backend import Backend, State
+from confide.proxy.page.page import page_routes
 
 MAX_BODY_BYTES: Final = 8 << 20
 _BODY_SECONDS: Final = 30.0
@@ -56,6 +57,7 @@ class ProxyApp:
         """As ASGI servers take it."""
         return Starlette(
             routes=[
+                *page_routes(),
                 Route("/health", self._health),
                 Route("/confide/status", self._status),
                 Route("/confide/stop", self._end, methods=["POST"]),

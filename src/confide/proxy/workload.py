@@ -18,7 +18,7 @@ from confide.client.transport import AsyncEncryptedTransport
 from confide.enclave.api.problems import problem
 from confide.errors import ConfideError, KeyChanged, ProtocolError
 from confide.proxy.backend import Backend
-from confide.trust.enclave import ENCRYPTED, enclave_trust
+from confide.proxy.facts import enclave_facts
 
 _INSIDE: Final = "http://workload.invalid/v1"
 """Stands for the workload above the encrypted channel; the name is never looked up."""
@@ -73,22 +73,8 @@ class WorkloadBackend(Backend):
 
     def describe(self) -> dict[str, Any]:
         """What the evidence showed."""
-        if self._standing is None:
-            return {"mode": "enclave", "url": self.address.url}
-        verified = self._standing.last
-        trust = enclave_trust(verified.result, ENCRYPTED, verified.statement.configuration)
-        return {
-            "mode": "enclave",
-            "url": self.address.url,
-            "family": verified.result.family.value,
-            "simulated": verified.result.simulated,
-            "model_digest": verified.statement.model_digest,
-            "checks": [
-                {"code": check.code, "outcome": check.outcome.value, "expected": check.expected, "seen": check.seen}
-                for check in verified.result.checks
-            ],
-            "trust": str(trust),
-        }
+        found = {"mode": "enclave", "url": self.address.url}
+        return found if self._standing is None else found | enclave_facts(self._standing.last, self._party.policy)
 
     async def verify(self) -> None:
         if self._standing is None:

@@ -51,6 +51,7 @@ WARN_DAYS: Final = 7.0
 """Before a licence ends, in which its holder hears of it."""
 _DAY: Final = 86_400
 _TOKEN_BYTES: Final = 6 * 2048
+_LAST_BYTES: Final = 32
 
 _log = logging.getLogger(__name__)
 
@@ -59,7 +60,8 @@ _log = logging.getLogger(__name__)
 class OnlineTraffic:
     """What went over the wire: payload bytes, padding and retries included, and products that were waited for.
 
-    bytes_ahead: of bytes_up, what was sent before it was needed, for tokens_ahead tokens.
+    bytes_ahead: of bytes_up, what was sent before it was needed, for tokens_ahead tokens. last_sent: how the last
+    masked activations that went out begin.
     """
 
     bytes_up: int = 0
@@ -67,6 +69,7 @@ class OnlineTraffic:
     bytes_ahead: int = 0
     tokens_ahead: int = 0
     round_trips: int = 0
+    last_sent: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -206,6 +209,7 @@ class RemoteProduct(Closing):
                 connection.asked[group] += part.taken.count
                 owed.append((part, whole))
                 self.traffic.bytes_up += len(message.planes) + len(message.p0)
+                self.traffic.last_sent = bytes(message.planes[:_LAST_BYTES])
 
             def receive() -> None:
                 part, whole = owed.popleft()
@@ -351,6 +355,19 @@ class RemoteProduct(Closing):
     def want(self, tokens: int) -> None:
         """Have pads for so many tokens made ahead from now on."""
         self._pool.want(tokens)
+
+    @property
+    def tokens_ready(self) -> int:
+        """Tokens whose pads are made and not used."""
+        return self._pool.tokens_ready
+
+    @property
+    def disclosed(self) -> float | None:
+        """Of what solves the most disclosed layer group, the share that the licence had seen when the connection was
+        made, by the server's word; None without a connection.
+        """
+        connection = self._link.connected
+        return None if connection is None else connection.welcome.disclosed
 
     @property
     def ms_ahead_per_token(self) -> float:
