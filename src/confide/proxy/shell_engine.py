@@ -19,7 +19,7 @@ from transformers import DynamicCache, PreTrainedTokenizerFast, StoppingCriteria
 from confide.enclave.engines.answer_text import AnswerText
 from confide.enclave.engines.engine import EngineFacts, FinishReason, Piece, Prompt, Sampling
 from confide.enclave.engines.prompts import Prompted, Prompts
-from confide.errors import EngineError, PromptRefused
+from confide.errors import ConfideError, EngineError, IntegrityError, PromptRefused
 from confide.hybrid.client.generation import PaddedStreamer
 from confide.hybrid.model import HybridModel
 from confide.models.context import longest_context
@@ -34,10 +34,17 @@ _DEFAULT_CONTEXT: Final = 2048
 class ShellEngine(Prompted):
     """The Engine of an open shell. name: in the API. Raises EngineError where the tokenizer is missing or slow.
 
+    on_failure: called on a thread of its own with what keeps an answer from being made, before whoever asked has it.
     cached_tokens: of all kept conversations together; four contexts without.
     """
 
-    def __init__(self, hybrid: HybridModel, name: str, cached_tokens: int | None = None) -> None:
+    def __init__(
+        self,
+        hybrid: HybridModel,
+        name: str,
+        on_failure: Callable[[ConfideError], object] = lambda _: None,
+        cached_tokens: int | None = None,
+    ) -> None:
         tokenizer = hybrid.tokenizer
         if tokenizer is None or not tokenizer.is_fast:
             raise EngineError(f"{name} came without a fast tokenizer; split a model that has a tokenizer.json.")
@@ -50,6 +57,7 @@ class ShellEngine(Prompted):
         self.hybrid = hybrid
         self._decoder = cast(PreTrainedTokenizerFast, tokenizer).backend_tokenizer
         self._ends = frozenset(end_tokens(hybrid.model, tokenizer))
+        self._on_failure = on_failure
         self._turn = threading.Lock()
         self.kept = KeptConversations(cached_tokens or 4 * context)
 
@@ -78,8 +86,19 @@ class ShellEngine(Prompted):
         try:
             with self._turn:
                 self._generate(tokens, sampling, told)
-        except Exception as error:  # noqa: BLE001 - raised where the pieces are read
+        except Exception as raised:  # noqa: BLE001 - raised where the pieces are read
+            error = self._explained(raised)
+            if isinstance(error, ConfideError):
+                self._on_failure(error)
             told.hand(error)
+
+    def _explained(self, error: Exception) -> Exception:
+        """Once an answer of the server's was wrong, that is why: whatever else fails then follows from it."""
+        try:
+            self.hybrid.product.require_intact()
+        except IntegrityError as wrong:
+            return wrong
+        return error
 
     def _generate(self, tokens: Sequence[int], sampling: Sampling, told: "_Told") -> None:
         if told.stop.is_set():
