@@ -144,6 +144,37 @@ def test_sampling_follows_its_seed(place: Place) -> None:
         assert len(unseeded) > 1
 
 
+def test_tokens_are_told_chosen_and_counted(place: Place) -> None:
+    with place.sdk() as client:
+        options: Any = {"model": "mine", "prompt": PROMPT, "max_tokens": 4, "temperature": 0}
+        expected = place.expected(PROMPT, 4)
+        told = client.completions.create(**options, logprobs=2, n=2)
+        for choice in told.choices:
+            assert choice.text == expected
+            assert choice.logprobs is not None
+            assert "".join(choice.logprobs.tokens or ()) == expected
+            assert all(len(top) == 2 and max(top.values()) <= 0 for top in choice.logprobs.top_logprobs or ())
+            assert choice.logprobs.text_offset[0] == 0  # type: ignore[index]
+        again = client.completions.create(**options).usage
+        assert again is not None
+        assert again.prompt_tokens_details is not None
+        assert again.prompt_tokens_details.cached_tokens == again.prompt_tokens - 1
+        tokenizer: Any = place.demo.tokenizer
+        [king] = tokenizer.encode(" king")
+        forced = client.completions.create(**options, logit_bias={str(king): 100}).choices[0]
+        assert forced.text == " king" * 4
+        fewer = client.completions.create(
+            **options | {"max_tokens": 16}, logit_bias={str(king): 20}, frequency_penalty=2
+        )
+        assert 4 <= fewer.choices[0].text.count(" king") < 16
+        assert (
+            client.completions.create(**options | {"temperature": 1, "seed": 1}, extra_body={"min_p": 1})
+            .choices[0]
+            .text
+            == expected
+        )
+
+
 def test_what_this_mode_has_not_is_refused_by_name(place: Place) -> None:
     with place.sdk() as client, pytest.raises(openai.BadRequestError, match="no embeddings"):
         client.embeddings.create(model="mine", input="x")
