@@ -240,7 +240,7 @@ class _Choosing(LogitsProcessor):
 
     def chosen(self, token: int) -> Chosen | None:
         """What is told of the token that was chosen last."""
-        return self._likely and self._likely.chosen(token, self._content)
+        return None if self._likely is None else self._likely.chosen(token, self._content)
 
 
 class _Told(PaddedStreamer):

@@ -117,7 +117,7 @@ class TransformersEngine(Prompted):
                 yield Piece(text.rest(), 1, "stop", chosen=text.take_chosen())
                 return
             likely = None if sampling.logprobs is None else Likely(reading.logits, sampling.logprobs)
-            part = text.add(token, likely and likely.chosen(token, self._bytes))
+            part = text.add(token, None if likely is None else likely.chosen(token, self._bytes))
             if text.stopped:
                 yield Piece(part, 1, "stop", chosen=text.take_chosen())
                 return
