@@ -3,8 +3,16 @@
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 
-from confide.enclave.engines.engine import EngineFacts, Message, Piece, Prompt, Sampling
+from confide.enclave.engines.engine import Chance, Chosen, EngineFacts, Message, Piece, Prompt, Sampling
 from confide.errors import PromptTooLong
+
+
+def chosen(text: str, index: int, sampling: Sampling) -> tuple[Chosen, ...]:
+    """What is told of a word, such as it is: the less probable, the later it comes and the larger the seed."""
+    if sampling.logprobs is None or not text:
+        return ()
+    others = tuple(Chance.of(b"other%d" % rank, -5.0 - rank) for rank in range(sampling.logprobs))
+    return (Chosen(Chance.of(text.encode(), -0.5 * index - (sampling.seed or 0)), others),)
 
 
 class FakeEngine:
@@ -15,9 +23,14 @@ class FakeEngine:
     """
 
     def __init__(
-        self, pause: float = 0.0, broken: Exception | None = None, context: int = 1000, parallel: int = 16
+        self,
+        pause: float = 0.0,
+        broken: Exception | None = None,
+        context: int = 1000,
+        parallel: int = 16,
+        cannot: frozenset[str] = frozenset(),
     ) -> None:
-        self.facts = EngineFacts("echo", "fake", "none", context, parallel=parallel)
+        self.facts = EngineFacts("echo", "fake", "none", context, parallel=parallel, cannot=cannot)
         self.pause = pause
         self.broken = broken
         self.running = 0
@@ -50,7 +63,8 @@ class FakeEngine:
                 stop = any(text in word for text in sampling.stop)
                 finish = "stop" if stop or last else "length" if full else None
                 ended = finish is not None
-                yield Piece("" if stop else word if last or full else word + " ", 1, finish)
+                text = "" if stop else word if last or full else word + " "
+                yield Piece(text, 1, finish, chosen=chosen(text, index, sampling), cached=2 if not index else 0)
                 if ended:
                     return
         finally:

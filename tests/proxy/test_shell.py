@@ -1,21 +1,25 @@
 """The proxy before a shell: the model runs here, its conversations are remembered, and their ends are not seen."""
 
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import openai
 import pytest
 import torch
+from tests.hybrid.client.fake import FakeServer, FromFrame
+from tests.hybrid.client.fake import serving as fake_serving
 from tests.hybrid.server.world import serving
 from tests.owners import OWNER
 from tests.proxy.local import proxied, settled
 from transformers import DynamicCache
 
 from confide import HybridModel
+from confide.hybrid.client.refusals import RefusalList
 from confide.hybrid.server.ledger import Ledger
 from confide.hybrid.server.service import LayerService
 from confide.packages.server_package import ServerPackage
@@ -158,6 +162,37 @@ def test_sampling_follows_its_seed(place: Place) -> None:
         assert len(unseeded) > 1
 
 
+def test_tokens_are_told_chosen_and_counted(place: Place) -> None:
+    with place.sdk() as client:
+        options: Any = {"model": "mine", "prompt": PROMPT, "max_tokens": 4, "temperature": 0}
+        expected = place.expected(PROMPT, 4)
+        told = client.completions.create(**options, logprobs=2, n=2)
+        for choice in told.choices:
+            assert choice.text == expected
+            assert choice.logprobs is not None
+            assert "".join(choice.logprobs.tokens or ()) == expected
+            assert all(len(top) == 2 and max(top.values()) <= 0 for top in choice.logprobs.top_logprobs or ())
+            assert choice.logprobs.text_offset[0] == 0  # type: ignore[index]
+        again = client.completions.create(**options).usage
+        assert again is not None
+        assert again.prompt_tokens_details is not None
+        assert again.prompt_tokens_details.cached_tokens == again.prompt_tokens - 1
+        tokenizer: Any = place.demo.tokenizer
+        [king] = tokenizer.encode(" king")
+        forced = client.completions.create(**options, logit_bias={str(king): 100}).choices[0]
+        assert forced.text == " king" * 4
+        fewer = client.completions.create(
+            **options | {"max_tokens": 16}, logit_bias={str(king): 20}, frequency_penalty=2
+        )
+        assert 4 <= fewer.choices[0].text.count(" king") < 16
+        assert (
+            client.completions.create(**options | {"temperature": 1, "seed": 1}, extra_body={"min_p": 1})
+            .choices[0]
+            .text
+            == expected
+        )
+
+
 def test_what_this_mode_has_not_is_refused_by_name(place: Place) -> None:
     with place.sdk() as client, pytest.raises(openai.BadRequestError, match="no embeddings"):
         client.embeddings.create(model="mine", input="x")
@@ -171,6 +206,90 @@ def test_a_shell_of_another_owner_is_refused(place: Place, tmp_path: Path) -> No
         settled(url, "refused")
         answer = httpx.post(f"{url}/v1/completions", json={"model": "other", "prompt": "x"}, trust_env=False)
     assert (answer.status_code, answer.json()["error"]["type"]) == (403, "permission_error")
+
+
+# -- a server that gives wrong answers ---------------------------------------------------------------------------
+
+
+class Cheated(NamedTuple):
+    url: str
+    server: FakeServer
+
+    def ask(self, **more: object) -> httpx.Response:
+        body: dict[str, Any] = {"model": "mine", "prompt": PROMPT, "max_tokens": 2, "temperature": 0} | more
+        return httpx.post(f"{self.url}/v1/completions", json=body, trust_env=False, timeout=120)
+
+    def backend(self) -> dict[str, Any]:
+        found: dict[str, Any] = httpx.get(f"{self.url}/health", trust_env=False).json()["backends"][0]
+        return found
+
+
+@pytest.fixture
+def cheated(tmp_path: Path) -> Iterator[Cheated]:
+    demo = HybridModel("demo", protect=r"h\.0\.attn\.c_attn", progress=False)
+    parts = demo.split(tmp_path / "out", OWNER)
+    with fake_serving(parts.server) as server:
+        address = ShellAddress(parts.client, server.url, {"owner": OWNER.public.raw})
+        with proxied(lambda: [ShellBackend("mine", address)]) as url:
+            settled(url, "ready")
+            yield Cheated(url, server)
+    RefusalList().clear()
+
+
+def refused_for(answer: httpx.Response, words: str) -> None:
+    error = answer.json()["error"]
+    assert (answer.status_code, error["type"]) == (403, "permission_error")
+    assert words in error["message"]
+
+
+def test_a_wrong_answer_refuses_the_server(cheated: Cheated) -> None:
+    assert cheated.ask().status_code == 200
+    cheated.server.tamper = FromFrame(0)
+    wrong = cheated.ask()
+    refused_for(wrong, "is not what this model gives")
+    assert wrong.json()["error"]["code"] == "integrity"
+    assert cheated.backend()["state"] == "refused"
+    frames = len(cheated.server.frames)
+    for _ in range(2):
+        refused_for(cheated.ask(), "server")
+    until = time.monotonic() + 30
+    while cheated.backend()["code"] != "server-distrusted":  # as after a restart
+        assert time.monotonic() < until
+        assert cheated.backend()["state"] == "refused"
+        time.sleep(0.05)
+    refused_for(cheated.ask(), "gave a wrong answer")
+    assert len(cheated.server.frames) == frames
+    cheated.server.tamper = None
+    RefusalList().clear()
+    settled(cheated.url, "ready")
+    assert cheated.ask().status_code == 200
+
+
+def test_a_wrong_answer_counts_after_whoever_asked_has_left(cheated: Cheated) -> None:
+    cheated.server.tamper = FromFrame(3)
+    body = {"model": "mine", "prompt": PROMPT, "max_tokens": 40, "temperature": 0, "stream": True}
+    with httpx.stream("POST", f"{cheated.url}/v1/completions", json=body, trust_env=False, timeout=120) as answer:
+        next(answer.iter_lines())
+    settled(cheated.url, "refused")
+    refused_for(cheated.ask(), "server")
+
+
+def test_a_wrong_answer_counts_where_the_list_cannot_be_written(
+    cheated: Cheated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(RefusalList, "add", full)
+    cheated.server.tamper = FromFrame(0)
+    refused_for(cheated.ask(), "is not what this model gives")
+    cheated.server.tamper = None
+    until = time.monotonic() + 4  # it is verified anew meanwhile, more than once
+    while time.monotonic() < until:
+        assert cheated.backend()["state"] == "refused"
+        time.sleep(0.05)
+    assert cheated.server.greetings > 1
+    refused_for(cheated.ask(), "is not what this model gives")
 
 
 # -- conversations that are kept ------------------------------------------------------------------------------

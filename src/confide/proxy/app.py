@@ -3,8 +3,6 @@
 import asyncio
 import contextlib
 import hmac
-import logging
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Final
@@ -14,24 +12,12 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
+from confide.enclave.api.failures import Outlet
 from confide.enclave.api.openai import json_response
-from confide.enclave.api.problems import HANDLERS, problem, problem_response
-from confide.errors import (
-    AttestationError,
-    ConfideError,
-    ConnectionLost,
-    GatewayError,
-    IntegrityError,
-    InvalidPackage,
-    RequestRefused,
-    ServerDistrusted,
-    ServerFault,
-    UnknownModel,
-    UntrustedOwner,
-)
-from confide.logs import TextLines
+from confide.enclave.api.problems import HANDLERS, problem_response
+from confide.errors import RequestRefused, UnknownModel
 from confide.net.body import Bodies
 from confide.proxy.backend import Backend, State
 from confide.proxy.page.page import page_routes
@@ -39,9 +25,6 @@ from confide.proxy.page.page import page_routes
 MAX_BODY_BYTES: Final = 8 << 20
 _BODY_SECONDS: Final = 30.0
 _BODIES_BYTES: Final = 64 << 20
-_UNTRUSTED: Final = (AttestationError, IntegrityError, ServerDistrusted, UntrustedOwner, InvalidPackage)
-
-_log = logging.getLogger(__name__)
 
 
 class ProxyApp:
@@ -140,25 +123,7 @@ class _Endpoint:
         self._bodies = Bodies(MAX_BODY_BYTES, _BODY_SECONDS, _BODIES_BYTES)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        begun = False
-
-        async def watched(message: Message) -> None:
-            nonlocal begun
-            begun = True
-            await send(message)
-
-        try:
-            await self._answer(scope, receive, watched)
-        except ConfideError as error:
-            if begun:
-                raise
-            await _refusal(error)(scope, receive, send)
-        except Exception:  # noqa: BLE001 - see below
-            # Its message may quote a question, so neither the client nor the log is told it.
-            _log.error("Answering a request failed.\n%s", TextLines().formatException(sys.exc_info()))
-            if begun:
-                raise ServerFault("The proxy failed inside; see its log.") from None
-            await problem_response(ServerFault("The proxy failed inside; its log says where."))(scope, receive, send)
+        await Outlet(send).fill(self._answer, scope, receive)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
@@ -188,14 +153,3 @@ def _unknown() -> UnknownModel:
 def _brief(backend: Backend) -> dict[str, Any]:
     reason = {} if backend.problem is None else {"reason": str(backend.problem), "code": backend.problem.code}
     return {"models": list(backend.models), "state": backend.state.value, **reason}
-
-
-def _refusal(error: ConfideError) -> Response:
-    """In OpenAI's form. 403 where somebody is not to be trusted: no program asks again by itself then."""
-    if isinstance(error, _UNTRUSTED):
-        content = problem(error)
-        content["error"]["type"] = "permission_error"
-        return json_response(content, 403)
-    if isinstance(error, ConnectionLost | GatewayError):
-        return json_response(problem(error), 502)
-    return problem_response(error)

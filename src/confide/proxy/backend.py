@@ -91,6 +91,12 @@ class Backend(ABC):
         self._begin()
         self._again.set()
 
+    def refuse(self, error: ConfideError) -> None:
+        """Ask it nothing more, for what came of an answer. Verifying it anew is what may end that; it begins now."""
+        self.state, self.problem = State.REFUSED, error
+        self._settled.set()
+        self._again.set()
+
     def _begin(self) -> None:
         self.state = State.VERIFYING
         self._settled.clear()

@@ -1,7 +1,7 @@
 """A shell and its layer server: the model runs here, and its linear layers there, on numbers that mean nothing."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +13,17 @@ from confide.client.options import HybridOptions
 from confide.enclave.api.answer import Serving
 from confide.enclave.api.app import api_app
 from confide.enclave.api.limits import Limits
-from confide.errors import WrongMode
+from confide.errors import (
+    ConfideError,
+    InsecureConnection,
+    IntegrityError,
+    InvalidPackage,
+    ModelMismatch,
+    ServerDistrusted,
+    UntrustedOwner,
+    VersionMismatch,
+    WrongMode,
+)
 from confide.proxy.backend import Backend
 from confide.proxy.facts import hybrid_facts
 
@@ -21,6 +31,16 @@ _LIMITS: Final = Limits(waiting=32, waiting_seconds=7200.0, idle_seconds=1800.0,
 """One answer is made at a time, and the others wait for it."""
 _EVER: Final = 365 * 24 * 3600.0
 """A connection to a layer server verifies it whenever it is made; nothing is left to a timer."""
+_REFUSING: Final = (
+    InsecureConnection,
+    IntegrityError,
+    InvalidPackage,
+    ModelMismatch,
+    ServerDistrusted,
+    UntrustedOwner,
+    VersionMismatch,
+)
+"""Errors of an answer after which the next question would have the same."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +60,7 @@ class ShellBackend(Backend):
         self._address = address
         self._engine: Any = None
         self._app: ASGIApp | None = None
+        self._wrong: IntegrityError | None = None
 
     @property
     def models(self) -> Sequence[str]:
@@ -58,10 +79,25 @@ class ShellBackend(Backend):
         if self._engine is not None:
             await self._engine.close()
             self._engine = self._app = None
-        self._engine = await asyncio.to_thread(self._open)
-        self._app = api_app(Serving(self._engine, limits=_LIMITS))
+        loop = asyncio.get_running_loop()
+        try:
+            engine = await asyncio.to_thread(self._open, lambda error: loop.call_soon_threadsafe(self._failed, error))
+        except ServerDistrusted:
+            self._wrong = None  # the list knows of it now, and whoever clears the list decides
+            raise
+        if self._wrong is not None:
+            await engine.close()
+            raise self._wrong
+        self._engine = engine
+        self._app = api_app(Serving(engine, limits=_LIMITS))
 
-    def _open(self) -> Any:
+    def _failed(self, error: ConfideError) -> None:
+        if isinstance(error, IntegrityError):
+            self._wrong = error
+        if isinstance(error, _REFUSING):
+            self.refuse(error)
+
+    def _open(self, on_failure: Callable[[ConfideError], object]) -> Any:
         # Only where it is wanted: importing torch and transformers takes seconds.
         from confide.hybrid.model import HybridModel
         from confide.proxy.shell_engine import ShellEngine
@@ -69,7 +105,7 @@ class ShellBackend(Backend):
         options = HybridOptions(**{"progress": False, **self._address.options})
         hybrid = HybridModel.from_shell(self._address.folder, server=self._address.server, **options)
         try:
-            return ShellEngine(hybrid, self.name)
+            return ShellEngine(hybrid, self.name, on_failure)
         except BaseException:
             hybrid.close()
             raise

@@ -14,12 +14,13 @@ from typing import Any, Final, cast
 import torch
 import transformers
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedTokenizerFast, StoppingCriteria
+from transformers import DynamicCache, LogitsProcessor, PreTrainedTokenizerFast, StoppingCriteria
 
-from confide.enclave.engines.answer_text import AnswerText
-from confide.enclave.engines.engine import EngineFacts, FinishReason, Piece, Prompt, Sampling
+from confide.enclave.engines.answer_text import AnswerText, TokenBytes
+from confide.enclave.engines.choosing import Adjusting, Likely
+from confide.enclave.engines.engine import Chosen, EngineFacts, FinishReason, Piece, Prompt, Sampling
 from confide.enclave.engines.prompts import Prompted, Prompts
-from confide.errors import EngineError, PromptRefused
+from confide.errors import ConfideError, EngineError, IntegrityError, PromptRefused
 from confide.hybrid.client.generation import PaddedStreamer
 from confide.hybrid.model import HybridModel
 from confide.models.context import longest_context
@@ -34,10 +35,17 @@ _DEFAULT_CONTEXT: Final = 2048
 class ShellEngine(Prompted):
     """The Engine of an open shell. name: in the API. Raises EngineError where the tokenizer is missing or slow.
 
+    on_failure: called on a thread of its own with what keeps an answer from being made, before whoever asked has it.
     cached_tokens: of all kept conversations together; four contexts without.
     """
 
-    def __init__(self, hybrid: HybridModel, name: str, cached_tokens: int | None = None) -> None:
+    def __init__(
+        self,
+        hybrid: HybridModel,
+        name: str,
+        on_failure: Callable[[ConfideError], object] = lambda _: None,
+        cached_tokens: int | None = None,
+    ) -> None:
         tokenizer = hybrid.tokenizer
         if tokenizer is None or not tokenizer.is_fast:
             raise EngineError(f"{name} came without a fast tokenizer; split a model that has a tokenizer.json.")
@@ -49,7 +57,10 @@ class ShellEngine(Prompted):
         super().__init__(facts, prompts)
         self.hybrid = hybrid
         self._decoder = cast(PreTrainedTokenizerFast, tokenizer).backend_tokenizer
+        self._bytes = TokenBytes(self._decoder)
+        self._vocabulary = int(hybrid.model.config.get_text_config().vocab_size)
         self._ends = frozenset(end_tokens(hybrid.model, tokenizer))
+        self._on_failure = on_failure
         self._turn = threading.Lock()
         self.kept = KeptConversations(cached_tokens or 4 * context)
 
@@ -57,9 +68,11 @@ class ShellEngine(Prompted):
         """An answer, a token at a time; pieces without text until the padded length, and then the last one."""
         tokens = (await self._as_prompt(prompt)).tokens
         self._prompts.require_fit(len(tokens), sampling)
+        self._prompts.require_known(sampling.logit_bias, self._vocabulary)
         loop = asyncio.get_running_loop()
         pieces: asyncio.Queue[Piece | Exception] = asyncio.Queue()
-        told = _Told(AnswerText(self._decoder, tokens, sampling.stop), _handing(loop, pieces))
+        choosing = _Choosing(sampling, self._bytes)
+        told = _Told(AnswerText(self._decoder, tokens, sampling.stop), choosing, self._ends, _handing(loop, pieces))
         work = loop.run_in_executor(None, self._work, tokens, sampling, told)
         try:
             while True:
@@ -78,8 +91,19 @@ class ShellEngine(Prompted):
         try:
             with self._turn:
                 self._generate(tokens, sampling, told)
-        except Exception as error:  # noqa: BLE001 - raised where the pieces are read
+        except Exception as raised:  # noqa: BLE001 - raised where the pieces are read
+            error = self._explained(raised)
+            if isinstance(error, ConfideError):
+                self._on_failure(error)
             told.hand(error)
+
+    def _explained(self, error: Exception) -> Exception:
+        """Once an answer of the server's was wrong, that is why: whatever else fails then follows from it."""
+        try:
+            self.hybrid.product.require_intact()
+        except IntegrityError as wrong:
+            return wrong
+        return error
 
     def _generate(self, tokens: Sequence[int], sampling: Sampling, told: "_Told") -> None:
         if told.stop.is_set():
@@ -92,6 +116,8 @@ class ShellEngine(Prompted):
         chance = generation_options(sampling.temperature, top_p=sampling.top_p)
         if chance["do_sample"]:
             chance["top_k"] = sampling.top_k  # also 0, which leaves none out, where transformers' own default is 50
+            chance["min_p"] = sampling.min_p or None
+        told.cached = int(cache.get_seq_length()) if cache is not None else 0
         result = self.hybrid.generate(
             input_ids=torch.tensor([list(tokens)]),
             attention_mask=torch.ones(1, len(tokens), dtype=torch.long),
@@ -100,6 +126,7 @@ class ShellEngine(Prompted):
             past_key_values=cache,
             return_dict_in_generate=True,
             streamer=told,
+            logits_processor=[told.choosing],
             stopping_criteria=[_Asked(told.stop)],
         )
         sequence: list[int] = result.sequences[0].tolist()
@@ -193,12 +220,43 @@ def _common(left: Sequence[int], right: Sequence[int]) -> int:
     return next((index for index, (one, other) in enumerate(pairs) if one != other), min(len(left), len(right)))
 
 
-class _Told(PaddedStreamer):
-    """Hands on what each token adds to the text; after its end as many pieces without text. text: of the answer."""
+class _Choosing(LogitsProcessor):
+    """What the API asks for of the choice of each token, and `generate` does not know; as much work for each."""
 
-    def __init__(self, text: AnswerText, hand: Callable[[Piece | Exception], None]) -> None:
+    def __init__(self, sampling: Sampling, content: Callable[[int], bytes]) -> None:
+        self._adjusting = Adjusting(sampling)
+        self._most = sampling.logprobs
+        self._content = content
+        self._likely: Likely | None = None
+        self._first = True
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if not self._first:
+            self._adjusting.add(int(input_ids[0, -1]))
+        self._first = False
+        if self._most is not None:
+            self._likely = Likely(scores[0].float(), self._most)
+        return self._adjusting(scores[0])[None]
+
+    def chosen(self, token: int) -> Chosen | None:
+        """What is told of the token that was chosen last."""
+        return None if self._likely is None else self._likely.chosen(token, self._content)
+
+
+class _Told(PaddedStreamer):
+    """Hands on what each token adds to the text; after its end as many pieces without text. text: of the answer.
+
+    cached: tokens of the prompt that had been read before.
+    """
+
+    def __init__(
+        self, text: AnswerText, choosing: _Choosing, ends: frozenset[int], hand: Callable[[Piece | Exception], None]
+    ) -> None:
         self.text = text
+        self.choosing = choosing
+        self._ends = ends
         self.hand = hand
+        self.cached = 0
         self.stop = threading.Event()
         self._prompt = True
 
@@ -210,10 +268,12 @@ class _Told(PaddedStreamer):
         if self.text.stopped:  # the loop has not been asked yet
             self.put_padding(value)
             return
-        part = self.text.add(int(value))
+        token = int(value)
+        part = self.text.add(token, None if token in self._ends else self.choosing.chosen(token))
         if self.text.stopped:
             self.stop.set()
-        self.hand(Piece(part, 1))
+        self.hand(Piece(part, 1, chosen=self.text.take_chosen(), cached=self.cached))
+        self.cached = 0
 
     def put_padding(self, value: Tensor) -> None:
         """A token behind the end."""
@@ -224,7 +284,8 @@ class _Told(PaddedStreamer):
 
     def finish(self, reason: FinishReason) -> None:
         """Hand on what was held back, and why there is no more."""
-        self.hand(Piece("" if self.text.stopped else self.text.rest(), 0, reason))
+        rest = "" if self.text.stopped else self.text.rest()
+        self.hand(Piece(rest, 0, reason, chosen=self.text.take_chosen()))
 
 
 class _Asked(StoppingCriteria):

@@ -32,7 +32,8 @@ CHANNEL = EncryptedChannel(APP, KEY, body_bytes=1 << 20, body_seconds=1)
 PATHS = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/generate", "/chat"]
 FIELDS = ["model", "messages", "prompt", "query", "input", "history", "stream", "stream_options", "max_tokens",
           "temperature", "top_p", "stop", "seed", "n", "tools", "logprobs", "encoding_format", "role", "content",
-          "type", "text", "include_usage", "max_completion_tokens"]  # fmt: skip
+          "type", "text", "include_usage", "max_completion_tokens",
+          "logit_bias", "top_logprobs", "best_of", "echo", "min_p", "presence_penalty", "5"]  # fmt: skip
 LEAVES = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8),
     st.sampled_from(["echo", "user", "system", "text", "aGk=", "float", 1, 0.5, 10**400]),
@@ -107,10 +108,17 @@ def test_the_good_ones_are_good(path: str) -> None:
         ({"messages": [{"role": "tool", "content": "a"}]}, "messages[0].role"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0].type"),
         ({"messages": [{"role": "assistant", "content": "a", "tool_calls": [{}]}]}, "messages[0].tool_calls"),
-        ({"n": 2}, "n"),
+        ({"n": 17}, "n"),
+        ({"best_of": 2}, "best_of"),
+        ({"echo": True}, "echo"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"logit_bias": {"5": 1}}, "logit_bias"),
+        ({"logit_bias": {"5": 101}}, "logit_bias"),
+        ({"logit_bias": {"five": 1}}, "logit_bias"),
+        ({"logit_bias": {str(token): 1 for token in range(1025)}}, "logit_bias"),
+        ({"presence_penalty": 2.1}, "presence_penalty"),
+        ({"min_p": -0.1}, "min_p"),
         ({"top_logprobs": 2}, "top_logprobs"),
+        ({"top_logprobs": 21, "logprobs": True}, "top_logprobs"),
     ],
 )
 def test_the_field_to_blame_is_named(change: dict[str, Any], field: str) -> None:

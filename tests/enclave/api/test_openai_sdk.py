@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import openai
@@ -95,13 +96,124 @@ def test_errors_are_openais(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         client.completions.create(model="echo", prompt="word", max_tokens=1000, stream=True)
     assert caught.value.code == "context_length_exceeded"
-    for harmful in ({"n": 2}, {"logprobs": True}, {"tools": [{"type": "function"}]}, {"presence_penalty": 0.5}):
+    for harmful in ({"top_logprobs": 2}, {"tools": [{"type": "function"}]}, {"presence_penalty": 2.5}):
         with pytest.raises(openai.BadRequestError) as caught:
             client.chat.completions.create(model="echo", messages=MESSAGES, **harmful)
         assert caught.value.param == next(iter(harmful))
+
+
+def test_several_choices(client: openai.OpenAI, engine: FakeEngine) -> None:
+    before = len(engine.asked)
+    answer = client.chat.completions.create(model="echo", messages=MESSAGES, n=3, seed=5)
+    assert [(one.index, one.message.content) for one in answer.choices] == [(index, ANSWER) for index in range(3)]
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (6, 24, 30)
+    assert answer.usage.prompt_tokens_details is not None
+    assert answer.usage.prompt_tokens_details.cached_tokens == 2
+    assert [asked.seed for asked in engine.asked[before:]] == [5, 6, 7]
+    options = {"include_usage": True}
+    *chunks, last = client.chat.completions.create(
+        model="echo", messages=MESSAGES, n=2, stream=True, stream_options=options
+    )
+    for index in range(2):
+        own = [chunk.choices[0] for chunk in chunks if chunk.choices[0].index == index]
+        assert "".join(part.delta.content or "" for part in own) == ANSWER
+        assert [part.delta.role for part in own] == ["assistant"] + [None] * 7
+        assert [part.finish_reason for part in own] == [None] * 7 + ["stop"]
+    assert last.usage is not None
+    assert last.usage.completion_tokens == 16
+
+
+def test_many_choices_are_bounded_together(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="in all"):
+        client.completions.create(model="echo", prompt="a", n=16, max_tokens=600)
     with pytest.raises(openai.BadRequestError) as caught:
-        client.completions.create(model="echo", prompt="a", logprobs=0)
-    assert caught.value.param == "logprobs"
+        client.completions.create(model="echo", prompt="a", n=17)
+    assert caught.value.param == "n"
+
+
+def test_logprobs_of_a_conversation(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(model="echo", messages=MESSAGES, logprobs=True, top_logprobs=2)
+    told = answer.choices[0].logprobs
+    assert told is not None
+    assert told.content is not None
+    assert "".join(one.token for one in told.content) == ANSWER
+    assert [one.logprob for one in told.content] == [-0.5 * index for index in range(8)]
+    assert all(bytes(one.bytes or ()).decode() == one.token for one in told.content)
+    assert [(top.token, top.logprob) for top in told.content[3].top_logprobs] == [("other0", -5), ("other1", -6)]
+    chunks = client.chat.completions.create(model="echo", messages=MESSAGES, logprobs=True, stream=True)
+    streamed = [one for chunk in chunks for one in (chunk.choices[0].logprobs.content or ())]  # type: ignore[union-attr]
+    assert [one.token for one in streamed] == [one.token for one in told.content]
+    assert not any(one.top_logprobs for one in streamed)
+    assert client.chat.completions.create(model="echo", messages=MESSAGES).choices[0].logprobs is None
+
+
+def test_logprobs_of_a_text(client: openai.OpenAI) -> None:
+    answer = client.completions.create(model="echo", prompt="één two", logprobs=1)
+    told = answer.choices[0].logprobs
+    assert told is not None
+    assert told.tokens == ["You ", "said: ", "één ", "two"]
+    assert told.text_offset == [0, 4, 10, 14]
+    assert told.token_logprobs == [0, -0.5, -1, -1.5]
+    assert told.top_logprobs == [{"other0": -5}] * 4
+    parts = list(client.completions.create(model="echo", prompt="één two", logprobs=0, stream=True))
+    assert [offset for part in parts for offset in part.choices[0].logprobs.text_offset] == [0, 4, 10, 14]  # type: ignore[union-attr]
+
+
+def test_the_best_of_several(client: openai.OpenAI, engine: FakeEngine) -> None:
+    answer = client.completions.create(model="echo", prompt="one", n=2, best_of=4, seed=1, max_tokens=2)
+    assert [one.index for one in answer.choices] == [0, 1]
+    assert all(one.logprobs is None for one in answer.choices)
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 8
+    assert [asked.seed for asked in engine.asked[-4:]] == [1, 2, 3, 4]
+    told = client.completions.create(model="echo", prompt="one", n=2, best_of=4, seed=-2, logprobs=0).choices
+    assert [one.logprobs.token_logprobs[0] for one in told] == [2, 1]  # type: ignore[index,union-attr]
+    for wrong in ({"best_of": 1, "n": 2}, {"best_of": 2, "stream": True}):
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.completions.create(model="echo", prompt="one", **wrong)
+        assert caught.value.param == "best_of"
+
+
+def test_a_text_with_its_prompt(client: openai.OpenAI) -> None:
+    answer = client.completions.create(model="echo", prompt="one two", echo=True, n=2)
+    assert [one.text for one in answer.choices] == ["one twoYou said: one two"] * 2
+    parts = client.completions.create(model="echo", prompt="one two", echo=True, stream=True)
+    assert "".join(part.choices[0].text for part in parts) == "one twoYou said: one two"
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(model="echo", prompt="one two", echo=True, logprobs=1)
+    assert caught.value.param == "echo"
+
+
+def test_how_tokens_are_chosen_reaches_the_engine(client: openai.OpenAI, engine: FakeEngine) -> None:
+    client.chat.completions.create(
+        model="echo",
+        messages=[{"role": "developer", "content": "be brief"}, {"role": "user", "content": "hi"}],
+        presence_penalty=0.5,
+        frequency_penalty=-1.5,
+        logit_bias={"7": -100, "12": 3.5},
+        max_completion_tokens=3,
+        extra_body={"min_p": 0.2, "top_k": 4},
+    )
+    asked = engine.asked[-1]
+    assert (asked.presence_penalty, asked.frequency_penalty, asked.min_p, asked.top_k) == (0.5, -1.5, 0.2, 4)
+    assert (asked.logit_bias, asked.max_tokens, asked.logprobs) == ({7: -100, 12: 3.5}, 3, None)
+
+
+def test_what_an_engine_cannot_do_is_refused_by_name() -> None:
+    fields: dict[str, Any] = {
+        "logprobs": 1, "min_p": 0.1, "top_k": 3, "presence_penalty": 1.0, "frequency_penalty": 1.0,
+        "logit_bias": {"1": 1}, "best_of": 2,
+    }  # fmt: skip
+    engine = FakeEngine(cannot=frozenset(fields))
+    with serving(api_app(Serving(engine))) as url:
+        client = openai.OpenAI(base_url=url + "/v1", api_key="none", max_retries=0)
+        for name, value in fields.items():
+            with pytest.raises(openai.BadRequestError, match=f"`{name}`") as caught:
+                client.completions.create(model="echo", prompt="a", extra_body={name: value})
+            assert caught.value.param == name
+        assert not engine.asked
+        client.completions.create(model="echo", prompt="a", presence_penalty=0, logit_bias={})
 
 
 def test_harmless_fields_pass(client: openai.OpenAI) -> None:

@@ -61,12 +61,23 @@ async def _events(engine: Engine, body: dict[str, Any]) -> AsyncIterator[str]:
         top_k=body.get("top_k", 0),
         seed=body.get("seed"),
         stop=tuple(body.get("stop", ())),
+        min_p=body.get("min_p", 0.0),
+        presence_penalty=body.get("presence_penalty", 0.0),
+        frequency_penalty=body.get("frequency_penalty", 0.0),
+        logit_bias={int(token): bias for token, bias in body.get("logit_bias", {}).items()},
+        logprobs=body.get("logprobs"),
     )
     tokens = 0
     async with aclosing(engine.generate(body["prompt"], sampling)) as pieces:
         async for piece in pieces:
             tokens += piece.tokens
-            yield _event({"choices": [{"index": 0, "text": piece.text, "finish_reason": piece.finish}]})
+            told = {
+                "tokens": [one.token.text for one in piece.chosen],
+                "token_logprobs": [one.token.logprob for one in piece.chosen],
+                "top_logprobs": [{top.text: top.logprob for top in one.top} for one in piece.chosen],
+            }
+            choice = {"index": 0, "text": piece.text, "finish_reason": piece.finish}
+            yield _event({"choices": [choice | ({"logprobs": told} if "logprobs" in body else {})]})
     yield _event({"choices": [], "usage": {"completion_tokens": tokens}})
     yield "data: [DONE]\n\n"
 

@@ -8,8 +8,8 @@ from contextlib import aclosing
 import pytest
 from tests.enclave.engines.conftest import PROMPT, Answer, Bench, answer
 
-from confide.enclave.engines.engine import Engine, Message, Sampling
-from confide.errors import EngineError, PromptTooLong
+from confide.enclave.engines.engine import Chosen, Engine, Message, Sampling
+from confide.errors import EngineError, PromptTooLong, RequestRefused
 
 
 def greedy(tokens: int, stop: tuple[str, ...] = ()) -> Sampling:
@@ -53,6 +53,81 @@ def test_an_answer_ends_before_its_stop_text(bench: Bench) -> None:
         assert stopped.text == whole[: whole.index(stop)]
         assert stopped.finish == "stop"
         assert stopped.tokens < 24
+
+
+async def told(engine: Engine, sampling: Sampling) -> tuple[str, list[Chosen]]:
+    pieces = [piece async for piece in engine.generate(PROMPT, sampling)]
+    return "".join(piece.text for piece in pieces), [one for piece in pieces for one in piece.chosen]
+
+
+def test_tokens_are_told_with_their_probabilities(bench: Bench) -> None:
+    text, tokens = bench.run(lambda engine: told(engine, Sampling(12, temperature=0, logprobs=3)))
+    assert "".join(one.token.text for one in tokens) == text
+    assert len(tokens) == 12
+    for one in tokens:
+        assert len(one.top) == 3
+        assert one.token.text == one.top[0].text  # greedy
+        assert [top.logprob for top in one.top] == sorted((top.logprob for top in one.top), reverse=True)
+        assert 0 < sum(math.exp(top.logprob) for top in one.top) <= 1 + 1e-3
+    hot = Sampling(12, temperature=2.0, seed=3, logprobs=0, logit_bias={20: 1.0}, presence_penalty=1.0)
+    text, tokens = bench.run(lambda engine: told(engine, hot))
+    assert "".join(one.token.text for one in tokens) == text
+    assert not any(one.top for one in tokens)
+    _, plain = bench.run(lambda engine: told(engine, Sampling(1, temperature=0, logprobs=20)))
+    first = {top.text: top.logprob for top in plain[0].top}
+    if tokens[0].token.text in first:  # the model's own, whatever the temperature
+        assert math.isclose(tokens[0].token.logprob, first[tokens[0].token.text], abs_tol=0.02)
+    assert bench.run(lambda engine: told(engine, greedy(3)))[1] == []
+
+
+def test_nothing_is_told_of_a_stop_text(bench: Bench) -> None:
+    whole = bench.run(lambda engine: answer(engine, PROMPT, greedy(24))).text
+    stop = whole[9:16]
+    text, tokens = bench.run(lambda engine: told(engine, Sampling(24, temperature=0, stop=(stop,), logprobs=0)))
+    said = "".join(one.token.text for one in tokens)
+    assert said.startswith(text)
+    assert len(said.removeprefix(text)) < len(tokens[-1].token.text)  # the token within which it begins, and no other
+
+
+def test_a_bias_forces_a_token_and_forbids_one(bench: Bench) -> None:
+    [king] = bench.run(lambda engine: engine.read(" king")).tokens
+    forced = bench.run(lambda engine: answer(engine, PROMPT, Sampling(3, temperature=0, logit_bias={king: 100})))
+    assert forced.text == " king" * 3
+    [comma] = bench.run(lambda engine: engine.read(",")).tokens
+    assert bench.run(lambda engine: answer(engine, PROMPT, greedy(1))).text == ","
+    without = bench.run(lambda engine: answer(engine, PROMPT, Sampling(24, temperature=0, logit_bias={comma: -100})))
+    assert "," not in without.text
+    with pytest.raises(RequestRefused) as refusal:
+        bench.run(lambda engine: answer(engine, PROMPT, Sampling(1, logit_bias={9_999_999: 1})))
+    assert refusal.value.field == "logit_bias"
+
+
+@pytest.mark.parametrize("penalty", ["presence_penalty", "frequency_penalty"])
+def test_a_penalty_keeps_tokens_from_coming_again(bench: Bench, penalty: str) -> None:
+    [king] = bench.run(lambda engine: engine.read(" king")).tokens
+    bias = {king: 20.0}  # alone it would come each time
+    options = {penalty: 2.0, "logit_bias": bias}
+    plain = bench.run(lambda engine: answer(engine, "Once", Sampling(24, temperature=0, logit_bias=bias)))
+    penalised = bench.run(lambda engine: answer(engine, "Once", Sampling(24, temperature=0, **options)))
+    assert plain.text == " king" * 24
+    if penalty == "frequency_penalty":
+        assert 4 <= penalised.text.count(" king") < 22  # it grows with each
+    else:
+        assert penalised.text.count(" king") == 24  # it does not
+        counts = [0, 0]
+        for weak in (4.0, 5.0, 6.0, 7.0):
+            for index, presence in enumerate((0.0, 2.0)):
+                sampling = Sampling(24, temperature=0, logit_bias={king: weak}, presence_penalty=presence)
+                said = bench.run(lambda engine, sampling=sampling: answer(engine, "Once", sampling)).text
+                counts[index] += said.count(" king")
+        assert counts[1] < counts[0]
+
+
+def test_min_p_of_nearly_one_is_greedy(bench: Bench) -> None:
+    expected = bench.run(lambda engine: answer(engine, PROMPT, greedy(8))).text
+    assert bench.run(lambda engine: answer(engine, PROMPT, Sampling(8, min_p=1.0, seed=1))).text == expected
+    free = {bench.run(lambda engine, seed=seed: answer(engine, PROMPT, Sampling(8, seed=seed))).text for seed in (1, 2)}
+    assert free - {expected}
 
 
 def test_the_shortest_of_answers(bench: Bench) -> None:

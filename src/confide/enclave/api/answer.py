@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -13,7 +13,7 @@ from confide.enclave.api.limits import Limits
 from confide.enclave.api.metrics import Metrics
 from confide.enclave.api.pulse import Pulse
 from confide.enclave.api.schemas import Fields, SamplingFields, parse
-from confide.enclave.engines.engine import Engine, FinishReason, Message, Piece, Prompt, Sampling
+from confide.enclave.engines.engine import Chosen, Engine, EngineFacts, FinishReason, Message, Piece, Prompt, Sampling
 from confide.enclave.self_test import SelfTest
 from confide.errors import EngineError, PromptRefused, PromptTooLong, RequestRefused
 
@@ -52,57 +52,116 @@ async def read(request: Request, kind: type[Fields]) -> Fields:
     return parse(await request.body(), kind)
 
 
-class Answer:
-    """The pieces of one answer; to be closed, which stops the engine."""
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked for besides how each token is chosen.
 
-    def __init__(self, prompt_tokens: int, first: Piece, rest: AsyncGenerator[Piece, None], metrics: Metrics) -> None:
+    choices: answers to give, candidates: to make, of which the most probable are given. logprobs: as in `Sampling`.
+    """
+
+    choices: int = 1
+    candidates: int = 1
+    logprobs: int | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One whole answer."""
+
+    text: str
+    chosen: tuple[Chosen, ...]
+    finish: FinishReason | None
+
+    @property
+    def likelihood(self) -> float:
+        """The mean logarithm of its tokens' probabilities."""
+        return sum(one.token.logprob for one in self.chosen) / max(1, len(self.chosen))
+
+
+Part = tuple[int, Piece]
+"""A piece, and which of the answers it is a part of."""
+
+
+class Answer:
+    """The answers to one request, one after the other, by their pieces; to be closed, which stops the engine."""
+
+    def __init__(
+        self, prompt_tokens: int, wanted: Wanted, first: Part, rest: AsyncGenerator[Part, None], metrics: Metrics
+    ) -> None:
         self.prompt_tokens = prompt_tokens
         self.tokens = 0
+        self._cached = 0
+        self._wanted = wanted
         self._first = first
         self._rest = rest
         self._metrics = metrics
 
-    async def __aiter__(self) -> AsyncIterator[Piece]:
+    async def __aiter__(self) -> AsyncIterator[Part]:
         self._count(self._first)
         yield self._first
-        async for piece in self._rest:
-            self._count(piece)
-            yield piece
+        async for part in self._rest:
+            self._count(part)
+            yield part
 
-    def _count(self, piece: Piece) -> None:
+    def _count(self, part: Part) -> None:
+        index, piece = part
         self.tokens += piece.tokens
+        if not index:  # the others' prompt is the same, and counts once
+            self._cached += piece.cached
         self._metrics.answer_tokens.add(piece.tokens)
 
-    async def whole(self) -> tuple[str, FinishReason | None]:
-        """The text, and why it ends."""
-        pieces = [piece async for piece in self]
-        return "".join(piece.text for piece in pieces), pieces[-1].finish
+    async def whole(self) -> list[Choice]:
+        """The answers that are to be given."""
+        made: list[list[Piece]] = [[] for _ in range(self._wanted.candidates)]
+        async for index, piece in self:
+            made[index].append(piece)
+        choices = [
+            Choice(
+                "".join(piece.text for piece in pieces),
+                tuple(one for piece in pieces for one in piece.chosen),
+                pieces[-1].finish,
+            )
+            for pieces in made
+        ]
+        if self._wanted.candidates > self._wanted.choices:
+            choices.sort(key=lambda choice: choice.likelihood, reverse=True)
+        return choices[: self._wanted.choices]
 
     async def aclose(self) -> None:
         """Stop the engine's work on this."""
         await self._rest.aclose()
 
-    def usage(self) -> dict[str, int]:
-        """Tokens so far, as OpenAI counts them."""
-        total = self.prompt_tokens + self.tokens
-        return {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.tokens, "total_tokens": total}
+    def usage(self) -> dict[str, Any]:
+        """Tokens so far, as OpenAI counts them: those of all candidates, and the prompt's once."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.tokens,
+            "total_tokens": self.prompt_tokens + self.tokens,
+            "prompt_tokens_details": {"cached_tokens": self._cached},
+        }
 
 
-async def begin(serving: Serving, request: Request, asked: str | Sequence[Message], fields: SamplingFields) -> Answer:
+async def begin(
+    serving: Serving,
+    request: Request,
+    asked: str | Sequence[Message],
+    fields: SamplingFields,
+    wanted: Wanted = Wanted(),
+) -> Answer:
     """An answer whose first piece is there, so that all that can be wrong with the request has been said."""
     started = time.monotonic()
+    _require_able(serving.engine.facts, fields, wanted)
     prompt = await while_connected(request, serving.engine.read(asked))
     prompt_tokens = len(prompt.tokens)
-    sampling = _sampling(serving, prompt_tokens, fields)
-    pieces = _pieces(serving, prompt, sampling)
+    parts = _parts(serving, prompt, _sampling(serving, prompt_tokens, fields, wanted), wanted.candidates)
     try:
-        first = await while_connected(request, anext(pieces))
+        first = await while_connected(request, anext(parts))
     except BaseException:
-        await pieces.aclose()
+        await parts.aclose()
         raise
     serving.metrics.first_piece.observe(time.monotonic() - started)
     serving.metrics.prompt_tokens.add(prompt_tokens)
-    return Answer(prompt_tokens, first, pieces, serving.metrics)
+    return Answer(prompt_tokens, wanted, first, parts, serving.metrics)
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, _Result]) -> _Result:
@@ -144,19 +203,52 @@ async def _pieces(serving: Serving, prompt: Prompt, sampling: Sampling) -> Async
                     return
 
 
-def _sampling(serving: Serving, prompt_tokens: int, fields: SamplingFields) -> Sampling:
+async def _parts(serving: Serving, prompt: Prompt, sampling: Sampling, answers: int) -> AsyncGenerator[Part, None]:
+    """One answer after the other: a request has one place in the line, and computes one thing at a time."""
+    for index in range(answers):
+        seed = None if sampling.seed is None else sampling.seed + index
+        async with aclosing(_pieces(serving, prompt, replace(sampling, seed=seed))) as pieces:
+            async for piece in pieces:
+                yield index, piece
+
+
+def _require_able(facts: EngineFacts, fields: SamplingFields, wanted: Wanted) -> None:
+    """RequestRefused, by its name, for what changes an answer and this engine has no means for."""
+    asked = {
+        **{name: getattr(fields, name) for name in ("top_k", "min_p", "presence_penalty", "frequency_penalty")},
+        "logit_bias": fields.logit_bias,
+        "logprobs": wanted.logprobs is not None,
+        "best_of": wanted.candidates > wanted.choices,
+    }
+    for name, value in asked.items():
+        if value and name in facts.cannot:
+            raise RequestRefused(f"`{name}` is not offered with this model; leave it out.", name)
+
+
+def _sampling(serving: Serving, prompt_tokens: int, fields: SamplingFields, wanted: Wanted) -> Sampling:
     limits, context = serving.limits, serving.engine.facts.context
     room = context - prompt_tokens
     if prompt_tokens > limits.prompt_tokens or room < 1:
         most = min(limits.prompt_tokens, context - 1)
         raise PromptTooLong(f"The prompt has {prompt_tokens} tokens, and {most} are taken; shorten it.")
-    if fields.max_tokens is not None and fields.max_tokens > limits.answer_tokens:
-        raise RequestRefused(f"Answers have at most {limits.answer_tokens} tokens here; ask for less.", "max_tokens")
+    if fields.max_tokens is not None and fields.max_tokens * wanted.candidates > limits.answer_tokens:
+        raise RequestRefused(
+            f"The answers to a request have at most {limits.answer_tokens} tokens here in all; ask for less.",
+            "max_tokens",
+        )
+    told = wanted.logprobs
+    if told is None and wanted.candidates > wanted.choices:
+        told = 0  # by which the best are known
     return Sampling(
-        max_tokens=fields.max_tokens or min(limits.answer_tokens, room),
+        max_tokens=fields.max_tokens or min(limits.answer_tokens // wanted.candidates, room),
         temperature=1.0 if fields.temperature is None else fields.temperature,
         top_p=1.0 if fields.top_p is None else fields.top_p,
         top_k=fields.top_k or 0,
+        min_p=fields.min_p or 0.0,
+        presence_penalty=fields.presence_penalty or 0.0,
+        frequency_penalty=fields.frequency_penalty or 0.0,
+        logit_bias={int(token): bias for token, bias in (fields.logit_bias or {}).items()},
         seed=fields.seed,
         stop=(fields.stop,) if isinstance(fields.stop, str) else tuple(fields.stop or ()),
+        logprobs=told,
     )

@@ -1,22 +1,19 @@
 """OpenAI's endpoints: /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/models."""
 
 import base64
-import secrets
 import struct
 import time
-from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from confide.enclave.api.answer import Answer, Serving, begin, read, while_connected
-from confide.enclave.api.events import EventStream, event
-from confide.enclave.api.problems import problem
+from confide.enclave.api.answer import Serving, Wanted, begin, read, while_connected
+from confide.enclave.api.events import EventStream
 from confide.enclave.api.schemas import (
     ChatMessage,
     ChatRequest,
@@ -24,10 +21,9 @@ from confide.enclave.api.schemas import (
     EmbeddingRequest,
     StreamFields,
 )
-from confide.enclave.engines.engine import FinishReason, Message, Piece
-from confide.errors import ConfideError, PromptTooLong, UnknownModel
-
-_DONE: Final = b"data: [DONE]\n\n"
+from confide.enclave.api.shapes import ChatShape, Shape, TextShape, stream
+from confide.enclave.engines.engine import Message
+from confide.errors import PromptTooLong, RequestRefused, UnknownModel
 
 
 @dataclass(frozen=True)
@@ -56,14 +52,32 @@ class OpenAi:
         self._require_model(asked.model)
         if asked.max_completion_tokens is not None:
             asked.max_tokens = asked.max_completion_tokens
-        return await self._answer(request, as_turns(asked.messages), asked, _Chat(asked.model))
+        if asked.top_logprobs and not asked.logprobs:
+            raise RequestRefused("`top_logprobs` goes with `logprobs`; ask for both.", "top_logprobs")
+        choices, told = asked.n or 1, (asked.top_logprobs or 0) if asked.logprobs else None
+        shape = ChatShape(asked.model, logprobs=told is not None, with_usage=_with_usage(asked))
+        return await self._answer(request, as_turns(asked.messages), asked, Wanted(choices, choices, told), shape)
 
     async def completions(self, request: Request) -> Response:
         """A text, continued."""
         asked = await read(request, CompletionRequest)
         self._require_model(asked.model)
         prompt = asked.prompt if isinstance(asked.prompt, str) else asked.prompt[0]
-        return await self._answer(request, prompt, asked, _Text(asked.model))
+        choices = asked.n or 1
+        candidates = asked.best_of or choices
+        if candidates < choices:
+            raise RequestRefused("`best_of` is less than `n`; ask for as many candidates as choices.", "best_of")
+        if candidates > choices and asked.stream:
+            raise RequestRefused("`best_of` is known at the end, so it is not streamed; leave it out.", "best_of")
+        if asked.echo and asked.logprobs is not None:
+            raise RequestRefused("`echo` gives no logprobs of a prompt here; ask for one of the two.", "echo")
+        shape = TextShape(
+            asked.model,
+            logprobs=asked.logprobs is not None,
+            with_usage=_with_usage(asked),
+            echo=prompt if asked.echo else "",
+        )
+        return await self._answer(request, prompt, asked, Wanted(choices, candidates, asked.logprobs), shape)
 
     async def embeddings(self, request: Request) -> Response:
         """One vector for each text."""
@@ -94,74 +108,18 @@ class OpenAi:
             raise UnknownModel("This model is not served here; /v1/models says which one is.", "model")
 
     async def _answer(
-        self, request: Request, prompt: str | list[Message], asked: StreamFields, shape: "_Shape"
+        self, request: Request, prompt: str | list[Message], asked: StreamFields, wanted: Wanted, shape: Shape
     ) -> Response:
-        answer = await begin(self.serving, request, prompt, asked)
+        answer = await begin(self.serving, request, prompt, asked, wanted)
         if asked.stream:
-            with_usage = asked.stream_options is not None and asked.stream_options.include_usage
-            return EventStream(_events(answer, shape, with_usage=with_usage), answer)
+            return EventStream(stream(answer, shape), answer)
         async with aclosing(answer):
-            text, finish = await while_connected(request, answer.whole())
-        return json_response(shape.whole(text, finish) | {"usage": answer.usage()})
+            choices = await while_connected(request, answer.whole())
+        return json_response(shape.whole(choices, answer.usage()))
 
 
-@dataclass(frozen=True)
-class _Shape(ABC):
-    """The JSON of one answer, in its endpoint's form."""
-
-    model: str
-    id: str = field(default_factory=lambda: secrets.token_hex(12))
-    created: int = field(default_factory=lambda: int(time.time()))
-
-    @abstractmethod
-    def whole(self, text: str, finish: FinishReason | None) -> dict[str, Any]:
-        """All of it at once."""
-
-    @abstractmethod
-    def part(self, piece: Piece, *, first: bool) -> dict[str, Any]:
-        """A piece of it, in a stream."""
-
-    def end(self) -> dict[str, Any]:
-        """The frame of a part without text, for the count of tokens."""
-        return self.part(Piece("", 0), first=False) | {"choices": []}
-
-    def _object(self, prefix: str, name: str, **choice: Any) -> dict[str, Any]:
-        choices = [{"index": 0, "logprobs": None, **choice}]
-        created, model = self.created, self.model
-        return {"id": f"{prefix}-{self.id}", "object": name, "created": created, "model": model, "choices": choices}
-
-
-class _Chat(_Shape):
-    def whole(self, text: str, finish: FinishReason | None) -> dict[str, Any]:
-        message = {"role": "assistant", "content": text, "refusal": None}
-        return self._object("chatcmpl", "chat.completion", message=message, finish_reason=finish)
-
-    def part(self, piece: Piece, *, first: bool) -> dict[str, Any]:
-        role = {"role": "assistant"} if first else {}
-        delta = role | ({"content": piece.text} if piece.text or first else {})
-        return self._object("chatcmpl", "chat.completion.chunk", delta=delta, finish_reason=piece.finish)
-
-
-class _Text(_Shape):
-    def whole(self, text: str, finish: FinishReason | None) -> dict[str, Any]:
-        return self._object("cmpl", "text_completion", text=text, finish_reason=finish)
-
-    def part(self, piece: Piece, *, first: bool) -> dict[str, Any]:
-        return self._object("cmpl", "text_completion", text=piece.text, finish_reason=piece.finish)
-
-
-async def _events(answer: Answer, shape: _Shape, *, with_usage: bool) -> AsyncGenerator[bytes, None]:
-    first = True
-    try:
-        async for piece in answer:
-            yield event(shape.part(piece, first=first))
-            first = False
-    except ConfideError as error:
-        yield event(problem(error))
-        return
-    if with_usage:
-        yield event(shape.end() | {"usage": answer.usage()})
-    yield _DONE
+def _with_usage(asked: StreamFields) -> bool:
+    return asked.stream_options is not None and asked.stream_options.include_usage
 
 
 def as_turns(messages: list[ChatMessage]) -> list[Message]:

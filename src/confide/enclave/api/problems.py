@@ -11,11 +11,17 @@ from starlette.responses import Response
 
 from confide.errors import (
     AnswerTimedOut,
+    AttestationError,
     ConfideError,
+    ConnectionLost,
     EngineError,
     EngineUnavailable,
     EvidenceUnavailable,
+    GatewayError,
     InsecureConnection,
+    IntegrityError,
+    InvalidPackage,
+    LicenceError,
     PromptRefused,
     PromptTooLong,
     RequestRefused,
@@ -23,11 +29,14 @@ from confide.errors import (
     RequestTooLarge,
     SelfTestFailed,
     ServerBusy,
+    ServerDistrusted,
     ServerFault,
     UnknownModel,
+    UntrustedOwner,
 )
 
 _INVALID: Final = "invalid_request_error"
+_PERMISSION: Final = "permission_error"
 KINDS: Final[Mapping[type[Exception], tuple[int, str]]] = {
     RequestRefused: (400, _INVALID),
     RequestTooLarge: (413, _INVALID),
@@ -41,6 +50,15 @@ KINDS: Final[Mapping[type[Exception], tuple[int, str]]] = {
     AnswerTimedOut: (504, "timeout_error"),
     EvidenceUnavailable: (503, "server_error"),
     SelfTestFailed: (503, "server_error"),
+    ConnectionLost: (502, "server_error"),
+    GatewayError: (502, "server_error"),
+    # Somebody is not to be trusted, or allows nothing: no program asks again by itself at a 403.
+    AttestationError: (403, _PERMISSION),
+    IntegrityError: (403, _PERMISSION),
+    InvalidPackage: (403, _PERMISSION),
+    LicenceError: (403, _PERMISSION),
+    ServerDistrusted: (403, _PERMISSION),
+    UntrustedOwner: (403, _PERMISSION),
 }
 """The status of an error, and its type in OpenAI's words; the nearest parent's where its own class is not here."""
 _OPENAI_CODES: Final[Mapping[type[Exception], str]] = {

@@ -13,6 +13,8 @@ from confide.printable import printable
 MAX_MESSAGES: Final = 1024
 _MAX_PARTS: Final = 64
 _MAX_STOPS: Final = 4
+_MAX_BIASES: Final = 1024
+MAX_CHOICES: Final = 16
 
 Stop = Annotated[str, Meta(min_length=1, max_length=256)]
 
@@ -59,13 +61,23 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
     include_obfuscation: bool | None = None
 
 
+_Penalty = Annotated[float, Meta(ge=-2, le=2)]
+_Bias = Annotated[float, Meta(ge=-100, le=100)]
+_TokenId = Annotated[str, Meta(pattern=r"\A[0-9]{1,7}\Z")]
+_Count = Annotated[int, Meta(ge=1, le=MAX_CHOICES)]
+
+
 class SamplingFields(msgspec.Struct, kw_only=True):
-    """How to answer, in the fields that all endpoints share."""
+    """How to answer, in the fields that all endpoints share. logit_bias: by the token's number."""
 
     max_tokens: Annotated[int, Meta(ge=1)] | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
     top_k: Annotated[int, Meta(ge=0, le=1 << 20)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    presence_penalty: _Penalty | None = None
+    frequency_penalty: _Penalty | None = None
+    logit_bias: Annotated[dict[_TokenId, _Bias], Meta(max_length=_MAX_BIASES)] | None = None
     seed: Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)] | None = None
     stop: Stop | Annotated[list[Stop], Meta(max_length=_MAX_STOPS)] | None = None
 
@@ -74,6 +86,7 @@ class StreamFields(SamplingFields, kw_only=True):
     """What both of OpenAI's endpoints for text have in common."""
 
     model: str
+    n: _Count | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -83,13 +96,17 @@ class ChatRequest(StreamFields, kw_only=True):
 
     messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: Annotated[int, Meta(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
 
 
 class CompletionRequest(StreamFields, kw_only=True):
     """POST /v1/completions. logprobs: a number in this endpoint, where 0 asks for something too."""
 
     prompt: str | Annotated[list[str], Meta(min_length=1, max_length=1)]
-    logprobs: None = None
+    logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
+    best_of: _Count | None = None
+    echo: bool | None = None
 
 
 class EmbeddingRequest(msgspec.Struct, kw_only=True):
@@ -123,9 +140,10 @@ _NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "logit_bias": ({},),
     "presence_penalty": (0,),
     "frequency_penalty": (0,),
+    "min_p": (0,),
+    "echo": (False,),
     "repetition_penalty": (1,),
     "repeat_penalty": (1,),
-    "min_p": (0,),
     "typical_p": (1,),
     "min_tokens": (0,),
     "stop_token_ids": ([],),
@@ -138,7 +156,6 @@ _NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "function_call": ("none", "auto"),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
-    "echo": (False,),
     "suffix": ("",),
     "stream": (False,),
 }
@@ -148,7 +165,7 @@ _WITHOUT_EFFECT: Final = frozenset(
 )
 """Fields that change no answer, whatever is in them: they are for a service's books, and nothing is kept of them."""
 
-_PLACE: Final = re.compile(r" - at `\$\.?([\w.\[\]]+)`\Z")
+_PLACE: Final = re.compile(r" - at (?:`key` in )?`\$\.?([\w.\[\]]+?)(?:\[\.\.\.\])?`\Z")
 
 
 def parse(body: bytes, kind: type[Fields]) -> Fields:

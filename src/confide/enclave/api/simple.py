@@ -43,8 +43,8 @@ class Simple:
         asked = _as_the_example(await read(request, GenerateRequest))
         answer = await begin(self.serving, request, asked.query, asked)
         async with aclosing(answer):
-            text, _ = await while_connected(request, answer.whole())
-        return json_response({"response": text})
+            [choice] = await while_connected(request, answer.whole())
+        return json_response({"response": choice.text})
 
     async def _stream(self, request: Request) -> Response:
         """What follows `?prompt=`, base64 of UTF-8 text: events named data, each a JSON string, then one named end.
@@ -106,7 +106,7 @@ async def _events(answer: Answer, *, told: bool) -> AsyncGenerator[bytes, None]:
     number = 0
     finish = None
     try:
-        async for piece in answer:
+        async for _, piece in answer:
             number += 1
             finish = piece.finish
             yield event(piece.text, "data", number)

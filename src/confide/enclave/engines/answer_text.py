@@ -8,11 +8,14 @@ it for that. So a run is held back until another token follows.
 import codecs
 import json
 import re
+from collections import deque
 from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
 from tokenizers import Tokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from confide.enclave.engines.engine import Chosen
 
 _BYTE_OF: Final = {letter: byte for byte, letter in bytes_to_unicode().items()}
 _BYTE_TOKEN: Final = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -37,16 +40,27 @@ class AnswerText:
         self._stop = stop
         self._held = ""
         self._shown: list[bool] = []
+        self._chosen = HeldTokens()
 
-    def add(self, token: int) -> str:
+    def add(self, token: int, chosen: Chosen | None = None) -> str:
         """What a token adds that can be shown, perhaps nothing yet. Sets `stopped` once a stop text is complete."""
+        before = len(self._held)
+        self._read(token)
+        if chosen is not None:
+            self._chosen.add(chosen, len(self._held) - before)
+        return self._next()
+
+    def take_chosen(self) -> tuple[Chosen, ...]:
+        """What is known of the tokens whose text has been given since this was last asked; all of it at the end."""
+        return self._chosen.take()
+
+    def _read(self, token: int) -> None:
         name = self._specials.get(token)
         if name is None:
             self._hold(self._decoding.add(token))
         elif name:
             self._hold(self._decoding.rest())  # no character goes on behind what ends an answer
             self._hold(name, shown=False)
-        return self._next()
 
     def rest(self) -> str:
         """What was held back, when the answer ends otherwise. Bytes that are no whole character are left out.
@@ -55,7 +69,11 @@ class AnswerText:
         """
         self._hold(self._decoding.rest())
         shown = self._next()
-        return shown if self.stopped else shown + self._take(len(self._held))
+        if self.stopped:
+            return shown
+        shown += self._take(len(self._held))
+        self._chosen.give_all()
+        return shown
 
     def _hold(self, text: str, *, shown: bool = True) -> None:
         self._held += text
@@ -65,8 +83,12 @@ class AnswerText:
         found = [position for text in self._stop if (position := self._held.find(text)) >= 0]
         if found:
             self.stopped = True
+            self._chosen.give(min(found))
+            self._chosen.stop()
             return self._take(min(found))
-        return self._take(len(self._held) - self._may_become_stop())
+        length = len(self._held) - self._may_become_stop()
+        self._chosen.give(length)
+        return self._take(length)
 
     def _take(self, length: int) -> str:
         taken = "".join(letter for letter, shown in zip(self._held[:length], self._shown, strict=False) if shown)
@@ -78,6 +100,64 @@ class AnswerText:
         longest = max(map(len, self._stop), default=1) - 1
         ends = range(min(longest, len(self._held)), 0, -1)
         return next((end for end in ends if any(text.startswith(self._held[-end:]) for text in self._stop)), 0)
+
+
+class HeldTokens:
+    """What is known of tokens, held until their text is given; lengths are in whatever unit the caller counts."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[int, int, Chosen]] = deque()
+        self._ready: list[Chosen] = []
+        self._made = self._given = 0
+
+    def add(self, chosen: Chosen, length: int) -> None:
+        """A token that has so much text."""
+        self._waiting.append((self._made, self._made + length, chosen))
+        self._made += length
+
+    def give(self, length: int) -> None:
+        """So much more text is given."""
+        self._given += length
+        self._made = max(self._made, self._given)  # there may be text of tokens of which nothing is known
+        while self._waiting and self._waiting[0][1] <= self._given:
+            self._ready.append(self._waiting.popleft()[2])
+
+    def give_all(self) -> None:
+        """All text is, or it was none that is ever shown."""
+        self._ready += [chosen for _, _, chosen in self._waiting]
+        self._waiting.clear()
+
+    def stop(self) -> None:
+        """No more text is given: tokens that began before its end count, and those behind do not."""
+        self._ready += [chosen for start, _, chosen in self._waiting if start < self._given]
+        self._waiting.clear()
+
+    def take(self) -> tuple[Chosen, ...]:
+        """Those that are ready, once."""
+        ready, self._ready = tuple(self._ready), []
+        return ready
+
+
+class TokenBytes:
+    """The bytes that each token of a tokenizer stands for, as far as one token alone can say."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        kinds = _kinds(json.loads(tokenizer.decoder.__getstate__())) if tokenizer.decoder is not None else []
+        self._byte_level = "ByteLevel" in kinds
+        self._added = {index: str(token) for index, token in tokenizer.get_added_tokens_decoder().items()}
+
+    def __call__(self, token: int) -> bytes:
+        """Nothing for a number that is no token, as vocabularies are padded with."""
+        if token in self._added:
+            return self._added[token].encode()
+        name = self._tokenizer.id_to_token(token) or ""
+        if self._byte_level:
+            codes = [_BYTE_OF.get(letter, -1) for letter in name]
+            return name.encode() if -1 in codes else bytes(codes)
+        if found := _BYTE_TOKEN.fullmatch(name):
+            return bytes([int(found.group(1), 16)])
+        return name.replace("\N{LOWER ONE EIGHTH BLOCK}", " ").encode()
 
 
 class _Decoding(Protocol):

@@ -17,6 +17,7 @@ class EngineFacts:
 
     version: of the engine and what it computes with. dtype: what is computed in. template: the chat template. adapters:
     their names. settings: what else changes answers. parallel: requests computed at once; more have to wait.
+    cannot: fields of the API that this engine has no means for; whoever asks for one is refused by its name.
     """
 
     model: str
@@ -29,6 +30,7 @@ class EngineFacts:
     adapters: tuple[str, ...] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
     parallel: int = PARALLEL
+    cannot: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -49,15 +51,23 @@ class EngineSettings:
 class Sampling:
     """How to generate. stop: texts at which the answer ends, which it does not contain.
 
-    temperature: 0 is greedy, and so is all below SMALLEST_TEMPERATURE.
+    temperature: 0 is greedy, and so is all below SMALLEST_TEMPERATURE. presence_penalty: taken from the logit of each
+    token that the answer has already, frequency_penalty: as often as it has it. logit_bias: added, by token. All three
+    come before the temperature, then top_k, top_p, and min_p, the least share of the most probable one's probability.
+    logprobs: how many of the most probable tokens are told beside each one chosen; None for no probabilities at all.
     """
 
     max_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         if self.temperature < SMALLEST_TEMPERATURE:
@@ -81,9 +91,40 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class Chance:
+    """A token, and the natural logarithm of its probability: the model's own, before anything that Sampling names.
+
+    raw: its bytes, None where an engine tells text alone. text: like OpenAI's, "bytes:\\xe2" for a part of a character.
+    """
+
+    text: str = field(repr=False)
+    logprob: float
+    raw: bytes | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, content: bytes, logprob: float) -> "Chance":
+        """By its bytes."""
+        try:
+            text = content.decode()
+        except UnicodeDecodeError:
+            text = "bytes:" + "".join(f"\\x{byte:02x}" for byte in content)
+        return cls(text, logprob, content)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A token of an answer, and the most probable ones in its place, itself among them or not."""
+
+    token: Chance
+    top: tuple[Chance, ...] = ()
+
+
+@dataclass(frozen=True)
 class Piece:
     """The next part of an answer. text: may be empty. tokens: how many it stands for. finish: in the last one only.
 
+    chosen: the tokens whose text is told by now, where `Sampling.logprobs` asks for them; not those that end an answer.
+    cached: in one piece at most, tokens of the prompt that had been read for an earlier answer.
     One without text, tokens and finish says no more than that work on the answer goes on. padding: it stands for a
     token behind the end, and is handed on like any other, so that nobody sees the end by what happens next.
     """
@@ -92,11 +133,13 @@ class Piece:
     tokens: int
     finish: FinishReason | None = None
     padding: bool = False
+    chosen: tuple[Chosen, ...] = ()
+    cached: int = 0
 
     @property
     def empty(self) -> bool:
         """Whether it says no more than that."""
-        return not (self.text or self.tokens or self.finish or self.padding)
+        return not (self.text or self.tokens or self.finish or self.padding or self.chosen)
 
 
 class Engine(Protocol):

@@ -28,7 +28,8 @@ import xllamacpp
 from gguf import GGUFReader, LlamaFileType
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from confide.enclave.engines.engine import PARALLEL, EngineFacts, Piece, Prompt, Sampling
+from confide.enclave.engines.answer_text import HeldTokens
+from confide.enclave.engines.engine import PARALLEL, Chance, Chosen, EngineFacts, Piece, Prompt, Sampling
 from confide.enclave.engines.held import digest_of
 from confide.enclave.engines.memory import available_bytes
 from confide.enclave.engines.prompts import Prompted, Prompts
@@ -84,7 +85,8 @@ class GgufEngine(Prompted):
         """An answer as llama.cpp gives it. Raises PromptTooLong, and EngineError where llama.cpp refuses."""
         prompt = await self._as_prompt(prompt)
         self._prompts.require_fit(len(prompt.tokens), sampling)
-        done = 0
+        self._prompts.require_known(sampling.logit_bias, len(self._prompts.tokenizer))
+        done, tokens = 0, HeldTokens()
         shown = [name for name in self._specials if any(name in text for text in sampling.stop)]
         request = _request(prompt.text, sampling) | {"preserved_tokens": shown}
         async with aclosing(self._complete(request)) as chunks:
@@ -94,10 +96,12 @@ class GgufEngine(Prompted):
                 _require_numbers(choice)
                 now = int(chunk["timings"]["predicted_n"])
                 text = choice["text"]
+                if sampling.logprobs is not None:
+                    _hold(tokens, choice, sampling.logprobs)
                 for name in shown:  # made visible for the stop texts alone
                     text = text.replace(name, "")
                 if now > done or text or choice["finish_reason"]:
-                    yield Piece(text, now - done, choice["finish_reason"])
+                    yield Piece(text, now - done, choice["finish_reason"], chosen=tokens.take())
                     done = now
 
     async def embed(self, texts: Sequence[str | Prompt]) -> list[list[float]]:
@@ -239,6 +243,23 @@ def _facts(
     )
 
 
+def _hold(tokens: HeldTokens, choice: dict[str, Any], most: int) -> None:
+    """Note a chunk's tokens and text, in bytes. Of a token that ends within a character llama.cpp tells nothing."""
+
+    def chance(entry: dict[str, Any]) -> Chance:
+        return Chance.of(bytes(entry["bytes"]), float(entry["logprob"]))
+
+    for entry in (choice["logprobs"] or {}).get("content", ()):
+        if entry["bytes"]:  # the others end answers, and are never shown
+            top = tuple(chance(one) for one in entry["top_logprobs"][:most])
+            tokens.add(Chosen(chance(entry), top), len(entry["bytes"]))
+    tokens.give(len(choice["text"].encode(errors="surrogatepass")))
+    if choice["finish_reason"] == "stop":
+        tokens.stop()
+    elif choice["finish_reason"]:
+        tokens.give_all()
+
+
 def _request(prompt: str, sampling: Sampling) -> dict[str, Any]:
     """A completion in the words of llama.cpp's server. What Sampling does not name is turned off."""
     return {
@@ -248,13 +269,19 @@ def _request(prompt: str, sampling: Sampling) -> dict[str, Any]:
         "timings_per_token": True,
         "cache_prompt": False,
         "max_tokens": sampling.max_tokens,
-        "samplers": ["temperature", "top_k", "top_p"],
+        "samplers": ["penalties", "temperature", "top_k", "top_p", "min_p"],
         "temperature": sampling.temperature,
         "top_k": sampling.top_k,
         "top_p": sampling.top_p,
+        "min_p": sampling.min_p,
+        "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
+        "repeat_penalty": 1.0,
+        "repeat_last_n": len(prompt) + sampling.max_tokens,  # all there is, and more
+        "logit_bias": {str(token): bias for token, bias in sampling.logit_bias.items()},
         "seed": _RANDOM_SEED if sampling.seed is None else sampling.seed % _RANDOM_SEED,
         "stop": list(sampling.stop),
-        "logprobs": 1,  # by which one can tell that the model computes numbers
+        "logprobs": max(1, sampling.logprobs or 0),  # one, by which one can tell that the model computes numbers
     }
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Final, cast
@@ -10,7 +10,7 @@ from typing import Final, cast
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from confide.enclave.engines.engine import EngineFacts, Message, Prompt, Sampling
-from confide.errors import PromptRefused, PromptTooLong
+from confide.errors import PromptRefused, PromptTooLong, RequestRefused
 from confide.models.conversation import render
 
 BYTES_PER_TOKEN: Final = 16
@@ -86,6 +86,13 @@ class Prompts:
             raise PromptRefused("A text is empty; give the model some words.")
         if tokens > most:
             raise PromptTooLong(f"A text has {tokens} tokens, but the model reads {most} at most; shorten it.")
+
+    def require_known(self, tokens: Iterable[int], vocabulary: int) -> None:
+        """RequestRefused where a logit bias is for none of the model's tokens."""
+        if any(token >= vocabulary for token in tokens):
+            raise RequestRefused(
+                f"`logit_bias` names a token that the model has not; its tokens are below {vocabulary}.", "logit_bias"
+            )
 
     def _require_readable(self, text: str) -> None:
         most = self.context * BYTES_PER_TOKEN

@@ -5,24 +5,17 @@ gives the same answer whatever else runs at the time.
 """
 
 import inspect
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from typing import Final, cast
 
 import torch
 import transformers
 from torch import Tensor
-from transformers import (
-    LogitsProcessorList,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from confide.enclave.engines.answer_text import AnswerText
+from confide.enclave.engines.answer_text import AnswerText, TokenBytes
+from confide.enclave.engines.choosing import Chooser, Likely
 from confide.enclave.engines.engine import EngineFacts, Piece, Prompt, Sampling
 from confide.enclave.engines.held import Buffer, digest_of
 from confide.enclave.engines.prompts import Prompted, Prompts
@@ -52,6 +45,8 @@ class TransformersEngine(Prompted):
         super().__init__(_facts(model, name, prompts), prompts)
         self._model = model
         self._decoder = cast(PreTrainedTokenizerFast, tokenizer).backend_tokenizer
+        self._bytes = TokenBytes(self._decoder)
+        self._vocabulary = int(model.config.get_text_config().vocab_size)
         self._ends = frozenset(end_tokens(model, tokenizer))
         self._turns = Turns("transformers engine")
 
@@ -59,6 +54,7 @@ class TransformersEngine(Prompted):
         """An answer, a token at a time. Raises PromptTooLong, and EngineError where the model fails."""
         tokens = list((await self._as_prompt(prompt)).tokens)
         self._prompts.require_fit(len(tokens), sampling)
+        self._prompts.require_known(sampling.logit_bias, self._vocabulary)
         async with aclosing(self._turns.run(self._answer(tokens, sampling))) as pieces:
             async for piece in pieces:
                 yield piece or Piece("", 0)
@@ -110,7 +106,7 @@ class TransformersEngine(Prompted):
     def _answer(self, prompt: list[int], sampling: Sampling) -> Iterator[Piece | None]:
         """One step is one token of the answer, and None for a part of the prompt."""
         text = AnswerText(self._decoder, prompt, sampling.stop)
-        choose = _chooser(sampling)
+        choose = Chooser(sampling)
         reading = _Reading(self._model)
         for start in range(0, len(prompt), PREFILL):
             reading.read(prompt[start : start + PREFILL])
@@ -118,16 +114,17 @@ class TransformersEngine(Prompted):
         for left in reversed(range(sampling.max_tokens)):
             token = choose(reading.logits)
             if token in self._ends:
-                yield Piece(text.rest(), 1, "stop")
+                yield Piece(text.rest(), 1, "stop", chosen=text.take_chosen())
                 return
-            part = text.add(token)
+            likely = None if sampling.logprobs is None else Likely(reading.logits, sampling.logprobs)
+            part = text.add(token, None if likely is None else likely.chosen(token, self._bytes))
             if text.stopped:
-                yield Piece(part, 1, "stop")
+                yield Piece(part, 1, "stop", chosen=text.take_chosen())
                 return
             if not left:
-                yield Piece(part + text.rest(), 1, "length")
+                yield Piece(part + text.rest(), 1, "length", chosen=text.take_chosen())
                 return
-            yield Piece(part, 1)
+            yield Piece(part, 1, chosen=text.take_chosen())
             reading.read([token])
 
     def _embeddings(self, inputs: list[list[int]]) -> Iterator[list[list[float]] | None]:
@@ -168,29 +165,6 @@ class _Reading:
             raise EngineFault(
                 "The model computes what is no number, so it has no answer; its operator must restart it."
             )
-
-
-def _chooser(sampling: Sampling) -> Callable[[Tensor], int]:
-    """How the next token is chosen from its logits: temperature, then top_k, then top_p, then by chance."""
-    if sampling.temperature == 0:
-        return lambda logits: int(logits.argmax())
-    warpers = LogitsProcessorList([TemperatureLogitsWarper(sampling.temperature)])
-    if sampling.top_k:
-        warpers.append(TopKLogitsWarper(sampling.top_k))
-    if sampling.top_p < 1:
-        warpers.append(TopPLogitsWarper(sampling.top_p))
-    generator = torch.Generator()
-    if sampling.seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(sampling.seed % 2**64)
-    nothing = torch.LongTensor(1, 0)  # these three look at no earlier token
-
-    def choose(logits: Tensor) -> int:
-        probabilities = warpers(nothing, logits[None]).softmax(-1)
-        return int(torch.multinomial(probabilities, 1, generator=generator))
-
-    return choose
 
 
 def _facts(model: PreTrainedModel, name: str, prompts: Prompts) -> EngineFacts:

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from confide.enclave.connector import Connector
 from confide.enclave.connector_http import async_through
-from confide.enclave.engines.engine import EngineFacts, FinishReason, Piece, Prompt, Sampling
+from confide.enclave.engines.engine import Chance, Chosen, EngineFacts, FinishReason, Piece, Prompt, Sampling
 from confide.enclave.engines.prompts import Prompted, Prompts
 from confide.errors import (
     AnswerTimedOut,
@@ -24,6 +24,7 @@ from confide.errors import (
     EngineUnavailable,
     InsecureConnection,
     PromptRefused,
+    RequestRefused,
 )
 from confide.net.loopback import is_loopback
 from confide.printable import printable
@@ -43,9 +44,18 @@ _REFUSALS: Final[Mapping[int, type[EngineError]]] = {
 """What a status of the server's means. Any other is its own fault."""
 
 
+class _Logprobs(msgspec.Struct):
+    """OpenAI's form for completions."""
+
+    tokens: list[str] = []
+    token_logprobs: list[float | None] = []
+    top_logprobs: list[dict[str, float] | None] | None = None
+
+
 class _Choice(msgspec.Struct):
     text: str = ""
     finish_reason: str | None = None
+    logprobs: _Logprobs | None = None
 
 
 class _Usage(msgspec.Struct):
@@ -113,6 +123,7 @@ class UpstreamEngine(Prompted):
         """
         prompt = await self._as_prompt(prompt)
         self._prompts.require_fit(len(prompt.tokens), sampling)
+        self._prompts.require_known(sampling.logit_bias, len(self._prompts.tokenizer))
         finish: FinishReason | None = None
         tokens: int | None = None
         async with self._stream("completions", self._request(prompt.text, sampling)) as chunks:
@@ -120,8 +131,9 @@ class UpstreamEngine(Prompted):
                 tokens = chunk.usage.completion_tokens if chunk.usage else tokens
                 for choice in chunk.choices:
                     finish = _finish(choice) or finish
-                    if choice.text:
-                        yield Piece(choice.text, 0)
+                    chosen = () if sampling.logprobs is None else _chosen(choice, sampling.logprobs)
+                    if choice.text or chosen:
+                        yield Piece(choice.text, 0, chosen=chosen)
         if finish is None or tokens is None:
             raise EngineFault(
                 "The model's server ended its answer without a finish reason or usage; use one that knows "
@@ -163,8 +175,14 @@ class UpstreamEngine(Prompted):
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
         }
-        if sampling.top_k:  # not in the OpenAI protocol, so only servers that are asked for it have to know it
-            request["top_k"] = sampling.top_k
+        # Only servers that are asked for these have to know them; the first two are not in the OpenAI protocol.
+        for name in ("top_k", "min_p", "presence_penalty", "frequency_penalty"):
+            if value := getattr(sampling, name):
+                request[name] = value
+        if sampling.logit_bias:
+            request["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias.items()}
+        if sampling.logprobs is not None:
+            request["logprobs"] = sampling.logprobs
         if sampling.seed is not None:
             request["seed"] = sampling.seed
         if sampling.stop:
@@ -211,6 +229,30 @@ def _finish(choice: _Choice) -> FinishReason | None:
             "log."
         )
     return finish
+
+
+def _chosen(choice: _Choice, most: int) -> tuple[Chosen, ...]:
+    """What a server tells of its tokens; RequestRefused where it tells nothing of a text."""
+    if choice.logprobs is None:
+        if choice.text:
+            raise RequestRefused("The model's server tells no logprobs; leave them out.", "logprobs")
+        return ()
+    told = choice.logprobs
+    tops = told.top_logprobs or [None] * len(told.tokens)
+    if not len(told.tokens) == len(told.token_logprobs) == len(tops):
+        raise EngineFault("The model's server tells of more or fewer tokens than it gave; look into its log.")
+    return tuple(
+        Chosen(
+            Chance(token, logprob),
+            tuple(Chance(text, value) for text, value in sorted((top or {}).items(), key=_by_logprob)[:most]),
+        )
+        for token, logprob, top in zip(told.tokens, told.token_logprobs, tops, strict=True)
+        if logprob is not None
+    )
+
+
+def _by_logprob(entry: tuple[str, float]) -> float:
+    return -entry[1]
 
 
 @contextmanager

@@ -367,7 +367,7 @@ class RemoteProduct(Closing):
         made, by the server's word; None without a connection.
         """
         connection = self._link.connected
-        return None if connection is None else connection.welcome.disclosed
+        return None if connection is None else connection.welcome.allowance.disclosed
 
     @property
     def ms_ahead_per_token(self) -> float:
