@@ -1,4 +1,4 @@
-"""Byte vectors of ACI, version aci/1, as facts: https://github.com/Dstack-TEE/private-ai-gateway, spec/test-vectors.md."""
+"""ACI's byte vectors, as facts: https://github.com/Dstack-TEE/private-ai-gateway, spec/test-vectors.md, aci/1."""
 
 KEYSET = {
     "subject": "dstack-app://example-app",

@@ -25,7 +25,17 @@ _Fields = TypeVar("_Fields")
 def read_document(data: bytes, what: str, most: int) -> Document:
     """The JSON object in these bytes, which has a canonical form. what: its name, for errors. most: bytes.
 
-    MalformedReceipt for anything else: I-JSON (RFC 7493) has no name twice, so two readers never see two documents.
+    MalformedReceipt for anything else.
+    """
+    document = read_json(data, what, most)
+    canonical(document, what)
+    return document
+
+
+def read_json(data: bytes, what: str, most: int) -> Document:
+    """The same for a document that is not hashed whole.
+
+    I-JSON (RFC 7493) has no name twice, so that two readers never see two documents.
     """
     if len(data) > most:
         raise MalformedReceipt(f"A {what} has at most {most >> 10} KiB; this is none, get the file again.")
@@ -35,7 +45,6 @@ def read_document(data: bytes, what: str, most: int) -> Document:
         raise _malformed(what) from None
     if not isinstance(document, dict) or not _shallow(document):
         raise _malformed(what)
-    canonical(document, what)
     return document
 
 

@@ -25,6 +25,7 @@ from confide.errors import (
     ServerBusy,
     ServerFault,
     UnknownModel,
+    UnknownReceipt,
 )
 
 _INVALID: Final = "invalid_request_error"
@@ -33,6 +34,7 @@ _KINDS: Final[Mapping[type[Exception], tuple[int, str]]] = {
     RequestTooLarge: (413, _INVALID),
     RequestTimedOut: (408, _INVALID),
     UnknownModel: (404, _INVALID),
+    UnknownReceipt: (404, "not_found"),
     PromptRefused: (400, _INVALID),
     EngineError: (502, "server_error"),
     EngineUnavailable: (503, "server_error"),
