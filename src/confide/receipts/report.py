@@ -31,23 +31,30 @@ class _Attestation(msgspec.Struct, frozen=True):
     evidence: dict[str, Any]
 
 
+class _Capabilities(msgspec.Struct, frozen=True):
+    serving: str = ""
+
+
 class _Fields(msgspec.Struct, frozen=True):
     api_version: Literal["aci/1"]
     workload_keyset_digest: Digest
     attestation: _Attestation
+    service_capabilities: _Capabilities = _Capabilities()
 
 
 @dataclass(frozen=True)
 class Report:
     """A report as its document says it, and nothing about whether its evidence holds.
 
-    report_data: 32 bytes in hexadecimal. evidence: None for a form that is not known here.
+    report_data: 32 bytes in hexadecimal. serving: whatever is not "direct" is an aggregator (appendix B).
+    evidence: None for a form that is not known here.
     """
 
     keyset: Keyset
     keyset_digest: str
     report_data: str
     tee_type: str
+    serving: str
     evidence: Evidence | None
     collateral: Collateral
 
@@ -59,7 +66,10 @@ class Report:
         keyset = Keyset.of(said.workload_keyset)
         keyset.canonical  # noqa: B018 - which it must have
         evidence, collateral = _evidence(said)
-        return cls(keyset, fields.workload_keyset_digest, said.report_data, said.tee_type, evidence, collateral)
+        serving = fields.service_capabilities.serving
+        return cls(
+            keyset, fields.workload_keyset_digest, said.report_data, said.tee_type, serving, evidence, collateral
+        )
 
 
 def _evidence(said: _Attestation) -> tuple[Evidence | None, Collateral]:
