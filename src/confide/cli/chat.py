@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from confide.client.session import Pieces, Session
 
 HELP = (
-    "/verify  verify again, show every check   /clear  forget the conversation   /quit  leave   Ctrl-C  stop an answer"
+    "/verify  verify again, show every check   /receipt  check the last answer's   /clear  forget the conversation   "
+    "/quit  leave   Ctrl-C  stop an answer"
 )
 
 
@@ -100,6 +101,8 @@ class Chat:
                 pass
             case "/verify":
                 self._verify()
+            case "/receipt":
+                self._receipt()
             case "/clear":
                 self._conversation.clear()
                 output.note("The conversation is forgotten.")
@@ -134,6 +137,15 @@ class Chat:
             show(self._session.verify())
         output.console.print(Text(str(self._session.trust)), soft_wrap=True)
         output.console.print(headline(self._session), soft_wrap=True)
+
+    def _receipt(self) -> None:
+        from confide.cli.receipt import show
+        from confide.client.enclave import EnclaveSession
+
+        if isinstance(self._session, EnclaveSession):
+            show(self._session.receipt())
+        else:
+            output.note("A server of layers signs no receipts: this machine checked every product itself.")
 
 
 def headline(session: "Session") -> Text:

@@ -95,10 +95,13 @@ def grounds_of_bundle(
 
     policy, now: in place of the bundle's own, which are whoever froze it's.
     """
-    result = bundle.reverify(verifier, policy=policy, now=now)
-    claims = result.claims
+    return grounds_of_statement(bundle.reverify(verifier, policy=policy, now=now), bundle.statement)
+
+
+def grounds_of_statement(result: AttestationResult, said: Statement | None) -> Grounds:
+    """From a verdict on evidence, and what the workload says of itself. MalformedReceipt where its keyset is none."""
     # A verdict ignores a statement that the hardware did not sign, as long as the policy asks nothing of it.
-    statement = Subject(claims, result.at, bundle.statement).signed_statement if claims else None
+    statement = Subject(result.claims, result.at, said).signed_statement if result.claims else None
     digits = "" if statement is None else statement.channel_keys.get(PURPOSE, "")
     keyset = Keyset.parse(digits) if digits else None
     bound = check(
