@@ -1,6 +1,7 @@
 """`session.receipt()`: for exactly what was asked and answered, whatever the workload would like to show instead."""
 
 import asyncio
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import confide
 from confide.attest.check import Outcome
 from confide.attest.configuration import Egress
 from confide.attest.simulated import SimulatedTee
+from confide.cli.app import main
 from confide.client.enclave import EnclaveSession
 from confide.enclave.api.answer import Serving
 from confide.enclave.api.public import public_app
@@ -115,3 +117,26 @@ def test_one_by_another_key(session: EnclaveSession, workload: Workload) -> None
     session.verify()
     session.chat("hello")
     assert all_passed(session.receipt())
+
+
+def test_kept_for_whoever_audits_it(
+    session: EnclaveSession, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "".join(session.chat("hello", stream=True))
+    kept = tmp_path / "kept"
+    session.save_receipt(kept)
+    assert {path.name for path in kept.iterdir()} == {"receipt.json", "bundle.json", "request", "response"}
+    assert all(path.stat().st_mode & 0o077 == 0 for path in kept.iterdir())
+    with pytest.raises(FileExistsError):
+        session.save_receipt(kept)
+    command = ["confide", "receipt", "verify", str(kept / "receipt.json"), "--simulated-root", str(folder / "root.pem")]
+    for name in ("bundle", "request", "response"):
+        command += [f"--{name}", str(kept / (f"{name}.json" if name == "bundle" else name))]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
+    (kept / "response").write_bytes(b"other")
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 10

@@ -15,7 +15,7 @@ from confide.attest.result import AttestationResult
 from confide.client.attested import Standing, verify_workload
 from confide.client.hop import LONG_TIMEOUT, TIMEOUT, server_address, tls_context
 from confide.client.ra_tls import AsyncAttestedTlsTransport, AttestedTlsTransport, unauthenticated_context
-from confide.client.receipts import AsyncWitnessedTransport, Witness, WitnessedTransport, fetch_receipt
+from confide.client.receipts import AsyncWitnessedTransport, Witness, WitnessedTransport, fetch_receipt, save_receipt
 from confide.client.relying_party import RelyingParty
 from confide.client.session import Pieces, Session
 from confide.client.transport import AsyncEncryptedTransport, EncryptedTransport
@@ -154,6 +154,17 @@ class EnclaveSession(Session):
         other bytes, or by another key than the evidence speaks for. Of a stopped stream the answer is not checked.
         """
         return fetch_receipt(self._inside, self._base_url, self._witness.last, self._standing.last)
+
+    def save_receipt(self, folder: Path | str) -> ReceiptResult:
+        """The same, kept in a folder with all that verifying it offline takes: `confide receipt verify` says how.
+
+        receipt.json and bundle.json hold digests; request and response are the question and the answer in the clear.
+        FileExistsError where there are such files already.
+        """
+        exchange, verified = self._witness.last, self._standing.last
+        result = fetch_receipt(self._inside, self._base_url, exchange, verified)
+        save_receipt(Path(folder), result, self._party.freeze(verified), exchange)
+        return result
 
     @cached_property
     def async_openai(self) -> "AsyncOpenAI":

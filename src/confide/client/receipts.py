@@ -2,12 +2,15 @@
 
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final, cast
 
 import httpx
 
+from confide.attest.bundle import Bundle
 from confide.client.hop import read_bounded
 from confide.client.relying_party import Verified
+from confide.disk.files import create_file
 from confide.errors import ProtocolError, ReceiptRefused, UnknownReceipt
 from confide.receipts.receipt import MAX_RECEIPT_BYTES, Receipt
 from confide.receipts.verify import ReceiptResult, grounds_of_statement, verify_receipt
@@ -141,3 +144,14 @@ def fetch_receipt(http: httpx.Client, base_url: str, exchange: Exchange | None, 
             "the workload's operator."
         )
     return result
+
+
+def save_receipt(folder: Path, result: ReceiptResult, bundle: Bundle, exchange: Exchange | None) -> None:
+    """Keep a receipt for whoever audits it later, each file for its owner only. FileExistsError."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    create_file(folder / "receipt.json", result.receipt.write())
+    create_file(folder / "bundle.json", bundle.write())
+    if exchange is not None:
+        create_file(folder / "request", exchange.request)
+        if exchange.whole:
+            create_file(folder / "response", bytes(exchange.response))
