@@ -24,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "receipt.json": scene.receipt().write(),
         "changed.json": scene.receipt().write().replace(b'"m"', b'"other"'),
         "bundle": scene.bundle.write(),
-        "report": write_report(scene.keyset, data, scene.tee.read(data), scene.tee.collateral(), None),
+        "report": write_report(scene.keyset, data, scene.tee.read(data), scene.tee.collateral()),
         "collateral": scene.tee.collateral().documents["dcap"],
         "request": REQUEST,
         "response": RESPONSE,

@@ -225,7 +225,7 @@ def report_of(
     scene: Scene, change: Callable[[dict[str, Any]], None] = lambda _: None, nonce: str | None = NONCE
 ) -> Report:
     data = report_data(scene.keyset.digest, nonce)
-    document = json.loads(write_report(scene.keyset, data, scene.tee.read(data), scene.tee.collateral(), None))
+    document = json.loads(write_report(scene.keyset, data, scene.tee.read(data), scene.tee.collateral()))
     change(document)
     return Report.read(json.dumps(document).encode())
 

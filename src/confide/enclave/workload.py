@@ -56,13 +56,16 @@ class Workload:
         if self.tls_spki:
             keys[TLS_PURPOSE] = self.tls_spki
         statement = Statement(nonce, self.model_digest, self.policy_version, keys, self.configuration)
-        collateral = self.collateral()
-        if self.release is not None:
-            collateral = replace(collateral, documents={**collateral.documents, RELEASE: self.release})
-        return Attested.make(self.reader.read(statement.digest()), statement, collateral)
+        return Attested.make(self.reader.read(statement.digest()), statement, self._collateral())
 
     def report(self, nonce: str | None) -> bytes:
         """Fresh evidence in ACI's form, which binds the keyset alone. nonce: 32 bytes in hexadecimal, or none."""
         keyset = self.keyset
         data = report_data(keyset.digest, nonce)
-        return write_report(keyset, data, self.reader.read(data), self.collateral(), self.release)
+        return write_report(keyset, data, self.reader.read(data), self._collateral())
+
+    def _collateral(self) -> Collateral:
+        collateral = self.collateral()
+        if self.release is None:
+            return collateral
+        return replace(collateral, documents={**collateral.documents, RELEASE: self.release})

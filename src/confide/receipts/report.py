@@ -1,6 +1,5 @@
 """An attestation report of ACI (4.1): evidence, and the keyset that it was made for."""
 
-import json
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal
@@ -85,12 +84,10 @@ def _evidence(said: _Attestation) -> tuple[Evidence | None, Collateral]:
     return None, Collateral()
 
 
-def write_report(
-    keyset: Keyset, report_data: bytes, evidence: Evidence, collateral: Collateral, release: bytes | None
-) -> bytes:
+def write_report(keyset: Keyset, report_data: bytes, evidence: Evidence, collateral: Collateral) -> bytes:
     """A workload's own. report_data: as `keyset.report_data` makes it, and as the evidence has it.
 
-    release: whose build this is, for whoever reads it. The digest of the image is the evidence's, and not said again.
+    Whose build this is, a release says that comes with the collateral; measurements are in the evidence.
     """
     wire = {"evidence": WireEvidence.of(evidence), "collateral": WireCollateral.of(collateral)}
     shown: dict[str, Any] = {_OURS: wire}
@@ -107,7 +104,7 @@ def write_report(
                 "repo_url": None,
                 "repo_commit": None,
                 "image_digest": None,
-                "image_provenance": None if release is None else json.loads(release),
+                "image_provenance": None,
             },
             "evidence": shown,
         },

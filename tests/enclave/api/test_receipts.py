@@ -177,6 +177,11 @@ def test_the_report_binds_the_keyset(
     assert answer.json()["service_capabilities"]["serving"] == "direct"
 
 
+def test_a_release_goes_along(tee: SimulatedTee) -> None:
+    report = Report.read(Workload(tee, tee.collateral, release=b"whatever it is").report(None))
+    assert report.collateral.documents["release"] == b"whatever it is"
+
+
 @pytest.mark.parametrize("nonce", ["", "ab", "AB" * 32, "ab" * 33, "zz" * 32])
 def test_an_odd_nonce_is_refused(client: TestClient, nonce: str) -> None:
     answer = client.get("/v1/aci/attestation", params={"nonce": nonce})
