@@ -4,7 +4,9 @@ import json
 
 from tests.receipts import vectors
 
+from confide.attest.configuration import SamplingDefaults
 from confide.receipts.documents import canonical
+from confide.receipts.events import sampling_event
 from confide.receipts.keyset import Keyset
 from confide.receipts.receipt import Receipt
 from confide.receipts.report import Report
@@ -44,6 +46,13 @@ def session(data: bytes) -> None:
     verify_receipt(Receipt.of(vectors.RECEIPT), _GROUNDS, session=read)
 
 
+def sampling(data: bytes) -> None:
+    """A request, of which only numbers are read."""
+    event = sampling_event(data, SamplingDefaults(1.0, 0.95, 40, 8192))
+    if event and not event["digest"].startswith("sha256:"):
+        raise AssertionError("this is no digest")
+
+
 def _report() -> list[bytes]:
     said = {"tee_type": "tdx", "workload_keyset": vectors.KEYSET, "report_data": vectors.REPORT_DATA}
     forms = (
@@ -73,10 +82,11 @@ def _receipts() -> list[bytes]:
     return [json.dumps(vectors.RECEIPT).encode(), json.dumps(vectors.RECEIPT | {"event_log": own}).encode()]
 
 
-TARGETS = {"receipt": receipt, "keyset": keyset, "report": report, "session": session}
+TARGETS = {"receipt": receipt, "keyset": keyset, "report": report, "session": session, "sampling": sampling}
 SEEDS = {
     "receipt": _receipts,
     "keyset": lambda: [json.dumps(vectors.KEYSET).encode()],
     "report": _report,
     "session": lambda: [json.dumps(vectors.SESSION).encode()],
+    "sampling": lambda: [vectors.REQUEST, b'{"temperature": 0.5, "seed": 18446744073709551615, "max_tokens": 9}'],
 }
