@@ -19,6 +19,7 @@ from confide.client.enclave import EnclaveSession
 from confide.enclave.api.answer import Serving
 from confide.enclave.api.public import public_app
 from confide.enclave.configuration import configuration_with, own_configuration
+from confide.enclave.ra_tls import RaTls
 from confide.enclave.workload import Workload
 from confide.errors import ReceiptRefused, UnknownReceipt
 from confide.receipts.receipt import Receipt, ReceiptKey
@@ -117,6 +118,17 @@ def test_one_by_another_key(session: EnclaveSession, workload: Workload) -> None
     session.verify()
     session.chat("hello")
     assert all_passed(session.receipt())
+
+
+def test_where_tls_ends_inside(workload: Workload, folder: Path) -> None:
+    tls = RaTls(workload)
+    app = public_app(workload, Serving(FakeEngine()), tls_ends_here=True)  # type: ignore[arg-type]
+    with serving(app, tls.context) as url:
+        with confide.connect(url, simulated_root=folder / "root.pem", ra_tls=True) as session:
+            session.chat("hello")
+            assert isinstance(session, EnclaveSession)
+            assert all_passed(session.receipt())
+    assert workload.keyset.document["tls_public_keys"] == [{"spki_sha256": workload.tls_spki}]
 
 
 def test_kept_for_whoever_audits_it(
