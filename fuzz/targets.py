@@ -21,6 +21,7 @@ _GROUPS = (
     "platforms",
     "answers",
     "gpus",
+    "receipts",
 )
 
 Target = Callable[[bytes], None]

@@ -7,13 +7,19 @@ from pathlib import Path
 import pytest
 from tests.cli.command import run
 from tests.client.workload import MODEL, FakeWorkload, serving, simulated
+from tests.enclave.fake_engine import FakeEngine
+from tests.enclave.serving import serving as serving_app
 
 import confide
 from confide.attest.policy import SimulatedPolicy
 from confide.attest.policy_toml import to_toml
 from confide.attest.requirements import Model
+from confide.attest.simulated import SimulatedTee
 from confide.cli.chat import Chat, headline
 from confide.cli.output import KEPT
+from confide.enclave.api.answer import Serving
+from confide.enclave.api.public import public_app
+from confide.enclave.workload import Workload
 from confide.printable import printable
 
 DIGEST = "ab" * 32
@@ -93,6 +99,21 @@ def test_a_chat_with_commands(fake: FakeWorkload, root: Path, capsys: pytest.Cap
     said = [[turn["content"] for turn in messages] for messages in asked]
     assert said == [["abc"], ["abc", "cba", "too long"], ["abc", "cba", "def"], ["ghi"]]
     assert fake.seen.count("/attestation") == 1
+
+
+def test_receipts(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tee = SimulatedTee.open(root.parent)
+    with serving_app(public_app(Workload(tee, tee.collateral), Serving(FakeEngine()))) as url:  # type: ignore[arg-type]
+        with confide.connect(url, simulated_root=root) as session:
+            keep = f"/receipt {tmp_path / 'kept'}"
+            Chat(session).run(["/receipt", "abc", "/receipt", keep, keep])
+    out = capsys.readouterr()
+    assert "unknown-receipt" in out.err  # before there is an answer
+    assert out.out.count("receipt-signature") == 2
+    assert "verified: all" in out.out
+    assert "in the clear" in out.err
+    assert (tmp_path / "kept" / "receipt.json").exists()
+    assert "machine" in out.err  # the second time the files are there
 
 
 def test_a_changed_key_is_verified_on_request(

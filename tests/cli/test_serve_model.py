@@ -128,6 +128,18 @@ def test_what_runs_is_in_the_evidence(place: Place, server: dict[str, object]) -
             place.connect(server, policy=SimulatedPolicy.all_of(Weights(("11" * 32,))))
 
 
+def test_an_answer_has_a_receipt_that_names_the_weights_in_memory(place: Place, server: dict[str, object]) -> None:
+    with place.connect(server) as session:
+        session.chat(PROMPT, **GREEDY)
+        result = session.receipt()
+        assert result.verified
+        assert {one.code for one in result.checks if not one.passed} == {"receipt-chain"}
+        assert session.configuration is not None
+        assert session.configuration.weights is not None
+        (weights,) = result.receipt.events("confide.weights")
+        assert weights["digest"] == session.configuration.weights.digest
+
+
 def _options(place: Place) -> dict[str, str]:
     return {"simulated-tee": str(place.folder / "tee"), "keys": place.broker}
 

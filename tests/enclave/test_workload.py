@@ -14,7 +14,10 @@ def test_evidence_speaks_for_the_channel_key_and_the_nonce(tmp_path: Path) -> No
     evidence, collateral = shown.evidence.thaw(), shown.collateral.thaw()
     claims = Verifier(tee.roots()).verify(evidence, collateral, datetime.now(UTC))
     assert shown.statement.is_bound_by(claims.report_data, claims.family)
-    assert shown.statement.channel_keys == {"hpke": workload.key.public.raw.hex()}
+    assert shown.statement.channel_keys == {
+        "hpke": workload.key.public.raw.hex(),
+        "aci-keyset": workload.keyset.canonical.hex(),
+    }
     assert shown.statement.nonce == "cd" * 32
     assert shown.statement.model_digest == "ab" * 32
     assert not workload.attest("ce" * 32).statement.is_bound_by(claims.report_data, claims.family)

@@ -1,4 +1,4 @@
-"""Every parser of evidence, of collateral and of policies has a target that reaches it with what is kept."""
+"""Every parser of evidence, collateral, policies and receipts has a target that reaches it with what is kept."""
 
 import ast
 import functools
@@ -13,6 +13,7 @@ from fuzz.targets import corpus, targets
 import confide
 
 ATTEST = Path(confide.__file__).parent / "attest"
+RECEIPTS = ATTEST.parent / "receipts"
 PARSERS = {
     "bundle.py": {"Bundle.read": "bundle"},
     "cbor.py": {"decode": "nitro-document"},
@@ -64,8 +65,14 @@ PARSERS = {
         "verify_quote": "tpm-signature",
     },
     "reading/tpm.py": {"parse_registers": "tpm-registers"},
+    "../receipts/documents.py": {"read_document": "receipt", "read_json": "report"},
+    "../receipts/events.py": {"sampling_event": "sampling"},
+    "../receipts/keyset.py": {"Keyset.read": "keyset"},
+    "../receipts/receipt.py": {"Receipt.read": "receipt"},
+    "../receipts/report.py": {"Report.read": "report"},
+    "../receipts/session.py": {"AttestedSession.read": "session"},
 }
-"""What takes outside bytes apart, by its module below `attest`, with a target that must reach it."""
+"""What takes outside bytes apart, by its module, seen from `attest`, with a target that must reach it."""
 NO_PARSERS = {
     "chain.py": {"_parsed", "list_date"},  # by way of the three above
     "collateral_files.py": {"_sort", "_sort_json", "_sort_pem", "_blocks", "_sort_der", "_sort_status", "_sort_key"},
@@ -73,6 +80,7 @@ NO_PARSERS = {
     "der.py": {"_only", "_first"},  # by way of elements
     "evidence_files.py": {"_quoted", "_listed", "_plain", "_unwrapped", "_extended", "_family_of_quote"},
     "evidence.py": {"qualifying_data"},  # a hash
+    "../receipts/documents.py": {"digest_of"},  # a hash
     "families/dcap_signature.py": {"_public_key"},  # of the library, 64 bytes that the quoting enclave signed
     "families/dcap_quote.py": {"Reader.__init__"},
     "families/nvidia.py": {"_manifest"},  # by way of ReferenceManifest.read
@@ -92,7 +100,7 @@ CASES = [(module, name, target) for module, found in PARSERS.items() for name, t
 
 @functools.cache
 def reached(target: str) -> frozenset[tuple[str, str]]:
-    """The functions of attest, by module and name, that this target calls for its kept inputs."""
+    """The functions of both packages, by module and name, that this target calls for its kept inputs."""
     found: set[tuple[str, str]] = set()
     names = _names()
 
@@ -115,14 +123,17 @@ def reached(target: str) -> frozenset[tuple[str, str]]:
 def _names() -> dict[tuple[str, int], tuple[str, str]]:
     """Functions by file and first line, which is that of the first decorator."""
     return {
-        (str(ATTEST / module), min([node.lineno, *(one.lineno for one in node.decorator_list)])): (module, name)
+        (str((ATTEST / module).resolve()), min([node.lineno, *(one.lineno for one in node.decorator_list)])): (
+            module,
+            name,
+        )
         for module, name, node in _functions()
     }
 
 
 def _functions() -> Iterator[tuple[str, str, ast.FunctionDef]]:
-    for path in sorted(ATTEST.rglob("*.py")):
-        module = path.relative_to(ATTEST).as_posix()
+    for path in sorted([*ATTEST.rglob("*.py"), *RECEIPTS.rglob("*.py")]):
+        module = path.relative_to(ATTEST).as_posix() if path.is_relative_to(ATTEST) else f"../receipts/{path.name}"
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.FunctionDef):
                 yield module, node.name, node

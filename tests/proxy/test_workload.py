@@ -12,11 +12,17 @@ import openai
 import pytest
 from starlette.responses import JSONResponse, PlainTextResponse
 from tests.client.workload import MODEL, FakeWorkload, serving, simulated
+from tests.enclave.fake_engine import FakeEngine
+from tests.enclave.serving import serving as serving_app
 from tests.proxy.local import proxied, settled
 
 from confide.attest.policy import SimulatedPolicy
 from confide.attest.policy_toml import to_toml
 from confide.attest.requirements import Model
+from confide.attest.simulated import SimulatedTee
+from confide.enclave.api.answer import Serving
+from confide.enclave.api.public import public_app
+from confide.enclave.workload import Workload
 from confide.errors import InsecureConnection, InvalidPolicy
 from confide.proxy.workload import WorkloadAddress, WorkloadBackend
 
@@ -68,6 +74,17 @@ def test_a_name_of_ones_own_stands_for_the_workloads_model(place: Place) -> None
             client.completions.create(model=MODEL, prompt="abc")
     path, body = place.fake.prompts[-1]
     assert (path, json.loads(body)["model"]) == ("/v1/completions", MODEL)
+
+
+def test_the_id_of_a_receipt_is_handed_on(place: Place) -> None:
+    tee = SimulatedTee.open(place.root.parent)
+    app = public_app(Workload(tee, tee.collateral), Serving(FakeEngine()))  # type: ignore[arg-type]
+    with serving_app(app) as workload:
+        address = WorkloadAddress(workload, simulated_root=place.root)
+        with proxied(lambda: [WorkloadBackend("", address, EVER)]) as url, sdk(url) as client:
+            settled(url, "ready")
+            answer = client.completions.with_raw_response.create(model="echo", prompt="abc")
+    assert len(bytes.fromhex(answer.headers["confide-receipt"])) >= 16
 
 
 def test_headers_of_the_program_stay_here(place: Place) -> None:

@@ -2,7 +2,8 @@
 
 Families name the clause of what they verify themselves; this is for checks of policies, whose code says what is asked
 for. Sources: RFC 9334 (RATS architecture); Intel SDM volume 3D (SGX); Intel TDX Module ABI, structure TDREPORT; Intel
-PCS API v4; AMD 56860 (SEV-SNP firmware ABI); TPM 2.0 Library, part 2; AWS Nitro Enclaves, "attestation process".
+PCS API v4; AMD 56860 (SEV-SNP firmware ABI); TPM 2.0 Library, part 2; AWS Nitro Enclaves, "attestation process";
+ACI: Attested Confidential Inference, version aci/1 (receipts).
 """
 
 import re
@@ -69,8 +70,10 @@ _BY_CODE: Final[Mapping[str, str]] = MappingProxyType(
         "evidence-unavailable": "RFC 9334, 8.1 (evidence)",
         "invalid-signature": "RFC 5280, 6.1.3; RFC 9334, 12.2 (protection of messages)",
         "malformed-evidence": "RFC 9334, 8.1 (evidence)",
+        "malformed-receipt": "ACI aci/1, 7.2 and 7.3 (receipts), appendix A",
         "no-trusted-environment": "RFC 9334, 3.1 (attesting environment)",
         "outside-validity": "RFC 5280, 6.1.3 and 6.3.3; Intel PCS v4, nextUpdate",
+        "receipt-refused": "ACI aci/1, 9.3 (verify the response)",
         "revoked": "RFC 5280, 6.3.3",
         "unknown-root": "RFC 5280, 6.1.1; RFC 9334, 7.4 (trust anchors)",
         "unknown-tcb": "Intel PCS v4, tcbLevels",

@@ -1,8 +1,9 @@
 """A verdict in words: one row for each check, for whatever prints tables."""
 
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from confide.attest.check import Outcome
+from confide.attest.check import Check, Outcome
 from confide.attest.result import AttestationResult
 from confide.printable import printable
 
@@ -22,7 +23,12 @@ class Row(NamedTuple):
 
 def explain(result: AttestationResult) -> list[Row]:
     """Every check, those that failed first, and then those that were not made. A workload chose some of the words."""
-    checks = sorted(result.checks, key=lambda check: _ORDER.index(check.outcome))
+    return rows(result.checks)
+
+
+def rows(checks: Iterable[Check]) -> list[Row]:
+    """The same for checks of whatever."""
+    checks = sorted(checks, key=lambda check: _ORDER.index(check.outcome))
     return [
         Row(*map(printable, (check.code, check.expected, check.seen, _WORDS[check.outcome], check.clause)))
         for check in checks

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from confide.attest.appraise import Verifies
     from confide.attest.bundle import Bundle
+    from confide.attest.check import Check
     from confide.attest.collateral import Collateral
     from confide.attest.evidence import Evidence
     from confide.attest.policy import AnyPolicy
@@ -42,7 +43,7 @@ class Exit(IntEnum):
     USAGE = 30
 
 
-class _Group(TyperGroup):
+class VerdictGroup(TyperGroup):
     """Gives every error the exit code of this group, the parser's own errors included."""
 
     def invoke(self, ctx: Any) -> Any:
@@ -64,7 +65,7 @@ app = typer.Typer(
     name="attest",
     help="Appraise evidence: exits with 0 trusted, 10 refused, 20 malformed, 30 wrong usage.",
     no_args_is_help=True,
-    cls=_Group,
+    cls=VerdictGroup,
 )
 
 _BUNDLE_HELP = "A bundle that `confide attest freeze` wrote."
@@ -129,11 +130,11 @@ def verify(
     """Verify evidence against a policy at a time, or a bundle again, and say why it is trusted or refused."""
     if (bundle is None) == (evidence is None):
         raise typer.BadParameter("give either a BUNDLE or --evidence")
-    mode = _Mode(simulated_root, frozenset(attestation_key or ()))
+    mode = Mode(simulated_root, frozenset(attestation_key or ()))
     if bundle is not None:
         if collateral or family or statement or event_log:
             raise typer.BadParameter("a bundle has its own collateral, family, statement and event log")
-        _finish(_again(_read_bundle(bundle), mode, policy, at), json=json)
+        _finish(_again(read_bundle(bundle), mode, policy, at), json=json)
         return
     given = _Given.read(mode, evidence, collateral, policy, at, family, statement, event_log)
     _finish(given.appraise(mode.verifier()), json=json)
@@ -156,7 +157,7 @@ def freeze(
     """Verify evidence and keep it, with everything that went in and came out, in one file to verify again later."""
     from confide.disk.files import create_file
 
-    mode = _Mode(simulated_root, frozenset(attestation_key or ()))
+    mode = Mode(simulated_root, frozenset(attestation_key or ()))
     bundle = _Given.read(mode, evidence, collateral, policy, at, family, statement, event_log).freeze(mode.verifier())
     try:
         create_file(out, bundle.write())
@@ -173,8 +174,8 @@ def explain(
     json: Json = False,
 ) -> None:
     """Verify a bundle again and show everything: its policy, every check, and what the evidence says."""
-    frozen = _read_bundle(bundle)
-    result = _again(frozen, _Mode(simulated_root, frozenset(attestation_key or ())), None, None)
+    frozen = read_bundle(bundle)
+    result = _again(frozen, Mode(simulated_root, frozenset(attestation_key or ())), None, None)
     if json:
         output.result(_as_json(result) | {"policy": frozen.policy, "claims": _claims(result)})
         raise typer.Exit(_exit_code(result))
@@ -219,7 +220,9 @@ def eventlog(
     )
 
 
-policy_app = typer.Typer(name="policy", help="Read policies, and write strict ones.", no_args_is_help=True, cls=_Group)
+policy_app = typer.Typer(
+    name="policy", help="Read policies, and write strict ones.", no_args_is_help=True, cls=VerdictGroup
+)
 app.add_typer(policy_app)
 
 
@@ -267,7 +270,7 @@ def policy_from(
     from confide.attest.strict import strict_policy
     from confide.disk.files import create_file
 
-    mode = _Mode(simulated_root, frozenset(attestation_key or ()))
+    mode = Mode(simulated_root, frozenset(attestation_key or ()))
     given = _Given.read(mode, evidence, collateral, None, at or datetime.now(UTC).isoformat(), family, None, None)
     claims = mode.verifier().verify(given.evidence, given.collateral, given.now)
     policy = strict_policy(claims)
@@ -289,7 +292,7 @@ def policy_from(
 
 
 @dataclass(frozen=True)
-class _Mode:
+class Mode:
     """For production, or with a simulated root: then roots and policy are both of the simulated types."""
 
     simulated_root: Path | None
@@ -333,7 +336,7 @@ class _Given:
     @classmethod
     def read(
         cls,
-        mode: _Mode,
+        mode: Mode,
         evidence: Path | None,
         collateral: list[Path] | None,
         policy: Path | None,
@@ -348,7 +351,7 @@ class _Given:
 
         if evidence is None or at is None:
             raise typer.BadParameter("give --evidence and --at")
-        now, chosen = _time(at), mode.policy(policy)
+        now, chosen = parse_time(at), mode.policy(policy)
         made, beside = read_evidence(read_file(evidence), family)
         documents = {**beside.documents, **read_collateral(map(read_file, collateral or ())).documents}
         if event_log is not None:
@@ -376,14 +379,15 @@ def _with_log(evidence: "Evidence", log: bytes) -> "Evidence":
     return replace(evidence, parts={**evidence.parts, PART: log})
 
 
-def _again(bundle: "Bundle", mode: _Mode, policy: Path | None, at: str | None) -> "AttestationResult":
+def _again(bundle: "Bundle", mode: Mode, policy: Path | None, at: str | None) -> "AttestationResult":
     if bundle.simulated and mode.simulated_root is None:
         raise InvalidPolicy("This bundle is SIMULATED and proves nothing; give --simulated-root to look at it anyway.")
     chosen = None if policy is None else mode.policy(policy)
-    return bundle.reverify(mode.verifier(), policy=chosen, now=None if at is None else _time(at))
+    return bundle.reverify(mode.verifier(), policy=chosen, now=None if at is None else parse_time(at))
 
 
-def _read_bundle(path: Path) -> "Bundle":
+def read_bundle(path: Path) -> "Bundle":
+    """A frozen bundle."""
     from confide.attest.bundle import Bundle
 
     return Bundle.read(read_file(path))
@@ -396,7 +400,8 @@ def _policy_text(path: Path) -> str:
         raise InvalidPolicy(f"{path} is no text; a policy is a TOML file.") from None
 
 
-def _time(text: str) -> datetime:
+def parse_time(text: str) -> datetime:
+    """Of an option, in UTC unless it says otherwise."""
     try:
         time = datetime.fromisoformat(text)
     except ValueError:
@@ -435,18 +440,29 @@ def _as_json(result: "AttestationResult") -> dict[str, Any]:
 
 def show(result: "AttestationResult") -> None:
     """Every check in a table, and the verdict."""
-    from confide.attest.explain import explain, verdict
+    from confide.attest.explain import verdict
+
+    show_checks(result.checks)
+    _show_exceptions(result.exceptions)
+    show_verdict(verdict(result), good=result.trusted and not result.simulated)
+
+
+def show_verdict(text: str, *, good: bool) -> None:
+    """The last line."""
+    output.console.print(Text(text, "bold green" if good else "bold red"))
+
+
+def show_checks(checks: "Iterable[Check]") -> None:
+    """A table, what failed first."""
+    from confide.attest.explain import rows
 
     table = Table(show_edge=False, pad_edge=False)
     for heading in ("check", "expected", "seen", ""):
         table.add_column(heading, overflow="fold")
-    for row in explain(result):
+    for row in rows(checks):
         style = _STYLES[row.verdict]
         table.add_row(row.check, Text(row.expected), Text(row.seen), Text(row.verdict, style))
     output.console.print(table)
-    _show_exceptions(result.exceptions)
-    good = result.trusted and not result.simulated
-    output.console.print(Text(verdict(result), "bold green" if good else "bold red"))
 
 
 _STYLES = {"pass": "green", "not checked": "bold yellow", "FAIL": "bold red"}

@@ -9,6 +9,7 @@ import typer
 from rich.text import Text
 
 from confide.cli import output
+from confide.cli.explain import explained
 from confide.cli.options import (
     Ca,
     InsecureNoTls,
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from confide.client.session import Pieces, Session
 
 HELP = (
-    "/verify  verify again, show every check   /clear  forget the conversation   /quit  leave   Ctrl-C  stop an answer"
+    "/verify  verify again, show every check   /receipt [FOLDER]  check the last answer's, keep it   "
+    "/clear  forget the conversation   /quit  leave   Ctrl-C  stop an answer"
 )
 
 
@@ -113,6 +115,10 @@ class Chat:
                 pass
             case "/verify":
                 self._verify()
+            case "/receipt":
+                self._receipt("")
+            case _ if text.startswith("/receipt "):
+                self._receipt(text.removeprefix("/receipt ").strip())
             case "/clear":
                 self._conversation.clear()
                 output.note("The conversation is forgotten.")
@@ -147,6 +153,23 @@ class Chat:
             show(self._session.verify())
         output.console.print(Text(str(self._session.trust)), soft_wrap=True)
         output.console.print(headline(self._session), soft_wrap=True)
+
+    def _receipt(self, folder: str) -> None:
+        from confide.cli.receipt import show
+        from confide.client.enclave import EnclaveSession
+
+        if isinstance(self._session, EnclaveSession):
+            try:
+                show(self._session.save_receipt(folder) if folder else self._session.receipt())
+            except OSError as error:
+                raise explained(error) from error
+            if folder:
+                output.note(
+                    f"Kept in {folder}, question and answer in the clear. Later: cd there, and confide receipt "
+                    "verify receipt.json --bundle bundle.json --request request --response response"
+                )
+        else:
+            output.note("A server of layers signs no receipts: this machine checked every product itself.")
 
 
 def headline(session: "Session") -> Text:

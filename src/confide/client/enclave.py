@@ -15,6 +15,7 @@ from confide.attest.result import AttestationResult
 from confide.client.attested import Standing, verify_workload
 from confide.client.hop import LONG_TIMEOUT, TIMEOUT, server_address, tls_context
 from confide.client.ra_tls import AsyncAttestedTlsTransport, AttestedTlsTransport, unauthenticated_context
+from confide.client.receipts import AsyncWitnessedTransport, Witness, WitnessedTransport, fetch_receipt, save_receipt
 from confide.client.relying_party import RelyingParty
 from confide.client.session import Pieces, Session
 from confide.client.transport import AsyncEncryptedTransport, EncryptedTransport
@@ -30,6 +31,7 @@ from confide.errors import (
 )
 from confide.net.patience import asked_for
 from confide.printable import quoted
+from confide.receipts.verify import ReceiptResult
 from confide.trust.enclave import ENCRYPTED, TLS, enclave_trust
 from confide.trust.statement import TrustStatement
 
@@ -80,6 +82,7 @@ class EnclaveSession(Session):
         self._party = RelyingParty.configure(policy, simulated_root, attestation_keys, offline=offline)
         self._ra_tls = ra_tls
         self._tls = unauthenticated_context() if ra_tls else tls_context(self.url, ca)
+        self._witness = Witness()
         self._http = httpx.Client(verify=self._tls, timeout=TIMEOUT, trust_env=False)
         try:
             self._standing = Standing(lambda: verify_workload(self._http, self.url, self._party))
@@ -131,15 +134,37 @@ class EnclaveSession(Session):
         """The OpenAI SDK's client. Its base_url is inside the channel."""
         from openai import OpenAI
 
+        http: Any = self._inside  # the SDK types httpx's successor, and takes both
+        return OpenAI(api_key=_NO_API_KEY, base_url=self._base_url, http_client=http, max_retries=0)
+
+    @cached_property
+    def _inside(self) -> httpx.Client:
+        """What is asked with this ends inside the workload."""
         transport = (
             AttestedTlsTransport(self._party, self._standing)
             if self._ra_tls
             else EncryptedTransport(self._http, self.url, self._standing)
         )
-        http: Any = httpx.Client(
-            transport=transport, timeout=LONG_TIMEOUT
-        )  # the SDK types httpx's successor, and takes both
-        return OpenAI(api_key=_NO_API_KEY, base_url=self._base_url, http_client=http, max_retries=0)
+        return httpx.Client(transport=WitnessedTransport(transport, self._witness), timeout=LONG_TIMEOUT)
+
+    def receipt(self) -> ReceiptResult:
+        """The workload's receipt for the last answer, of either client: fetched now, and checked against its bytes.
+
+        UnknownReceipt before there is an answer, or where one was stopped; ReceiptRefused where the receipt is for
+        other bytes, or by another key than the evidence speaks for. Of a stopped stream the answer is not checked.
+        """
+        return fetch_receipt(self._inside, self._base_url, self._witness.last, self._standing.last)
+
+    def save_receipt(self, folder: Path | str) -> ReceiptResult:
+        """The same, kept in a folder with all that verifying it offline takes: `confide receipt verify` says how.
+
+        receipt.json and bundle.json hold digests; request and response are the question and the answer in the clear.
+        FileExistsError where there are such files already.
+        """
+        exchange, verified = self._witness.last, self._standing.last
+        result = fetch_receipt(self._inside, self._base_url, exchange, verified)
+        save_receipt(Path(folder), result, self._party.freeze(verified), exchange)
+        return result
 
     @cached_property
     def async_openai(self) -> "AsyncOpenAI":
@@ -151,7 +176,8 @@ class EnclaveSession(Session):
             if self._ra_tls
             else AsyncEncryptedTransport(self._async_http, self.url, self._standing)
         )
-        http: Any = httpx.AsyncClient(transport=transport, timeout=LONG_TIMEOUT)
+        witnessed = AsyncWitnessedTransport(transport, self._witness)
+        http: Any = httpx.AsyncClient(transport=witnessed, timeout=LONG_TIMEOUT)
         return AsyncOpenAI(api_key=_NO_API_KEY, base_url=self._base_url, http_client=http, max_retries=0)
 
     @cached_property
@@ -183,8 +209,8 @@ class EnclaveSession(Session):
 
     def close(self) -> None:
         """Close the connections of everything but `async_openai`."""
-        if "openai" in vars(self):
-            self.openai.close()
+        if "_inside" in vars(self):
+            self._inside.close()
         self._http.close()
 
     async def aclose(self) -> None:

@@ -9,6 +9,7 @@ from typing import Self
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from confide.attest.appraise import verified
+from confide.attest.bundle import Bundle, freeze
 from confide.attest.chain import read_certificate
 from confide.attest.check import check
 from confide.attest.claims import Claims
@@ -33,12 +34,17 @@ from confide.errors import AttestationError, AttestationRefused, ChannelRefused,
 
 @dataclass(frozen=True)
 class Verified:
-    """A workload that the policy accepts. collateral: what its evidence was verified with."""
+    """A workload that the policy accepts. collateral: what its evidence was verified with.
+
+    policy: what was asked, the nonce included.
+    """
 
     key: ChannelPublicKey
     statement: Statement
     result: AttestationResult
+    evidence: Evidence
     collateral: Collateral
+    policy: AnyPolicy
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,12 @@ class RelyingParty:
             self.source.learn(result.claims, collateral.provenance)
         if key is None or not result.trusted:
             raise refused(result)
-        return Verified(key, statement, result, collateral)
+        return Verified(key, statement, result, evidence, collateral, policy)
+
+    def freeze(self, verified: Verified) -> Bundle:
+        """What was verified, and with what, to be verified again years later."""
+        at, said = verified.result.at, verified.statement
+        return freeze(self.verifier, verified.evidence, verified.collateral, verified.policy, at, statement=said)
 
     def verify(self, evidence: Evidence, collateral: Collateral, now: datetime) -> Claims:
         """The claims of evidence that holds under the same roots, or of a token by a service that the policy names.

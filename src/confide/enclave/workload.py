@@ -1,5 +1,6 @@
-"""What a workload is to those outside: its channel key, and evidence that speaks for it on demand."""
+"""What a workload is to those outside: its keys, and evidence that speaks for them on demand."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -12,9 +13,15 @@ from confide.attest.statement import Statement
 from confide.attest.wire import Attested
 from confide.channel.keys import KEY_PURPOSE, ChannelKey
 from confide.enclave.configuration import own_configuration
+from confide.receipts.keyset import PURPOSE as KEYSET_PURPOSE
+from confide.receipts.keyset import Keyset, make_keyset, report_data
+from confide.receipts.receipt import ReceiptKey
+from confide.receipts.report import write_report
 
 TLS_PURPOSE: Final = "tls"
 """Under this name a statement holds the SHA-256 of a TLS key's SPKI, in hexadecimal, where TLS ends in here too."""
+_KEYSET_SECONDS: Final = 365 * 86_400
+"""For which receipts of one process are believed; by then it should have been replaced by a newer one."""
 
 
 @dataclass
@@ -24,6 +31,7 @@ class Workload:
     reader: where its evidence comes from. collateral: what it can send along for checking that, if anything.
     model_digest: of the model it serves, empty until that is known. configuration: what runs, as far as that is known.
     release: a bundle that says whose build this is, see `attest.release`; it is sent along and not looked at.
+    receipt_key: signs receipts. keyset_until: when nobody need believe it any more, in seconds since 1970.
     """
 
     reader: EvidenceReader
@@ -34,12 +42,30 @@ class Workload:
     tls_spki: str = ""
     configuration: Configuration = field(default_factory=own_configuration)
     release: bytes | None = None
+    receipt_key: ReceiptKey = field(default_factory=ReceiptKey)
+    keyset_until: int = field(default_factory=lambda: int(time.time()) + _KEYSET_SECONDS)
+
+    @property
+    def keyset(self) -> Keyset:
+        """The keys that receipts, and TLS where it ends here, are known by."""
+        return make_keyset(self.receipt_key.id, self.receipt_key.public, self.keyset_until, self.tls_spki)
 
     def attest(self, nonce: str) -> Attested:
         """Fresh evidence for a nonce in hexadecimal. EvidenceUnavailable where it cannot be had."""
-        keys = {KEY_PURPOSE: self.key.public.raw.hex()} | ({TLS_PURPOSE: self.tls_spki} if self.tls_spki else {})
+        keys = {KEY_PURPOSE: self.key.public.raw.hex(), KEYSET_PURPOSE: self.keyset.canonical.hex()}
+        if self.tls_spki:
+            keys[TLS_PURPOSE] = self.tls_spki
         statement = Statement(nonce, self.model_digest, self.policy_version, keys, self.configuration)
+        return Attested.make(self.reader.read(statement.digest()), statement, self._collateral())
+
+    def report(self, nonce: str | None) -> bytes:
+        """Fresh evidence in ACI's form, which binds the keyset alone. nonce: 32 bytes in hexadecimal, or none."""
+        keyset = self.keyset
+        data = report_data(keyset.digest, nonce)
+        return write_report(keyset, data, self.reader.read(data), self._collateral())
+
+    def _collateral(self) -> Collateral:
         collateral = self.collateral()
-        if self.release is not None:
-            collateral = replace(collateral, documents={**collateral.documents, RELEASE: self.release})
-        return Attested.make(self.reader.read(statement.digest()), statement, collateral)
+        if self.release is None:
+            return collateral
+        return replace(collateral, documents={**collateral.documents, RELEASE: self.release})

@@ -103,6 +103,18 @@ class AttestationRefused(AttestationError):
         self.checks = checks
 
 
+class MalformedReceipt(AttestationError):
+    """A receipt, or a document that belongs to it, is truncated, oversized or not what it should be."""
+
+    code = "malformed-receipt"
+
+
+class ReceiptRefused(AttestationError):
+    """A receipt is not for this answer, or not by the workload that was verified."""
+
+    code = "receipt-refused"
+
+
 class InvalidPolicy(ConfideError):
     """A policy for attestation is not one, or says something that no evidence could satisfy."""
 

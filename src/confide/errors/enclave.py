@@ -102,6 +102,12 @@ class UnknownModelKey(ConfideError):
     code = "unknown-model-key"
 
 
+class UnknownReceipt(ConfideError):
+    """No receipt of this id is kept here, or not any more."""
+
+    code = "unknown-receipt"
+
+
 class KeyRefused(ConfideError):
     """A model key is not released to this workload. checks: the codes of those that failed."""
 
@@ -191,6 +197,7 @@ WORKLOAD_CODES: Final = frozenset(
         ServerBusy,
         ServerFault,
         UnknownModel,
+        UnknownReceipt,
     )
 )
 """The codes that a workload's API may report. A client takes no other error from a workload's word."""

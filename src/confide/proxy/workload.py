@@ -23,7 +23,7 @@ from confide.proxy.facts import enclave_facts
 _INSIDE: Final = "http://workload.invalid/v1"
 """Stands for the workload above the encrypted channel; the name is never looked up."""
 _MAX_MODELS_BYTES: Final = 1 << 20
-_HANDED_ON: Final = ("content-type", "cache-control", "retry-after")
+_HANDED_ON: Final = ("content-type", "cache-control", "retry-after", "confide-receipt")
 _READ_SECONDS: Final = 600.0
 
 

@@ -32,6 +32,7 @@ from confide.errors import (
     ServerDistrusted,
     ServerFault,
     UnknownModel,
+    UnknownReceipt,
     UntrustedOwner,
 )
 
@@ -42,6 +43,7 @@ KINDS: Final[Mapping[type[Exception], tuple[int, str]]] = {
     RequestTooLarge: (413, _INVALID),
     RequestTimedOut: (408, _INVALID),
     UnknownModel: (404, _INVALID),
+    UnknownReceipt: (404, "not_found"),
     PromptRefused: (400, _INVALID),
     EngineError: (502, "server_error"),
     EngineUnavailable: (503, "server_error"),

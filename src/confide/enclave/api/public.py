@@ -3,7 +3,7 @@
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -20,9 +20,11 @@ from confide.enclave.api.answer import Serving, while_connected
 from confide.enclave.api.app import API_PATHS, api_app, health_routes
 from confide.enclave.api.line import Line
 from confide.enclave.api.problems import HANDLERS, problem_response
+from confide.enclave.api.receipts import Receipted, Receipts
 from confide.enclave.workload import Workload
 from confide.errors import InsecureConnection, RequestRefused
 from confide.net.body import origin_of
+from confide.receipts.keyset import is_nonce
 
 _NONCE: Final = re.compile(r"(?:[0-9a-f]{2}){32,64}")
 _BURST_SECONDS: Final = 2.0
@@ -36,7 +38,18 @@ def public_app(workload: Workload, serving: Serving, *, tls_ends_here: bool = Fa
     tls_ends_here: the server's TLS key is the workload's own (see `confide.enclave.ra_tls`), so that the API
     may be asked directly. Otherwise it is reached through the encrypted channel alone.
     """
-    api, limits, metrics = api_app(serving), serving.limits, serving.metrics
+    limits, metrics = serving.limits, serving.metrics
+    line = Line(1, limits.attestations_waiting, _LONGEST_WAIT, 1 / limits.attestations_per_second)
+    attestation = _Attestation(workload, serving, line, Pace(limits.attestations_per_second))
+    receipts = Receipts(workload, serving.engine.facts.model)
+    api = Starlette(
+        routes=[
+            Route("/v1/aci/attestation", attestation.report),
+            Route("/v1/aci/receipts/{id}", receipts.show),
+            Mount("/", Receipted(api_app(serving), receipts)),
+        ],
+        exception_handlers=HANDLERS,
+    )
     channel = EncryptedChannel(
         api,
         workload.key,
@@ -45,8 +58,6 @@ def public_app(workload: Workload, serving: Serving, *, tls_ends_here: bool = Fa
         bodies_bytes=limits.bodies_bytes,
         on_refusal=lambda code: metrics.refusals.labels(code).inc(),
     )
-    line = Line(1, limits.attestations_waiting, _LONGEST_WAIT, 1 / limits.attestations_per_second)
-    attestation = _Attestation(workload, serving, line, Pace(limits.attestations_per_second))
     rest: list[BaseRoute] = [Mount("/", api)] if tls_ends_here else [
         Route(path + "{rest:path}", _not_in_the_clear, methods=["GET", "POST"]) for path in API_PATHS
     ]  # fmt: skip
@@ -97,10 +108,20 @@ class _Attestation:
             raise RequestRefused(
                 "Ask with a fresh random ?nonce= of 32 to 64 bytes, in lower-case hexadecimal.", "nonce"
             )
+        return await self._in_turn(request, lambda: self.workload.attest(nonce).encode())
+
+    async def report(self, request: Request) -> Response:
+        """GET /v1/aci/attestation?nonce=, as JSON: see `confide.receipts.report`."""
+        nonce = request.query_params.get("nonce")
+        if nonce is not None and not is_nonce(nonce):
+            raise RequestRefused("Ask with a fresh random ?nonce= of 32 bytes, in lower-case hexadecimal.", "nonce")
+        return await self._in_turn(request, lambda: self.workload.report(nonce))
+
+    async def _in_turn(self, request: Request, make: Callable[[], bytes]) -> Response:
         async with AsyncExitStack() as stack:
             await while_connected(request, stack.enter_async_context(self.line.turn(origin_of(request))))
             await self.pace.step()
-            attested = await run_in_threadpool(lambda: self.workload.attest(nonce).encode())
+            attested = await run_in_threadpool(make)
         self.serving.metrics.attestations.inc()
         return Response(attested, 200, {"cache-control": "no-store"}, media_type="application/json")
 

@@ -1,0 +1,92 @@
+"""Receipts, and the documents that they are verified with."""
+
+import json
+
+from tests.receipts import vectors
+
+from confide.attest.configuration import SamplingDefaults
+from confide.receipts.documents import canonical
+from confide.receipts.events import sampling_event
+from confide.receipts.keyset import Keyset
+from confide.receipts.receipt import Receipt
+from confide.receipts.report import Report
+from confide.receipts.session import AttestedSession
+from confide.receipts.verify import Grounds, no_grounds, verify_receipt
+
+_KEYSET = Keyset.of(vectors.KEYSET)
+_GROUNDS = Grounds(_KEYSET, no_grounds().checks, pinned=_KEYSET.digest)
+
+
+def receipt(data: bytes) -> None:
+    """A receipt under a key that signed one of the seeds: nothing else is verified."""
+    read = Receipt.read(data)
+    result = verify_receipt(read, _GROUNDS, request=data, response=data, previous=read)
+    if Receipt.read(read.write()).signed != read.signed:
+        raise AssertionError("what was written is signed as something else")
+    if verify_receipt(read, _GROUNDS).verified and canonical(read.document) != canonical(vectors.RECEIPT):
+        raise AssertionError("a receipt that nobody signed is verified")
+    result.verdict()
+
+
+def keyset(data: bytes) -> None:
+    """A keyset has one canonical form."""
+    read = Keyset.read(data)
+    if Keyset.read(read.canonical).digest != read.digest:
+        raise AssertionError("the canonical form is another keyset")
+
+
+def report(data: bytes) -> None:
+    """An attestation report, as far as its form goes."""
+    Report.read(data)
+
+
+def session(data: bytes) -> None:
+    """An aggregator's session, by itself and with a receipt that names another one."""
+    read = AttestedSession.read(data)
+    verify_receipt(Receipt.of(vectors.RECEIPT), _GROUNDS, session=read)
+
+
+def sampling(data: bytes) -> None:
+    """A request, of which only numbers are read."""
+    event = sampling_event(data, SamplingDefaults(1.0, 0.95, 40, 8192))
+    if event and not event["digest"].startswith("sha256:"):
+        raise AssertionError("this is no digest")
+
+
+def _report() -> list[bytes]:
+    said = {"tee_type": "tdx", "workload_keyset": vectors.KEYSET, "report_data": vectors.REPORT_DATA}
+    forms = (
+        {"quote": "04" * 64},
+        {"confide": {"evidence": {"family": "tdx", "raw": "BAAC"}, "collateral": {"documents": {"dcap": "e30="}}}},
+    )
+    return [
+        json.dumps(
+            {
+                "api_version": "aci/1",
+                "workload_keyset_digest": vectors.KEYSET_DIGEST,
+                "attestation": said | {"evidence": evidence},
+                "service_capabilities": {"serving": "direct"},
+            }
+        ).encode()
+        for evidence in forms
+    ]
+
+
+def _receipts() -> list[bytes]:
+    own = [
+        {"type": "request.received", "body_hash": vectors.REQUEST_HASH},
+        {"type": "confide.weights", "digest": "11" * 32, "quantization": "f32", "dtype": "f32"},
+        {"type": "confide.chain", "sequence": 2, "previous": vectors.REQUEST_HASH},
+        {"type": "response.returned", "body_hash": vectors.RESPONSE_HASH},
+    ]
+    return [json.dumps(vectors.RECEIPT).encode(), json.dumps(vectors.RECEIPT | {"event_log": own}).encode()]
+
+
+TARGETS = {"receipt": receipt, "keyset": keyset, "report": report, "session": session, "sampling": sampling}
+SEEDS = {
+    "receipt": _receipts,
+    "keyset": lambda: [json.dumps(vectors.KEYSET).encode()],
+    "report": _report,
+    "session": lambda: [json.dumps(vectors.SESSION).encode()],
+    "sampling": lambda: [vectors.REQUEST, b'{"temperature": 0.5, "seed": 18446744073709551615, "max_tokens": 9}'],
+}

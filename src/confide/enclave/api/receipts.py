@@ -1,0 +1,162 @@
+"""A signed receipt for every answer: middleware around the API, which sees what it takes and gives, byte by byte."""
+
+import hashlib
+import re
+import secrets
+import time
+from collections import OrderedDict
+from threading import Lock
+from typing import Final
+
+import msgspec
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from confide.enclave.workload import Workload
+from confide.errors import UnknownReceipt
+from confide.receipts.documents import API_VERSION
+from confide.receipts.events import chain_event, sampling_event, stated_events
+from confide.receipts.receipt import FORWARDED, RECEIVED, RETURNED, Event, Receipt
+
+HEADER: Final = "confide-receipt"
+ENDPOINTS: Final = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+_ACI_HEADER: Final = "x-receipt-id"
+_KEPT: Final = 4096
+_ID_BYTES: Final = 24
+_ANSWER_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,256}")
+_DATA: Final = b"data: "
+
+
+class _Answer(msgspec.Struct):
+    id: str | None = None
+
+
+class Receipts:
+    """Those that a workload made last. Each names the one before, so that none can be left out or put in later."""
+
+    def __init__(self, workload: Workload, model: str, kept: int = _KEPT) -> None:
+        """model: as the API calls it, which is what was asked for wherever something was answered."""
+        self._workload, self._model, self._kept = workload, model, kept
+        self._receipts: OrderedDict[str, Receipt] = OrderedDict()
+        self._lock = Lock()
+        self._sequence = 0
+        self._previous: str | None = None
+
+    @property
+    def keyset_digest(self) -> str:
+        """Of the keys that sign them."""
+        return self._workload.keyset.digest
+
+    def issue(self, receipt_id: str, chat_id: str | None, endpoint: str, events: list[Event], returned: str) -> Receipt:
+        """Sign a receipt, and keep it. events: what came in. returned: the digest of what went out."""
+        workload = self._workload
+        with self._lock:
+            self._sequence += 1
+            receipt = workload.receipt_key.sign(
+                receipt_id=receipt_id,
+                chat_id=chat_id,
+                model=self._model,
+                keyset_digest=workload.keyset.digest,
+                endpoint=endpoint,
+                served_at=int(time.time()),
+                events=[
+                    *events,
+                    *stated_events(workload.configuration, workload.model_digest),
+                    chain_event(self._sequence, self._previous),
+                    {"type": RETURNED, "body_hash": returned},
+                ],
+            )
+            self._previous = receipt.digest
+            self._receipts[receipt_id] = receipt
+            if len(self._receipts) > self._kept:
+                self._receipts.popitem(last=False)
+        return receipt
+
+    def received(self, endpoint: str, body: bytes, digest: str) -> list[Event]:
+        """What came in, and how it was sampled. Where another program computes, what it was sent is not known here."""
+        configuration = self._workload.configuration
+        events: list[Event] = [{"type": RECEIVED, "body_hash": digest}]
+        if configuration.upstream is None:
+            events.append({"type": FORWARDED, "body_hash": digest})
+        if endpoint != "/v1/embeddings" and configuration.sampling is not None:
+            sampled = sampling_event(body, configuration.sampling)
+            events += [sampled] if sampled else []
+        return events
+
+    async def show(self, request: Request) -> Response:
+        """GET /v1/aci/receipts/{id}. UnknownReceipt; whoever knows an id, which nobody can guess, may have it."""
+        receipt = self._receipts.get(request.path_params["id"])
+        if receipt is None:
+            raise UnknownReceipt("There is no such receipt here, or not any more; fetch them right after answers.")
+        return Response(receipt.write(), 200, {"cache-control": "no-store"}, media_type="application/json")
+
+
+class Receipted:
+    """ASGI middleware around the API. The header with a receipt's id comes with the answer, the receipt at its end."""
+
+    def __init__(self, app: ASGIApp, receipts: Receipts) -> None:
+        self._app = app
+        self._receipts = receipts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in ENDPOINTS:
+            exchange = _Exchange(self._receipts, scope["path"], receive, send)
+            receive, send = exchange.receive, exchange.send
+        await self._app(scope, receive, send)
+
+
+class _Exchange:
+    """One question and its answer, on their way through."""
+
+    def __init__(self, receipts: Receipts, endpoint: str, receive: Receive, send: Send) -> None:
+        self._receipts, self._endpoint = receipts, endpoint
+        self._receive, self._send = receive, send
+        self._parts: list[bytes] = []
+        self._events: list[Event] | None = None
+        self._returned = hashlib.sha256()
+        self._id = ""
+        self._chat_id: str | None = None
+        self._begun = False
+
+    async def receive(self) -> Message:
+        """Hashes what comes in."""
+        message = await self._receive()
+        if message["type"] == "http.request" and self._events is None:
+            self._parts.append(message.get("body", b""))
+            if not message.get("more_body", False):
+                body = b"".join(self._parts)
+                self._parts.clear()
+                digest = f"sha256:{hashlib.sha256(body).hexdigest()}"
+                self._events = self._receipts.received(self._endpoint, body, digest)
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Hashes what goes out. The receipt is there before the last of it."""
+        if message["type"] == "http.response.start" and message["status"] == 200 and self._events is not None:
+            self._id = secrets.token_hex(_ID_BYTES)
+            headers = MutableHeaders(raw=list(message["headers"]))
+            headers[HEADER] = headers[_ACI_HEADER] = self._id
+            headers["x-aci-version"] = API_VERSION
+            headers["x-aci-keyset-digest"] = self._receipts.keyset_digest
+            message = {**message, "headers": headers.raw}
+        elif message["type"] == "http.response.body" and self._id and self._events is not None:
+            body = message.get("body", b"")
+            if body and not self._begun:
+                self._begun, self._chat_id = True, _answer_id(body)
+            self._returned.update(body)
+            if not message.get("more_body", False):
+                returned = f"sha256:{self._returned.hexdigest()}"
+                self._receipts.issue(self._id, self._chat_id, self._endpoint, self._events, returned)
+        await self._send(message)
+
+
+def _answer_id(first: bytes) -> str | None:
+    """The id in an answer, or in the first event of a stream."""
+    line = first.removeprefix(_DATA).split(b"\n\n", 1)[0]
+    try:
+        found = msgspec.json.decode(line, type=_Answer).id
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+    return found if found and _ANSWER_ID.fullmatch(found) else None

@@ -1,0 +1,87 @@
+"""Events of our own in a receipt: what the answer was made with, as far as its workload's statement says the same.
+
+ACI leaves other events to services (7.4); whoever does not know these ignores them, and the signature holds.
+"""
+
+from typing import Any, Final
+
+import msgspec
+
+from confide.attest.configuration import Configuration, SamplingDefaults
+from confide.errors import MalformedReceipt
+from confide.receipts.documents import canonical, digest_of
+from confide.receipts.receipt import Event
+
+MODEL: Final = "confide.model"
+BUILD: Final = "confide.build"
+ENGINE: Final = "confide.engine"
+WEIGHTS: Final = "confide.weights"
+ADAPTERS: Final = "confide.adapters"
+SAMPLING: Final = "confide.sampling"
+CHAIN: Final = "confide.chain"
+STATED: Final = (MODEL, BUILD, ENGINE, WEIGHTS, ADAPTERS)
+"""Those that a statement says, too, where there is such a thing."""
+_SAFE: Final = 2**53
+
+_Number = int | float | None
+
+
+class _Sampling(msgspec.Struct, frozen=True):
+    """What a request may say of sampling, in numbers."""
+
+    temperature: _Number = None
+    top_p: _Number = None
+    top_k: _Number = None
+    min_p: _Number = None
+    seed: _Number = None
+    n: _Number = None
+    best_of: _Number = None
+    max_tokens: _Number = None
+    max_completion_tokens: _Number = None
+    frequency_penalty: _Number = None
+    presence_penalty: _Number = None
+
+
+def stated_events(configuration: Configuration, model_digest: str) -> list[Event]:
+    """What a statement says that a receipt repeats: weights as they are in memory, quantization, engine, program."""
+    events: list[Event] = []
+    if model_digest:
+        events.append({"type": MODEL, "digest": model_digest})
+    events.append({"type": BUILD, "version": configuration.confide.version, "digest": configuration.confide.digest})
+    if engine := configuration.engine:
+        events.append({"type": ENGINE, "name": engine.name, "version": engine.version})
+    if weights := configuration.weights:
+        held = {"digest": weights.digest, "quantization": weights.quantization, "dtype": weights.dtype}
+        events.append({"type": WEIGHTS, **held})
+    if configuration.adapters:
+        events.append({"type": ADAPTERS, "names": list(configuration.adapters)})
+    return events
+
+
+def sampling_event(request: bytes, defaults: SamplingDefaults) -> Event | None:
+    """The digest of the numbers that an answer was sampled with: the request's, and elsewhere the workload's.
+
+    Over the canonical form of an object of them, without those that neither says; integers beyond 2^53 as text. None
+    for a request that says no numbers where some belong.
+    """
+    try:
+        asked = msgspec.to_builtins(msgspec.json.decode(request, type=_Sampling))
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+    limit = asked.pop("max_completion_tokens")
+    if limit is not None:
+        asked["max_tokens"] = limit
+    used: dict[str, Any] = msgspec.to_builtins(defaults)
+    used |= {name: value for name, value in asked.items() if value is not None}
+    written = {
+        name: str(value) if isinstance(value, int) and abs(value) > _SAFE else value for name, value in used.items()
+    }
+    try:
+        return {"type": SAMPLING, "digest": digest_of(canonical(written))}
+    except MalformedReceipt:  # infinities, which no engine takes
+        return None
+
+
+def chain_event(sequence: int, previous: str | None) -> Event:
+    """A receipt's place among all of its workload's. previous: the digest of the one before; None for the first."""
+    return {"type": CHAIN, "sequence": sequence, "previous": previous}

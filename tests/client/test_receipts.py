@@ -1,0 +1,154 @@
+"""`session.receipt()`: for exactly what was asked and answered, whatever the workload would like to show instead."""
+
+import asyncio
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.enclave.fake_engine import FakeEngine
+from tests.enclave.serving import serving
+
+import confide
+from confide.attest.check import Outcome
+from confide.attest.configuration import Egress
+from confide.attest.simulated import SimulatedTee
+from confide.cli.app import main
+from confide.client.enclave import EnclaveSession
+from confide.enclave.api.answer import Serving
+from confide.enclave.api.public import public_app
+from confide.enclave.configuration import configuration_with, own_configuration
+from confide.enclave.ra_tls import RaTls
+from confide.enclave.workload import Workload
+from confide.errors import ReceiptRefused, UnknownReceipt
+from confide.receipts.receipt import Receipt, ReceiptKey
+from confide.receipts.verify import ReceiptResult
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tee")
+
+
+@pytest.fixture(scope="module")
+def tee(folder: Path) -> SimulatedTee:
+    return SimulatedTee.create(folder)
+
+
+@pytest.fixture
+def workload(tee: SimulatedTee) -> Workload:
+    configuration = configuration_with(own_configuration(), FakeEngine(), Egress.NONE)  # type: ignore[arg-type]
+    return Workload(tee, tee.collateral, model_digest="ab" * 32, configuration=configuration)
+
+
+@pytest.fixture
+def session(workload: Workload, folder: Path) -> Iterator[EnclaveSession]:
+    with serving(public_app(workload, Serving(FakeEngine()))) as url:  # type: ignore[arg-type]
+        with confide.connect(url, simulated_root=folder / "root.pem") as session:
+            assert isinstance(session, EnclaveSession)
+            yield session
+
+
+def all_passed(result: ReceiptResult) -> bool:
+    open_ends = {one.code for one in result.checks if one.outcome is Outcome.SKIPPED}
+    return result.verified and open_ends == {"receipt-chain"}
+
+
+def test_of_an_answer_and_of_a_stream(session: EnclaveSession) -> None:
+    with pytest.raises(UnknownReceipt):
+        session.receipt()
+    session.chat("hello", temperature=0.5)
+    first = session.receipt()
+    assert all_passed(first)
+    assert "".join(session.chat("hello", stream=True))
+    second = session.receipt()
+    assert all_passed(second)
+    chain = next(second.receipt.events("confide.chain"))
+    assert chain["previous"] == first.receipt.digest
+    session.generate("hello")
+    assert all_passed(session.receipt())
+
+
+def test_of_an_asynchronous_answer(session: EnclaveSession) -> None:
+    async def ask() -> None:
+        await session.async_openai.embeddings.create(model="echo", input="hello")
+
+    asyncio.run(ask())
+    result = session.receipt()
+    assert all_passed(result)
+    assert result.receipt.fields.endpoint == "/v1/embeddings"
+
+
+def test_of_a_stream_that_was_stopped(session: EnclaveSession) -> None:
+    answer = session.chat("word " * 200, stream=True)
+    next(answer)
+    answer.close()
+    with pytest.raises(UnknownReceipt, match="stopped"):
+        session.receipt()
+
+
+@pytest.mark.parametrize("kind", ["request", "response", "weights"])
+def test_one_for_something_else(session: EnclaveSession, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    sign: Callable[..., Receipt] = ReceiptKey.sign
+
+    def wrong(self: ReceiptKey, **said: Any) -> Receipt:
+        events = [
+            {
+                name: "sha256:" + "00" * 32 if "hash" in name or name == "digest" else value
+                for name, value in one.items()
+            }
+            if kind in one["type"]
+            else one
+            for one in said["events"]
+        ]
+        return sign(self, **said | {"events": events})
+
+    monkeypatch.setattr(ReceiptKey, "sign", wrong)
+    session.chat("hello")
+    with pytest.raises(ReceiptRefused, match=f"receipt-{kind}"):
+        session.receipt()
+
+
+def test_one_by_another_key(session: EnclaveSession, workload: Workload) -> None:
+    workload.receipt_key = ReceiptKey()
+    session.chat("hello")
+    with pytest.raises(ReceiptRefused, match="receipt-keyset"):
+        session.receipt()
+    session.verify()
+    session.chat("hello")
+    assert all_passed(session.receipt())
+
+
+def test_where_tls_ends_inside(workload: Workload, folder: Path) -> None:
+    tls = RaTls(workload)
+    app = public_app(workload, Serving(FakeEngine()), tls_ends_here=True)  # type: ignore[arg-type]
+    with serving(app, tls.context) as url:
+        with confide.connect(url, simulated_root=folder / "root.pem", ra_tls=True) as session:
+            session.chat("hello")
+            assert isinstance(session, EnclaveSession)
+            assert all_passed(session.receipt())
+    assert workload.keyset.document["tls_public_keys"] == [{"spki_sha256": workload.tls_spki}]
+
+
+def test_kept_for_whoever_audits_it(
+    session: EnclaveSession, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "".join(session.chat("hello", stream=True))
+    kept = tmp_path / "kept"
+    session.save_receipt(kept)
+    assert {path.name for path in kept.iterdir()} == {"receipt.json", "bundle.json", "request", "response"}
+    assert all(path.stat().st_mode & 0o077 == 0 for path in kept.iterdir())
+    with pytest.raises(FileExistsError):
+        session.save_receipt(kept)
+    command = ["confide", "receipt", "verify", str(kept / "receipt.json"), "--simulated-root", str(folder / "root.pem")]
+    for name in ("bundle", "request", "response"):
+        command += [f"--{name}", str(kept / (f"{name}.json" if name == "bundle" else name))]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
+    (kept / "response").write_bytes(b"other")
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 10
