@@ -89,9 +89,9 @@ def _stopwatch(owner: object, name: str) -> Iterator[list[float]]:
 
 def _serve(package: str, record: str) -> None:
     """Serve a package until told to stop, then write the seconds of every product."""
-    service = server.load_service(Path(package), Path(package) / "state")
+    services = server.load_services({"model": Path(package)}, Path(package) / "state")
     with _stopwatch(online, "plane_products") as products:
-        server.serve(service, "127.0.0.1", 0, on_ready=lambda url: output.result({"url": url}))
+        server.serve(services, "127.0.0.1", 0, on_ready=lambda url: output.result({"url": url}))
     np.save(record, products)
 
 

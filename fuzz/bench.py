@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from confide.packages.manifest import MASK_TENSOR
 from confide.packages.server_package import group_file
-from confide.packages.signing import seal_package
+from confide.packages.signing import sign_package
 from hybrid.server.world import model, service, serving
 from owners import OWNER
 
@@ -60,6 +60,6 @@ def write_packages(folder: Path) -> tuple[Path, Path]:
     for index, (group, stored) in enumerate(zip(made.signed.manifest.groups, made.stored, strict=True)):
         tensors = {group.layers[0].name: stored.weights, MASK_TENSOR: stored.u}
         save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, group_file(server, index))
-    seal_package(client, made.signed.manifest.for_shell(), OWNER)
-    seal_package(server, made.signed.manifest, OWNER)
+    sign_package(client, made.signed.manifest.for_shell(), OWNER)
+    sign_package(server, made.signed.manifest, OWNER)
     return client, server

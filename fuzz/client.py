@@ -1,6 +1,7 @@
 """A client whose server is a script: the upgrade to WebSocket, and every exchange that follows."""
 
 import functools
+import socket
 from collections.abc import Callable
 from unittest import mock
 
@@ -17,6 +18,7 @@ from confide.hybrid.client.padding import Padding
 from confide.hybrid.client.pads.pool import Block, Taken
 from confide.hybrid.client.pads.source import Pads
 from confide.hybrid.client.product import CheckedGroup, RemoteProduct
+from confide.net.http_proxy import HttpProxy
 from confide.packages.signing import Release
 from confide.rlwe.freivalds import AnswerCheck, secret_vector
 from confide.rlwe.parameters import PLANES, RING_DEGREE, Parameters
@@ -66,6 +68,17 @@ def upgrade(data: bytes) -> None:
     _connect(data, upgrade=False)
 
 
+def http_proxy(data: bytes) -> None:
+    """Whatever answers instead of a proxy, and the address of one."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        theirs.sendall(data[: 1 << 14])
+        theirs.shutdown(socket.SHUT_WR)
+        with mock.patch("socket.create_connection", return_value=ours), ours:
+            HttpProxy.parse("http://user:password@proxy:1").connect("layers.example", 443, 5)
+            HttpProxy.parse(data.decode("utf-8", "surrogateescape"))
+
+
 def exchange(data: bytes) -> None:
     """A server that greets, mostly, and then says what it likes to a client that asks for something."""
     script = Script(data)
@@ -103,7 +116,7 @@ def _multiply(connection: LayerConnection) -> None:
 
 
 def _welcome(in_flight: int = 1 << 20, ahead: int = 64) -> wire.Welcome:
-    return wire.Welcome(wire.PROTOCOL_VERSION, None, OWNER.public.raw, _facts()[1], in_flight, ahead, 0.0)
+    return wire.Welcome(wire.PROTOCOL_VERSION, wire.Allowance(), OWNER.public.raw, _facts()[1], in_flight, ahead)
 
 
 def _binary(payload: bytes) -> bytes:
@@ -164,5 +177,10 @@ _UPGRADES = [
     b"\x15\x03\x01\x00\x02\x02\x46",
 ]
 
-TARGETS: dict[str, Callable[[bytes], None]] = {"upgrade": upgrade, "exchange": exchange}
-SEEDS: dict[str, Callable[[], list[bytes]]] = {"upgrade": lambda: _UPGRADES, "exchange": _seeds}
+TARGETS: dict[str, Callable[[bytes], None]] = {"upgrade": upgrade, "exchange": exchange, "http-proxy": http_proxy}
+_PROXIES = [b"HTTP/1.1 200 fine\r\nVia: x\r\n\r\nhello", b"HTTP/1.0 407 no\r\n\r\n", b"http://a:b@[::1]:80", b""]
+SEEDS: dict[str, Callable[[], list[bytes]]] = {
+    "upgrade": lambda: _UPGRADES,
+    "exchange": _seeds,
+    "http-proxy": lambda: _PROXIES,
+}

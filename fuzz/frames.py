@@ -16,8 +16,10 @@ FROM_CLIENT: list[wire.FromClient] = [
     wire.Online(3, 7, 60, 1, memoryview(bytes(16))),
 ]
 FROM_SERVER: list[wire.FromServer] = [
-    wire.Welcome(wire.PROTOCOL_VERSION, 5, DIGEST, DIGEST * 2, 1 << 24, 256, 0.25),
-    wire.Welcome(wire.PROTOCOL_VERSION, None, DIGEST, DIGEST * 2, 0, 0, 0.0),
+    wire.Welcome(
+        wire.PROTOCOL_VERSION, wire.Allowance(5, 3, 0.25, 0.5, 1000, 1 << 31, 60), DIGEST, DIGEST * 2, 1 << 24, 256
+    ),
+    wire.Welcome(wire.PROTOCOL_VERSION, wire.Allowance(), DIGEST, DIGEST * 2, 0, 0),
     wire.Answer(memoryview(b"values")),
     wire.Failure("unknown-block", "Send it with p0."),
     wire.Failure("untrusted-owner", "\x1b[2J"),

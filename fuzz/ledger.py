@@ -14,6 +14,8 @@ from confide.hybrid.server.ledger.store import DATABASE, Store
 from .bench import scratch
 from .script import Script
 
+_MODEL = bytes(32)
+
 
 @functools.cache
 def _original() -> Path:
@@ -21,7 +23,7 @@ def _original() -> Path:
     folder, copy = scratch("ledger-original"), scratch("ledger-killed")
     with closing(Ledger(folder)) as ledger:
         _, key = ledger.licences.create("Example Ltd", tokens=1000, disclosure=None)
-        account = ledger.authenticate(key)
+        account = ledger.authenticate(key, _MODEL)
         for group in range(2):
             ledger.charge(account, group, 4, None)
         ledger.checkpoint()
@@ -44,11 +46,11 @@ def state(data: bytes) -> None:
     if restoring:
         restore(folder)
     with closing(Ledger(folder)) as ledger:
-        ledger.charge(ledger.anonymous(), 0, 1, None)
+        ledger.charge(ledger.anonymous(_MODEL), 0, 1, None)
         for licence in ledger.licences.all():
             ledger.licences.usage(licence)
-            ledger.licences.disclosed(licence)
-            ledger.licences.lost(licence)
+            ledger.licences.disclosed(licence, _MODEL)
+            ledger.licences.lost(licence, _MODEL)
         ledger.checkpoint()
 
 

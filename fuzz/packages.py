@@ -20,7 +20,8 @@ from confide.packages.signing import (
     require_files,
     sign_manifest,
 )
-from confide.packages.trusted_owners import parse_trusted
+from confide.packages.succession import Succession, Withdrawal, parse_statements, publish_statement
+from confide.packages.trusted_owners import OwnerBook, parse_owners
 
 from .bench import OWNER, model, scratch, write_packages
 from .script import Script
@@ -136,7 +137,27 @@ def _seeds_of_shell_weights() -> list[bytes]:
 
 def trusted(data: bytes) -> None:
     """The file of trusted owners."""
-    parse_trusted(data)
+    parse_owners(data)
+
+
+def statements(data: bytes) -> None:
+    """What owners say of their keys."""
+    for statement in parse_statements(data):
+        OwnerBook({OWNER.public: ""}).take_in(statement)
+
+
+def _seeds_of_trusted() -> list[bytes]:
+    gone = f"succeeded {OWNER.public} {OWNER.public}\nwithdrawn {OWNER.public}\ndistrusted {OWNER.public}\n"
+    return [f"{OWNER.public} Example Ltd\n\n{OWNER.public}\n".encode(), gone.encode()]
+
+
+def _seeds_of_statements() -> list[bytes]:
+    path = scratch("statements") / "statements.json"
+    path.unlink(missing_ok=True)
+    new = OwnerKey.generate()
+    for statement in (Succession.make(OWNER, new), Withdrawal.make(OWNER.public, new)):
+        publish_statement(path, statement)
+    return [path.read_bytes()]
 
 
 def owner_key(data: bytes) -> None:
@@ -178,6 +199,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "shell-weights": shell_weights,
     "shell-config": shell_config,
     "trusted": trusted,
+    "owner-statements": statements,
     "owner-key": owner_key,
 }
 SEEDS: dict[str, Callable[[], list[bytes]]] = {
@@ -187,6 +209,7 @@ SEEDS: dict[str, Callable[[], list[bytes]]] = {
     "matrices": lambda: [_content(1, "group-00000.safetensors")],
     "shell-weights": _seeds_of_shell_weights,
     "shell-config": _seeds_of_shell_config,
-    "trusted": lambda: [f"{OWNER.public} Example Ltd\n\n{OWNER.public}\n".encode()],
+    "trusted": _seeds_of_trusted,
+    "owner-statements": _seeds_of_statements,
     "owner-key": _seeds_of_owner_key,
 }

@@ -11,7 +11,7 @@ from confide.hybrid import wire
 from confide.hybrid.server.ahead import AheadMaker
 from confide.hybrid.server.limits import Limits
 from confide.hybrid.server.peer import Peer
-from confide.hybrid.server.server import LayerServer
+from confide.hybrid.server.server import HostedModel, LayerServer
 from confide.hybrid.server.service import P0_BYTES, LayerService
 
 from .bench import model, scratch, service
@@ -77,11 +77,18 @@ class _Server:
     async def _make(self) -> LayerServer:
         made = service(scratch("state"))
         room = 8 * made.ahead_bytes
-        return LayerServer(made, Limits(bytes_in_flight=8 * P0_BYTES, ahead_bytes=room, all_ahead_bytes=2 * room))
+        return LayerServer(
+            {"small": made}, Limits(bytes_in_flight=8 * P0_BYTES, ahead_bytes=room, all_ahead_bytes=2 * room)
+        )
+
+    @property
+    def model(self) -> HostedModel:
+        """The one there is."""
+        return self.server.models["small"]
 
     @property
     def service(self) -> LayerService:
-        return self.server.service
+        return self.model.service
 
 
 @functools.cache
@@ -100,22 +107,23 @@ def conversation(data: bytes) -> None:
         message = wire.decode_from_server(frame)
         if isinstance(message, wire.Failure) and message.code == "server-fault":
             raise AssertionError("the server failed inside")
-    maker: AheadMaker = hosted.server.maker
+    maker: AheadMaker = hosted.model.maker
     if maker.bytes:
         raise AssertionError("work ahead is kept for nobody")
 
 
 async def _talk(server: LayerServer, script: Script) -> list[bytes]:
     transport = _Transport()
-    talk = Peer(server)
+    model = server.models["small"]
+    talk = Peer(server, model)
     talk.on_ws_connected(transport)  # type: ignore[arg-type]
     while script and transport.connected:
-        talk.on_ws_frame(transport, _frame(server.service, script))  # type: ignore[arg-type]
+        talk.on_ws_frame(transport, _frame(model.service, script))  # type: ignore[arg-type]
         await _turns(lambda: transport.reading)
     await _turns(lambda: not talk.busy)
     licensee = talk._licensee
     talk.on_ws_disconnected(transport)  # type: ignore[arg-type]
-    await _turns(lambda: not server.batcher.busy)
+    await _turns(lambda: not server.busy)
     if licensee is not None and (licensee.credit._bytes, licensee.credit._work) != (0, 0):
         raise AssertionError("credit is lost")
     return transport.sent

@@ -1,10 +1,17 @@
 """What all tests share."""
 
 import os
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How long an example takes is this machine's affair, and what else runs there.
+settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any-machine")
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Each worker has a core. Threads of several would spin in each other's way, for longer than they work.
@@ -33,6 +40,20 @@ def no_proxy() -> Iterator[None]:
             patch.delenv(name, raising=False)
             patch.delenv(name.upper(), raising=False)
         yield
+
+
+@pytest.fixture
+def databases(monkeypatch: pytest.MonkeyPatch) -> list[sqlite3.Connection]:
+    """The connections to SQLite that are opened from here on, first to last."""
+    opened: list[sqlite3.Connection] = []
+    connect = sqlite3.connect
+
+    def noted(*where: Any, **options: Any) -> sqlite3.Connection:
+        opened.append(connect(*where, **options))
+        return opened[-1]
+
+    monkeypatch.setattr(sqlite3, "connect", noted)
+    return opened
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from confide.packages.manifest import read_manifest
 from confide.packages.owner import OwnerKey
-from confide.packages.signing import seal_package
+from confide.packages.signing import sign_package
 
 
 def owner_key(number: int) -> OwnerKey:
@@ -16,6 +16,6 @@ def owner_key(number: int) -> OwnerKey:
 OWNER, STRANGER = owner_key(1), owner_key(2)
 
 
-def reseal(folder: Path, owner: OwnerKey = OWNER) -> None:
+def sign_again(folder: Path, owner: OwnerKey = OWNER) -> None:
     """Have the owner sign a package as it lies there, so that what is wrong with it is found by others."""
-    seal_package(folder, read_manifest(folder), owner)
+    sign_package(folder, read_manifest(folder), owner)

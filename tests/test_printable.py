@@ -154,8 +154,7 @@ def test_faults_that_nobody_foresaw(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     def fail(**_: object) -> None:
         raise RuntimeError(hostile.ALL)
 
-    monkeypatch.setattr(app, "app", fail)
-    monkeypatch.setattr(app, "_register", lambda: None)
+    monkeypatch.setattr(app, "command_line", lambda arguments: fail)
     monkeypatch.setattr(sys, "argv", ["confide"])
     with pytest.raises(SystemExit) as ended:
         app.main()
@@ -187,8 +186,8 @@ def test_no_peer_reports_what_the_user_finds_out() -> None:
 def test_servers_report_what_clients_take() -> None:
     """An API's code that clients do not know would arrive as a fault of the protocol."""
     asked_outside_the_channel = {errors.InsecureConnection, errors.EvidenceUnavailable}
-    assert {kind.code for kind in set(problems._KINDS) - asked_outside_the_channel} <= errors.WORKLOAD_CODES
-    assert {kind.code for kind in broker._STATUS} | {errors.ServerFault.code} == errors.BROKER_CODES
+    assert {kind.code for kind in set(problems.KINDS) - asked_outside_the_channel} <= errors.WORKLOAD_CODES
+    assert {kind.code for kind in broker.STATUS} | {errors.ServerFault.code} == errors.BROKER_CODES
 
 
 @pytest.mark.parametrize("codes", [errors.WIRE_CODES, errors.WORKLOAD_CODES, errors.BROKER_CODES])

@@ -7,12 +7,15 @@ from typing import Final
 
 from confide.errors import NotInstalled
 
-_EXTRAS: Final[Mapping[str, str]] = MappingProxyType(
+EXTRAS: Final[Mapping[str, str]] = MappingProxyType(
     {
         **dict.fromkeys(("gguf", "safetensors", "tokenizers", "torch", "tqdm", "transformers", "websockets"), "hybrid"),
         **dict.fromkeys(("picows", "prometheus_client", "starlette", "uvicorn", "uvloop", "xllamacpp"), "server"),
         "tenseal": "attention",
         "matplotlib": "evaluate",
+        "pynvml": "gpu",
+        "sigstore": "sigstore",
+        "peft": "adapters",
     }
 )
 """By the module that is imported: the extra of `pyproject.toml` that has it."""
@@ -25,8 +28,8 @@ def named_extras() -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
-        if missing not in _EXTRAS:
+        if missing not in EXTRAS:
             raise
         raise NotInstalled(
-            f"This needs {missing}, which is not installed; run `pip install 'confide[{_EXTRAS[missing]}]'`."
+            f"This needs {missing}, which is not installed; run `pip install 'confide[{EXTRAS[missing]}]'`."
         ) from error

@@ -140,6 +140,7 @@ def books(test_data: Path) -> str:
     return (test_data / "data" / "demo-validation" / "books_heldout.txt").read_text(encoding="utf-8")[:60_000]
 
 
+@pytest.mark.slow
 def test_perplexity_of_the_demo_model_stays_within_a_hundredth(books: str) -> None:
     """In windows of 16 tokens, on other pages than those it is calibrated on; what is out of range is not scored."""
     model = EncryptedAttentionGPT2.from_pretrained("demo", layers=[0])

@@ -1,5 +1,7 @@
 """`confide evaluate` as a person runs it: results, charts, interruptions, and what is refused."""
 
+import csv
+import hashlib
 import json
 import signal
 import subprocess
@@ -46,6 +48,16 @@ def test_perplexity_of_three_models(text: Path, tmp_path: Path) -> None:
     assert models["quantized"]["ratio"]["value"] == pytest.approx(1, abs=0.005)
     assert models["fp32"]["ratio"] == {"value": 1, "low": 1, "high": 1}
     assert json.loads((tmp_path / "perplexity.json").read_text()) == found
+    assert found["text_sha256"] == hashlib.sha256(text.read_bytes()).hexdigest()
+    assert {"confide", "torch", "transformers"} == found["versions"].keys()
+    assert (found["protect"], found["weight_bits"], found["measured"][-1]) == ("all", None, "Z")
+    lines = list(csv.DictReader((tmp_path / "perplexity.csv").open()))
+    assert [(line["variant"], line["quantity"]) for line in lines[:2]] == [("fp32", "perplexity"), ("fp32", "ratio")]
+    assert float(lines[0]["value"]) == models["fp32"]["perplexity"]["value"]
+    assert {(line["text_sha256"], line["protected_layers"]) for line in lines} == {(found["text_sha256"], "all")}
+    latex = (tmp_path / "perplexity.tex").read_text()
+    assert f"% text sha256: {found['text_sha256']}" in latex
+    assert latex.count(r" \\") == 1 + len(lines)
     assert (tmp_path / "perplexity.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -29,12 +29,11 @@ def known_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that need not be measured, with a terminal of 100 columns."""
     monkeypatch.setattr(calibrate, "calibrate", lambda: RATES)
     monkeypatch.setattr(plan, "time_skeleton", lambda _, prompt: SkeletonTimes(0.002, 0.02, prompt))
-    monkeypatch.setattr(app.output.console, "_width", 100)
+    monkeypatch.setattr(app.output.console, "width", 100)
 
 
 def confide(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     monkeypatch.setattr(sys, "argv", ["confide", *map(str, arguments)])
-    monkeypatch.setattr(app, "app", app.typer.Typer(add_completion=False, pretty_exceptions_enable=False))
     with pytest.raises(SystemExit) as exit:
         app.main()
     return int(exit.value.code or 0)
@@ -78,9 +77,28 @@ def test_the_table_fits_a_terminal(
 
 
 @pytest.mark.usefixtures("known_machine")
+@pytest.mark.parametrize("tokens", [4096, 10_000_000])
+def test_units_stay_at_80_columns(
+    tokens: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    LlamaConfig(num_hidden_layers=2).save_pretrained(tmp_path)
+    monkeypatch.setattr(app.output.console, "width", 80)
+    assert confide(monkeypatch, "plan", tmp_path, "--tokens", tokens, "--rtt", 90, "--bandwidth", 1) == 0
+    printed = capsys.readouterr().out
+    table = printed.split("\n\n")[0]
+    assert "\u2026" not in table
+    assert max(map(len, table.splitlines())) <= 80
+    assert table.count("tokens") >= 5  # how long each licence lasts, with its unit
+    for one in ("one layer", "attention", "mlp", "all,lm_head", "bit", "GB"):
+        assert one in table
+
+
+@pytest.mark.usefixtures("known_machine")
 def test_what_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert confide(monkeypatch, "plan", "demo", "--tokens", 10) == 2
     assert "--prompt" in capsys.readouterr().err
+    assert confide(monkeypatch, "plan", "demo", "--prompt", 4000, "--tokens", 5000, "--json") == 1
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "prompt-too-long"
     assert confide(monkeypatch, "plan", "no/such/model", "--json") == 1
     assert json.loads(capsys.readouterr().out)["error"]["code"] == "error"
 

@@ -227,6 +227,7 @@ def test_options_of_the_other_kind_are_refused(place: Place) -> None:
     assert "--record is not for a sealed model" in done.stderr
 
 
+@pytest.mark.slow  # each kind is refused by quicker tests
 def test_the_demo_refuses_three_kinds_of_tampering() -> None:
     done = run("demo", "enclave", "--json", timeout=120)
     assert done.returncode == 0, done.stderr

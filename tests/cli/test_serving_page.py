@@ -12,6 +12,8 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from confide.attest.policy import SimulatedPolicy
 from confide.attest.policy_toml import any_policy_from_toml, policy_from_toml
 
@@ -80,6 +82,7 @@ def with_free_ports(text: str) -> str:
     return text
 
 
+@pytest.mark.slow  # each command has tests of its own
 def test_the_commands_of_the_page_work_in_their_order(tmp_path: Path) -> None:
     text = with_free_ports(PAGE.read_text())
     has_nginx = shutil.which("nginx", path=PATH) is not None

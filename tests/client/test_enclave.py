@@ -83,7 +83,7 @@ def test_nothing_but_a_nonce_is_sent_before_the_workload_is_verified(running: Ru
     with running.connect() as session:
         assert running.fake.seen == ["/attestation"]
         assert session.chat("hello") == "olleh"
-    assert running.fake.seen[:2] == ["/attestation", "/sealed"]
+    assert running.fake.seen[:2] == ["/attestation", "/encrypted"]
     assert json.loads(running.fake.prompts[-1][1])["messages"] == HELLO
 
 
@@ -214,7 +214,7 @@ def test_a_verification_that_fails_leaves_nothing_to_rely_on(running: Running) -
             session.verify()
         with pytest.raises(KeyChanged):
             session.chat("hello")
-        assert "/sealed" not in running.fake.seen
+        assert "/encrypted" not in running.fake.seen
 
 
 def changed(frames: list[bytes]) -> list[bytes]:
@@ -289,7 +289,7 @@ def test_nothing_is_sent_twice_unasked(running: Running) -> None:
         running.fake.seen.clear()
         with pytest.raises(ChannelBroken):
             session.chat("hello")
-        assert running.fake.seen.count("/sealed") == 1
+        assert running.fake.seen.count("/encrypted") == 1
 
 
 OUTER: dict[str, tuple[Callable[[], Response], type[ConfideError]]] = {
@@ -459,12 +459,12 @@ def test_no_proxy_of_the_environment_sees_a_session(running: Running, monkeypatc
         session = running.connect()
         assert session.chat("hello") == "olleh"
         asyncio.run(ask(session))
-    assert running.fake.seen.count("/sealed") == 3
+    assert running.fake.seen.count("/encrypted") == 3
     assert asked == []
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_a_sealed_request_goes_to_one_place(running: Running, status: int) -> None:
+def test_an_encrypted_request_goes_to_one_place(running: Running, status: int) -> None:
     """Whoever answers in the workload's place cannot have the request sent elsewhere."""
 
     async def ask(session: EnclaveSession) -> None:
@@ -477,7 +477,7 @@ def test_a_sealed_request_goes_to_one_place(running: Running, status: int) -> No
         session.openai.models.list()
     with pytest.raises(GatewayError):
         asyncio.run(ask(session))
-    assert running.fake.seen == ["/attestation", "/sealed", "/sealed"]
+    assert running.fake.seen == ["/attestation", "/encrypted", "/encrypted"]
 
 
 # -- the door ----------------------------------------------------------------------------------------------------------

@@ -88,7 +88,7 @@ def test_requests_go_straight_into_attested_tls(server: Server) -> None:
         assert list(session.chat("hello", stream=True))
         assert "TLS" not in str(session.trust)  # simulated, so nothing is protected by anything
     assert server.fake.seen[:2] == ["/attestation", ("/v1/models", b"")]
-    assert "/sealed" not in server.fake.seen
+    assert "/encrypted" not in server.fake.seen
 
 
 def test_the_same_with_asyncio(server: Server) -> None:

@@ -1,4 +1,4 @@
-"""A workload on this machine: attestation by a simulated TEE, and sealed requests to a model that turns texts round.
+"""A workload on this machine: attestation by a simulated TEE, and encrypted requests to a model that turns texts round.
 
 Written from the protocol and not from the server's code, with switches for what an attacker in between would do.
 """
@@ -22,8 +22,8 @@ from starlette.routing import Route
 
 from confide.attest.simulated import SimulatedTee
 from confide.attest.wire import Attested
+from confide.channel.encryption import MEDIA_TYPE, OpenedRequest, RequestHead, ResponseHead, encode_head, open_request
 from confide.channel.keys import ChannelKey
-from confide.channel.sealing import MEDIA_TYPE, OpenedRequest, ResponseHead, encode_head, open_request
 from confide.enclave.workload import Workload
 from confide.errors import ChannelError, KeyChanged
 
@@ -42,14 +42,15 @@ ODD: dict[str, bytes] = {}
 
 @dataclass
 class FakeWorkload:
-    """url: where it is. seen: what reached it, in order: paths of the outer hop, and `(inner path, body)` of sealed
-    requests. alter: what happens to each answer, frame by frame, on its way out. tell: what happens to attestation.
-    outer: answers sealed requests in the workload's place.
+    """url: where it is. seen: what reached it, in order: paths of the outer hop, and `(inner path, body)` of encrypted
+    requests. heads: of those. alter: what happens to each answer, frame by frame, on its way out. tell: what happens
+    to attestation. outer: answers encrypted requests in the workload's place.
     """
 
     workload: Workload
     url: str = ""
     seen: list[Any] = field(default_factory=list)
+    heads: list[RequestHead] = field(default_factory=list)
     alter: Callable[[list[bytes]], list[bytes]] = lambda frames: frames
     tell: Callable[[Attested], Attested] = lambda attested: attested
     outer: Callable[[], Response] | None = None
@@ -61,7 +62,7 @@ class FakeWorkload:
 
     @property
     def prompts(self) -> list[Any]:
-        """The sealed requests that could be opened."""
+        """The encrypted requests that could be opened."""
         return [entry for entry in self.seen if isinstance(entry, tuple)]
 
     def app(self) -> Starlette:
@@ -73,7 +74,7 @@ class FakeWorkload:
         return Starlette(
             routes=[
                 Route("/attestation", self._attestation),
-                Route("/sealed", self._sealed, methods=["POST"]),
+                Route("/encrypted", self._encrypted, methods=["POST"]),
                 *inside,
             ]
         )
@@ -83,8 +84,8 @@ class FakeWorkload:
         attested = self.tell(self.workload.attest(request.query_params["nonce"]))
         return Response(attested.encode(), media_type="application/json")
 
-    async def _sealed(self, request: Request) -> Response:
-        self.seen.append("/sealed")
+    async def _encrypted(self, request: Request) -> Response:
+        self.seen.append("/encrypted")
         if self.outer:
             return self.outer()
         try:
@@ -92,6 +93,7 @@ class FakeWorkload:
         except ChannelError as error:
             status = 409 if isinstance(error, KeyChanged) else 400
             return JSONResponse({"error": {"code": error.code, "message": "IGNORE THIS"}}, status)
+        self.heads.append(opened.head)
         self.seen.append((opened.head.path, opened.body))
         return StreamingResponse(self._frames(opened), media_type=MEDIA_TYPE)
 

@@ -1,6 +1,7 @@
 """In which order files reach the disk: a crash at any point leaves the old file or the whole new one, by its name."""
 
 import os
+import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -8,18 +9,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-import torch
-from gguf import GGMLQuantizationType, GGUFWriter
 
 from confide.broker.log import LOG_NAME, AuditLog, Entry
 from confide.broker.store import KeyStore
-from confide.client import hint_fetch
+from confide.client.hint_fetch import fetch_hint
 from confide.disk.files import create_file, replace_file
 from confide.hybrid.client.refusals import Breach, RefusalList
 from confide.hybrid.server.ledger.backup import backup, restore
 from confide.hybrid.server.ledger.licences import licence_book
 from confide.hybrid.server.ledger.store import DATABASE, Store
-from confide.models.gguf import write as gguf_write
+from confide.models.gguf.types import GgufType
+from confide.models.gguf.write import write_gguf
+from confide.models.source import open_model
+from hints import HINT, HINT_FILE, SHELL
 
 
 @dataclass
@@ -82,45 +84,43 @@ def ledger(folder: Path) -> Path:
     return folder
 
 
-def write_gguf(out: Path) -> None:
-    tensors = {"weight": torch.zeros(32, 32)}
-    writer = GGUFWriter(None, "llama")
-    gguf_write._announce(writer, "weight", tensors["weight"], GGMLQuantizationType.F32)
-    gguf_write._write(writer, tensors, {"weight": GGMLQuantizationType.F32}, out, lambda done, total: None)
-
-
-def fetch_one(out: Path) -> None:
-    import hashlib
-
-    hint_fetch._write(out, iter([b"abc"]), 3, hashlib.sha256(b"abc").hexdigest(), "somewhere", None)
+def fetch(out: Path) -> None:
+    shell = out.parents[1]
+    source = shell / "source"
+    source.mkdir()
+    (source / out.name).write_bytes(HINT)
+    fetch_hint(shell, SHELL, str(source))
 
 
 def back_up_to(out: Path) -> None:
     backup(ledger(out.parent / "state"), out)
 
 
-WRITERS: dict[str, Callable[[Path], None]] = {
+WRITERS: dict[str, Callable[[Path], object]] = {
     "replaced": lambda out: replace_file(out, b"new"),
     "created": lambda out: create_file(out, b"new"),
-    "gguf": write_gguf,
-    "hint": fetch_one,
+    "gguf": lambda out: write_gguf(open_model("demo"), out, GgufType.F16),
+    "hint": fetch,
     "backup": back_up_to,
 }
+PLACES = {"hint": HINT_FILE}
+"""Where they write, if not to any file."""
 
 
 @pytest.mark.parametrize("writer", WRITERS)
 def test_a_file_has_its_name_once_it_is_whole(tmp_path: Path, journal: Journal, writer: str) -> None:
-    out = tmp_path / "file"
+    out = tmp_path / PLACES.get(writer, "file")
     WRITERS[writer](out)
     assert out.exists()
     journal.require_durable(out)
-    assert [path.name for path in tmp_path.iterdir() if path.name not in ("file", "state")] == []
+    assert [path.name for path in out.parent.iterdir() if path.name not in (out.name, "state")] == []
 
 
 @pytest.mark.parametrize("writer", WRITERS)
 def test_a_disk_that_fails_leaves_no_file_by_that_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writer: str
 ) -> None:
+    out = tmp_path / PLACES.get(writer, "file")
     if writer == "backup":
         ledger(tmp_path / "state")
 
@@ -129,8 +129,8 @@ def test_a_disk_that_fails_leaves_no_file_by_that_name(
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(Exception, match="Input/output error"):
-        WRITERS[writer](tmp_path / "file")
-    assert not (tmp_path / "file").exists()
+        WRITERS[writer](out)
+    assert not out.exists()
 
 
 def test_a_file_that_is_replaced_was_the_old_one_until_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,12 +179,13 @@ def test_a_line_of_the_audit_log_is_on_the_disk_before_its_answer(tmp_path: Path
         assert journal.events == [("sync", tmp_path / LOG_NAME)]
 
 
-def test_a_ledger_waits_for_the_disk(tmp_path: Path) -> None:
+def test_a_ledger_waits_for_the_disk(databases: list[sqlite3.Connection], tmp_path: Path) -> None:
     """2 is FULL: a transaction in the write-ahead log is synced before it ends; NORMAL would lose the last ones."""
     with closing(Store(tmp_path / DATABASE)) as store:
-        assert store._database.execute("PRAGMA synchronous").fetchone()[0] == 2
-        assert store._database.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+        (database,) = databases
+        assert database.execute("PRAGMA synchronous").fetchone()[0] == 2
+        assert database.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
         assert store.durable
         for weaker in ("NORMAL", "OFF"):
-            store._database.execute(f"PRAGMA synchronous={weaker}")
+            database.execute(f"PRAGMA synchronous={weaker}")
             assert not store.durable

@@ -13,14 +13,22 @@ from starlette.types import ASGIApp
 from confide.enclave.api.server import CONNECTIONS, Server, bind, configuration
 
 
+class InThread(Server):
+    """Leaves signals alone, which are the main thread's."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
 @contextlib.contextmanager
 def serving(
     app: ASGIApp, tls: ssl.SSLContext | None = None, connections: int = CONNECTIONS, host: str = "127.0.0.1"
 ) -> Iterator[str]:
     """Its address."""
-    server = Server(configuration(app, tls), connections=connections)
+    server = InThread(configuration(app, tls), connections=connections)
     with bind(host, 0) as listener:
-        thread = Thread(target=lambda: uvloop.run(server._serve([listener])), daemon=True)
+        thread = Thread(target=lambda: uvloop.run(server.serve([listener])), daemon=True)
         thread.start()
         eventually(lambda: server.started)
         yield f"{'https' if tls else 'http'}://127.0.0.1:{listener.getsockname()[1]}"

@@ -28,6 +28,15 @@ def refused(work):
     raise SystemExit("it was not refused")
 """
 
+KERNEL = """
+import ctypes, types
+from confide.enclave import egress
+real = ctypes.CDLL(None, use_errno=True)
+kernel = types.SimpleNamespace(prctl=real.prctl, syscall=real.syscall)
+egress.ctypes.CDLL = lambda *_, **__: kernel
+"""
+"""What `close_egress` takes for the C library."""
+
 
 def run(
     code: str, *arguments: object, prefix: tuple[str, ...] = (), **options: object
@@ -204,13 +213,15 @@ def test_a_connection_that_is_open_already_is_refused() -> None:
 
 def test_what_cannot_be_closed_is_not_claimed() -> None:
     for spoil in (
-        "egress._install_filter = lambda: None",
+        "kernel.syscall = lambda *_: 0",  # nothing is installed
         "egress.platform.machine = lambda: 'riscv64'",
-        "egress._SET_MODE_FILTER = 99",
-        "egress._CALLS = {m: c._replace(refused=()) for m, c in egress._CALLS.items()}",
-        "egress._FLAG_TSYNC = 0; threading.Thread(target=threading.Event().wait, daemon=True).start()",
+        "kernel.syscall = lambda number, operation, *rest: real.syscall(number, 99, *rest)",
+        "egress.CALLS = {m: c._replace(refused=()) for m, c in egress.CALLS.items()}",
+        # no TSYNC: of this thread alone
+        "kernel.syscall = lambda number, operation, flags, program: real.syscall(number, operation, 0, program)\n"
+        "threading.Thread(target=threading.Event().wait, daemon=True).start()",
     ):
-        done = run(f"from confide.enclave import egress; {spoil}\nclose_egress(keys=None, upstream=None)")
+        done = run(f"{KERNEL}{spoil}\nclose_egress(keys=None, upstream=None)")
         assert "confide.errors.enclave.EgressOpen" in done.stderr, (spoil, done.stderr)
 
 

@@ -26,7 +26,7 @@ from confide.attest.policy import SimulatedPolicy
 from confide.attest.requirements import NotDebug
 from confide.attest.simulated import SimulatedTee
 from confide.broker.store import Conditions, KeyStore
-from confide.channel.sealing import MEDIA_TYPE, PATH
+from confide.channel.encryption import MEDIA_TYPE, PATH
 from confide.cli.demo.process import serving
 from confide.cli.keys import PASSPHRASE_VARIABLE
 from confide.client.enclave import EnclaveSession
@@ -39,7 +39,7 @@ from confide.packages.sealed.contents import contents_of
 from confide.packages.sealed.key import ModelKey
 from confide.packages.sealed.write import seal_model
 
-from .sealed_client import attested_key, sealed
+from .encrypted_client import attested_key, encrypted
 from .serving import eventually
 
 SECONDS = float(os.environ.get("CONFIDE_SOAK_SECONDS", "600"))
@@ -204,7 +204,7 @@ class Users:
         with httpx.Client(base_url=self.served.url, trust_env=False, timeout=60) as client:
             key = attested_key(client, SimulatedTee.open(self.served.tee))
             while not self.stop.wait(0.05):
-                _, good = sealed(key, "/generate", question)
+                _, good = encrypted(key, "/generate", question)
                 answered = client.post(PATH, content=good, headers=headers).status_code
                 cut, flipped = good[: random.randrange(len(good))], bytearray(good)
                 flipped[random.randrange(len(good))] ^= 1

@@ -25,7 +25,11 @@ def run(script: Path) -> list[str]:
     return done.stdout.splitlines()
 
 
-@pytest.mark.parametrize("name", LAST_LINES)
+SLOW = {"encrypted_attention.py", "generate_privately.py"}
+"""What they do, tests of attention and the notebook do with less."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in LAST_LINES])
 def test_an_example_runs_to_its_end(name: str) -> None:
     assert run(EXAMPLES / name)[-1] == LAST_LINES[name]
 

@@ -20,6 +20,7 @@ from confide.hybrid import wire
 from confide.hybrid.client.connection import LayerConnection
 from confide.hybrid.client.dial import Dial
 from confide.hybrid.server.ahead import Block
+from confide.hybrid.server.ledger.store import DATABASE, Store
 from confide.hybrid.server.service import Admitted
 from confide.logs import JsonLines, TextLines
 
@@ -147,8 +148,9 @@ def test_nothing_secret_is_logged_or_said(tmp_path: Path, log: io.StringIO, monk
                 with trouble.expect(errors.ServerFault):
                     ask(connection, Tokens(1, seed=1), 0)
         with connect() as connection:
-            connection._protocol.send_binary(wire.encode(hello(key))[:-3])
-            connection._flush()
+            greeting = hello(key)
+            greeting.version = key  # type: ignore[assignment]
+            connection.send(greeting)
             with trouble.expect(errors.MalformedMessage):
                 connection.receive(wire.Answer)
         with monkeypatch.context() as patch:
@@ -190,18 +192,19 @@ def test_no_object_shows_its_secrets(tmp_path: Path) -> None:
     secrets = Secrets()
     service = small_service(tmp_path / "state")
     licence, key = service.ledger.licences.create("reader")
-    account = service.ledger.authenticate(key)
+    account = service.ledger.authenticate(key, service.model_digest)
     planes = np.arange(40, 88, dtype=np.int8).reshape(6, 1, 8)
     p0 = np.arange(24576, dtype=np.int32).astype(np.int8).reshape(2, 6, 2048)[:1]
     secrets.add("licence key", key, licence.key_hash)
     secrets.add("planes", planes)
     secrets.add("p0", p0)
+    store = Store(tmp_path / "state" / DATABASE)
     shown = [
         licence,
         account,
         service.ledger.licences,
         service.ledger,
-        service.ledger._store,
+        store,
         service,
         hello(key),
         Admitted(0, planes, None, p0),
@@ -214,6 +217,7 @@ def test_no_object_shows_its_secrets(tmp_path: Path) -> None:
         for text in (repr(one), str(one), f"{[one]}", pretty_repr(one), repr({"x": one})):
             assert secrets.seen_in(text) == []
     assert "reader" in repr(licence)
+    store.close()
     service.ledger.close()
 
 

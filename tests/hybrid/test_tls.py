@@ -6,6 +6,7 @@ import stat
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -71,10 +72,19 @@ def test_a_private_product_over_tls(secure: Server, certificates: Path) -> None:
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
-def test_the_newest_tls_is_spoken(secure: Server, certificates: Path, host: str) -> None:
-    with connect(secure[0].replace("127.0.0.1", host), certificates / "ca.pem") as connection:
-        assert isinstance(connection._socket, ssl.SSLSocket)
-        assert connection._socket.version() == "TLSv1.3"
+def test_the_newest_tls_is_spoken(
+    secure: Server, certificates: Path, host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrapped: list[ssl.SSLSocket] = []
+    wrap = ssl.SSLContext.wrap_socket
+
+    def noted(context: ssl.SSLContext, *plain: Any, **options: Any) -> ssl.SSLSocket:
+        wrapped.append(wrap(context, *plain, **options))
+        return wrapped[-1]
+
+    monkeypatch.setattr(ssl.SSLContext, "wrap_socket", noted)
+    with connect(secure[0].replace("127.0.0.1", host), certificates / "ca.pem"):
+        assert [socket.version() for socket in wrapped] == ["TLSv1.3"]
 
 
 def test_old_tls_is_refused(certificates: Path) -> None:
@@ -135,8 +145,7 @@ def test_a_plain_server_is_never_taken_for_a_secure_one(server: Server) -> None:
 
 def test_a_server_that_goes_while_an_answer_is_due(secure: Server, certificates: Path) -> None:
     with connect(secure[0], certificates / "ca.pem") as connection:
-        connection._protocol.send_binary(b"\xc1")
-        connection._flush()
+        connection.send(wire.Answer(memoryview(b"")))  # type: ignore[arg-type]  # no client sends answers
         with pytest.raises(errors.MalformedMessage):
             connection.receive(wire.Answer)
         with pytest.raises(errors.ConnectionLost, match="broke"):
@@ -217,7 +226,10 @@ def _locked(key: bytes) -> bytes:
         ("host:1", "ws://host:1/v1/layers"),
         ("http://host:1", "ws://host:1/v1/layers"),
         ("wss://host", "wss://host/v1/layers"),
-        ("https://host:1/x", "wss://host:1/v1/layers"),
+        ("https://host:1/", "wss://host:1/v1/layers"),
+        ("wss://host:1/chat-7b.v2/", "wss://host:1/chat-7b.v2/v1/layers"),
+        ("host:1/v1/layers", "ws://host:1/v1/layers"),
+        ("host:1/chat/v1/layers", "ws://host:1/chat/v1/layers"),
     ],
 )
 def test_addresses(given: str, meant: str) -> None:

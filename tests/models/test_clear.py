@@ -10,7 +10,9 @@ from transformers import PreTrainedModel
 
 from confide.errors import InvalidPackage
 from confide.models.clear import ClearProduct, load_clear
+from confide.models.head import ACTIVATION_BITS
 from confide.models.protected import ProtectedLinear
+from confide.models.quantize import quantize_weights
 from confide.models.source import Source, open_model
 from confide.models.split import SplitSummary, split
 from confide.packages.server_package import ServerPackage
@@ -52,6 +54,9 @@ def dequantized(source: Source, halves: SplitSummary) -> PreTrainedModel:
         for layer, part in zip(group.layers, parts, strict=True):
             scale, bias = shell[f"{layer.name}.weight_scale"], shell.get(f"{layer.name}.bias")
             model.set_submodule(layer.name, DequantizedLinear(part, scale, bias, group.activation_bits))
+    head = model.get_output_embeddings()
+    matrix, scale = quantize_weights(head.weight.float())
+    model.set_output_embeddings(DequantizedLinear(matrix, scale, head.bias, ACTIVATION_BITS))
     return model
 
 

@@ -14,7 +14,7 @@ from confide.models.finite import require_finite
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.float8_e5m2])
 @pytest.mark.parametrize("place", [0, 6, 19])
 def test_one_of_them_is_enough(odd: float, dtype: torch.dtype, place: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finite, "_PART", 7)
+    monkeypatch.setattr(finite, "PART", 7)
     weight = torch.linspace(-1, 1, 20).to(dtype)
     require_finite({"a.weight": weight, "b": torch.arange(3), "c": torch.zeros(0)})
     weight[place] = odd

@@ -148,16 +148,17 @@ def test_an_interrupted_making_goes_on(
     tiny_llama: Source, tmp_path: Path, llama_halves: SplitSummary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whole groups are not made again; the rest comes out the same."""
-    made: list[int] = []
-    tiles = hint_writer._tiles
+    made: list[HintMaker] = []
+    rows = HintMaker.rows
 
-    def watched(maker: HintMaker, rows: int) -> Iterator[HintTile]:
-        made.append(rows)
-        if len(made) == 4:
-            raise KeyboardInterrupt
-        return tiles(maker, rows)
+    def watched(maker: HintMaker, first: int = 0) -> Iterator[HintTile]:
+        if first == 0:
+            made.append(maker)
+            if len(made) == 4:
+                raise KeyboardInterrupt
+        return rows(maker, first)
 
-    monkeypatch.setattr(hint_writer, "_tiles", watched)
+    monkeypatch.setattr(HintMaker, "rows", watched)
     with pytest.raises(KeyboardInterrupt):
         split(tiny_llama, tmp_path / "out", owner=OWNER)
     left = [path.name for path in (tmp_path / "out").iterdir()]

@@ -4,26 +4,34 @@ from transformers import (
     GemmaConfig,
     GPT2Config,
     GPTNeoXConfig,
+    JetMoeConfig,
+    Lfm2Config,
     LlamaConfig,
+    Mamba2Config,
     MambaConfig,
     MistralConfig,
     MixtralConfig,
     MptConfig,
+    OlmoeConfig,
     OPTConfig,
     PhiConfig,
     PreTrainedConfig,
     Qwen2Config,
+    Qwen2MoeConfig,
     Qwen3Config,
+    Qwen3MoeConfig,
     XLNetConfig,
 )
 
 from confide.errors import ConfideError, ModelNotSupported
+from confide.evaluate.plan import protection_choices
 from confide.models.roles import find_layers
 
 SHAPE = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 WIDE = SHAPE | {"intermediate_size": 48}
 GPT2 = GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4)
 LLAMA = LlamaConfig(**WIDE, num_key_value_heads=2)
+JETMOE = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 1, "num_key_value_heads": 2, "kv_channels": 8}
 
 LLAMA_GROUPS = ["self_attn.q_proj-k_proj-v_proj", "self_attn.o_proj", "mlp.gate_proj-up_proj", "mlp.down_proj"]
 FOUR = ["query_key_value", "dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"]
@@ -133,13 +141,43 @@ def test_an_unknown_architecture_is_taken_apart_with_a_warning(caplog: pytest.Lo
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        (MixtralConfig(**WIDE, num_key_value_heads=2, num_local_experts=4), "experts"),
+        (JetMoeConfig(**JETMOE), "experts"),
         (MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=1), "recurrent state"),
+        (Mamba2Config(vocab_size=64, hidden_size=32, num_hidden_layers=1, num_heads=4, head_dim=16), "recurrent state"),
+        (Lfm2Config(**WIDE, num_key_value_heads=2, full_attn_idxs=[0]), "convolution"),
     ],
 )
 def test_what_cannot_be_split_is_refused_with_the_reason(config: PreTrainedConfig, reason: str) -> None:
     with pytest.raises(ModelNotSupported, match=f"'{config.model_type}'.*{reason}"):
         find_layers(config)
+
+
+MOE = {"num_key_value_heads": 2, "moe_intermediate_size": 16, "num_experts_per_tok": 2}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        MixtralConfig(**WIDE, num_key_value_heads=2, num_local_experts=4),
+        Qwen2MoeConfig(**WIDE, **MOE, num_experts=4, shared_expert_intermediate_size=16, decoder_sparse_step=1),
+        Qwen3MoeConfig(**WIDE, **MOE, num_experts=4, decoder_sparse_step=1, mlp_only_layers=[0]),
+        OlmoeConfig(**WIDE, num_key_value_heads=2, num_experts=4),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_of_a_mixture_of_experts_attention_can_be_protected(config: PreTrainedConfig) -> None:
+    layers = find_layers(config)
+    assert layers.experts
+    chosen = [layer for group in layers.select("attention") for layer in group.layers]
+    assert len(chosen) == 4 * config.num_hidden_layers
+    assert all("self_attn" in layer for layer in chosen)
+    assert [layer for group in layers.select("q_proj") for layer in group.layers] == [
+        layer for layer in chosen if layer.endswith("q_proj")
+    ]
+    for protect in ("all", "mlp", "attention,mlp", "all,lm_head", "mlp$", "", "expert"):
+        with pytest.raises(ModelNotSupported, match="Protect its attention alone"):
+            layers.select(protect)
+    assert protection_choices(layers)[-1].name == "attention"
 
 
 def test_a_layer_that_runs_twice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

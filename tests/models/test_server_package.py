@@ -11,7 +11,7 @@ from confide.packages import server_package
 from confide.packages.manifest import read_bounded
 from confide.packages.server_package import ServerPackage, group_file, row_norms
 from confide.rlwe.parameters import Norms
-from owners import reseal
+from owners import sign_again
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_one_changed_weight_is_noticed(server: Path) -> None:
     package.group(2)
     with pytest.raises(InvalidPackage, match="layer table"):
         package.group(3)
-    reseal(server)
+    sign_again(server)
     package = ServerPackage.open(server)
     package.group(3)
     with pytest.raises(InvalidPackage, match="layer table"):
@@ -87,7 +87,7 @@ def test_damage_is_refused(server: Path, damage: str) -> None:
         if damage == "shape":
             matrices[name] = matrices[name][:-1].clone()
         save_file(matrices, path)
-    reseal(server)
+    sign_again(server)
     with pytest.raises(InvalidPackage):
         ServerPackage.open(server).group(0)
 
@@ -97,7 +97,7 @@ def test_a_file_of_any_size_is_not_read(server: Path, sealed: bool) -> None:
     path = group_file(server, 0)
     path.write_bytes(path.read_bytes() + bytes(1 << 18))
     if sealed:
-        reseal(server)
+        sign_again(server)
     with pytest.raises(InvalidPackage, match="larger than"):
         ServerPackage.open(server).group(0)
 

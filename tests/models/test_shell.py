@@ -15,7 +15,7 @@ from confide.models.source import Source, open_model
 from confide.models.split import SplitSummary, split, write_split
 from confide.packages import shell as shell_module
 from confide.packages.shell import load_shell, shell_tokenizer
-from owners import OWNER, STRANGER, reseal
+from owners import OWNER, STRANGER, sign_again
 
 
 def no_product(group: int, x: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ def test_damage_is_refused(client: Path, damage: str) -> None:
             (client / "config.json").unlink()
         case "other config":
             (client / "config.json").write_text('{"model_type": "gpt2"}')
-    reseal(client)
+    sign_again(client)
     with pytest.raises(InvalidPackage, match="confide split"):
         load_shell(client, no_product)
 
@@ -101,7 +101,7 @@ def test_damage_is_refused(client: Path, damage: str) -> None:
 @pytest.mark.parametrize("content", ["null", "[" * 100_000, '{"model_type": "llama", "num_attention_heads": 0}'])
 def test_a_configuration_that_makes_no_model_is_refused(client: Path, content: str) -> None:
     (client / "config.json").write_text(content)
-    reseal(client)
+    sign_again(client)
     with pytest.raises(InvalidPackage, match="confide split"):
         load_shell(client, no_product)
 
@@ -115,7 +115,7 @@ def test_a_table_that_names_other_layers_is_refused(client: Path, old: str, new:
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new, 1))
-    reseal(client)
+    sign_again(client)
     with pytest.raises(InvalidPackage, match="layer table"):
         load_shell(client, no_product)
 
@@ -152,7 +152,7 @@ def test_a_configuration_that_names_code_is_refused(client: Path, name: str) -> 
     path = client / name
     values = msgspec.json.decode(path.read_bytes()) if path.exists() else {}
     path.write_bytes(msgspec.json.encode(values | {"auto_map": {"AutoModelForCausalLM": "evil.Evil"}}))
-    reseal(client)
+    sign_again(client)
     with pytest.raises(InvalidPackage, match="auto_map"):
         load_shell(client, no_product)
 
@@ -184,10 +184,10 @@ def test_a_shell_decides_little_about_generation(client: Path, name: str, value:
     path = client / "generation_config.json"
     settings = msgspec.json.decode(path.read_bytes())
     path.write_bytes(msgspec.json.encode(settings | {"temperature": 0.5}))
-    reseal(client)
+    sign_again(client)
     assert load_shell(client, no_product).generation_config.temperature == 0.5
     path.write_bytes(msgspec.json.encode(settings | {name: value}))
-    reseal(client)
+    sign_again(client)
     with pytest.raises(InvalidPackage, match="no shell may decide") as caught:
         load_shell(client, no_product)
     assert str(caught.value).isprintable()

@@ -36,6 +36,13 @@ def test_the_demo_tokenizer_round_trips() -> None:
     assert tokenizer.decode(tokenizer(text).input_ids) == text
 
 
+def test_a_gguf_file_is_named_for_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "model-q4_0.gguf").write_bytes(b"GGUF")
+    for given in (tmp_path, tmp_path / "model-q4_0.gguf"):
+        with pytest.raises(ModelNotSupported, match=r"model-q4_0\.gguf is a GGUF file.*confide seal"):
+            open_model(str(given))
+
+
 def test_a_folder_without_tokenizer_has_none(tiny_gpt2: Source) -> None:
     assert tiny_gpt2.load_tokenizer() is None
 

@@ -142,7 +142,7 @@ def test_an_interrupted_split_leaves_nothing(
     if moment == "shell":
         monkeypatch.setattr(GPT2LMHeadModel, "state_dict", interrupt)
     elif moment == "table":
-        monkeypatch.setattr(split_module, "seal_package", interrupt)
+        monkeypatch.setattr(split_module, "sign_package", interrupt)
     elif moment == "rename":
         rename = Path.rename
         monkeypatch.setattr(Path, "rename", lambda a, b: interrupt() if b.name == "client" else rename(a, b))

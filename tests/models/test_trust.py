@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from confide.errors import OwnerKeyError
 from confide.packages import trusted_owners as trust_module
-from confide.packages.trusted_owners import parse_trusted, trust, trusted_owners, trusted_path
+from confide.packages.trusted_owners import parse_owners, trust, trusted_owners, trusted_path
 from owners import OWNER, STRANGER
 
 
@@ -46,12 +46,12 @@ def test_a_name_stands_on_its_line(name: str) -> None:
 )
 def test_an_odd_line_is_named(line: bytes) -> None:
     with pytest.raises(OwnerKeyError, match="Line 2"):
-        parse_trusted(f"{STRANGER.public} friend\n".encode() + line)
+        parse_owners(f"{STRANGER.public} friend\n".encode() + line)
 
 
 def test_people_may_edit_the_file() -> None:
     content = f"\n  {str(OWNER.public).upper()}\tmine \r\n\n{STRANGER.public}"
-    assert parse_trusted(content.encode()) == {OWNER.public: "mine", STRANGER.public: ""}
+    assert parse_owners(content.encode()).trusted == {OWNER.public: "mine", STRANGER.public: ""}
 
 
 def test_a_file_that_cannot_be_read_is_a_clear_error(home: Path) -> None:
@@ -59,7 +59,7 @@ def test_a_file_that_cannot_be_read_is_a_clear_error(home: Path) -> None:
     with pytest.raises(OwnerKeyError, match="readable"):
         trusted_owners()
     with pytest.raises(OwnerKeyError, match="too large"):
-        parse_trusted(b"\n" * (trust_module._MAX_FILE + 1))
+        parse_owners(b"\n" * (trust_module.MAX_FILE + 1))
 
 
 LINES = st.lists(st.binary(max_size=80) | st.sampled_from([str(OWNER.public).encode(), b" name", b"\r", b""]))
@@ -68,7 +68,7 @@ LINES = st.lists(st.binary(max_size=80) | st.sampled_from([str(OWNER.public).enc
 @given(LINES)
 def test_any_content_is_owners_or_refused(lines: list[bytes]) -> None:
     try:
-        owners = parse_trusted(b"\n".join(lines))
+        owners = parse_owners(b"\n".join(lines)).names
     except OwnerKeyError as error:
         assert str(error).isprintable()  # noqa: PT017
     else:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Thread
 
 import pytest
@@ -18,7 +19,7 @@ from tests.net.recording_proxy import proxy_in_environment
 import confide
 from confide.attest.simulated import SimulatedTee
 from confide.client.collateral_fetch import fetcher
-from confide.client.hint_fetch import _opened
+from confide.client.hint_fetch import fetch_hint
 from confide.enclave.fetch_key import fetch_key
 from confide.enclave.workload import Workload
 from confide.errors import ConfideError
@@ -29,6 +30,7 @@ from confide.net.tls import make_certificates, server_context
 from confide.packages.owner import OwnerKey
 from confide.packages.signing import Release
 from confide.rlwe.parameters import Profile
+from hints import SHELL
 
 
 @dataclass
@@ -78,14 +80,14 @@ def workload(tmp_path_factory: pytest.TempPathFactory) -> Workload:
     return Workload(tee, tee.collateral, model_digest="ab" * 32)
 
 
-def fetch_hint(url: str, _: Workload) -> None:
-    with _opened(url, None) as chunks:
-        list(chunks("hint/0"))
+def fetch(url: str, _: Workload) -> None:
+    with TemporaryDirectory() as shell:
+        fetch_hint(Path(shell), SHELL, url)
 
 
 WAYS: dict[str, Callable[[str, Workload], object]] = {
     "attestation": lambda url, _: confide.connect(url),
-    "hint": fetch_hint,
+    "hint": fetch,
     "model key": lambda url, workload: fetch_key(url, KEY.id, workload, attempts=1),
     "upstream": lambda url, _: ask_upstream(url + "/v1"),
     "collateral": lambda url, _: fetcher(seconds=5)(url + "/crl"),

@@ -12,18 +12,24 @@ import uvicorn
 from confide.proxy.app import ProxyApp
 from confide.proxy.backend import Backend
 from confide.proxy.guard import Guard, hosts_of
+from confide.proxy.page.page import is_file
 
 STOP = "stop-token"
+PAGE = "page-token"
 
 
 @contextmanager
-def proxied(make: Callable[[], Sequence[Backend]], keys: Sequence[str] = ()) -> Iterator[str]:
-    """The proxy's address, at once: its backends may still be verified. make: called in the test's own thread."""
-    listener = socket.create_server(("127.0.0.1", 0))
+def proxied(make: Callable[[], Sequence[Backend]], keys: Sequence[str] = (), port: int = 0) -> Iterator[str]:
+    """The proxy's address, at once: its backends may still be verified. make: called in the test's own thread.
+
+    port: a free one without.
+    """
+    listener = socket.create_server(("127.0.0.1", port))
     port = listener.getsockname()[1]
     server: uvicorn.Server
     app = ProxyApp(make(), STOP, lambda: setattr(server, "should_exit", True))
-    guarded = Guard(app.asgi(), hosts_of("127.0.0.1", port), keys, secure=False)
+    hosts = hosts_of("127.0.0.1", port)
+    guarded = Guard(app.asgi(), hosts, keys, secure=False, page=PAGE, open_to=is_file)
     server = uvicorn.Server(uvicorn.Config(guarded, log_config=None, access_log=False, timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()

@@ -83,6 +83,24 @@ def test_an_unmodified_client_gets_the_models_own_answers(place: Place) -> None:
         assert [model.id for model in client.models.list()] == ["mine"]
 
 
+def test_what_the_server_saw_can_be_seen(place: Place) -> None:
+    with place.sdk() as client:
+        options: Any = {"model": "mine", "max_tokens": 3, "temperature": 0}
+        client.completions.create(prompt="Once upon a time", **options)
+        first = place.status()
+        client.completions.create(prompt="There was", **options)
+        second = place.status()
+    assert len(bytes.fromhex(first["last_sent"])) == 32
+    assert first["last_sent"] != second["last_sent"]
+    lengths = second["lengths"]
+    assert (lengths["answer"], lengths["visible_answer"], lengths["visible_prompt"] % 16) == (3, 16, 0)
+    assert second["bytes_up"] > first["bytes_up"]
+    assert second["tokens_ready"] >= 0
+    assert 0 <= second["disclosed"] < 1
+    assert second["bits_per_token"] % 32 == 0
+    assert second["layer_groups"] == 1
+
+
 def test_a_turn_sends_what_is_new(place: Place) -> None:
     def sent() -> int:
         status = place.status()

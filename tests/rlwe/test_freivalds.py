@@ -5,7 +5,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from confide.rlwe.freivalds import MAX_LENGTH, MAX_VALUE, PRIME, AnswerCheck, check_vector, secret_vector
+from confide.rlwe.freivalds import (
+    MAX_LENGTH,
+    MAX_VALUE,
+    PRIME,
+    AnswerCheck,
+    check_vector,
+    limb_bits,
+    secret_vector,
+    signed_limbs,
+)
 
 SEED = bytes(range(32))
 
@@ -82,7 +91,7 @@ def test_sums_are_exact_at_the_extremes(length: int, sign: int) -> None:
     # Every limb at its largest and every value too: 2^53 is not exceeded, or one unit would get lost.
     columns = length // 2
     rows = length - columns
-    bits = AnswerCheck(np.ones(rows, np.uint64), np.ones(columns, np.uint64))._bits
+    bits = limb_bits(length)
     largest = sum(1 << (bits * place + bits - 1) for place in range(-(-61 // bits)))
     for u in (largest % PRIME, PRIME - 1, (1 << 60) - 1):
         # With c = u in every place, x is right where it equals y.
@@ -109,12 +118,11 @@ def test_answers_that_no_product_gives_are_wrong(answer: int, tokens: int) -> No
 
 def test_limbs_and_values_stay_below_two_to_the_53() -> None:
     for length in (2, 5, 4096, 4097, 100_000, MAX_LENGTH):
-        columns = length // 2
-        secret = secret_vector(SEED, 0, length - columns)
-        check = AnswerCheck(secret, secret_vector(SEED, 1, columns))
-        assert length * MAX_VALUE * 2 ** (check._bits - 1) <= 2**53
-        assert abs(check._limbs).max() <= 2 ** (check._bits - 1)
-        assert check._limbs.shape[1] <= 8
+        bits = limb_bits(length)
+        limbs = signed_limbs(secret_vector(SEED, 0, length), bits)
+        assert length * MAX_VALUE * 2 ** (bits - 1) <= 2**53
+        assert abs(limbs).max() <= 2 ** (bits - 1)
+        assert limbs.shape[1] <= 8
 
 
 def test_what_is_too_long_is_refused() -> None:
@@ -173,7 +181,12 @@ def test_one_tokens_sum_is_exact_at_the_extremes(length: int, fill: str) -> None
     if fill == "mixed":
         words = generator.integers(0, PRIME, length, dtype=np.uint64)
         values = generator.integers(-MAX_VALUE, MAX_VALUE + 1, length)
+    # One coefficient makes the sum a multiple of the prime; a sum that is wrong by one 2^64 is none, nor by one unit.
+    rest = sum(word * value for word, value in zip(words[1:].tolist(), values[1:].tolist(), strict=True))
+    words[0] = -rest * pow(int(values[0]), -1, PRIME) % PRIME
     rows = length // 2
     check = AnswerCheck(words[:rows], np.uint64(PRIME) - words[rows:])
-    expected = sum(word * value for word, value in zip(words.tolist(), values.tolist(), strict=True))
-    assert check._one_token(values) == expected
+    y, x = values[None, :rows].astype(np.int32), values[None, rows:].astype(np.int32)
+    assert check(y, x).tolist() == [True]
+    y[0, 0] += 1 if y[0, 0] < 0 else -1
+    assert check(y, x).tolist() == [False]

@@ -17,9 +17,9 @@ CPU = torch.device("cpu")
 def kernel(request, monkeypatch):
     """Each of the two kernels in turn, chosen as a user would."""
     monkeypatch.setenv("CONFIDE_GEMM", request.param)
-    gemm._takes_int8.cache_clear()
+    gemm.prefers_int8.cache_clear()
     yield request.param
-    gemm._takes_int8.cache_clear()
+    gemm.prefers_int8.cache_clear()
 
 
 def random_int8(rows: int, columns: int, seed: int) -> torch.Tensor:
@@ -85,27 +85,27 @@ def test_transposed_operands_are_exact(kernel):
 
 def test_the_environment_chooses_the_kernel(kernel, monkeypatch):
     calls = []
-    for name in ("_int8_kernel", "_fp32_kernel"):
+    for name in ("int8_kernel", "fp32_kernel"):
         real = getattr(gemm, name)
         monkeypatch.setattr(gemm, name, lambda *args, name=name, real=real: calls.append(name) or real(*args))
-    gemm._takes_int8(CPU, kernel)
+    gemm.prefers_int8(CPU, kernel)
     calls.clear()
     int8_matmul(random_int8(2, 8, 0), random_int8(8, 2, 0))
-    assert calls == [f"_{kernel}_kernel"]
+    assert calls == [f"{kernel}_kernel"]
 
 
 @pytest.mark.parametrize("saturating", [saturating_kernel, saturating_kernel_of_the_transpose])
 def test_a_kernel_that_saturates_is_not_used(monkeypatch, saturating):
     monkeypatch.delenv("CONFIDE_GEMM", raising=False)
-    gemm._takes_int8.cache_clear()
-    monkeypatch.setattr(gemm, "_int8_kernel", saturating)
+    gemm.prefers_int8.cache_clear()
+    monkeypatch.setattr(gemm, "int8_kernel", saturating)
     left, right = torch.full((2, 64), 127, dtype=torch.int8), torch.full((64, 2), 127, dtype=torch.int8)
     try:
         assert not torch.equal(saturating(left, right, None), expected(left, right))
         assert torch.equal(int8_matmul(left, right), expected(left, right))
-        assert not gemm._takes_int8(CPU, "")
+        assert not gemm.prefers_int8(CPU, "")
     finally:
-        gemm._takes_int8.cache_clear()
+        gemm.prefers_int8.cache_clear()
 
 
 def test_the_saturating_takes_int8_on_small_values():
@@ -114,15 +114,15 @@ def test_the_saturating_takes_int8_on_small_values():
 
 
 def test_the_self_test_accepts_an_exact_kernel(monkeypatch):
-    monkeypatch.setattr(gemm, "_int8_kernel", lambda left, right, out: expected(left, right))
-    assert gemm._self_test(CPU)
+    monkeypatch.setattr(gemm, "int8_kernel", lambda left, right, out: expected(left, right))
+    assert gemm.int8_is_exact(CPU)
 
 
 @pytest.mark.parametrize("limit", [2**15 - 1, 2**16, 2**20])
 def test_the_self_test_finds_a_saturating_accumulator(monkeypatch, limit):
     clamped = lambda left, right, out: (left.long() @ right.long()).clamp(-limit, limit).int()  # noqa: E731
-    monkeypatch.setattr(gemm, "_int8_kernel", clamped)
-    assert not gemm._self_test(CPU)
+    monkeypatch.setattr(gemm, "int8_kernel", clamped)
+    assert not gemm.int8_is_exact(CPU)
 
 
 def test_an_unknown_choice_is_refused(monkeypatch):
@@ -131,7 +131,7 @@ def test_an_unknown_choice_is_refused(monkeypatch):
         int8_matmul(random_int8(2, 8, 0), random_int8(8, 2, 0))
 
 
-@pytest.mark.parametrize("slow", ["_int8_kernel", "_fp32_kernel"])
+@pytest.mark.parametrize("slow", ["int8_kernel", "fp32_kernel"])
 def test_the_faster_kernel_is_taken(monkeypatch, slow):
     """A processor without VNNI has an int8 kernel that is exact and a hundred times slower."""
     kernel = getattr(gemm, slow)
@@ -141,10 +141,10 @@ def test_the_faster_kernel_is_taken(monkeypatch, slow):
         return kernel(*operands)
 
     monkeypatch.setattr(gemm, slow, slowly)
-    monkeypatch.setattr(gemm, "_self_test", lambda _: True)
-    gemm._takes_int8.cache_clear()
+    monkeypatch.setattr(gemm, "int8_is_exact", lambda _: True)
+    gemm.prefers_int8.cache_clear()
     try:
-        assert gemm._takes_int8(CPU, "") == (slow == "_fp32_kernel")
-        assert gemm._takes_int8(CPU, "int8")
+        assert gemm.prefers_int8(CPU, "") == (slow == "fp32_kernel")
+        assert gemm.prefers_int8(CPU, "int8")
     finally:
-        gemm._takes_int8.cache_clear()
+        gemm.prefers_int8.cache_clear()

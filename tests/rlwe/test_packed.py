@@ -12,7 +12,7 @@ from confide.rlwe.packed import PackedMatrix, weighted_sum
 
 from .helpers import random_weights
 
-KERNELS = [kernel for kernel in module._candidates() if module._is_exact(kernel)]
+KERNELS = [kernel for kernel in [*module.candidates(), module.FLOAT] if module.is_exact(kernel)]
 each_kernel = pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.pack.__name__)
 
 
@@ -55,7 +55,7 @@ def test_extreme_products_are_exact(kernel, weight, value, columns):
 @pytest.mark.parametrize(("columns", "parts"), [(1032, 1), (1033, 2), (3077, 3)])
 def test_columns_are_cut_where_a_float32_would_not_hold_a_sum(columns, parts):
     weights = torch.full((2, columns), 127, dtype=torch.int8)
-    cut = module._exact_parts(weights)
+    cut = module.exact_parts(weights)
     assert len(cut) == parts
     assert [column for part in cut for column in range(columns)[part]] == list(range(columns))
     assert all(127 * 128 * len(range(columns)[part]) <= 2**24 for part in cut)
@@ -74,9 +74,9 @@ def test_small_matrices_stay_as_they_are():
 
 @pytest.fixture
 def unmeasured():
-    module._fastest.cache_clear()
+    module.fastest.cache_clear()
     yield
-    module._fastest.cache_clear()
+    module.fastest.cache_clear()
 
 
 @pytest.mark.parametrize("reason", ["fp32", "saturates", "slow", "absent"])
@@ -84,24 +84,24 @@ def test_without_an_exact_and_faster_kernel_matrices_stay_as_they_are(reason, mo
     weights = random_weights(600, 600)
     kernels = {
         "fp32": KERNELS,
-        "saturates": [module._Kernel(lambda weights: weights, saturating, saturates=False)],
-        "slow": [module._Kernel(lambda weights: weights, slow, saturates=False)],
-        "absent": [module._Kernel(lambda weights: torch.ops.quantized.no_such_kernel(weights), plain, saturates=False)],
+        "saturates": [module.Kernel(lambda weights: weights, saturating, saturates=False)],
+        "slow": [module.Kernel(lambda weights: weights, slow, saturates=False)],
+        "absent": [module.Kernel(lambda weights: torch.ops.quantized.no_such_kernel(weights), plain, saturates=False)],
     }
-    monkeypatch.setattr(module, "_candidates", lambda: kernels[reason])
+    monkeypatch.setattr(module, "candidates", lambda: kernels[reason])
     if reason == "fp32":
         monkeypatch.setenv("CONFIDE_GEMM", "fp32")
     assert PackedMatrix.where_faster(weights) is weights
 
 
 def test_the_faster_of_exact_kernels_is_taken(monkeypatch, unmeasured):
-    fast, late = (module._Kernel(lambda weights: weights, kernel, saturates=False) for kernel in (plain, slow))
-    monkeypatch.setattr(module, "_candidates", lambda: [late, fast])
+    fast, late = (module.Kernel(lambda weights: weights, kernel, saturates=False) for kernel in (plain, slow))
+    monkeypatch.setattr(module, "candidates", lambda: [late, fast])
     times = iter([3.0, 2.0, 1.0])
-    monkeypatch.setattr(module, "_seconds", lambda product: next(times))
+    monkeypatch.setattr(module, "shortest_run", lambda product: next(times))
     matrix = PackedMatrix.where_faster(random_weights(600, 600))
     assert isinstance(matrix, PackedMatrix)
-    assert matrix._kernel is fast
+    assert matrix.kernel is fast
 
 
 def plain(packed, digits, zero):
@@ -122,14 +122,14 @@ def saturating(packed, digits, zero):
 
 
 def test_a_saturating_kernel_passes_with_the_digits_that_its_weights_allow():
-    assert module._is_exact(module._Kernel(lambda weights: weights, saturating, saturates=True))
-    assert not module._is_exact(module._Kernel(lambda weights: weights, saturating, saturates=False))
+    assert module.is_exact(module.Kernel(lambda weights: weights, saturating, saturates=True))
+    assert not module.is_exact(module.Kernel(lambda weights: weights, saturating, saturates=False))
 
 
 @pytest.mark.parametrize("largest", [64, 65, 127])
 def test_digits_are_as_narrow_as_weights_demand(largest):
     """Eight bits with weights of 65 would add 33,150 in a pair."""
     weights = torch.full((4, 10), largest, dtype=torch.int8)
-    matrix = PackedMatrix(weights, module._Kernel(lambda weights: weights, saturating, saturates=True))
+    matrix = PackedMatrix(weights, module.Kernel(lambda weights: weights, saturating, saturates=True))
     values = np.full((2, 10), 0x7F7F7F7F7F7F)
     assert set(matrix.product(planes_of(values, 6)).flatten() % 2**48) == {10 * largest * 0x7F7F7F7F7F7F % 2**48}

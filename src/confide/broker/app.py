@@ -41,7 +41,7 @@ CONNECTIONS: Final = 1024
 BODY_SECONDS: Final = 30.0
 BODIES_BYTES: Final = 16 * MAX_REQUEST_BYTES
 """Of all requests that come in or are looked at."""
-_STATUS: Final[Mapping[type[ConfideError], int]] = MappingProxyType(
+STATUS: Final[Mapping[type[ConfideError], int]] = MappingProxyType(
     {
         MalformedMessage: 400,
         RequestTimedOut: 408,
@@ -86,8 +86,8 @@ def _refusing(endpoint: Endpoint) -> Endpoint:
         try:
             return await endpoint(request)
         except ConfideError as error:
-            if type(error) in _STATUS:
-                return _refuse(_STATUS[type(error)], error)
+            if type(error) in STATUS:
+                return _refuse(STATUS[type(error)], error)
             _log.error("A key was not released: %s", error)
         except ClientDisconnect:
             return Response(status_code=400)  # to nobody

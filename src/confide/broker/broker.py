@@ -62,7 +62,7 @@ class Broker:
         if not result.trusted:
             self.log.append(msgspec.structs.replace(entry, failed=tuple(map(_shortened, result.failures))))
             raise _refusal(stored.key.id, result.failures)
-        wrapped = channel_key(attested.statement).seal(stored.key.raw, wrapping_info(stored.key.id, nonce))
+        wrapped = channel_key(attested.statement).encrypt(stored.key.raw, wrapping_info(stored.key.id, nonce))
         self.log.append(msgspec.structs.replace(entry, event="released"))
         return ReleaseAnswer(stored.key.id, wrapped)
 

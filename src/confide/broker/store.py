@@ -143,7 +143,7 @@ class KeyStore:
         """Keep a key. KeyStoreError where it is kept already, since its conditions would be lost."""
         stored = StoredKey(key, conditions, now)
         try:
-            create_file(self._path(key.id), self._sealed(stored))
+            create_file(self._path(key.id), self._encrypted(stored))
         except FileExistsError as error:
             raise KeyStoreError(
                 f"The key {key.id} is kept already; `confide keys change` binds it to another policy, and "
@@ -161,12 +161,12 @@ class KeyStore:
         kept = self.get(identity)
         changed = replace(kept, conditions=Conditions(kept.conditions.model_digest, policy, simulated_root))
         try:
-            replace_file(self._path(identity), self._sealed(changed), mode=0o600)
+            replace_file(self._path(identity), self._encrypted(changed), mode=0o600)
         except OSError as error:
             raise _unwritable(self._folder, error) from error
         return changed
 
-    def _sealed(self, stored: StoredKey) -> bytes:
+    def _encrypted(self, stored: StoredKey) -> bytes:
         conditions = stored.conditions
         content = _Content(
             stored.key.raw,
@@ -222,8 +222,8 @@ def _encrypt(cipher: AESGCM, plaintext: bytes, purpose: bytes) -> bytes:
     return nonce + cipher.encrypt(nonce, plaintext, purpose)
 
 
-def _decrypt(cipher: AESGCM, sealed: bytes, purpose: bytes) -> bytes:
-    return cipher.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], purpose)
+def _decrypt(cipher: AESGCM, encrypted: bytes, purpose: bytes) -> bytes:
+    return cipher.decrypt(encrypted[:_NONCE_BYTES], encrypted[_NONCE_BYTES:], purpose)
 
 
 def _read(path: Path) -> bytes | None:

@@ -54,7 +54,7 @@ class ChannelPublicKey:
         """SHA-256 of the key, by which the two sides know that they mean the same one."""
         return hashlib.sha256(self.raw).digest()
 
-    def seal(self, plaintext: bytes, info: bytes) -> bytes:
+    def encrypt(self, plaintext: bytes, info: bytes) -> bytes:
         """Encapsulation and ciphertext. info: what this is for; opening it for something else fails."""
         return bytes(_SUITE.encrypt(plaintext, self._key, info))
 
@@ -71,9 +71,9 @@ class ChannelKey:
     def __repr__(self) -> str:
         return f"ChannelKey({self.public.id.hex()[:16]})"
 
-    def open(self, sealed: bytes, info: bytes) -> bytes:
-        """What `ChannelPublicKey.seal` was given. ChannelRefused where anything about it differs."""
+    def decrypt(self, encrypted: bytes, info: bytes) -> bytes:
+        """What `ChannelPublicKey.encrypt` was given. ChannelRefused where anything about it differs."""
         try:
-            return bytes(_SUITE.decrypt(sealed, self._key, info))
+            return bytes(_SUITE.decrypt(encrypted, self._key, info))
         except (InvalidTag, ValueError) as error:
             raise ChannelRefused("This was encrypted to another key, or changed on its way.") from error

@@ -1,7 +1,7 @@
-"""Where the channel ends: sealed requests come in over HTTP, an ordinary ASGI application answers them.
+"""Where the channel ends: encrypted requests come in over HTTP, an ordinary ASGI application answers them.
 
-That application sees the request that was sealed, and of the one that carried it only from where it comes. Its answer
-leaves in sealed frames, each as soon as it is there. Only an answer that the application has finished gets a last
+That application sees the request inside, and of the one that carried it only from where it comes. Its answer
+leaves in encrypted frames, each as soon as it is there. Only an answer that the application has finished gets a last
 frame: one that was cut short, by whatever, cannot pass for a whole one.
 """
 
@@ -16,9 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from confide.channel.keys import ChannelKey
-from confide.channel.replay import ReplayGuard
-from confide.channel.sealing import (
+from confide.channel.encryption import (
     MEDIA_TYPE,
     FrameWriter,
     OpenedRequest,
@@ -27,6 +25,8 @@ from confide.channel.sealing import (
     encode_head,
     open_request,
 )
+from confide.channel.keys import ChannelKey
+from confide.channel.replay import ReplayGuard
 from confide.errors import (
     ChannelError,
     ChannelRefused,
@@ -44,7 +44,7 @@ from confide.net.body import Bodies
 _log = logging.getLogger(__name__)
 
 _OVERHEAD: Final = 64 << 10
-"""More than sealing adds to a body of a few MiB: opening, head, and 20 bytes for every 64 KiB."""
+"""More than encryption adds to a body of a few MiB: opening, head, and 20 bytes for every 64 KiB."""
 _HEADERS: Final = [
     (b"content-type", MEDIA_TYPE.encode()),
     (b"cache-control", b"no-store"),
@@ -60,8 +60,8 @@ _STATUS: Final[Mapping[type[ConfideError], int]] = {
 _OF_THE_CONNECTION: Final = {"connection", "content-length", "transfer-encoding"}
 
 
-class SealedChannel:
-    """ASGI application for POST requests with a sealed body, around the one that answers what is inside."""
+class EncryptedChannel:
+    """ASGI application for POST requests with an encrypted body, around the one that answers what is inside."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class SealedChannel:
             self._on_refusal(error.code)
             await _refusal(error)(scope, receive, send)
             return
-        answer = _SealedAnswer(opened.writer, send)
+        answer = _EncryptedAnswer(opened.writer, send)
         try:
             await self._app(inner, _receive(opened.body, receive), answer)
         except Exception:  # noqa: BLE001 - told without its message, which may quote a prompt
@@ -106,15 +106,15 @@ class SealedChannel:
 
     async def _opened(self, request: Request) -> OpenedRequest:
         if request.headers.get("content-type") != MEDIA_TYPE:
-            raise ChannelRefused(f"Sealed requests are of the type {MEDIA_TYPE}; send what `confide.connect` makes.")
+            raise ChannelRefused(f"Encrypted requests are of the type {MEDIA_TYPE}; send what `confide.connect` makes.")
         async with self._bodies.read(request) as body:
             opened = open_request(self._key, body)
         self._guard.admit(opened.id, opened.issued)
         return opened
 
 
-class _SealedAnswer:
-    """Takes ASGI messages of an ordinary answer, and sends those of a sealed one."""
+class _EncryptedAnswer:
+    """Takes ASGI messages of an ordinary answer, and sends those of an encrypted one."""
 
     def __init__(self, writer: FrameWriter, send: Send) -> None:
         self._writer = writer
@@ -136,8 +136,8 @@ class _SealedAnswer:
 
     async def _continue(self, body: bytes, *, last: bool) -> None:
         if body or last:
-            sealed = self._writer.write(bytes(body), last=last)
-            await self._send({"type": "http.response.body", "body": sealed, "more_body": not last})
+            encrypted = self._writer.write(bytes(body), last=last)
+            await self._send({"type": "http.response.body", "body": encrypted, "more_body": not last})
 
 
 def _scope(head: RequestHead, client: tuple[str, int] | None) -> Scope:
@@ -150,7 +150,7 @@ def _scope(head: RequestHead, client: tuple[str, int] | None) -> Scope:
             if name.lower() not in _OF_THE_CONNECTION
         ]
     except UnicodeEncodeError:
-        raise ChannelRefused("A header of the sealed request is not in Latin-1; leave it out.") from None
+        raise ChannelRefused("A header of the encrypted request is not in Latin-1; leave it out.") from None
     return {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},

@@ -10,7 +10,8 @@ from typing import Final
 from confide.errors import ChannelRefused
 
 WINDOW_SECONDS: Final = 120.0
-_BITS: Final = 1 << 26
+BITS: Final = 1 << 26
+"""Of each of two Bloom filters, a multiple of 8."""
 _PROBES: Final = struct.Struct("<16I")
 
 
@@ -23,7 +24,7 @@ class _Seen:
 
     def __init__(self, since: float) -> None:
         self.since = since
-        self._bits = bytearray(_BITS >> 3)
+        self._bits = bytearray(BITS >> 3)
         self._key = os.urandom(32)
 
     def __contains__(self, request_id: bytes) -> bool:
@@ -36,7 +37,7 @@ class _Seen:
 
     def _places(self, request_id: bytes) -> Iterator[int]:
         digest = hashlib.blake2b(request_id, key=self._key, digest_size=_PROBES.size).digest()
-        return (probe % _BITS for probe in _PROBES.unpack(digest))
+        return (probe % BITS for probe in _PROBES.unpack(digest))
 
 
 class ReplayGuard:

@@ -1,10 +1,11 @@
 """The verbs, and what happens to an error that reaches the top: one sentence, an exit code, no traceback."""
 
+import importlib
 import logging
 import os
 import sys
 import traceback
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -18,47 +19,45 @@ from confide.version import VERSION
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
 
-app = typer.Typer(
-    name="confide",
-    help="Private language models on machines nobody has to trust.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
+_COMMANDS: Final = (
+    "plan",
+    "split",
+    "checks",
+    "serve",
+    "generate",
+    "chat",
+    "proxy",
+    "setup",
+    "distrust",
+    "doctor",
+    "quantize",
+    "seal",
+    "open",
 )
+_GROUPS: Final = ("hint", "demo", "evaluate", "owner", "tls", "licence", "ledger", "attest", "tee", "keys")
 
 
-def _register() -> None:
-    from confide.cli import (
-        attest,
-        chat,
-        checks,
-        demo,
-        distrust,
-        evaluate,
-        generate,
-        hint,
-        keys,
-        ledger,
-        licence,
-        open,
-        owner,
-        plan,
-        proxy,
-        quantize,
-        seal,
-        serve,
-        split,
-        tee,
-        tls,
+def command_line(arguments: list[str]) -> typer.Typer:
+    """The verb that is run alone, for to import them all takes a second; all where none of them is named."""
+    app = typer.Typer(
+        name="confide",
+        help="Private language models on machines nobody has to trust.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        callback=_options,
     )
+    named = next((argument for argument in arguments if not argument.startswith("-")), "")
+    verbs = (*_COMMANDS, *_GROUPS)
+    for verb in [named] if named in verbs else verbs:
+        module = importlib.import_module(f"confide.cli.{verb}")
+        if verb in _GROUPS:
+            app.add_typer(module.app)
+        else:
+            app.command(verb)(module.command)
+    return app
 
-    for module in (plan, split, checks, serve, generate, chat, proxy, distrust, quantize, seal, open):
-        app.command(module.__name__.rpartition(".")[2])(module.command)
-    for group in (hint, demo, evaluate, owner, tls, licence, ledger, attest, tee, keys):
-        app.add_typer(group.app)
 
-
-@app.callback()
 def _options(
     version: Annotated[bool, typer.Option("--version", help="Print the version, and leave.")] = False,
     debug: Annotated[
@@ -81,9 +80,10 @@ def main() -> None:
         if "--version" in arguments[:2]:
             _show_version(as_json=as_json)
             return
-        _register()
         with named_extras():
-            code = app(standalone_mode=False) or 0  # of a typer.Exit, and 130 for what was a KeyboardInterrupt
+            code = (
+                command_line(arguments)(standalone_mode=False) or 0
+            )  # of a typer.Exit, and 130 for what was a KeyboardInterrupt
         if code == _INTERRUPTED:
             output.note("Interrupted; a hint is kept as far as it was made, and the same command goes on from there.")
         sys.exit(code)

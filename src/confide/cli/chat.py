@@ -9,7 +9,17 @@ import typer
 from rich.text import Text
 
 from confide.cli import output
-from confide.cli.options import Ca, InsecureNoTls, Json, Licence, Offline, SimulatedRoot, UserPolicy, require_text
+from confide.cli.options import (
+    Ca,
+    InsecureNoTls,
+    Json,
+    Licence,
+    Offline,
+    Proxy,
+    SimulatedRoot,
+    UserPolicy,
+    require_text,
+)
 from confide.errors import ConfideError, KeyChanged
 from confide.printable import printable
 
@@ -39,6 +49,7 @@ def command(
     system: Annotated[str, typer.Option(help="How the model should behave.", metavar="TEXT")] = "",
     max_tokens: Annotated[int | None, typer.Option(help="Tokens of an answer at most.", min=1)] = None,
     ca: Ca = None,
+    proxy: Proxy = None,
     insecure_no_tls: InsecureNoTls = False,
     json: Json = False,
 ) -> None:
@@ -58,6 +69,8 @@ def command(
     hybrid: dict[str, Any] = {"shell": shell, "licence": licence} if shell else {}
     if hybrid:
         hybrid["progress"] = not json
+    if proxy is not None:  # which a model in a trusted environment does not take
+        hybrid["proxy"] = proxy
     with connect(url, **evidence, **hybrid, ca=ca, insecure_no_tls=insecure_no_tls) as session:
         chat = Chat(session, system, max_tokens)
         if json:

@@ -3,9 +3,11 @@
 import dataclasses
 import hashlib
 import json as jsonlib
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -19,9 +21,10 @@ from confide.cli.measuring import Model, Out, TopK
 from confide.cli.options import ActivationBits, Calibrate, Json, Protect, WeightBits
 from confide.disk.files import replace_file
 from confide.errors import EvaluationError
+from confide.version import VERSION
 
 if TYPE_CHECKING:
-    from confide.evaluate.results import Results
+    from confide.evaluate.results import Results, Settings
     from confide.evaluate.run import Measure, Variant
     from confide.evaluate.statistics import Estimate
 
@@ -240,14 +243,21 @@ class _Evaluation:
 
     @contextmanager
     def _results(self, kind: type[Result]) -> "Iterator[Results[Result]]":
-        from confide.evaluate.identity import evaluation_settings
         from confide.evaluate.results import Results, keep_results
 
         out = self._request.out
         if out is None:
             yield Results(kind)
             return
-        settings = evaluation_settings(
+        with keep_results(out / f"{self._name}.jsonl", kind, self._settings) as results:
+            yield results
+
+    @cached_property
+    def _settings(self) -> "Settings":
+        """What the results depend on. EvaluationError where it cannot be told which version of the model this is."""
+        from confide.evaluate.identity import evaluation_settings
+
+        return evaluation_settings(
             self._source,
             self.windows,
             protected_layers=self._request.protect,
@@ -256,11 +266,12 @@ class _Evaluation:
             calibration=_digest(self._request.calibrate),
             **self._options,
         )
-        with keep_results(out / f"{self._name}.jsonl", kind, settings) as results:
-            yield results
 
     def report(self, found: Mapping[str, Any], table: Table, draw: Callable[[Path], None]) -> None:
         """Print what was found, keep it and its chart in the folder for results, and fail if simulation differed."""
+        import torch
+        import transformers
+
         from confide.evaluate.statistics import CONFIDENCE
 
         answer = {
@@ -270,6 +281,12 @@ class _Evaluation:
             "context": self.windows.context,
             "scored_tokens": self.windows.scored_tokens,
             "confidence": CONFIDENCE,
+            "text_sha256": _digest(self._request.text_file),
+            "versions": {"confide": VERSION, "torch": torch.__version__, "transformers": transformers.__version__},
+            "protect": self._request.protect,
+            "weight_bits": self._request.sweep_bits or self._request.weight_bits,
+            "activation_bits": self._request.activation_bits,
+            "measured": output.utc(time.time()),
             "models": found,
             **({} if self._identical is None else {"identical": self._identical}),
         }
@@ -282,13 +299,24 @@ class _Evaluation:
             raise typer.Exit(DIFFERS)
 
     def _keep(self, answer: dict[str, Any], draw: Callable[[Path], None]) -> list[Path]:
+        from confide.evaluate.export import as_csv, as_latex, rows
+
         out = self._request.out
         if out is None:
             return []
         values, chart = out / f"{self._name}.json", out / f"{self._name}.png"
         replace_file(values, (jsonlib.dumps(answer, indent=2) + "\n").encode())
+        table, settings = rows(answer["models"]), self._described(answer)
+        csv, latex = out / f"{self._name}.csv", out / f"{self._name}.tex"
+        replace_file(csv, as_csv(table, settings).encode())
+        replace_file(latex, as_latex(table, settings, self.title).encode())
         draw(chart)
-        return [values, chart]
+        return [values, csv, latex, chart]
+
+    def _described(self, answer: dict[str, Any]) -> dict[str, str]:
+        """What a table says of itself."""
+        facts = {"text sha256": answer["text_sha256"], "confide": VERSION, "measured": answer["measured"]}
+        return {**self._settings, **facts}
 
     def _show(self, table: Table, kept: list[Path]) -> None:
         output.console.print(table)

@@ -9,7 +9,18 @@ import typer
 
 from confide.cli import output
 from confide.cli.files import MAX_FILE_BYTES, read_file
-from confide.cli.options import Ca, Checks, InsecureNoTls, Json, Licence, Patience, Shell, TrustedOwner, require_text
+from confide.cli.options import (
+    Ca,
+    Checks,
+    InsecureNoTls,
+    Json,
+    Licence,
+    Patience,
+    Proxy,
+    Shell,
+    TrustedOwner,
+    require_text,
+)
 from confide.errors import RequestRefused
 from confide.hybrid.client.padding import Padding
 from confide.models.sampling import generation_options
@@ -52,6 +63,7 @@ def command(
     licence: Licence = "",
     ca: Ca = None,
     patience: Patience = 60,
+    proxy: Proxy = None,
     insecure_no_tls: InsecureNoTls = False,
     json: Json = False,
 ) -> None:
@@ -91,6 +103,7 @@ def command(
         ca=ca,
         patience=patience,
         insecure_no_tls=insecure_no_tls,
+        proxy=proxy,
         progress=not json,
     )
     with private:

@@ -9,9 +9,8 @@ from rich.markup import escape
 from confide.cli import output
 from confide.cli.options import Ca, Json, OwnerFile, Shell, TrustedOwner
 from confide.packages.manifest import Manifest, PackageKind
-from confide.packages.owner import OwnerPublicKey
 from confide.packages.signing import open_package
-from confide.packages.trusted_owners import trusted_owners
+from confide.packages.trusted_owners import accepted_owners
 
 app = typer.Typer(name="hint", help="The hint of a shell: made, fetched, verified.", no_args_is_help=True)
 
@@ -66,8 +65,7 @@ def verify(client: Shell, owner: TrustedOwner = None, json: Json = False) -> Non
 
 
 def _opened(client: Path, owner: str | None) -> Manifest:
-    trusted = trusted_owners() if owner is None else {OwnerPublicKey.parse(owner)}
-    return open_package(client, PackageKind.SHELL, trusted).manifest
+    return open_package(client, PackageKind.SHELL, accepted_owners(owner)).manifest
 
 
 def _report(client: Path, size: int, done: str, *, json: bool) -> None:

@@ -8,8 +8,9 @@ import typer
 from rich.markup import escape
 
 from confide.cli import output
-from confide.cli.options import Json, ServerFolder, state_of
+from confide.cli.options import Json, ServerFolder
 from confide.hybrid.server.ledger import backup as work
+from confide.hybrid.server.ledger.place import state_of
 
 app = typer.Typer(name="ledger", help="Backups of a layer server's ledger.", no_args_is_help=True)
 
@@ -40,14 +41,17 @@ def restore(
     restored = work.restore(state_of(server), source)
     if json:
         output.result(
-            {"licences": restored.licences, "tokens_used": restored.tokens_used, "known_until": restored.known_until}
+            {
+                "licences": restored.licences,
+                "tokens_used": restored.tokens_used,
+                "known_until": output.utc(restored.known_until) if restored.known_until else None,
+            }
         )
         return
     counted = f"{restored.licences} licence{'' if restored.licences == 1 else 's'}"
     output.console.print(f"Restored {counted} with {restored.tokens_used:,} tokens used.")
     if restored.known_until:
-        until = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(restored.known_until))
-        output.console.print(f"What was used after {until} is unknown and not billed.")
+        output.console.print(f"What was used after {output.utc(restored.known_until)} is unknown and not billed.")
 
 
 @app.command("accept-clock")
@@ -55,6 +59,6 @@ def accept_clock(server: ServerFolder, json: Json = False) -> None:
     """Take the present time for right, although the ledger's last record is later."""
     work.accept_clock(state_of(server))
     if json:
-        output.result({"accepted": time.time()})
+        output.result({"accepted": output.utc(time.time())})
     else:
         output.console.print("Accepted; the server can start.")

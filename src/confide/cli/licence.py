@@ -14,7 +14,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from confide.cli import output
-from confide.cli.options import Json, ServerFolder, state_of
+from confide.cli.options import Ca, InsecureNoTls, Json, Proxy, ServerFolder, Shell, TrustedOwner
+from confide.cli.options import Licence as LicenceKey
 from confide.errors import ConfideError
 from confide.hybrid.server.ledger.licences import (
     DEFAULT_DISCLOSURE,
@@ -23,8 +24,11 @@ from confide.hybrid.server.ledger.licences import (
     LicenceBook,
     licence_book,
 )
-from confide.hybrid.server.ledger.usage import WARN_DISCLOSED, licensed_tokens, share_disclosed
+from confide.hybrid.server.ledger.place import state_of
+from confide.hybrid.server.ledger.usage import WARN_DISCLOSED, bits_disclosed, licensed_tokens, share_disclosed
 from confide.packages.manifest import MANIFEST_NAME, Manifest, PackageKind, read_manifest
+from confide.packages.signing import open_package
+from confide.packages.trusted_owners import accepted_owners, other_keys
 from confide.rlwe.parameters import Profile
 
 app = typer.Typer(name="licence", help="Who may use a layer server, and what they have used.", no_args_is_help=True)
@@ -87,8 +91,7 @@ def show(server: ServerFolder, name: Name, json: Json = False) -> None:
     with _book(server) as book:
         licence = book.find(name)
         described = _described(licence, _used(book, licence))
-        disclosed, lost = book.disclosed(licence), book.lost(licence)
-    layers = _disclosure(server, licence, disclosed, lost)
+        layers = _disclosure(server, licence, book)
     if json:
         output.result(described | {"disclosed": layers})
         return
@@ -140,6 +143,66 @@ def change(
     else:
         output.console.print(f"Licence [bold]{escape(licence.label)}[/] is changed.")
         _note_disclosure(server, licence)
+
+
+@app.command("rekey")
+def rekey(server: ServerFolder, name: Name, json: Json = False) -> None:
+    """Give a licence a new key, shown this once: the old one ends, and what was used stays counted.
+
+    A running server notices within a second, also on connections that are open.
+    """
+    with _book(server) as book:
+        licence, key = book.rekey(book.find(name))
+        used = _used(book, licence)
+    if json:
+        output.result(_described(licence, used) | {"key": key})
+        return
+    output.console.print(f"Licence [bold]{escape(licence.label)}[/] has a new key, shown once; hand it over safely:")
+    output.console.print(f"[bold]{key}[/]", soft_wrap=True)
+
+
+@app.command("status")
+def status(
+    shell: Shell,
+    server: Annotated[str, typer.Option(help="Address of the layer server.")],
+    licence: LicenceKey = "",
+    owner: TrustedOwner = None,
+    ca: Ca = None,
+    proxy: Proxy = None,
+    insecure_no_tls: InsecureNoTls = False,
+    json: Json = False,
+) -> None:
+    """As a licensee: ask the layer server what your licence still allows. Costs nothing."""
+    from confide.hybrid.client.connection import LayerConnection
+    from confide.hybrid.client.dial import Dial
+
+    release = open_package(shell, PackageKind.SHELL, accepted_owners(owner)).release
+    dial = Dial(server, licence, ca, insecure_no_tls=insecure_no_tls, proxy=proxy)
+    with LayerConnection(dial, release, other_keys(release.owner) if owner is None else ()) as connection:
+        allowance = connection.welcome.allowance
+    if json:
+        output.result(
+            {
+                "tokens_left": allowance.tokens_left,
+                "answers_left": allowance.answers_left,
+                "bits_disclosed": allowance.bits_disclosed,
+                "disclosed": allowance.disclosed,
+                "disclosure_limit": allowance.disclosure,
+                "expires": None if allowance.expires is None else output.utc(allowance.expires),
+                "tokens_per_minute": allowance.tokens_per_minute,
+            }
+        )
+        return
+    of = "" if allowance.disclosure is None else f" of at most {allowance.disclosure:.1%}"
+    for label, value in {
+        "tokens left": _limit(allowance.tokens_left),
+        "until disclosure": f"{_limit(allowance.answers_left)}{'' if allowance.answers_left is None else ' tokens'}",
+        "disclosed": f"{allowance.disclosed:.1%} of what solves a layer{of}; {allowance.bits_disclosed:,} bits in all",
+        "expires": "never" if allowance.expires is None else output.utc(allowance.expires),
+        "tokens a minute": _limit(allowance.tokens_per_minute),
+    }.items():
+        output.console.print(f"{label:<18}{value}")
+    output.note(f"As the server at {dial.url} says.")
 
 
 @app.command("revoke")
@@ -228,24 +291,26 @@ def _described(licence: Licence, used: int) -> dict[str, Any]:
         "state": licence.state(time.time()),
         "tokens_used": used,
         "tokens": licence.tokens,
-        "expires": None if licence.expires is None else _date(licence.expires),
+        "expires": None if licence.expires is None else output.utc(licence.expires),
         "tokens_per_minute": licence.tokens_per_minute,
         "disclosure_limit": licence.disclosure,
         "check_sets": licence.check_sets,
-        "created": _date(licence.created),
+        "created": output.utc(licence.created),
     }
 
 
-def _disclosure(server: Path, licence: Licence, disclosed: dict[int, int], lost: int) -> list[dict[str, Any]]:
+def _disclosure(server: Path, licence: Licence, book: LicenceBook) -> list[dict[str, Any]]:
     """What the answers say of each layer group's weights; nothing where the package is not at hand or is public."""
     manifest = _private_manifest(server)
     if manifest is None:
         return []
+    model = bytes.fromhex(manifest.model_digest)
+    disclosed, lost = book.disclosed(licence, model), book.lost(licence, model)
     layers = []
     for index, group in enumerate(manifest.groups):
         tokens = disclosed.get(index, 0) + lost
         share = share_disclosed(group, tokens, licence.check_sets)
-        bits = round(share * group.entropy_bits * group.rows)
+        bits = bits_disclosed(group, tokens, licence.check_sets)
         layers.append({"group": group.name, "tokens": tokens, "bits": bits, "share": share})
     return layers
 
@@ -270,10 +335,6 @@ def _note_disclosure(server: Path, licence: Licence) -> None:
             f"It ends after {tokens:,} tokens, when answers hold {limit:.0%} of the bits that solve a layer's weights; "
             "`confide licence change --disclosure N` or --lift-disclosure allows more."
         )
-
-
-def _date(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
 
 
 def _limit(value: int | None) -> str:

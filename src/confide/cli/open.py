@@ -8,10 +8,9 @@ from rich.markup import escape
 
 from confide.cli import output
 from confide.cli.options import Json, TrustedOwner
-from confide.packages.owner import OwnerPublicKey
 from confide.packages.sealed.key import ModelKey
 from confide.packages.sealed.package import SealedPackage
-from confide.packages.trusted_owners import trusted_owners
+from confide.packages.trusted_owners import accepted_owners, trusted_owners
 
 
 def command(
@@ -30,7 +29,7 @@ def command(
     """Show what a sealed model is, and with --verify that all of it is what its owner signed. Writes nothing."""
     if key and not verify:
         raise typer.BadParameter("--key is for --verify; what is shown without that needs no key")
-    sealed = SealedPackage.open(package, trusted_owners() if owner is None else {OwnerPublicKey.parse(owner)})
+    sealed = SealedPackage.open(package, accepted_owners(owner))
     if verify:
         _verify(sealed, ModelKey.read(key) if key else None, quiet=json)
     if json:

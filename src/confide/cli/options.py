@@ -5,8 +5,6 @@ from typing import Annotated
 
 import typer
 
-from confide.packages.manifest import MANIFEST_NAME
-
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 Shell = Annotated[Path, typer.Argument(help="The client folder that `confide split` wrote.", metavar="SHELL")]
 OwnerFile = Annotated[
@@ -18,6 +16,13 @@ TrustedOwner = Annotated[
 ]
 Ca = Annotated[
     Path | None, typer.Option(help="PEM file of the authorities to trust at a wss:// address; the system's without.")
+]
+Proxy = Annotated[
+    str | None,
+    typer.Option(
+        help="HTTP proxy to reach the layer server through, http://[user:password@]host:port; what the environment "
+        "names is not used."
+    ),
 ]
 Patience = Annotated[
     float, typer.Option(help="Seconds to wait for a server that goes away meanwhile, before giving up.", min=0)
@@ -41,11 +46,6 @@ Offline = Annotated[
 ServerFolder = Annotated[
     Path, typer.Argument(help="The layer server's package folder, or its --state folder.", metavar="SERVER")
 ]
-
-
-def state_of(server: Path) -> Path:
-    """The state folder that goes with what the user named: a package's own, unless it is one itself."""
-    return server / "state" if (server / MANIFEST_NAME).exists() else server
 
 
 def require_text(text: str, what: str) -> None:

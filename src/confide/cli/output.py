@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -87,6 +88,14 @@ def quiet_transformers() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+
+
+def utc(seconds: float) -> str:
+    """A moment for people and machines, as RFC 3339 has it: such as 2026-11-29T13:05:00Z. seconds: since 1970."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    except (OverflowError, ValueError, OSError):  # a peer may say what it likes
+        return "after the year 9999"
 
 
 def megabytes(count: float) -> str:

@@ -1,11 +1,12 @@
 """`confide plan`: what protecting a model would cost, before anything runs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from confide.cli import output
@@ -86,33 +87,40 @@ def _as_json(outlooks: Sequence["Outlook"], warned: Sequence["Warned"], rates: "
 
 
 def _table(outlooks: Sequence["Outlook"], tokens: int, prompt: int) -> Table:
+    """A row for each choice, or a column where the terminal is too narrow for that: no unit is ever cut off."""
+    headings: dict[str, Callable[[Outlook], str]] = {
+        "weights\nprotected": lambda one: f"{_count(one.choice.cut.protected_weights)}\n{one.share:.1%}",
+        "trips\na token": lambda one: f"{one.round_trips:,}",
+        f"first token,\nprompt {prompt:,}": lambda one: _cost(one.prompt),
+        "later\ntokens": lambda one: _cost(one.token),
+        "ahead; hint,\nonce": lambda one: (
+            f"{output.duration(one.ahead.seconds)}\n{output.megabytes(one.choice.cut.hint_bytes)}"
+        ),
+        f"disclosed by\n{tokens:,} tokens": _disclosed,
+        "licence\nlasts": lambda one: f"{one.disclosure.licence_tokens:,}\ntokens",
+    }
     table = Table(show_edge=False, pad_edge=False)
     table.add_column("--protect", no_wrap=True)
-    for heading in (
-        "weights\nprotected",
-        "trips\na token",
-        f"first token,\nprompt {prompt:,}",
-        "later\ntokens",
-        "ahead; hint,\nonce",
-        f"disclosed by\n{tokens:,} tokens",
-        "licence\nlasts",
-    ):
+    for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for one in outlooks:
-        said = one.disclosure
-        colour = "red" if said.share >= DEFAULT_DISCLOSURE else "green"
-        table.add_row(
-            one.choice.name,
-            f"{_count(one.choice.cut.protected_weights)}\n{one.share:.1%}",
-            f"{one.round_trips:,}",
-            _cost(one.prompt),
-            _cost(one.token),
-            f"{output.duration(one.ahead.seconds)}\n{output.megabytes(one.choice.cut.hint_bytes)}",
-            f"{_count(said.bits)}bit\n[{colour}]{said.share:,.0%}[/]",
-            f"{said.licence_tokens:,}\ntokens",
-            end_section=True,
-        )
+        table.add_row(one.choice.name, *(tell(one) for tell in headings.values()), end_section=True)
+    unbounded = output.console.options.update_width(1 << 12)
+    if Measurement.get(output.console, unbounded, table).maximum <= output.console.width:
+        return table
+    table = Table(box=None, pad_edge=False)
+    table.add_column("--protect", no_wrap=True)
+    for one in outlooks:
+        table.add_column(one.choice.name, justify="right", no_wrap=True)
+    for heading, tell in headings.items():
+        table.add_row(heading, *(tell(one) for one in outlooks))
     return table
+
+
+def _disclosed(one: "Outlook") -> str:
+    said = one.disclosure
+    colour = "red" if said.share >= DEFAULT_DISCLOSURE else "green"
+    return f"{_count(said.bits)}bit\n[{colour}]{said.share:,.0%}[/]"
 
 
 def _remarks(*, remote: bool) -> Iterator[str]:

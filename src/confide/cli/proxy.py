@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,7 +40,7 @@ def command(
     ] = None,
     licence: Licence = "",
     name: Annotated[str, typer.Option(help="What programs call the model; its own name without.")] = "",
-    config: Annotated[Path | None, typer.Option(help="TOML file of several models.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file of models; that of `confide setup` without.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = 8790,
     key_file: Annotated[
@@ -59,8 +60,10 @@ def command(
     if background:
         _start_in_background(json=json)
         return
-    from confide.proxy.settings import ModelSettings, read_settings
+    from confide.proxy.settings import ModelSettings, default_path, read_settings
 
+    if config is None and not targets and server is None and default_path().exists():
+        config = default_path()
     if config is not None:
         if targets:
             raise typer.BadParameter("give either --config or an address")
@@ -79,7 +82,9 @@ def command(
             }
             models = [ModelSettings(url=url, **of_enclave, **common) for url in targets or []]
         if not models:
-            raise typer.BadParameter("give an address, a client folder with --server, or --config")
+            raise typer.BadParameter(
+                "give an address, a client folder with --server, or --config; or answer `confide setup` once"
+            )
     key = "" if key_file is None else read_file(key_file).decode("ascii", "replace").strip()
     if not is_loopback(host) and not (key and tls_cert and tls_key):
         raise InsecureConnection(
@@ -88,23 +93,36 @@ def command(
         )
     if bool(tls_cert) != bool(tls_key):
         raise typer.BadParameter("--tls-cert and --tls-key go together")
-    _serve(models, licence, (host, port), key, (tls_cert, tls_key), json=json)
+
+    def announce(url: str, page: str) -> None:
+        if json:
+            output.result({"url": url, "base_url": f"{url}/v1", "key_needed": bool(key)})
+            return
+        output.console.print(f"[bold]{url}/v1[/]  is OpenAI's API now; models are verified before anything is sent.")
+        output.note(f"export OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY={'<your key>' if key else 'any'}")
+        # Whoever opens the page may ask: its address belongs in a terminal, and in no journal.
+        if output.console.is_terminal:
+            output.console.print(f"A page to chat on: [bold]{page}[/]", soft_wrap=True)
+        output.note("`confide proxy status` shows the page's address and what was verified. Ctrl-C stops it.")
+
+    serve(models, licence, (host, port), announce, key, (tls_cert, tls_key))
 
 
-def _serve(
+def serve(
     models: "list[ModelSettings]",
     licence: str,
     place: tuple[str, int],
-    key: str,
-    tls: tuple[Path | None, Path | None],
-    *,
-    json: bool,
+    announce: Callable[[str, str], None],
+    key: str = "",
+    tls: tuple[Path | None, Path | None] = (None, None),
 ) -> None:
+    """Run the proxy until it is told to stop. announce: called with its address and its page's once it answers."""
     from confide.enclave.api.server import bind, serve_app
     from confide.net.tls import server_context
     from confide.proxy.app import ProxyApp
     from confide.proxy.guard import Guard, hosts_of
-    from confide.proxy.running import Running, forget, new_token, remember
+    from confide.proxy.page.page import address, is_file
+    from confide.proxy.running import Running, forget, new_token, page_token, remember
     from confide.proxy.settings import backends
 
     certificate, private = tls
@@ -114,19 +132,17 @@ def _serve(
     bound = bind(*place)
     host, port = bound.getsockname()[:2]
     app = ProxyApp(standing, token, lambda: os.kill(os.getpid(), signal.SIGTERM)).asgi()
-    guarded = Guard(app, hosts_of(place[0], port), (key, token) if key else (), secure=context is not None)
+    page = page_token()
+    keys = (key, token) if key else ()
+    hosts = hosts_of(place[0], port)
+    guarded = Guard(app, hosts, keys, secure=context is not None, page=page, open_to=is_file)
     scheme = "http" if context is None else "https"
     url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
     running = Running(url, token, str(certificate.resolve()) if certificate else "")
 
     def ready(_: str) -> None:
         remember(running)
-        if json:
-            output.result({"url": url, "base_url": f"{url}/v1", "key_needed": bool(key)})
-            return
-        output.console.print(f"[bold]{url}/v1[/]  is OpenAI's API now; models are verified before anything is sent.")
-        output.note(f"export OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY={'<your key>' if key else 'any'}")
-        output.note("`confide proxy status` shows what was verified. Ctrl-C stops it.")
+        announce(url, address(url, page))
 
     try:
         serve_app(guarded, bound, context, ready)
@@ -164,14 +180,17 @@ def _status(*, json: bool) -> None:
     from rich.markup import escape
 
     from confide.printable import printable
-    from confide.proxy.running import ask, recall
+    from confide.proxy.page.page import address
+    from confide.proxy.running import ask, page_token, recall
 
     running = recall()
     health = ask(running, "/health")
+    page = address(running.url, page_token())
     if json:
-        output.result({"url": running.url, **health, **ask(running, "/confide/status")})
+        output.result({"url": running.url, "page": page, **health, **ask(running, "/confide/status")})
         return
     output.console.print(f"[bold]{running.url}/v1[/]")
+    output.console.print(f"A page to chat on: [bold]{page}[/]", soft_wrap=True)
     for backend in ask(running, "/confide/status").get("backends", []):
         names = ", ".join(backend["models"]) or "(no name yet)"
         simulated = "  [bold red]SIMULATED: this protects nothing[/]" if backend.get("simulated") else ""

@@ -1,6 +1,7 @@
 """`confide serve`: serve what a package's manifest says it is."""
 
 import logging
+import re
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -49,8 +50,13 @@ class Listening:
 
 
 def command(
-    package: Annotated[
-        Path, typer.Argument(help="The server folder of `confide split`, or the package of `confide seal`.")
+    packages: Annotated[
+        list[str],
+        typer.Argument(
+            help="The server folder of `confide split`, or the package of `confide seal`. Of server folders also "
+            "several, as NAME=FOLDER, each at ws://host:port/NAME.",
+            metavar="PACKAGE...",
+        ),
     ],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = 8470,
@@ -222,7 +228,9 @@ def command(
         "insecure_open_egress": insecure_open_egress,
         "insecure_skip_self_test": insecure_skip_self_test,
     }
-    if read_kind(package) is PackageKind.SEALED:
+    named = _named(packages)
+    package = next(iter(named.values()))
+    if len(named) == 1 and read_kind(package) is PackageKind.SEALED:
         from confide.cli.serve_model import ModelOptions, serve_model
 
         _require_unset(layers, "a sealed model")
@@ -231,7 +239,26 @@ def command(
     from confide.cli.serve_layers import LayerOptions, serve_layers
 
     _require_unset(model, "a layer server")
-    serve_layers(package, listening, LayerOptions(**layers), json=json)  # type: ignore[arg-type]
+    serve_layers(named, listening, LayerOptions(**layers), json=json)  # type: ignore[arg-type]
+
+
+def _named(packages: list[str]) -> dict[str, Path]:
+    """The folders by the names of their models: as given, else as the folder is called, or the one it lies in."""
+    named: dict[str, Path] = {}
+    for given in packages:
+        name, equals, folder = given.partition("=")
+        path = Path(folder if equals and not Path(given).exists() else given)
+        if path == Path(given):
+            whole = path.resolve()
+            name = whole.parent.name if whole.name == "server" else whole.name
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}", name):
+            if path != Path(given) or len(packages) > 1:
+                raise typer.BadParameter(f"{name!r} cannot be a model's name in an address; give NAME=FOLDER")
+            name = "model"
+        if name in named:
+            raise typer.BadParameter(f"two models are called {name!r}; give NAME=FOLDER for one of them")
+        named[name] = path
+    return named
 
 
 def _require_unset(options: Mapping[str, object], kind: str) -> None:

@@ -1,5 +1,6 @@
 """Serving the protected layers of a hybrid model: what `confide serve` does for a server folder."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,31 +23,42 @@ class LayerOptions:
     insecure_no_licences: bool
 
 
-def serve_layers(package: Path, listening: Listening, options: LayerOptions, *, json: bool) -> None:
-    """Serve until a signal comes."""
+def serve_layers(packages: Mapping[str, Path], listening: Listening, options: LayerOptions, *, json: bool) -> None:
+    """Serve until a signal comes. packages: by the names of their models."""
+    from confide.hybrid.server.ledger.place import choose_state, state_of
     from confide.hybrid.server.record import Recorder
-    from confide.hybrid.server.server import load_service, serve
+    from confide.hybrid.server.server import load_services, serve
 
     if options.insecure_no_licences and not is_loopback(listening.host):
         raise typer.BadParameter("--insecure-no-licences is for loopback hosts; make licences with `confide licence`")
+    if options.record and len(packages) > 1:
+        raise typer.BadParameter("--record is for one model, whose layer groups it names by number")
     tls = listening.tls()
     recorder = Recorder(options.record) if options.record else None
-    state = options.state or package / "state"
-    service = load_service(package, state, recorder, insecure_no_licences=options.insecure_no_licences)
+    if options.state is None and len({state_of(package).resolve() for package in packages.values()}) > 1:
+        raise typer.BadParameter("several models have one ledger; say with --state where it is, or shall be")
+    (state,) = {choose_state(package, options.state).resolve() for package in packages.values()}
+    services = load_services(packages, state, recorder, insecure_no_licences=options.insecure_no_licences)
 
     def ready(url: str) -> None:
+        models = [
+            {"name": name, "url": f"{url}/{name}", "groups": len(one.manifest.groups), "profile": one.manifest.profile}
+            for name, one in services.items()
+        ]
         if json:
-            output.result({"url": url, "groups": len(service.manifest.groups), "profile": service.manifest.profile})
-        else:
+            alone = {name: models[0][name] for name in ("groups", "profile")} if len(models) == 1 else {}
+            output.result({"url": url} | alone | {"models": models})
+            return
+        for model, one in zip(models, services.values(), strict=True):
             output.console.print(
-                f"Serving {len(service.manifest.groups)} layer groups ({escape(service.manifest.model_type)}, "
-                f"{service.manifest.profile}) at [bold]{url}[/]   Ctrl-C stops"
+                f"Serving {model['groups']} layer groups ({escape(one.manifest.model_type)}, {model['profile']}) at "
+                f"[bold]{url if len(models) == 1 else model['url']}[/]   Ctrl-C stops"
             )
 
     megabytes = options.megabytes_per_second or Limits.bytes_per_second >> 20
     limits = Limits(connections=listening.connections or Limits.connections, bytes_per_second=megabytes << 20)
     serve(
-        service,
+        services,
         listening.host,
         listening.port,
         limits=limits,

@@ -1,7 +1,9 @@
 """`confide split`: cut a model in two."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -11,6 +13,9 @@ from confide.cli.calibration import calibration_texts
 from confide.cli.options import ActivationBits, Calibrate, Json, OwnerFile, Protect, WeightBits
 from confide.cli.output import megabytes
 from confide.rlwe.parameters import Profile
+
+if TYPE_CHECKING:
+    from confide.packages.manifest import Provenance
 
 
 def command(
@@ -29,11 +34,20 @@ def command(
     epoch: Annotated[
         int, typer.Option(help="Number of the public polynomials; another one gives others.", min=0, max=2**32 - 1)
     ] = 0,
+    release: Annotated[str, typer.Option(help="What you call this release of the model, such as 2.1.")] = "",
+    supersedes: Annotated[
+        Path | None,
+        typer.Option(help="Client or server folder of the release whose place this one takes; its users are told."),
+    ] = None,
+    merge_adapter: Annotated[
+        Path | None, typer.Option(help="Folder of a LoRA adapter, as peft saves it, to merge into the model first.")
+    ] = None,
     owner: OwnerFile = None,
     json: Json = False,
 ) -> None:
     """Cut a model into a shell for the client and int8 matrices for an untrusted server."""
     from confide.cli.owner import read_or_make_key
+    from confide.models.adapter import read_adapter
     from confide.models.precision import Recipe
     from confide.models.source import open_model
     from confide.models.split import split
@@ -41,7 +55,10 @@ def command(
     output.quiet_transformers()
     recipe = Recipe.parse(weight_bits or (), activation_bits or ())
     source = open_model(model)
+    if merge_adapter is not None:
+        source = replace(source, adapter=read_adapter(merge_adapter))
     key = read_or_make_key(owner)
+    provenance = _provenance(release, supersedes, source.adapter.digest if source.adapter else "")
     with output.messages.status("quantizing and splitting") as status:
         summary = split(
             source,
@@ -53,6 +70,7 @@ def command(
             profile=profile,
             hint=hint,
             epoch=epoch,
+            provenance=provenance,
             progress=lambda _, done, total: status.update(f"quantized {done} of {total} layer groups"),
             on_hint=lambda done, total: status.update(f"making the hint: {done / total:.0%} of {megabytes(total)}"),
         )
@@ -71,6 +89,8 @@ def command(
                 "server_bytes": summary.server_bytes,
                 "hint_bytes": summary.hint_bytes,
                 "owner": str(key.public),
+                "release": release,
+                "adapter": provenance.adapter or None,
             }
         )
         return
@@ -83,6 +103,19 @@ def command(
     client, server = escape(str(summary.client)), escape(str(summary.server))
     output.console.print(f"For the client:  [bold]{client}[/]{_hint_note(summary.hint_bytes, profile)}")
     output.console.print(f"For the server:  [bold]{server}[/]   next: confide serve {server}")
+
+
+def _provenance(release: str, supersedes: Path | None, adapter: str) -> "Provenance":
+    from confide.packages.manifest import Provenance, read_kind
+    from confide.packages.signing import open_package, superseded_by
+    from confide.packages.trusted_owners import trusted_owners
+
+    if not re.fullmatch(r"[A-Za-z0-9_.+\-]{0,64}", release):
+        raise typer.BadParameter("--release is at most 64 letters, digits and . _ + -")
+    if supersedes is None:
+        return Provenance(release, adapter=adapter)
+    earlier = open_package(supersedes, read_kind(supersedes), trusted_owners())
+    return Provenance(release, superseded_by(earlier), adapter)
 
 
 def _hint_note(size: int, profile: Profile) -> str:

@@ -17,7 +17,7 @@ from confide.client.hop import LONG_TIMEOUT, TIMEOUT, server_address, tls_contex
 from confide.client.ra_tls import AsyncAttestedTlsTransport, AttestedTlsTransport, unauthenticated_context
 from confide.client.relying_party import RelyingParty
 from confide.client.session import Pieces, Session
-from confide.client.transport import AsyncSealedTransport, SealedTransport
+from confide.client.transport import AsyncEncryptedTransport, EncryptedTransport
 from confide.errors import (
     WORKLOAD_CODES,
     ConfideError,
@@ -30,14 +30,14 @@ from confide.errors import (
 )
 from confide.net.patience import asked_for
 from confide.printable import quoted
-from confide.trust.enclave import SEALED, TLS, enclave_trust
+from confide.trust.enclave import ENCRYPTED, TLS, enclave_trust
 from confide.trust.statement import TrustStatement
 
 if TYPE_CHECKING:
     from openai import APIError, AsyncOpenAI, OpenAI
 
 _INSIDE: Final = "http://workload.invalid"
-"""Stands for the workload above the sealed channel; the name is never looked up."""
+"""Stands for the workload above the encrypted channel; the name is never looked up."""
 _NO_API_KEY: Final = "none"
 _OPENAI_CODES: Final = {"context_length_exceeded": "prompt-too-long", "model_not_found": "unknown-model"}
 """OpenAI's words for what has a code in `confide.errors`."""
@@ -69,8 +69,8 @@ class EnclaveSession(Session):
 
         ca: PEM file of the authorities to trust for TLS that ends at a gateway; the system's without. ra_tls: TLS ends
         inside the workload, and its certificate's evidence takes the place of an authority; requests then go through
-        that alone, where they are otherwise sealed to the workload's key whatever is in between.
-        insecure_no_tls: allow http beyond this machine, where requests are sealed as everywhere.
+        that alone, where they are otherwise encrypted to the workload's key whatever is in between.
+        insecure_no_tls: allow http beyond this machine, where requests are encrypted as everywhere.
         """
         self.url = server_address(url, insecure_no_tls=insecure_no_tls)
         if ra_tls and urlsplit(self.url).scheme != "https":
@@ -108,7 +108,7 @@ class EnclaveSession(Session):
     @property
     def trust(self) -> TrustStatement:
         """Who can see prompt, weights and output, under which assumption."""
-        return enclave_trust(self.result, TLS if self._ra_tls else SEALED, self.configuration)
+        return enclave_trust(self.result, TLS if self._ra_tls else ENCRYPTED, self.configuration)
 
     def verify(self) -> AttestationResult:
         """Verify the workload again, with a new nonce, and rely on the key that it has now.
@@ -134,7 +134,7 @@ class EnclaveSession(Session):
         transport = (
             AttestedTlsTransport(self._party, self._standing)
             if self._ra_tls
-            else SealedTransport(self._http, self.url, self._standing)
+            else EncryptedTransport(self._http, self.url, self._standing)
         )
         http: Any = httpx.Client(
             transport=transport, timeout=LONG_TIMEOUT
@@ -149,7 +149,7 @@ class EnclaveSession(Session):
         transport = (
             AsyncAttestedTlsTransport(self._party, self._standing)
             if self._ra_tls
-            else AsyncSealedTransport(self._async_http, self.url, self._standing)
+            else AsyncEncryptedTransport(self._async_http, self.url, self._standing)
         )
         http: Any = httpx.AsyncClient(transport=transport, timeout=LONG_TIMEOUT)
         return AsyncOpenAI(api_key=_NO_API_KEY, base_url=self._base_url, http_client=http, max_retries=0)

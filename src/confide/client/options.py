@@ -29,6 +29,7 @@ class HybridOptions(TypedDict, total=False):
     ca: Path | str | None
     patience: float
     insecure_no_tls: bool
+    proxy: str | None
     padding: Padding | None
     device: str
     progress: bool

@@ -1,7 +1,7 @@
 """httpx transports that end inside the workload: what is below them sees ciphertext.
 
-A request of httpx goes in, method, path, headers and body; it is sealed to the verified key and posted to the
-workload's one address for such requests. What comes out is the answer that the workload sealed, streamed frame by
+A request of httpx goes in, method, path, headers and body; it is encrypted to the verified key and posted to the
+workload's one address for such requests. What comes out is the answer that the workload encrypted, streamed frame by
 frame. Statuses of the outer hop are errors here, and never answers.
 """
 
@@ -10,13 +10,13 @@ from typing import Final
 
 import httpx
 
-from confide.channel.sealing import (
+from confide.channel.encryption import (
     MEDIA_TYPE,
     PATH,
+    EncryptedExchange,
     FrameReader,
     RequestHead,
     ResponseHead,
-    SealedExchange,
     decode_head,
 )
 from confide.client.attested import Standing
@@ -29,7 +29,7 @@ _OF_THE_HOP: Final = frozenset({"host", "connection", "content-length", "transfe
 """Compression is left out since lengths would then say something about texts."""
 
 
-class SealedTransport(httpx.BaseTransport):
+class EncryptedTransport(httpx.BaseTransport):
     """For httpx.Client."""
 
     def __init__(self, http: httpx.Client, url: str, standing: Standing) -> None:
@@ -39,9 +39,9 @@ class SealedTransport(httpx.BaseTransport):
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """ChannelError, ConnectionLost or ServerBusy where there is no answer of the workload's."""
         verified = self._standing.current
-        exchange = SealedExchange(verified.key)
-        sealed = exchange.request(_head(request), request.read())
-        outer = self._http.build_request("POST", self._url, content=sealed, headers=_HEADERS, timeout=_timeout(request))
+        exchange = EncryptedExchange(verified.key)
+        body = exchange.request(_head(request), request.read())
+        outer = self._http.build_request("POST", self._url, content=body, headers=_HEADERS, timeout=_timeout(request))
         with sending():
             answer = self._http.send(outer, stream=True, follow_redirects=False)
         try:
@@ -56,7 +56,7 @@ class SealedTransport(httpx.BaseTransport):
         return httpx.Response(head.status, headers=list(head.headers), stream=_Body(frames, answer))
 
 
-class AsyncSealedTransport(httpx.AsyncBaseTransport):
+class AsyncEncryptedTransport(httpx.AsyncBaseTransport):
     """For httpx.AsyncClient."""
 
     def __init__(self, http: httpx.AsyncClient, url: str, standing: Standing) -> None:
@@ -66,9 +66,9 @@ class AsyncSealedTransport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """ChannelError, ConnectionLost or ServerBusy where there is no answer of the workload's."""
         verified = self._standing.current
-        exchange = SealedExchange(verified.key)
-        sealed = exchange.request(_head(request), await request.aread())
-        outer = self._http.build_request("POST", self._url, content=sealed, headers=_HEADERS, timeout=_timeout(request))
+        exchange = EncryptedExchange(verified.key)
+        body = exchange.request(_head(request), await request.aread())
+        outer = self._http.build_request("POST", self._url, content=body, headers=_HEADERS, timeout=_timeout(request))
         with sending():
             answer = await self._http.send(outer, stream=True, follow_redirects=False)
         try:

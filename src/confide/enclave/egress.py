@@ -40,7 +40,7 @@ _X32: Final = 0x40000000
 _SO_DOMAIN: Final = 39
 
 
-class _Calls(NamedTuple):
+class Calls(NamedTuple):
     """Numbers of system calls. architecture: AUDIT_ARCH_*. refused: those that are refused whatever their arguments."""
 
     architecture: int
@@ -51,11 +51,12 @@ class _Calls(NamedTuple):
     refused: tuple[int, ...]
 
 
-_CALLS: Final = {
+CALLS: Final = {
     # refused: connect, sendmmsg, io_uring_setup, _enter, _register, ptrace, process_vm_readv, _writev, pidfd_getfd
-    "x86_64": _Calls(0xC000003E, 317, 41, 44, 46, (42, 307, 425, 426, 427, 101, 310, 311, 438)),
-    "aarch64": _Calls(0xC00000B7, 277, 198, 206, 211, (203, 269, 425, 426, 427, 117, 270, 271, 438)),
+    "x86_64": Calls(0xC000003E, 317, 41, 44, 46, (42, 307, 425, 426, 427, 101, 310, 311, 438)),
+    "aarch64": Calls(0xC00000B7, 277, 198, 206, 211, (203, 269, 425, 426, 427, 117, 270, 271, 438)),
 }
+"""By the machine's name, as `platform.machine` has it."""
 
 
 @dataclass
@@ -112,7 +113,7 @@ def close_egress(listeners: Collection[socket.socket] = (), *, keys: str | None,
     return ways
 
 
-def _program(calls: _Calls) -> bytes:
+def _program(calls: Calls) -> bytes:
     """The filter, as struct sock_filter[]: for each rule the jump to its answer."""
     rules: list[tuple[int, int, int, int]] = []  # code, steps forward if true, if false, value
 
@@ -151,7 +152,7 @@ class _FilterProgram(ctypes.Structure):
 
 
 def _install_filter() -> None:
-    calls = _CALLS.get(platform.machine())
+    calls = CALLS.get(platform.machine())
     if calls is None:
         raise _unsupported(f"there are no filters for {platform.machine()}")
     program = _program(calls)

@@ -83,7 +83,7 @@ def _fetch(client: httpx.Client, key: str, workload: Workload) -> ModelKey:
     nonce = _ask(client, NONCE_PATH, b"", NonceAnswer).nonce
     request = ReleaseRequest(key, workload.attest(nonce))
     answer = _ask(client, RELEASE_PATH, msgspec.json.encode(request), ReleaseAnswer)
-    raw = workload.key.open(answer.wrapped, wrapping_info(key, nonce))
+    raw = workload.key.decrypt(answer.wrapped, wrapping_info(key, nonce))
     if len(raw) != KEY_BYTES or ModelKey(raw).id != key:
         raise ProtocolError(f"The broker released another key than {key}; do not use it, and ask the model's owner.")
     return ModelKey(raw)

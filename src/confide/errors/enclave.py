@@ -13,13 +13,13 @@ class ChannelError(ConfideError):
 
 
 class ChannelRefused(ChannelError):
-    """What came is not a sealed request for this workload, or came before."""
+    """What came is not an encrypted request for this workload, or came before."""
 
     code = "channel-refused"
 
 
 class ChannelBroken(ChannelError):
-    """A sealed request or answer was cut, changed or moved on its way."""
+    """A encrypted request or answer was cut, changed or moved on its way."""
 
     code = "channel-broken"
 

@@ -41,6 +41,12 @@ class LedgerCopied(ConfideError):
     code = "ledger-copied"
 
 
+class LedgerElsewhere(ConfideError):
+    """A package's ledger lies in another folder than the one given."""
+
+    code = "ledger-elsewhere"
+
+
 class LedgerUnavailable(ConfideError):
     """The ledger cannot be written, for want of disk space most likely; nothing was answered."""
 
@@ -93,6 +99,12 @@ class ModelMismatch(ProtocolError):
     """The server's package and the client's shell were not made together."""
 
     code = "model-mismatch"
+
+
+class ShellOutdated(ModelMismatch):
+    """The server has a newer release of the model than the client's shell is of."""
+
+    code = "shell-outdated"
 
 
 class MalformedMessage(ProtocolError):
@@ -167,6 +179,7 @@ WIRE_CODES: Final = frozenset(
         RateLimited,
         ServerBusy,
         ServerFault,
+        ShellOutdated,
         UnknownBlock,
         UnknownGroup,
         VersionMismatch,

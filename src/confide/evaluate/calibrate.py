@@ -39,7 +39,7 @@ from confide.packages.hint_writer import HintWriter, place_hint
 from confide.packages.manifest import FORMAT, MASK_TENSOR, Group, Layer, Manifest, ModelDigest, PackageKind
 from confide.packages.owner import OwnerKey
 from confide.packages.server_package import ServerPackage, group_file, row_norms
-from confide.packages.signing import open_package, seal_package
+from confide.packages.signing import open_package, sign_package
 from confide.rlwe.online import GroupMatrix, matrix_product
 from confide.rlwe.packed import PackedMatrix
 from confide.rlwe.parameters import Parameters, Profile
@@ -128,8 +128,8 @@ def _write_packages(folder: Path) -> tuple[Path, Path]:
     made, digests = writer.make(matrices.__getitem__, folder)
     place_hint(made, client)
     manifest = msgspec.structs.replace(manifest, hint=digests)
-    seal_package(server, manifest, owner)
-    seal_package(client, manifest.for_shell(), owner)
+    sign_package(server, manifest, owner)
+    sign_package(client, manifest.for_shell(), owner)
     write_checks(client / CHECKS_NAME, checks_for(ServerPackage.open(server)), owner)
     return client, server
 

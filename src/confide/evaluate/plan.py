@@ -19,6 +19,7 @@ from confide.evaluate.cost_model import (
     token_cost,
 )
 from confide.evaluate.skeleton import time_skeleton
+from confide.models.context import require_room
 from confide.models.linear import is_tied, linear_weights
 from confide.models.roles import ModelLayers, find_layers
 from confide.models.source import Source
@@ -71,11 +72,17 @@ class Warned:
 
 
 def protection_choices(layers: ModelLayers) -> list[Choice]:
-    """The first layer group alone, attention, mlp, all of the blocks, and the head with them where it is not tied."""
+    """The first layer group alone, attention, mlp, all of the blocks, and the head with them where it is not tied.
+
+    Of a mixture of experts the first and attention only.
+    """
     first = f"^({'|'.join(map(re.escape, layers.groups[0].layers))})$"
     words = [kind for kind in ("attention", "mlp") if kind in layers.kinds.values()]
     head = [layer for layer, kind in layers.kinds.items() if kind == "lm_head"]
-    words += ["all", "all,lm_head"] if head and not is_tied(layers.model, head[0]) else ["all"]
+    if layers.experts:
+        words = ["attention"]
+    else:
+        words += ["all", "all,lm_head"] if head and not is_tied(layers.model, head[0]) else ["all"]
     named = [("one layer", first), *zip(words, words, strict=True)]
     return [Choice(name, protect, _cut(layers, protect)) for name, protect in named]
 
@@ -97,8 +104,9 @@ def make_plan(source: Source, rates: Rates, network: Network, *, tokens: int, pr
     """What every choice costs for a model, without its weights.
 
     tokens: of prompts and answers together. prompt: of the prompt before the first token. Takes the time of a few
-    passes through the model's skeleton.
+    passes through the model's skeleton. PromptTooLong for a prompt beyond the model's context.
     """
+    require_room(source.config, prompt, 1)
     layers = find_layers(source.config)
     choices = protection_choices(layers)
     parameters = layers.model.num_parameters()

@@ -31,11 +31,11 @@ from confide.models.split import SplitSummary
 from confide.packages.checks import CHECKS_NAME, read_checks
 from confide.packages.hint import Hint, OnBytes
 from confide.packages.manifest import PackageKind
-from confide.packages.owner import OwnerKey, OwnerPublicKey
+from confide.packages.owner import OwnerKey
 from confide.packages.server_package import read_group
 from confide.packages.shell import load_shell, shell_tokenizer
 from confide.packages.signing import SignedManifest, open_package
-from confide.packages.trusted_owners import trusted_owners
+from confide.packages.trusted_owners import accepted_owners, other_keys
 from confide.rlwe.parameters import Profile
 from confide.trust.hybrid import remote_trust
 from confide.trust.statement import TrustStatement
@@ -88,21 +88,23 @@ class HybridModel(Closing):
         ca: Path | str | None = None,
         patience: float = PATIENCE_SECONDS,
         insecure_no_tls: bool = False,
+        proxy: str | None = None,
         padding: Padding | None = None,
         device: str = "cpu",
         progress: bool = True,
     ) -> Self:
         """Open a shell for the layer server at an address such as wss://layers.example:8470.
 
-        owner: the public key that must have signed the shell; without it, any of the `trusted_owners`. checks: the
-        check vectors, `checks.msgpack` in the shell by default. padding: what the server sees of lengths. licence, ca,
-        patience, insecure_no_tls: see `Dial`.
+        owner: the public key that must have signed the shell and the server's release; without it, any of the
+        `trusted_owners`, and where one key took another's place, either. checks: the check vectors, `checks.msgpack` in
+        the shell by default. padding: what the server sees of lengths. licence, ca, patience, insecure_no_tls,
+        proxy: see `Dial`.
 
         Raises UntrustedOwner for the shell or the check vectors of another owner, InvalidPackage without check vectors,
         for no answer is believed unchecked, StaleHint where the hint is not the shell's, and ServerDistrusted where
         this server gave a wrong answer before.
         """
-        dial = Dial(server, licence, ca, patience, insecure_no_tls=insecure_no_tls)
+        dial = Dial(server, licence, ca, patience, insecure_no_tls=insecure_no_tls, proxy=proxy)
         bar = byte_bar("verifying the hint") if progress else None
         return cls.dialled(folder, dial, owner=owner, checks=checks, padding=padding, device=device, on_hint=bar)
 
@@ -120,10 +122,10 @@ class HybridModel(Closing):
     ) -> Self:
         """The same with the connection's options in one. on_hint: called as the hint is verified."""
         folder = Path(folder)
-        trusted = trusted_owners() if owner is None else {OwnerPublicKey.parse(owner)}
-        shell = open_package(folder, PackageKind.SHELL, trusted)
+        shell = open_package(folder, PackageKind.SHELL, accepted_owners(owner))
         signer = shell.release.owner
-        vectors = read_checks(Path(checks or folder / CHECKS_NAME), shell.manifest, signer)
+        same_owner = other_keys(signer) if owner is None else set()
+        vectors = read_checks(Path(checks or folder / CHECKS_NAME), shell.manifest, signer, same_owner)
         answer_checks = vectors.answer_checks(shell.manifest.groups)
         refused = RefusalList()
         digest = shell.manifest.model_digest
@@ -131,7 +133,7 @@ class HybridModel(Closing):
         parameters = [group.parameters(shell.manifest.profile) for group in shell.manifest.groups]
         source = _pad_source(folder, shell, on_hint)
         pool = PadPool(source, parameters)  # begins its first block at once, while the model is loaded
-        link = Link(lambda: LayerConnection(dial, shell.release), dial.patience, pool.drop)
+        link = Link(lambda: LayerConnection(dial, shell.release, same_owner), dial.patience, pool.drop)
         groups = list(map(CheckedGroup, shell.manifest.groups, parameters, answer_checks))
         product = RemoteProduct(
             link, pool, groups, padding or Padding(), lambda breach: refused.add(dial.server, digest, breach)

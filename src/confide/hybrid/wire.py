@@ -67,23 +67,43 @@ class Hello(_Message, tag=1):
         return [("version", self.version), ("scheme", self.scheme)]
 
 
+class Allowance(_Message):
+    """What the client's licence allows from here on, as the server says. None is without a limit.
+
+    tokens_left: of its budget. answers_left: tokens until what it discloses ends it. disclosed: of what solves the most
+    disclosed layer group, the share that it has seen; 1.0 is all of it, and disclosure the most that it may see.
+    bits_disclosed: of all layer groups together. expires: seconds since 1970.
+    """
+
+    tokens_left: Amount | None = None
+    answers_left: Amount | None = None
+    disclosed: Share = 0.0
+    disclosure: Share | None = None
+    bits_disclosed: Amount = 0
+    expires: Amount | None = None
+    tokens_per_minute: Amount | None = None
+
+    @property
+    def tokens(self) -> int | None:
+        """That may be asked for before one of the limits ends the licence."""
+        return min((left for left in (self.tokens_left, self.answers_left) if left is not None), default=None)
+
+
 class Welcome(_Message, tag=2):
     """The server's answer to Hello.
 
-    tokens_left: what the licence still allows, if it limits. owner, release: the public key and the signature of the
-    model's owner; see packages.signing.Release. bytes_in_flight: payload bytes of online requests and their answers
-    that the client may have sent and not have an answer to; beyond, the server stops reading. ahead_tokens: tokens of
-    all blocks together for which the server keeps work done ahead; older blocks make room. disclosed: of what solves
-    the most disclosed layer group, the share that this licence has seen; 1.0 is all of it.
+    owner, release: the public key and the signature of the model's owner; see packages.signing.Release.
+    bytes_in_flight: payload bytes of online requests and their answers that the client may have sent and not have an
+    answer to; beyond, the server stops reading. ahead_tokens: tokens of all blocks together for which the server keeps
+    work done ahead; older blocks make room.
     """
 
     version: Version
-    tokens_left: Amount | None
+    allowance: Allowance
     owner: PublicKey
     release: Signature
     bytes_in_flight: Amount
     ahead_tokens: Amount
-    disclosed: Share
 
 
 class Ahead(_Message, tag=3):

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from confide.errors import ModelNotSupported
 
-_PART = 1 << 22
+PART = 1 << 22
+"""Values that are looked at at a time."""
 
 
 def require_finite(tensors: Mapping[str, Tensor]) -> None:
@@ -21,7 +22,7 @@ def require_finite(tensors: Mapping[str, Tensor]) -> None:
 
 def _parts(tensor: Tensor) -> Iterable[Tensor]:
     flat = tensor.detach().reshape(-1)
-    return (flat[start : start + _PART] for start in range(0, len(flat), _PART))
+    return (flat[start : start + PART] for start in range(0, len(flat), PART))
 
 
 def _is_finite(part: Tensor) -> bool:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from confide.errors import ConfideError, InsecureParameters, ModelNotSupported
 from confide.models.calibration import Moments, OnTokens, collect
 from confide.models.context import longest_context
+from confide.models.head import quantize_head
 from confide.models.linear import forget_weights, linear_weights
 from confide.models.precision import Recipe
 from confide.models.protected import IntegerProduct, protect_group
@@ -103,6 +104,7 @@ class QuantizedModel:
             quantized._take(group, recipe or Recipe(), moments or {})
             if progress:
                 progress(group.name, done, len(chosen))
+        quantize_head(model)
         return quantized
 
     def _take(self, chosen: LayerGroup, recipe: Recipe, moments: Moments) -> None:

@@ -9,16 +9,25 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Literal, get_args
+from typing import Final, Literal, get_args
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from confide.errors import ConfideError, ModelNotSupported
 from confide.models.linear import is_tied, named_linear
-from confide.models.sharing import shared_inputs
+from confide.models.sharing import expert_blocks, shared_inputs, tried_model
 
 Kind = Literal["attention", "mlp", "lm_head"]
 _KINDS: tuple[Kind, ...] = get_args(Kind)
+_OTHER_STATES: Final = {
+    "conv": "the last inputs of a convolution (a state)",
+    "hybrid": "a recurrent state in some layers",
+    "hybrid_sliding": "a recurrent state in some layers",
+    "linear_attention": "a recurrent state",
+    "mamba": "a recurrent state",
+    "recurrent": "a recurrent state",
+}
+"""Of transformers' `layer_types`: what layers keep that are no attention."""
 _MAX_NAME = 256
 
 _log = logging.getLogger(__name__)
@@ -101,21 +110,30 @@ ARCHITECTURES = {
 class ModelLayers:
     """The linear layers of a model.
 
-    model: without weights, for shapes. groups: in the order they run. kinds: of each layer by its name.
+    model: without weights, for shapes. groups: in the order they run. kinds: of each layer by its name. experts: the
+    blocks that send each token to some of their experts, whose layers are in none of the groups.
     """
 
     model: PreTrainedModel
     groups: tuple[LayerGroup, ...]
     kinds: dict[str, Kind]
+    experts: tuple[str, ...] = ()
 
     def select(self, protect: str) -> list[LayerGroup]:
         """The layer groups to protect: kinds with commas between them, `all`, or a regular expression on full names.
 
         `all` are those of the transformer blocks, without the language-modelling head. A group holds just the layers
         that were chosen; groups without any are left out. Raises ConfideError where the choice is no regular
-        expression or matches nothing, ModelNotSupported for a head that is tied to the embedding.
+        expression or matches nothing, ModelNotSupported for a head that is tied to the embedding, and where experts
+        are among those that are asked for.
         """
         wanted = self._by_kind(protect) or _pattern(protect)
+        if self.experts and self._asks_for_experts(protect, wanted):
+            raise ModelNotSupported(
+                f"The layers in {self.experts[0]} cannot be protected: this {self.model.config.model_type} model sends "
+                "each token to some of its experts, and the server would see to which. Protect its attention alone, "
+                "with --protect attention."
+            )
         chosen = [group.only(wanted) for group in self.groups]
         chosen = [group for group in chosen if group.layers]
         if not chosen:
@@ -127,6 +145,13 @@ class ModelLayers:
             for layer in group.layers:
                 require_untied(self.model, layer)
         return chosen
+
+    def _asks_for_experts(self, protect: str, wanted: Callable[[str], object]) -> bool:
+        if self._by_kind(protect) is not None:
+            return not {name.strip() for name in protect.split(",")} <= {"attention", "lm_head"}
+        inside = tuple(f"{block}." for block in self.experts)
+        names = (name for name, _ in self.model.named_modules())
+        return any(wanted(name) for name in names if name in self.experts or name.startswith(inside))
 
     def _by_kind(self, protect: str) -> Callable[[str], object] | None:
         names = {name.strip() for name in protect.split(",")}
@@ -140,16 +165,14 @@ def find_layers(config: PreTrainedConfig) -> ModelLayers:
     """Every linear layer of a model, by its configuration alone.
 
     An architecture that is not in the table is taken apart as far as its linear layers go, with a warning. Raises
-    ModelNotSupported for one whose course depends on the token, for one that keeps another state than a KV cache, and
-    for unknown variants of an architecture in the table.
+    ModelNotSupported for one that keeps another state than a KV cache, for one whose experts cannot be told from its
+    other layers, and for unknown variants of an architecture in the table.
     """
-    _require_fixed_course(config)
-    model, inputs = shared_inputs(config)
-    if getattr(model, "_is_stateful", False):
-        raise ModelNotSupported(
-            f"The architecture {config.model_type!r} cannot be split: it keeps a recurrent state instead of a KV "
-            "cache, so the server would see how long texts are. Use a transformer."
-        )
+    model = tried_model(config)
+    _require_cache_only(config, model)
+    experts = tuple(expert_blocks(model))
+    _require_known_experts(config, experts)
+    inputs = shared_inputs(model)
     head = next((name for name, module in model.named_modules() if module is model.get_output_embeddings()), None)
     groups = tuple(map(LayerGroup, inputs))
     called = [layer for group in groups for layer in group.layers]
@@ -162,7 +185,7 @@ def find_layers(config: PreTrainedConfig) -> ModelLayers:
         _require_standard(config, kinds.keys() ^ (named_linear(model).keys() - {head}))
     if head in called:
         kinds[head] = "lm_head"
-    return ModelLayers(model, groups, kinds)
+    return ModelLayers(model, groups, kinds, experts)
 
 
 def require_untied(model: PreTrainedModel, layer: str) -> None:
@@ -174,9 +197,21 @@ def require_untied(model: PreTrainedModel, layer: str) -> None:
         )
 
 
-def _require_fixed_course(config: PreTrainedConfig) -> None:
-    experts = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-    if any((getattr(config, name, None) or 0) > 1 for name in experts):
+def _require_cache_only(config: PreTrainedConfig, model: PreTrainedModel) -> None:
+    """By what transformers says of it, before anything is tried: with padding such a state would be another."""
+    kinds = set(getattr(config.get_text_config(), "layer_types", None) or ()) & _OTHER_STATES.keys()
+    if kinds or getattr(model, "_is_stateful", False):
+        state = _OTHER_STATES[min(kinds)] if kinds else "a recurrent state"
+        raise ModelNotSupported(
+            f"The architecture {config.model_type!r} cannot be split: it keeps {state} instead of a KV cache, which "
+            "padding would spoil, so the server would see how long texts are. Use a transformer."
+        )
+
+
+def _require_known_experts(config: PreTrainedConfig, experts: tuple[str, ...]) -> None:
+    names = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+    routes = any((getattr(config.get_text_config(), name, None) or 0) > 1 for name in names)
+    if routes and (not experts or any("att" in name.rpartition(".")[2] for name in experts)):
         raise ModelNotSupported(
             f"The architecture {config.model_type!r} cannot be split: it sends each token to some of its experts, and "
             "the server would see to which. Use a dense model."

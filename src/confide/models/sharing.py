@@ -24,19 +24,38 @@ def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
     return cast(PreTrainedModel, model.eval())
 
 
-def shared_inputs(config: PreTrainedConfig) -> tuple[PreTrainedModel, list[tuple[str, ...]]]:
-    """The empty model, and the names of its linear layers: those with one input together, in the order they run.
+def expert_blocks(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules that send each token to some of their experts, by their full names; none within another."""
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        routes = any(child in ("experts", "router") for child, _ in module.named_children())
+        if routes and not any(name.startswith(f"{outer}.") for outer in found):
+            found[name] = module
+    return found
 
-    Raises ModelNotSupported where a forward pass fails without numbers, or runs a layer more than once.
-    """
+
+def tried_model(config: PreTrainedConfig) -> PreTrainedModel:
+    """The empty model of a configuration as `shared_inputs` can run it."""
     # The other attention implementations look at the mask's numbers.
     config = copy.deepcopy(config)
     config._attn_implementation = "eager"
-    model = empty_model(config)
+    return empty_model(config)
+
+
+def shared_inputs(model: PreTrainedModel) -> list[tuple[str, ...]]:
+    """The names of a model's linear layers: those with one input together, in the order they run.
+
+    model: see `tried_model`. Layers inside `expert_blocks` are left out: which of them run, and how often, only numbers
+    say. Raises ModelNotSupported where a forward pass fails without numbers, or runs a layer more than once.
+    """
+    config = model.config
     calls: list[tuple[Tensor, str]] = []  # holds the tensors: an address must not be given out twice
     for name, module in named_linear(model).items():
         module.register_forward_pre_hook(partial(_note, calls, name))
     ids = torch.zeros(1, 2, dtype=torch.long, device="meta")
+    experts = expert_blocks(model).values()
+    for block in experts:
+        block.forward = _passed_over
     try:
         with torch.no_grad():
             model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
@@ -46,7 +65,14 @@ def shared_inputs(config: PreTrainedConfig) -> tuple[PreTrainedModel, list[tuple
             f"found out, because a trial run without weights fails ({type(error).__name__}). Use a model of another "
             "architecture."
         ) from error
-    return model, _grouped(config.model_type, calls)
+    finally:
+        for block in experts:
+            del block.forward
+    return _grouped(config.model_type, calls)
+
+
+def _passed_over(hidden: Tensor, *_: object, **__: object) -> Tensor:
+    return torch.empty_like(hidden)
 
 
 def _note(calls: list[tuple[Tensor, str]], name: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:

@@ -20,12 +20,12 @@ from transformers import (
 from transformers.utils.hub import has_file
 
 from confide.errors import ConfideError, ModelNotSupported
+from confide.models.adapter import CONFIG_NAME, Adapter
 from confide.models.finite import require_finite
 from confide.printable import printable
 
 DEMO_NAME = "demo"
 DEMO_FOLDER = Path(__file__).parent / "demo_gpt2"
-ADAPTER = "adapter_config.json"
 _CAUSAL_IN_ANY_CASE: Final = ("gpt_neox", "gpt_neox_japanese")
 """Whose configurations say `is_decoder: false` although they are nothing else."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
@@ -38,9 +38,10 @@ class Source:
     name: str
     location: str
     config: PreTrainedConfig
+    adapter: Adapter | None = None
 
     def load_model(self) -> PreTrainedModel:
-        """The stock model in float32, on the CPU, in evaluation mode.
+        """The stock model in float32, on the CPU, in evaluation mode; with its adapter merged in, if it has one.
 
         Raises ModelNotSupported where weights are missing, which transformers would make up at random, where they are
         not finite, and where transformers cannot load them.
@@ -62,7 +63,7 @@ class Source:
             )
         require_finite(model.state_dict())
         model.eval()
-        return model
+        return model if self.adapter is None else self.adapter.merge_into(model)
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase | None:
         """The model's tokenizer, or None where it comes without one."""
@@ -76,10 +77,15 @@ def open_model(model: str) -> Source:
     it is no causal language model, and where it is quantized already.
     """
     location = _location(model)
-    if (Path(location) / ADAPTER).exists():
+    if (Path(location) / CONFIG_NAME).exists():
         raise ModelNotSupported(
-            f"{model} holds an adapter ({ADAPTER}), whose weights would be left out; merge it into its base model "
-            "(`merge_and_unload` in peft), save that, and give its folder."
+            f"{model} holds an adapter ({CONFIG_NAME}), whose weights would be left out; give its base model, "
+            "and this folder to `confide split --merge-adapter`, or merge them with peft and give what that saves."
+        )
+    if (gguf := _gguf(Path(location))) is not None:
+        raise ModelNotSupported(
+            f"{gguf} is a GGUF file, whose weights llama.cpp has quantized already; give the Hugging Face folder that "
+            "it was made from, or serve the file from a trusted environment (`confide seal`)."
         )
     nothing = ConfideError(
         f"There is no model {model!r}: it is neither a folder with a config.json nor a hub model that can be "
@@ -107,11 +113,19 @@ def open_model(model: str) -> Source:
     return Source(model, location, config)
 
 
+def _gguf(path: Path) -> Path | None:
+    """The GGUF file that this is, or that lies in this folder instead of a model's configuration."""
+    if path.is_file():
+        return path if path.suffix == ".gguf" else None
+    found = sorted(path.glob("*.gguf")) if path.is_dir() and not (path / "config.json").exists() else []
+    return found[0] if found else None
+
+
 def _require_causal(config: PreTrainedConfig, name: str) -> None:
     """By its kind, whatever transformers would make of it: an encoder loads as a decoder, and answers nonsense."""
     text = config.get_text_config()
     if config.is_encoder_decoder:
-        kind = f"but an encoder-decoder ({config.model_type})"
+        kind = f"but an encoder-decoder ({config.model_type}), which reads one text and writes another"
     elif (
         type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
         or getattr(text, "is_causal", True) is False
@@ -119,6 +133,8 @@ def _require_causal(config: PreTrainedConfig, name: str) -> None:
         or (getattr(text, "is_decoder", True) is False and config.model_type not in _CAUSAL_IN_ANY_CASE)
     ):
         kind = f"but a {config.model_type}"
+        if getattr(text, "is_decoder", None) is False:
+            kind += ", an encoder that reads a text from both ends at once"
     else:
         return
     raise ModelNotSupported(

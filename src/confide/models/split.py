@@ -25,11 +25,20 @@ from confide.models.source import Source
 from confide.packages.checks import CHECKS_NAME, make_checks, write_checks
 from confide.packages.hint import hint_size
 from confide.packages.hint_writer import HintWriter, OnHint, forget_drafts, place_hint
-from confide.packages.manifest import FORMAT, MASK_TENSOR, Manifest, ModelDigest, PackageKind, joined
+from confide.packages.manifest import (
+    FORMAT,
+    MASK_TENSOR,
+    UNNAMED,
+    Manifest,
+    ModelDigest,
+    PackageKind,
+    Provenance,
+    joined,
+)
 from confide.packages.owner import OwnerKey
 from confide.packages.server_package import group_file
 from confide.packages.shell import GENERATION_SETTINGS, SHELL_WEIGHTS, allowed_settings
-from confide.packages.signing import seal_package
+from confide.packages.signing import sign_package
 from confide.rlwe.parameters import Profile
 
 
@@ -70,6 +79,7 @@ def split(
     texts: Sequence[Tensor] = (),
     hint: bool = True,
     epoch: int = 0,
+    provenance: Provenance = UNNAMED,
     progress: OnProgress | None = None,
     on_hint: OnHint | None = None,
 ) -> SplitSummary:
@@ -78,7 +88,7 @@ def split(
         quantized = QuantizedModel.load(
             source, protect=protect, recipe=recipe, profile=profile, texts=texts, progress=progress
         )
-        return _write(quantized, source.load_tokenizer(), draft, Path(out), owner, epoch, hint, on_hint)
+        return _write(quantized, source.load_tokenizer(), draft, Path(out), owner, epoch, provenance, hint, on_hint)
 
 
 def write_split(
@@ -89,16 +99,17 @@ def write_split(
     owner: OwnerKey,
     hint: bool = True,
     epoch: int = 0,
+    provenance: Provenance = UNNAMED,
     on_hint: OnHint | None = None,
 ) -> SplitSummary:
     """Write the shell to out/client and the server's package to out/server, both or neither.
 
     owner: signs both. hint: whether to make the hint, which takes the longest by far and which no open weights need;
-    an interrupted one is kept in `out` and gone on with. epoch: of the public polynomials. Raises ConfideError where
-    either folder exists.
+    an interrupted one is kept in `out` and gone on with. epoch: of the public polynomials. provenance: what the
+    manifest says of it. Raises ConfideError where either folder exists.
     """
     with _drafts(Path(out)) as draft:
-        return _write(quantized, tokenizer, draft, Path(out), owner, epoch, hint, on_hint)
+        return _write(quantized, tokenizer, draft, Path(out), owner, epoch, provenance, hint, on_hint)
 
 
 @contextmanager
@@ -124,13 +135,14 @@ def _write(
     out: Path,
     owner: OwnerKey,
     epoch: int,
+    provenance: Provenance,
     hint: bool,
     on_hint: OnHint | None,
 ) -> SplitSummary:
     client, server = draft / "client", draft / "server"
     client.mkdir()
     server.mkdir()
-    manifest = _table(quantized, epoch)
+    manifest = msgspec.structs.replace(_table(quantized, epoch), provenance=provenance)
     writer = HintWriter(manifest, owner) if manifest.profile is Profile.PRIVATE_WEIGHTS else None
     _write_matrices(quantized, server, writer)
     if writer is None:
@@ -142,9 +154,9 @@ def _write(
     if writer is not None and hint:
         made, digests = writer.make(lambda index: quantized.matrices[index], out, on_hint)
         manifest = msgspec.structs.replace(manifest, hint=digests)
-    seal_package(server, manifest, owner)
+    sign_package(server, manifest, owner)
     shell = manifest.for_shell()
-    seal_package(client, shell, owner)
+    sign_package(client, shell, owner)
     matrices = (matrix.numpy() for matrix in quantized.matrices)
     write_checks(client / CHECKS_NAME, make_checks(shell, matrices, owner.public), owner)
     summary = SplitSummary(

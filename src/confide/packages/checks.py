@@ -8,7 +8,7 @@ transformers.
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 
@@ -124,8 +124,10 @@ def write_checks(path: Path, checks: Checks, owner: OwnerKey) -> None:
     replace_file(path, msgspec.msgpack.encode(signed), mode=0o600)
 
 
-def read_checks(path: Path, manifest: Manifest, owner: OwnerPublicKey) -> Checks:
-    """The set for the model of a layer table that this owner signed.
+def read_checks(
+    path: Path, manifest: Manifest, owner: OwnerPublicKey, same_owner: Collection[OwnerPublicKey] = ()
+) -> Checks:
+    """The set for the model of a layer table that this owner signed, with this key or another of `same_owner`.
 
     Raises InvalidPackage for a missing, damaged or foreign set, UntrustedOwner for one that another one signed, or
     nobody.
@@ -140,14 +142,18 @@ def read_checks(path: Path, manifest: Manifest, owner: OwnerPublicKey) -> Checks
             "Get them from the model's owner, who makes them with `confide checks SERVER_FOLDER --out FILE`."
         ) from error
     signed = _decoded(content, _SignedChecks) if len(content) <= limit else None
-    if signed is not None and not owner.signed(_statement(signed.checks), signed.signature):
+    by = next(
+        (key for key in (owner, *same_owner) if signed and key.signed(_statement(signed.checks), signed.signature)),
+        None,
+    )
+    if signed is not None and by is None:
         raise UntrustedOwner(
             f"The check vectors in {path} are not signed by the shell's owner, {owner.fingerprint}; whoever made them "
             "could forge answers. Get them from the owner, who makes them with "
             "`confide checks SERVER_FOLDER --out FILE`."
         )
     checks = _decoded(signed.checks, Checks) if signed is not None else None
-    if checks is None or not _fits(checks, manifest, owner):
+    if checks is None or by is None or not _fits(checks, manifest, by):
         raise InvalidPackage(
             f"{path} does not hold check vectors for this shell's model; get those that were made for it, "
             "which its owner makes with `confide checks SERVER_FOLDER --out FILE`."

@@ -24,6 +24,7 @@ MAX_MANIFEST_BYTES: Final = 16 << 20
 MAX_GROUPS: Final = 1 << 16
 MAX_GROUP_LAYERS: Final = 64
 MAX_ROWS: Final = 1 << 20
+MAX_SUPERSEDED: Final = 256
 MAX_FILES: Final = MAX_GROUPS + (1 << 10)
 HINT_FOLDER: Final = "hint"
 MASK_TENSOR: Final = "u"
@@ -40,6 +41,7 @@ ActivationBits = Annotated[int, msgspec.Meta(ge=MIN_ACTIVATION_BITS, le=MAX_ACTI
 PlaintextBits = Annotated[int, msgspec.Meta(ge=27, le=32)]
 EntropyBits = Annotated[float, msgspec.Meta(ge=1, le=8 * MAX_COLUMNS)]
 FirstColumn = Annotated[int, msgspec.Meta(ge=0, lt=1 << 20)]
+Version = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9_.+\-]{0,64}\Z")]
 Epoch = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 
 
@@ -121,6 +123,21 @@ class Group(Record, frozen=True):
         )
 
 
+class Provenance(Record, frozen=True):
+    """Where a release comes from, as its owner says.
+
+    version: what people call it. supersedes: the releases whose place it takes, see `Release.digest`. adapter: SHA-256
+    of the adapter that was merged into the model's weights, over names and content of its files; empty without one.
+    """
+
+    version: Version = ""
+    supersedes: Annotated[tuple[Digest, ...], msgspec.Meta(max_length=MAX_SUPERSEDED)] = ()
+    adapter: Annotated[str, msgspec.Meta(pattern=r"\A([0-9a-f]{64})?\Z")] = ""
+
+
+UNNAMED: Final = Provenance()
+
+
 class Manifest(Record, frozen=True):
     """A package's layer table. `model_digest` names the int8 weights: see ModelDigest.
 
@@ -138,6 +155,7 @@ class Manifest(Record, frozen=True):
     files: Annotated[dict[FileName, Digest], msgspec.Meta(max_length=MAX_FILES)]
     epoch: Epoch = 0
     hint: Annotated[dict[FileName, Digest], msgspec.Meta(max_length=MAX_GROUPS)] = {}
+    provenance: Provenance = UNNAMED
 
     def table_digest(self) -> bytes:
         """SHA-256 over what a shell and its server's package must agree on: equal for the two, 32 bytes."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from confide.errors import InvalidPackage
+from confide.models.head import quantize_head
 from confide.models.protected import IntegerProduct, protect_group
 from confide.models.sharing import empty_model
 from confide.models.source import load_tokenizer
@@ -76,6 +77,7 @@ def load_shell(
         model.generation_config = GenerationConfig(**_generation_settings(folder / GENERATION_SETTINGS))
     model.requires_grad_(False)
     model.eval()
+    quantize_head(model)
     return model
 
 

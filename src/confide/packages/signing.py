@@ -1,4 +1,4 @@
-"""A package's seal: the digest of every file in its manifest, and its owner's signatures.
+"""A package's signature: the digest of every file in its manifest, and its owner's signatures.
 
 Two statements are signed. That of the *package* covers the manifest, and through it every file of one folder. That
 of the *release* covers what the shell and the server's package of one split have in common; the server presents it at
@@ -18,6 +18,7 @@ from confide.packages.manifest import (
     HINT_FOLDER,
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
+    MAX_SUPERSEDED,
     Digest,
     Manifest,
     PackageKind,
@@ -31,8 +32,9 @@ from confide.packages.owner import OwnerKey, OwnerPublicKey
 from confide.rlwe.parameters import Profile
 
 SIGNATURE_NAME: Final = "signature.json"
+STATEMENTS_NAME: Final = "owner-statements.json"
 MAX_SIGNATURE_BYTES: Final = 1 << 12
-BESIDE: Final = frozenset({HINT_FOLDER, "state", "checks.msgpack", "README.md", "LICENSE"})
+BESIDE: Final = frozenset({HINT_FOLDER, "state", "checks.msgpack", STATEMENTS_NAME, "README.md", "LICENSE"})
 """What may lie in a package's folder without being in `files`: the hint, whose digests the layer table has for itself,
 each user's own, and what only people read."""
 
@@ -65,14 +67,23 @@ class Release:
         """What its owner signs."""
         return _RELEASE_LABEL + self.model_digest + self.table_digest + self.profile.encode()
 
-    def require_signed(self, owner: bytes, signature: bytes) -> None:
-        """UntrustedOwner where another owner is presented, ModelMismatch where another release is signed."""
-        if owner != self.owner.raw:
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the statement, in hexadecimal: the same whoever signs it."""
+        return hashlib.sha256(self.statement).hexdigest()
+
+    def require_signed(self, owner: bytes, signature: bytes, same_owner: Container[OwnerPublicKey] = ()) -> None:
+        """UntrustedOwner where another owner is presented, ModelMismatch where another release is signed.
+
+        same_owner: other keys of this owner, which may have signed it as well.
+        """
+        presented = OwnerPublicKey(owner)
+        if presented != self.owner and presented not in same_owner:
             raise UntrustedOwner(
-                f"The server presents a release of the owner {OwnerPublicKey(owner).fingerprint}, and the shell is "
+                f"The server presents a release of the owner {presented.fingerprint}, and the shell is "
                 f"signed by {self.owner.fingerprint}; use a server that serves this owner's package."
             )
-        if not self.owner.signed(self.statement, signature):
+        if not presented.signed(self.statement, signature):
             raise ModelMismatch(
                 "The release that the server presents is not the one this shell belongs to; "
                 "use the client folder that was written together with the server's."
@@ -97,6 +108,11 @@ def release_of(manifest: Manifest, owner: OwnerPublicKey) -> Release:
     return Release(owner, bytes.fromhex(manifest.model_digest), manifest.table_digest(), manifest.profile)
 
 
+def superseded_by(earlier: SignedManifest) -> tuple[str, ...]:
+    """What a release supersedes that takes the place of an earlier one: that, and all those whose place that took."""
+    return (earlier.release.digest, *earlier.manifest.provenance.supersedes)[:MAX_SUPERSEDED]
+
+
 def sign_manifest(content: bytes, manifest: Manifest, owner: OwnerKey) -> Signature:
     """Both signatures; `content` is the layer table as it stands in its file."""
     package = owner.sign(_package_statement(content))
@@ -108,7 +124,7 @@ def _package_statement(manifest: bytes) -> bytes:
     return _PACKAGE_LABEL + hashlib.sha256(manifest).digest()
 
 
-def seal_package(folder: Path, manifest: Manifest, owner: OwnerKey) -> SignedManifest:
+def sign_package(folder: Path, manifest: Manifest, owner: OwnerKey) -> SignedManifest:
     """Finish a package: write its layer table with the digests of all the files that lie in it, and sign it."""
     files = {name: file_digest(folder / name) for name in sorted(package_files(folder))}
     return resign_package(folder, msgspec.structs.replace(manifest, files=files), owner)
@@ -119,6 +135,13 @@ def resign_package(folder: Path, manifest: Manifest, owner: OwnerKey) -> SignedM
     signature = sign_manifest(write_manifest(folder, manifest), manifest, owner)
     write_signature(folder, signature)
     return SignedManifest(manifest, signature)
+
+
+def sign_again(folder: Path, kind: PackageKind, trusted: Container[OwnerPublicKey], owner: OwnerKey) -> None:
+    """Sign a whole package of a trusted owner with another key. Raises what `open_package` and `require_files` do."""
+    manifest = open_package(folder, kind, trusted).manifest
+    require_files(folder, manifest)
+    resign_package(folder, manifest, owner)
 
 
 def write_signature(folder: Path, signature: Record) -> None:
@@ -158,8 +181,14 @@ _OTHER: Final = {
 def require_trusted(folder: Path, owner: OwnerPublicKey, trusted: Container[OwnerPublicKey] | None) -> None:
     """UntrustedOwner where a package's owner is none of those trusted; None trusts everyone."""
     if trusted is not None and owner not in trusted:
+        moved = (
+            f"If the owner has changed keys, run `confide owner accept {folder / STATEMENTS_NAME}`, which believes "
+            "only what a key that you trust has signed. Else compare"
+            if (folder / STATEMENTS_NAME).exists()
+            else "Compare"
+        )
         raise UntrustedOwner(
-            f"{folder} is signed by an owner you do not trust, {owner.fingerprint}; compare that with the fingerprint "
+            f"{folder} is signed by an owner you do not trust, {owner.fingerprint}. {moved} that with the fingerprint "
             f"which the owner published, and only if they are equal run `confide owner trust {owner}`."
         )
 

@@ -20,6 +20,7 @@ from confide.enclave.api.problems import HANDLERS, problem_response
 from confide.errors import RequestRefused, UnknownModel
 from confide.net.body import Bodies
 from confide.proxy.backend import Backend, State
+from confide.proxy.page.page import page_routes
 
 MAX_BODY_BYTES: Final = 8 << 20
 _BODY_SECONDS: Final = 30.0
@@ -39,6 +40,7 @@ class ProxyApp:
         """As ASGI servers take it."""
         return Starlette(
             routes=[
+                *page_routes(),
                 Route("/health", self._health),
                 Route("/confide/status", self._status),
                 Route("/confide/stop", self._end, methods=["POST"]),

@@ -55,7 +55,7 @@ class Backend(ABC):
         """Answer a question to an endpoint below /v1, once `ready` has returned."""
 
     @abstractmethod
-    async def _verify(self) -> None:
+    async def verify(self) -> None:
         """Verify what is behind this. ConfideError where it is not to be trusted, or not there."""
 
     @abstractmethod
@@ -67,7 +67,7 @@ class Backend(ABC):
         retry = _FIRST_RETRY_SECONDS
         while True:
             try:
-                await self._verify()
+                await self.verify()
             except Exception as error:  # noqa: BLE001 - of one that is not ours only the kind is told
                 unknown = ServerFault(f"Verifying failed inside the proxy ({type(error).__name__}); report it.")
                 self.problem = error if isinstance(error, ConfideError) else unknown

@@ -2,11 +2,12 @@
 
 A page can have a browser send requests to this machine, and with a name of its own that resolves to 127.0.0.1 even
 read the answers (DNS rebinding). So the Host header must be one of this address, a page's Origin must be this address
-itself, and no answer allows another origin anything.
+itself, and no answer allows another origin anything. The one page that may, the proxy's own, shows a token: it came
+with the page's address, which only the proxy's user was told.
 """
 
 import hmac
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from starlette.datastructures import Headers
@@ -21,14 +22,27 @@ _LOOPBACK_NAMES: Final = ("127.0.0.1", "localhost", "[::1]")
 class Guard:
     """ASGI middleware. hosts: what Host may say, in lower case. secure: whether the address has TLS.
 
-    keys: one of them must be shown as a bearer token; without any, whoever reaches the address may ask.
+    keys: one of them must be shown as a bearer token; without any, whoever reaches the address may ask, but for
+    browsers. page: the token that those must show in its place; a page of nobody is let in where it is empty. open_to:
+    whether a path is open to everybody, because there is nothing of anybody's.
     """
 
-    def __init__(self, app: ASGIApp, hosts: Iterable[str], keys: Iterable[str], *, secure: bool) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        hosts: Iterable[str],
+        keys: Iterable[str],
+        *,
+        secure: bool,
+        page: str = "",
+        open_to: Callable[[str], bool] = lambda path: False,
+    ) -> None:
         self._app = app
         self._hosts = frozenset(hosts)
         self._origins = frozenset(f"{'https' if secure else 'http'}://{host}" for host in self._hosts)
         self._keys = [key.encode() for key in keys]
+        self._page = page.encode()
+        self._open_to = open_to
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -51,10 +65,29 @@ class Guard:
             return RequestRefused("Web pages of others may not use this address; open the one that it serves itself.")
         if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
             return RequestRefused("Web pages of others may not use this address; open the one that it serves itself.")
+        if self._open_to(path):
+            return None
         shown = _token(headers).encode()
+        if self._page and hmac.compare_digest(shown, self._page):
+            return None
+        if _of_a_browser(headers):
+            return WrongKey(
+                "A browser is only answered with this proxy's page; `confide proxy status` shows its address."
+            )
         if self._keys and path != "/health" and not any(hmac.compare_digest(shown, key) for key in self._keys):
             return WrongKey("This proxy wants its key as a bearer token; give it to your program as OPENAI_API_KEY.")
         return None
+
+
+def _of_a_browser(headers: Headers) -> bool:
+    """Whether a page asks, or somebody who types an address. Programs send none of these; those that send what a
+    browser sends where no page asks are programs still.
+    """
+    return (
+        "origin" in headers
+        or headers.get("sec-fetch-site", "none") != "none"
+        or headers.get("sec-fetch-mode") == "navigate"
+    )
 
 
 def _token(headers: Headers) -> str:

@@ -4,7 +4,9 @@
 process number would be another process's by the time it is used.
 """
 
+import contextlib
 import os
+import re
 import secrets
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -13,13 +15,15 @@ import httpx
 import msgspec
 from msgspec import Meta
 
-from confide.disk.files import replace_file
+from confide.disk.files import create_file, replace_file
 from confide.disk.home import home, make_home
 from confide.errors import ProxyNotRunning
 
 FILE_NAME: Final = "proxy.json"
+PAGE_TOKEN_NAME: Final = "proxy-page.token"  # noqa: S105 - a file
 _MAX_BYTES: Final = 1 << 20
 _SECONDS: Final = 5.0
+_TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{43}")
 _AWAY: Final = "No proxy of yours is running; start one with `confide proxy`."
 
 
@@ -37,6 +41,20 @@ class Running(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def new_token() -> str:
     """A secret for `Running`."""
     return secrets.token_urlsafe(32)
+
+
+def page_token() -> str:
+    """The secret in the address of this user's page. It stays the same, so that a page goes on when a proxy comes back.
+
+    ProxyNotRunning where somebody else could have written it.
+    """
+    path = make_home() / PAGE_TOKEN_NAME
+    with contextlib.suppress(FileExistsError):
+        create_file(path, new_token().encode())
+    token = _own(path).decode("ascii", "replace")
+    if not _TOKEN.fullmatch(token):
+        raise ProxyNotRunning(f"{path} holds no token; remove it, and start the proxy again.")
+    return token
 
 
 def remember(running: Running) -> Path:
@@ -57,15 +75,19 @@ def forget(running: Running) -> None:
 
 def recall() -> Running:
     """What was written down. ProxyNotRunning where nothing was, or somebody else could have written it."""
-    path = home() / FILE_NAME
     try:
-        with path.open("rb") as file:
-            facts = os.fstat(file.fileno())
-            if facts.st_uid != os.geteuid() or facts.st_mode & 0o077:
-                raise ProxyNotRunning(f"{path} is not yours alone; remove it, and start the proxy again.")
-            return msgspec.json.decode(file.read(_MAX_BYTES), type=Running)
+        return msgspec.json.decode(_own(home() / FILE_NAME), type=Running)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ProxyNotRunning(_AWAY) from error
+
+
+def _own(path: Path) -> bytes:
+    """A file of this user's alone. OSError, ProxyNotRunning."""
+    with path.open("rb") as file:
+        facts = os.fstat(file.fileno())
+        if facts.st_uid != os.geteuid() or facts.st_mode & 0o077:
+            raise ProxyNotRunning(f"{path} is not yours alone; remove it, and start the proxy again.")
+        return file.read(_MAX_BYTES)
 
 
 def ask(running: Running, path: str, *, method: str = "GET") -> dict[str, Any]:

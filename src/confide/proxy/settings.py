@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from confide.client.options import HybridOptions
+from confide.disk.home import home
 from confide.errors import InvalidSettings
 from confide.proxy.backend import Backend
 from confide.proxy.shell import ShellAddress, ShellBackend
@@ -60,6 +61,20 @@ def read_settings(path: Path) -> list[ModelSettings]:
         raise InvalidSettings(f"{path} cannot be understood: {str(error)[:300]}. Correct that place.") from None
     base = path.resolve().parent
     return [_placed(model, base) for model in models]
+
+
+def default_path() -> Path:
+    """The file that `confide setup` writes, and `confide proxy` reads where it is told nothing else."""
+    return home() / "proxy.toml"
+
+
+def write_settings(models: list[ModelSettings]) -> bytes:
+    """A file's content with these models."""
+    kept = [
+        {name: value for name, value in msgspec.to_builtins(model).items() if value not in (None, False, "")}
+        for model in models
+    ]
+    return msgspec.toml.encode({"confide-proxy": 1, "model": kept})
 
 
 def _placed(model: ModelSettings, base: Path) -> ModelSettings:

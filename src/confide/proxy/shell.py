@@ -25,6 +25,7 @@ from confide.errors import (
     WrongMode,
 )
 from confide.proxy.backend import Backend
+from confide.proxy.facts import hybrid_facts
 
 _LIMITS: Final = Limits(waiting=32, waiting_seconds=7200.0, idle_seconds=1800.0, engine_seconds=1800.0)
 """One answer is made at a time, and the others wait for it."""
@@ -70,18 +71,11 @@ class ShellBackend(Backend):
         """What the server saw so far, and who can see what."""
         found: dict[str, Any] = {"mode": "hybrid", "url": self._address.server}
         if self._engine is not None:
-            traffic = self._engine.hybrid.traffic
-            found |= {
-                "trust": str(self._engine.hybrid.trust),
-                "bytes_up": traffic.bytes_up,
-                "bytes_ahead": traffic.bytes_ahead,
-                "bytes_down": traffic.bytes_down,
-                "round_trips": traffic.round_trips,
-                "kept_tokens": self._engine.kept.tokens,
-            }
+            found |= hybrid_facts(self._engine.hybrid) | {"kept_tokens": self._engine.kept.tokens}
+            found["runs"] = {"engine": "confide", "quantization": self._engine.facts.quantization}
         return found
 
-    async def _verify(self) -> None:
+    async def verify(self) -> None:
         if self._engine is not None:
             await self._engine.close()
             self._engine = self._app = None

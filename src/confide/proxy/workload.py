@@ -1,4 +1,4 @@
-"""A model in a trusted execution environment: appraised first, then every question is sealed to the attested key."""
+"""A model in a trusted execution environment: appraised first, then every question is encrypted to the attested key."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -14,14 +14,14 @@ from starlette.types import Receive, Scope, Send
 from confide.client.attested import Standing, verify_workload
 from confide.client.hop import TIMEOUT, server_address, tls_context
 from confide.client.relying_party import RelyingParty
-from confide.client.transport import AsyncSealedTransport
+from confide.client.transport import AsyncEncryptedTransport
 from confide.enclave.api.problems import problem
 from confide.errors import ConfideError, KeyChanged, ProtocolError
 from confide.proxy.backend import Backend
-from confide.trust.enclave import SEALED, enclave_trust
+from confide.proxy.facts import enclave_facts
 
 _INSIDE: Final = "http://workload.invalid/v1"
-"""Stands for the workload above the sealed channel; the name is never looked up."""
+"""Stands for the workload above the encrypted channel; the name is never looked up."""
 _MAX_MODELS_BYTES: Final = 1 << 20
 _HANDED_ON: Final = ("content-type", "cache-control", "retry-after")
 _READ_SECONDS: Final = 600.0
@@ -48,7 +48,7 @@ class _Models(msgspec.Struct, frozen=True):
 
 
 class WorkloadBackend(Backend):
-    """Passes questions on through the sealed channel, as they came but for the model's name.
+    """Passes questions on through the encrypted channel, as they came but for the model's name.
 
     Raises InvalidPolicy for a policy that is none, InsecureConnection for http beyond this machine.
     """
@@ -73,29 +73,15 @@ class WorkloadBackend(Backend):
 
     def describe(self) -> dict[str, Any]:
         """What the evidence showed."""
-        if self._standing is None:
-            return {"mode": "enclave", "url": self.address.url}
-        verified = self._standing.last
-        trust = enclave_trust(verified.result, SEALED, verified.statement.configuration)
-        return {
-            "mode": "enclave",
-            "url": self.address.url,
-            "family": verified.result.family.value,
-            "simulated": verified.result.simulated,
-            "model_digest": verified.statement.model_digest,
-            "checks": [
-                {"code": check.code, "outcome": check.outcome.value, "expected": check.expected, "seen": check.seen}
-                for check in verified.result.checks
-            ],
-            "trust": str(trust),
-        }
+        found = {"mode": "enclave", "url": self.address.url}
+        return found if self._standing is None else found | enclave_facts(self._standing.last, self._party.policy)
 
-    async def _verify(self) -> None:
+    async def verify(self) -> None:
         if self._standing is None:
             self._standing = await asyncio.to_thread(
                 Standing, lambda: verify_workload(self._evidence_http, self._url, self._party)
             )
-            transport = AsyncSealedTransport(self._outer_http, self._url, self._standing)
+            transport = AsyncEncryptedTransport(self._outer_http, self._url, self._standing)
             self._http = httpx.AsyncClient(transport=transport, timeout=self._outer_http.timeout)
         else:
             await asyncio.to_thread(self._standing.renew)

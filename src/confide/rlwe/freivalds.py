@@ -65,11 +65,10 @@ class AnswerCheck:
         length = len(secret) + len(vector)
         if length > MAX_LENGTH:
             raise ValueError(f"A check of {length} values is longer than {MAX_LENGTH}; split the layer group.")
-        # Signed limbs of b bits are at most 2^(b - 1), so sums stay within length * 2^29 * 2^(b - 1) <= 2^53.
-        self._bits = _EXACT_BITS + 1 - (MAX_VALUE.bit_length() - 1) - (length - 1).bit_length()
+        self._bits = limb_bits(length)
         coefficients = self._words = np.concatenate([secret, np.uint64(PRIME) - vector])
         self._floats = coefficients.astype(np.float64)
-        self._limbs = _signed_limbs(coefficients, self._bits)
+        self._limbs = signed_limbs(coefficients, self._bits)
 
     def __repr__(self) -> str:
         return f"AnswerCheck(rows={self._rows}, <hidden>)"
@@ -119,7 +118,15 @@ def _unsigned_limbs(values: Field) -> NDArray[np.float64]:
     return np.stack([values & mask, values >> np.uint64(_SECRET_LIMB_BITS)], axis=1).astype(np.float64)
 
 
-def _signed_limbs(values: Field, bits: int) -> NDArray[np.float64]:
+def limb_bits(length: int) -> int:
+    """How wide the limbs of `length` coefficients may be for sums of their products with values to stay exact.
+
+    Signed limbs of b bits are at most 2^(b - 1), so sums stay within length * 2^29 * 2^(b - 1) <= 2^53.
+    """
+    return _EXACT_BITS + 1 - (MAX_VALUE.bit_length() - 1) - (length - 1).bit_length()
+
+
+def signed_limbs(values: Field, bits: int) -> NDArray[np.float64]:
     """float64 (n, limbs), of magnitude up to 2^(bits - 1), that make up `values` with places of 2^bits."""
     count = -(-PRIME_BITS // bits)
     half, base = np.int64(1 << (bits - 1)), np.int64(1 << bits)

@@ -24,40 +24,43 @@ def int8_matmul(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tenso
     `out`, an int32 tensor of the result's shape, is filled and returned where it is given.
     """
     if takes_int8(left.device):
-        return _int8_kernel(left, right, out)
-    return _fp32_kernel(left, right, out)
+        return int8_kernel(left, right, out)
+    return fp32_kernel(left, right, out)
 
 
 def takes_int8(device: torch.device) -> bool:
     """Whether products on this device go through its int8 kernel."""
-    return _takes_int8(device, os.environ.get("CONFIDE_GEMM", ""))
+    return prefers_int8(device, os.environ.get("CONFIDE_GEMM", ""))
 
 
 @functools.cache
-def _takes_int8(device: torch.device, choice: str) -> bool:
-    """Whether the int8 kernel is exact, and faster than float32 unless it was asked for."""
+def prefers_int8(device: torch.device, choice: str) -> bool:
+    """Whether the int8 kernel is exact, and faster than float32 unless it was asked for; measured once a process.
+
+    choice: what CONFIDE_GEMM says, "" where it is not set. ValueError for any word but int8 and fp32.
+    """
     if choice not in ("", "int8", "fp32"):
         raise ValueError(f"CONFIDE_GEMM is {choice!r}; set it to int8 or fp32, or leave it unset.")
-    return choice != "fp32" and _self_test(device) and (choice == "int8" or _is_faster(device))
+    return choice != "fp32" and int8_is_exact(device) and (choice == "int8" or _is_faster(device))
 
 
 def _is_faster(device: torch.device) -> bool:
     left = torch.ones(256, 1024, dtype=torch.int8, device=device)
     right = torch.ones(1024, 64, dtype=torch.int8, device=device)
-    return _seconds(lambda: _int8_kernel(left, right, None)) < _seconds(lambda: _fp32_kernel(left, right, None))
+    return shortest_run(lambda: int8_kernel(left, right, None)) < shortest_run(lambda: fp32_kernel(left, right, None))
 
 
-def _seconds(product: Callable[[], Tensor]) -> float:
-    """The shortest of three runs after one to warm up. Reading a value waits for a device that works ahead."""
+def shortest_run(product: Callable[[], Tensor]) -> float:
+    """Seconds of the shortest of five runs after one to warm up, of a product (rows, columns) on any device."""
     times = []
-    for _ in range(4):
+    for _ in range(6):
         started = time.perf_counter()
-        int(product()[0, 0])
+        int(product()[0, 0])  # reading a value waits for a device that works ahead
         times.append(time.perf_counter() - started)
     return min(times[1:])
 
 
-def _self_test(device: torch.device) -> bool:
+def int8_is_exact(device: torch.device) -> bool:
     """Does the int8 kernel agree with int64 arithmetic where saturation would show?"""
     shapes = [(64, 256, 64), (32, 1024, 4), (17, 72, 8)]
     signs = torch.tensor([[127, 127], [-127, -127], [127, -127]], dtype=torch.int8)
@@ -67,12 +70,13 @@ def _self_test(device: torch.device) -> bool:
             for digit in (-128, 127):
                 right = torch.full((inner, columns), digit, dtype=torch.int8)
                 expected = (left.long() @ right.long()).int()
-                if not torch.equal(_int8_kernel(left.to(device), right.to(device), None).cpu(), expected):
+                if not torch.equal(int8_kernel(left.to(device), right.to(device), None).cpu(), expected):
                     return False
     return True
 
 
-def _int8_kernel(left: Tensor, right: Tensor, out: Tensor | None) -> Tensor:
+def int8_kernel(left: Tensor, right: Tensor, out: Tensor | None) -> Tensor:
+    """`int8_matmul` by the device's own kernel, exact where `int8_is_exact` says so."""
     if left.device.type != "cuda":
         if 1 in right.shape or 1 in left.shape:
             # Strides along a dimension of one are arbitrary, and the kernel takes them for leading dimensions.
@@ -86,7 +90,8 @@ def _int8_kernel(left: Tensor, right: Tensor, out: Tensor | None) -> Tensor:
     return product.contiguous() if out is None else out.copy_(product)
 
 
-def _fp32_kernel(left: Tensor, right: Tensor, out: Tensor | None) -> Tensor:
+def fp32_kernel(left: Tensor, right: Tensor, out: Tensor | None) -> Tensor:
+    """`int8_matmul` in chunks of float32, exact everywhere."""
     if out is None:
         out = torch.empty(left.shape[0], right.shape[1], dtype=torch.int32, device=left.device)
     out.zero_()

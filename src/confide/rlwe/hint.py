@@ -29,7 +29,6 @@ TILE_ROWS = 32
 ROW_BYTES = HINT_PLANES * RING_DEGREE
 _LIMB_BITS = 16
 _MASK = (1 << MODULUS_BITS) - 1
-_DROPPED_BITS = MODULUS_BITS - 8 * HINT_PLANES
 
 
 @dataclass(frozen=True)
@@ -72,34 +71,39 @@ class HintMaker:
 
     def u(self) -> Int8Array:
         """All of U in row form: int8 (rows, N)."""
-        return self._u(0, len(self._weights))
+        return u_rows(self._u_key, 0, len(self._weights))
 
     def _tile(self, first: int, weights: Tensor) -> HintTile:
-        u = self._u(first, len(weights))
-        error = self._error(first, len(weights))
+        u = u_rows(self._u_key, first, len(weights))
+        error = error_rows(self._error_key, first, len(weights))
         total = _products(torch.from_numpy(u), self._p1)
         for block, a in enumerate(self._a):
             columns = weights[:, block * RING_DEGREE : (block + 1) * RING_DEGREE]
             total += _products(torch.nn.functional.pad(columns, (0, RING_DEGREE - columns.shape[1])), a)
         exact = (total + error) & _MASK
-        half = (1 << _DROPPED_BITS) >> 1
-        kept = ((exact + half) >> _DROPPED_BITS).numpy()
-        rounding = (((exact + half) & ((1 << _DROPPED_BITS) - 1)) - half).neg_()
+        dropped = MODULUS_BITS - 8 * HINT_PLANES
+        half = (1 << dropped) >> 1
+        kept = ((exact + half) >> dropped).numpy()
+        rounding = (((exact + half) & ((1 << dropped) - 1)) - half).neg_()
         hint_error = (error + rounding).double().square_().sum(1)
         norms = (_squares(weights), _squares(torch.from_numpy(u)), hint_error)
         std = max(noise_std(w**0.5, v**0.5, h**0.5) for w, v, h in zip(*(norm.tolist() for norm in norms), strict=True))
         planes = np.ascontiguousarray(np.moveaxis(digits(kept, HINT_PLANES), -1, 1))
         return HintTile(first, planes, u, std)
 
-    def _u(self, first: int, rows: int) -> Int8Array:
-        content = Stream(self._u_key, offset=first * RING_DEGREE).bytes(rows * RING_DEGREE)
-        signed = content.view(np.int8).reshape(rows, RING_DEGREE)
-        shifted: Int8Array = signed >> (8 - U_BITS)  # the top six bits, with their sign: uniform in [-32, 31]
-        return shifted
 
-    def _error(self, first: int, rows: int) -> Tensor:
-        stream = Stream(self._error_key, offset=first * RING_DEGREE * ERROR_STREAM_BYTES)
-        return rounded_gaussian(stream, rows, RING_DEGREE).long()
+def u_rows(key: bytes, first: int, rows: int) -> Int8Array:
+    """Rows of U in row form, the same for a key in whatever parts they are drawn: int8 (rows, N), in [-32, 31]."""
+    content = Stream(key, offset=first * RING_DEGREE).bytes(rows * RING_DEGREE)
+    signed = content.view(np.int8).reshape(rows, RING_DEGREE)
+    shifted: Int8Array = signed >> (8 - U_BITS)  # the top six bits, with their sign: uniform
+    return shifted
+
+
+def error_rows(key: bytes, first: int, rows: int) -> Tensor:
+    """Rows of e1 in row form, as `u_rows`: int64 (rows, N), of the ring's error distribution."""
+    stream = Stream(key, offset=first * RING_DEGREE * ERROR_STREAM_BYTES)
+    return rounded_gaussian(stream, rows, RING_DEGREE).long()
 
 
 def _limbs(polynomial: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ sum might exceed 2^24. A kernel is used where it passes a test with extreme valu
 
 import functools
 import os
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from confide.rlwe.digits import value
-from confide.rlwe.gemm import int8_matmul
+from confide.rlwe.gemm import int8_matmul, shortest_run
 
 MOST_TOKENS = 128
 """Of one product; more are taken in turns, whose operands stay in cache."""
@@ -34,52 +33,69 @@ _NARROW = 64
 
 
 @dataclass(frozen=True)
-class _Kernel:
-    """pack: int8 (rows, columns) -> its layout. multiply: the layout and uint8 (n, columns) and the value that stands
-    for zero -> float32 (n, rows).
+class Kernel:
+    """One way to multiply bytes.
+
+    pack: int8 (rows, columns) -> its layout. multiply: the layout and uint8 (n, columns) and the value that stands
+    for zero -> float32 (n, rows). saturates: whether pairs are added in 16 bits. name: for people.
     """
 
     pack: Callable[[Tensor], Any]
     multiply: Callable[[Any, Tensor, int], Tensor]
     saturates: bool
+    name: str = ""
 
 
 class PackedMatrix:
     """An int8 matrix (rows, columns) within [-127, 127], in the layout of the processor's kernel for bytes."""
 
-    def __init__(self, weights: Tensor, kernel: _Kernel) -> None:
+    def __init__(self, weights: Tensor, kernel: Kernel) -> None:
         self.shape = weights.shape
-        self._kernel = kernel
+        self.kernel = kernel
         self._digit_bits = 7 if kernel.saturates and int(weights.abs().max()) > _NARROW else 8
-        self._parts = [(columns, kernel.pack(weights[:, columns])) for columns in _exact_parts(weights)]
+        self._parts = [(columns, kernel.pack(weights[:, columns])) for columns in exact_parts(weights)]
 
     @classmethod
     def where_faster(cls, weights: Tensor) -> Self | Tensor:
         """The matrix packed; itself where it is small, and on devices and processors that have no kernel for it."""
         if weights.device.type != "cpu" or weights.numel() < _LEAST_WEIGHTS:
             return weights
-        kernel = _fastest(os.environ.get("CONFIDE_GEMM", ""))
+        kernel = fastest(os.environ.get("CONFIDE_GEMM", ""))
         return weights if kernel is None else cls(weights, kernel)
+
+    @classmethod
+    def of(cls, weights: Tensor) -> Self:
+        """The matrix packed; as float32 on processors that have no kernel for bytes, which takes four times as much."""
+        return cls(weights, fastest(os.environ.get("CONFIDE_GEMM", "")) or FLOAT)
 
     def product(self, planes: NDArray[np.int8]) -> NDArray[np.int64]:
         """Balanced base-256 digits (planes, n, columns) -> W times their values, int64 (n, rows), mod 2^(8 planes)."""
         if self._digit_bits == 8:
             # With 128 added, which flips the top bit, digits are unsigned; the kernel takes that for zero.
-            return weighted_sum(self._products(planes.view(np.uint8) ^ np.uint8(_ZERO_POINT), _ZERO_POINT), 8)
+            return self._weighted(planes.view(np.uint8) ^ np.uint8(_ZERO_POINT), _ZERO_POINT)
         rest = value(np.moveaxis(planes, 0, -1))
         rest &= (1 << (8 * len(planes))) - 1
         digits = np.empty((-(-8 * len(planes) // 7), *rest.shape), np.uint8)
         for digit in digits:
             np.bitwise_and(rest, 0x7F, out=digit, casting="unsafe")
             rest >>= 7
-        return weighted_sum(self._products(digits, 0), 7)
+        return self._weighted(digits, 0)
 
-    def _products(self, digits: NDArray[np.uint8], zero: int) -> NDArray[np.float32] | NDArray[np.float64]:
-        """uint8 (planes, n, columns) -> exact integers (planes, n, rows)."""
-        stacked = torch.from_numpy(digits.reshape(-1, digits.shape[2]))
-        products = [self._kernel.multiply(packed, stacked[:, part], zero).numpy() for part, packed in self._parts]
-        total = products[0] if len(products) == 1 else np.sum(products, axis=0, dtype=np.float64)
-        return total.reshape(*digits.shape[:2], -1)
+    def _weighted(self, digits: NDArray[np.uint8], zero: int) -> NDArray[np.int64]:
+        return weighted_sum(self.sums(torch.from_numpy(digits), zero).numpy(), 8 if zero else 7)
+
+    def sums(self, digits: Tensor, zero: int = 0) -> Tensor:
+        """W times each of uint8 (planes, n, columns) less zero -> exact float32 or float64 (planes, n, rows).
+
+        With zero 0 digits have seven bits.
+        """
+        stacked = digits.reshape(-1, digits.shape[2])
+        first, *rest = (self.kernel.multiply(packed, stacked[:, part], zero) for part, packed in self._parts)
+        if rest:
+            first = first.double()
+            for more in rest:
+                first += more
+        return first.reshape(*digits.shape[:2], -1)
 
 
 def weighted_sum(sums: NDArray[Any], bits: int) -> NDArray[np.int64]:
@@ -94,7 +110,7 @@ def weighted_sum(sums: NDArray[Any], bits: int) -> NDArray[np.int64]:
     return total.reshape(sums.shape[1:])
 
 
-def _exact_parts(weights: Tensor) -> list[slice]:
+def exact_parts(weights: Tensor) -> list[slice]:
     """Ranges of columns over which no row's magnitudes times 128 add up to more than 2^24."""
     columns = weights.shape[1]
     for count in range(1, columns + 1):
@@ -137,43 +153,43 @@ def _multiply_fbgemm(packed: Any, digits: Tensor, zero: int) -> Tensor:
     return product
 
 
-_ONEDNN = _Kernel(_pack_onednn, _multiply_onednn, saturates=False)
-_FBGEMM = _Kernel(_pack_fbgemm, _multiply_fbgemm, saturates=True)
+def _multiply_float(packed: Tensor, digits: Tensor, zero: int) -> Tensor:
+    return (digits.float() - zero) @ packed.t()
+
+
+FLOAT = Kernel(Tensor.float, _multiply_float, saturates=False, name="float32")
+"""Exact on every processor, of four bytes a weight."""
+_ONEDNN = Kernel(_pack_onednn, _multiply_onednn, saturates=False, name="oneDNN")
+_FBGEMM = Kernel(_pack_fbgemm, _multiply_fbgemm, saturates=True, name="FBGEMM")
 
 
 @functools.cache
-def _fastest(choice: str) -> _Kernel | None:
-    """The kernel that is exact and fastest, None where that is the plain product, for a token's worth of digits."""
+def fastest(choice: str) -> Kernel | None:
+    """The kernel that is exact and fastest, None where that is the plain product, for a token's worth of digits.
+
+    choice: what CONFIDE_GEMM says. Measured once a process.
+    """
     if choice == "fp32":
         return None
     weights = torch.ones(1024, 1024, dtype=torch.int8)
     digits = torch.ones(6, 1024, dtype=torch.int8)
-    best, kernel = _seconds(lambda: int8_matmul(digits, weights.t())), None
-    for candidate in _candidates():
-        if _is_exact(candidate):
+    best, kernel = shortest_run(lambda: int8_matmul(digits, weights.t())), None
+    for candidate in candidates():
+        if is_exact(candidate):
             packed = candidate.pack(weights)
-            seconds = _seconds(functools.partial(candidate.multiply, packed, digits.view(torch.uint8), 0))
+            seconds = shortest_run(functools.partial(candidate.multiply, packed, digits.view(torch.uint8), 0))
             if seconds < best:
                 best, kernel = seconds, candidate
     return kernel
 
 
-def _candidates() -> list[_Kernel]:
+def candidates() -> list[Kernel]:
+    """The kernels for bytes that this processor might be fast at."""
     # Without VNNI (which comes with AMX) oneDNN falls back to a loop that takes a thousand times as long.
     return [_ONEDNN, _FBGEMM] if torch.cpu.get_capabilities().get("avx512_vnni", False) else [_FBGEMM]
 
 
-def _seconds(product: Callable[[], Tensor]) -> float:
-    """The shortest of five runs after one to warm up."""
-    times = []
-    for _ in range(6):
-        started = time.perf_counter()
-        product()
-        times.append(time.perf_counter() - started)
-    return min(times[1:])
-
-
-def _is_exact(kernel: _Kernel) -> bool:
+def is_exact(kernel: Kernel) -> bool:
     """Does the kernel agree with int64 arithmetic where saturation or rounding would show?"""
     digits_of = {127: (0, 127), _NARROW: (0, 128, 255)} if kernel.saturates else {127: (0, 128, 255)}
     try:

@@ -11,7 +11,7 @@ from confide.attest.result import AttestationResult
 from confide.trust.statement import Exposure, TrustStatement
 
 SIMULATED: Final = "SIMULATED EVIDENCE: NOTHING IS PROTECTED"
-SEALED: Final = "X25519 with ML-KEM-768, and AES-256-GCM, to the attested key"
+ENCRYPTED: Final = "X25519 with ML-KEM-768, and AES-256-GCM, to the attested key"
 TLS: Final = "TLS to the attested key"
 _YOU: Final = "you"
 _WORKLOAD: Final = "the attested workload"
@@ -33,7 +33,7 @@ _OF_MODEL: Final = re.compile(r"model")
 
 
 def enclave_trust(
-    result: AttestationResult, channel: str = SEALED, configuration: Configuration | None = None
+    result: AttestationResult, channel: str = ENCRYPTED, configuration: Configuration | None = None
 ) -> TrustStatement:
     """Of a workload with this verdict, which passed. channel: what encrypts prompts and answers on their way.
 

@@ -240,7 +240,7 @@ def test_a_huge_quote_is_refused_unread(simulated: Case) -> None:
 @pytest.mark.parametrize(("part", "error", "meaning"), dcap.REASONS)
 def test_every_word_of_the_library_has_its_error(part: str, error: type[AttestationError], meaning: str) -> None:
     with pytest.raises(error) as caught:
-        dcap._refuse(f"Verification failed: {part}")
+        dcap.refuse(f"Verification failed: {part}")
     assert type(caught.value) is error
     assert ";" in meaning
 
@@ -314,7 +314,7 @@ def test_collateral_that_stays_parsed_is_verified_anew(simulated: Case, tee: Sim
 )
 def test_whole_sentences_of_the_library(words: str, error: type[AttestationError]) -> None:
     with pytest.raises(error) as caught:
-        dcap._refuse(f"Verification failed: {words}")
+        dcap.refuse(f"Verification failed: {words}")
     assert type(caught.value) is error
 
 
@@ -379,7 +379,7 @@ def test_attributes_that_undo_the_protection_have_words_of_their_own(
 )
 def test_words_of_the_library(part: str, reason: type[AttestationError], word: str) -> None:
     with pytest.raises(reason, match=word):
-        dcap._refuse(part)
+        dcap.refuse(part)
 
 
 @pytest.mark.parametrize(("name", "word"), [("pck_crl", "PCK revocation list"), ("root_ca_crl", "root CA's")])

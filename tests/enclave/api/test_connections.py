@@ -77,7 +77,7 @@ def test_the_one_that_is_being_answered_is_not_closed() -> None:
 
 def test_silence_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Patient, "head_seconds", 0.4)
-    monkeypatch.setattr(server_module, "_KEEP_ALIVE_SECONDS", 0)
+    monkeypatch.setattr(server_module, "KEEP_ALIVE_SECONDS", 0)
     with serving(api_app(Serving(FakeEngine()))) as url, connected(url, 3) as (silent, half, answered):
         started = time.monotonic()
         half.sendall(b"GET /health HTTP/1.1\r\n")
@@ -130,7 +130,7 @@ def test_tls_that_never_begins_gives_way_too(tmp_path: Path, monkeypatch: pytest
 
 
 def test_tls_has_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "_HEADER_SECONDS", 0.5)
+    monkeypatch.setattr(server_module, "HEADER_SECONDS", 0.5)
     ca, certificate, key = make_certificates([]).write(tmp_path)
     with serving(api_app(Serving(FakeEngine())), server_context(certificate, key)) as url:
         with connected(url, 1) as (silent,):

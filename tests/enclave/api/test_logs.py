@@ -14,8 +14,8 @@ from confide.enclave.api.limits import Limits
 from confide.enclave.api.public import public_app
 from confide.enclave.workload import Workload
 
+from ..encrypted_client import ask, asking, encrypted
 from ..fake_engine import FakeEngine
-from ..sealed_client import ask, asking, sealed
 from ..serving import eventually, serving
 
 SECRET = "xyzzy"
@@ -92,8 +92,8 @@ def test_nothing_asked_or_answered_is_logged_or_said(tmp_path: Path, log: io.Str
             fails("/generate", {"query": SECRET})
             with pytest.raises(httpx.ReadTimeout):
                 client.post("/generate", json={"query": SECRET}, timeout=0.1)
-            _, request = sealed(key, "/generate", {"query": SECRET})
-            said.append(client.post("/sealed", content=request).text)
+            _, request = encrypted(key, "/generate", {"query": SECRET})
+            said.append(client.post("/encrypted", content=request).text)
         eventually(lambda: engine.running == 0)
     lines = log.getvalue()
     assert "Answering a request failed." in lines

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from confide.channel.encryption import MEDIA_TYPE
 from confide.channel.keys import ChannelKey
-from confide.channel.middleware import SealedChannel
-from confide.channel.sealing import MEDIA_TYPE
+from confide.channel.middleware import EncryptedChannel
 from confide.enclave.api.answer import Serving
 from confide.enclave.api.app import api_app
 from confide.enclave.api.schemas import (
@@ -28,7 +28,7 @@ from ..fake_engine import FakeEngine
 
 APP = api_app(Serving(FakeEngine()))
 KEY = ChannelKey()
-CHANNEL = SealedChannel(APP, KEY, body_bytes=1 << 20, body_seconds=1)
+CHANNEL = EncryptedChannel(APP, KEY, body_bytes=1 << 20, body_seconds=1)
 PATHS = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/generate", "/chat"]
 FIELDS = ["model", "messages", "prompt", "query", "input", "history", "stream", "stream_options", "max_tokens",
           "temperature", "top_p", "stop", "seed", "n", "tools", "logprobs", "encoding_format", "role", "content",
@@ -145,6 +145,6 @@ def test_too_much() -> None:
 @given(st.binary(max_size=100), st.booleans())
 def test_noise_at_the_sealed_endpoint(noise: bytes, opening: bool) -> None:
     body = b"CFD1" + KEY.public.id + noise if opening else noise
-    response = post("/sealed", body, CHANNEL, MEDIA_TYPE)
+    response = post("/encrypted", body, CHANNEL, MEDIA_TYPE)
     assert response.status_code in (400, 409)
     assert response.json()["error"].keys() == {"code", "message"}

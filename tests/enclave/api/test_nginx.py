@@ -20,8 +20,8 @@ from confide.enclave.api.public import public_app
 from confide.enclave.workload import Workload
 from confide.net.tls import client_context, make_certificates
 
+from ..encrypted_client import asking, attested_key
 from ..fake_engine import FakeEngine
-from ..sealed_client import asking, attested_key
 from ..serving import Relay, eventually, serving
 
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
@@ -108,9 +108,9 @@ def test_a_proxy_sees_nothing(proxied: Proxied) -> None:
             assert head.status == 200
             answer = b"".join(frames)
         assert answer.count(SECRET.encode()) == 5
-    eventually(lambda: b"POST /sealed HTTP/1.1 200" in proxied.read())
+    eventually(lambda: b"POST /encrypted HTTP/1.1 200" in proxied.read())
     read = proxied.read()
-    assert b"application/vnd.confide.sealed" in read
+    assert b"application/vnd.confide.encrypted" in read
     for words in (SECRET, "the word is", "You said", "completions", "assistant", "echo"):
         for form in (words, json.dumps(words)[1:-1], base64.b64encode(words.encode()).decode().rstrip("=")):
             assert form.encode() not in read

@@ -1,4 +1,4 @@
-"""What the network sees: evidence, the sealed channel, and a refusal of everything in the clear."""
+"""What the network sees: evidence, the encrypted channel, and a refusal of everything in the clear."""
 
 import asyncio
 import contextlib
@@ -18,7 +18,7 @@ from confide.attest.evidence import Evidence
 from confide.attest.ra_tls import extract, open_certificate, verify_binding
 from confide.attest.simulated import SimulatedTee
 from confide.attest.verifier import Verifier
-from confide.channel.sealing import MEDIA_TYPE
+from confide.channel.encryption import MEDIA_TYPE
 from confide.enclave.api.answer import Serving
 from confide.enclave.api.limits import Limits
 from confide.enclave.api.public import private_app, public_app
@@ -26,8 +26,8 @@ from confide.enclave.ra_tls import RaTls, ra_tls_context
 from confide.enclave.workload import Workload
 from confide.errors import EvidenceUnavailable
 
+from ..encrypted_client import ask, asking, attested_key, encrypted
 from ..fake_engine import FakeEngine
-from ..sealed_client import ask, asking, attested_key, sealed
 from ..serving import eventually, serving
 
 
@@ -82,10 +82,10 @@ def test_a_stream_arrives_frame_by_frame(client: httpx.Client, tee: SimulatedTee
 
 
 def test_a_repeated_request_is_refused(client: httpx.Client, workload: Workload) -> None:
-    _, request = sealed(workload.key.public, "/generate", {"query": "hello"})
+    _, request = encrypted(workload.key.public, "/generate", {"query": "hello"})
     headers = {"content-type": MEDIA_TYPE}
-    assert client.post("/sealed", content=request, headers=headers).status_code == 200
-    again = client.post("/sealed", content=request, headers=headers)
+    assert client.post("/encrypted", content=request, headers=headers).status_code == 200
+    again = client.post("/encrypted", content=request, headers=headers)
     assert (again.status_code, again.json()["error"]["code"]) == (400, "channel-refused")
 
 
@@ -106,7 +106,7 @@ def test_health_and_nothing_else_in_public(client: httpx.Client, tee: SimulatedT
     assert client.get("/health").json() == client.get("/health/live").json() == {"status": "ok"}
     key = attested_key(client, tee)
     ask(client, key, "/generate", {"query": "sesame"})
-    client.post("/sealed", content=b"?", headers={"content-type": MEDIA_TYPE})
+    client.post("/encrypted", content=b"?", headers={"content-type": MEDIA_TYPE})
     assert client.get("/metrics").status_code == 404
     text = TestClient(private_app(shown)).get("/metrics").text
     assert 'confide_requests_total{endpoint="/generate",status="200"}' in text
@@ -114,7 +114,7 @@ def test_health_and_nothing_else_in_public(client: httpx.Client, tee: SimulatedT
     assert "confide_answers_running 0.0" in text
     assert "sesame" not in text
     assert client.get("/elsewhere").status_code == 404
-    assert client.get("/sealed").status_code == 405
+    assert client.get("/encrypted").status_code == 405
 
 
 def test_evidence_has_its_pace_and_may_be_missing(tee: SimulatedTee) -> None:

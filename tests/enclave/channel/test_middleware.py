@@ -1,4 +1,4 @@
-"""The sealed endpoint, in process: an application that is asked through it, and what must not get through."""
+"""The encrypted endpoint, in process: an application that is asked through it, and what must not get through."""
 
 import asyncio
 import json
@@ -8,17 +8,17 @@ import httpx
 import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from confide.channel.keys import ChannelKey
-from confide.channel.middleware import SealedChannel
-from confide.channel.replay import WINDOW_SECONDS
-from confide.channel.sealing import (
+from confide.channel.encryption import (
     MAX_FRAME,
     MEDIA_TYPE,
+    EncryptedExchange,
     RequestHead,
     ResponseHead,
-    SealedExchange,
     decode_head,
 )
+from confide.channel.keys import ChannelKey
+from confide.channel.middleware import EncryptedChannel
+from confide.channel.replay import WINDOW_SECONDS
 from confide.errors import ChannelBroken
 
 KEY = ChannelKey()
@@ -38,27 +38,27 @@ async def mirror(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": message["body"]})
 
 
-def channel(app: ASGIApp = mirror, **settings: object) -> SealedChannel:
-    return SealedChannel(app, KEY, **({"body_bytes": 1 << 20, "body_seconds": 1.0} | settings))  # type: ignore[arg-type]
+def channel(app: ASGIApp = mirror, **settings: object) -> EncryptedChannel:
+    return EncryptedChannel(app, KEY, **({"body_bytes": 1 << 20, "body_seconds": 1.0} | settings))  # type: ignore[arg-type]
 
 
 def post(app: ASGIApp, body: bytes, media_type: str = MEDIA_TYPE) -> httpx.Response:
     async def ask() -> httpx.Response:
         transport = httpx.ASGITransport(app, raise_app_exceptions=True)
         async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
-            return await client.post("/sealed", content=body, headers={"content-type": media_type})
+            return await client.post("/encrypted", content=body, headers={"content-type": media_type})
 
     return asyncio.run(ask())
 
 
-def opened(exchange: SealedExchange, data: bytes) -> tuple[ResponseHead, bytes]:
+def opened(exchange: EncryptedExchange, data: bytes) -> tuple[ResponseHead, bytes]:
     frames = list(exchange.reader.feed(data))
     exchange.reader.require_end()
     return decode_head(frames[0], ResponseHead), b"".join(frames[1:])
 
 
 def test_a_request_and_its_answer() -> None:
-    exchange = SealedExchange(KEY.public)
+    exchange = EncryptedExchange(KEY.public)
     response = post(channel(), exchange.request(HEAD, b"the body"))
     assert response.status_code == 200
     assert response.headers["content-type"] == MEDIA_TYPE
@@ -85,20 +85,20 @@ def refused(response: httpx.Response, status: int, code: str) -> None:
 
 
 def test_a_repeated_request_is_refused() -> None:
-    app, sent = channel(), SealedExchange(KEY.public).request(HEAD, b"x")
+    app, sent = channel(), EncryptedExchange(KEY.public).request(HEAD, b"x")
     assert post(app, sent).status_code == 200
     refused(post(app, sent), 400, "channel-refused")
 
 
 def test_an_old_request_is_refused() -> None:
-    sent = SealedExchange(KEY.public, now=1.0).request(HEAD)
+    sent = EncryptedExchange(KEY.public, now=1.0).request(HEAD)
     refused(post(channel(), sent), 400, "channel-refused")
     assert WINDOW_SECONDS < 600
 
 
 def test_another_key_is_told() -> None:
     codes: list[str] = []
-    sent = SealedExchange(ChannelKey().public).request(HEAD)
+    sent = EncryptedExchange(ChannelKey().public).request(HEAD)
     refused(post(channel(on_refusal=codes.append), sent), 409, "key-changed")
     assert codes == ["key-changed"]
 
@@ -120,18 +120,18 @@ CHANGES: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_damaged_request_is_refused(change: str) -> None:
-    sent = SealedExchange(KEY.public).request(HEAD, b"x" * MAX_FRAME + b"y" * MAX_FRAME + b"z" * MAX_FRAME)
+    sent = EncryptedExchange(KEY.public).request(HEAD, b"x" * MAX_FRAME + b"y" * MAX_FRAME + b"z" * MAX_FRAME)
     response = post(channel(), CHANGES[change](sent))
     assert response.status_code == 400
     assert response.json()["error"]["code"] in ("channel-refused", "channel-broken")
 
 
 def test_other_refusals() -> None:
-    sent = SealedExchange(KEY.public).request(HEAD)
+    sent = EncryptedExchange(KEY.public).request(HEAD)
     refused(post(channel(), sent, "application/json"), 400, "channel-refused")
     refused(post(channel(body_bytes=10), bytes(200_000)), 413, "request-too-large")
     head = RequestHead("POST", "/", (("x", "\u20ac"),))
-    refused(post(channel(), SealedExchange(KEY.public).request(head)), 400, "channel-refused")
+    refused(post(channel(), EncryptedExchange(KEY.public).request(head)), 400, "channel-refused")
 
 
 def test_a_request_that_never_ends_is_given_up() -> None:
@@ -168,7 +168,7 @@ async def stopping(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def test_a_crash_before_the_answer(caplog: pytest.LogCaptureFixture) -> None:
-    exchange = SealedExchange(KEY.public)
+    exchange = EncryptedExchange(KEY.public)
     refused(post(channel(crashing_early), exchange.request(HEAD)), 500, "server-fault")
     assert "ValueError" in caplog.text
     assert "with a secret" not in caplog.text.replace('raise ValueError("with a secret")', "")
@@ -176,7 +176,7 @@ def test_a_crash_before_the_answer(caplog: pytest.LogCaptureFixture) -> None:
 
 @pytest.mark.parametrize("app", [crashing_late, stopping])
 def test_an_answer_that_breaks_off_has_no_end(app: ASGIApp) -> None:
-    exchange = SealedExchange(KEY.public)
+    exchange = EncryptedExchange(KEY.public)
     sent: list[Message] = []
 
     async def ask() -> None:

@@ -5,8 +5,10 @@ from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest import mock
 
 import pytest
+import xllamacpp
 from tests.enclave.engines.openai_server import openai_server
 from transformers import PreTrainedModel
 
@@ -43,10 +45,14 @@ async def answer(engine: Engine, prompt: str, sampling: Sampling) -> Answer:
 
 @dataclass
 class Bench:
-    """An engine under test. computed: tokens that it has computed so far, whoever waits for them."""
+    """An engine under test. computed: tokens that it has computed so far, whoever waits for them.
+
+    server: llama.cpp's own, where the engine has one.
+    """
 
     make: Callable[[], Engine]
     computed: Callable[[], int]
+    server: Any = None
 
     def run(self, work: Callable[[Engine], Coroutine[Any, Any, T]]) -> T:
         """Run a coroutine with the engine."""
@@ -61,7 +67,7 @@ class CountingServer:
     """llama.cpp's server, with a count of the chunks it gives."""
 
     def __init__(self, server: Any) -> None:
-        self._server = server
+        self.server = server
         self.handle_embeddings = server.handle_embeddings
         self.chunks = 0
 
@@ -72,7 +78,7 @@ class CountingServer:
             self.chunks += 1
             return deliver(chunk)
 
-        self._server.handle_completions(request, count)
+        self.server.handle_completions(request, count)
 
 
 @pytest.fixture(scope="session")
@@ -97,9 +103,17 @@ def transformers_bench(demo_model: PreTrainedModel) -> Iterator[Bench]:
 
 @pytest.fixture(scope="session")
 def gguf_bench(gguf_file: Path) -> Iterator[Bench]:
-    engine = GgufEngine(gguf_file, "demo", threads=1)
-    engine._server = counting = CountingServer(engine._server)
-    yield Bench(lambda: engine, lambda: counting.chunks)
+    made: list[CountingServer] = []
+    load = xllamacpp.Server
+
+    def counted(params: xllamacpp.CommonParams) -> CountingServer:
+        made.append(CountingServer(load(params)))
+        return made[-1]
+
+    with mock.patch.object(xllamacpp, "Server", counted):
+        engine = GgufEngine(gguf_file, "demo", threads=1)
+    (counting,) = made
+    yield Bench(lambda: engine, lambda: counting.chunks, counting.server)
     asyncio.run(engine.close())
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import xllamacpp
 from tests.enclave.engines.conftest import PROMPT, Bench, answer
 
-from confide.enclave.engines import gguf_engine
 from confide.enclave.engines.engine import Sampling
 from confide.enclave.engines.gguf_engine import GgufEngine
 from confide.errors import EngineError
@@ -45,13 +45,15 @@ def test_nothing_listens_while_it_loads_but_a_private_socket_and_nothing_after(
 ) -> None:
     before = listeners()
     seen: list[tuple[str, set[tuple[str, str]], int]] = []
-    stop_listening = gguf_engine._stop_listening
+    load = xllamacpp.Server
 
-    def look(address: str) -> None:
+    def look(params: xllamacpp.CommonParams) -> xllamacpp.Server:
+        server = load(params)
+        (address,) = params.hostnames
         seen.append((address, listeners() - before, os.stat(Path(address).parent).st_mode & 0o777))
-        stop_listening(address)
+        return server
 
-    monkeypatch.setattr(gguf_engine, "_stop_listening", look)
+    monkeypatch.setattr(xllamacpp, "Server", look)
     engine = GgufEngine(gguf_file, "demo", threads=1, parallel=2)
     [(address, loading, mode)] = seen
     assert loading == {("unix", address)}
@@ -102,7 +104,7 @@ def test_embeddings_are_those_of_transformers(gguf_bench: Bench, transformers_be
 @pytest.mark.parametrize("text", [PROMPT, "  two  spaces\n\nand \t tabs", "日本 über 12345 😀", "<|endoftext|>x"])
 def test_counts_are_llama_cpps_own(gguf_bench: Bench, text: str) -> None:
     engine: Any = gguf_bench.make()
-    usage = engine._server._server.handle_completions({"prompt": text, "max_tokens": 1})["usage"]
+    usage = gguf_bench.server.handle_completions({"prompt": text, "max_tokens": 1})["usage"]
     assert len(asyncio.run(engine.read(text)).tokens) == usage["prompt_tokens"]
 
 

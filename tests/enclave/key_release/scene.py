@@ -54,7 +54,7 @@ class Scene:
 
     def open(self, request: ReleaseRequest, answer: ReleaseAnswer) -> ModelKey:
         info = wrapping_info(request.key, request.attested.statement.nonce)
-        return ModelKey(self.workload.key.open(answer.wrapped, info))
+        return ModelKey(self.workload.key.decrypt(answer.wrapped, info))
 
     def bind(self, conditions: Conditions) -> StoredKey:
         """Bind the key to other conditions."""

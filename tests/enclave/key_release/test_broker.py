@@ -79,11 +79,11 @@ def test_the_wrapped_key_opens_for_its_request_and_its_workload_only(scene: Scen
     wrapped = scene.release(request).wrapped
     nonce = request.attested.statement.nonce
     with pytest.raises(ChannelRefused):
-        scene.workload.key.open(wrapped, wrapping_info(KEY.id, "00" * 32))
+        scene.workload.key.decrypt(wrapped, wrapping_info(KEY.id, "00" * 32))
     with pytest.raises(ChannelRefused):
-        scene.workload.key.open(wrapped, wrapping_info("00" * 16, nonce))
+        scene.workload.key.decrypt(wrapped, wrapping_info("00" * 16, nonce))
     with pytest.raises(ChannelRefused):
-        ChannelKey().open(wrapped, wrapping_info(KEY.id, nonce))
+        ChannelKey().decrypt(wrapped, wrapping_info(KEY.id, nonce))
 
 
 def test_a_nonce_is_good_once_and_not_for_long(scene: Scene) -> None:

@@ -234,10 +234,10 @@ def test_another_key_is_not_taken(scene: Scene, answers: Callable[[Handler], Non
 
     public, info = scene.workload.key.public, wrapping_info(KEY.id, nonce)
     for other in (bytes(32), KEY.raw[1:]):
-        answers(wrong(public.seal(other, info)))
+        answers(wrong(public.encrypt(other, info)))
         with pytest.raises(ProtocolError, match="another key"):
             _fetch(scene)
-    answers(wrong(public.seal(KEY.raw, b"something else")))
+    answers(wrong(public.encrypt(KEY.raw, b"something else")))
     with pytest.raises(ChannelRefused):
         _fetch(scene)
 

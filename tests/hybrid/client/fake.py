@@ -31,6 +31,7 @@ class FakeServer:
         self.tamper: Tamper | None = None
         self.before: Callable[[wire.Online], object] = lambda message: None
         self.ahead_tokens = 256
+        self.allowance = wire.Allowance()
         self.bytes_in_flight = 4 << 20
         self.frames: list[wire.Online] = []
         self.blocks: list[tuple[int, bytes]] = []
@@ -81,12 +82,11 @@ class FakeServer:
             self.greetings += 1
             yield wire.Welcome(
                 wire.PROTOCOL_VERSION,
-                None,
+                self.allowance,
                 self.signed.release.owner.raw,
                 bytes.fromhex(self.signed.signature.release),
                 self.bytes_in_flight,
                 self.ahead_tokens,
-                0.0,
             )
         elif isinstance(message, wire.Ahead):
             self.blocks.append((message.block, bytes(message.p0)))

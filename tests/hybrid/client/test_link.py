@@ -183,7 +183,7 @@ def test_an_answer_of_the_wrong_size_is_refused(model: HybridModel, server: Fake
 
 
 def test_a_message_out_of_turn_is_refused(model: HybridModel, server: FakeServer) -> None:
-    server.tamper = lambda message, answer: wire.Welcome(3, None, bytes(32), bytes(64), 0, 0, 0.0)  # type: ignore[return-value]
+    server.tamper = lambda message, answer: wire.Welcome(3, wire.Allowance(), bytes(32), bytes(64), 0, 0)  # type: ignore[return-value]
     with pytest.raises(MalformedMessage):
         generate(model)
 
@@ -253,14 +253,28 @@ def test_a_wrong_hint_is_named_before_a_server_is_asked(
 # -- addresses -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("url", ["ftp://a", "ws://", "://", "ws://a:notaport", "wss://[::1"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ftp://a",
+        "ws://",
+        "://",
+        "ws://a:notaport",
+        "wss://[::1",
+        "ws://a/b/c",
+        "ws://a/b?c",
+        "ws://a#b",
+        "ws://a/%0a",
+        "ws://a/..",
+    ],
+)
 def test_what_is_no_address_is_refused(url: str) -> None:
     with pytest.raises(ProtocolError):
         Dial(url)
 
 
 def test_an_address_is_the_same_however_it_is_written() -> None:
-    assert websocket_url("localhost:1") == websocket_url("http://localhost:1/x") == Dial("ws://localhost:1").url
+    assert websocket_url("localhost:1") == websocket_url("http://localhost:1/") == Dial("ws://localhost:1").url
 
 
 def test_a_plain_connection_leaves_the_machine_only_when_told_to() -> None:

@@ -16,6 +16,9 @@ def test_a_server_that_cheated_is_refused_from_then_on(tmp_path: Path) -> None:
     for address in ("ws://127.0.0.1:8470", "127.0.0.1:8470", "http://127.0.0.1:8470/"):
         with pytest.raises(ServerDistrusted, match=r"group 3 \(layer 3\), token 7"):
             RefusalList(tmp_path).require_trusted(address, MODEL)
+    # The same server by the name of the model is no other server.
+    with pytest.raises(ServerDistrusted):
+        RefusalList(tmp_path).require_trusted("ws://127.0.0.1:8470/name", MODEL)
     RefusalList(tmp_path).require_trusted("ws://127.0.0.1:8471", MODEL)
     RefusalList(tmp_path).require_trusted("ws://127.0.0.1:8470", OTHER)
 

@@ -76,7 +76,7 @@ def serve_until_killed(state: Path, witness: Path, port: int) -> None:
     made = service(state, insecure_no_licences=False)
     made.__class__ = WitnessedService
     made.witness = os.open(witness, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)  # type: ignore[attr-defined]
-    serve(made, "127.0.0.1", port)
+    serve({"small": made}, "127.0.0.1", port)
 
 
 class Traffic:

@@ -17,6 +17,8 @@ from confide.hybrid.server.ledger.backup import backup, restore
 from confide.hybrid.server.ledger.ledger import LEAST_LEASE
 from confide.hybrid.server.ledger.store import DATABASE, Store
 
+from .world import kill
+
 
 class Served:
     """A state folder with a licence that has used five tokens."""
@@ -28,7 +30,7 @@ class Served:
         self.spend(5)
 
     def spend(self, tokens: int) -> None:
-        account = self.ledger.authenticate(self.key)
+        account = self.ledger.authenticate(self.key, bytes(32))
         for _ in range(tokens):
             self.ledger.charge(account, 0, 1, None)
 
@@ -38,18 +40,12 @@ class Served:
 
     def used(self) -> int:
         with closing(Ledger(self.folder)) as ledger:
-            return ledger.authenticate(self.key).used
+            return ledger.authenticate(self.key, bytes(32)).used
 
 
 @pytest.fixture
 def served(tmp_path: Path) -> Served:
     return Served(tmp_path / "state")
-
-
-def kill(ledger: Ledger) -> None:
-    """What SIGKILL leaves: no row more is written, and the files are closed."""
-    ledger._store.close()
-    ledger._lock.close()
 
 
 def test_a_backup_is_made_while_the_server_goes_on(served: Served, tmp_path: Path) -> None:
@@ -126,7 +122,7 @@ def test_restoring_keeps_licences_and_counts_what_was_leased(served: Served, tmp
     assert (restored.licences, restored.tokens_used) == (1, used)
     assert restored.known_until > 0
     with closing(Ledger(folder)) as ledger:
-        account = ledger.authenticate(served.key)
+        account = ledger.authenticate(served.key, bytes(32))
         assert (account.used, account.answered[0], account.licence) == (used, 5, served.licence)
         assert account.lost == used - 5
         ledger.charge(account, 0, 1, None)

@@ -23,12 +23,18 @@ from confide.hybrid.server.ledger.store import DATABASE, Store
 from confide.hybrid.server.ledger.usage import Account, licensed_tokens, share_disclosed
 from confide.packages.manifest import Group, Layer
 
+from .world import kill
+
+MODEL, OTHER = bytes(32), bytes([1]) * 32
 GROUP = Group("g", (Layer("l", 64),), 768, 15, 30, 768 * 8.0)
 
 
+def licence_key(ledger: Ledger, **limits: int | float | None) -> str:
+    return ledger.licences.create("Example Ltd", **({"disclosure": None} | limits))[1]
+
+
 def licensed(ledger: Ledger, **limits: int | float | None) -> Account:
-    key = ledger.licences.create("Example Ltd", **({"disclosure": None} | limits))[1]
-    return ledger.authenticate(key)
+    return ledger.authenticate(licence_key(ledger, **limits), MODEL)
 
 
 def charge(ledger: Ledger, account: Account, group: int = 0, count: int = 1) -> bool:
@@ -38,16 +44,10 @@ def charge(ledger: Ledger, account: Account, group: int = 0, count: int = 1) -> 
 def on_disk(folder: Path, account: Account) -> tuple[int, int, dict[int, int]]:
     """Leased and lost tokens, and those recorded of each group, as another process reads them."""
     with closing(Store(folder / DATABASE)) as store:
-        lease = store.row("leases", licence=account.licence.id)
-        rows = store.rows("disclosed", licence=account.licence.id)
+        lease = store.row("leases", licence=account.licence.id, model=account.model)
+        rows = store.rows("disclosed", licence=account.licence.id, model=account.model)
     recorded = {row["layer_group"]: row["tokens"] for row in rows}
     return (lease["tokens"], lease["lost"], recorded) if lease else (0, 0, recorded)
-
-
-def kill(ledger: Ledger) -> None:
-    """What SIGKILL leaves: no row more is written, and the files are closed."""
-    ledger._store.close()
-    ledger._lock.close()
 
 
 @pytest.fixture
@@ -56,10 +56,9 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
         yield opened
 
 
-def test_transactions_wait_for_the_disk(ledger: Ledger) -> None:
-    assert ledger._store.durable
-    level = ledger._store._database.execute("PRAGMA synchronous").fetchone()[0]
-    assert level == 2  # FULL, on the connection that writes
+def test_transactions_wait_for_the_disk(databases: list[sqlite3.Connection], ledger: Ledger) -> None:
+    (writing,) = databases
+    assert writing.execute("PRAGMA synchronous").fetchone()[0] == 2  # FULL, on the connection that writes
 
 
 def test_a_lease_is_durable_before_the_first_answer(ledger: Ledger, tmp_path: Path) -> None:
@@ -149,23 +148,25 @@ def test_tokens_are_the_most_that_any_group_answered(ledger: Ledger) -> None:
 
 def test_a_clean_stop_gives_the_lease_back(tmp_path: Path) -> None:
     with closing(Ledger(tmp_path)) as ledger:
-        account = licensed(ledger)
+        key = licence_key(ledger)
+        account = ledger.authenticate(key, MODEL)
         charge(ledger, account, 0, 3)
         charge(ledger, account, 1, 2)
     assert on_disk(tmp_path, account) == (0, 0, {0: 3, 1: 2})
     with closing(Ledger(tmp_path)) as ledger:
-        again = ledger._metered(account.licence).account
+        again = ledger.authenticate(key, MODEL)
         assert (again.used, again.lost, dict(again.answered), again.peak) == (3, 0, {0: 3, 1: 2}, 3)
 
 
 def test_after_a_crash_the_lease_counts_as_answered_by_every_group(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
-    account = licensed(ledger)
+    key = licence_key(ledger)
+    account = ledger.authenticate(key, MODEL)
     charge(ledger, account, 0, 3)
     kill(ledger)
     for _ in range(2):  # once, however often it starts again
         with closing(Ledger(tmp_path)) as ledger:
-            again = ledger._metered(account.licence).account
+            again = ledger.authenticate(key, MODEL)
             assert (again.used, again.lost) == (LEAST_LEASE, LEAST_LEASE)
             assert sum(usage.tokens for usage in ledger.licences.usage(account.licence)) == LEAST_LEASE
             assert again.share_disclosed(7, GROUP) == share_disclosed(GROUP, LEAST_LEASE)
@@ -228,11 +229,12 @@ def test_few_valued_weights_are_solved_sooner() -> None:
 
 def test_what_a_crash_lost_counts_as_disclosed(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
-    account = licensed(ledger, disclosure=0.5)
+    key = licence_key(ledger, disclosure=0.5)
+    account = ledger.authenticate(key, MODEL)
     charge(ledger, account)
     kill(ledger)
     with closing(Ledger(tmp_path)) as ledger:
-        again = ledger._metered(account.licence).account
+        again = ledger.authenticate(key, MODEL)
         left = licensed_tokens(0.5, GROUP) - LEAST_LEASE
         with pytest.raises(DisclosureLimit):
             charge(ledger, again, 3, left + 1)
@@ -264,14 +266,16 @@ def test_a_running_server_notices_what_others_change(
 def test_an_expired_licence_answers_nothing(ledger: Ledger, expires: int) -> None:
     key = ledger.licences.create("Example Ltd", expires=int(time.time()) + expires)[1]
     with pytest.raises(LicenceRefused, match="expired"):
-        ledger.authenticate(key)
+        ledger.authenticate(key, MODEL)
     with pytest.raises(LicenceRefused, match="does not know"):
-        ledger.authenticate(key + "x")
+        ledger.authenticate(key + "x", MODEL)
 
 
-def test_where_no_lease_can_be_written_nothing_is_counted(ledger: Ledger, tmp_path: Path) -> None:
+def test_where_no_lease_can_be_written_nothing_is_counted(
+    databases: list[sqlite3.Connection], ledger: Ledger, tmp_path: Path
+) -> None:
     account = licensed(ledger)
-    ledger._store._database.execute("PRAGMA busy_timeout=0")
+    databases[0].execute("PRAGMA busy_timeout=0")
     with closing(sqlite3.connect(tmp_path / DATABASE, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(LedgerUnavailable):
@@ -282,11 +286,13 @@ def test_where_no_lease_can_be_written_nothing_is_counted(ledger: Ledger, tmp_pa
     assert on_disk(tmp_path, account) == (LEAST_LEASE * 2, 0, {})
 
 
-def test_a_failed_renewal_leaves_nothing_to_answer_from(ledger: Ledger, tmp_path: Path) -> None:
+def test_a_failed_renewal_leaves_nothing_to_answer_from(
+    databases: list[sqlite3.Connection], ledger: Ledger, tmp_path: Path
+) -> None:
     """It may have been written all the same, and the lease on the disk be smaller than the one before."""
     account = licensed(ledger)
     charge(ledger, account)
-    ledger._store._database.execute("PRAGMA busy_timeout=0")
+    databases[0].execute("PRAGMA busy_timeout=0")
     with closing(sqlite3.connect(tmp_path / DATABASE, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(LedgerUnavailable):
@@ -309,3 +315,59 @@ def test_a_copy_is_refused(tmp_path: Path) -> None:
     (tmp_path / "two" / DATABASE).write_bytes((tmp_path / "one" / DATABASE).read_bytes())
     with pytest.raises(LedgerCopied, match="confide ledger restore"):
         Ledger(tmp_path / "two")
+
+
+def test_disclosure_is_each_models_own_and_the_budget_is_one(tmp_path: Path) -> None:
+    with closing(Ledger(tmp_path)) as ledger:
+        key = ledger.licences.create("Example Ltd", tokens=10, disclosure=None)[1]
+        one, other = ledger.authenticate(key, MODEL), ledger.authenticate(key, OTHER)
+        charge(ledger, one, count=6)
+        # Not what the first one's layers have answered already: these are other weights, and answers all the same.
+        charge(ledger, other, count=3)
+        assert (one.used, other.used) == (9, 9)
+        assert (one.share_disclosed(0, GROUP), other.share_disclosed(0, GROUP)) == (
+            share_disclosed(GROUP, 6),
+            share_disclosed(GROUP, 3),
+        )
+        with pytest.raises(BudgetExhausted):
+            charge(ledger, other, count=2)
+    with closing(Ledger(tmp_path)) as ledger:
+        one, other = ledger.authenticate(key, MODEL), ledger.authenticate(key, OTHER)
+        assert (one.used, dict(one.answered), dict(other.answered)) == (9, {0: 6}, {0: 3})
+
+
+def test_a_licence_ends_at_a_model_and_not_at_another(ledger: Ledger) -> None:
+    key = ledger.licences.create("Example Ltd", disclosure=0.5)[1]
+    one, other = ledger.authenticate(key, MODEL), ledger.authenticate(key, OTHER)
+    most = licensed_tokens(0.5, GROUP)
+    charge(ledger, one, count=most)
+    with pytest.raises(DisclosureLimit):
+        charge(ledger, one)
+    charge(ledger, other, count=most)
+
+
+def test_what_a_crash_lost_is_the_models_that_was_answering(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    key = ledger.licences.create("Example Ltd", disclosure=None)[1]
+    charge(ledger, ledger.authenticate(key, MODEL))
+    kill(ledger)
+    with closing(Ledger(tmp_path)) as again:
+        one, other = again.authenticate(key, MODEL), again.authenticate(key, OTHER)
+        assert (one.used, one.lost, other.lost) == (LEAST_LEASE, LEAST_LEASE, 0)
+
+
+def test_another_key_keeps_what_was_counted(ledger: Ledger, tmp_path: Path) -> None:
+    licence, old = ledger.licences.create("Example Ltd", tokens=10, disclosure=None)
+    account = ledger.authenticate(old, MODEL)
+    held = account.licence.key_hash
+    charge(ledger, account, count=4)
+    with licence_book(tmp_path) as book:
+        renewed, new = book.rekey(licence)
+    assert (renewed.id, renewed.tokens, renewed.key_hash != held) == (licence.id, 10, True)
+    with pytest.raises(LicenceRefused):
+        ledger.authenticate(old, MODEL)
+    again = ledger.authenticate(new, MODEL)
+    assert again.tokens_left == 6
+    ledger.require_key(again, renewed.key_hash)
+    with pytest.raises(LicenceRefused, match="another key"):
+        ledger.require_key(again, held)

@@ -7,23 +7,33 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from confide.errors import (
     BudgetExhausted,
+    ConnectionLost,
     LicenceRefused,
     ModelMismatch,
     ProtocolError,
     ServerBusy,
+    ShellOutdated,
     VersionMismatch,
 )
 from confide.hybrid import wire
 from confide.hybrid.client.connection import LayerConnection
 from confide.hybrid.client.dial import Dial
-from confide.hybrid.server.limits import Limits
-from confide.hybrid.server.service import Admitted
+from confide.hybrid.server.batch import Batcher
+from confide.hybrid.server.ledger import Ledger
+from confide.hybrid.server.ledger.ledger import LICENCE_SECONDS
+from confide.hybrid.server.ledger.licences import licence_book
+from confide.hybrid.server.ledger.usage import licensed_tokens
+from confide.hybrid.server.limits import Cost, Limits
+from confide.hybrid.server.service import Admitted, LayerService
+from confide.packages.manifest import Provenance
+from confide.packages.signing import Release, SignedManifest
 from confide.rlwe.parameters import Profile
 
 from .world import SHAPES, Client, Served, Tokens, hello, model, service, serving
@@ -42,6 +52,20 @@ def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)
+
+
+def measured(served: Served, name: str, **labels: str) -> float:
+    """What an operator reads of a measure."""
+    value = served.server.metrics.registry.get_sample_value(name, labels)
+    assert value is not None
+    return value
+
+
+def nothing_in_flight(served: Served) -> bool:
+    """Whether clients without a licence have all of their credit: a request larger than it must wait for that."""
+    service = served.model.service
+    credit = served.server.licensee(service.ledger.anonymous(service.model_digest)).credit
+    return credit.has(Cost(1 << 62, 1 << 62))
 
 
 def code_of(answer: wire.FromServer) -> str:
@@ -63,7 +87,7 @@ def test_work_ahead_gives_the_same(served: Served) -> None:
     with Client(served.url) as client:
         tokens = Tokens(6)
         client.send(tokens.ahead(9))
-        wait_until(lambda: served.server.metrics.ahead._value.get() == 6)
+        wait_until(lambda: measured(served, "confide_ahead_tokens_total") == 6)
         request = tokens.request(0, block=9, with_p0=False)
         tokens.require_exact(0, client.ask(request))
         planes = tokens.planes(1)
@@ -75,14 +99,14 @@ def test_work_ahead_gives_the_same(served: Served) -> None:
 
 
 def test_a_block_serves_before_it_is_made(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(served.server.maker, "_busy", lambda: True)
-    monkeypatch.setattr("confide.hybrid.server.ahead._MOST_PATIENCE", 60)
+    monkeypatch.setattr(Batcher, "busy", True)
+    monkeypatch.setattr("confide.hybrid.server.ahead.MOST_PATIENCE", 60)
     with Client(served.url) as client:
         tokens = Tokens(3)
         client.send(tokens.ahead(1))
         for group in GROUPS:
             tokens.require_exact(group, client.ask(tokens.request(group, block=1, with_p0=False)))
-        assert served.server.metrics.ahead._value.get() == 0
+        assert measured(served, "confide_ahead_tokens_total") == 0
 
 
 def test_an_unknown_block_costs_nothing_and_the_same_bytes_with_p0_are_answered(served: Served) -> None:
@@ -90,7 +114,7 @@ def test_an_unknown_block_costs_nothing_and_the_same_bytes_with_p0_are_answered(
         tokens = Tokens(3)
         request = tokens.request(0, block=5, with_p0=False)
         assert code_of(client.ask(request)) == "unknown-block"
-        assert served.server.service.ledger.anonymous().used == 0
+        assert served.model.service.ledger.anonymous(model().signed.release.model_digest).used == 0
         again = wire.Online(request.group, 5, 0, 3, request.planes, memoryview(tokens.p0))
         tokens.require_exact(0, client.ask(again))
 
@@ -129,9 +153,6 @@ def test_answers_come_in_the_order_of_requests(served: Served) -> None:
 
 def test_requests_of_several_clients_are_one_product(served: Served) -> None:
     clients = [Client(served.url) for _ in range(4)]
-    sizes: list[int] = []
-    observe = served.server.batcher._observe
-    served.server.batcher._observe = lambda size: (sizes.append(size), observe(size))[0]  # type: ignore[func-returns-value]
     try:
         for _ in range(20):
             asked = [Tokens(1 + number) for number in range(len(clients))]
@@ -146,7 +167,50 @@ def test_requests_of_several_clients_are_one_product(served: Served) -> None:
     finally:
         for client in clients:
             client.socket.close()
-    assert max(sizes) > 1
+    products = measured(served, "confide_online_batch_count")
+    assert measured(served, "confide_online_batch_bucket", le="1.0") < products
+
+
+def two_models(tmp_path: Path) -> dict[str, LayerService]:
+    """The same layers with secret and with open weights, on one ledger."""
+    first, open_weights = service(tmp_path), model(Profile.OPEN_WEIGHTS)
+    return {"chat": first, "code.v2": LayerService(open_weights.signed, open_weights.stored, first.ledger)}
+
+
+def test_models_are_found_by_their_names(tmp_path: Path) -> None:
+    with serving(two_models(tmp_path)) as served:
+        for name, profile in (("chat", Profile.PRIVATE_WEIGHTS), ("code.v2", Profile.OPEN_WEIGHTS)):
+            with Client(f"{served.url}/{name}", greet=False) as client:
+                greeted = client.ask(hello(profile=profile))
+                assert isinstance(greeted, wire.Welcome)
+                tokens = Tokens(2, profile)
+                tokens.require_exact(1, client.ask(tokens.request(1)))
+            # And none is another one.
+            with Client(f"{served.url}/{name}", greet=False) as client:
+                other = next(one for one in Profile if one is not profile)
+                assert code_of(client.ask(hello(profile=other))) == ModelMismatch.code
+        for nowhere in ("", "/nothing", "/chat/code.v2", "/CHAT"):
+            with pytest.raises((InvalidStatus, OSError)):
+                Client(f"{served.url}{nowhere}")
+        with pytest.raises(ConnectionLost, match=r"wss://host:port/name"):
+            LayerConnection(Dial(served.url), model().signed.release)
+        LayerConnection(Dial(f"{served.url}/chat"), model().signed.release).close()
+
+
+def test_a_model_alone_is_found_with_and_without_its_name(served: Served) -> None:
+    for address in (served.url, f"{served.url}/", f"{served.url}/small"):
+        LayerConnection(Dial(address), model().signed.release).close()
+
+
+def test_models_share_the_limits(tmp_path: Path) -> None:
+    with serving(two_models(tmp_path), Limits(connections_per_licence=2)) as served:
+        with Client(f"{served.url}/chat"), Client(f"{served.url}/code.v2", greet=False) as second:
+            second.ask(hello(profile=Profile.OPEN_WEIGHTS))
+            with pytest.raises(ServerBusy):
+                Client(f"{served.url}/chat")
+    with serving(two_models(tmp_path), Limits(connections=1)) as served, Client(f"{served.url}/chat"):
+        with pytest.raises(InvalidStatus):
+            Client(f"{served.url}/code.v2")
 
 
 # -- what is refused -----------------------------------------------------------------------------------------
@@ -175,20 +239,82 @@ def test_a_greeting_that_does_not_fit(served: Served, change: dict[str, object],
             client.receive()
 
 
+def test_an_earlier_releases_shell_is_told_which_one_to_get(tmp_path: Path) -> None:
+    made = model()
+    earlier = Release(made.signed.release.owner, bytes(32), bytes(32), Profile.PRIVATE_WEIGHTS)
+    for version, named in (("2.1", "release 2.1 "), ("", f"release {made.signed.release.digest[:16]} ")):
+        manifest = msgspec.structs.replace(made.signed.manifest, provenance=Provenance(version, (earlier.digest,)))
+        signed = SignedManifest(manifest, made.signed.signature)
+        newer = LayerService(signed, made.stored, Ledger(tmp_path / named), insecure_no_licences=True)
+        with serving(newer) as served, Client(served.url, greet=False) as client:
+            greeting = msgspec.structs.replace(hello(), model_digest=bytes(32), table_digest=bytes(32))
+            answer = client.ask(greeting)
+            assert isinstance(answer, wire.Failure)
+            with pytest.raises(ShellOutdated, match=rf"server says: .*{named}.*get the client folder"):
+                wire.raise_failure(answer)
+
+
 def test_a_server_answers_licensed_clients_only(tmp_path: Path) -> None:
     with serving(service(tmp_path, insecure_no_licences=False)) as served:
         with pytest.raises(LicenceRefused, match="CONFIDE_LICENCE"):
             Client(served.url)
-        _, key = served.server.service.ledger.licences.create("Example Ltd", tokens=3, disclosure=None)
+        _, key = served.model.service.ledger.licences.create("Example Ltd", tokens=3, disclosure=None)
         with Client(served.url, key) as client:
             assert client.welcome is not None
-            assert client.welcome.tokens_left == 3
+            assert client.welcome.allowance.tokens_left == 3
             tokens = Tokens(2)
             tokens.require_exact(0, client.ask(tokens.request(0)))
             assert code_of(client.ask(Tokens(2).request(0))) == BudgetExhausted.code
         with Client(served.url, key) as client:
             assert client.welcome is not None
-            assert client.welcome.tokens_left == 1
+            assert client.welcome.allowance.tokens_left == 1
+
+
+def test_another_key_ends_the_old_one_on_open_connections_too(tmp_path: Path) -> None:
+    with serving(service(tmp_path, insecure_no_licences=False)) as served:
+        book = served.model.service.ledger.licences
+        licence, old = book.create("Example Ltd", tokens=9, disclosure=None)
+        tokens = Tokens(2)
+        with Client(served.url, old) as client, Client(served.url, old) as idle:
+            tokens.require_exact(0, client.ask(tokens.request(0)))
+            _, new = book.rekey(licence)
+            with pytest.raises(LicenceRefused):
+                Client(served.url, old)
+            with Client(served.url, new) as renewed:
+                assert renewed.welcome is not None
+                assert renewed.welcome.allowance.tokens_left == 7
+                # The server knows by now, for the licence is its account's.
+                assert code_of(client.ask(Tokens(2).request(0))) == LicenceRefused.code
+                assert code_of(idle.ask(tokens.ahead(0))) == LicenceRefused.code
+                tokens.require_exact(1, renewed.ask(tokens.request(1)))
+
+
+def test_a_key_that_was_replaced_elsewhere_ends_within_a_second(tmp_path: Path) -> None:
+    with serving(service(tmp_path, insecure_no_licences=False)) as served:
+        licence, old = served.model.service.ledger.licences.create("Example Ltd", disclosure=None)
+        with Client(served.url, old) as client:
+            assert isinstance(client.ask(Tokens(1).request(0)), wire.Answer)
+            with licence_book(tmp_path) as book:
+                book.rekey(licence)
+            time.sleep(LICENCE_SECONDS + 0.1)
+            assert code_of(client.ask(Tokens(1).request(0))) == LicenceRefused.code
+
+
+def test_a_welcome_says_what_the_licence_allows(tmp_path: Path) -> None:
+    with serving(service(tmp_path, insecure_no_licences=False)) as served:
+        limits = {"tokens": 1000, "expires": 1 << 32, "tokens_per_minute": 700, "disclosure": 9.0, "check_sets": 0}
+        key = served.model.service.ledger.licences.create("Example Ltd", **limits)[1]
+        with Client(served.url, key) as client:
+            client.ask(Tokens(2).request(1))
+        with Client(served.url, key) as client:
+            assert client.welcome is not None
+            allowance = client.welcome.allowance
+    groups = model().signed.manifest.groups
+    left = [licensed_tokens(9.0, group, 0) - 2 * (index == 1) for index, group in enumerate(groups)]
+    assert allowance == wire.Allowance(
+        998, min(left), 64 / groups[1].entropy_bits, 9.0, 64 * groups[1].rows, 1 << 32, 700
+    )
+    assert allowance.tokens == min(998, *left)
 
 
 def test_a_welcome_says_what_was_disclosed(tmp_path: Path) -> None:
@@ -197,7 +323,7 @@ def test_a_welcome_says_what_was_disclosed(tmp_path: Path) -> None:
         for _ in range(2):
             with Client(served.url) as client:
                 assert client.welcome is not None
-                shares.append(client.welcome.disclosed)
+                shares.append(client.welcome.allowance.disclosed)
                 client.ask(Tokens(4).request(0))
         entropy = model().signed.manifest.groups[0].entropy_bits
         assert shares[1] >= 4 * 32 / entropy
@@ -216,7 +342,7 @@ def test_a_welcome_says_what_was_disclosed(tmp_path: Path) -> None:
 def test_a_wrong_shape_is_refused_and_costs_nothing(served: Served, request_of: Callable[[], wire.Online]) -> None:
     with Client(served.url) as client:
         assert code_of(client.ask(request_of())) in ("unknown-group", "wrong-shape")
-        assert served.server.service.ledger.anonymous().used == 0
+        assert served.model.service.ledger.anonymous(model().signed.release.model_digest).used == 0
         tokens = Tokens(1)
         tokens.require_exact(0, client.ask(tokens.request(0)))
 
@@ -315,7 +441,7 @@ def test_what_waited_for_credit_is_answered_once(tmp_path: Path, monkeypatch: py
             tokens.require_exact(0, client.receive())
         last = Tokens(1)
         last.require_exact(1, client.ask(last.request(1)))
-    assert made.ledger.anonymous().answered == {0: 33 + 8, 1: 1}
+    assert made.ledger.anonymous(made.model_digest).answered == {0: 33 + 8, 1: 1}
 
 
 def test_no_more_than_the_credit_is_in_flight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,12 +450,12 @@ def test_no_more_than_the_credit_is_in_flight(tmp_path: Path, monkeypatch: pytes
     limits = Limits(bytes_in_flight=3 * cost.bytes, licence_credit=2)
     waiting: list[int] = []
     with serving(made, limits) as served:
-        batcher = served.server.batcher
+        batcher = served.model.batcher
         add = batcher.add
 
         def counted(client: object, group: int, request: object, on_answer: object) -> None:
             add(client, group, request, on_answer)  # type: ignore[arg-type]
-            waiting.append(sum(map(len, batcher._queues.values())))
+            waiting.append(batcher.waiting)
 
         monkeypatch.setattr(batcher, "add", counted)
         clients = [Client(served.url) for _ in range(4)]
@@ -348,24 +474,25 @@ def test_no_more_than_the_credit_is_in_flight(tmp_path: Path, monkeypatch: pytes
 
 
 def test_what_a_dead_client_asked_for_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("confide.hybrid.server.batch._ACTIVE_SECONDS", 60.0)
+    for name in ("ACTIVE_SECONDS", "MAX_WINDOW"):
+        monkeypatch.setattr(f"confide.hybrid.server.batch.{name}", 60.0)
     with serving(service(tmp_path)) as served:
-        batcher = served.server.batcher
+        batcher = served.model.batcher
         one, other, third = (Client(served.url) for _ in range(3))
-        for client in (one, other, third):
-            client.ask(Tokens(1).request(0))
-        batcher._window = 60.0  # three are active, so two requests would wait for a third one
+        third.ask(Tokens(1).request(0))
+        # The third is active and has asked for nothing, so that both requests wait for one of its.
         one.send(Tokens(1).request(1))
+        wait_until(lambda: batcher.waiting == 1)
         other.send(Tokens(1).request(1))
-        wait_until(lambda: [len(queue) for queue in batcher._queues.values()] == [2])
+        wait_until(lambda: batcher.waiting == 2)
+        assert not nothing_in_flight(served)
         one.socket.close()
         wait_until(lambda: len(served.server.peers) == 2)
-        assert [len(queue) for queue in batcher._queues.values()] == [1]
+        assert batcher.waiting == 1
         other.socket.close()
         wait_until(lambda: len(served.server.peers) == 1)
-        assert not batcher._queues
-        credit = next(iter(served.server.peers))._greeted.credit
-        assert (credit._bytes, credit._work) == (0, 0)
+        assert not batcher.busy
+        assert nothing_in_flight(served)
         tokens = Tokens(2)
         tokens.require_exact(1, third.ask(tokens.request(1)))
         third.socket.close()
@@ -375,10 +502,11 @@ def test_an_answer_for_a_client_that_has_gone_gives_its_credit_back_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = service(tmp_path)
-    go = threading.Event()
+    begun, go = threading.Event(), threading.Event()
     answers = made.answers
 
     def slow(group: int, admitted: list[Admitted]) -> list[wire.Answer]:
+        begun.set()
         go.wait(10)
         return answers(group, admitted)
 
@@ -387,14 +515,13 @@ def test_an_answer_for_a_client_that_has_gone_gives_its_credit_back_once(
     with serving(made) as served, Client(served.url) as other:
         one = Client(served.url)
         one.send(Tokens(1).request(0))
-        wait_until(lambda: served.server.batcher._at_work == 1)
+        assert begun.wait(10)
         one.socket.close()
         wait_until(lambda: len(served.server.peers) == 1)
         go.set()
         tokens = Tokens(2)
         tokens.require_exact(1, other.ask(tokens.request(1)))
-        credit = next(iter(served.server.peers))._greeted.credit
-        assert (credit._bytes, credit._work) == (0, 0)
+        assert nothing_in_flight(served)
 
 
 def test_work_ahead_is_bounded_for_each_connection_and_for_all(tmp_path: Path) -> None:
@@ -410,7 +537,7 @@ def test_work_ahead_is_bounded_for_each_connection_and_for_all(tmp_path: Path) -
             assert code_of(one.ask(tokens[0].request(0, block=0, with_p0=False))) == "unknown-block"
             for number in (1, 2):
                 tokens[number].require_exact(0, one.ask(tokens[number].request(0, block=number, with_p0=False)))
-            assert served.server.maker.bytes == 8 * token
+            assert served.model.maker.bytes == 8 * token
             second = Tokens(4)
             other.send(second.ahead(0))
             third = Tokens(4)
@@ -419,12 +546,12 @@ def test_work_ahead_is_bounded_for_each_connection_and_for_all(tmp_path: Path) -
             assert code_of(other.ask(third.request(0, block=1, with_p0=False))) == "unknown-block"
             one.send(Tokens(9).ahead(7))  # larger than what a connection may have
             assert code_of(one.ask(Tokens(9).request(0, block=7, with_p0=False))) == "unknown-block"
-        wait_until(lambda: served.server.maker.bytes == 0)
+        wait_until(lambda: served.model.maker.bytes == 0)
 
 
 def test_work_ahead_is_only_for_tokens_that_the_licence_has(tmp_path: Path) -> None:
     with serving(service(tmp_path, insecure_no_licences=False)) as served:
-        _, key = served.server.service.ledger.licences.create("Example Ltd", tokens=3, disclosure=None)
+        _, key = served.model.service.ledger.licences.create("Example Ltd", tokens=3, disclosure=None)
         with Client(served.url, key) as client:
             tokens = Tokens(4)
             client.send(tokens.ahead(0))
@@ -480,7 +607,7 @@ def test_another_server_with_the_same_package_goes_on(tmp_path: Path) -> None:
 def test_the_same_request_gives_the_same_answer_whatever_it_is_put_together_with(tmp_path: Path) -> None:
     """The server draws nothing: what a retry learns is what the first answer said."""
     made = service(tmp_path)
-    account = made.ledger.anonymous()
+    account = made.ledger.anonymous(made.model_digest)
     tokens, others = Tokens(3), Tokens(2)
     request = made.admit(account, tokens.request(2))
     alone = made.answers(2, [request])[0]

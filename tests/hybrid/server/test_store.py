@@ -15,9 +15,9 @@ from confide.hybrid.server.ledger.store import DATABASE, Store
 ROWS = {
     "server": {"name": "clock", "value": b"1"},
     "licences": {"id": b"i", "name": "reader", "tokens": None},
-    "leases": {"licence": b"i", "day": 1, "tokens": 16, "lost": 3},
+    "leases": {"licence": b"i", "model": b"m", "day": 1, "tokens": 16, "lost": 3},
     "usage": {"licence": b"i", "day": 1, "tokens": 2},
-    "disclosed": {"licence": b"i", "layer_group": 1, "tokens": 2},
+    "disclosed": {"licence": b"i", "model": b"m", "layer_group": 1, "tokens": 2},
 }
 
 
@@ -64,7 +64,7 @@ def test_a_changed_row_is_found(store: Store, tmp_path: Path, table: str, change
 
 def test_a_row_of_one_table_is_none_of_another(store: Store, tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / DATABASE)) as other, other:
-        other.execute("INSERT OR REPLACE INTO disclosed SELECT licence, day, tokens, sum FROM usage")
+        other.execute("INSERT OR REPLACE INTO disclosed SELECT licence, x'6d', day, tokens, sum FROM usage")
     with pytest.raises(LedgerCorrupted):
         store.verify()
 
@@ -102,7 +102,7 @@ store = Store(Path({str(tmp_path / DATABASE)!r}))
 for number in range(2, 300):
     with store.transaction():
         store.put("usage", licence=b"i", day=1, tokens=number)
-        store.put("disclosed", licence=b"i", layer_group=1, tokens=number)
+        store.put("disclosed", licence=b"i", model=b"m", layer_group=1, tokens=number)
 """
     seen = set()
     with closing(store), subprocess.Popen([sys.executable, "-c", code]) as writer:
@@ -127,7 +127,7 @@ for number in range(10):
 """
     with closing(Ledger(tmp_path)) as ledger:
         writers = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), name]) for name in "ab"]
-        account, tokens = ledger.anonymous(), 0
+        account, tokens = ledger.anonymous(bytes(32)), 0
         while any(writer.poll() is None for writer in writers):
             ledger.charge(account, 0, 1, None)
             tokens += 1

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from websockets.sync.client import connect
 from confide.hybrid import wire
 from confide.hybrid.server.ledger import Ledger
 from confide.hybrid.server.limits import Limits
-from confide.hybrid.server.server import LayerServer
+from confide.hybrid.server.server import HostedModel, LayerServer
 from confide.hybrid.server.service import LayerService, Observer
 from confide.packages.entropy import row_entropy
 from confide.packages.manifest import FORMAT, Group, Layer, Manifest, ModelDigest, PackageKind
@@ -83,6 +84,12 @@ def service(
     return LayerService(made.signed, made.stored, Ledger(state), observer, insecure_no_licences=insecure_no_licences)
 
 
+def kill(ledger: Ledger) -> None:
+    """What SIGKILL leaves: no row more is written, and the files are closed."""
+    with mock.patch.object(ledger, "checkpoint"):
+        ledger.close()
+
+
 # -- the network -------------------------------------------------------------------------------------------------
 
 
@@ -94,10 +101,15 @@ class Served:
     server: LayerServer
     stop: Callable[[], object]
 
+    @property
+    def model(self) -> HostedModel:
+        """The first one, which most tests have alone."""
+        return next(iter(self.server.models.values()))
+
 
 @contextmanager
 def serving(
-    service: LayerService,
+    service: LayerService | dict[str, LayerService],
     limits: Limits | None = None,
     tls: ssl.SSLContext | None = None,
     metrics_port: int | None = None,
@@ -111,7 +123,7 @@ def serving(
         loop = asyncio.get_running_loop()
         stopping.append(lambda: loop.call_soon_threadsafe(stop.set))
         try:
-            server = LayerServer(service, limits)
+            server = LayerServer(service if isinstance(service, dict) else {"small": service}, limits)
             async with server.listening("127.0.0.1", 0, tls=tls, metrics_port=metrics_port) as url:
                 ready.put(Served(url, server, stopping[0]))
                 await stop.wait()

@@ -76,6 +76,7 @@ def agreement(expected: dict[str, str], file: Path) -> float:
     return sum(mine == theirs for mine, theirs in zip(chosen, expected.values(), strict=True)) / len(expected)
 
 
+@pytest.mark.slow  # the types have quicker tests, one by one
 def test_few_bits_still_choose_the_same_next_tokens(demo: Source, files: dict[GgufType, GgufSummary]) -> None:
     expected = next_tokens(demo)
     assert agreement(expected, files[GgufType.F16].path) == 1

@@ -207,7 +207,7 @@ def _verified(
     except ValueError as problem:
         if _CHAIN_REFUSED in str(problem):
             _explain(chain, papers, root, now)
-        _refuse(str(problem))
+        refuse(str(problem))
     return found
 
 
@@ -231,8 +231,8 @@ def _explain(chain: Chain, papers: _Papers, root: x509.Certificate, now: datetim
         check_validity(every, now)
 
 
-def _refuse(words: str) -> NoReturn:
-    """Raise the error that the library's words stand for."""
+def refuse(words: str) -> NoReturn:
+    """Raise the AttestationError that the library's words stand for: that of the first of `REASONS` that fits."""
     for part, error, meaning in REASONS:
         if part in words:
             raise error(f"{meaning}.")

@@ -5,10 +5,11 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.table import Table
@@ -17,7 +18,7 @@ from rich.text import Text
 from confide.attest.check import Outcome
 from confide.cli import output
 from confide.cli.demo.process import serving
-from confide.cli.demo.tampering import flip_byte, tampering_relay
+from confide.cli.demo.tampering import damage_evidence, flip_byte, tampering_relay
 from confide.cli.keys import PASSPHRASE_VARIABLE
 from confide.cli.options import Json
 from confide.cli.tee import WARNING
@@ -52,19 +53,33 @@ def command(
 ) -> None:
     """Seal a model, release its key to a simulated TEE, verify, ask, and watch three kinds of tampering be refused."""
     with tempfile.TemporaryDirectory(prefix="confide-demo-") as folder:
-        result = _Demo(Path(folder), prompt, show=not json).run()
+        result = EnclaveDemo(Path(folder), show=not json).run(prompt)
     if json:
         output.result(asdict(result))
 
 
-class _Demo:
-    def __init__(self, folder: Path, prompt: str, *, show: bool) -> None:
+class EnclaveDemo:
+    """The demo in a folder of its own. show: whether it says what it does."""
+
+    def __init__(self, folder: Path, *, show: bool) -> None:
         self._folder = folder
-        self._prompt = prompt
+        self._prompt = PROMPT
         self._show = show
         self._package = folder / "package"
 
-    def run(self) -> EnclaveDemoResult:
+    def run(self, prompt: str) -> EnclaveDemoResult:
+        """From the owner to the user, and those who cheat."""
+        self._prompt = prompt
+        with self.serving() as (server, key):
+            self._say(
+                f"Evidence shown, key released, model opened in memory: {server['model']} runs on {server['engine']}.\n"
+                f"The owner's log, hash-chained and whole: {self._log_entries()} release."
+            )
+            return self._use(server["url"], key)
+
+    @contextmanager
+    def serving(self) -> "Iterator[tuple[dict[str, Any], ModelKey]]":
+        """A sealed model that a simulated TEE serves: what its server announces, and the model's key."""
         from confide.attest.policy import SimulatedPolicy
         from confide.attest.simulated import SimulatedTee
 
@@ -75,19 +90,18 @@ class _Demo:
         SimulatedTee.create(self._folder / "tee")
         if self._show:
             output.console.print(f"[bold red]{WARNING}[/]")
-        policy = SimulatedPolicy()
-        environment = self._keep(key, digest, policy)
-        root = self._folder / "tee" / "root.pem"
+        environment = self._keep(key, digest, SimulatedPolicy())
         keys = ("keys", "serve", "--folder", str(self._folder / "keys"), "--port", "0", "--offline")
         with serving(*keys, environment=environment) as broker:
             simulated = ("--tee", "simulated", "--simulated-tee", str(self._folder / "tee"))
             released = ("--keys", broker["url"], "--port", "0")
             with serving("serve", str(self._package), *simulated, *released, environment=environment) as server:
-                self._say(
-                    f"Evidence shown, key released, model opened in memory: {server['model']} runs on "
-                    f"{server['engine']}.\nThe owner's log, hash-chained and whole: {self._log_entries()} release."
-                )
-                return self._use(server["url"], policy, root, key)
+                yield server, key
+
+    @property
+    def root(self) -> Path:
+        """The simulated root's certificate."""
+        return self._folder / "tee" / "root.pem"
 
     # -- the owner ---------------------------------------------------------------------------------------------
 
@@ -113,7 +127,7 @@ class _Demo:
         from confide.broker.store import Conditions, KeyStore
 
         passphrase = secrets.token_hex(16)
-        root = (self._folder / "tee" / "root.pem").read_bytes()
+        root = self.root.read_bytes()
         store = KeyStore.create(self._folder / "keys", passphrase)
         store.add(key, Conditions(digest, policy, root), datetime.now(UTC))
         return {PASSPHRASE_VARIABLE: passphrase, "CONFIDE_HOME": str(self._folder / "home")}
@@ -125,13 +139,14 @@ class _Demo:
 
     # -- the user ----------------------------------------------------------------------------------------------
 
-    def _use(self, url: str, policy: "SimulatedPolicy", root: Path, key: "ModelKey") -> EnclaveDemoResult:
+    def _use(self, url: str, key: "ModelKey") -> EnclaveDemoResult:
+        from confide.attest.policy import SimulatedPolicy
         from confide.client.enclave import EnclaveSession
 
         self._title("3  The user: verify first, then ask")
 
         def opened(address: str) -> EnclaveSession:
-            return EnclaveSession(address, policy=policy, simulated_root=root)
+            return EnclaveSession(address, policy=SimulatedPolicy(), simulated_root=self.root)
 
         with opened(url) as session:
             self._checks(session)
@@ -159,7 +174,7 @@ class _Demo:
         output.console.print(table)
 
     def _overhead(self, session: "EnclaveSession", url: str) -> float:
-        """Median milliseconds of a sealed request less those of a plain one; neither needs the model."""
+        """Median milliseconds of an encrypted request less those of a plain one; neither needs the model."""
         import httpx
 
         with httpx.Client(trust_env=False) as plain:
@@ -173,9 +188,9 @@ class _Demo:
 
     def _tamper(self, url: str, opened: "Callable[[str], EnclaveSession]", key: "ModelKey") -> int:
         self._title("4  One byte changed, three times")
-        with tampering_relay(url, {"/attestation": _damage_evidence}) as relay:
+        with tampering_relay(url, {"/attestation": damage_evidence}) as relay:
             evidence = self._refused("the evidence", AttestationRefused, lambda: opened(relay))
-        with tampering_relay(url, {"/sealed": lambda answer: flip_byte(answer, len(answer) // 2)}) as relay:
+        with tampering_relay(url, {"/encrypted": lambda answer: flip_byte(answer, len(answer) // 2)}) as relay:
             with opened(relay) as session:
                 answer = self._refused("an answer", ChannelBroken, lambda: session.generate(self._prompt, max_tokens=4))
         package = self._refused("the package", InvalidPackage, lambda: self._open_damaged(key))
@@ -210,18 +225,6 @@ class _Demo:
     def _say(self, text: str) -> None:
         if self._show:
             output.console.print(text)
-
-
-def _damage_evidence(document: bytes) -> bytes:
-    """The attestation with one byte of the quote itself changed: what is around it is still well-formed."""
-    import msgspec
-
-    from confide.attest.wire import Attested
-
-    attested = Attested.decode(document)
-    raw = flip_byte(attested.evidence.raw, len(attested.evidence.raw) // 4)
-    evidence = msgspec.structs.replace(attested.evidence, raw=raw)
-    return msgspec.structs.replace(attested, evidence=evidence).encode()
 
 
 def _milliseconds(call: Callable[[], object]) -> float:

@@ -17,6 +17,18 @@ def flip_byte(content: bytes, at: int) -> bytes:
     return bytes(changed)
 
 
+def damage_evidence(document: bytes) -> bytes:
+    """The attestation with one byte of the quote itself changed: what is around it is still well-formed."""
+    import msgspec
+
+    from confide.attest.wire import Attested
+
+    attested = Attested.decode(document)
+    raw = flip_byte(attested.evidence.raw, len(attested.evidence.raw) // 4)
+    evidence = msgspec.structs.replace(attested.evidence, raw=raw)
+    return msgspec.structs.replace(attested, evidence=evidence).encode()
+
+
 @contextmanager
 def tampering_relay(server: str, changes: dict[str, Change]) -> Iterator[str]:
     """An address on this machine that passes everything on to a server, and changes answers at some paths."""

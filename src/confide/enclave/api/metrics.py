@@ -50,7 +50,7 @@ class Metrics:
             Counter("confide_answer_tokens", "Tokens of answers, in thousands", registry=self.registry)
         )
         self.attestations = Counter("confide_attestations", "Evidence handed out", registry=self.registry)
-        self.refusals = Counter("confide_channel_refusals", "Sealed requests refused", ["code"], registry=self.registry)
+        self.refusals = Counter("confide_channel_refusals", "Requests refused", ["code"], registry=self.registry)
         self.started = Gauge("confide_started_seconds", "When the server started", registry=self.registry)
         self.started.set(time.time())
 

@@ -37,7 +37,7 @@ from confide.errors import (
 
 _INVALID: Final = "invalid_request_error"
 _PERMISSION: Final = "permission_error"
-_KINDS: Final[Mapping[type[Exception], tuple[int, str]]] = {
+KINDS: Final[Mapping[type[Exception], tuple[int, str]]] = {
     RequestRefused: (400, _INVALID),
     RequestTooLarge: (413, _INVALID),
     RequestTimedOut: (408, _INVALID),
@@ -60,6 +60,7 @@ _KINDS: Final[Mapping[type[Exception], tuple[int, str]]] = {
     ServerDistrusted: (403, _PERMISSION),
     UntrustedOwner: (403, _PERMISSION),
 }
+"""The status of an error, and its type in OpenAI's words; the nearest parent's where its own class is not here."""
 _OPENAI_CODES: Final[Mapping[type[Exception], str]] = {
     PromptTooLong: "context_length_exceeded",
     UnknownModel: "model_not_found",
@@ -121,8 +122,8 @@ HANDLERS: Final = {
 
 def _kind(error: Exception) -> tuple[int, str]:
     for parent in type(error).__mro__:
-        if parent in _KINDS:
-            return _KINDS[parent]
+        if parent in KINDS:
+            return KINDS[parent]
     return 500, "server_error"
 
 

@@ -1,4 +1,4 @@
-"""What a workload shows the network: its evidence, the sealed channel to its API, and how it is."""
+"""What a workload shows the network: its evidence, the encrypted channel to its API, and how it is."""
 
 import asyncio
 import re
@@ -14,8 +14,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount, Route
 
-from confide.channel.middleware import SealedChannel
-from confide.channel.sealing import PATH
+from confide.channel.encryption import PATH
+from confide.channel.middleware import EncryptedChannel
 from confide.enclave.api.answer import Serving, while_connected
 from confide.enclave.api.app import API_PATHS, api_app, health_routes
 from confide.enclave.api.line import Line
@@ -34,10 +34,10 @@ def public_app(workload: Workload, serving: Serving, *, tls_ends_here: bool = Fa
     """The application to serve to the world. Closes the engine when the server stops.
 
     tls_ends_here: the server's TLS key is the workload's own (see `confide.enclave.ra_tls`), so that the API
-    may be asked directly. Otherwise it is reached through the sealed channel alone.
+    may be asked directly. Otherwise it is reached through the encrypted channel alone.
     """
     api, limits, metrics = api_app(serving), serving.limits, serving.metrics
-    channel = SealedChannel(
+    channel = EncryptedChannel(
         api,
         workload.key,
         body_bytes=limits.body_bytes,

@@ -17,9 +17,9 @@ from confide.net.connections import Connection, Connections, room_for, unavailab
 
 CONNECTIONS: Final = 4096
 _HEADER_BYTES: Final = 32 << 10
-_HEADER_SECONDS: Final = 20.0
+HEADER_SECONDS: Final = 20.0
 """For TLS, and again for the head of the first request, to arrive."""
-_KEEP_ALIVE_SECONDS: Final = 30
+KEEP_ALIVE_SECONDS: Final = 30
 """From an answer to the whole head of the next request."""
 _WRITE_SECONDS: Final = 30.0
 """For a client to take what is on its way to it: some 50 KB."""
@@ -90,7 +90,7 @@ def configuration(app: ASGIApp, tls: ssl.SSLContext | None, *, forwarded: bool =
         proxy_headers=forwarded,
         forwarded_allow_ips=["127.0.0.1", "::1"],
         server_header=False,
-        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=_DRAIN_SECONDS,
         h11_max_incomplete_event_size=_HEADER_BYTES,
         ssl_context_factory=(lambda _config, _default: tls) if tls else None,
@@ -104,7 +104,7 @@ class Patient(H11Protocol):
     """
 
     connection: Connection | None = None
-    head_seconds = _HEADER_SECONDS
+    head_seconds = HEADER_SECONDS
     write_seconds = _WRITE_SECONDS
 
     def __init__(self, *args: Any, **more: Any) -> None:
@@ -216,7 +216,7 @@ class Door:
         """TLS, if there is any, and from then on HTTP."""
         protocol = self._protocol()
         protocol.connection = connection
-        times = {"ssl_handshake_timeout": _HEADER_SECONDS, "ssl_shutdown_timeout": _HEADER_SECONDS} if self._tls else {}
+        times = {"ssl_handshake_timeout": HEADER_SECONDS, "ssl_shutdown_timeout": HEADER_SECONDS} if self._tls else {}
         loop = asyncio.get_running_loop()
         try:
             client.setblocking(False)

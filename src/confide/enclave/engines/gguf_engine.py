@@ -37,7 +37,7 @@ from confide.errors import EngineError, EngineFault, EngineUnavailable, PromptRe
 
 BATCH: Final = 1024
 """Tokens computed together at most, for which all running answers wait; also the longest text to embed."""
-_GRAIN: Final = 256
+GRAIN: Final = 256
 """Contexts are of a multiple of this many tokens where memory decides."""
 _SILENT: Final = -1
 _RANDOM_SEED: Final = 2**32 - 1
@@ -340,7 +340,7 @@ def _fitting_context(most: int, token_bytes: int, *, given: bool) -> int:
     room = available_bytes() // 2  # the other half is for what is computed
     if most * token_bytes <= room:
         return most
-    fitting = room // token_bytes // _GRAIN * _GRAIN
+    fitting = room // token_bytes // GRAIN * GRAIN
     if given or not fitting:
         raise EngineError(
             f"A context of {most} tokens takes {most * token_bytes / 1e9:.1f} GB of memory for all requests at once, "

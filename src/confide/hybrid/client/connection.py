@@ -7,7 +7,8 @@ protocol of `websockets` on a plain socket takes about half of what its threaded
 import contextlib
 import socket
 import ssl
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Container
 from http import HTTPStatus
 from typing import TypeVar
 
@@ -27,6 +28,8 @@ from confide.hybrid import wire
 from confide.hybrid.client.dial import Dial
 from confide.hybrid.closing import Closing
 from confide.logs import quiet_logger
+from confide.net.http_proxy import HttpProxy
+from confide.packages.owner import OwnerPublicKey
 from confide.packages.signing import Release
 
 CONNECT_SECONDS = 10.0
@@ -41,21 +44,22 @@ Reply = TypeVar("Reply", bound=wire.FromServer)
 class LayerConnection(Closing):
     """A greeted connection to a layer server. One thread at a time.
 
-    welcome: what the server said of itself and of the licence. Raises ConnectionLost
-    where the server cannot be reached, ServerSilent where it stops answering, UntrustedCertificate where it cannot
-    prove who it is, UntrustedOwner or ModelMismatch where it does not present the release that is asked for, and what
-    the server reports as the error it is.
+    welcome: what the server said of itself and of the licence. asked: tokens of each layer group that it was asked for
+    since. Raises ConnectionLost where the server cannot be reached, ServerSilent where it stops answering,
+    UntrustedCertificate where it cannot prove who it is, UntrustedOwner or ModelMismatch where it does not present the
+    release that is asked for, and what the server reports as the error it is.
     """
 
-    def __init__(self, dial: Dial, release: Release) -> None:
+    def __init__(self, dial: Dial, release: Release, same_owner: Container[OwnerPublicKey] = ()) -> None:
         uri = dial.uri
         self.url = dial.url
+        self.asked: Counter[int] = Counter()
         self._events: deque[object] = deque()
         self._protocol = ClientProtocol(
             uri, max_size=wire.MAX_FRAME + wire.FRAME_OVERHEAD, logger=quiet_logger("client.frames")
         )
         self._read_bytes = _TLS_RECORD if uri.secure else _READ_BYTES
-        self._socket = _connect(self.url, uri.host, uri.port)
+        self._socket = _connect(self.url, uri.host, uri.port, dial.http_proxy)
         try:
             if uri.secure:
                 self._socket = _secure(self._socket, dial.trust, self.url, uri.host)
@@ -67,7 +71,7 @@ class LayerConnection(Closing):
                 ),
                 wire.Welcome,
             )
-            release.require_signed(self.welcome.owner, self.welcome.release)
+            release.require_signed(self.welcome.owner, self.welcome.release, same_owner)
         except BaseException:
             self._socket.close()
             raise
@@ -89,7 +93,10 @@ class LayerConnection(Closing):
         if isinstance(refusal, InvalidStatus) and refusal.response.status_code == HTTPStatus.SERVICE_UNAVAILABLE:
             raise ServerBusy("The server has all the connections it takes, or is stopping; try again in a minute.")
         if refusal is not None:
-            raise ConnectionLost(f"What answers at {self.url} is not a layer server; check the address.") from refusal
+            raise ConnectionLost(
+                f"What answers at {self.url} is not a layer server, or has no model by that name, or has several and "
+                "one must be named (wss://host:port/name); check the address."
+            ) from refusal
         self._events.popleft()  # the handshake's response
 
     def send(self, message: wire.FromClient) -> None:
@@ -174,9 +181,13 @@ class LayerConnection(Closing):
         self._socket.close()
 
 
-def _connect(url: str, host: str, port: int) -> socket.socket:
+def _connect(url: str, host: str, port: int, proxy: HttpProxy | None) -> socket.socket:
     try:
-        connected = socket.create_connection((host, port), timeout=CONNECT_SECONDS)
+        if proxy is not None:
+            connected = proxy.connect(host, port, CONNECT_SECONDS)
+            connected.settimeout(CONNECT_SECONDS)
+        else:
+            connected = socket.create_connection((host, port), timeout=CONNECT_SECONDS)
     except (OSError, UnicodeError) as error:  # the latter for what can be no host name
         kind = ServerSilent if isinstance(error, TimeoutError) else ConnectionLost
         reason = getattr(error, "strerror", None) or error

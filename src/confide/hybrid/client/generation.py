@@ -273,6 +273,8 @@ class PaddedGeneration:
                 f"Prompt and padded answer would have {before + prompt + longest - 1} tokens, and this model takes "
                 f"{positions}; ask for fewer new tokens."
             )
+        # The last token of an answer is not computed with.
+        self._product.require_allowed(width * (padding.prompt_tokens(prompt) + longest - 1))
         self._product.want(width * (padding.prompt_tokens(prompt) + longest))
 
     @property

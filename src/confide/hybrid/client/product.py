@@ -4,8 +4,10 @@ Nothing the server computes is believed. Every answer is checked, and a wrong on
 frames of the same shapes, made by the same steps, until the caller has gone as far as it might have gone.
 """
 
+import logging
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +19,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from confide.errors import ConfideError, IntegrityError, ModelClosed, UnknownBlock, WrongMode
+from confide.errors import (
+    BudgetExhausted,
+    ConfideError,
+    DisclosureLimit,
+    IntegrityError,
+    ModelClosed,
+    UnknownBlock,
+    WrongMode,
+)
 from confide.hybrid import wire
 from confide.hybrid.client.connection import LayerConnection
 from confide.hybrid.client.link import Link
@@ -37,14 +47,21 @@ PART_TOKENS: Final = 32
 the last. Larger products are no faster; their results leave the processor's cache."""
 MOST_OWED: Final = 2 << 20
 """Payload bytes in flight, at most, whatever the server allows."""
+WARN_DAYS: Final = 7.0
+"""Before a licence ends, in which its holder hears of it."""
+_DAY: Final = 86_400
 _TOKEN_BYTES: Final = 6 * 2048
+_LAST_BYTES: Final = 32
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
 class OnlineTraffic:
     """What went over the wire: payload bytes, padding and retries included, and products that were waited for.
 
-    bytes_ahead: of bytes_up, what was sent before it was needed, for tokens_ahead tokens.
+    bytes_ahead: of bytes_up, what was sent before it was needed, for tokens_ahead tokens. last_sent: how the last
+    masked activations that went out begin.
     """
 
     bytes_up: int = 0
@@ -52,6 +69,7 @@ class OnlineTraffic:
     bytes_ahead: int = 0
     tokens_ahead: int = 0
     round_trips: int = 0
+    last_sent: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -122,6 +140,7 @@ class RemoteProduct(Closing):
         self._turn = threading.RLock()
         self._pid = os.getpid()
         self.padding = padding
+        self._warned_of_tokens = self._warned_of_end = False
         self.generating = False
         self.traffic = OnlineTraffic()
         self.breach: Breach | None = None
@@ -187,8 +206,10 @@ class RemoteProduct(Closing):
             def send(part: _Part, *, whole: bool) -> None:
                 message = part.message(group, whole=whole)
                 connection.send(message)
+                connection.asked[group] += part.taken.count
                 owed.append((part, whole))
                 self.traffic.bytes_up += len(message.planes) + len(message.p0)
+                self.traffic.last_sent = bytes(message.planes[:_LAST_BYTES])
 
             def receive() -> None:
                 part, whole = owed.popleft()
@@ -197,6 +218,7 @@ class RemoteProduct(Closing):
                 except UnknownBlock:
                     if whole:
                         raise
+                    connection.asked[group] -= part.taken.count  # not billed
                     send(part, whole=True)
                     return
                 self._use(group, part, answer, result)
@@ -299,9 +321,53 @@ class RemoteProduct(Closing):
         names = ([layer.name for layer in checked.group.layers] for checked in self.groups)
         return frozenset(index for index, layers in enumerate(names) if layers == [layer])
 
+    def require_allowed(self, tokens: int) -> None:
+        """Before a text of so many tokens: BudgetExhausted or DisclosureLimit unless the licence allows all of them.
+
+        By what the server said at the greeting; nothing is sent. Says so where there is little left, or an end near.
+        """
+        connection = self._link.connected
+        if connection is None:  # the server says it when there is one again
+            return
+        allowance, asked = connection.welcome.allowance, max(connection.asked.values(), default=0)
+        for left, refusal in ((allowance.tokens_left, BudgetExhausted), (allowance.answers_left, DisclosureLimit)):
+            if left is not None and asked + tokens > left:
+                raise refusal(
+                    f"The licence has {max(0, left - asked)} tokens left, as the layer server says, and prompt and "
+                    f"answer take up to {tokens} with their padding; ask for fewer, or the model's owner for more. "
+                    "Nothing was sent."
+                )
+        self._warn(allowance, asked + tokens, tokens)
+
+    def _warn(self, allowance: wire.Allowance, asked: int, tokens: int) -> None:
+        if allowance.tokens is not None and allowance.tokens - asked < tokens and not self._warned_of_tokens:
+            self._warned_of_tokens = True
+            _log.warning(
+                "After this text the licence has about %d tokens left; ask the model's owner for more in time.",
+                allowance.tokens - asked,
+            )
+        if allowance.expires is not None and not self._warned_of_end:
+            days = (allowance.expires - time.time()) / _DAY
+            if days < WARN_DAYS:
+                self._warned_of_end = True
+                _log.warning("The licence ends in %.1f days; ask the model's owner for more time.", max(0.0, days))
+
     def want(self, tokens: int) -> None:
         """Have pads for so many tokens made ahead from now on."""
         self._pool.want(tokens)
+
+    @property
+    def tokens_ready(self) -> int:
+        """Tokens whose pads are made and not used."""
+        return self._pool.tokens_ready
+
+    @property
+    def disclosed(self) -> float | None:
+        """Of what solves the most disclosed layer group, the share that the licence had seen when the connection was
+        made, by the server's word; None without a connection.
+        """
+        connection = self._link.connected
+        return None if connection is None else connection.welcome.allowance.disclosed
 
     @property
     def ms_ahead_per_token(self) -> float:

@@ -14,7 +14,7 @@ import msgspec
 from confide.disk.files import replace_file, sync_folder
 from confide.disk.home import home, make_home
 from confide.errors import RefusalListDamaged, ServerDistrusted
-from confide.hybrid.client.dial import websocket_url
+from confide.hybrid.client.dial import authority, websocket_url
 
 FILE_NAME: Final = "distrusted.json"
 _MAX_FILE: Final = 1 << 20
@@ -80,9 +80,9 @@ class RefusalList:
 
     def require_trusted(self, server: str, model_digest: str) -> None:
         """ServerDistrusted where the server of this address is on it for this model."""
-        url = websocket_url(server)
+        asked = authority(websocket_url(server))
         for entry in self.entries():
-            if (entry.model_digest, entry.server) == (model_digest, url):
+            if (entry.model_digest, authority(entry.server)) == (model_digest, asked):
                 raise ServerDistrusted(
                     f"The server at {entry.server} gave a wrong answer for layer group {entry.group} "
                     f"({', '.join(entry.layers)}), token {entry.token}, on {entry.time}. Find out why; to connect to "

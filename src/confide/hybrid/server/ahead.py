@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from confide.rlwe.online import Ahead, GroupMatrix
 
 _LOOK_AGAIN_SECONDS: Final = 0.001
-_MOST_PATIENCE: Final = 0.02
+MOST_PATIENCE: Final = 0.02
 """After which a step is made although requests wait: without work ahead they would cost more."""
 
 _log = logging.getLogger(__name__)
@@ -71,8 +71,16 @@ class Blocks:
             self.drop(number)
 
 
+@dataclass
+class Room:
+    """Bytes that work done ahead may take, of all of a server's models together."""
+
+    most: int
+    used: int = 0
+
+
 class AheadMaker:
-    """Makes blocks ready, one group of one block at a time, in `worker`, and bounds what all of them take.
+    """Makes one model's blocks ready, one group of one block at a time, in `worker`, as far as there is room.
 
     busy: whether requests wait for their answers; they go first, for a while. on_made: called with a block's tokens
     once all of it is made. All methods are for the event loop's thread.
@@ -82,14 +90,14 @@ class AheadMaker:
         self,
         groups: Sequence[GroupMatrix],
         bytes_a_token: int,
-        most_bytes: int,
+        room: Room,
         worker: Executor,
         busy: Callable[[], bool],
         on_made: Callable[[int], None],
     ) -> None:
         self._groups = groups
         self._bytes_a_token = bytes_a_token
-        self._most = most_bytes
+        self._room = room
         self._worker = worker
         self._busy = busy
         self._on_made = on_made
@@ -99,11 +107,11 @@ class AheadMaker:
 
     def has_room(self, tokens: int) -> bool:
         """Whether there is room for a block of so many tokens."""
-        return self.bytes + tokens * self._bytes_a_token <= self._most
+        return self._room.used + tokens * self._bytes_a_token <= self._room.most
 
     def add(self, block: Block) -> None:
         """Make a block ready, in turn. Its room is taken until it is forgotten."""
-        self.bytes += block.tokens * self._bytes_a_token
+        self._take(block.tokens)
         self._waiting.append(block)
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._work())
@@ -112,7 +120,11 @@ class AheadMaker:
         """A block is not kept any more."""
         block.forgotten = True
         block.made.clear()
-        self.bytes -= block.tokens * self._bytes_a_token
+        self._take(-block.tokens)
+
+    def _take(self, tokens: int) -> None:
+        self.bytes += tokens * self._bytes_a_token
+        self._room.used += tokens * self._bytes_a_token
 
     def close(self) -> None:
         """Make nothing more."""
@@ -144,6 +156,6 @@ class AheadMaker:
         self._on_made(block.tokens)
 
     async def _let_others_go_first(self) -> None:
-        deadline = time.monotonic() + _MOST_PATIENCE
+        deadline = time.monotonic() + MOST_PATIENCE
         while self._busy() and time.monotonic() < deadline:
             await asyncio.sleep(_LOOK_AGAIN_SECONDS)

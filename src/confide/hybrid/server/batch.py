@@ -21,7 +21,7 @@ from confide.rlwe.parameters import RING_DEGREE
 
 MAX_WINDOW: Final = 0.5e-3
 _MIN_WINDOW: Final = 0.01e-3
-_ACTIVE_SECONDS: Final = 0.05
+ACTIVE_SECONDS: Final = 0.05
 """A client counts as active for this long after a request."""
 MAX_BATCH: Final = 64
 INLINE_WORK: Final = 64 << 20
@@ -72,6 +72,11 @@ class Batcher:
             self._loop.call_soon(self._turn)
 
     @property
+    def waiting(self) -> int:
+        """Requests that have not become part of a product yet."""
+        return sum(map(len, self._queues.values()))
+
+    @property
     def busy(self) -> bool:
         """Whether any request waits for its answer."""
         return bool(self._queues) or self._at_work > 0
@@ -88,7 +93,7 @@ class Batcher:
     def _note_active(self, client: object, now: float) -> None:
         self._active[client] = now
         self._active.move_to_end(client)
-        while next(iter(self._active.values())) < now - _ACTIVE_SECONDS:
+        while next(iter(self._active.values())) < now - ACTIVE_SECONDS:
             self._active.popitem(last=False)
 
     def _turn(self) -> None:
@@ -98,11 +103,10 @@ class Batcher:
         has arrived; for a window at most.
         """
         if self._queues:
-            waiting = sum(map(len, self._queues.values()))
             # Clients that are behind others, in an earlier layer, go first and catch up with them.
             group = min(self._queues)
             oldest = min(self._since, key=self._since.__getitem__)
-            if waiting >= len(self._active):
+            if self.waiting >= len(self._active):
                 self._flush(group)
             elif time.monotonic() - self._since[oldest] > self._window:
                 self._adapt(len(self._queues[oldest]))

@@ -15,10 +15,10 @@ from confide.hybrid import wire
 from confide.hybrid.server.ahead import Blocks
 from confide.hybrid.server.doorman import Doorman
 from confide.hybrid.server.ledger.usage import Account
-from confide.hybrid.server.limits import AheadAllowance, ByteMeter, Cost, Credit
+from confide.hybrid.server.limits import ByteMeter, Cost, Credit, Limits
 
 if TYPE_CHECKING:
-    from confide.hybrid.server.server import LayerServer
+    from confide.hybrid.server.server import HostedModel, LayerServer
 
 WRITE_BUFFER: Final = 2 << 20
 """Bytes of answers that a client leaves unread before the server stops reading from it."""
@@ -29,16 +29,13 @@ _log = logging.getLogger(__name__)
 
 
 class Licensee:
-    """What all connections of one licence share."""
+    """What all connections of one licence share, whatever model they are for."""
 
-    def __init__(self, account: Account, server: "LayerServer") -> None:
-        limits = server.limits
-        self.account = account
+    def __init__(self, limits: Limits) -> None:
         self.peers: set[Peer] = set()
         self.credit = Credit(
             limits.licence_credit * limits.bytes_in_flight, limits.licence_credit * limits.work_in_flight
         )
-        self.allowance = AheadAllowance(server.ahead_tokens)
 
     def go_on(self) -> None:
         """There is credit again, for whichever connection waits for it."""
@@ -56,10 +53,12 @@ class _Place:
 class Peer(WSListener):
     """Answers one client. Requests are charged as they come, and wait unread while their licence has no credit."""
 
-    def __init__(self, server: "LayerServer") -> None:
+    def __init__(self, server: "LayerServer", model: "HostedModel") -> None:
         self._server = server
+        self._model = model
         self._licensee: Licensee | None = None
-        self._blocks = Blocks(server.ahead_tokens, server.maker.forget)
+        self._account: Account
+        self._blocks = Blocks(model.ahead_tokens, model.maker.forget)
         self._credit: Credit
         self._inbox: deque[wire.FromClient] = deque()
         self._places: deque[_Place] = deque()
@@ -71,6 +70,7 @@ class Peer(WSListener):
         self._throttle: asyncio.TimerHandle | None = None
         self._parted = False
         self._heard_at = self._stuck_since = time.monotonic()
+        self._key_hash = b""
         self._transport: WSTransport
         self._doorman: Doorman
 
@@ -186,8 +186,7 @@ class Peer(WSListener):
                 self._greet(message)
         return True
 
-    @property
-    def _greeted(self) -> Licensee:
+    def _require_greeted(self) -> Licensee:
         if self._licensee is None:
             raise ProtocolError("The first message must be a greeting; connect with a Confide client.")
         return self._licensee
@@ -196,7 +195,9 @@ class Peer(WSListener):
         if self._licensee is not None:
             raise ProtocolError("A connection is greeted once; open another one for another licence.")
         server, limits = self._server, self._server.limits
-        licensee = server.licensee(server.service.authenticate(message))
+        account = self._account = self._model.service.authenticate(message)
+        self._key_hash = account.licence.key_hash
+        licensee = server.licensee(account)
         if len(licensee.peers) >= limits.connections_per_licence:
             raise ServerBusy("The licence has all the connections it may have; close one, or try again in a minute.")
         self._licensee = licensee
@@ -205,42 +206,46 @@ class Peer(WSListener):
         self._doorman.leave()
         self._heard_at = time.monotonic()
         self._send(
-            server.service.welcome(
-                licensee.account, bytes_in_flight=limits.bytes_in_flight, ahead_tokens=server.ahead_tokens
+            self._model.service.welcome(
+                account, bytes_in_flight=limits.bytes_in_flight, ahead_tokens=self._model.ahead_tokens
             )
         )
         self._log("greeted")
 
     def _work_ahead(self, message: wire.Ahead) -> None:
         """Take a block in, where the licence and the room allow it; else its requests will have to bring their p0."""
-        licensee, server = self._greeted, self._server
-        block = server.service.block(message)
-        left = licensee.account.tokens_left
-        affordable = block.tokens <= server.ahead_tokens and (left is None or block.tokens <= left)
+        self._require_greeted()
+        model, account = self._model, self._account
+        self._server.ledger.require_key(account, self._key_hash)
+        block = model.service.block(message)
+        left = account.tokens_left
+        affordable = block.tokens <= model.ahead_tokens and (left is None or block.tokens <= left)
         self._blocks.drop(message.block)
-        if affordable and server.maker.has_room(block.tokens) and licensee.allowance.take(block.tokens):
-            server.maker.add(block)
+        allowance = model.allowance(account.licence.id)
+        if affordable and model.maker.has_room(block.tokens) and allowance.take(block.tokens):
+            model.maker.add(block)
             self._blocks.add(message.block, block)
 
     def _answer(self, message: wire.Online) -> bool:
-        licensee, server = self._greeted, self._server
-        cost = server.service.cost(message)
+        licensee, server, model = self._require_greeted(), self._server, self._model
+        cost = model.service.cost(message)
         if not self._writable or not self._credit.has(cost):
             return False
-        account = licensee.account
+        account = self._account
         started = time.perf_counter()
         used = account.used
         place = _Place()
         self._places.append(place)
         try:
-            admitted = server.service.admit(account, message, self._blocks.get(message.block))
+            server.ledger.require_key(account, self._key_hash)
+            admitted = model.service.admit(account, message, self._blocks.get(message.block))
         except MalformedMessage:
             raise
         except ConfideError as error:  # the client may go on: nothing of its stream was lost
             server.metrics.refusals.labels(error.code).inc()
             self._fill(place, wire.failure(error))
             return True
-        licensee.allowance.used(account.used - used)
+        model.allowance(account.licence.id).used(account.used - used)
         if admitted.lease_is_low:
             server.renew(account)
         self._credit.take(cost)
@@ -259,12 +264,12 @@ class Peer(WSListener):
                 server.metrics.seconds.observe(time.perf_counter() - started)
             licensee.go_on()
 
-        server.batcher.add(self, message.group, admitted, deliver)
+        model.batcher.add(self, message.group, admitted, deliver)
         return True
 
     def _log(self, event: str, **fields: str | int) -> None:
         """A line for the operator: who, by the licence's public id, and what kind of thing happened."""
-        licence = self._licensee.account.licence.id.hex() if self._licensee is not None else None
+        licence = self._account.licence.id.hex() if self._licensee is not None else None
         _log.info("client %s", event, extra={"fields": {"licence": licence} | fields})
 
     # -- writing and parting -----------------------------------------------------------------------------------
@@ -291,7 +296,7 @@ class Peer(WSListener):
         self._inbox.clear()
         self._blocks.clear()
         self._places.clear()
-        self._server.batcher.forget(self)
+        self._model.batcher.forget(self)
         if self._licensee is not None:
             self._licensee.peers.discard(self)
             while self._flying:

@@ -11,7 +11,7 @@ import os
 import signal
 import ssl
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from pathlib import Path
@@ -22,11 +22,11 @@ import uvloop
 from picows import WSListener, WSUpgradeRequest, WSUpgradeResponse, WSUpgradeResponseWithListener, ws_create_server
 
 from confide.hybrid import wire
-from confide.hybrid.server.ahead import AheadMaker
+from confide.hybrid.server.ahead import AheadMaker, Room
 from confide.hybrid.server.batch import Batcher
 from confide.hybrid.server.ledger import Ledger
 from confide.hybrid.server.ledger.usage import Account
-from confide.hybrid.server.limits import Limits
+from confide.hybrid.server.limits import AheadAllowance, Limits
 from confide.hybrid.server.metrics import Metrics
 from confide.hybrid.server.peer import Licensee, Peer
 from confide.hybrid.server.record import Recorder
@@ -48,52 +48,78 @@ WORKER_THREADS = torch.get_num_threads()
 _log = logging.getLogger(__name__)
 
 
-class LayerServer:
-    """Serves a service on the running event loop; `async with LayerServer(service).listening(...)`."""
+class HostedModel:
+    """One of a server's models: its service, and what answers and works ahead for it."""
 
-    def __init__(self, service: LayerService, limits: Limits | None = None) -> None:
+    def __init__(self, service: LayerService, server: "LayerServer") -> None:
         self.service = service
+        self.ahead_tokens = server.limits.ahead_bytes // service.ahead_bytes if service.private else 0
+        self.batcher = Batcher(service, server.online_worker, server.metrics.batch.observe)
+        self.maker = AheadMaker(
+            service.matrices,
+            service.ahead_bytes,
+            server.room,
+            server.ahead_worker,
+            lambda: server.busy,
+            server.metrics.ahead.inc,
+        )
+        self._allowances: dict[bytes, AheadAllowance] = {}
+
+    def allowance(self, licence: bytes) -> AheadAllowance:
+        """Of work done ahead, for all connections of a licence."""
+        return self._allowances.setdefault(licence, AheadAllowance(self.ahead_tokens))
+
+
+class LayerServer:
+    """Serves models on the running event loop; `async with LayerServer(services).listening(...)`.
+
+    services: by name, which is where in the path of an address each is found; one alone is found without it, too. All
+    have the same ledger, and share the limits.
+    """
+
+    def __init__(self, services: Mapping[str, LayerService], limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
         self.metrics = Metrics()
         self.peers: set[Peer] = set()
         self.draining = False
-        self.ahead_tokens = self.limits.ahead_bytes // service.ahead_bytes if service.private else 0
+        (self.ledger,) = {service.ledger for service in services.values()}
         # One thread each for long prompts and for work ahead: every thread that enters a parallel region of torch
         # gets helpers of its own. Work ahead gives way to everything else.
-        self._online_worker = ThreadPoolExecutor(1, "online", _prepare_worker, (0,))
-        self._ahead_worker = ThreadPoolExecutor(1, "ahead", _prepare_worker, (_AHEAD_NICENESS,))
+        self.online_worker = ThreadPoolExecutor(1, "online", _prepare_worker, (0,))
+        self.ahead_worker = ThreadPoolExecutor(1, "ahead", _prepare_worker, (_AHEAD_NICENESS,))
         self._ledger_worker = ThreadPoolExecutor(1, "ledger")
-        self.batcher = Batcher(service, self._online_worker, self.metrics.batch.observe)
-        self.maker = AheadMaker(
-            service.matrices,
-            service.ahead_bytes,
-            self.limits.all_ahead_bytes,
-            self._ahead_worker,
-            lambda: self.batcher.busy,
-            self.metrics.ahead.inc,
-        )
-        self.metrics.ahead_bytes.set_function(lambda: self.maker.bytes)
+        self.room = Room(self.limits.all_ahead_bytes)
+        self.models = {name: HostedModel(service, self) for name, service in services.items()}
+        self._paths = {f"/{name}{wire.PATH}": model for name, model in self.models.items()}
+        if len(self.models) == 1:
+            (self._paths[wire.PATH],) = self.models.values()
+        self.metrics.ahead_bytes.set_function(lambda: self.room.used)
         self._licensees: dict[bytes, Licensee] = {}
-        self._renewing: set[bytes] = set()
+        self._renewing: set[tuple[bytes, bytes]] = set()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request for any of the models waits for its answer."""
+        return any(model.batcher.busy for model in self.models.values())
 
     def licensee(self, account: Account) -> Licensee:
-        """What the connections of an account share."""
-        return self._licensees.setdefault(account.licence.id, Licensee(account, self))
+        """What the connections of a licence share."""
+        return self._licensees.setdefault(account.licence.id, Licensee(self.limits))
 
     def renew(self, account: Account) -> None:
         """Have the account's next lease written while the present one still lasts."""
-        licence = account.licence.id
-        if licence in self._renewing:
+        lease = (account.licence.id, account.model)
+        if lease in self._renewing:
             return
-        self._renewing.add(licence)
+        self._renewing.add(lease)
 
         def done(future: asyncio.Future[None]) -> None:
-            self._renewing.discard(licence)
+            self._renewing.discard(lease)
             if not future.cancelled() and future.exception() is not None:
                 _log.error("A lease could not be renewed", exc_info=future.exception())
 
         loop = asyncio.get_running_loop()
-        loop.run_in_executor(self._ledger_worker, self.service.ledger.renew, account).add_done_callback(done)
+        loop.run_in_executor(self._ledger_worker, self.ledger.renew, account).add_done_callback(done)
 
     @contextlib.asynccontextmanager
     async def listening(
@@ -137,10 +163,10 @@ class LayerServer:
 
     def _route(self, request: WSUpgradeRequest) -> WSListener | WSUpgradeResponseWithListener | None:
         path = request.path.decode("ascii", "replace")
-        if path == wire.PATH:
+        if (model := self._paths.get(path)) is not None:
             if self.draining or len(self.peers) >= self.limits.connections:
                 return _busy()
-            return Peer(self)
+            return Peer(self, model)
         return _page(b"draining\n" if self.draining else b"ok\n") if path == "/health" else None
 
     def _route_private(self, request: WSUpgradeRequest) -> WSUpgradeResponseWithListener | None:
@@ -162,14 +188,15 @@ class LayerServer:
             if loop.time() >= settle_at:
                 settle_at = loop.time() + CHECKPOINT_SECONDS
                 try:
-                    await loop.run_in_executor(self._ledger_worker, self.service.ledger.checkpoint)
+                    await loop.run_in_executor(self._ledger_worker, self.ledger.checkpoint)
                 except Exception:  # noqa: BLE001 - serving goes on, and the next answer says what is wrong
                     _log.exception("The ledger could not be brought up to date")
 
     async def _drain(self) -> None:
         """Answer what was asked for, for a while, and let the clients go."""
         self.draining = True
-        self.maker.close()
+        for model in self.models.values():
+            model.maker.close()
         deadline = asyncio.get_running_loop().time() + DRAIN_SECONDS
         while any(peer.busy for peer in self.peers) and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.02)
@@ -178,9 +205,9 @@ class LayerServer:
         await asyncio.sleep(0)
 
     def _close(self) -> None:
-        for worker in (self._online_worker, self._ahead_worker, self._ledger_worker):
+        for worker in (self.online_worker, self.ahead_worker, self._ledger_worker):
             worker.shutdown(cancel_futures=True)
-        self.service.ledger.close()
+        self.ledger.close()
 
 
 def _prepare_worker(niceness: int) -> None:
@@ -201,22 +228,25 @@ def _busy() -> WSUpgradeResponseWithListener:
     )
 
 
-def load_service(
-    package_folder: Path,
+def load_services(
+    packages: Mapping[str, Path],
     state_folder: Path,
     recorder: Recorder | None = None,
     *,
     insecure_no_licences: bool = False,
-) -> LayerService:
-    """A service for a server package, with its ledger in `state_folder`. Reads and checks every weight."""
+) -> dict[str, LayerService]:
+    """Services for server packages by name, with one ledger in `state_folder`. Reads and checks every weight."""
     torch.set_num_threads(1)  # this thread will be the event loop's, and must not gather helpers: see LayerServer
-    package = ServerPackage.open(package_folder)
+    opened = {name: ServerPackage.open(folder) for name, folder in packages.items()}
     ledger = Ledger(state_folder)
-    return LayerService(package.signed, package.load(), ledger, recorder, insecure_no_licences=insecure_no_licences)
+    return {
+        name: LayerService(package.signed, package.load(), ledger, recorder, insecure_no_licences=insecure_no_licences)
+        for name, package in opened.items()
+    }
 
 
 def serve(
-    service: LayerService,
+    services: Mapping[str, LayerService],
     host: str,
     port: int,
     *,
@@ -232,7 +262,7 @@ def serve(
         loop = asyncio.get_running_loop()
         for name in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(name, stop.set)
-        server = LayerServer(service, limits)
+        server = LayerServer(services, limits)
         async with server.listening(host, port, tls=tls, metrics_port=metrics_port) as url:
             if on_ready:
                 on_ready(url)

@@ -11,14 +11,22 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from confide.errors import LicenceRefused, ModelMismatch, UnknownBlock, UnknownGroup, VersionMismatch, WrongShape
+from confide.errors import (
+    LicenceRefused,
+    ModelMismatch,
+    ShellOutdated,
+    UnknownBlock,
+    UnknownGroup,
+    VersionMismatch,
+    WrongShape,
+)
 from confide.hybrid import wire
 from confide.hybrid.server.ahead import Block
 from confide.hybrid.server.ledger import Ledger
 from confide.hybrid.server.ledger.usage import Account
 from confide.hybrid.server.limits import Cost
 from confide.packages.server_package import StoredGroup
-from confide.packages.signing import SignedManifest
+from confide.packages.signing import Release, SignedManifest
 from confide.rlwe.online import Ahead, GroupMatrix
 from confide.rlwe.parameters import PLANES, RING_DEGREE, Parameters, Profile
 
@@ -75,6 +83,8 @@ class LayerService:
         self.private = manifest.profile is Profile.PRIVATE_WEIGHTS
         self._release_signature = bytes.fromhex(signed.signature.release)
         self._parameters = [group.parameters(manifest.profile) for group in manifest.groups]
+        # What owners call it, else what tells it from others.
+        self._version = manifest.provenance.version or self.release.digest[:16]
         self._observer = observer
         self._licences_optional = insecure_no_licences or not self.private
 
@@ -92,30 +102,50 @@ class LayerService:
             )
         if hello.scheme != wire.SCHEME:
             raise VersionMismatch(f"The server encrypts with {wire.SCHEME}; use a client that does the same.")
+        asked = Release(self.release.owner, hello.model_digest, hello.table_digest, self.release.profile)
+        if asked.digest in self.manifest.provenance.supersedes:
+            raise ShellOutdated(
+                f"The shell is of an earlier release of this model, and release {self._version} took its place; get "
+                "the client folder of that release from the model's owner."
+            )
         if (hello.model_digest, hello.table_digest) != (self.model_digest, self.table_digest):
             raise ModelMismatch(
                 "The shell and the server's package were not made by the same split; "
                 "use the client folder that was written together with this server's."
             )
         if hello.licence:
-            return self.ledger.authenticate(hello.licence)
+            return self.ledger.authenticate(hello.licence, self.model_digest)
         if not self._licences_optional:
             raise LicenceRefused(
                 "This server answers licensed clients only; ask the model's owner for a key, and give it with "
                 "--licence or in CONFIDE_LICENCE."
             )
-        return self.ledger.anonymous()
+        return self.ledger.anonymous(self.model_digest)
 
     def welcome(self, account: Account, *, bytes_in_flight: int, ahead_tokens: int) -> wire.Welcome:
         """The answer to a greeting: what the licence and the server's limits allow."""
         return wire.Welcome(
             wire.PROTOCOL_VERSION,
-            account.tokens_left,
+            self.allowance(account),
             self.release.owner.raw,
             self._release_signature,
             bytes_in_flight,
             ahead_tokens,
-            self.disclosed(account),
+        )
+
+    def allowance(self, account: Account) -> wire.Allowance:
+        """What an account's licence allows from here on."""
+        licence = account.licence
+        groups = list(enumerate(self.manifest.groups)) if self.private else []
+        left = [account.answers_left(index, group) for index, group in groups]
+        return wire.Allowance(
+            tokens_left=account.tokens_left,
+            answers_left=min((tokens for tokens in left if tokens is not None), default=None),
+            disclosed=self.disclosed(account),
+            disclosure=None if licence.disclosure is None or not groups else min(1e9, licence.disclosure),
+            bits_disclosed=sum(account.bits_disclosed(index, group) for index, group in groups),
+            expires=licence.expires,
+            tokens_per_minute=licence.tokens_per_minute,
         )
 
     def disclosed(self, account: Account) -> float:

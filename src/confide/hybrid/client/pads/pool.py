@@ -200,9 +200,9 @@ class PadPool(Closing):
 
     @property
     def tokens_ready(self) -> int:
-        """Tokens whose pads are ready."""
-        with self._changed:
-            return sum(block.tokens - block.used() for block in self._blocks)
+        """Tokens whose pads are ready: none in the child of a fork."""
+        # Without the lock, which nobody may be left to release in such a child.
+        return sum(block.tokens - block.used() for block in list(self._blocks))
 
     # -- what empties it -------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from confide.errors import ClockWentBackwards, LedgerCopied, LedgerInUse, Licenc
 from confide.hybrid.server.ledger.identity import file_identity
 from confide.hybrid.server.ledger.licences import ANONYMOUS, SECONDS_PER_DAY, Licence, LicenceBook
 from confide.hybrid.server.ledger.store import DATABASE, Store
-from confide.hybrid.server.ledger.usage import WARN_DISCLOSED, Account
+from confide.hybrid.server.ledger.usage import WARN_DISCLOSED, Account, Budget
 from confide.packages.manifest import Group
 
 LEAST_LEASE: Final = 16
@@ -82,7 +82,8 @@ class Ledger:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._mutex = threading.RLock()
         self._writing = threading.Lock()
-        self._accounts: dict[bytes, _Metered] = {}
+        self._accounts: dict[tuple[bytes, bytes], _Metered] = {}
+        self._budgets: dict[bytes, Budget] = {}
         with ExitStack() as stack:
             self._lock = lock_folder(folder)
             stack.callback(self._lock.close)
@@ -131,34 +132,40 @@ class Ledger:
 
     # -- licences ----------------------------------------------------------------------------------------------
 
-    def authenticate(self, key: str) -> Account:
-        """The account of a bearer key. LicenceRefused where there is none, or it is not active."""
+    def authenticate(self, key: str, model: bytes) -> Account:
+        """The account of a bearer key at a model. LicenceRefused where there is none, or it is not active."""
         with self._mutex:
             licence = self.licences.of_key(key)
             if licence is None:
                 raise LicenceRefused("The server does not know this licence key; check it, or ask for another.")
-            account = self._metered(licence).account
-            account.licence = licence
-        account.require_active()
+            account = self._metered(licence, model).account
+            account.budget.licence = licence
+        account.budget.require_active()
         return account
 
-    def anonymous(self) -> Account:
+    def anonymous(self, model: bytes) -> Account:
         """The account of clients without a licence."""
         with self._mutex:
-            return self._metered(ANONYMOUS).account
+            return self._metered(ANONYMOUS, model).account
 
-    def _metered(self, licence: Licence) -> _Metered:
-        metered = self._accounts.get(licence.id)
+    def _metered(self, licence: Licence, model: bytes) -> _Metered:
+        metered = self._accounts.get((licence.id, model))
         if metered is None:
-            account = Account(licence, self.now)
-            for usage in self.licences.usage(licence):
-                account.days[usage.day] = usage.tokens
-            account.used = sum(account.days.values())
-            account.answered.update(self.licences.disclosed(licence))
-            account.lost = self.licences.lost(licence)
+            account = Account(self._budget(licence), model)
+            account.answered.update(self.licences.disclosed(licence, model))
+            account.lost = self.licences.lost(licence, model)
             account.peak = max(account.answered.values(), default=0)
-            metered = self._accounts[licence.id] = _Metered(account)
+            metered = self._accounts[licence.id, model] = _Metered(account)
         return metered
+
+    def _budget(self, licence: Licence) -> Budget:
+        budget = self._budgets.get(licence.id)
+        if budget is None:
+            budget = self._budgets[licence.id] = Budget(licence, self.now)
+            for usage in self.licences.usage(licence):
+                budget.days[usage.day] = usage.tokens
+            budget.used = sum(budget.days.values())
+        return budget
 
     def _refresh(self, metered: _Metered) -> None:
         """Notice changes that were made to a licence while the server runs."""
@@ -169,8 +176,16 @@ class Ledger:
                 known = self.licences.by_id(licence.id)
                 if known is None:
                     raise LicenceRefused("This licence is gone from the ledger; ask the model's owner for another.")
-                metered.account.licence = known
+                metered.account.budget.licence = known
             metered.read_at = now
+
+    def require_key(self, account: Account, key_hash: bytes) -> None:
+        """LicenceRefused unless the account's licence is active and still has the key that a client came with."""
+        with self._mutex:
+            self._refresh(self._accounts[_key(account)])
+        account.budget.require_active()
+        if account.licence.key_hash != key_hash:
+            raise LicenceRefused("The licence has another key by now; ask the model's owner for it.")
 
     # -- answers -----------------------------------------------------------------------------------------------
 
@@ -181,7 +196,7 @@ class Ledger:
         to `renew`. Raises LicenceError where the licence does not allow it, RateLimited, and LedgerUnavailable where
         no lease can be recorded; in none of these cases anything was counted.
         """
-        metered = self._accounts[account.licence.id]
+        metered = self._accounts[_key(account)]
         while True:
             with self._mutex:
                 self._refresh(metered)
@@ -196,7 +211,7 @@ class Ledger:
 
     def renew(self, account: Account) -> None:
         """Make the next lease before the present one is used up; for another thread than the one that answers."""
-        self._write([self._accounts[account.licence.id]], leasing=True)
+        self._write([self._accounts[_key(account)]], leasing=True)
 
     def checkpoint(self) -> None:
         """Record what was answered, and give back the leases of licences that were not used since the last time."""
@@ -211,21 +226,23 @@ class Ledger:
                     return
                 for metered in accounts:
                     metered.pending = self._next_lease(metered, count, leasing=leasing)
-                rows = [(metered.account.licence.id, metered.pending) for metered in accounts if metered.pending]
-                lost = {metered.account.licence.id: metered.account.lost for metered in accounts}
-                days = {metered.account.licence.id: dict(metered.account.days) for metered in accounts}
-                before = {metered.account.licence.id: metered.durable.recorded for metered in accounts}
+                rows = [(_key(metered.account), metered.pending) for metered in accounts if metered.pending]
+                lost = {_key(metered.account): metered.account.lost for metered in accounts}
+                days = {metered.account.licence.id: dict(metered.account.budget.days) for metered in accounts}
+                before = {_key(metered.account): metered.durable.recorded for metered in accounts}
             failed: _Lease | None = _NOTHING  # a transaction that failed may have been written all the same
             try:
                 with self._store.transaction():
-                    for licence, lease in rows:
+                    today = int(self.now() // SECONDS_PER_DAY)
+                    for (licence, model), lease in rows:
+                        place = {"licence": licence, "model": model}
                         for group, tokens in lease.recorded.items():
-                            if before[licence].get(group) != tokens:
-                                self._store.put("disclosed", licence=licence, layer_group=group, tokens=tokens)
+                            if before[licence, model].get(group) != tokens:
+                                self._store.put("disclosed", **place, layer_group=group, tokens=tokens)
                         for day in sorted(days[licence])[-2:]:
                             self._store.put("usage", licence=licence, day=day, tokens=days[licence][day])
-                        today = int(self.now() // SECONDS_PER_DAY)
-                        self._store.put("leases", licence=licence, day=today, tokens=lease.tokens, lost=lost[licence])
+                        leased = {"day": today, "tokens": lease.tokens, "lost": lost[licence, model]}
+                        self._store.put("leases", **place, **leased)
                     self._put_server()
                 failed = None
             finally:
@@ -272,6 +289,10 @@ class Ledger:
         with self._writing, self._mutex:
             self._store.close()
             self._lock.close()
+
+
+def _key(account: Account) -> tuple[bytes, bytes]:
+    return account.licence.id, account.model
 
 
 def count_lost_leases(store: Store) -> None:

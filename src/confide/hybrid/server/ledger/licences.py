@@ -7,7 +7,7 @@ import hashlib
 import os
 import time
 from base64 import urlsafe_b64encode
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +92,7 @@ class LicenceBook:
 
     def create(self, name: str, **limits: int | float | None) -> tuple[Licence, str]:
         """A new licence and its key, which cannot be had again. `limits` are fields of Licence."""
-        key = KEY_PREFIX + urlsafe_b64encode(os.urandom(32)).rstrip(b"=").decode()
+        key = _fresh_key()
         licence = Licence(os.urandom(8), _hash(key), name, int(time.time()), **limits)  # type: ignore[arg-type]
         with self._store.transaction():
             if self._store.count("licences", name=name):
@@ -123,24 +123,32 @@ class LicenceBook:
 
     def change(self, licence: Licence, **fields: int | float | None) -> Licence:
         """Change some fields of a licence; the others stay as they are by now, whoever wrote them meanwhile."""
+        return self._replaced(licence, fields)
+
+    def _replaced(self, licence: Licence, fields: Mapping[str, object]) -> Licence:
         with self._store.transaction():
             changed = msgspec.structs.replace(self.by_id(licence.id) or licence, **fields)
             self._write(changed)
         return changed
+
+    def rekey(self, licence: Licence) -> tuple[Licence, str]:
+        """Give a licence another key, which cannot be had again; the one it had is nobody's from then on."""
+        key = _fresh_key()
+        return self._replaced(licence, {"key_hash": _hash(key)}), key
 
     def usage(self, licence: Licence | None = None) -> list[Usage]:
         """Tokens by licence and day, oldest first, as of the server's last checkpoint."""
         where = {} if licence is None else {"licence": licence.id}
         return sorted((Usage(**row) for row in self._store.rows("usage", **where)), key=lambda usage: usage.day)
 
-    def disclosed(self, licence: Licence) -> dict[int, int]:
-        """Tokens answered for each layer group of which any were, without those of `lost`."""
-        rows = self._store.rows("disclosed", licence=licence.id)
+    def disclosed(self, licence: Licence, model: bytes) -> dict[int, int]:
+        """Tokens answered for each layer group of a model of which any were, without those of `lost`."""
+        rows = self._store.rows("disclosed", licence=licence.id, model=model)
         return {row["layer_group"]: row["tokens"] for row in rows}
 
-    def lost(self, licence: Licence) -> int:
-        """Tokens of leases that ended in a crash: every layer group may have answered them."""
-        row = self._store.row("leases", licence=licence.id)
+    def lost(self, licence: Licence, model: bytes) -> int:
+        """Tokens of leases that ended in a crash: every layer group of the model may have answered them."""
+        row = self._store.row("leases", licence=licence.id, model=model)
         return 0 if row is None else int(row["lost"])
 
     def _write(self, licence: Licence) -> None:
@@ -153,6 +161,10 @@ def licence_book(state: Path) -> Iterator[LicenceBook]:
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     with closing(Store(state / DATABASE)) as store:
         yield LicenceBook(store)
+
+
+def _fresh_key() -> str:
+    return KEY_PREFIX + urlsafe_b64encode(os.urandom(32)).rstrip(b"=").decode()
 
 
 def _hash(key: str) -> bytes:

@@ -16,7 +16,7 @@ import msgspec
 from confide.errors import LedgerCorrupted, LedgerUnavailable
 
 DATABASE: Final = "ledger.sqlite"
-SCHEMA: Final = 3
+SCHEMA: Final = 4
 """As `PRAGMA user_version` says; 0 for a database without tables."""
 _FULL: Final = 2
 
@@ -26,8 +26,8 @@ _KEYS: Final = {
     "server": ("name",),
     "licences": ("id",),
     "usage": ("licence", "day"),
-    "disclosed": ("licence", "layer_group"),
-    "leases": ("licence",),
+    "disclosed": ("licence", "model", "layer_group"),
+    "leases": ("licence", "model"),
 }
 _COLUMNS: Final = {
     "server": ("name", "value"),
@@ -44,8 +44,8 @@ _COLUMNS: Final = {
         "revoked",
     ),
     "usage": ("licence", "day", "tokens"),
-    "disclosed": ("licence", "layer_group", "tokens"),
-    "leases": ("licence", "day", "tokens", "lost"),
+    "disclosed": ("licence", "model", "layer_group", "tokens"),
+    "leases": ("licence", "model", "day", "tokens", "lost"),
 }
 
 

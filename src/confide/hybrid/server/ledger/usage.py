@@ -1,4 +1,7 @@
-"""What is counted while serving: the tokens of a licence, and what its answers disclose of each layer group."""
+"""What is counted while serving: the tokens of a licence, and what its answers disclose of each model's layer groups.
+
+What is disclosed belongs to the model's weights, whatever package they are served from: it is kept by model digest.
+"""
 
 import math
 import time
@@ -27,6 +30,11 @@ def share_disclosed(group: Group, tokens: int, check_sets: int = 1) -> float:
     return bits / group.entropy_bits
 
 
+def bits_disclosed(group: Group, tokens: int, check_sets: int = 1) -> int:
+    """The same for all rows together, in bits."""
+    return round(share_disclosed(group, tokens, check_sets) * group.entropy_bits * group.rows)
+
+
 def licensed_tokens(limit: float, group: Group, check_sets: int = 1) -> int:
     """The tokens after which a licence of this disclosure limit ends at a layer group; never below 0."""
     checks = CHECK_BITS * check_sets * group.columns / group.rows
@@ -34,21 +42,13 @@ def licensed_tokens(limit: float, group: Group, check_sets: int = 1) -> int:
 
 
 @dataclass
-class Account:
-    """A licence and what it has used: in all, each day, and of each layer group. now: seconds since 1970.
-
-    lost: tokens of leases that a crash ended; every layer group may have answered them. peak: the most tokens that
-    any layer group has answered, which is what is billed.
-    """
+class Budget:
+    """A licence and the tokens it has used, of whatever models: in all and each day. now: seconds since 1970."""
 
     licence: Licence
     now: Callable[[], float]
     used: int = 0
-    lost: int = 0
     days: dict[int, int] = field(default_factory=lambda: defaultdict(int))
-    answered: dict[int, int] = field(default_factory=lambda: defaultdict(int))
-    peak: int = 0
-    warned: bool = False
     _allowance: float = math.inf
     _allowed_at: float = 0.0
 
@@ -57,42 +57,23 @@ class Account:
         """Tokens that may still be asked for; None without a limit."""
         return None if self.licence.tokens is None else max(0, self.licence.tokens - self.used)
 
-    def billed(self, group: int, count: int) -> int:
-        """What answers of so many tokens of a layer group would cost, in tokens."""
-        return max(0, self.answered.get(group, 0) + count - self.peak)
-
     def require_active(self) -> None:
         """LicenceRefused for a licence that is revoked or has expired."""
         state = self.licence.state(self.now())
         if state != "active":
             raise LicenceRefused(f"The licence {self.licence.label} is {state}; ask the model's owner for another.")
 
-    def require(self, index: int, count: int, group: Group | None) -> None:
-        """Raise a LicenceError, or RateLimited, unless the licence allows answers of so many tokens more.
-
-        group: what they would disclose something of; None where the weights are public.
-        """
-        self.require_active()
-        tokens = self.billed(index, count)
+    def require(self, tokens: int) -> None:
+        """BudgetExhausted unless so many tokens more are left."""
         left = self.tokens_left
         if left is not None and tokens > left:
             raise BudgetExhausted(
                 f"The licence {self.licence.label} has {left} tokens left and {tokens} are needed; "
                 "ask the model's owner for more."
             )
-        limit = self.licence.disclosure
-        if group is not None and limit is not None and self.share_disclosed(index, group, count) > limit:
-            raise DisclosureLimit(
-                f"With {count} tokens more, the licence {self.licence.label} could solve a layer's weights; "
-                "only the model's owner can lift that limit (`confide licence change --lift-disclosure`)."
-            )
-        self._require_rate(tokens)
 
-    def share_disclosed(self, index: int, group: Group, more: int = 0) -> float:
-        """How much of what solves a layer group is disclosed; see the function of this name."""
-        return share_disclosed(group, self.answered.get(index, 0) + self.lost + more, self.licence.check_sets)
-
-    def _require_rate(self, tokens: int) -> None:
+    def require_rate(self, tokens: int) -> None:
+        """RateLimited where so many tokens more are too many for this minute."""
         rate = self.licence.tokens_per_minute
         if rate is None or not tokens:
             return
@@ -106,12 +87,83 @@ class Account:
                 f"The licence {self.licence.label} allows {rate} tokens a minute; try again in {math.ceil(wait)} s."
             )
 
+    def charge(self, tokens: int) -> None:
+        """Count what is billed."""
+        self.used += tokens
+        self.days[int(self.now() // SECONDS_PER_DAY)] += tokens
+        self._allowance -= tokens
+
+
+@dataclass
+class Account:
+    """What one model has answered to a licence, of each layer group. model: its digest.
+
+    lost: tokens of leases that a crash ended; every layer group may have answered them. peak: the most tokens that
+    any layer group has answered, which is what is billed.
+    """
+
+    budget: Budget
+    model: bytes
+    lost: int = 0
+    answered: dict[int, int] = field(default_factory=lambda: defaultdict(int))
+    peak: int = 0
+    warned: bool = False
+
+    @property
+    def licence(self) -> Licence:
+        """As it was read last."""
+        return self.budget.licence
+
+    @property
+    def used(self) -> int:
+        """Tokens billed to the licence, of whatever models."""
+        return self.budget.used
+
+    @property
+    def tokens_left(self) -> int | None:
+        """Tokens that may still be asked for; None without a limit."""
+        return self.budget.tokens_left
+
+    def billed(self, group: int, count: int) -> int:
+        """What answers of so many tokens of a layer group would cost, in tokens."""
+        return max(0, self.answered.get(group, 0) + count - self.peak)
+
+    def require(self, index: int, count: int, group: Group | None) -> None:
+        """Raise a LicenceError, or RateLimited, unless the licence allows answers of so many tokens more.
+
+        group: what they would disclose something of; None where the weights are public.
+        """
+        self.budget.require_active()
+        tokens = self.billed(index, count)
+        self.budget.require(tokens)
+        limit = self.licence.disclosure
+        if group is not None and limit is not None and self.share_disclosed(index, group, count) > limit:
+            raise DisclosureLimit(
+                f"With {count} tokens more, the licence {self.licence.label} could solve a layer's weights; "
+                "only the model's owner can lift that limit (`confide licence change --lift-disclosure`)."
+            )
+        self.budget.require_rate(tokens)
+
+    def answers_left(self, index: int, group: Group) -> int | None:
+        """Tokens of a layer group until what they disclose ends the licence; None without a limit."""
+        limit = self.licence.disclosure
+        if limit is None:
+            return None
+        licensed = licensed_tokens(limit, group, self.licence.check_sets)
+        return max(0, licensed - self.answered.get(index, 0) - self.lost)
+
+    def share_disclosed(self, index: int, group: Group, more: int = 0) -> float:
+        """How much of what solves a layer group is disclosed; see the function of this name."""
+        return share_disclosed(group, self.answered.get(index, 0) + self.lost + more, self.licence.check_sets)
+
+    def bits_disclosed(self, index: int, group: Group) -> int:
+        """See the function of this name."""
+        return bits_disclosed(group, self.answered.get(index, 0) + self.lost, self.licence.check_sets)
+
     def charge(self, group: int, count: int) -> None:
         """Count what is answered."""
         tokens = self.billed(group, count)
         self.answered[group] += count
         if tokens:
             self.peak += tokens
-            self.used += tokens
-            self.days[int(self.now() // SECONDS_PER_DAY)] += tokens
-            self._allowance -= tokens
+            self.budget.charge(tokens)

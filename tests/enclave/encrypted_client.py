@@ -1,4 +1,4 @@
-"""The least that a client does: evidence first, then a sealed request, then its answer frame by frame."""
+"""The least that a client does: evidence first, then an encrypted request, then its answer frame by frame."""
 
 import contextlib
 import secrets
@@ -12,8 +12,8 @@ import msgspec
 from confide.attest.simulated import SimulatedTee
 from confide.attest.verifier import Verifier
 from confide.attest.wire import Attested
+from confide.channel.encryption import MEDIA_TYPE, EncryptedExchange, RequestHead, ResponseHead, decode_head
 from confide.channel.keys import ChannelPublicKey
-from confide.channel.sealing import MEDIA_TYPE, RequestHead, ResponseHead, SealedExchange, decode_head
 
 
 def attested_key(client: httpx.Client, tee: SimulatedTee) -> ChannelPublicKey:
@@ -25,8 +25,8 @@ def attested_key(client: httpx.Client, tee: SimulatedTee) -> ChannelPublicKey:
     return ChannelPublicKey.parse(shown.statement.channel_keys["hpke"])
 
 
-def sealed(key: ChannelPublicKey, path: str, content: Any) -> tuple[SealedExchange, bytes]:
-    exchange = SealedExchange(key)
+def encrypted(key: ChannelPublicKey, path: str, content: Any) -> tuple[EncryptedExchange, bytes]:
+    exchange = EncryptedExchange(key)
     head = RequestHead("POST", path, (("content-type", "application/json"),))
     return exchange, exchange.request(head, msgspec.json.encode(content))
 
@@ -36,9 +36,9 @@ def asking(
     client: httpx.Client, key: ChannelPublicKey, path: str, content: Any
 ) -> Iterator[tuple[ResponseHead, Iterator[bytes]]]:
     """Head and body frames of an answer, as they come."""
-    exchange, request = sealed(key, path, content)
+    exchange, request = encrypted(key, path, content)
     headers = {"content-type": MEDIA_TYPE}
-    with client.stream("POST", "/sealed", content=request, headers=headers) as response:
+    with client.stream("POST", "/encrypted", content=request, headers=headers) as response:
         assert response.status_code == 200, response.read()
 
         def frames() -> Iterator[bytes]:

@@ -2,17 +2,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from confide.channel.keys import PUBLIC_BYTES, ChannelKey, ChannelPublicKey
-from confide.channel.sealing import (
+from confide.channel.encryption import (
     MAX_FRAME,
+    EncryptedExchange,
     FrameReader,
     RequestHead,
     ResponseHead,
-    SealedExchange,
     decode_head,
     encode_head,
     open_request,
 )
+from confide.channel.keys import PUBLIC_BYTES, ChannelKey, ChannelPublicKey
 from confide.errors import ChannelBroken, ChannelError, ChannelRefused, KeyChanged
 
 KEY = ChannelKey()
@@ -29,7 +29,7 @@ def received(reader: FrameReader, data: bytes, portion: int = 1 << 20) -> list[b
 @settings(deadline=None, max_examples=30)
 @given(body=BODIES, answer=BODIES, portion=st.sampled_from([1000, 65536, 1 << 20]))
 def test_a_request_and_its_answer(body: bytes, answer: bytes, portion: int) -> None:
-    exchange = SealedExchange(KEY.public)
+    exchange = EncryptedExchange(KEY.public)
     opened = open_request(KEY, exchange.request(HEAD, body))
     assert (opened.head, opened.body) == (HEAD, body)
     head = ResponseHead(200, (("content-type", "text/event-stream"),))
@@ -40,16 +40,16 @@ def test_a_request_and_its_answer(body: bytes, answer: bytes, portion: int) -> N
 
 
 def test_nothing_of_it_travels_in_the_clear() -> None:
-    sent = SealedExchange(KEY.public).request(HEAD, b"a secret prompt")
+    sent = EncryptedExchange(KEY.public).request(HEAD, b"a secret prompt")
     assert b"secret" not in sent
     assert b"/v1" not in sent
-    assert SealedExchange(KEY.public).request(HEAD, b"a secret prompt") != sent
+    assert EncryptedExchange(KEY.public).request(HEAD, b"a secret prompt") != sent
 
 
 @settings(deadline=None, max_examples=300)
 @given(data=st.data())
 def test_a_changed_request_is_refused(data: st.DataObject) -> None:
-    sent = bytearray(SealedExchange(KEY.public).request(HEAD, b"body"))
+    sent = bytearray(EncryptedExchange(KEY.public).request(HEAD, b"body"))
     at = data.draw(st.integers(0, len(sent) - 1))
     sent[at] ^= data.draw(st.integers(1, 255))
     with pytest.raises(ChannelError):
@@ -59,7 +59,7 @@ def test_a_changed_request_is_refused(data: st.DataObject) -> None:
 @settings(deadline=None, max_examples=100)
 @given(data=st.data())
 def test_a_cut_request_is_refused(data: st.DataObject) -> None:
-    sent = SealedExchange(KEY.public).request(HEAD, b"body")
+    sent = EncryptedExchange(KEY.public).request(HEAD, b"body")
     with pytest.raises(ChannelError):
         open_request(KEY, sent[: data.draw(st.integers(0, len(sent) - 1))])
     with pytest.raises(ChannelError):
@@ -75,11 +75,11 @@ def test_noise_is_refused(noise: bytes) -> None:
 
 def test_a_request_for_another_key_says_so() -> None:
     with pytest.raises(KeyChanged):
-        open_request(ChannelKey(), SealedExchange(KEY.public).request(HEAD))
+        open_request(ChannelKey(), EncryptedExchange(KEY.public).request(HEAD))
 
 
-def frames_of(answer: list[bytes]) -> tuple[SealedExchange, list[bytes]]:
-    exchange = SealedExchange(KEY.public)
+def frames_of(answer: list[bytes]) -> tuple[EncryptedExchange, list[bytes]]:
+    exchange = EncryptedExchange(KEY.public)
     writer = open_request(KEY, exchange.request(HEAD)).writer
     frames = [writer.write(part) for part in answer[:-1]]
     return exchange, [*frames, writer.write(answer[-1], last=True)]
@@ -107,7 +107,7 @@ def test_a_changed_answer_is_noticed(data: st.DataObject) -> None:
 def test_an_answer_to_another_request_is_noticed() -> None:
     _, frames = frames_of([b"head", b"text"])
     with pytest.raises(ChannelBroken):
-        received(SealedExchange(KEY.public).reader, b"".join(frames))
+        received(EncryptedExchange(KEY.public).reader, b"".join(frames))
 
 
 @pytest.mark.parametrize("head", [b"", b"\x80", b"\xff", b"\x81\xa6status\x00"])
@@ -119,13 +119,13 @@ def test_an_odd_head_is_refused(head: bytes) -> None:
 @pytest.mark.parametrize("raw", [b"", bytes(PUBLIC_BYTES - 1), bytes(PUBLIC_BYTES + 1), b"\xff" * PUBLIC_BYTES])
 def test_an_odd_key_is_refused(raw: bytes) -> None:
     with pytest.raises(ChannelRefused):
-        ChannelPublicKey(raw).seal(b"", b"")
+        ChannelPublicKey(raw).encrypt(b"", b"")
     with pytest.raises(ChannelRefused):
         ChannelPublicKey.parse("zz")
 
 
 def test_a_key_shows_nothing_of_itself() -> None:
     assert KEY.public.id.hex()[:16] in repr(KEY)
-    opened = open_request(KEY, SealedExchange(KEY.public).request(HEAD, b"secret body"))
+    opened = open_request(KEY, EncryptedExchange(KEY.public).request(HEAD, b"secret body"))
     assert "secret" not in repr(opened)
-    assert "_key" not in repr(opened.writer)
+    assert repr(opened.writer) == object.__repr__(opened.writer)

@@ -18,11 +18,11 @@ from confide.packages.signing import (
     SignedManifest,
     open_package,
     require_files,
-    seal_package,
     sign_manifest,
+    sign_package,
 )
 from confide.rlwe.parameters import Profile
-from owners import OWNER, STRANGER, reseal
+from owners import OWNER, STRANGER, sign_again
 
 FILES = ["config.json", "model.safetensors", "tokenizer.json", "templates/one.jinja"]
 
@@ -34,7 +34,7 @@ def sealed(llama_halves: SplitSummary, tmp_path_factory: pytest.TempPathFactory)
     for name in FILES:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(f"the content of {name}")
-    seal_package(folder, read_manifest(llama_halves.client), OWNER)
+    sign_package(folder, read_manifest(llama_halves.client), OWNER)
     return folder
 
 
@@ -133,12 +133,12 @@ def test_each_users_own_files_do_not_matter(folder: Path) -> None:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("anything")
     verify(folder)
-    reseal(folder)
+    sign_again(folder)
     assert set(verify(folder).files) == set(FILES)
 
 
 def test_another_owners_shell_is_refused_with_its_fingerprint(folder: Path) -> None:
-    reseal(folder, STRANGER)
+    sign_again(folder, STRANGER)
     with pytest.raises(UntrustedOwner, match=STRANGER.public.fingerprint) as caught:
         verify(folder)
     assert f"confide owner trust {STRANGER.public}" in str(caught.value)
@@ -149,7 +149,7 @@ def test_another_owners_shell_is_refused_with_its_fingerprint(folder: Path) -> N
 
 
 def test_the_name_of_a_trusted_owner_is_not_enough(folder: Path) -> None:
-    reseal(folder, STRANGER)
+    sign_again(folder, STRANGER)
     write_signature(folder, owner=str(OWNER.public))
     with pytest.raises(InvalidPackage, match="changed after"):
         verify(folder)

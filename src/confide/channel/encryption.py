@@ -1,6 +1,6 @@
-"""Requests and answers as they travel: sealed to the workload's key, in frames that cannot be cut, moved or repeated.
+"""Requests and answers as they travel: encrypted to the workload's key, in frames that cannot be cut, moved, repeated.
 
-A request carries a fresh secret, sealed by HPKE to the attested key together with the time; the two directions derive
+A request carries a fresh secret, by HPKE to the attested key together with the time; the two directions derive
 their own AES-256-GCM keys from it (HKDF-SHA256). Each direction is a sequence of frames, length (4 bytes, big-endian)
 and ciphertext, under nonces that count them and mark the last one (the STREAM construction of Hoang, Reyhanitabar,
 Rogaway and Vizar, CRYPTO 2015). The first frame is the head, the others are the body. Knows no socket and no HTTP.
@@ -23,13 +23,13 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from confide.channel.keys import ChannelKey, ChannelPublicKey
 from confide.errors import ChannelBroken, ChannelRefused, KeyChanged
 
-MEDIA_TYPE: Final = "application/vnd.confide.sealed"
-PATH: Final = "/sealed"
+MEDIA_TYPE: Final = "application/vnd.confide.encrypted"
+PATH: Final = "/encrypted"
 MAX_FRAME: Final = 64 << 10
 """Plaintext in one frame."""
 _MAGIC: Final = b"CFD1"
 _OPENING: Final = struct.Struct(">4s32sQH")
-"""Magic, key id, milliseconds since 1970, length of the sealed secret."""
+"""Magic, key id, milliseconds since 1970, length of the encrypted secret."""
 _LENGTH: Final = struct.Struct(">I")
 _TAG: Final = 16
 _SECRET: Final = 32
@@ -75,10 +75,10 @@ class FrameWriter:
         return b"".join(self._frame(part, last and index == len(parts) - 1) for index, part in enumerate(parts))
 
     def _frame(self, part: bytes, last: bool) -> bytes:
-        sealed = self._cipher.encrypt(_nonce(self._count, last), part, None)
+        encrypted = self._cipher.encrypt(_nonce(self._count, last), part, None)
         self._count += 1
         self._ended = last
-        return _LENGTH.pack(len(sealed)) + sealed
+        return _LENGTH.pack(len(encrypted)) + encrypted
 
 
 class FrameReader:
@@ -100,16 +100,16 @@ class FrameReader:
                 raise _broken()
             if len(self._buffer) < _LENGTH.size + length:
                 return
-            sealed = bytes(self._buffer[_LENGTH.size : _LENGTH.size + length])
+            encrypted = bytes(self._buffer[_LENGTH.size : _LENGTH.size + length])
             del self._buffer[: _LENGTH.size + length]
-            yield self._open(sealed)
+            yield self._open(encrypted)
         if self.ended and self._buffer:
             raise _broken()
 
-    def _open(self, sealed: bytes) -> bytes:
+    def _open(self, encrypted: bytes) -> bytes:
         for last in (False, True):
             try:
-                plaintext = self._cipher.decrypt(_nonce(self._count, last), sealed, None)
+                plaintext = self._cipher.decrypt(_nonce(self._count, last), encrypted, None)
             except InvalidTag:
                 continue
             self._count += 1
@@ -123,15 +123,15 @@ class FrameReader:
             raise _broken()
 
 
-class SealedExchange:
+class EncryptedExchange:
     """One request and its answer, at the caller's side."""
 
     def __init__(self, key: ChannelPublicKey, now: float | None = None) -> None:
         """now: seconds since 1970, the present by default."""
         issued = int((time.time() if now is None else now) * 1000)
         secret = os.urandom(_SECRET)
-        sealed = key.seal(secret, _info(key.id, issued))
-        self._opening = _OPENING.pack(_MAGIC, key.id, issued, len(sealed)) + sealed
+        encrypted = key.encrypt(secret, _info(key.id, issued))
+        self._opening = _OPENING.pack(_MAGIC, key.id, issued, len(encrypted)) + encrypted
         self._writer = FrameWriter(_derive(secret, b"request"))
         self._reader = FrameReader(_derive(secret, b"response"))
 
@@ -163,20 +163,20 @@ def open_request(key: ChannelKey, data: bytes) -> OpenedRequest:
     Whether it came before is for `ReplayGuard` to say.
     """
     if len(data) < _OPENING.size:
-        raise ChannelRefused("This is no sealed request; send what `confide.connect` makes.")
+        raise ChannelRefused("This is no encrypted request; send what `confide.connect` makes.")
     magic, key_id, issued, length = _OPENING.unpack_from(data)
     if magic != _MAGIC:
-        raise ChannelRefused("This is no sealed request; send what `confide.connect` makes.")
+        raise ChannelRefused("This is no encrypted request; send what `confide.connect` makes.")
     if key_id != key.public.id:
         raise KeyChanged("The workload has another key than the one this was encrypted to; verify it again.")
     start = _OPENING.size + length
-    sealed = data[_OPENING.size : start]
-    secret = key.open(sealed, _info(key_id, issued))
+    encrypted = data[_OPENING.size : start]
+    secret = key.decrypt(encrypted, _info(key_id, issued))
     reader = FrameReader(_derive(secret, b"request"))
     frames = list(reader.feed(data[start:]))
     reader.require_end()
     head = decode_head(frames[0], RequestHead)
-    identity = hashlib.sha256(sealed).digest()
+    identity = hashlib.sha256(encrypted).digest()
     return OpenedRequest(identity, issued / 1000, head, b"".join(frames[1:]), FrameWriter(_derive(secret, b"response")))
 
 

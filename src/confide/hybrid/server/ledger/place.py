@@ -1,0 +1,82 @@
+"""Where the ledger of a layer server's package lies: one place, which the package remembers.
+
+It is the folder `state` in the package, or the one that a file of that name holds the path of. With two, licences made
+in one would be unknown in the other, and what was disclosed would be forgotten.
+"""
+
+import os
+from pathlib import Path
+from typing import Final
+
+from confide.errors import LedgerElsewhere
+from confide.hybrid.server.ledger.store import DATABASE
+from confide.packages.manifest import MANIFEST_NAME
+
+STATE_NAME: Final = "state"
+_MAX_PATH: Final = 1 << 12
+
+
+def state_of(server: Path) -> Path:
+    """The state folder of a package's folder, or the folder itself where it is no package."""
+    if not (server / MANIFEST_NAME).exists():
+        return server
+    return _remembered(server) or server / STATE_NAME
+
+
+def choose_state(package: Path, chosen: Path | None) -> Path:
+    """The state folder to serve a package with, which the package remembers from now on.
+
+    chosen: what the operator asks for. LedgerElsewhere where the package has its ledger in another place.
+    """
+    own, remembered = package / STATE_NAME, _remembered(package)
+    if chosen is None or _same(chosen, own):
+        if remembered is not None and not remembered.is_dir():
+            raise LedgerElsewhere(
+                f"The ledger of {package} was in {remembered}, which is not there; put it back, or remove the file "
+                f"{own} and say with --state where it is now."
+            )
+        return state_of(package)
+    if remembered is not None:
+        if not _same(remembered, chosen):
+            raise LedgerElsewhere(
+                f"The ledger of {package} is in {remembered}, with its licences and what they have been answered; "
+                f"leave --state out, or move that folder to {chosen} and remove the file {own}."
+            )
+        return chosen
+    if (own / DATABASE).exists():
+        raise LedgerElsewhere(
+            f"The ledger of {package} is in {own}, with its licences and what they have been answered; leave --state "
+            f"out, or move that folder to {chosen} first."
+        )
+    chosen.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _remember(own, chosen)
+    return chosen
+
+
+def _remembered(package: Path) -> Path | None:
+    """The path in the file `state`, if it is one."""
+    path = package / STATE_NAME
+    if not path.is_file():
+        return None
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MAX_PATH + 1)
+    except OSError as error:
+        raise LedgerElsewhere(f"{path} cannot be read ({error.strerror}); it says where the ledger is.") from error
+    folder = os.fsdecode(content).rstrip("\n")
+    if len(content) > _MAX_PATH or "\0" in folder or not os.path.isabs(folder):
+        raise LedgerElsewhere(f"{path} does not hold the path of a state folder; remove it, and give --state.")
+    return Path(folder)
+
+
+def _remember(own: Path, chosen: Path) -> None:
+    try:
+        if own.is_dir():
+            own.rmdir()  # only where it is empty
+        own.write_bytes(os.fsencode(f"{chosen.resolve()}\n"))
+    except OSError:
+        return  # a package on a read-only disk is served from wherever its operator says
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve()
