@@ -52,6 +52,9 @@ KINDS: Final[Mapping[type[Exception], tuple[int, str]]] = {
     AnswerTimedOut: (504, "timeout_error"),
     EvidenceUnavailable: (503, "server_error"),
     SelfTestFailed: (503, "server_error"),
+}
+"""The status of an error that a workload reports, and its type in OpenAI's words; or that of its nearest parent."""
+_OWN: Final[Mapping[type[Exception], tuple[int, str]]] = {
     ConnectionLost: (502, "server_error"),
     GatewayError: (502, "server_error"),
     # Somebody is not to be trusted, or allows nothing: no program asks again by itself at a 403.
@@ -62,7 +65,7 @@ KINDS: Final[Mapping[type[Exception], tuple[int, str]]] = {
     ServerDistrusted: (403, _PERMISSION),
     UntrustedOwner: (403, _PERMISSION),
 }
-"""The status of an error, and its type in OpenAI's words; the nearest parent's where its own class is not here."""
+"""The same of what the local proxy finds out: no peer's word is taken for these."""
 _OPENAI_CODES: Final[Mapping[type[Exception], str]] = {
     PromptTooLong: "context_length_exceeded",
     UnknownModel: "model_not_found",
@@ -124,8 +127,8 @@ HANDLERS: Final = {
 
 def _kind(error: Exception) -> tuple[int, str]:
     for parent in type(error).__mro__:
-        if parent in KINDS:
-            return KINDS[parent]
+        if found := KINDS.get(parent) or _OWN.get(parent):
+            return found
     return 500, "server_error"
 
 
