@@ -11,6 +11,7 @@ from transformers import LlamaConfig
 from confide.cli import app
 from confide.evaluate import calibrate, plan
 from confide.evaluate.cost_model import GroupRate, Rates, SkeletonTimes
+from confide.rlwe.packed import chosen_kernel
 
 from .command import run
 
@@ -50,6 +51,7 @@ def test_json_says_what_each_choice_costs(monkeypatch: pytest.MonkeyPatch, capsy
     here = planned(monkeypatch, capsys, "demo")
     there = planned(monkeypatch, capsys, "demo", "--rtt", 20, "--bandwidth", 100)
     whole = here["choices"][-1]
+    assert here["int8_by"] == chosen_kernel()
     assert whole["protect"] == "all"
     assert whole["protected_parameters"] == 4_718_592
     assert whole["token"]["bytes"] == 6 * 6 * (3 * 256 + 1024) + 4 * 6 * (768 + 256 + 1024 + 256)

@@ -104,6 +104,15 @@ def test_the_faster_of_exact_kernels_is_taken(monkeypatch, unmeasured):
     assert matrix.kernel is fast
 
 
+def test_the_kernel_is_named(monkeypatch, unmeasured):
+    monkeypatch.setattr(module, "candidates", lambda: [module.Kernel(lambda weights: weights, plain, False, "ours")])
+    times = iter([3.0, 2.0])
+    monkeypatch.setattr(module, "shortest_run", lambda product: next(times))
+    assert module.chosen_kernel() == "ours"
+    monkeypatch.setenv("CONFIDE_GEMM", "fp32")
+    assert module.chosen_kernel() == "float32"
+
+
 def plain(packed, digits, zero):
     return ((digits.long() - zero) @ packed.long().t()).float()
 

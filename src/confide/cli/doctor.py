@@ -108,14 +108,11 @@ def _processor() -> Iterator[Finding]:
         return
     import torch
 
-    from confide.rlwe.gemm import takes_int8
-    from confide.rlwe.packed import fastest
+    from confide.rlwe.packed import chosen_kernel
 
     has = torch.cpu.get_capabilities()
     extensions = [name for name in ("avx2", "avx512_vnni", "amx_int8", "amx_tile") if has.get(name)]
-    kernel = fastest(os.environ.get("CONFIDE_GEMM", ""))
-    plain = "torch's int8 product" if takes_int8(torch.device("cpu")) else "float32"
-    found = f"{cores} cores, {', '.join(extensions) or 'no AVX2'}; int8 by {kernel.name if kernel else plain}"
+    found = f"{cores} cores, {', '.join(extensions) or 'no AVX2'}; int8 by {chosen_kernel()}"
     fast = bool({"avx512_vnni", "amx_int8", "amx_tile"} & set(extensions))
     slow = "a server of layers is faster with AVX-512 VNNI or AMX"
     yield Finding("processor", State.OK, found, "" if fast else slow)

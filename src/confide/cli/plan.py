@@ -63,6 +63,8 @@ def command(
 
 
 def _as_json(outlooks: Sequence["Outlook"], warned: Sequence["Warned"], rates: "Rates") -> dict[str, Any]:
+    from confide.rlwe.packed import chosen_kernel
+
     return {
         "choices": [
             {
@@ -83,6 +85,7 @@ def _as_json(outlooks: Sequence["Outlook"], warned: Sequence["Warned"], rates: "
         ],
         "warnings": [asdict(warning) for warning in warned],
         "rates": asdict(rates),
+        "int8_by": chosen_kernel(),
     }
 
 
@@ -124,9 +127,12 @@ def _disclosed(one: "Outlook") -> str:
 
 
 def _remarks(*, remote: bool) -> Iterator[str]:
+    from confide.rlwe.packed import chosen_kernel
+
     yield (
         "Bytes are exact; times are estimates from a short measurement, for "
         + ("a server as fast as this machine, behind that network." if remote else "a server on this machine.")
+        + f" It multiplies bytes by {chosen_kernel()}, which is the fastest exact way here."
     )
     yield (
         "The work ahead of a token, of both parties, is done in pauses, and that of the first ones while the model "

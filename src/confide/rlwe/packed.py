@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from confide.rlwe.digits import value
-from confide.rlwe.gemm import int8_matmul, shortest_run
+from confide.rlwe.gemm import int8_matmul, shortest_run, takes_int8
 
 MOST_TOKENS = 128
 """Of one product; more are taken in turns, whose operands stay in cache."""
@@ -181,6 +181,14 @@ def fastest(choice: str) -> Kernel | None:
             if seconds < best:
                 best, kernel = seconds, candidate
     return kernel
+
+
+def chosen_kernel() -> str:
+    """What multiplies bytes on this processor, by the measurement at the start: its name, for people."""
+    kernel = fastest(os.environ.get("CONFIDE_GEMM", ""))
+    if kernel is not None:
+        return kernel.name
+    return "torch's int8 product" if takes_int8(torch.device("cpu")) else "float32"
 
 
 def candidates() -> list[Kernel]:
