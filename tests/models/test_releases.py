@@ -12,7 +12,7 @@ from confide.packages.manifest import MANIFEST_NAME, MAX_SUPERSEDED, PackageKind
 from confide.packages.signing import SignedManifest, open_package, superseded_by
 from confide.rlwe.parameters import Profile
 from families import FAMILIES, save_random
-from owners import OWNER, reseal
+from owners import OWNER, sign_again
 
 
 def test_a_release_supersedes_all_that_the_one_before_did(tmp_path: Path) -> None:
@@ -48,5 +48,5 @@ def test_what_is_superseded_is_bounded(tmp_path: Path) -> None:
         content = msgspec.json.decode(path.read_bytes())
         path.write_bytes(msgspec.json.encode(content | {"provenance": odd}))
         with pytest.raises(InvalidPackage):
-            reseal(made.client)
+            sign_again(made.client)
         path.write_bytes(msgspec.json.encode(content))

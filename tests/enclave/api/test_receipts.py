@@ -1,7 +1,6 @@
 """Receipts as clients get them: over exactly what they sent and got, in a chain, and under an attested key."""
 
 import json
-import secrets
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -167,7 +166,7 @@ def test_the_statement_has_the_keyset(client: TestClient, workload: Workload) ->
     assert said.channel_keys["hpke"] == workload.key.public.raw.hex()
 
 
-@pytest.mark.parametrize("nonce", [secrets.token_hex(32), None])
+@pytest.mark.parametrize("nonce", ["5a" * 32, None])
 def test_the_report_binds_the_keyset(
     client: TestClient, workload: Workload, tee: SimulatedTee, nonce: str | None
 ) -> None:
