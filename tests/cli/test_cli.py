@@ -100,7 +100,8 @@ def test_the_first_split_makes_an_owner_key(parts: dict[str, Any], home: Path) -
     assert own["file"] == str(home / "owner.key")
     assert (home / "owner.key").stat().st_mode & 0o777 == 0o600
     trusted = answer("owner", "list")["owners"]
-    assert trusted == [{"owner": own["owner"], "fingerprint": own["fingerprint"], "name": "own key"}]
+    expected = {"owner": own["owner"], "fingerprint": own["fingerprint"], "name": "own key", "successor": None}
+    assert trusted == [expected]
 
 
 def test_owner_keys_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

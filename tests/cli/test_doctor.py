@@ -50,8 +50,7 @@ def test_what_is_missing_is_named_with_its_extra(
 
 
 def test_every_extra_of_the_project_has_a_role() -> None:
-    roles = set(extras.EXTRAS.values())
-    assert roles == {"hybrid", "server", "attention", "evaluate", "gpu", "sigstore"}
+    assert set(extras.EXTRAS.values()) == set(doctor.ROLES)
 
 
 def test_a_home_that_others_write_to_is_a_problem(

@@ -45,14 +45,16 @@ class Finding:
     todo: str = ""
 
 
-_ROLES: Final = {
+ROLES: Final = {
     "hybrid": "split models, run them on layer servers, seal and quantize models",
     "server": "serve layers, serve sealed models, release keys, run the proxy",
+    "adapters": "merge LoRA adapters into models before they are split",
     "attention": "encrypted attention",
     "evaluate": "plots of what is evaluated",
     "gpu": "evidence of NVIDIA GPUs",
     "sigstore": "releases that a build service signed",
 }
+"""What each extra of the project is for."""
 _LEAST_DISK: Final = 1 << 30
 _LEAST_MEMORY: Final = 2 << 30
 _SECONDS: Final = 10.0
@@ -88,7 +90,7 @@ def command(
 def _installation() -> Iterator[Finding]:
     yield Finding("python", State.OK, f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     yield Finding("client", State.OK, "chat with attested models, verify evidence")
-    for extra, role in _ROLES.items():
+    for extra, role in ROLES.items():
         missing = sorted(module for module, of in EXTRAS.items() if of == extra and not _is_installed(module))
         if missing:
             what = f"{', '.join(missing)} missing: {role}"

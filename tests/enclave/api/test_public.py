@@ -62,8 +62,8 @@ def client(workload: Workload, shown: Serving, engine: FakeEngine) -> Iterator[h
 def test_from_evidence_to_an_answer(client: httpx.Client, tee: SimulatedTee) -> None:
     key = attested_key(client, tee)
     assert ask(client, key, "/generate", {"query": "hello"}) == (200, {"response": "You said: hello"})
-    status, error = ask(client, key, "/v1/completions", {"model": "echo", "prompt": "x", "n": 2})
-    assert (status, error["error"]["param"]) == (400, "n")
+    status, error = ask(client, key, "/v1/completions", {"model": "echo", "prompt": "x", "grammar": "root ::= 1"})
+    assert (status, error["error"]["param"]) == (400, "grammar")
     assert ask(client, key, "/attestation", {})[0] == 404
 
 
