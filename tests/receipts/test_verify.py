@@ -34,7 +34,7 @@ from confide.receipts.verify import (
     verify_receipt,
 )
 
-NOW = datetime.now(UTC) + timedelta(minutes=5)
+NOW = datetime.now(UTC) + timedelta(hours=6)  # later than whatever is made for these tests, long after this was read
 SERVED = int(NOW.timestamp())
 REQUEST, RESPONSE = b'{"model":"m","prompt":"p","temperature":0.5}', b'{"id":"1"}'
 CONFIGURATION = Configuration(
