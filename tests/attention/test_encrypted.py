@@ -51,6 +51,7 @@ def serve(plan: bytes, heads: int, qkv, bias, keys: Path, message: bytes, answer
     assert stages == [(stage, done, len(STAGES)) for done, stage in enumerate([*STAGES, "done"])]
 
 
+@pytest.mark.slow
 def test_another_process_computes_what_the_twin_does(small, client, keys, tmp_path):
     x = small.input()
     message, weights = client.encrypt(x), small.weights

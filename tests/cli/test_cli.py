@@ -385,6 +385,7 @@ def test_what_a_licensee_knows_of_the_weights_is_shown(parts: dict[str, Any], ur
     assert "No limit is set" in fits(confide("licence", "change", parts["server"], "limited", "--lift-disclosure"))
 
 
+@pytest.mark.slow
 def test_a_ledger_is_backed_up_while_serving_and_restored_after(parts: dict[str, Any], tmp_path: Path) -> None:
     state, saved = tmp_path / "state", tmp_path / "backup"
     state.mkdir()

@@ -91,6 +91,7 @@ def test_the_version() -> None:
     assert json.loads(run("--version", "--json").stdout) == {"version": VERSION}
 
 
+@pytest.mark.slow
 def test_lines_are_not_cut_where_programs_read_them() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
     command = [sys.executable, "-m", "confide", "generate", "no/such/folder", "x", "--server", "ws://127.0.0.1:1"]

@@ -78,6 +78,7 @@ def test_a_sweep_draws_accuracy_against_bits(text: Path, tmp_path: Path) -> None
     assert (tmp_path / "agreement-sweep.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_what_ctrl_c_stops_goes_on_with_the_same_command(text: Path, tmp_path: Path) -> None:
     options = ("perplexity", "demo", str(text), "--context", "32", "--windows", "24", "--out", str(tmp_path))
     state = tmp_path / "perplexity.jsonl"
@@ -136,6 +137,7 @@ def test_what_cannot_be_evaluated(text: Path, tmp_path: Path) -> None:
 STUDY = ("attention", "demo", "--bits", "3:4", "--sentences", 6, "--tokens", 8)
 
 
+@pytest.mark.slow
 def test_bits_of_attention(tmp_path: Path) -> None:
     found = answer(*STUDY, "--out", tmp_path)
     assert (found["sentences"], found["scored_tokens"], found["layers"]) == (6, 6 * 7, [0])

@@ -87,7 +87,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         yield Place(folder, str(announced["url"]))
 
 
-@pytest.fixture(scope="module", params=["safetensors", "gguf"])
+@pytest.fixture(scope="module", params=["safetensors", pytest.param("gguf", marks=pytest.mark.slow)])
 def server(request: pytest.FixtureRequest, place: Place) -> Iterator[dict[str, object]]:
     with place.serving(request.param) as announced:
         yield announced

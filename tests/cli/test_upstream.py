@@ -127,6 +127,7 @@ def test_a_server_with_the_model_is_reached_and_nothing_else(place: Place) -> No
         assert httpx.get(f"{server['url']}/health").json() == {"status": "ok"}
 
 
+@pytest.mark.slow
 def test_an_upstream_that_dies_is_no_fault_of_the_users_and_shows(place: Place) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         private = free.getsockname()[1]

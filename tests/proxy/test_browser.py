@@ -717,7 +717,7 @@ def test_markdown_is_drawn_as_it_is_meant_whole_and_as_it_grows(page: Any) -> No
     ("size", "scheme"),
     [
         ("large", "light"),
-        ("small", "dark"),
+        pytest.param("small", "dark", marks=pytest.mark.slow),
         pytest.param("large", "dark", marks=pytest.mark.slow),
         pytest.param("medium", "light", marks=pytest.mark.slow),
         pytest.param("medium", "dark", marks=pytest.mark.slow),

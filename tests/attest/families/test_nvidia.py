@@ -126,6 +126,7 @@ def test_what_a_report_lacks_is_no_pass_and_it_speaks_for_nobody(hopper: Case) -
     assert not claims.speaks
 
 
+@pytest.mark.slow
 def test_every_byte_of_each_certificate(hopper: Case) -> None:
     chain = x509.load_pem_x509_certificates(hopper.collateral.documents["chain"])
     ders = [one.public_bytes(Encoding.DER) for one in chain]

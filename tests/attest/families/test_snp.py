@@ -113,7 +113,7 @@ def test_milan_outside_its_validity(milan: Case, at: datetime) -> None:
     refused(replace(milan, now=at), OutsideValidity)
 
 
-@pytest.mark.parametrize("name", ["milan", "vlek"])
+@pytest.mark.parametrize("name", ["milan", pytest.param("vlek", marks=pytest.mark.slow)])
 def test_every_signed_byte(name: str, request: pytest.FixtureRequest) -> None:
     case: Case = request.getfixturevalue(name)
     for raw in flips(case.evidence.raw):
@@ -132,6 +132,7 @@ def test_every_byte_of_the_leaf(milan: Case) -> None:
         refused(milan.with_documents(vcek=der))
 
 
+@pytest.mark.slow
 def test_every_byte_of_the_authority(milan: Case) -> None:
     ask, ark = (one.public_bytes(Encoding.DER) for one in _chain(milan))
     for der in flips(ask):

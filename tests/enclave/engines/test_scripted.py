@@ -71,7 +71,7 @@ def test_any_tokens_are_what_the_library_makes_of_them(scripted: Scripted) -> No
     tokenizer, before = scripted.tokenizer, scripted.asked[-1:]
     letter = tokenizer.token_to_id("b")
 
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=15, deadline=None)
     @given(st.lists(st.integers(0, scripted.size - 1).filter(lambda token: token != scripted.end), max_size=24))
     def check(script: list[int]) -> None:
         scripted.say([*script, letter])
@@ -82,7 +82,7 @@ def test_any_tokens_are_what_the_library_makes_of_them(scripted: Scripted) -> No
 
 
 def test_all_of_unicode_comes_out_as_it_is(scripted: Scripted) -> None:
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=15, deadline=None)
     @given(st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=9))
     def check(text: str) -> None:
         script = scripted.tokenizer.encode(f"x{text}x").ids
