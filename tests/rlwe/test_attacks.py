@@ -196,7 +196,7 @@ def test_without_an_error_the_secret_is_linear_algebra(rule, monkeypatch, known_
 @SWITCH
 def test_one_input_under_many_errors_gives_the_secret(rule, drawn_again):
     """Retries with a fresh e average it out, and what is left is linear algebra."""
-    group, activations, retries = odd_group(), np.zeros((1, DEGREE), np.int32), 800
+    group, activations, retries = odd_group(), np.zeros((1, DEGREE), np.int32), 1600
     secrets = TokenSecrets(PUBLIC, 1)
     total = centred(sent(secrets, activations, group)[0], 48)
     if rule == "on":

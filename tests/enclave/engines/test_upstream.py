@@ -39,6 +39,7 @@ def respond(status: int, *chunks: object) -> Callable[[], str]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))  # what is left unread at the end resets a connection
             self.send_response(status)
             self.send_header("content-type", "text/event-stream")
             self.end_headers()
