@@ -107,6 +107,7 @@ def answered(events: str) -> Answer:
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
             self.send_response(200)
             self.send_header("content-type", "text/event-stream; charset=utf-8")
             self.end_headers()
@@ -177,6 +178,7 @@ def test_an_answer_that_was_given_up_is_not_whole(said: str) -> None:
 def test_whose_fault_it_is(status: int, fault: bool) -> None:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
             self.send_error(status)
 
         def log_message(self, *_: object) -> None:
