@@ -332,6 +332,15 @@ def told(page: Any, *backends: dict[str, Any]) -> None:
     look(page)
 
 
+def lines(page: Any) -> dict[str, str]:
+    """What the panel says, by the names of its lines."""
+    return dict(
+        page.locator(".line").evaluate_all(
+            "all => all.map((one) => [one.dataset.line, one.querySelector('.value').textContent])"
+        )
+    )
+
+
 def test_what_is_verified_and_what_is_encrypted_say_so(page: Any) -> None:
     told(
         page,
@@ -340,11 +349,7 @@ def test_what_is_verified_and_what_is_encrypted_say_so(page: Any) -> None:
         {**verified(), "url": "https://other.example", "state": "away", "reason": "It is off."},
     )
     page.wait_for_selector("body[data-tone=verified]")
-    values = dict(
-        page.locator(".line").evaluate_all(
-            "all => all.map((one) => [one.dataset.line, one.querySelector('.value').textContent])"
-        )
-    )
+    values = lines(page)
     assert values["family"] == "Intel TDX"
     assert values["engine"] == "llama.cpp 7"
     assert values["quantization"] == "q8_0"
@@ -353,11 +358,7 @@ def test_what_is_verified_and_what_is_encrypted_say_so(page: Any) -> None:
     assert values["runs"] == "No way out"
     page.select_option("#model", "small")
     page.wait_for_selector(".line[data-line=last]")
-    values = dict(
-        page.locator(".line").evaluate_all(
-            "all => all.map((one) => [one.dataset.line, one.querySelector('.value').textContent])"
-        )
-    )
+    values = lines(page)
     assert values["last"] == "00 ff 00 ff 00 ff 00 ff …"
     assert values["bytes"] == "1.2 MB up, 99 B down"
     assert values["pool"] == "64 tokens"

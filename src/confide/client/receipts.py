@@ -12,10 +12,9 @@ from confide.client.hop import read_bounded
 from confide.client.relying_party import Verified
 from confide.disk.files import create_file
 from confide.errors import ProtocolError, ReceiptRefused, UnknownReceipt
-from confide.receipts.receipt import MAX_RECEIPT_BYTES, Receipt
+from confide.receipts.receipt import HEADER, MAX_RECEIPT_BYTES, Receipt
 from confide.receipts.verify import ReceiptResult, grounds_of_statement, verify_receipt
 
-HEADER: Final = "confide-receipt"
 _DONE: Final = b"data: [DONE]\n\n"
 _LONGEST_ID: Final = 256
 

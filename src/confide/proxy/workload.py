@@ -19,11 +19,12 @@ from confide.enclave.api.problems import problem
 from confide.errors import ConfideError, KeyChanged, ProtocolError
 from confide.proxy.backend import Backend
 from confide.proxy.facts import enclave_facts
+from confide.receipts.receipt import HEADER
 
 _INSIDE: Final = "http://workload.invalid/v1"
 """Stands for the workload above the encrypted channel; the name is never looked up."""
 _MAX_MODELS_BYTES: Final = 1 << 20
-_HANDED_ON: Final = ("content-type", "cache-control", "retry-after", "confide-receipt")
+_HANDED_ON: Final = ("content-type", "cache-control", "retry-after", HEADER)
 _READ_SECONDS: Final = 600.0
 
 

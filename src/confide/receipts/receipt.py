@@ -22,6 +22,8 @@ from confide.receipts.documents import (
 )
 from confide.receipts.keyset import ED25519, SigningKey
 
+HEADER: Final = "confide-receipt"
+"""Of an answer, with the id of its receipt."""
 MAX_RECEIPT_BYTES: Final = 1 << 16
 RECEIVED: Final = "request.received"
 FORWARDED: Final = "request.forwarded"

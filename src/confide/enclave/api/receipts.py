@@ -18,9 +18,8 @@ from confide.enclave.workload import Workload
 from confide.errors import UnknownReceipt
 from confide.receipts.documents import API_VERSION
 from confide.receipts.events import chain_event, sampling_event, stated_events
-from confide.receipts.receipt import FORWARDED, RECEIVED, RETURNED, Event, Receipt
+from confide.receipts.receipt import FORWARDED, HEADER, RECEIVED, RETURNED, Event, Receipt
 
-HEADER: Final = "confide-receipt"
 ENDPOINTS: Final = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 _ACI_HEADER: Final = "x-receipt-id"
 _KEPT: Final = 4096
