@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from confide.rlwe import packed as module
@@ -62,6 +62,7 @@ def test_columns_are_cut_where_a_float32_would_not_hold_a_sum(columns, parts):
 
 
 @given(st.lists(st.integers(-(2**29), 2**29), min_size=1, max_size=8), st.sampled_from([7, 8]))
+@example([0, 0, 0, 0, -1, 0, 0, -(2**29)], 8)  # four planes of eight bits do not fit into a float64
 def test_weighted_sums_are_exact_mod_64_bits(sums, bits):
     total = weighted_sum(np.array(sums, np.int32)[:, None], bits)
     assert (int(total[0]) - sum(value << (bits * place) for place, value in enumerate(sums))) % 2**64 == 0

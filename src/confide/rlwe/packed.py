@@ -99,14 +99,18 @@ class PackedMatrix:
 
 
 def weighted_sum(sums: NDArray[Any], bits: int) -> NDArray[np.int64]:
-    """The sum of 2^(bits i) sums[i] mod 2^64, for up to eight integer planes (planes, ...) below 2^29: int64 (...)."""
-    # In two halves, each below 2^53: one small float64 product and one rounding less than eight shifts.
-    half = (len(sums) + 1) // 2
-    places = np.ldexp(1.0, bits * np.arange(half))
+    """The sum of 2^(bits i) sums[i] mod 2^64, for integer planes (planes, ...) of magnitude up to 2^29: int64 (...)."""
+    # So many planes at a time that float64 holds their sum, below 2^(29 + bits (size - 1) + 1) <= 2^53: one small
+    # product and one rounding take less time than a shift for each plane.
+    size = 23 // bits + 1
+    places = np.ldexp(1.0, bits * np.arange(size))
     exact = sums.reshape(len(sums), -1).astype(np.float64)
-    total = (places[: len(sums) - half] @ exact[half:]).astype(np.int64)
-    total <<= bits * half
-    total += (places @ exact[:half]).astype(np.int64)
+    parts = [exact[start : start + size] for start in range(0, len(exact), size)]
+    last, *lower = ((places[: len(part)] @ part).astype(np.int64) for part in reversed(parts))
+    total: NDArray[np.int64] = last
+    for part in lower:
+        total <<= bits * size
+        total += part
     return total.reshape(sums.shape[1:])
 
 
