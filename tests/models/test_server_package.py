@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from confide.errors import InvalidPackage
 from confide.models.split import SplitSummary
 from confide.packages import server_package
-from confide.packages.manifest import read_bounded
+from confide.packages.manifest import read_package_file
 from confide.packages.server_package import ServerPackage, group_file, row_norms
 from confide.rlwe.parameters import Norms
 from owners import sign_again
@@ -108,9 +108,9 @@ def test_each_file_is_read_once_and_no_other(server: Path, monkeypatch: pytest.M
 
     def watched(path: Path, limit: int) -> bytes:
         read.append(path.name)
-        return read_bounded(path, limit)
+        return read_package_file(path, limit)
 
-    monkeypatch.setattr(server_package, "read_bounded", watched)
+    monkeypatch.setattr(server_package, "read_package_file", watched)
     package = ServerPackage.open(server)
     package.load()
     assert read == [group_file(server, index).name for index in range(len(package.manifest.groups))]

@@ -1,10 +1,41 @@
 """Files that survive a crash, and folders that one process holds at a time."""
 
+import errno
 import fcntl
 import os
+import stat
 import tempfile
 from pathlib import Path
-from typing import IO
+from typing import IO, BinaryIO
+
+
+class FileTooLarge(OSError):
+    """A file is larger than whoever reads it allows."""
+
+
+class FileOpenToOthers(OSError):
+    """A private file that other users of this machine can reach."""
+
+
+def read_bounded(path: Path, limit: int) -> bytes:
+    """A whole file of at most `limit` bytes. FileTooLarge for a longer one, OSError for one that cannot be read."""
+    with path.open("rb") as file:
+        return _bounded(file, path, limit)
+
+
+def read_private(path: Path, limit: int) -> bytes:
+    """The same; FileOpenToOthers where its mode lets anybody but its owner reach it."""
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            raise FileOpenToOthers(errno.EACCES, "others on this machine can reach it", str(path))
+        return _bounded(file, path, limit)
+
+
+def _bounded(file: BinaryIO, path: Path, limit: int) -> bytes:
+    content = file.read(limit + 1)
+    if len(content) > limit:
+        raise FileTooLarge(errno.EFBIG, f"it is larger than {limit:,} bytes", str(path))
+    return content
 
 
 def sync_folder(folder: Path) -> None:

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from transformers import PreTrainedModel
 
+from confide.disk.files import read_bounded
 from confide.errors import ModelNotSupported
 from confide.extras import named_extras
 from confide.models.finite import require_finite
@@ -124,15 +125,11 @@ def read_adapter(folder: Path) -> Adapter:
 
 def _read(path: Path, limit: int) -> bytes:
     try:
-        with path.open("rb") as file:
-            content = file.read(limit + 1)
+        return read_bounded(path, limit)
     except OSError as error:
         raise ModelNotSupported(
             f"{path} cannot be read ({error.strerror}); give a folder that peft's `save_pretrained` made."
         ) from error
-    if len(content) > limit:
-        raise ModelNotSupported(f"{path} is too large for an adapter; give a folder that peft made.")
-    return content
 
 
 def _require_still_tied(model: PreTrainedModel, folder: Path) -> None:

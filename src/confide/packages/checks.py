@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from confide.disk.files import replace_file
+from confide.disk.files import FileTooLarge, read_bounded, replace_file
 from confide.errors import ConfideError, InvalidPackage, UntrustedOwner
 from confide.packages.manifest import MAX_GROUPS, Group, Manifest
 from confide.packages.owner import OwnerKey, OwnerPublicKey
@@ -134,14 +134,14 @@ def read_checks(
     """
     limit = 2 * _OTHER_BYTES + sum(_VALUE_BYTES * group.columns + 5 for group in manifest.groups)
     try:
-        with path.open("rb") as file:
-            content = file.read(limit + 1)
+        signed = _decoded(read_bounded(path, limit), _SignedChecks)
+    except FileTooLarge:
+        signed = None
     except OSError as error:
         raise InvalidPackage(
             f"There are no check vectors at {path}, and without them a server's answers would have to be believed. "
             "Get them from the model's owner, who makes them with `confide checks SERVER_FOLDER --out FILE`."
         ) from error
-    signed = _decoded(content, _SignedChecks) if len(content) <= limit else None
     by = next(
         (key for key in (owner, *same_owner) if signed and key.signed(_statement(signed.checks), signed.signature)),
         None,

@@ -20,7 +20,7 @@ from torch import Tensor
 from confide.disk.files import hold_folder, name_file, replace_file
 from confide.errors import ConfideError, InvalidPackage
 from confide.packages.hint import hint_bytes, hint_size
-from confide.packages.manifest import HINT_FOLDER, Group, Manifest, PackageKind, hint_name, read_bounded
+from confide.packages.manifest import HINT_FOLDER, Group, Manifest, PackageKind, hint_name, read_package_file
 from confide.packages.owner import OwnerKey
 from confide.packages.server_package import ServerPackage
 from confide.packages.signing import file_digest, open_package, resign_package
@@ -143,7 +143,7 @@ def _record(path: Path) -> Path:
 def _whole(path: Path, group: Group) -> str | None:
     """The digest of a group's file that an earlier making finished; None where there is none, or it has changed."""
     try:
-        digest = read_bounded(_record(path), _MAX_RECORD).decode("ascii", "replace")
+        digest = read_package_file(_record(path), _MAX_RECORD).decode("ascii", "replace")
         whole = path.stat().st_size == hint_bytes(group) and file_digest(path) == digest
     except (InvalidPackage, FileNotFoundError):
         return None

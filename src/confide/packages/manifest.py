@@ -15,6 +15,7 @@ from typing import Annotated, Final, Literal, NoReturn
 
 import msgspec
 
+from confide.disk.files import FileTooLarge, read_bounded
 from confide.errors import InsecureParameters, InvalidPackage
 from confide.rlwe.parameters import MAX_ACTIVATION_BITS, MAX_COLUMNS, MIN_ACTIVATION_BITS, Parameters, Profile
 
@@ -67,7 +68,7 @@ def read_kind(folder: Path | str) -> PackageKind:
     """What a folder says it is; who says so is not checked. InvalidPackage where it is no package."""
     path = Path(folder) / MANIFEST_NAME
     try:
-        return msgspec.json.decode(read_bounded(path, MAX_MANIFEST_BYTES), type=_Kind).kind
+        return msgspec.json.decode(read_package_file(path, MAX_MANIFEST_BYTES), type=_Kind).kind
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise InvalidPackage(
             f"{path} does not say what kind of package this is; give a folder that `confide split` or `confide seal` "
@@ -233,7 +234,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> bytes:
 def read_manifest(folder: Path | str) -> Manifest:
     """A package's layer table, whoever wrote it. Raises InvalidPackage for whatever is wrong with it."""
     path = Path(folder) / MANIFEST_NAME
-    return parse_manifest(path, read_bounded(path, MAX_MANIFEST_BYTES))
+    return parse_manifest(path, read_package_file(path, MAX_MANIFEST_BYTES))
 
 
 def parse_manifest(path: Path, content: bytes) -> Manifest:
@@ -248,23 +249,28 @@ def parse_manifest(path: Path, content: bytes) -> Manifest:
 
 def open_file(path: Path) -> BufferedReader:
     """A package's file. OSError also for a pipe or a device, which may never end."""
-    if path.exists() and not path.is_file():
-        raise OSError(f"{path} is not a file")
+    _require_file(path)
     return path.open("rb")
 
 
-def read_bounded(path: Path, limit: int) -> bytes:
+def read_package_file(path: Path, limit: int) -> bytes:
     """The bytes of a package's file. InvalidPackage where it is missing or larger than `limit`."""
     try:
-        with open_file(path) as file:
-            content = file.read(limit + 1)
+        _require_file(path)
+        return read_bounded(path, limit)
+    except FileTooLarge as error:
+        raise InvalidPackage(
+            f"{path} is larger than its {limit:,} bytes at most; run `confide split` again."
+        ) from error
     except OSError as error:
         raise InvalidPackage(
             f"{path} cannot be read; give a folder that `confide split` or `confide seal` made."
         ) from error
-    if len(content) > limit:
-        raise InvalidPackage(f"{path} is larger than its {limit:,} bytes at most; run `confide split` again.")
-    return content
+
+
+def _require_file(path: Path) -> None:
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is not a file")
 
 
 def _check(path: Path, manifest: Manifest) -> None:

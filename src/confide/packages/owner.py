@@ -6,7 +6,6 @@ Needs neither torch nor transformers.
 import hashlib
 import os
 import re
-import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from cryptography.exceptions import InternalError, InvalidSignature, Unsupported
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from confide.disk.files import create_file
+from confide.disk.files import FileOpenToOthers, FileTooLarge, create_file, read_private
 from confide.disk.home import home
 from confide.errors import OwnerKeyError
 from confide.rlwe.streams import derive_key
@@ -143,15 +142,12 @@ class OwnerKey:
 
 def _read_private(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            content = file.read(_MAX_KEY_FILE + 1)
+        return read_private(path, _MAX_KEY_FILE)
+    except FileOpenToOthers as error:
+        raise OwnerKeyError(f"Others on this machine can reach the owner key; run `chmod 600 {path}` first.") from error
+    except FileTooLarge as error:
+        raise OwnerKeyError(f"{path} is too large for a key; give the file that `confide owner init` made.") from error
     except OSError as error:
         raise OwnerKeyError(
             f"The owner key {path} cannot be read ({error.strerror}); make one with `confide owner init`."
         ) from error
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise OwnerKeyError(f"Others on this machine can reach the owner key; run `chmod 600 {path}` first.")
-    if len(content) > _MAX_KEY_FILE:
-        raise OwnerKeyError(f"{path} is too large for a key; give the file that `confide owner init` made.")
-    return content

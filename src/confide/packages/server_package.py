@@ -16,7 +16,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from confide.errors import InvalidPackage
-from confide.packages.manifest import MASK_TENSOR, Group, Manifest, ModelDigest, PackageKind, read_bounded
+from confide.packages.manifest import MASK_TENSOR, Group, Manifest, ModelDigest, PackageKind, read_package_file
 from confide.packages.signing import SignedManifest, open_package
 from confide.rlwe.parameters import RING_DEGREE, Norms, Profile
 
@@ -58,7 +58,7 @@ def read_group(folder: Path, manifest: Manifest, index: int) -> StoredGroup:
     masked = manifest.profile is Profile.PRIVATE_WEIGHTS
     path = group_file(folder, index)
     size = group.rows * (group.columns + (RING_DEGREE if masked else 0))
-    content = read_bounded(path, size + _MAX_HEADER)
+    content = read_package_file(path, size + _MAX_HEADER)
     _require(path, hashlib.sha256(content).hexdigest() == manifest.files.get(path.name))
     try:
         matrices = load(content)

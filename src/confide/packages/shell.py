@@ -20,7 +20,7 @@ from confide.models.head import quantize_head
 from confide.models.protected import IntegerProduct, protect_group
 from confide.models.sharing import empty_model
 from confide.models.source import load_tokenizer
-from confide.packages.manifest import Manifest, PackageKind, joined, read_bounded
+from confide.packages.manifest import Manifest, PackageKind, joined, read_package_file
 from confide.packages.owner import OwnerPublicKey
 from confide.packages.signing import open_package, require_files
 
@@ -113,7 +113,7 @@ def _require_no_code(folder: Path, manifest: Manifest) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return msgspec.json.decode(read_bounded(path, _MAX_CONFIGURATION), type=dict[str, Any])
+        return msgspec.json.decode(read_package_file(path, _MAX_CONFIGURATION), type=dict[str, Any])
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise InvalidPackage(f"{path} is damaged; run `confide split` again.") from error
 

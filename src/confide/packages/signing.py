@@ -25,7 +25,7 @@ from confide.packages.manifest import (
     Record,
     open_file,
     parse_manifest,
-    read_bounded,
+    read_package_file,
     write_manifest,
 )
 from confide.packages.owner import OwnerKey, OwnerPublicKey
@@ -158,7 +158,7 @@ def open_package(
     of another one, InvalidPackage for a signature that does not hold and for whatever else is wrong.
     """
     folder = Path(folder)
-    content = read_bounded(folder / MANIFEST_NAME, MAX_MANIFEST_BYTES)
+    content = read_package_file(folder / MANIFEST_NAME, MAX_MANIFEST_BYTES)
     signature = read_signature(folder / SIGNATURE_NAME, Signature)
     owner = OwnerPublicKey.parse(signature.owner)
     require_trusted(folder, owner, trusted)
@@ -201,7 +201,7 @@ def require_signed(folder: Path, owner: OwnerPublicKey, statement: bytes, signat
 
 def read_signature(path: Path, kind: type[_Signature]) -> _Signature:
     """The signatures in a package's file. InvalidPackage where it holds no such thing."""
-    content = read_bounded(path, MAX_SIGNATURE_BYTES)
+    content = read_package_file(path, MAX_SIGNATURE_BYTES)
     try:
         return msgspec.json.decode(content, type=kind)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:

@@ -9,7 +9,7 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
-from confide.disk.files import replace_file
+from confide.disk.files import read_bounded, replace_file
 from confide.errors import OwnerKeyError
 from confide.packages.manifest import Digest, Record
 from confide.packages.owner import OwnerKey, OwnerPublicKey
@@ -90,8 +90,7 @@ def parse_statements(content: bytes) -> tuple[Statement, ...]:
 def read_statements(path: Path) -> tuple[Statement, ...]:
     """The same from a file."""
     try:
-        with path.open("rb") as file:
-            content = file.read(_MAX_BYTES + 1)
+        content = read_bounded(path, _MAX_BYTES)
     except OSError as error:
         raise OwnerKeyError(
             f"{path} cannot be read ({error.strerror}); give the {STATEMENTS_NAME} that the owner published."

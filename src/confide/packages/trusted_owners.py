@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from confide.disk.files import replace_file
+from confide.disk.files import read_bounded, replace_file
 from confide.disk.home import home, make_home
 from confide.errors import OwnerKeyError, UntrustedOwner
 from confide.packages.owner import OwnerPublicKey
@@ -118,8 +118,7 @@ def read_owners() -> OwnerBook:
     """All that stands in the file; nothing where there is none. OwnerKeyError for one that cannot be understood."""
     path = trusted_path()
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_FILE + 1)
+        content = read_bounded(path, MAX_FILE)
     except FileNotFoundError:
         return OwnerBook()
     except OSError as error:

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from confide.client.options import HybridOptions
+from confide.disk.files import read_bounded
 from confide.disk.home import home
 from confide.errors import InvalidSettings
 from confide.proxy.backend import Backend
@@ -49,12 +50,9 @@ class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename=
 def read_settings(path: Path) -> list[ModelSettings]:
     """The models of a settings file, with paths that hold wherever the proxy runs. InvalidSettings if not."""
     try:
-        with path.open("rb") as file:
-            content = file.read(_MAX_BYTES + 1)
+        content = read_bounded(path, _MAX_BYTES)
     except OSError as error:
         raise InvalidSettings(f"{path} cannot be read ({error.strerror}); give the file of your models.") from error
-    if len(content) > _MAX_BYTES:
-        raise InvalidSettings(f"{path} is larger than {_MAX_BYTES} bytes; list fewer models.")
     try:
         models = msgspec.toml.decode(content, type=_Document).model
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from confide.attest.evidence import MAX_EVIDENCE_BYTES, Evidence
+from confide.disk.files import FileTooLarge, read_bounded
 from confide.errors import EvidenceUnavailable
 
 REPORT_DATA_BYTES: Final = 64
@@ -31,11 +32,12 @@ def full_report_data(report_data: bytes) -> bytes:
 
 def read_file(path: Path, limit: int = MAX_EVIDENCE_BYTES) -> bytes:
     """A whole small file that a kernel makes up; EvidenceUnavailable where it is longer than it can honestly be."""
-    with path.open("rb") as file:
-        content = file.read(limit + 1)
-    if len(content) > limit:
-        raise EvidenceUnavailable(f"{path} gave more than {limit} bytes, which no evidence needs; update its driver.")
-    return content
+    try:
+        return read_bounded(path, limit)
+    except FileTooLarge as error:
+        raise EvidenceUnavailable(
+            f"{path} gave more than {limit} bytes, which no evidence needs; update its driver."
+        ) from error
 
 
 def write_file(path: Path, content: bytes) -> None:

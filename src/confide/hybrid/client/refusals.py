@@ -11,7 +11,7 @@ from typing import Annotated, Final
 
 import msgspec
 
-from confide.disk.files import replace_file, sync_folder
+from confide.disk.files import read_bounded, replace_file, sync_folder
 from confide.disk.home import home, make_home
 from confide.errors import RefusalListDamaged, ServerDistrusted
 from confide.hybrid.client.dial import authority, websocket_url
@@ -51,11 +51,7 @@ class RefusalList:
     def entries(self) -> list[Distrusted]:
         """Who is on it, oldest first. RefusalListDamaged where the file is not such a list or cannot be read."""
         try:
-            with self._path.open("rb") as file:
-                content = file.read(_MAX_FILE + 1)
-            if len(content) > _MAX_FILE:
-                raise ValueError("too large")
-            return msgspec.json.decode(content, type=list[Distrusted])
+            return msgspec.json.decode(read_bounded(self._path, _MAX_FILE), type=list[Distrusted])
         except FileNotFoundError:
             return []
         except (OSError, ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors

@@ -5,7 +5,6 @@ Needs neither torch nor transformers.
 
 import hashlib
 import os
-import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self
@@ -13,7 +12,7 @@ from typing import Final, Self
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from confide.disk.files import create_file
+from confide.disk.files import FileOpenToOthers, create_file, read_private
 from confide.errors import ModelKeyError
 
 KEY_BYTES: Final = 32
@@ -44,16 +43,15 @@ class ModelKey:
     def read(cls, path: Path) -> Self:
         """The key of a file. ModelKeyError where it is missing, not a key, or open to others on this machine."""
         try:
-            with path.open("rb") as file:
-                mode = os.fstat(file.fileno()).st_mode
-                content = file.read(KEY_BYTES + 1)
+            return cls(read_private(path, KEY_BYTES))
+        except FileOpenToOthers as error:
+            raise ModelKeyError(
+                f"Others on this machine can reach the model key; run `chmod 600 {path}` first."
+            ) from error
         except OSError as error:
             raise ModelKeyError(
                 f"The model key {path} cannot be read ({error.strerror}); give the file that `confide seal` made."
             ) from error
-        if mode & (stat.S_IRWXG | stat.S_IRWXO):
-            raise ModelKeyError(f"Others on this machine can reach the model key; run `chmod 600 {path}` first.")
-        return cls(content)
 
     def write(self, path: Path) -> None:
         """Make the key file, for this user only. ModelKeyError where a file is there: it is never replaced."""

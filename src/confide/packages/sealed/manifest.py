@@ -21,7 +21,7 @@ from confide.packages.manifest import (
     FileName,
     Name,
     Record,
-    read_bounded,
+    read_package_file,
 )
 from confide.packages.owner import OwnerKey, OwnerPublicKey
 from confide.packages.sealed.known_answers import FILE_NAME, MAX_BYTES
@@ -134,7 +134,7 @@ def read_signed(
     another one, InvalidPackage for a signature that does not hold and for whatever else is wrong.
     """
     path = folder / MANIFEST_NAME
-    content = read_bounded(path, MAX_MANIFEST_BYTES)
+    content = read_package_file(path, MAX_MANIFEST_BYTES)
     signature = read_signature(folder / SIGNATURE_NAME, _Signature)
     owner = OwnerPublicKey.parse(signature.owner)
     require_trusted(folder, owner, trusted)
