@@ -16,7 +16,7 @@ from tests.attest.families.forged_tpm import PCRS, Key, quote, signature
 
 from confide.attest.amd import Product
 from confide.attest.collateral_cache import Document, Response
-from confide.attest.collateral_nvidia import _rim
+from confide.attest.collateral_nvidia import rim_document
 from confide.attest.collateral_sources import (
     AmdPlatform,
     IntelPlatform,
@@ -29,7 +29,7 @@ from confide.attest.families.nvidia_rim import reference_chain
 from confide.attest.families.tpm import verify_quote
 from confide.attest.ocsp import response_end
 from confide.attest.reading.tpm import parse_registers
-from confide.attest.release import _measurements
+from confide.attest.release import parse_measurements
 from confide.errors import ConfideError
 
 from .script import Script
@@ -71,7 +71,11 @@ def vendor_answers(data: bytes) -> None:
 
 def gpu_services(data: bytes) -> None:
     """NVIDIA's services of manifests and of certificates' status."""
-    for read in (response_end, lambda body: reference_chain(body, "manifest"), lambda body: _rim(Response(200, body))):
+    for read in (
+        response_end,
+        lambda body: reference_chain(body, "manifest"),
+        lambda body: rim_document(Response(200, body)),
+    ):
         try:
             read(data)
         except ConfideError:
@@ -106,7 +110,7 @@ def tpm_registers(data: bytes) -> None:
 
 def release_statement(data: bytes) -> None:
     """What a builder signs, who may sign anything."""
-    _measurements(data)
+    parse_measurements(data)
 
 
 def _pieces(*pieces: bytes) -> bytes:

@@ -48,6 +48,8 @@ class _Peer:
 
     def settimeout(self, seconds: float) -> None: ...
 
+    def setsockopt(self, level: int, option: int, value: int) -> None: ...
+
     def close(self) -> None: ...
 
 
@@ -59,7 +61,7 @@ def _facts() -> tuple[Release, bytes, Parameters]:
 
 def _connect(stream: bytes, *, upgrade: bool = True) -> LayerConnection:
     peer = _Peer(stream, upgrade=upgrade)
-    with mock.patch("confide.hybrid.client.connection._connect", return_value=peer):
+    with mock.patch("socket.create_connection", return_value=peer):
         return LayerConnection(Dial("ws://127.0.0.1:1"), _facts()[0])
 
 

@@ -57,9 +57,9 @@ def runtime_data(data: bytes) -> None:
     """Azure's runtime data, as a paravisor of somebody's own may have them signed."""
     from confide.attest.families import azure
 
-    runtime = azure._runtime_data(data)
-    key = azure._attestation_key(runtime)
-    azure._identity(runtime, key)
+    runtime = azure.parse_runtime_data(data)
+    key = azure.attestation_key(runtime)
+    azure.runtime_identity(runtime, key)
 
 
 def nitro_document(data: bytes) -> None:

@@ -91,14 +91,14 @@ def _tiny_shell() -> tuple[Any, Path]:
     from confide.models.protected import protect_group
     from confide.models.source import open_model
     from confide.models.split import split
-    from confide.packages.shell import _empty_model
+    from confide.packages.shell import empty_shell
 
     folder = scratch("tiny")
     config = GPT2Config(vocab_size=3, n_positions=2, n_embd=2, n_layer=1, n_head=1, bos_token_id=0, eos_token_id=1)
     GPT2LMHeadModel(config).save_pretrained(folder)
     client = split(open_model(str(folder)), scratch("tiny-split"), owner=OWNER).client
     table = open_package(client, PackageKind.SHELL).manifest
-    model = _empty_model(client, table)
+    model = empty_shell(client, table)
     for index, group in enumerate(table.groups):
         protect_group(model, index, [group], lambda group, x: x)
     return model, client
@@ -106,23 +106,23 @@ def _tiny_shell() -> tuple[Any, Path]:
 
 def shell_weights(data: bytes) -> None:
     """A shell's safetensors file, signed as it is."""
-    from confide.packages.shell import SHELL_WEIGHTS, _load_weights
+    from confide.packages.shell import SHELL_WEIGHTS, load_weights
 
     model = _tiny_shell()[0]
     folder = scratch("shell-weights")
     (folder / SHELL_WEIGHTS).write_bytes(data)
-    _load_weights(model, folder, "cpu")
+    load_weights(model, folder, "cpu")
 
 
 def shell_config(data: bytes) -> None:
     """A shell's configuration, signed as it is. Whoever is trusted to sign may make a model as large as they like."""
-    from confide.packages.shell import _empty_model
+    from confide.packages.shell import empty_shell
 
     if re.search(rb"[0-9]{4}|[0-9.]e", data, re.IGNORECASE):
         return
     folder = scratch("shell-config")
     (folder / "config.json").write_bytes(data)
-    _empty_model(folder, open_package(_tiny_shell()[1], PackageKind.SHELL).manifest)
+    empty_shell(folder, open_package(_tiny_shell()[1], PackageKind.SHELL).manifest)
 
 
 def _seeds_of_shell_config() -> list[bytes]:

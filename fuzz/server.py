@@ -121,10 +121,10 @@ async def _talk(server: LayerServer, script: Script) -> list[bytes]:
         talk.on_ws_frame(transport, _frame(model.service, script))  # type: ignore[arg-type]
         await _turns(lambda: transport.reading)
     await _turns(lambda: not talk.busy)
-    licensee = talk._licensee
+    licensee = talk.licensee
     talk.on_ws_disconnected(transport)  # type: ignore[arg-type]
     await _turns(lambda: not server.busy)
-    if licensee is not None and (licensee.credit._bytes, licensee.credit._work) != (0, 0):
+    if licensee is not None and not licensee.credit.idle:
         raise AssertionError("credit is lost")
     return transport.sent
 

@@ -6,7 +6,7 @@ from unittest import mock
 
 import typer
 
-from confide.cli.generate import _Request
+from confide.cli.generate import parse_ids
 from confide.hybrid.client.connection import LayerConnection
 from confide.hybrid.client.dial import Dial
 from confide.hybrid.client.refusals import FILE_NAME, Breach, RefusalList
@@ -35,12 +35,11 @@ def address(data: bytes) -> None:
 
 def prompt_ids(data: bytes) -> None:
     """`--prompt-ids`."""
-    request = _Request(None, data.decode("utf-8", "surrogateescape"), 1, {}, None, False)
     try:
-        ids = request._ids(None, VOCABULARY)
+        ids = parse_ids(data.decode("utf-8", "surrogateescape"), VOCABULARY)
     except typer.BadParameter:
         return
-    if not 0 <= ids.min() <= ids.max() < VOCABULARY:
+    if not 0 <= min(ids) <= max(ids) < VOCABULARY:
         raise AssertionError("ids outside the vocabulary were taken")
 
 

@@ -1,4 +1,7 @@
-"""No test reaches into another module's privates: it goes the way that production goes, or by a documented name."""
+"""No test, fuzz target, benchmark, tool or example reaches into another module's privates.
+
+Each goes the way that production goes, or by a documented name.
+"""
 
 import ast
 import re
@@ -52,7 +55,8 @@ def test_no_test_reaches_into_privates() -> None:
     assert len(names) > 500
     found = [
         f"{path.relative_to(ROOT)}:{line}: {name}"
-        for path in sorted((ROOT / "tests").rglob("*.py"))
+        for folder in ("tests", "fuzz", "benchmarks", "tools", "examples")
+        for path in sorted((ROOT / folder).rglob("*.py"))
         for line, name in reached(ast.parse(path.read_text()), names)
     ]
     assert found == []

@@ -57,7 +57,7 @@ def nvidia_collateral(
         found = None if name is None else _manifest(cache, f"{service}/v1/rim/{name}", allow_stale)
         if found is not None:
             answers.append(found)
-            documents[kind] = _rim(found.response)
+            documents[kind] = rim_document(found.response)
             asked |= dict.fromkeys(pairwise(reference_chain(documents[kind], "manifest of the GPU")))
     statuses = [_status(cache, responder, one, issuer, allow_stale) for one, issuer in asked]
     if statuses:
@@ -83,10 +83,10 @@ def _manifest(cache: CollateralCache, url: str, allow_stale: bool) -> Document |
 
 def _no_end(response: Response) -> None:
     """A manifest has no end of its own: its signer's certificate has."""
-    _rim(response)
+    rim_document(response)
 
 
-def _rim(response: Response) -> bytes:
+def rim_document(response: Response) -> bytes:
     try:
         return base64.b64decode(msgspec.json.decode(response.body, type=_Answer).rim, validate=True)
     except (msgspec.MsgspecError, binascii.Error, ValueError, RecursionError) as error:

@@ -11,16 +11,16 @@ Standardization", 4.1.8.1: entries of GUID, offset and length, ended by an entry
 
 import struct
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Final, Literal, TypeVar
 from urllib.parse import unquote
 
 import msgspec
-from cryptography import x509
 
 from confide.attest.amd import CHIP_ID_BYTES, COMPONENTS, HARDWARE_ID_BYTES, TCB_BYTES, Product
+from confide.attest.chain import read_certificate, read_chain, read_crl
 from confide.attest.collateral import Collateral, Provenance
 from confide.attest.collateral_cache import CollateralCache, Document, Ends, Response
 from confide.attest.evidence import Family
@@ -190,23 +190,16 @@ def _signed_ends(name: str) -> Ends:
 
 
 def _crl_ends(response: Response) -> datetime | None:
-    return _parsed(lambda: x509.load_der_x509_crl(_der(response.body)).next_update_utc, "no revocation list")
+    return read_crl(_der(response.body), "vendor's revocation list").next_update_utc
 
 
 def _leaf_ends(response: Response) -> datetime:
-    return _parsed(lambda: x509.load_der_x509_certificate(response.body).not_valid_after_utc, "no certificate")
+    return read_certificate(response.body, "vendor's certificate").not_valid_after_utc
 
 
 def _chain_ends(response: Response) -> datetime:
-    certificates = _parsed(lambda: x509.load_pem_x509_certificates(response.body), "no chain of certificates")
-    return min(certificate.not_valid_after_utc for certificate in certificates)
-
-
-def _parsed(parse: Callable[[], T], missing: str) -> T:
-    try:
-        return parse()
-    except ValueError as error:
-        raise _unusable(missing) from error
+    chain = read_chain(response.body, "vendor's chain of certificates")
+    return min(certificate.not_valid_after_utc for certificate in chain)
 
 
 def _der(body: bytes) -> bytes:

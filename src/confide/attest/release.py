@@ -132,7 +132,7 @@ def verify_release(document: bytes, signer: Signer, now: datetime) -> Release:
     signed = bundle.signing_certificate.not_valid_before_utc
     if now < signed:
         raise OutsideValidity(f"The release was signed on {signed:%Y-%m-%d %H:%M}, which is later; check the time.")
-    return Release(identity.found, signed, _measurements(payload))
+    return Release(identity.found, signed, parse_measurements(payload))
 
 
 class _Identity:
@@ -205,7 +205,7 @@ def _issuer(certificate: x509.Certificate) -> str:
     return value[2:].decode("utf-8", "replace")
 
 
-def _measurements(payload: bytes) -> tuple[Measured, ...]:
+def parse_measurements(payload: bytes) -> tuple[Measured, ...]:
     try:
         statement = msgspec.json.decode(payload, type=_Statement)
         if statement.predicate_type != PREDICATE_TYPE:

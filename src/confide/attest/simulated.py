@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from confide.attest.chain import PARSE_ERRORS, read_certificate
 from confide.attest.collateral import Collateral
 from confide.attest.evidence import Evidence, Family
 from confide.attest.families.dcap_quote import (
@@ -49,7 +50,7 @@ from confide.attest.simulated_vendor import (
     sign,
 )
 from confide.disk.files import create_file, replace_file
-from confide.errors import AttestationError
+from confide.errors import AttestationError, MalformedEvidence
 
 _KEYS: Final = (*ISSUERS, "attestation")
 _QE_AUTH: Final = b"SIMULATED" + bytes(23)
@@ -98,9 +99,9 @@ class SimulatedTee:
         try:
             keys = {name: _read_key(folder / f"{name}.key") for name in _KEYS}
             certificates = {
-                name: x509.load_pem_x509_certificate((folder / f"{name}.pem").read_bytes()) for name in ISSUERS
+                name: read_certificate((folder / f"{name}.pem").read_bytes(), "certificate") for name in ISSUERS
             }
-        except (OSError, ValueError) as problem:
+        except (OSError, MalformedEvidence, *PARSE_ERRORS) as problem:
             raise AttestationError(
                 f"{folder} holds no simulated TEE; make one with `confide tee simulate init`."
             ) from problem

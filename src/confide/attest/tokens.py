@@ -23,8 +23,8 @@ from typing import Any, Final
 import jwt
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
-from cryptography.x509 import load_der_x509_certificate
 
+from confide.attest.chain import PARSE_ERRORS, read_certificate
 from confide.attest.check import Check, check, skipped
 from confide.attest.claims import Claims, RootKind, TcbStatus
 from confide.attest.evidence import MAX_EVIDENCE_BYTES, Family
@@ -127,7 +127,7 @@ def _key(kid: object, algorithm: str, service: VerifierService) -> jwt.PyJWK | R
         ]
         if len(fitting) == 1:
             return _public_key(fitting[0], algorithm)
-    except (jwt.PyJWTError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (jwt.PyJWTError, MalformedEvidence, LookupError, AttributeError, RecursionError, *PARSE_ERRORS):
         raise WrongCollateral(
             f"The keys of {service.service} in the policy are no JSON Web Key Set; put in the one it publishes."
         ) from None
@@ -141,7 +141,7 @@ def _public_key(key: _Json, algorithm: str) -> jwt.PyJWK | RSAPublicKey:
     """Azure publishes certificates instead of numbers. They are pinned, so nothing else in them counts."""
     if "n" in key or "x" in key:
         return jwt.PyJWK(dict(key), algorithm)
-    public = load_der_x509_certificate(base64.b64decode(key["x5c"][0])).public_key()
+    public = read_certificate(base64.b64decode(key["x5c"][0]), "certificate in x5c").public_key()
     if not isinstance(public, RSAPublicKey):
         raise ValueError("x5c is not for RSA")
     return public

@@ -197,11 +197,22 @@ class _Request:
             if tokenizer is None:
                 raise typer.BadParameter("this model has no tokenizer; give --prompt-ids")
             ids = tokenizer(self._prompt)["input_ids"]
+            _require_ids(ids, vocabulary)
         else:
-            try:
-                ids = [int(part) for part in self._prompt_ids.split(",")]
-            except ValueError:
-                raise typer.BadParameter("--prompt-ids takes numbers separated by commas") from None
-        if not ids or not all(0 <= token < vocabulary for token in ids):
-            raise typer.BadParameter(f"the prompt must be at least one token, each below {vocabulary}")
+            ids = parse_ids(self._prompt_ids, vocabulary)
         return torch.tensor([ids])
+
+
+def parse_ids(text: str, vocabulary: int) -> list[int]:
+    """The token ids of `--prompt-ids`, each below `vocabulary`; BadParameter if they are not that."""
+    try:
+        ids = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter("--prompt-ids takes numbers separated by commas") from None
+    _require_ids(ids, vocabulary)
+    return ids
+
+
+def _require_ids(ids: list[int], vocabulary: int) -> None:
+    if not ids or not all(0 <= token < vocabulary for token in ids):
+        raise typer.BadParameter(f"the prompt must be at least one token, each below {vocabulary}")

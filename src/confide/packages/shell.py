@@ -68,11 +68,11 @@ def load_shell(
     manifest = open_package(folder, PackageKind.SHELL, trusted).manifest
     require_files(folder, manifest)
     _require_no_code(folder, manifest)
-    model = _empty_model(folder, manifest)
+    model = empty_shell(folder, manifest)
     for first, parts in joined(manifest.groups):
         protect_group(model, first, parts, product)
     _fill_computed_buffers(model, device)
-    _load_weights(model, folder, device)
+    load_weights(model, folder, device)
     if GENERATION_SETTINGS in manifest.files:
         model.generation_config = GenerationConfig(**_generation_settings(folder / GENERATION_SETTINGS))
     model.requires_grad_(False)
@@ -118,7 +118,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise InvalidPackage(f"{path} is damaged; run `confide split` again.") from error
 
 
-def _empty_model(folder: Path, manifest: Manifest) -> PreTrainedModel:
+def empty_shell(folder: Path, manifest: Manifest) -> PreTrainedModel:
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         if config.model_type != manifest.model_type:
@@ -130,7 +130,7 @@ def _empty_model(folder: Path, manifest: Manifest) -> PreTrainedModel:
         raise InvalidPackage(f"{folder / 'config.json'} is missing or damaged; run `confide split` again.") from error
 
 
-def _load_weights(model: PreTrainedModel, folder: Path, device: torch.device | str) -> None:
+def load_weights(model: PreTrainedModel, folder: Path, device: torch.device | str) -> None:
     path = folder / SHELL_WEIGHTS
     try:
         tensors = load_file(path, device=str(device))

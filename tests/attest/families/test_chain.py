@@ -1,7 +1,9 @@
 """Chains: each rule that a forger could lean on."""
 
+import re
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from cryptography import x509
@@ -9,6 +11,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding
 
+import confide
 from confide.attest.chain import MAX_CHAIN_BYTES, read_certificate, read_chain, read_crl, revocation_check, verify_chain
 from confide.attest.check import Outcome
 from confide.attest.evidence import Family
@@ -193,3 +196,21 @@ def test_one_rule_of_time_for_lists() -> None:
         with pytest.raises(OutsideValidity, match=words):
             verify_chain(chain, Family.NVIDIA, ROOTS, NOW, crl(ROOT, begin=begin, end=end))
     assert verify_chain(chain, Family.NVIDIA, ROOTS, NOW, crl(ROOT, begin=NOW, end=NOW)) == NOW
+
+
+def test_a_list_of_no_known_version_is_refused() -> None:
+    """RFC 5280, 5.1.2.1: the version is 1, for v2. `cryptography` says so with an error that is no ValueError."""
+    good = crl(ROOT)
+    bad = good.replace(b"\x02\x01\x01", b"\x02\x01\x17", 1)
+    assert read_crl(good, "list").next_update_utc
+    assert bad != good
+    with pytest.raises(MalformedEvidence):
+        read_crl(bad, "list")
+
+
+def test_certificates_are_loaded_in_one_place() -> None:
+    """It alone knows those errors of `cryptography` that are no ValueErrors."""
+    folder = Path(confide.__file__).parent
+    loading = re.compile(r"load_(der|pem)_x509")
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*.py") if loading.search(path.read_text())}
+    assert found == {"attest/chain.py"}

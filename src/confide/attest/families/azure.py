@@ -110,8 +110,8 @@ def verify(evidence: Evidence, collateral: Collateral, roots: Roots, now: dateti
         hcl.evidence(evidence.parts), collateral, roots, now
     )
     _check_binding(hcl, processor)
-    runtime = _runtime_data(hcl.runtime_data)
-    key = _attestation_key(runtime)
+    runtime = parse_runtime_data(hcl.runtime_data)
+    key = attestation_key(runtime)
     quote, measurements = tpm.verify_quote(
         evidence.parts["quote"], evidence.parts["signature"], evidence.parts["pcrs"], key
     )
@@ -122,7 +122,7 @@ def verify(evidence: Evidence, collateral: Collateral, roots: Roots, now: dateti
         debug=processor.debug,
         tcb_status=processor.tcb_status,
         measurements=MappingProxyType(measurements),
-        identity=MappingProxyType(_identity(runtime, key)),
+        identity=MappingProxyType(runtime_identity(runtime, key)),
         advisories=processor.advisories,
         tcb_date=processor.tcb_date,
         valid_until=processor.valid_until,
@@ -149,7 +149,7 @@ def _check_binding(hcl: HclReport, processor: Claims) -> None:
         )
 
 
-def _runtime_data(content: bytes) -> Mapping[str, Any]:
+def parse_runtime_data(content: bytes) -> Mapping[str, Any]:
     """The JSON, once its hash has been compared."""
     try:
         runtime = json.loads(content)
@@ -160,7 +160,7 @@ def _runtime_data(content: bytes) -> Mapping[str, Any]:
     return runtime
 
 
-def _attestation_key(runtime: Mapping[str, Any]) -> rsa.RSAPublicKey:
+def attestation_key(runtime: Mapping[str, Any]) -> rsa.RSAPublicKey:
     """The one RSA key by the name of HCLAkPub (RFC 7517); MalformedEvidence if there is none, or more."""
     try:
         found = [key for key in runtime["keys"] if key["kid"] == _KEY_ID]
@@ -184,7 +184,7 @@ def _base64url(text: str) -> bytes:
         raise ValueError(str(error)) from None
 
 
-def _identity(runtime: Mapping[str, Any], key: rsa.RSAPublicKey) -> dict[str, bytes]:
+def runtime_identity(runtime: Mapping[str, Any], key: rsa.RSAPublicKey) -> dict[str, bytes]:
     """ak: SHA-256 of the key's SubjectPublicKeyInfo. vm_id, secure_boot and user_data as the paravisor writes them."""
     encoded = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     identity = {"ak": hashlib.sha256(encoded).digest()}

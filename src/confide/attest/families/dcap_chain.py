@@ -66,7 +66,7 @@ def _check_link(issued: x509.Certificate, issuer: x509.Certificate, root: x509.C
 def _is_authority(certificate: x509.Certificate) -> bool:
     try:
         return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
+    except (x509.ExtensionNotFound, *PARSE_ERRORS):
         return False
 
 

@@ -61,11 +61,15 @@ class Credit:
         self._bytes = self._work = 0
         self._parent = parent
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is in flight."""
+        return self._bytes == self._work == 0
+
     def has(self, cost: Cost) -> bool:
         """Whether there is enough left, or nothing in flight: the largest request must be possible."""
-        idle = not (self._bytes or self._work)
         fits = self._bytes + cost.bytes <= self._most.bytes and self._work + cost.work <= self._most.work
-        return (idle or fits) and (self._parent is None or self._parent.has(cost))
+        return (self.idle or fits) and (self._parent is None or self._parent.has(cost))
 
     def take(self, cost: Cost) -> None:
         """A request is in flight."""

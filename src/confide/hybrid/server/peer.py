@@ -56,7 +56,7 @@ class Peer(WSListener):
     def __init__(self, server: "LayerServer", model: "HostedModel") -> None:
         self._server = server
         self._model = model
-        self._licensee: Licensee | None = None
+        self.licensee: Licensee | None = None
         self._account: Account
         self._blocks = Blocks(model.ahead_tokens, model.maker.forget)
         self._credit: Credit
@@ -101,10 +101,10 @@ class Peer(WSListener):
         self._limit_rate(frame.payload_size)
         if kind in (WSMsgType.PING, WSMsgType.PONG):
             return
-        if self._licensee is not None:  # nothing else counts before the greeting is in
+        if self.licensee is not None:  # nothing else counts before the greeting is in
             self._heard_at = time.monotonic()
         try:
-            if self._licensee is None and frame.payload_size > wire.MAX_GREETING:
+            if self.licensee is None and frame.payload_size > wire.MAX_GREETING:
                 raise MalformedMessage("The first message is larger than a greeting; connect with a Confide client.")
             message = _decode(frame)
             if self._inbox or not self._deal_with(message):
@@ -187,12 +187,12 @@ class Peer(WSListener):
         return True
 
     def _require_greeted(self) -> Licensee:
-        if self._licensee is None:
+        if self.licensee is None:
             raise ProtocolError("The first message must be a greeting; connect with a Confide client.")
-        return self._licensee
+        return self.licensee
 
     def _greet(self, message: wire.Hello) -> None:
-        if self._licensee is not None:
+        if self.licensee is not None:
             raise ProtocolError("A connection is greeted once; open another one for another licence.")
         server, limits = self._server, self._server.limits
         account = self._account = self._model.service.authenticate(message)
@@ -200,7 +200,7 @@ class Peer(WSListener):
         licensee = server.licensee(account)
         if len(licensee.peers) >= limits.connections_per_licence:
             raise ServerBusy("The licence has all the connections it may have; close one, or try again in a minute.")
-        self._licensee = licensee
+        self.licensee = licensee
         licensee.peers.add(self)
         self._credit = Credit(limits.bytes_in_flight, limits.work_in_flight, licensee.credit)
         self._doorman.leave()
@@ -269,7 +269,7 @@ class Peer(WSListener):
 
     def _log(self, event: str, **fields: str | int) -> None:
         """A line for the operator: who, by the licence's public id, and what kind of thing happened."""
-        licence = self._account.licence.id.hex() if self._licensee is not None else None
+        licence = self._account.licence.id.hex() if self.licensee is not None else None
         _log.info("client %s", event, extra={"fields": {"licence": licence} | fields})
 
     # -- writing and parting -----------------------------------------------------------------------------------
@@ -297,11 +297,11 @@ class Peer(WSListener):
         self._blocks.clear()
         self._places.clear()
         self._model.batcher.forget(self)
-        if self._licensee is not None:
-            self._licensee.peers.discard(self)
+        if self.licensee is not None:
+            self.licensee.peers.discard(self)
             while self._flying:
                 self._credit.give_back(self._flying.popitem()[1])
-            self._licensee.go_on()
+            self.licensee.go_on()
 
     def _part(self, error: ConfideError) -> None:
         if self._parted:
@@ -332,7 +332,7 @@ class Peer(WSListener):
         """Let a client go that has not greeted, has said nothing for long, or does not read its answers."""
         now = time.monotonic()
         limits = self._server.limits
-        patience = limits.idle_seconds if self._licensee is not None else limits.greeting_seconds
+        patience = limits.idle_seconds if self.licensee is not None else limits.greeting_seconds
         if not self._writable and now - self._stuck_since > limits.write_seconds:
             self._parted = True
             self._transport.disconnect(graceful=False)
