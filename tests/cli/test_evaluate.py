@@ -149,6 +149,11 @@ def test_bits_of_attention(tmp_path: Path) -> None:
     assert 0.2 < found["heads"]["all heads"]["3"]["top_1"]["value"] < 1
     assert json.loads((tmp_path / "attention.json").read_text()) == found
     assert (tmp_path / "attention.png").read_bytes().startswith(b"\x89PNG")
+    table = list(csv.DictReader((tmp_path / "attention.csv").open()))
+    one = next(row for row in table if (row["variant"], row["quantity"]) == ("all heads, 3 bits", "top_1"))
+    assert float(one["value"]) == found["heads"]["all heads"]["3"]["top_1"]["value"]
+    assert (one["text_sha256"], one["confide"]) == (found["text_sha256"], found["versions"]["confide"])
+    assert "all heads, 3 bits & top\\_1" in (tmp_path / "attention.tex").read_text()
     shown = evaluate(*STUDY, "--out", tmp_path)
     assert "42 tokens in 6 sentences" in shown
     assert "…" not in shown

@@ -1,9 +1,6 @@
 """`confide evaluate`: what quantization costs in quality, and that the protocol costs nothing on top."""
 
 import dataclasses
-import hashlib
-import json as jsonlib
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,9 +16,7 @@ from confide.cli import evaluate_attention, measuring, output
 from confide.cli.calibration import calibration_texts
 from confide.cli.measuring import Model, Out, TopK
 from confide.cli.options import ActivationBits, Calibrate, Json, Protect, WeightBits
-from confide.disk.files import replace_file
 from confide.errors import EvaluationError
-from confide.version import VERSION
 
 if TYPE_CHECKING:
     from confide.evaluate.results import Results, Settings
@@ -263,15 +258,12 @@ class _Evaluation:
             protected_layers=self._request.protect,
             weight_bits=self._request.sweep_bits or " ".join(self._request.weight_bits or ["default"]),
             activation_bits=" ".join(self._request.activation_bits or ["default"]),
-            calibration=_digest(self._request.calibrate),
+            calibration=measuring.file_digest(self._request.calibrate),
             **self._options,
         )
 
     def report(self, found: Mapping[str, Any], table: Table, draw: Callable[[Path], None]) -> None:
         """Print what was found, keep it and its chart in the folder for results, and fail if simulation differed."""
-        import torch
-        import transformers
-
         from confide.evaluate.statistics import CONFIDENCE
 
         answer = {
@@ -281,12 +273,10 @@ class _Evaluation:
             "context": self.windows.context,
             "scored_tokens": self.windows.scored_tokens,
             "confidence": CONFIDENCE,
-            "text_sha256": _digest(self._request.text_file),
-            "versions": {"confide": VERSION, "torch": torch.__version__, "transformers": transformers.__version__},
+            **measuring.provenance(self._request.text_file),
             "protect": self._request.protect,
             "weight_bits": self._request.sweep_bits or self._request.weight_bits,
             "activation_bits": self._request.activation_bits,
-            "measured": output.utc(time.time()),
             "models": found,
             **({} if self._identical is None else {"identical": self._identical}),
         }
@@ -299,24 +289,13 @@ class _Evaluation:
             raise typer.Exit(DIFFERS)
 
     def _keep(self, answer: dict[str, Any], draw: Callable[[Path], None]) -> list[Path]:
-        from confide.evaluate.export import as_csv, as_latex, rows
-
         out = self._request.out
         if out is None:
             return []
-        values, chart = out / f"{self._name}.json", out / f"{self._name}.png"
-        replace_file(values, (jsonlib.dumps(answer, indent=2) + "\n").encode())
-        table, settings = rows(answer["models"]), self._described(answer)
-        csv, latex = out / f"{self._name}.csv", out / f"{self._name}.tex"
-        replace_file(csv, as_csv(table, settings).encode())
-        replace_file(latex, as_latex(table, settings, self.title).encode())
+        kept = measuring.keep_results(out, self._name, answer, answer["models"], self._settings, self.title)
+        chart = out / f"{self._name}.png"
         draw(chart)
-        return [values, csv, latex, chart]
-
-    def _described(self, answer: dict[str, Any]) -> dict[str, str]:
-        """What a table says of itself."""
-        facts = {"text sha256": answer["text_sha256"], "confide": VERSION, "measured": answer["measured"]}
-        return {**self._settings, **facts}
+        return [*kept, chart]
 
     def _show(self, table: Table, kept: list[Path]) -> None:
         output.console.print(table)
@@ -332,10 +311,6 @@ class _Evaluation:
             output.console.print("Simulated and quantized [bold red]differ[/]: please report this, with the command.")
         for path in kept:
             output.console.print(f"Written: {escape(str(path))}", soft_wrap=True)
-
-
-def _digest(path: Path | None) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path else "none"
 
 
 def _sweep_range(request: _Request) -> list[int]:

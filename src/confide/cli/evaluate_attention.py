@@ -1,10 +1,10 @@
 """`confide evaluate attention`: how many bits attention needs when it is computed in integers."""
 
 import dataclasses
-import json as jsonlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,13 +15,12 @@ from rich.table import Table
 from confide.cli import measuring, output
 from confide.cli.measuring import FEW_WINDOWS, Model, Out, TopK
 from confide.cli.options import Json
-from confide.disk.files import replace_file
 from confide.errors import EvaluationError
 
 if TYPE_CHECKING:
     from confide.attention.heads import Heads
     from confide.evaluate.agreement import Agreement, WindowChoices
-    from confide.evaluate.results import Results
+    from confide.evaluate.results import Results, Settings
     from confide.evaluate.windows import Windows
     from confide.models.source import Source
 
@@ -98,6 +97,7 @@ class _Study:
             self._sentences = sample_sentences(stock, sentences, tokens, _SENTENCES_SEED)
         else:
             self._sentences = _sentences_of(text_file, self._source, sentences, tokens)
+        self._text_file = text_file
         self._text = text_file.name if text_file else "its own text"
 
     def measure(self, out: Path | None, *, quiet: bool) -> Found:
@@ -122,21 +122,26 @@ class _Study:
     @contextmanager
     def _results(self, out: Path | None) -> "Iterator[Results[WindowChoices]]":
         from confide.evaluate.agreement import WindowChoices
-        from confide.evaluate.identity import evaluation_settings
         from confide.evaluate.results import Results, keep_results
 
         if out is None:
             yield Results(WindowChoices)
             return
-        settings = evaluation_settings(
+        with keep_results(out / f"{_NAME}.jsonl", WindowChoices, self._settings) as results:
+            yield results
+
+    @cached_property
+    def _settings(self) -> "Settings":
+        """What the results depend on. EvaluationError where it cannot be told which version of the model this is."""
+        from confide.evaluate.identity import evaluation_settings
+
+        return evaluation_settings(
             self._source,
             self._sentences,
             layers=str(self._layers),
             calibration=self._calibration.digest,
             top_k=str(self._ks),
         )
-        with keep_results(out / f"{_NAME}.jsonl", WindowChoices, settings) as results:
-            yield results
 
     def report(self, found: Found, out: Path | None, *, as_json: bool) -> None:
         """Print what was found, and keep it and its chart in the folder for results."""
@@ -150,6 +155,7 @@ class _Study:
             "sentences": len(self._sentences),
             "scored_tokens": self._sentences.scored_tokens,
             "confidence": CONFIDENCE,
+            **measuring.provenance(self._text_file),
             "heads": {
                 name: {
                     str(bits): {f"top_{k}": dataclasses.asdict(of.agreement) for k, of in by_k.items()}
@@ -175,8 +181,7 @@ class _Study:
 
         if out is None:
             return []
-        values, chart = out / f"{_NAME}.json", out / f"{_NAME}.png"
-        replace_file(values, (jsonlib.dumps(answer, indent=2) + "\n").encode())
+        chart = out / f"{_NAME}.png"
         layers = f"layer{'s' if len(self._layers) > 1 else ''} {', '.join(map(str, self._layers))}"
         curves = {
             f"{name} of {layers}": {k: {bits: by_k[k].agreement for bits, by_k in by_bits.items()} for k in self._ks}
@@ -184,7 +189,10 @@ class _Study:
         }
         title = f"{Path(self._source.name).name}: attention in integers, {len(self._sentences)} sentences"
         draw_attention_bits(chart, title, curves)
-        return [values, chart]
+        by_variant = {
+            f"{name}, {bits} bits": of for name, by_bits in answer["heads"].items() for bits, of in by_bits.items()
+        }
+        return [*measuring.keep_results(out, _NAME, answer, by_variant, self._settings, title), chart]
 
     def _table(self, found: Found) -> Table:
         made = measuring.table("", "bits", *(f"top {k}, %" for k in self._ks))

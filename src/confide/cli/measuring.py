@@ -1,11 +1,14 @@
 """What the measures of `confide evaluate` have in common: options, progress, interruptions and tables."""
 
+import hashlib
+import json as jsonlib
 import re
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -13,9 +16,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from confide.cli import output
+from confide.disk.files import replace_file
 from confide.errors import EvaluationError
+from confide.version import VERSION
 
 if TYPE_CHECKING:
+    from confide.evaluate.results import Settings
     from confide.evaluate.run import OnProgress
     from confide.evaluate.statistics import Estimate
 
@@ -57,6 +63,43 @@ def interruptible(out: Path | None) -> Iterator[None]:
         else:
             output.note(f"Interrupted; what was measured is kept in {out}, and the same command goes on from there.")
         sys.exit(130)  # rather than an Exit, to which a note about packs would be added
+
+
+def provenance(text_file: Path | None) -> dict[str, Any]:
+    """What results say of where they come from: the text's digest, the versions that computed, and when."""
+    import torch
+    import transformers
+
+    return {
+        "text_sha256": file_digest(text_file),
+        "versions": {"confide": VERSION, "torch": torch.__version__, "transformers": transformers.__version__},
+        "measured": output.utc(time.time()),
+    }
+
+
+def file_digest(path: Path | None) -> str:
+    """SHA-256 of a file that a person named, or that there is none."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path else "none"
+
+
+def keep_results(
+    out: Path, name: str, answer: Mapping[str, Any], by_variant: Mapping[str, Any], settings: "Settings", title: str
+) -> list[Path]:
+    """Write an answer as JSON, and its estimates by variant as CSV and LaTeX with what they depend on. The files."""
+    from confide.evaluate.export import as_csv, as_latex, rows
+
+    table = rows(by_variant)
+    facts = {"text sha256": answer["text_sha256"], "confide": VERSION, "measured": answer["measured"]}
+    described = {**settings, **facts}
+    contents = {
+        "json": jsonlib.dumps(answer, indent=2) + "\n",
+        "csv": as_csv(table, described),
+        "tex": as_latex(table, described, title),
+    }
+    files = {out / f"{name}.{kind}": content for kind, content in contents.items()}
+    for path, content in files.items():
+        replace_file(path, content.encode())
+    return list(files)
 
 
 def read_text(path: Path) -> str:
