@@ -99,6 +99,23 @@ def test_lines_are_not_cut_where_programs_read_them() -> None:
     assert any("no/such/folder" in line and line.rstrip().endswith("made.") for line in done.stderr.splitlines())
 
 
+@pytest.mark.parametrize("stream", ["console", "messages"])
+def test_sentences_in_a_pipe_stay_one_line_and_tables_keep_their_shape(stream: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    program = f"""
+from rich.panel import Panel
+from confide.cli import output
+output.{stream}.print("word " * 40 + "end")
+output.{stream}.print(Panel("word " * 40 + "end"))
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    first, *panel = (done.stdout or done.stderr).splitlines()
+    assert first == "word " * 40 + "end"
+    assert len(panel) > 3
+    assert "end" in panel[-2]
+
+
 def test_a_reader_that_leaves_is_no_error() -> None:
     command = f"{sys.executable} -m confide --version --json | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)

@@ -38,10 +38,15 @@ class _Terminal(Console):
             # Those of control are the console's own: a progress bar's, say.
             yield segment if segment.control else segment._replace(text=printable(segment.text, keep=KEPT))
 
+    def print(self, *objects: Any, **options: Any) -> None:
+        """In a pipe sentences are as long as they are, unless a width is asked for: programs read them."""
+        if not (self.is_terminal or "COLUMNS" in os.environ) and all(isinstance(one, str) for one in objects):
+            options["soft_wrap"] = True
+        super().print(*objects, **options)
+
 
 console = _Terminal(highlight=False)
-messages = _Terminal(stderr=True, highlight=False, soft_wrap=not (sys.stderr.isatty() or "COLUMNS" in os.environ))
-"""In a pipe lines are as long as they are, unless a width is asked for: programs read them."""
+messages = _Terminal(stderr=True, highlight=False)
 
 
 def result(value: dict[str, Any]) -> None:
