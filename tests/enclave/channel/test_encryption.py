@@ -66,6 +66,14 @@ def test_a_cut_request_is_refused(data: st.DataObject) -> None:
         open_request(KEY, sent + b"\0")
 
 
+def test_a_request_without_its_last_frame_is_refused() -> None:
+    """Every frame that came is whole: only that the last one is missing tells."""
+    sent = EncryptedExchange(KEY.public).request(HEAD, b"body")
+    last = 4 + len(b"body") + 16  # length, ciphertext, tag
+    with pytest.raises(ChannelError):
+        open_request(KEY, sent[:-last])
+
+
 @settings(deadline=None, max_examples=200)
 @given(st.binary(max_size=200))
 def test_noise_is_refused(noise: bytes) -> None:
