@@ -12,7 +12,7 @@ import typer
 
 from confide.cli import output
 from confide.cli.files import read_file
-from confide.cli.options import Ca, InsecureNoTls, Json, Licence, Offline, SimulatedRoot, UserPolicy
+from confide.cli.options import Ca, Checks, InsecureNoTls, Json, Licence, Offline, Proxy, SimulatedRoot, UserPolicy
 from confide.errors import ConfideError, InsecureConnection, ProxyNotRunning
 from confide.net.loopback import is_loopback
 
@@ -39,6 +39,12 @@ def command(
         str | None, typer.Option(help="For a client folder: the public key that must have signed it.")
     ] = None,
     licence: Licence = "",
+    checks: Checks = None,
+    proxy: Proxy = None,
+    patience: Annotated[
+        float | None,
+        typer.Option(help="For a client folder: seconds that a question waits for a server that goes away.", min=0),
+    ] = None,
     name: Annotated[str, typer.Option(help="What programs call the model; its own name without.")] = "",
     config: Annotated[Path | None, typer.Option(help="TOML file of models; that of `confide setup` without.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
@@ -64,23 +70,34 @@ def command(
 
     if config is None and not targets and server is None and default_path().exists():
         config = default_path()
+    own: dict[str, Any] = {
+        "policy": _text(policy),
+        "simulated_root": _text(simulated_root),
+        "offline": offline,
+        "server": server,
+        "owner": owner,
+        "checks": _text(checks),
+        "proxy": proxy,
+        "patience": patience,
+        "name": name,
+        "ca": _text(ca),
+        "insecure_no_tls": insecure_no_tls,
+    }
     if config is not None:
-        if targets:
-            raise typer.BadParameter("give either --config or an address")
+        foreign = [
+            f"--{option.replace('_', '-')}"
+            for option, value in own.items()
+            if value is not None and value is not False and value != ""
+        ]
+        if targets or foreign:
+            what = " and ".join([*foreign, "an address"] if targets else foreign)
+            raise typer.BadParameter(f"give either a file of models, {config}, or {what}")
         models = read_settings(config)
     else:
-        common: dict[str, Any] = {"name": name, "ca": _text(ca), "insecure_no_tls": insecure_no_tls}
-        if server is not None:
-            if len(targets or ()) != 1:
-                raise typer.BadParameter("--server goes with one client folder")
-            models = [ModelSettings(shell=(targets or [""])[0], server=server, owner=owner, **common)]
-        else:
-            of_enclave: dict[str, Any] = {
-                "policy": _text(policy),
-                "simulated_root": _text(simulated_root),
-                "offline": offline,
-            }
-            models = [ModelSettings(url=url, **of_enclave, **common) for url in targets or []]
+        if server is not None and len(targets or ()) != 1:
+            raise typer.BadParameter("--server goes with one client folder")
+        place = "url" if server is None else "shell"
+        models = [ModelSettings(**own | {place: target}) for target in targets or []]
         if not models:
             raise typer.BadParameter(
                 "give an address, a client folder with --server, or --config; or answer `confide setup` once"
