@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import httpx
 import msgspec
+from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -15,6 +16,7 @@ from confide.client.attested import Standing, verify_workload
 from confide.client.hop import TIMEOUT, server_address, tls_context
 from confide.client.relying_party import RelyingParty
 from confide.client.transport import AsyncEncryptedTransport
+from confide.enclave.api.answer import while_connected
 from confide.enclave.api.problems import problem
 from confide.errors import ConfideError, KeyChanged, ProtocolError
 from confide.proxy.backend import Backend
@@ -110,14 +112,16 @@ class WorkloadBackend(Backend):
     async def answer(self, path: str, question: dict[str, Any], scope: Scope, receive: Receive, send: Send) -> None:
         """As the workload answers it. One that has another key by now answered nothing: it is verified, and asked."""
         asked = question | {"model": self._served[0]} if self.name else question
-        body = msgspec.json.encode(asked)
-        try:
-            response = await self._send(path, body)
-        except KeyChanged:
-            await self.ready()
-            response = await self._send(path, body)
+        response = await while_connected(Request(scope, receive), self._asked(path, msgspec.json.encode(asked)))
         headers = {name: response.headers[name] for name in _HANDED_ON if name in response.headers}
         await _Streamed(response, headers, self.failed)(scope, receive, send)
+
+    async def _asked(self, path: str, body: bytes) -> httpx.Response:
+        try:
+            return await self._send(path, body)
+        except KeyChanged:
+            await self.ready()
+            return await self._send(path, body)
 
     async def _send(self, path: str, body: bytes) -> httpx.Response:
         request = self._inside.build_request(
