@@ -1,13 +1,12 @@
 """Clients as they are, given nothing but the proxy's address: what they send is answered, or refused by a sentence.
 
-The larger ones are installed by `make clients` into .venv-clients, because they want other versions of what Confide uses.
+The larger ones are installed by `make clients` into .venv-clients: they want other versions of what Confide uses.
 """
 
 import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,6 +170,20 @@ def test_curl_that_is_stopped_stops_the_work(place: Place) -> None:
     stopped(place, before)
 
 
+# -- Node -------------------------------------------------------------------------------------------------------
+
+needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="Node is not installed")
+
+
+@needs_node
+def test_the_fetch_of_node(place: Place) -> None:
+    before = place.engine.stopped
+    got = json.loads(place.run("node", SCRIPTS / "fetch.mjs"))
+    assert (got["whole"], got["streamed"], got["names"]) == (SAID, SAID, ["echo"])
+    assert got["failure"] == "404 This model is not served here; /v1/models says which are."
+    stopped(place, before)
+
+
 # -- editors ----------------------------------------------------------------------------------------------------
 
 FILL_IN = "<fim_prefix>def add(a, b):\n    return <fim_suffix>\n<fim_middle>"
@@ -185,7 +198,10 @@ def ask(place: Place, path: str, body: dict[str, Any]) -> httpx.Response:
 
 def test_an_editor_that_chats(place: Place) -> None:
     body = CHAT | SHARED | {"stream": True, "stop": STOPS, "prediction": {"type": "content", "content": "x"}}
-    body["messages"] = [{"role": "system", "content": "You edit."}, {"role": "user", "content": [{"type": "text", "text": "hi"}]}]
+    body["messages"] = [
+        {"role": "system", "content": "You edit."},
+        {"role": "user", "content": [{"type": "text", "text": "hi"}]},
+    ]
     assert chatted(ask(place, "/chat/completions", body).text) == "You said: system: You edit. | user: hi"
 
 
@@ -211,3 +227,59 @@ def test_what_an_editor_may_not_have_is_said(place: Place, path: str, more: dict
     refused = ask(place, path, {"model": "echo", **more})
     assert refused.status_code in (400, 404)
     assert words in refused.json()["error"]["message"]
+
+
+# -- what `make clients` installs -------------------------------------------------------------------------------
+
+
+def installed(path: str) -> Path:
+    """A program or folder of .venv-clients."""
+    found = INSTALLED / path
+    if not found.exists():
+        assert "CI" not in os.environ, "The long tests need what `make clients` installs."
+        pytest.skip("not installed; `make clients` does that")
+    return found
+
+
+def shown(place: Place, got: dict[str, Any], before: int) -> None:
+    """It was answered as it should be, told what it may not have, and stopped the work that it left."""
+    assert (got["whole"], got["streamed"], got["text"].strip()) == (SAID, SAID, "You said: a")
+    assert got["usage"] == len(f"{SAID} user: good morning".split())
+    assert got.get("embedding", [3.0, 0.5]) == [3.0, 0.5]
+    assert "This model is not served here; /v1/models says which are." in got["failure"]
+    stopped(place, before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["langchain", "litellm", "llamaindex"])
+def test_libraries(place: Place, name: str) -> None:
+    python = installed("bin/python")
+    before = place.engine.stopped
+    more = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "OPENAI_API_BASE": f"{place.url}/v1"}
+    shown(place, json.loads(place.run(python, SCRIPTS / "libraries.py", name, **more).splitlines()[-1]), before)
+
+
+@pytest.mark.slow
+@needs_node
+def test_openai_for_node(place: Place) -> None:
+    modules = installed("node_modules/openai").parent
+    before = place.engine.stopped
+    got = json.loads(place.run("node", SCRIPTS / "openai.cjs", NODE_PATH=str(modules)))
+    assert (got["names"], got["failure"][:13]) == (["echo"], "NotFoundError")
+    shown(place, got, before)
+
+
+@pytest.mark.slow
+def test_llm(place: Place, tmp_path: Path) -> None:
+    """By a file of its own: it does not read the environment for where other models are."""
+    llm = installed("bin/llm")
+    common = {"model_name": "echo", "api_base": f"{place.url}/v1", "api_key_name": "confide"}
+    models = [common | {"model_id": "private"}, common | {"model_id": "text", "completion": True}]
+    (tmp_path / "extra-openai-models.yaml").write_text(json.dumps(models))  # which is YAML too
+
+    def answer(*arguments: str) -> str:
+        return place.run(llm, *arguments, "--key", KEY, LLM_USER_PATH=str(tmp_path)).strip()
+
+    assert answer("-m", "private", "good morning") == SAID
+    assert answer("-m", "private", "--no-stream", "good morning") == SAID
+    assert answer("-m", "text", "a") == "You said: a"
