@@ -15,7 +15,7 @@ import httpx
 import msgspec
 from msgspec import Meta
 
-from confide.disk.files import create_file, replace_file
+from confide.disk.files import create_file, open_own, replace_file
 from confide.disk.home import home, make_home
 from confide.errors import ProxyNotRunning
 
@@ -83,11 +83,11 @@ def recall() -> Running:
 
 def _own(path: Path) -> bytes:
     """A file of this user's alone. OSError, ProxyNotRunning."""
-    with path.open("rb") as file:
-        facts = os.fstat(file.fileno())
-        if facts.st_uid != os.geteuid() or facts.st_mode & 0o077:
-            raise ProxyNotRunning(f"{path} is not yours alone; remove it, and start the proxy again.")
-        return file.read(_MAX_BYTES)
+    try:
+        with os.fdopen(open_own(path), "rb") as file:
+            return file.read(_MAX_BYTES)
+    except PermissionError:
+        raise ProxyNotRunning(f"{path} is not yours alone; remove it, and start the proxy again.") from None
 
 
 def ask(running: Running, path: str, *, method: str = "GET") -> dict[str, Any]:
