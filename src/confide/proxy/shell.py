@@ -10,10 +10,9 @@ import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from confide.client.options import HybridOptions
-from confide.enclave.api.answer import Serving
-from confide.enclave.api.app import api_app
 from confide.enclave.api.limits import Limits
 from confide.errors import PASSING, ConfideError, IntegrityError, ServerDistrusted, WrongMode
+from confide.extras import named_extras
 from confide.proxy.backend import Backend
 from confide.proxy.facts import hybrid_facts
 
@@ -65,15 +64,16 @@ class ShellBackend(Backend):
             self._engine = self._app = None
         loop = asyncio.get_running_loop()
         try:
-            engine = await asyncio.to_thread(self._open, lambda error: loop.call_soon_threadsafe(self._failed, error))
+            engine, app = await asyncio.to_thread(
+                self._open, lambda error: loop.call_soon_threadsafe(self._failed, error)
+            )
         except ServerDistrusted:
             self._wrong = None  # the list knows of it now, and whoever clears the list decides
             raise
         if self._wrong is not None:
             await engine.close()
             raise self._wrong
-        self._engine = engine
-        self._app = api_app(Serving(engine, limits=_LIMITS))
+        self._engine, self._app = engine, app
 
     async def look(self) -> None:
         """By a ping, where no question is under way."""
@@ -85,15 +85,19 @@ class ShellBackend(Backend):
             self._wrong = error
         self.failed(error)
 
-    def _open(self, on_failure: Callable[[ConfideError], object]) -> Any:
-        # Only where it is wanted: importing torch and transformers takes seconds.
-        from confide.hybrid.model import HybridModel
-        from confide.proxy.shell_engine import ShellEngine
+    def _open(self, on_failure: Callable[[ConfideError], object]) -> tuple[Any, ASGIApp]:
+        # Only where it is wanted: importing torch and transformers takes seconds, and other backends need neither.
+        with named_extras():
+            from confide.enclave.api.answer import Serving
+            from confide.enclave.api.app import api_app
+            from confide.hybrid.model import HybridModel
+            from confide.proxy.shell_engine import ShellEngine
 
         options = HybridOptions(**{"progress": False, **self.address.options})
         hybrid = HybridModel.from_shell(self.address.folder, server=self.address.server, **options)
         try:
-            return ShellEngine(hybrid, self.name, on_failure)
+            engine = ShellEngine(hybrid, self.name, on_failure)
+            return engine, api_app(Serving(engine, limits=_LIMITS))
         except BaseException:
             hybrid.close()
             raise
