@@ -181,6 +181,9 @@ def test_what_host_may_say() -> None:
     assert hosts_of("127.0.0.1", 8790) == {"127.0.0.1:8790", "localhost:8790", "[::1]:8790"}
     assert hosts_of("::1", 80) >= {"[::1]:80", "[::1]", "localhost"}
     assert hosts_of("box.example", 443) == {"box.example:443", "box.example"}
+    everywhere = {f"{name}:1" for name in ("127.0.0.1", "localhost", "[::1]", "box.example", "[fd00::1]")}
+    assert hosts_of("0.0.0.0", 1, ["Box.example", "fd00::1"]) == everywhere | {"0.0.0.0:1"}  # noqa: S104
+    assert hosts_of("192.0.2.1", 1) == {"192.0.2.1:1"}
 
 
 @pytest.mark.parametrize("kind", [kind for kind in hostile.kinds() if issubclass(kind, PASSING)], ids=code_of)

@@ -5,6 +5,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from tests.client.workload import MODEL, serving, simulated
 
 from confide.client.options import EnclaveOptions, HybridOptions
 from confide.errors import InvalidSettings, ProtocolError, ProxyNotRunning
+from confide.net.tls import client_context, make_certificates
 from confide.proxy.running import FILE_NAME, Running, forget, recall, remember
 from confide.proxy.settings import ModelSettings, backends, read_settings
 from confide.proxy.shell import ShellBackend
@@ -203,6 +205,39 @@ def test_beyond_this_machine_it_needs_tls_and_a_key(tmp_path: Path) -> None:
     with_key.write_text("secret")
     refused = run("proxy", "https://models.example", "--host", "0.0.0.0", "--key-file", with_key, "--json")  # noqa: S104
     assert json.loads(refused.stdout)["error"]["code"] == "insecure-connection"
+
+
+def test_beyond_this_machine_it_is_reached_by_the_names_of_its_certificate(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CONFIDE_HOME", str(tmp_path / "home"))
+    ca, chain, private = make_certificates(["box.example"]).write(tmp_path)
+    (tmp_path / "key").write_text("the-key")
+    with serving(simulated(tmp_path / "tee")) as fake:
+        started = run(
+            "proxy", fake.url, "--simulated-root", tmp_path / "tee" / "root.pem", "--host", "0.0.0.0", "--port", 0,  # noqa: S104
+            "--tls-cert", chain, "--tls-key", private, "--key-file", tmp_path / "key", "--background", "--json",
+        )  # fmt: skip
+        url = json.loads(started.stdout)["url"]
+        port = url.rpartition(":")[2]
+        try:
+            assert url == f"https://box.example:{port}"
+            assert json.loads(run("proxy", "status", "--json").stdout)["url"] == url
+
+            def ask(host: str, key: str = "the-key") -> int:
+                return http.get(
+                    f"https://127.0.0.1:{port}/v1/models",
+                    headers={"host": host, "authorization": f"Bearer {key}"},
+                    extensions={"sni_hostname": "box.example"},
+                ).status_code
+
+            with httpx.Client(verify=client_context(ca), trust_env=False) as http:
+                for name in ("box.example", "localhost", "127.0.0.1"):
+                    assert ask(f"{name}:{port}") == 200
+                assert ask(f"box.example:{port}", "another") == 401
+                assert ask(f"evil.example:{port}") == 403
+        finally:
+            assert json.loads(run("proxy", "stop", "--json").stdout) == {"stopped": url}
 
 
 def test_a_port_that_is_taken_is_one_line() -> None:

@@ -135,9 +135,10 @@ def serve(
 ) -> None:
     """Run the proxy until it is told to stop. announce: called with its address and its page's once it answers."""
     from confide.enclave.api.server import bind, serve_app
-    from confide.net.tls import server_context
+    from confide.net.loopback import is_everywhere
+    from confide.net.tls import certificate_names, server_context
     from confide.proxy.app import ProxyApp
-    from confide.proxy.guard import Guard, hosts_of
+    from confide.proxy.guard import Guard, as_host, hosts_of
     from confide.proxy.page.page import address, is_file
     from confide.proxy.running import Running, forget, new_token, page_token, remember
     from confide.proxy.settings import backends
@@ -148,14 +149,25 @@ def serve(
     token = new_token()
     bound = bind(*place)
     host, port = bound.getsockname()[:2]
+    names = certificate_names(certificate) if certificate else []
     app = ProxyApp(standing, token, lambda: os.kill(os.getpid(), signal.SIGTERM)).asgi()
     page = page_token()
     keys = (key, token) if key else ()
-    hosts = hosts_of(place[0], port)
+    hosts = hosts_of(host, port, [place[0], *names])
     guarded = Guard(app, hosts, keys, secure=context is not None, page=page, open_to=is_file)
     scheme = "http" if context is None else "https"
-    url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
-    running = Running(url, token, str(certificate.resolve()) if certificate else "")
+    # Programs check the certificate against the name that they are given.
+    named = host
+    if names and host not in names:
+        named = next((name for name in names if not is_loopback(name)), names[0])
+    url = f"{scheme}://{as_host(named)}:{port}"
+    own = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host) if is_everywhere(host) else host  # noqa: S104
+    running = Running(
+        url,
+        token,
+        str(certificate.resolve()) if certificate else "",
+        f"{scheme}://{as_host(own)}:{port}" if own != named else "",
+    )
 
     def ready(_: str) -> None:
         remember(running)

@@ -54,6 +54,23 @@ def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
     return context
 
 
+def certificate_names(certificate: Path) -> list[str]:
+    """The host names and addresses that the first certificate of a PEM file is for; a wildcard names none.
+
+    InvalidCertificate where the file holds none.
+    """
+    try:
+        leaf = x509.load_pem_x509_certificates(certificate.read_bytes())[0]
+        found = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (OSError, ValueError, x509.ExtensionNotFound) as error:
+        raise InvalidCertificate(
+            f"{certificate} holds no certificate with host names; `confide tls make-local` makes one."
+        ) from error
+    names = found.get_values_for_type(x509.DNSName)
+    addresses = found.get_values_for_type(x509.IPAddress)
+    return [*(name for name in names if "*" not in name), *map(str, addresses)]
+
+
 def _reason(error: OSError) -> str:
     reason = error.reason if isinstance(error, ssl.SSLError) else error.strerror
     return (reason or "not readable").lower().replace("_", " ")
