@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: system-deps demo test test-all mutate fuzz lint bench
+.PHONY: system-deps demo clients test test-all mutate fuzz lint bench
 .DEFAULT_GOAL := demo
 
 $(READY): pyproject.toml constraints.txt
@@ -31,8 +31,18 @@ PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --tb=native -m 'not sl
 test: $(READY)
 	$(PYTEST)
 
+# Programs of others that speak OpenAI's API, for the slow tests of the proxy, apart from what Confide itself uses.
+CLIENTS := tests/proxy/clients/requirements.txt
+OPENAI_FOR_NODE := openai@7.59.0
+clients: .venv-clients/.installed
+.venv-clients/.installed: $(CLIENTS)
+	$(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/python -m pip install --disable-pip-version-check --requirement $(CLIENTS)
+	if command -v npm; then npm install --no-audit --no-fund --no-save --prefix .venv-clients $(OPENAI_FOR_NODE); fi
+	touch $@
+
 # One after the other: some of the slow ones measure times.
-test-all: $(READY)
+test-all: $(READY) clients
 	$(BIN)/python -m pytest --cov=confide --cov-report=term:skip-covered
 	$(BIN)/python tools/mutate.py
 

@@ -10,7 +10,8 @@ from confide.errors import NotInstalled
 EXTRAS: Final[Mapping[str, str]] = MappingProxyType(
     {
         **dict.fromkeys(("gguf", "safetensors", "tokenizers", "torch", "tqdm", "transformers", "websockets"), "hybrid"),
-        **dict.fromkeys(("picows", "prometheus_client", "starlette", "uvicorn", "uvloop", "xllamacpp"), "server"),
+        **dict.fromkeys(("prometheus_client", "starlette", "uvicorn", "uvloop"), "proxy"),
+        **dict.fromkeys(("httpx_sse", "picows", "xllamacpp"), "server"),
         "tenseal": "attention",
         "matplotlib": "evaluate",
         "pynvml": "gpu",

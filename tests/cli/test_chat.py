@@ -1,8 +1,10 @@
 """`confide chat` in front of a simulated workload."""
 
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tests.cli.command import run
@@ -15,8 +17,11 @@ from confide.attest.policy import SimulatedPolicy
 from confide.attest.policy_toml import to_toml
 from confide.attest.requirements import Model
 from confide.attest.simulated import SimulatedTee
+from confide.cli import chat
 from confide.cli.chat import Chat, headline
+from confide.cli.history import FILE_NAME, History
 from confide.cli.output import KEPT
+from confide.client.enclave import EnclaveSession
 from confide.enclave.api.answer import Serving
 from confide.enclave.api.public import public_app
 from confide.enclave.workload import Workload
@@ -99,6 +104,119 @@ def test_a_chat_with_commands(fake: FakeWorkload, root: Path, capsys: pytest.Cap
     said = [[turn["content"] for turn in messages] for messages in asked]
     assert said == [["abc"], ["abc", "cba", "too long"], ["abc", "cba", "def"], ["ghi"]]
     assert fake.seen.count("/attestation") == 1
+
+
+def test_several_lines_are_one(fake: FakeWorkload, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with confide.connect(fake.url, simulated_root=root) as session:
+        fake.seen.clear()
+        lines = ['"""ab', "  cd", "", 'ef"""', '  """/quit"""', '"""', "gone", None, "gh", '"""never', "ended"]
+        Chat(session).run(lines)
+    said = [json.loads(body)["messages"][-1]["content"] for path, body in fake.prompts if path.endswith("completions")]
+    assert said == ["ab\n  cd\n\nef", "/quit", "gh"]
+    assert "were not sent" in capsys.readouterr().err
+
+
+def test_models_are_shown_and_chosen(
+    fake: FakeWorkload, root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(EnclaveSession, "models", [MODEL, "other\x1b[2J"])
+    with confide.connect(fake.url, simulated_root=root) as session:
+        fake.seen.clear()
+        Chat(session).run(["/model", "/model nothing", "abc", "/model other\x1b[2J", "/model", "def"])
+    out = capsys.readouterr()
+    assert f"* {MODEL}\n  other\ufffd[2J\n" in out.out
+    assert f"  {MODEL}\n* other\ufffd[2J\n" in out.out
+    assert "There is no model of this name" in out.err
+    asked = [json.loads(body)["model"] for path, body in fake.prompts if path.endswith("completions")]
+    assert asked == [MODEL, "other\x1b[2J"]
+
+
+def test_a_conversation_is_saved_for_its_user_alone(
+    fake: FakeWorkload, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page, data = tmp_path / "said.md", tmp_path / "said.json"
+    with confide.connect(fake.url, simulated_root=root) as session:
+        monkeypatch.setattr(session, "chat", lambda *_, **__: (piece for piece in ["cb", "a\x1b[2J\n"]))
+        Chat(session, "Be brief.").run([f"/save {page}", "abc", f"/save {page}", f"/save {page}", f"/save {data}"])
+    out = capsys.readouterr()
+    assert "Nothing was said yet." in out.err
+    assert "machine" in out.err  # the second time it is there
+    assert page.read_text().startswith("SIMULATED, nothing is protected")
+    assert "## user\n\nabc\n\n## assistant\n\ncba\ufffd[2J\n" in page.read_text()
+    kept = json.loads(data.read_text())
+    assert [turn["role"] for turn in kept["messages"]] == ["system", "user", "assistant"]
+    assert (kept["simulated"], kept["messages"][-1]["content"]) == (True, "cba\x1b[2J\n")
+    for path in (page, data):
+        assert not path.stat().st_mode & 0o077
+
+
+# -- what is typed ------------------------------------------------------------------------------------------------
+
+
+def typed(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
+    waiting = iter(lines)
+
+    def read(_: str) -> str:
+        line = next(waiting, None)
+        if line is None:
+            raise EOFError
+        if line == "^C":
+            raise KeyboardInterrupt
+        return line
+
+    monkeypatch.setattr("builtins.input", read)
+
+
+def test_lines_are_kept_for_their_user_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    typed(monkeypatch, "abc", "^C", " hushed", "", "de\udcfff")
+    assert list(chat._lines(History(tmp_path))) == ["abc", None, " hushed", "", "de\ufffdf"]
+    kept = History(tmp_path)
+    assert kept.lines == ["abc", "de\ufffdf"]
+    assert not kept.path.stat().st_mode & 0o077
+    assert "abc" not in repr(kept)
+
+
+def test_few_lines_are_kept(tmp_path: Path) -> None:
+    History(tmp_path).path.write_bytes(b"".join(b"%d\n" % number for number in range(5000)))
+    assert History(tmp_path).lines[::999] == ["4000", "4999"]
+    assert History(tmp_path).path.stat().st_size < 6000
+    History(tmp_path).path.write_bytes(b"\xff" * (3 << 20) + b"\nlast\n")
+    assert History(tmp_path).lines[-1] == "last"
+
+
+def make_a_link(path: Path) -> None:
+    path.symlink_to(path.with_name("elsewhere"))
+
+
+def open_to_others(path: Path) -> None:
+    path.touch(0o644)
+
+
+def open_the_folder(path: Path) -> None:
+    path.parent.chmod(0o777)
+
+
+@pytest.mark.parametrize("spoil", [make_a_link, open_to_others, open_the_folder, os.mkfifo, os.mkdir])
+def test_nothing_is_kept_where_others_could_read_or_write(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: Callable[[Path], None]
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir(0o700)
+    spoil(home / FILE_NAME)
+    with pytest.raises(OSError, match=r"yours|link|directory"):
+        History(home)
+    monkeypatch.setenv("CONFIDE_HOME", str(home))
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
+    assert chat._history() is None
+    assert "is not kept" in capsys.readouterr().err
+    assert not (home / "elsewhere").exists()
+
+
+def test_what_comes_from_a_program_is_not_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CONFIDE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: False))
+    assert chat._history() is None
+    assert not (tmp_path / "home").exists()
 
 
 def test_receipts(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,13 +6,15 @@ import os
 import re
 import subprocess
 import sys
+import time
 import tomllib
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
+import httpx
 import pytest
-from tests.client.workload import FakeWorkload, serving, simulated
+from tests.client.workload import MODEL, FakeWorkload, serving, simulated
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -48,10 +50,9 @@ def installed_with(requirements: list[str]) -> set[str]:
     return found
 
 
-@pytest.fixture(scope="module")
-def missing() -> set[str]:
-    """The modules that are here, and would not be after `pip install confide`."""
-    kept = installed_with(PROJECT["dependencies"]) | {"confide"}
+def without(requirements: list[str]) -> set[str]:
+    """The modules that are here, and would not be with no more than these requirements."""
+    kept = installed_with(requirements) | {"confide"}
     return {
         module
         for module, distributions in metadata.packages_distributions().items()
@@ -59,12 +60,22 @@ def missing() -> set[str]:
     }
 
 
-def run(folder: Path, missing: set[str], *arguments: str) -> subprocess.CompletedProcess[str]:
+@pytest.fixture(scope="module")
+def missing() -> set[str]:
+    """What `pip install confide` does not bring."""
+    return without(PROJECT["dependencies"])
+
+
+def command(folder: Path, missing: set[str], *arguments: str) -> list[str]:
     """`confide` where these modules are not there."""
     start = folder / "start.py"
     start.write_text(f"MISSING = {missing!r}\n{BLOCKER}\nfrom confide.cli import main\nmain()\n")
-    command = [sys.executable, "-P", str(start), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=dict(os.environ), check=False)
+    return [sys.executable, "-P", str(start), *arguments]
+
+
+def run(folder: Path, missing: set[str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    started = command(folder, missing, *arguments)
+    return subprocess.run(started, capture_output=True, text=True, timeout=120, env=dict(os.environ), check=False)
 
 
 @pytest.fixture(scope="module")
@@ -112,13 +123,44 @@ def test_policies_and_bundles_are_read(tmp_path: Path, missing: set[str]) -> Non
         ("plan", "demo"),
         ("chat", "ws://127.0.0.1:1", "--shell", "folder", "--once", "a"),
         ("split", "demo", "--out", "folder"),
+        ("proxy", "https://models.example"),
     ],
 )
 def test_what_another_role_needs_is_named(tmp_path: Path, missing: set[str], arguments: tuple[str, ...]) -> None:
     done = run(tmp_path, missing, *arguments, "--json")
     error = json.loads(done.stdout)["error"]
     assert (done.returncode, error["code"]) == (1, "not-installed"), done.stderr
-    assert "pip install 'confide[hybrid]'" in error["message"]
+    assert f"pip install 'confide[{'proxy' if arguments[0] == 'proxy' else 'hybrid'}]'" in error["message"]
+
+
+def test_the_proxy_needs_no_torch(
+    tmp_path: Path, fake: tuple[FakeWorkload, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model in a trusted environment is served, and of one in the hybrid mode it is said what is missing."""
+    running, root = fake
+    extras = PROJECT["optional-dependencies"]
+    missing = without([*PROJECT["dependencies"], *extras["broker"], *extras["proxy"]])
+    assert {"torch", "transformers"} <= missing
+    assert not {"starlette", "prometheus_client"} & missing
+    monkeypatch.setenv("CONFIDE_HOME", str(tmp_path / "home"))
+    models = tmp_path / "models.toml"
+    shell = '\n[[model]]\nname = "shell"\nshell = "client"\nserver = "ws://127.0.0.1:1"\n'
+    models.write_text(f'confide-proxy = 1\n[[model]]\nurl = "{running.url}"\nsimulated-root = "{root}"\n{shell}')
+    started = command(tmp_path, missing, "proxy", "--config", str(models), "--port", "0", "--json")
+    with subprocess.Popen(started, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            url = json.loads(process.stdout.readline())["url"]
+            until = time.monotonic() + 30
+            while "verifying" in (found := httpx.get(f"{url}/health", trust_env=False).text):
+                assert time.monotonic() < until
+                time.sleep(0.05)
+            there, lacking = json.loads(found)["backends"]
+            assert (there["models"], there["state"]) == ([MODEL], "ready")
+            assert (lacking["state"], lacking["code"]) == ("refused", "not-installed")
+            assert "pip install 'confide[hybrid]'" in lacking["reason"]
+        finally:
+            process.terminate()
 
 
 def test_every_module_of_another_role_has_its_extra() -> None:

@@ -11,7 +11,7 @@ import confide
 from confide import HybridModel
 from confide.client.hybrid import HybridSession
 from confide.client.session import Session
-from confide.errors import PromptTooLong, RequestRefused, WrongMode
+from confide.errors import PromptTooLong, RequestRefused, UnknownModel, WrongMode
 from confide.hybrid.server.ledger import Ledger
 from confide.hybrid.server.service import LayerService
 from confide.packages.server_package import ServerPackage
@@ -82,6 +82,9 @@ def test_what_this_mode_has_not_raises(session: Session, demo: HybridModel) -> N
         _ = session.async_openai
     with pytest.raises(TypeError, match="stop"):
         session.generate("The old", stop=["."])
+    assert session.models == [session.model]
+    with pytest.raises(UnknownModel, match="one model"):
+        session.generate("The old", model="gpt-4o")
 
 
 def test_an_error_while_streaming_is_raised_where_the_pieces_are_read(session: Session) -> None:

@@ -16,7 +16,7 @@ from confide.hybrid import wire
 from confide.hybrid.client.connection import LayerConnection
 from confide.hybrid.client.dial import Dial, websocket_url
 from confide.hybrid.server.service import LayerService
-from confide.net.tls import client_context, make_certificates, server_context
+from confide.net.tls import certificate_names, client_context, make_certificates, server_context
 
 from .server.world import Tokens, model, serving
 from .server.world import service as small_service
@@ -239,3 +239,11 @@ def test_addresses(given: str, meant: str) -> None:
 def test_a_public_name_needs_tls() -> None:
     with pytest.raises(errors.InsecureConnection, match=r"wss://.*make-local"):
         connect("layers.example:8470")
+
+
+def test_a_certificate_says_what_it_is_for(tmp_path: Path) -> None:
+    _, chain, key = make_certificates(["box.example", "*.box.example", "192.0.2.1"]).write(tmp_path)
+    assert certificate_names(chain) == ["localhost", "box.example", "127.0.0.1", "::1", "192.0.2.1"]
+    for path in (key, tmp_path / "none.pem"):
+        with pytest.raises(errors.InvalidCertificate, match="make-local"):
+            certificate_names(path)

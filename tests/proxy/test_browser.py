@@ -346,7 +346,7 @@ def test_what_is_verified_and_what_is_encrypted_say_so(page: Any) -> None:
         page,
         verified(),
         hybrid(),
-        {**verified(), "url": "https://other.example", "state": "away", "reason": "It is off."},
+        {**verified(), "url": "https://other.example", "state": "unreachable", "reason": "It is off."},
     )
     page.wait_for_selector("body[data-tone=verified]")
     values = lines(page)
@@ -367,7 +367,7 @@ def test_what_is_verified_and_what_is_encrypted_say_so(page: Any) -> None:
     assert "family" not in values
 
 
-@pytest.mark.parametrize("state", ["refused", "verifying", "away"])
+@pytest.mark.parametrize("state", ["refused", "verifying", "unreachable"])
 def test_nothing_that_was_verified_before_is_shown_once_it_does_not_hold(page: Any, state: str) -> None:
     told(page, {**verified(), "state": state, "reason": "The checks failed."})
     until(page, "!document.querySelector('[data-line=family]')")

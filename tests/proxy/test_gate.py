@@ -11,9 +11,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
+from tests import hostile
 from tests.proxy.local import PAGE, STOP, proxied, settled
 
-from confide.proxy.backend import Backend
+from confide.enclave.api.problems import problem_response
+from confide.errors import (
+    PASSING,
+    REFUSING,
+    BudgetExhausted,
+    ConfideError,
+    EvidenceUnavailable,
+    PromptTooLong,
+    ServerBusy,
+    UnknownModel,
+)
+from confide.proxy.backend import Backend, State
 from confide.proxy.guard import hosts_of
 
 
@@ -30,6 +42,9 @@ class Echo(Backend):
     async def verify(self) -> None:
         pass
 
+    async def look(self) -> None:
+        pass
+
     async def answer(self, path: str, question: dict[str, Any], scope: Scope, receive: Receive, send: Send) -> None:
         if question.get("prompt") == "fail":
             raise ValueError(f"the {question['secret']} prompt")
@@ -37,6 +52,10 @@ class Echo(Backend):
 
     async def close(self) -> None:
         pass
+
+
+def code_of(kind: type[ConfideError]) -> str:
+    return kind.code
 
 
 @pytest.fixture(scope="module")
@@ -162,3 +181,35 @@ def test_what_host_may_say() -> None:
     assert hosts_of("127.0.0.1", 8790) == {"127.0.0.1:8790", "localhost:8790", "[::1]:8790"}
     assert hosts_of("::1", 80) >= {"[::1]:80", "[::1]", "localhost"}
     assert hosts_of("box.example", 443) == {"box.example:443", "box.example"}
+    everywhere = {f"{name}:1" for name in ("127.0.0.1", "localhost", "[::1]", "box.example", "[fd00::1]")}
+    assert hosts_of("0.0.0.0", 1, ["Box.example", "fd00::1"]) == everywhere | {"0.0.0.0:1"}  # noqa: S104
+    assert hosts_of("192.0.2.1", 1) == {"192.0.2.1:1"}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in hostile.kinds() if issubclass(kind, PASSING)], ids=code_of)
+def test_what_may_pass_is_unreachable_and_asked_again(kind: type[ConfideError]) -> None:
+    assert problem_response(kind("x")).status_code in (429, 502, 503)
+    assert after(kind("x")) in (State.VERIFYING, State.READY)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [kind for kind in hostile.kinds() if issubclass(kind, REFUSING) and not issubclass(kind, PASSING)],
+    ids=code_of,
+)
+def test_what_lasts_is_refused_and_no_program_asks_again(kind: type[ConfideError]) -> None:
+    assert problem_response(kind("x")).status_code == (503 if kind is EvidenceUnavailable else 403)
+    assert after(kind("x")) is State.REFUSED
+
+
+def test_what_says_nothing_of_the_server_changes_nothing() -> None:
+    for kind in (PromptTooLong, ServerBusy, UnknownModel, BudgetExhausted):
+        assert after(kind("x")) is State.READY
+
+
+def after(error: ConfideError) -> State:
+    """The state of a backend that was ready, after an answer came to this."""
+    backend = Echo("echo", 3600)
+    backend.state = State.READY
+    backend.failed(error)
+    return backend.state

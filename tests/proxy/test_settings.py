@@ -5,15 +5,20 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import fields
 from tests.cli.command import run
 from tests.client.workload import MODEL, serving, simulated
 
-from confide.errors import InvalidSettings, ProxyNotRunning
+from confide.client.options import EnclaveOptions, HybridOptions
+from confide.errors import InvalidSettings, ProtocolError, ProxyNotRunning
+from confide.net.tls import client_context, make_certificates
 from confide.proxy.running import FILE_NAME, Running, forget, recall, remember
 from confide.proxy.settings import ModelSettings, backends, read_settings
+from confide.proxy.shell import ShellBackend
 
 BOTH = """
 confide-proxy = 1
@@ -27,7 +32,18 @@ name = "small"
 shell = "split/client"
 server = "wss://layers.example"
 licence-file = "licence"
+checks = "checks.msgpack"
+proxy = "http://me:hush@gate.example:3128"
+patience = 5
 """
+
+NEVER = {
+    "licence": "from its file, so that a settings file holds no key",
+    "padding": "an object",
+    "device": "the shell's engine computes on the processor",
+    "progress": "there is nobody to see a bar",
+}
+"""Options of the hybrid mode that no settings file has, and why."""
 
 
 def written(folder: Path, text: str) -> Path:
@@ -43,7 +59,19 @@ def test_both_modes_side_by_side(tmp_path: Path) -> None:
     assert small.shell == str(tmp_path / "split/client")  # wherever the proxy is started
     first, second = backends([big, small])
     assert (list(first.models), list(second.models)) == (["big"], ["small"])
-    assert "confide-key" not in repr(second)
+    assert isinstance(second, ShellBackend)
+    options = second.address.options
+    assert (options["proxy"], options["patience"]) == (small.proxy, 5)
+    assert options["checks"] == str(tmp_path / "checks.msgpack")
+    for secret in ("confide-key", "hush"):
+        assert secret not in repr(second) + repr(small) + repr(second.address)
+
+
+def test_a_file_can_say_what_sessions_can_be_told() -> None:
+    of_workloads = {"attestation_keys", "ra_tls"}  # the proxy has neither
+    said = {field.name for field in fields(ModelSettings)}
+    assert HybridOptions.__annotations__.keys() - said == NEVER.keys()
+    assert EnclaveOptions.__annotations__.keys() - said == of_workloads
 
 
 @pytest.mark.parametrize(
@@ -79,6 +107,8 @@ def test_any_bytes_are_settings_or_refused(tmp_path_factory: pytest.TempPathFact
         (ModelSettings(shell="x"), "server"),
         (ModelSettings(url="https://x", server="wss://y"), "server: a url"),
         (ModelSettings(url="https://x", licence_file="y"), "licence-file: a url"),
+        (ModelSettings(url="https://x", proxy="http://y"), "proxy: a url"),
+        (ModelSettings(url="https://x", patience=0), "patience: a url"),
         (ModelSettings(shell="x", server="wss://y", policy="p"), "policy: a shell"),
         (ModelSettings(shell="x", server="wss://y", offline=True), "offline: a shell"),
         (ModelSettings(shell="x", server="wss://y", licence_file="/no/such"), "no file with a licence"),
@@ -87,6 +117,32 @@ def test_any_bytes_are_settings_or_refused(tmp_path_factory: pytest.TempPathFact
 def test_what_does_not_go_together(model: ModelSettings, words: str) -> None:
     with pytest.raises(InvalidSettings, match=words):
         backends([model])
+
+
+def test_what_is_no_proxy_is_said_before_anything_starts() -> None:
+    with pytest.raises(ProtocolError) as caught:
+        backends([ModelSettings(shell="x", server="wss://y", proxy="socks5://me:hush@gate")])
+    assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("https://models.example", "--patience", "0"),
+        ("./client", "--server", "wss://layers.example", "--policy", "policy.toml"),
+        ("--config", "proxy.toml", "--policy", "policy.toml"),
+        ("--policy", "policy.toml"),
+    ],
+    ids=" ".join,
+)
+def test_no_option_is_dropped_in_silence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("CONFIDE_HOME", str(tmp_path))
+    written(tmp_path, BOTH)  # which it would start from
+    refused = run("proxy", *arguments, "--port", 0, "--json")
+    assert refused.returncode
+    assert "leave that out" in refused.stdout + refused.stderr or "either" in refused.stdout + refused.stderr
 
 
 def test_a_file_that_others_can_read_or_wrote_is_not_believed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -149,6 +205,39 @@ def test_beyond_this_machine_it_needs_tls_and_a_key(tmp_path: Path) -> None:
     with_key.write_text("secret")
     refused = run("proxy", "https://models.example", "--host", "0.0.0.0", "--key-file", with_key, "--json")  # noqa: S104
     assert json.loads(refused.stdout)["error"]["code"] == "insecure-connection"
+
+
+def test_beyond_this_machine_it_is_reached_by_the_names_of_its_certificate(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CONFIDE_HOME", str(tmp_path / "home"))
+    ca, chain, private = make_certificates(["box.example"]).write(tmp_path)
+    (tmp_path / "key").write_text("the-key")
+    with serving(simulated(tmp_path / "tee")) as fake:
+        started = run(
+            "proxy", fake.url, "--simulated-root", tmp_path / "tee" / "root.pem", "--host", "0.0.0.0", "--port", 0,  # noqa: S104
+            "--tls-cert", chain, "--tls-key", private, "--key-file", tmp_path / "key", "--background", "--json",
+        )  # fmt: skip
+        url = json.loads(started.stdout)["url"]
+        port = url.rpartition(":")[2]
+        try:
+            assert url == f"https://box.example:{port}"
+            assert json.loads(run("proxy", "status", "--json").stdout)["url"] == url
+
+            def ask(host: str, key: str = "the-key") -> int:
+                return http.get(
+                    f"https://127.0.0.1:{port}/v1/models",
+                    headers={"host": host, "authorization": f"Bearer {key}"},
+                    extensions={"sni_hostname": "box.example"},
+                ).status_code
+
+            with httpx.Client(verify=client_context(ca), trust_env=False) as http:
+                for name in ("box.example", "localhost", "127.0.0.1"):
+                    assert ask(f"{name}:{port}") == 200
+                assert ask(f"box.example:{port}", "another") == 401
+                assert ask(f"evil.example:{port}") == 403
+        finally:
+            assert json.loads(run("proxy", "stop", "--json").stdout) == {"stopped": url}
 
 
 def test_a_port_that_is_taken_is_one_line() -> None:

@@ -3,8 +3,8 @@
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
@@ -22,6 +22,7 @@ from confide import HybridModel
 from confide.hybrid.client.refusals import RefusalList
 from confide.hybrid.server.ledger import Ledger
 from confide.hybrid.server.service import LayerService
+from confide.models.split import SplitSummary
 from confide.packages.server_package import ServerPackage
 from confide.proxy.shell import ShellAddress, ShellBackend
 from confide.proxy.shell_engine import CONVERSATIONS, KeptConversations
@@ -50,14 +51,24 @@ class Place:
         return str(tokenizer.decode(made[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 
 
+class Made(NamedTuple):
+    demo: HybridModel
+    parts: SplitSummary
+
+
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    folder = tmp_path_factory.mktemp("shell")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     demo = HybridModel("demo", protect=r"h\.0\.attn\.c_attn", progress=False)
     demo.tokenizer.chat_template = TEMPLATE  # type: ignore[union-attr]
-    parts = demo.split(folder / "out", OWNER)
+    return Made(demo, demo.split(tmp_path_factory.mktemp("shell") / "out", OWNER))
+
+
+@pytest.fixture(scope="module")
+def place(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    demo, parts = made
     package = ServerPackage.open(parts.server)
-    service = LayerService(package.signed, package.load(), Ledger(folder / "state"), insecure_no_licences=True)
+    ledger = Ledger(tmp_path_factory.mktemp("state"))
+    service = LayerService(package.signed, package.load(), ledger, insecure_no_licences=True)
 
     def backends() -> list[ShellBackend]:
         return [ShellBackend("mine", ShellAddress(parts.client, served.url, {"owner": OWNER.public.raw}))]
@@ -144,8 +155,6 @@ def test_who_leaves_frees_the_model(place: Place) -> None:
 
 
 def test_several_at_once_are_answered_one_by_one(place: Place) -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
     prompts = [PROMPT, "Once upon a time", "The old man"]
     with place.sdk() as client, ThreadPoolExecutor(3) as pool:
         options: Any = {"model": "mine", "max_tokens": 3, "temperature": 0}
@@ -198,10 +207,8 @@ def test_what_this_mode_has_not_is_refused_by_name(place: Place) -> None:
         client.embeddings.create(model="mine", input="x")
 
 
-def test_a_shell_of_another_owner_is_refused(place: Place, tmp_path: Path) -> None:
-    demo = HybridModel("demo", protect=r"h\.0\.attn\.c_attn", progress=False)
-    parts = demo.split(tmp_path / "out", OWNER)
-    address = ShellAddress(parts.client, "ws://127.0.0.1:9", {"owner": bytes(32)})
+def test_a_shell_of_another_owner_is_refused(made: Made) -> None:
+    address = ShellAddress(made.parts.client, "ws://127.0.0.1:9", {"owner": bytes(32)})
     with proxied(lambda: [ShellBackend("other", address)]) as url:
         settled(url, "refused")
         answer = httpx.post(f"{url}/v1/completions", json={"model": "other", "prompt": "x"}, trust_env=False)
@@ -225,11 +232,10 @@ class Cheated(NamedTuple):
 
 
 @pytest.fixture
-def cheated(tmp_path: Path) -> Iterator[Cheated]:
-    demo = HybridModel("demo", protect=r"h\.0\.attn\.c_attn", progress=False)
-    parts = demo.split(tmp_path / "out", OWNER)
-    with fake_serving(parts.server) as server:
-        address = ShellAddress(parts.client, server.url, {"owner": OWNER.public.raw})
+def cheated(made: Made, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cheated]:
+    monkeypatch.setattr("confide.proxy.backend.LOOK_SECONDS", 0.1)
+    with fake_serving(made.parts.server) as server:
+        address = ShellAddress(made.parts.client, server.url, {"owner": OWNER.public.raw, "patience": 2})
         with proxied(lambda: [ShellBackend("mine", address)]) as url:
             settled(url, "ready")
             yield Cheated(url, server)
@@ -290,6 +296,42 @@ def test_a_wrong_answer_counts_where_the_list_cannot_be_written(
         time.sleep(0.05)
     assert cheated.server.greetings > 1
     refused_for(cheated.ask(), "is not what this model gives")
+
+
+# -- a server that goes away --------------------------------------------------------------------------------------
+
+
+def test_a_server_that_goes_away_is_noticed_without_a_question(cheated: Cheated) -> None:
+    assert cheated.ask().status_code == 200
+    cheated.server.stop()
+    settled(cheated.url, "unreachable")
+    health = httpx.get(f"{cheated.url}/health", trust_env=False)
+    assert (health.status_code, health.json()["status"]) == (503, "unreachable")
+    assert "No layer server answers at ws://127.0.0.1" in health.json()["backends"][0]["reason"]
+    refused = cheated.ask()
+    assert (refused.status_code, refused.json()["error"]["code"]) == (502, "connection-lost")
+    cheated.server.start()
+    settled(cheated.url, "ready")
+    assert cheated.backend().get("reason") is None
+    again = cheated.ask()
+    assert again.status_code == 200
+    assert again.json()["usage"]["prompt_tokens_details"]["cached_tokens"]  # the conversation was kept
+
+
+def test_a_server_that_goes_away_meanwhile_is_not_called_ready(cheated: Cheated) -> None:
+    def hang_up(_: object) -> None:
+        raise ConnectionAbortedError
+
+    assert cheated.ask().status_code == 200
+    cheated.server.before = hang_up
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(cheated.ask)
+        settled(cheated.url, "unreachable")
+        assert not waiting.done()
+        assert waiting.result().status_code == 502
+    cheated.server.before = lambda _: None
+    settled(cheated.url, "ready")
+    assert cheated.ask().status_code == 200
 
 
 # -- conversations that are kept ------------------------------------------------------------------------------

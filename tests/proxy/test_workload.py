@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,11 +113,49 @@ def test_a_workload_that_is_away_is_said_to_be_and_found_again(tmp_path: Path) -
     with serving(simulated(tmp_path / "tee")) as fake:
         root, address = tmp_path / "tee" / "root.pem", fake.url
     with proxied(lambda: [Place(fake, root).backend("away")]) as url, sdk(url, max_retries=0) as client:
-        settled(url, "away")
+        settled(url, "unreachable")
         with pytest.raises(openai.APIStatusError, match="cannot be reached") as caught:
             client.completions.create(model="away", prompt="abc")
         assert caught.value.status_code == 502
     assert fake.url == address
+
+
+def test_one_that_goes_away_is_noticed_without_a_question(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("confide.proxy.backend.LOOK_SECONDS", 0.02)
+    with proxied(lambda: [place.backend()]) as url:
+        settled(url, "ready")
+        seen = place.fake.seen.count("/attestation")
+        while len(place.fake.prompts) < 4:  # looks, through the channel: the evidence is not asked for again
+            time.sleep(0.01)
+        assert place.fake.seen.count("/attestation") == seen
+        place.fake.outer = lambda: PlainTextResponse("gone", 502)
+        settled(url, "unreachable")
+        assert "502" in httpx.get(f"{url}/health", trust_env=False).json()["backends"][0]["reason"]
+        place.fake.outer = lambda: PlainTextResponse("too much to do", 503)
+        settled(url, "unreachable")
+        place.fake.outer = None
+        settled(url, "ready")
+        place.fake.outer = lambda: PlainTextResponse("too much to do", 503)
+        time.sleep(0.1)
+        assert httpx.get(f"{url}/health", trust_env=False).json()["status"] == "ready"  # it is there
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_one_that_goes_away_at_a_question_is_not_called_ready(place: Place, stream: bool) -> None:
+    with proxied(lambda: [place.backend()]) as url, sdk(url, max_retries=0) as client:
+        client.completions.create(model=MODEL, prompt="abc")
+        attested = place.fake.seen.count("/attestation")
+        if stream:
+            place.fake.alter = lambda frames: frames[:3]
+            with pytest.raises(openai.APIError):
+                list(client.chat.completions.create(model=MODEL, messages=HELLO, stream=True))
+        else:
+            place.fake.outer = lambda: PlainTextResponse("gone", 502)
+            with pytest.raises(openai.APIStatusError):
+                client.completions.create(model=MODEL, prompt="abc")
+            settled(url, "unreachable")
+        while place.fake.seen.count("/attestation") == attested:
+            time.sleep(0.01)
 
 
 def test_another_key_is_verified_before_it_is_used_and_the_question_answered(place: Place) -> None:
@@ -201,7 +240,7 @@ def test_a_second_replica_answers_while_the_first_is_away(place: Place, tmp_path
         pass
     away = Place(gone, tmp_path / "other" / "root.pem").backend("both")
     with proxied(lambda: [away, place.backend("both")]) as url, sdk(url) as client:
-        settled(url, "away")
+        settled(url, "unreachable")
         assert client.completions.create(model="both", prompt="abc").choices[0].text == "cba"
 
 

@@ -12,7 +12,6 @@ from typing import Final, Protocol, TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature as WrongSignature
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -22,6 +21,7 @@ from cryptography.x509.oid import ExtensionOID
 from confide.attest.check import Check, check, skipped
 from confide.attest.evidence import Family
 from confide.errors import InvalidSignature, MalformedEvidence, OutsideValidity, Revoked, UnknownRoot, WrongCollateral
+from confide.errors.certificates import PARSE_ERRORS
 
 MAX_CERTIFICATES: Final = 8
 """NVIDIA's chains have five, AMD's three."""
@@ -43,15 +43,6 @@ _CRITICAL: Final = frozenset(
     }
 )
 """Extensions that may be critical: a certificate with any other, name constraints for example, is refused."""
-PARSE_ERRORS: Final = (
-    ValueError,
-    TypeError,
-    UnsupportedAlgorithm,
-    x509.InvalidVersion,
-    x509.DuplicateExtension,
-    x509.UnsupportedGeneralNameType,
-)
-"""What `cryptography` raises for certificates and lists that it cannot read."""
 
 # AMD gives every VCEK and VLEK the serial number 0. cryptography loads them, warns, and announces that it will refuse
 # them one day; constraints.txt pins it, and tests/attest/families/test_snp.py fails on the day it does. Only this

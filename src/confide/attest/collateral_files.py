@@ -15,13 +15,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, load_der_public_key
 from cryptography.x509.ocsp import load_der_ocsp_response
 
-from confide.attest.chain import PARSE_ERRORS, path_from, read_certificate, read_crl
+from confide.attest.chain import path_from, read_certificate, read_crl
 from confide.attest.collateral import Collateral
 from confide.attest.collateral_sources import signed_text
 from confide.attest.families import nvidia_json
 from confide.attest.forms import bounded, from_base64, octets, pem, read_object
 from confide.attest.release import RELEASE
 from confide.errors import MalformedEvidence, WrongCollateral
+from confide.errors.certificates import PARSE_ERRORS
 
 MAX_CERTIFICATES: Final = 32
 

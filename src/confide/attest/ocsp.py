@@ -17,9 +17,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509 import ocsp
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from confide.attest.chain import PARSE_ERRORS
 from confide.attest.der import elements
 from confide.errors import InvalidSignature, MalformedEvidence, OutsideValidity, Revoked
+from confide.errors.certificates import PARSE_ERRORS
 
 MAX_RESPONSES: Final = 16
 MAX_OCSP_BYTES: Final = 1 << 17

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from confide.attest.chain import PARSE_ERRORS, read_certificate
+from confide.attest.chain import read_certificate
 from confide.attest.collateral import Collateral
 from confide.attest.evidence import Evidence, Family
 from confide.attest.families.dcap_quote import (
@@ -51,6 +51,7 @@ from confide.attest.simulated_vendor import (
 )
 from confide.disk.files import create_file, replace_file
 from confide.errors import AttestationError, MalformedEvidence
+from confide.errors.certificates import PARSE_ERRORS
 
 _KEYS: Final = (*ISSUERS, "attestation")
 _QE_AUTH: Final = b"SIMULATED" + bytes(23)

@@ -24,7 +24,7 @@ import jwt
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
-from confide.attest.chain import PARSE_ERRORS, read_certificate
+from confide.attest.chain import read_certificate
 from confide.attest.check import Check, check, skipped
 from confide.attest.claims import Claims, RootKind, TcbStatus
 from confide.attest.evidence import MAX_EVIDENCE_BYTES, Family
@@ -37,6 +37,7 @@ from confide.errors import (
     UnknownRoot,
     WrongCollateral,
 )
+from confide.errors.certificates import PARSE_ERRORS
 
 MAX_TOKEN_BYTES: Final = 1 << 18
 _KEY_TYPES: Final = ("RSA", "EC")

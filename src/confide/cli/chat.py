@@ -1,7 +1,9 @@
 """`confide chat`: talk to a confidential model, with what was verified in view."""
 
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import closing, suppress
+from json import dumps as json_text
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +12,7 @@ from rich.text import Text
 
 from confide.cli import output
 from confide.cli.explain import explained
+from confide.cli.history import History
 from confide.cli.options import (
     Ca,
     InsecureNoTls,
@@ -21,6 +24,8 @@ from confide.cli.options import (
     UserPolicy,
     require_text,
 )
+from confide.disk.files import create_file
+from confide.disk.home import make_home
 from confide.errors import ConfideError, KeyChanged
 from confide.printable import printable
 
@@ -29,8 +34,10 @@ if TYPE_CHECKING:
 
 HELP = (
     "/verify  verify again, show every check   /receipt [FOLDER]  check the last answer's, keep it   "
-    "/clear  forget the conversation   /quit  leave   Ctrl-C  stop an answer"
+    "/model [NAME]  show the models, choose one   /save FILE  keep the conversation   "
+    '/clear  forget it   """  begin and end several lines   /quit  leave   Ctrl-C  stop an answer'
 )
+_FENCE = '"""'
 
 
 def command(
@@ -50,6 +57,9 @@ def command(
     once: Annotated[str | None, typer.Option(help="Say this, print the answer, and leave.", metavar="TEXT")] = None,
     system: Annotated[str, typer.Option(help="How the model should behave.", metavar="TEXT")] = "",
     max_tokens: Annotated[int | None, typer.Option(help="Tokens of an answer at most.", min=1)] = None,
+    history: Annotated[
+        bool, typer.Option("--history/--no-history", help="Keep what you type, in a file that is for you alone.")
+    ] = True,
     ca: Ca = None,
     proxy: Proxy = None,
     insecure_no_tls: InsecureNoTls = False,
@@ -83,7 +93,7 @@ def command(
         else:
             output.console.print(headline(session), soft_wrap=True)
             output.console.print(Text(HELP, "dim"))
-            chat.run(_lines())
+            chat.run(_lines(_history() if history else None))
 
 
 class Chat:
@@ -94,16 +104,21 @@ class Chat:
 
         self._session = session
         self._conversation = Conversation(system)
-        self._options = {"max_tokens": max_tokens} if max_tokens else {}
+        self._options: dict[str, Any] = {"max_tokens": max_tokens} if max_tokens else {}
 
-    def run(self, lines: Iterable[str]) -> None:
-        """Take each line as a command or as something said, until there is no more or `/quit` comes."""
-        for line in lines:
-            text = line.strip()
-            if text == "/quit":
+    def run(self, lines: Iterable[str | None]) -> None:
+        """Take each line as a command or as something said, until there is no more or `/quit` comes.
+
+        Lines between two that begin and end with three quotation marks are one.
+        """
+        for text, is_said in _joined(lines):
+            if text == "/quit" and not is_said:
                 return
             try:
-                self._take(text)
+                if is_said and text:
+                    self._answer_until_interrupted(text)
+                else:
+                    self._take(text)
             except ConfideError as error:
                 output.error(error, as_json=False)
                 if isinstance(error, KeyChanged):
@@ -119,6 +134,13 @@ class Chat:
                 self._receipt("")
             case _ if text.startswith("/receipt "):
                 self._receipt(text.removeprefix("/receipt ").strip())
+            case "/model":
+                for name in self._session.models:
+                    output.console.print(Text(f"{'*' if name == self._model else ' '} {printable(name)}"))
+            case _ if text.startswith("/model "):
+                self._choose(text.removeprefix("/model ").strip())
+            case _ if text.startswith("/save "):
+                self._save(Path(text.removeprefix("/save ").strip()).expanduser())
             case "/clear":
                 self._conversation.clear()
                 output.note("The conversation is forgotten.")
@@ -145,6 +167,34 @@ class Chat:
         """The answer, piece by piece."""
         return self._conversation.say(text, lambda messages: self._session.chat(messages, stream=True, **self._options))
 
+    @property
+    def _model(self) -> str:
+        return self._options.get("model") or self._session.model
+
+    def _choose(self, name: str) -> None:
+        if name not in self._session.models:
+            output.note("There is no model of this name here; /model shows those that there are.")
+            return
+        self._options["model"] = name
+        output.console.print(headline(self._session, name), soft_wrap=True)
+
+    def _save(self, path: Path) -> None:
+        messages = self._conversation.messages
+        if not any(message["role"] == "assistant" for message in messages):
+            output.note("Nothing was said yet.")
+            return
+        about = describe(self._session, self._model)
+        if path.suffix == ".json":
+            content = json_text({**about, "messages": messages}, indent=2)
+        else:
+            turns = (f"## {message['role']}\n\n{message['content']}\n" for message in messages)
+            content = "\n".join([f"{headline(self._session, self._model).plain}\n", *turns])
+        try:
+            create_file(path, printable(content, keep=output.KEPT).encode())
+        except OSError as error:
+            raise explained(error) from error
+        output.note(f"Kept in {path}, in the clear, for you alone.")
+
     def _verify(self) -> None:
         from confide.cli.attest import show
         from confide.client.enclave import EnclaveSession
@@ -152,7 +202,7 @@ class Chat:
         if isinstance(self._session, EnclaveSession):
             show(self._session.verify())
         output.console.print(Text(str(self._session.trust)), soft_wrap=True)
-        output.console.print(headline(self._session), soft_wrap=True)
+        output.console.print(headline(self._session, self._model), soft_wrap=True)
 
     def _receipt(self, folder: str) -> None:
         from confide.cli.receipt import show
@@ -172,9 +222,9 @@ class Chat:
             output.note("A server of layers signs no receipts: this machine checked every product itself.")
 
 
-def headline(session: "Session") -> Text:
-    """What protects this conversation, in one line."""
-    about = describe(session)
+def headline(session: "Session", model: str = "") -> Text:
+    """What protects this conversation, in one line. model: the one that is chosen; the session's without."""
+    about = describe(session, model)
     line = Text()
     if about["simulated"]:
         line.append("SIMULATED, nothing is protected", "bold red")
@@ -186,12 +236,12 @@ def headline(session: "Session") -> Text:
     return line
 
 
-def describe(session: "Session") -> dict[str, Any]:
+def describe(session: "Session", model: str = "") -> dict[str, Any]:
     """The same for machines. verified: by evidence; a hybrid server has none, and its every answer is checked."""
     from confide.client.enclave import EnclaveSession
     from confide.trust.enclave import root_of
 
-    about = {"protection": session.trust.protection, "model": session.model}
+    about = {"protection": session.trust.protection, "model": model or session.model}
     if not isinstance(session, EnclaveSession):
         return {"verified": False, "simulated": False, "tee": "", "root": "", "model_digest": "", **about}
     result = session.result
@@ -205,14 +255,57 @@ def describe(session: "Session") -> dict[str, Any]:
     }
 
 
-def _lines() -> Iterator[str]:
-    """What is typed; an interrupted line is dropped. With the keys of a shell where Python has readline."""
+def _joined(lines: Iterable[str | None]) -> Iterator[tuple[str, bool]]:
+    """What is typed, line by line, or several lines at once between three quotation marks; and whether it is those.
+
+    None in place of a line is an interruption, which drops what was begun.
+    """
+    several: list[str] | None = None
+    for line in lines:
+        if line is None:
+            several = None
+        elif several is None and not line.lstrip().startswith(_FENCE):
+            yield line.strip(), False
+        else:
+            rest = line.lstrip().removeprefix(_FENCE) if several is None else line
+            several = [*(several or ()), rest.rstrip().removesuffix(_FENCE)]
+            if rest.rstrip().endswith(_FENCE):
+                yield "\n".join(several).strip(), True
+                several = None
+    if several is not None:
+        output.note(f"The last lines did not end with {_FENCE}, and were not sent.")
+
+
+def _history() -> History | None:
+    """Where lines are kept, at a terminal; what stands against it is said."""
+    if not sys.stdin.isatty():
+        return None
+    try:
+        kept = History(make_home())
+    except OSError as error:
+        output.note(f"What you type is not kept: {error.strerror or error}.")
+        return None
+    output.note(f"What you type is kept in {kept.path}, for you alone; a line that begins with a space is not.")
+    return kept
+
+
+def _lines(history: History | None) -> Iterator[str | None]:
+    """What is typed; None for a line that was interrupted. With the keys of a shell where Python has readline."""
     with suppress(ImportError):
-        import readline  # noqa: F401 - input() uses it once it is imported
+        import readline  # input() uses it once it is imported
+
+        for line in history.lines if history else ():
+            readline.add_history(line)
     while True:
         try:
-            yield input("\nyou> ").encode(errors="surrogateescape").decode(errors="replace")
+            line = input("\nyou> ").encode(errors="surrogateescape").decode(errors="replace")
         except EOFError:
             return
         except KeyboardInterrupt:
             output.note("Type /quit to leave.")
+            yield None
+            continue
+        if history is not None:
+            with suppress(OSError):  # a full disk is no reason not to answer
+                history.add(line)
+        yield line

@@ -47,7 +47,8 @@ class Finding:
 
 ROLES: Final = {
     "hybrid": "split models, run them on layer servers, seal and quantize models",
-    "server": "serve layers, serve sealed models, release keys, run the proxy",
+    "proxy": "a local address and a page for models in trusted environments, release keys",
+    "server": "serve layers, serve sealed models",
     "adapters": "merge LoRA adapters into models before they are split",
     "attention": "encrypted attention",
     "evaluate": "plots of what is evaluated",

@@ -12,7 +12,7 @@ import typer
 
 from confide.cli import output
 from confide.cli.files import read_file
-from confide.cli.options import Ca, InsecureNoTls, Json, Licence, Offline, SimulatedRoot, UserPolicy
+from confide.cli.options import Ca, Checks, InsecureNoTls, Json, Licence, Offline, Proxy, SimulatedRoot, UserPolicy
 from confide.errors import ConfideError, InsecureConnection, ProxyNotRunning
 from confide.net.loopback import is_loopback
 
@@ -39,6 +39,12 @@ def command(
         str | None, typer.Option(help="For a client folder: the public key that must have signed it.")
     ] = None,
     licence: Licence = "",
+    checks: Checks = None,
+    proxy: Proxy = None,
+    patience: Annotated[
+        float | None,
+        typer.Option(help="For a client folder: seconds that a question waits for a server that goes away.", min=0),
+    ] = None,
     name: Annotated[str, typer.Option(help="What programs call the model; its own name without.")] = "",
     config: Annotated[Path | None, typer.Option(help="TOML file of models; that of `confide setup` without.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
@@ -64,23 +70,34 @@ def command(
 
     if config is None and not targets and server is None and default_path().exists():
         config = default_path()
+    own: dict[str, Any] = {
+        "policy": _text(policy),
+        "simulated_root": _text(simulated_root),
+        "offline": offline,
+        "server": server,
+        "owner": owner,
+        "checks": _text(checks),
+        "proxy": proxy,
+        "patience": patience,
+        "name": name,
+        "ca": _text(ca),
+        "insecure_no_tls": insecure_no_tls,
+    }
     if config is not None:
-        if targets:
-            raise typer.BadParameter("give either --config or an address")
+        foreign = [
+            f"--{option.replace('_', '-')}"
+            for option, value in own.items()
+            if value is not None and value is not False and value != ""
+        ]
+        if targets or foreign:
+            what = " and ".join([*foreign, "an address"] if targets else foreign)
+            raise typer.BadParameter(f"give either a file of models, {config}, or {what}")
         models = read_settings(config)
     else:
-        common: dict[str, Any] = {"name": name, "ca": _text(ca), "insecure_no_tls": insecure_no_tls}
-        if server is not None:
-            if len(targets or ()) != 1:
-                raise typer.BadParameter("--server goes with one client folder")
-            models = [ModelSettings(shell=(targets or [""])[0], server=server, owner=owner, **common)]
-        else:
-            of_enclave: dict[str, Any] = {
-                "policy": _text(policy),
-                "simulated_root": _text(simulated_root),
-                "offline": offline,
-            }
-            models = [ModelSettings(url=url, **of_enclave, **common) for url in targets or []]
+        if server is not None and len(targets or ()) != 1:
+            raise typer.BadParameter("--server goes with one client folder")
+        place = "url" if server is None else "shell"
+        models = [ModelSettings(**own | {place: target}) for target in targets or []]
         if not models:
             raise typer.BadParameter(
                 "give an address, a client folder with --server, or --config; or answer `confide setup` once"
@@ -118,9 +135,10 @@ def serve(
 ) -> None:
     """Run the proxy until it is told to stop. announce: called with its address and its page's once it answers."""
     from confide.enclave.api.server import bind, serve_app
-    from confide.net.tls import server_context
+    from confide.net.loopback import is_everywhere
+    from confide.net.tls import certificate_names, server_context
     from confide.proxy.app import ProxyApp
-    from confide.proxy.guard import Guard, hosts_of
+    from confide.proxy.guard import Guard, as_host, hosts_of
     from confide.proxy.page.page import address, is_file
     from confide.proxy.running import Running, forget, new_token, page_token, remember
     from confide.proxy.settings import backends
@@ -131,14 +149,25 @@ def serve(
     token = new_token()
     bound = bind(*place)
     host, port = bound.getsockname()[:2]
+    names = certificate_names(certificate) if certificate else []
     app = ProxyApp(standing, token, lambda: os.kill(os.getpid(), signal.SIGTERM)).asgi()
     page = page_token()
     keys = (key, token) if key else ()
-    hosts = hosts_of(place[0], port)
+    hosts = hosts_of(host, port, [place[0], *names])
     guarded = Guard(app, hosts, keys, secure=context is not None, page=page, open_to=is_file)
     scheme = "http" if context is None else "https"
-    url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
-    running = Running(url, token, str(certificate.resolve()) if certificate else "")
+    # Programs check the certificate against the name that they are given.
+    named = host
+    if names and host not in names:
+        named = next((name for name in names if not is_loopback(name)), names[0])
+    url = f"{scheme}://{as_host(named)}:{port}"
+    own = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host) if is_everywhere(host) else host  # noqa: S104
+    running = Running(
+        url,
+        token,
+        str(certificate.resolve()) if certificate else "",
+        f"{scheme}://{as_host(own)}:{port}" if own != named else "",
+    )
 
     def ready(_: str) -> None:
         remember(running)

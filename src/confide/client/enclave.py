@@ -123,11 +123,16 @@ class EnclaveSession(Session):
     @cached_property
     def model(self) -> str:
         """The first model that the workload serves, by the name that its API takes."""
+        return self.models[0]
+
+    @property
+    def models(self) -> list[str]:
+        """All that the workload serves, asked for now."""
         with _typed_errors():
             served = self.openai.models.list().data
             if not served:
                 raise ProtocolError("The workload serves no model; ask its operator.")
-            return _text(served[0].id)
+            return [_text(model.id) for model in served]
 
     @cached_property
     def openai(self) -> "OpenAI":

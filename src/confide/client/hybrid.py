@@ -10,7 +10,7 @@ from transformers import StoppingCriteria, TextIteratorStreamer
 
 from confide.client.options import HybridOptions
 from confide.client.session import Pieces, Session
-from confide.errors import WrongMode
+from confide.errors import UnknownModel, WrongMode
 from confide.hybrid.model import HybridModel
 from confide.models.sampling import generation_options
 from confide.trust.statement import TrustStatement
@@ -39,6 +39,11 @@ class HybridSession(Session):
         """The name of the shell's folder."""
         return self._name
 
+    @property
+    def models(self) -> list[str]:
+        """The one name."""
+        return [self._name]
+
     def generate(self, text: str, **options: Any) -> str:
         """How the text goes on. options: max_tokens, temperature, top_p and seed; greedy without a temperature."""
         tokenizer: Any = self.hybrid.tokenizer
@@ -57,6 +62,8 @@ class HybridSession(Session):
     def _generation(self, options: dict[str, Any]) -> dict[str, Any]:
         """OpenAI's names of options as transformers' own. TypeError for those that there are none for."""
         given = {name: value for name, value in options.items() if value is not None}
+        if given.pop("model", self._name) != self._name:
+            raise UnknownModel(f"This shell is of one model, {self._name}; leave the name out.")
         limit, seed = given.pop("max_tokens", DEFAULT_MAX_TOKENS), given.pop("seed", None)
         temperature, top_p = given.pop("temperature", 0), given.pop("top_p", 1)
         if given:

@@ -30,6 +30,11 @@ class Session(Closing):
     def model(self) -> str:
         """The model's name, as whoever runs it gives it."""
 
+    @property
+    @abstractmethod
+    def models(self) -> list[str]:
+        """All of their names, `model` first; `chat` and `generate` take one as their option model."""
+
     @abstractmethod
     def generate(self, text: str, **options: Any) -> str:
         """How the text goes on; options such as max_tokens, temperature, top_p and seed."""

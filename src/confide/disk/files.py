@@ -81,6 +81,19 @@ def create_file(path: Path, content: bytes) -> None:
     sync_folder(path.parent)
 
 
+def open_own(path: Path, flags: int = os.O_RDONLY) -> int:
+    """A descriptor of a file that is this user's alone, and neither a link nor a device; made so with os.O_CREAT.
+
+    PermissionError where it is anything else, which says nothing of who wrote what is in it.
+    """
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    facts = os.fstat(descriptor)
+    if not stat.S_ISREG(facts.st_mode) or facts.st_uid != os.geteuid() or facts.st_mode & 0o077:
+        os.close(descriptor)
+        raise PermissionError(errno.EPERM, "It is not yours alone", str(path))
+    return descriptor
+
+
 def hold_folder(folder: Path) -> IO[str] | None:
     """A lock on a folder, held until it is closed; None where another process has it."""
     lock = (folder / "lock").open("w")

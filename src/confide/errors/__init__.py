@@ -114,10 +114,12 @@ from confide.errors.models import (
     WrongMode,
     WrongModelKey,
 )
-from confide.errors.proxy import InvalidSettings, ProxyNotRunning, WrongKey
+from confide.errors.proxy import PASSING, REFUSING, InvalidSettings, ProxyNotRunning, WrongKey
 
 __all__ = [
     "BROKER_CODES",
+    "PASSING",
+    "REFUSING",
     "WIRE_CODES",
     "WORKLOAD_CODES",
     "AddressUnavailable",

@@ -1,7 +1,19 @@
-"""Errors of the local proxy."""
+"""Errors of the local proxy, and what errors of the other side mean for whether it is asked again."""
 
-from confide.errors.base import ConfideError
-from confide.errors.enclave import RequestRefused
+from typing import Final
+
+from confide.errors.attest import AttestationError, CollateralUnavailable
+from confide.errors.base import ConfideError, ConnectionLost, InsecureConnection
+from confide.errors.enclave import GatewayError, RequestRefused
+from confide.errors.hybrid import (
+    IntegrityError,
+    LicenceRefused,
+    ModelMismatch,
+    ServerBusy,
+    ServerDistrusted,
+    VersionMismatch,
+)
+from confide.errors.models import InvalidPackage, UntrustedOwner
 
 
 class InvalidSettings(ConfideError):
@@ -20,3 +32,19 @@ class WrongKey(RequestRefused):
     """The proxy wants a key that was not shown."""
 
     code = "wrong-key"
+
+
+PASSING: Final = (CollateralUnavailable, ConnectionLost, GatewayError, ServerBusy)
+"""Errors that may pass by themselves. One of them is a kind of REFUSING too, and passes all the same."""
+REFUSING: Final = (
+    AttestationError,
+    InsecureConnection,
+    IntegrityError,
+    InvalidPackage,
+    LicenceRefused,
+    ModelMismatch,
+    ServerDistrusted,
+    UntrustedOwner,
+    VersionMismatch,
+)
+"""Errors after which the next question would have the same: nothing is asked until the other side is verified anew."""

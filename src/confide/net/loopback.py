@@ -1,4 +1,4 @@
-"""Which addresses are this machine's own, and so need no TLS."""
+"""Which addresses are this machine's own, and so need no TLS, and which are all that it has."""
 
 import ipaddress
 
@@ -11,6 +11,14 @@ def is_loopback(host: str) -> bool:
         return True
     try:
         return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def is_everywhere(host: str) -> bool:
+    """Whether who listens there is reached at all of this machine's addresses, its own among them."""
+    try:
+        return ipaddress.ip_address(host).is_unspecified
     except ValueError:
         return False
 

@@ -20,6 +20,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from confide.disk.files import replace_file
 from confide.errors import InvalidCertificate
+from confide.errors.certificates import PARSE_ERRORS
 
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 """Every certificate made here is good for these."""
@@ -52,6 +53,23 @@ def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
             f"({_reason(error)}); `confide tls make-local` makes such a pair."
         ) from error
     return context
+
+
+def certificate_names(certificate: Path) -> list[str]:
+    """The host names and addresses that the first certificate of a PEM file is for; a wildcard names none.
+
+    InvalidCertificate where the file holds none.
+    """
+    try:
+        leaf = x509.load_pem_x509_certificates(certificate.read_bytes())[0]
+        found = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (OSError, x509.ExtensionNotFound, *PARSE_ERRORS) as error:
+        raise InvalidCertificate(
+            f"{certificate} holds no certificate with host names; `confide tls make-local` makes one."
+        ) from error
+    names = found.get_values_for_type(x509.DNSName)
+    addresses = found.get_values_for_type(x509.IPAddress)
+    return [*(name for name in names if "*" not in name), *map(str, addresses)]
 
 
 def _reason(error: OSError) -> str:

@@ -67,7 +67,7 @@ class ProxyApp:
     async def _health(self, _request: Request) -> Response:
         """Whether questions can be asked: 503 while no model is ready."""
         states = [backend.state for backend in self._backends]
-        order = (State.READY, State.VERIFYING, State.AWAY, State.REFUSED)
+        order = (State.READY, State.VERIFYING, State.UNREACHABLE, State.REFUSED)
         best = next(state for state in order if state in states)
         content = {"status": best.value, "backends": [_brief(backend) for backend in self._backends]}
         return json_response(content, 200 if best is State.READY else 503)

@@ -1,6 +1,7 @@
 """What stands behind a model of the proxy, as the proxy sees it: whether it may be asked, and how."""
 
 import asyncio
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from enum import StrEnum
@@ -8,23 +9,23 @@ from typing import Any, Final
 
 from starlette.types import Receive, Scope, Send
 
-from confide.errors import CollateralUnavailable, ConfideError, ConnectionLost, GatewayError, ServerBusy, ServerFault
+from confide.errors import PASSING, REFUSING, ChannelBroken, ConfideError, KeyChanged, ServerBusy, ServerFault
 
 WAIT_SECONDS: Final = 30.0
 """How long a question waits for a verification that is under way."""
 _FIRST_RETRY_SECONDS: Final = 1.0
 _LAST_RETRY_SECONDS: Final = 60.0
-_AWAY: Final = (ConnectionLost, ServerBusy, GatewayError, CollateralUnavailable)
-"""Errors that may pass by themselves. Whatever else is wrong is a refusal."""
+LOOK_SECONDS: Final = 20.0
+"""How often it is looked whether what was verified is still there."""
 
 
 class State(StrEnum):
-    """Of a backend. Questions are only passed on while it is ready."""
+    """Of a backend. Questions are only passed on while it is ready; unreachable is what may pass by itself."""
 
     VERIFYING = "verifying"
     READY = "ready"
     REFUSED = "refused"
-    AWAY = "away"
+    UNREACHABLE = "unreachable"
 
 
 class Backend(ABC):
@@ -59,11 +60,15 @@ class Backend(ABC):
         """Verify what is behind this. ConfideError where it is not to be trusted, or not there."""
 
     @abstractmethod
+    async def look(self) -> None:
+        """Find out whether what was verified is still there; ConfideError if not. What is busy answering is there."""
+
+    @abstractmethod
     async def close(self) -> None:
         """Give up connections and secrets."""
 
     async def run(self) -> None:
-        """Verify now, on a timer, and when `lose` says so, until this is cancelled."""
+        """Verify now, on a timer, and when `lose` or `refuse` says so, until this is cancelled."""
         retry = _FIRST_RETRY_SECONDS
         while True:
             try:
@@ -71,25 +76,52 @@ class Backend(ABC):
             except Exception as error:  # noqa: BLE001 - of one that is not ours only the kind is told
                 unknown = ServerFault(f"Verifying failed inside the proxy ({type(error).__name__}); report it.")
                 self.problem = error if isinstance(error, ConfideError) else unknown
-                self.state = State.AWAY if isinstance(error, _AWAY) else State.REFUSED
-                pause, retry = retry, min(2 * retry, _LAST_RETRY_SECONDS)
+                self.state = State.UNREACHABLE if isinstance(error, PASSING) else State.REFUSED
+                self._settled.set()
+                await self._woken(retry)
+                retry = min(2 * retry, _LAST_RETRY_SECONDS)
             else:
                 self.state, self.problem = State.READY, None
-                pause, retry = self._again_seconds, _FIRST_RETRY_SECONDS
-            self._settled.set()
-            try:
-                async with asyncio.timeout(pause):
-                    await self._again.wait()
-            except TimeoutError:
-                pass
+                self._settled.set()
+                retry = _FIRST_RETRY_SECONDS
+                await self._watch()
             self._again.clear()
             if self.state is State.READY:
                 self._begin()
 
+    async def _woken(self, seconds: float) -> bool:
+        """Wait for so long, or until it is to be verified again; whether it is."""
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._again.wait()
+        except TimeoutError:
+            return False
+
+    async def _watch(self) -> None:
+        """Return when it is to be verified again. A server that goes away is noticed without a question."""
+        until = time.monotonic() + self._again_seconds
+        while (left := until - time.monotonic()) > 0 and not await self._woken(min(left, LOOK_SECONDS)):
+            try:
+                await self.look()
+            except ServerBusy:
+                continue  # it is there
+            except Exception:  # noqa: BLE001 - verifying it finds out what is the matter
+                self.lose()
+
+    def failed(self, error: ConfideError) -> None:
+        """Take note of what came of a question, where that says something of what is behind this."""
+        if isinstance(error, ServerBusy):
+            return  # it is there
+        if isinstance(error, (*PASSING, ChannelBroken, KeyChanged)):
+            self.lose()
+        elif isinstance(error, REFUSING):
+            self.refuse(error)
+
     def lose(self) -> None:
-        """Rely on it no more, and verify it again now."""
-        self._begin()
-        self._again.set()
+        """Rely on it no more, and verify it again now. What is not relied on stays what it is."""
+        if self.state is State.READY:
+            self._begin()
+            self._again.set()
 
     def refuse(self, error: ConfideError) -> None:
         """Ask it nothing more, for what came of an answer. Verifying it anew is what may end that; it begins now."""

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from confide.enclave.api.problems import problem_response
 from confide.errors import RequestRefused, WrongKey
+from confide.net.loopback import is_everywhere, is_loopback
 
 _LOOPBACK_NAMES: Final = ("127.0.0.1", "localhost", "[::1]")
 
@@ -95,12 +96,16 @@ def _token(headers: Headers) -> str:
     return token if scheme.lower() == "bearer" else headers.get("x-api-key", "")
 
 
+def as_host(name: str) -> str:
+    """A name or address as it stands in URLs."""
+    return f"[{name}]" if ":" in name else name
+
+
 def hosts_of(host: str, port: int, names: Iterable[str] = ()) -> set[str]:
-    """What Host may say at this address: its names, and on loopback all of this machine's. Ports 80 and 443 are left
-    out by browsers.
+    """What Host may say at this address: its names, and where it is on loopback all of this machine's own. Ports 80 and
+    443 are left out by browsers.
     """
-    bare = f"[{host}]" if ":" in host else host
-    known = {bare.lower(), *(name.lower() for name in names)}
-    if bare.lower() in _LOOPBACK_NAMES or host.startswith("127."):
+    known = {as_host(name).lower() for name in (host, *names)}
+    if is_loopback(host) or is_everywhere(host):
         known.update(_LOOPBACK_NAMES)
     return {f"{name}:{port}" for name in known} | (known if port in (80, 443) else set())

@@ -10,12 +10,13 @@ import re
 import secrets
 from pathlib import Path
 from typing import Annotated, Any, Final
+from urllib.parse import urlsplit
 
 import httpx
 import msgspec
 from msgspec import Meta
 
-from confide.disk.files import create_file, replace_file
+from confide.disk.files import create_file, open_own, replace_file
 from confide.disk.home import home, make_home
 from confide.errors import ProxyNotRunning
 
@@ -28,11 +29,14 @@ _AWAY: Final = "No proxy of yours is running; start one with `confide proxy`."
 
 
 class Running(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """url: of the proxy. token: stops it. ca: file of the authority of its certificate, if it has TLS."""
+    """url: of the proxy. token: stops it. certificate: file of its chain, if it has TLS. here: where this machine asks
+    it, if not there; the certificate is for the name in the url.
+    """
 
     url: Annotated[str, Meta(pattern=r"\Ahttps?://")]
     token: str
     certificate: str = ""
+    here: str = ""
 
     def __repr__(self) -> str:
         return f"Running({self.url!r}, <hidden>)"
@@ -83,11 +87,11 @@ def recall() -> Running:
 
 def _own(path: Path) -> bytes:
     """A file of this user's alone. OSError, ProxyNotRunning."""
-    with path.open("rb") as file:
-        facts = os.fstat(file.fileno())
-        if facts.st_uid != os.geteuid() or facts.st_mode & 0o077:
-            raise ProxyNotRunning(f"{path} is not yours alone; remove it, and start the proxy again.")
-        return file.read(_MAX_BYTES)
+    try:
+        with os.fdopen(open_own(path), "rb") as file:
+            return file.read(_MAX_BYTES)
+    except PermissionError:
+        raise ProxyNotRunning(f"{path} is not yours alone; remove it, and start the proxy again.") from None
 
 
 def ask(running: Running, path: str, *, method: str = "GET") -> dict[str, Any]:
@@ -96,9 +100,11 @@ def ask(running: Running, path: str, *, method: str = "GET") -> dict[str, Any]:
 
     verify = client_context(running.certificate) if running.certificate else False
     headers = {"authorization": f"Bearer {running.token}"}
+    place = running.here or running.url
+    named = {"sni_hostname": urlsplit(running.url).hostname} if running.certificate else {}
     try:
         with httpx.Client(verify=verify, timeout=_SECONDS, trust_env=False) as http:
-            response = http.request(method, running.url + path, headers=headers, follow_redirects=False)
+            response = http.request(method, place + path, headers=headers, follow_redirects=False, extensions=named)
             return msgspec.json.decode(response.content[:_MAX_BYTES], type=dict[str, Any])
     except (httpx.HTTPError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ProxyNotRunning(_AWAY) from error

@@ -11,6 +11,7 @@ from confide.client.options import HybridOptions
 from confide.disk.files import read_bounded
 from confide.disk.home import home
 from confide.errors import InvalidSettings
+from confide.net.http_proxy import HttpProxy
 from confide.proxy.backend import Backend
 from confide.proxy.shell import ShellAddress, ShellBackend
 from confide.proxy.workload import WorkloadAddress, WorkloadBackend
@@ -38,8 +39,15 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, ren
     server: _Text | None = None
     owner: _Text | None = None
     licence_file: _Text | None = None
+    checks: _Text | None = None
+    proxy: _Text | None = None
+    patience: Annotated[float, Meta(ge=0, le=86_400)] | None = None
     ca: _Text | None = None
     insecure_no_tls: bool = False
+
+    def __repr__(self) -> str:
+        """Without the rest: a proxy's address may hold a password."""
+        return f"ModelSettings({self.name!r}, <hidden>)"
 
 
 class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
@@ -76,7 +84,7 @@ def write_settings(models: list[ModelSettings]) -> bytes:
 
 
 def _placed(model: ModelSettings, base: Path) -> ModelSettings:
-    names = ("policy", "simulated_root", "shell", "licence_file", "ca")
+    names = ("policy", "simulated_root", "shell", "licence_file", "checks", "ca")
     given = {name: value for name in names if (value := getattr(model, name)) is not None}
     return msgspec.structs.replace(model, **{name: str(base / value) for name, value in given.items()})
 
@@ -89,7 +97,15 @@ def backends(models: list[ModelSettings], licence: str = "") -> list[Backend]:
 
 
 def _backend(model: ModelSettings, licence: str) -> Backend:
-    of_hybrid = {"shell": model.shell, "server": model.server, "owner": model.owner, "licence-file": model.licence_file}
+    of_hybrid = {
+        "shell": model.shell,
+        "server": model.server,
+        "owner": model.owner,
+        "licence-file": model.licence_file,
+        "checks": model.checks,
+        "proxy": model.proxy,
+        "patience": model.patience is not None,
+    }
     of_enclave = {"policy": model.policy, "simulated-root": model.simulated_root, "offline": model.offline}
     if model.url is not None:
         _require_none(of_hybrid, "a url is a model in a trusted environment")
@@ -106,8 +122,11 @@ def _backend(model: ModelSettings, licence: str) -> Backend:
         raise InvalidSettings("A model has a url, or a shell and the address of its layer server (server); give these.")
     _require_none(of_enclave, "a shell is verified by its owner's signature")
     options = HybridOptions(ca=model.ca, insecure_no_tls=model.insecure_no_tls, licence=_licence(model, licence))
-    if model.owner is not None:
-        options["owner"] = model.owner
+    if model.proxy is not None:
+        HttpProxy.parse(model.proxy)  # an address that may be used
+    for name in ("owner", "checks", "proxy", "patience"):
+        if (value := getattr(model, name)) is not None:
+            options[name] = value
     return ShellBackend(model.name, ShellAddress(Path(model.shell), model.server, options))
 
 

@@ -10,20 +10,9 @@ import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from confide.client.options import HybridOptions
-from confide.enclave.api.answer import Serving
-from confide.enclave.api.app import api_app
 from confide.enclave.api.limits import Limits
-from confide.errors import (
-    ConfideError,
-    InsecureConnection,
-    IntegrityError,
-    InvalidPackage,
-    ModelMismatch,
-    ServerDistrusted,
-    UntrustedOwner,
-    VersionMismatch,
-    WrongMode,
-)
+from confide.errors import PASSING, ConfideError, IntegrityError, ServerDistrusted, WrongMode
+from confide.extras import named_extras
 from confide.proxy.backend import Backend
 from confide.proxy.facts import hybrid_facts
 
@@ -31,16 +20,6 @@ _LIMITS: Final = Limits(waiting=32, waiting_seconds=7200.0, idle_seconds=1800.0,
 """One answer is made at a time, and the others wait for it."""
 _EVER: Final = 365 * 24 * 3600.0
 """A connection to a layer server verifies it whenever it is made; nothing is left to a timer."""
-_REFUSING: Final = (
-    InsecureConnection,
-    IntegrityError,
-    InvalidPackage,
-    ModelMismatch,
-    ServerDistrusted,
-    UntrustedOwner,
-    VersionMismatch,
-)
-"""Errors of an answer after which the next question would have the same."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +36,7 @@ class ShellBackend(Backend):
 
     def __init__(self, name: str, address: ShellAddress) -> None:
         super().__init__(name or address.folder.resolve().name, _EVER)
-        self._address = address
+        self.address = address
         self._engine: Any = None
         self._app: ASGIApp | None = None
         self._wrong: IntegrityError | None = None
@@ -69,43 +48,56 @@ class ShellBackend(Backend):
 
     def describe(self) -> dict[str, Any]:
         """What the server saw so far, and who can see what."""
-        found: dict[str, Any] = {"mode": "hybrid", "url": self._address.server}
+        found: dict[str, Any] = {"mode": "hybrid", "url": self.address.server}
         if self._engine is not None:
             found |= hybrid_facts(self._engine.hybrid) | {"kept_tokens": self._engine.kept.tokens}
             found["runs"] = {"engine": "confide", "quantization": self._engine.facts.quantization}
         return found
 
     async def verify(self) -> None:
+        if self._engine is not None and (self.problem is None or isinstance(self.problem, PASSING)):
+            # The server was away. The shell is what it was, and so are the conversations; the server shows itself anew.
+            await self.look()
+            return
         if self._engine is not None:
             await self._engine.close()
             self._engine = self._app = None
         loop = asyncio.get_running_loop()
         try:
-            engine = await asyncio.to_thread(self._open, lambda error: loop.call_soon_threadsafe(self._failed, error))
+            engine, app = await asyncio.to_thread(
+                self._open, lambda error: loop.call_soon_threadsafe(self._failed, error)
+            )
         except ServerDistrusted:
             self._wrong = None  # the list knows of it now, and whoever clears the list decides
             raise
         if self._wrong is not None:
             await engine.close()
             raise self._wrong
-        self._engine = engine
-        self._app = api_app(Serving(engine, limits=_LIMITS))
+        self._engine, self._app = engine, app
+
+    async def look(self) -> None:
+        """By a ping, where no question is under way."""
+        if self._engine is not None:
+            await asyncio.to_thread(self._engine.hybrid.product.require_server)
 
     def _failed(self, error: ConfideError) -> None:
         if isinstance(error, IntegrityError):
             self._wrong = error
-        if isinstance(error, _REFUSING):
-            self.refuse(error)
+        self.failed(error)
 
-    def _open(self, on_failure: Callable[[ConfideError], object]) -> Any:
-        # Only where it is wanted: importing torch and transformers takes seconds.
-        from confide.hybrid.model import HybridModel
-        from confide.proxy.shell_engine import ShellEngine
+    def _open(self, on_failure: Callable[[ConfideError], object]) -> tuple[Any, ASGIApp]:
+        # Only where it is wanted: importing torch and transformers takes seconds, and other backends need neither.
+        with named_extras():
+            from confide.enclave.api.answer import Serving
+            from confide.enclave.api.app import api_app
+            from confide.hybrid.model import HybridModel
+            from confide.proxy.shell_engine import ShellEngine
 
-        options = HybridOptions(**{"progress": False, **self._address.options})
-        hybrid = HybridModel.from_shell(self._address.folder, server=self._address.server, **options)
+        options = HybridOptions(**{"progress": False, **self.address.options})
+        hybrid = HybridModel.from_shell(self.address.folder, server=self.address.server, **options)
         try:
-            return ShellEngine(hybrid, self.name, on_failure)
+            engine = ShellEngine(hybrid, self.name, on_failure)
+            return engine, api_app(Serving(engine, limits=_LIMITS))
         except BaseException:
             hybrid.close()
             raise

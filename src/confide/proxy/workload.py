@@ -1,13 +1,14 @@
 """A model in a trusted execution environment: appraised first, then every question is encrypted to the attested key."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import httpx
 import msgspec
+from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -15,6 +16,7 @@ from confide.client.attested import Standing, verify_workload
 from confide.client.hop import TIMEOUT, server_address, tls_context
 from confide.client.relying_party import RelyingParty
 from confide.client.transport import AsyncEncryptedTransport
+from confide.enclave.api.answer import while_connected
 from confide.enclave.api.problems import problem
 from confide.errors import ConfideError, KeyChanged, ProtocolError
 from confide.proxy.backend import Backend
@@ -86,10 +88,14 @@ class WorkloadBackend(Backend):
             self._http = httpx.AsyncClient(transport=transport, timeout=self._outer_http.timeout)
         else:
             await asyncio.to_thread(self._standing.renew)
+        await self.look()
+
+    async def look(self) -> None:
+        """By asking for its models, through the channel to the key that was verified."""
         self._served = await self._names()
 
     async def _names(self) -> tuple[str, ...]:
-        async with self._inside.stream("GET", f"{_INSIDE}/models") as response:
+        async with self._inside.stream("GET", f"{_INSIDE}/models", timeout=TIMEOUT) as response:
             content = bytearray()
             async for part in response.aiter_bytes():
                 content += part
@@ -106,21 +112,26 @@ class WorkloadBackend(Backend):
     async def answer(self, path: str, question: dict[str, Any], scope: Scope, receive: Receive, send: Send) -> None:
         """As the workload answers it. One that has another key by now answered nothing: it is verified, and asked."""
         asked = question | {"model": self._served[0]} if self.name else question
-        body = msgspec.json.encode(asked)
-        try:
-            response = await self._send(path, body)
-        except KeyChanged:
-            self.lose()
-            await self.ready()
-            response = await self._send(path, body)
+        response = await while_connected(Request(scope, receive), self._asked(path, msgspec.json.encode(asked)))
         headers = {name: response.headers[name] for name in _HANDED_ON if name in response.headers}
-        await _Streamed(response, headers)(scope, receive, send)
+        await _Streamed(response, headers, self.failed)(scope, receive, send)
+
+    async def _asked(self, path: str, body: bytes) -> httpx.Response:
+        try:
+            return await self._send(path, body)
+        except KeyChanged:
+            await self.ready()
+            return await self._send(path, body)
 
     async def _send(self, path: str, body: bytes) -> httpx.Response:
         request = self._inside.build_request(
             "POST", f"{_INSIDE}{path}", content=body, headers={"content-type": "application/json"}
         )
-        return await self._inside.send(request, stream=True)
+        try:
+            return await self._inside.send(request, stream=True)
+        except ConfideError as error:
+            self.failed(error)
+            raise
 
     @property
     def _inside(self) -> httpx.AsyncClient:
@@ -139,8 +150,12 @@ class WorkloadBackend(Backend):
 class _Streamed(StreamingResponse):
     """A workload's answer, part by part; the workload stops when the client goes away."""
 
-    def __init__(self, response: httpx.Response, headers: dict[str, str]) -> None:
+    def __init__(
+        self, response: httpx.Response, headers: dict[str, str], failed: Callable[[ConfideError], object]
+    ) -> None:
+        """failed: told what cut the answer."""
         self._response = response
+        self._failed = failed
         super().__init__(self._parts(), response.status_code, headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -154,6 +169,7 @@ class _Streamed(StreamingResponse):
             async for part in self._response.aiter_raw():
                 yield part
         except ConfideError as error:
+            self._failed(error)
             if "text/event-stream" not in self._response.headers.get("content-type", ""):
                 raise  # the connection is cut: an answer that is not whole must not look as if it were
             yield b"data: " + msgspec.json.encode(problem(error)) + b"\n\n"

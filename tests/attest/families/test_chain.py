@@ -208,9 +208,9 @@ def test_a_list_of_no_known_version_is_refused() -> None:
         read_crl(bad, "list")
 
 
-def test_certificates_are_loaded_in_one_place() -> None:
-    """It alone knows those errors of `cryptography` that are no ValueErrors."""
-    folder = Path(confide.__file__).parent
+def test_whoever_loads_certificates_expects_every_error_of_the_library() -> None:
     loading = re.compile(r"load_(der|pem)_x509")
-    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*.py") if loading.search(path.read_text())}
-    assert found == {"attest/chain.py"}
+    texts = {path: path.read_text() for path in Path(confide.__file__).parent.rglob("*.py")}
+    loaders = {path: text for path, text in texts.items() if loading.search(text)}
+    assert {path.name for path in loaders} == {"chain.py", "tls.py"}
+    assert all("*PARSE_ERRORS" in text or "except PARSE_ERRORS" in text for text in loaders.values())

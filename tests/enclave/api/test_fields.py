@@ -41,6 +41,7 @@ CHANGING = {
 HARMLESS: list[dict[str, Any]] = [
     {"user": "me", "metadata": {"a": "b"}, "store": True, "service_tier": "flex", "safety_identifier": "x"},
     {"n": 1, "presence_penalty": 0.0, "logit_bias": {}, "tools": [], "min_p": 0, "repeat_penalty": 1.0},
+    {"prediction": {"type": "content", "content": "x"}, "prompt_cache_retention": "24h", "prompt_cache_key": "x"},
     {"grammar": None, "never heard of": None, "min_tokens": 0, "stop_token_ids": [], "ignore_eos": False},
 ]
 

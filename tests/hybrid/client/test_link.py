@@ -1,13 +1,20 @@
 """Servers that break, restart, forget and report: what is sent again, and that generations come out the same."""
 
 import os
+import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
 import pytest
 import torch
+from tests.hybrid.server import world
+from websockets.frames import Frame, Opcode
+from websockets.http11 import Request
+from websockets.server import ServerProtocol
 
 from confide.errors import (
     BudgetExhausted,
@@ -253,6 +260,96 @@ def test_a_wrong_hint_is_named_before_a_server_is_asked(
     with pytest.raises(StaleHint, match="hint fetch"):
         open_shell(replace(parts, client=copy), server)
     assert not server.greetings
+
+
+# -- whether it is still there -----------------------------------------------------------------------------------
+
+PING = Frame(Opcode.PING, b"x").serialize(mask=False)
+PONG = Frame(Opcode.PONG, b"there?").serialize(mask=False)
+ANSWER = Frame(Opcode.BINARY, wire.encode(wire.Answer(memoryview(b"1234")))).serialize(mask=False)
+
+
+@contextmanager
+def scripted(said: bytes, *, over_and_over: bool = False) -> Iterator[str]:
+    """A server that greets, and then says this when it is pinged."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def run() -> None:
+        with listener.accept()[0] as peer, suppress(OSError):
+            protocol = ServerProtocol(max_size=None)
+            pinged = False
+            while not pinged:
+                protocol.receive_data(peer.recv(1 << 16))
+                for event in protocol.events_received():
+                    if isinstance(event, Request):
+                        protocol.send_response(protocol.accept(event))
+                    elif isinstance(event, Frame) and event.opcode is Opcode.BINARY:
+                        signed = world.model().signed
+                        owner, release = signed.release.owner.raw, bytes.fromhex(signed.signature.release)
+                        welcome = wire.Welcome(wire.PROTOCOL_VERSION, wire.Allowance(), owner, release, 1 << 20, 0)
+                        protocol.send_binary(wire.encode(welcome))
+                    else:
+                        pinged = True
+                for data in () if pinged else protocol.data_to_send():
+                    peer.sendall(data)
+            peer.sendall(said)
+            while over_and_over:
+                time.sleep(0.02)
+                peer.sendall(said)
+            while said and peer.recv(1 << 16):
+                pass  # what answers it
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    with listener:
+        yield f"ws://127.0.0.1:{listener.getsockname()[1]}"
+    thread.join(10)
+
+
+def pinged(url: str, silence: float = 5) -> None:
+    with LayerConnection(Dial(url, silence=silence), world.model().signed.release) as connection:
+        connection.ping()
+
+
+@pytest.mark.parametrize("before", [b"", PING * 100, Frame(Opcode.PONG, b"").serialize(mask=False)], ids=len)
+def test_a_ping_finds_a_server_that_is_there(before: bytes) -> None:
+    with scripted(before + PONG) as url:
+        pinged(url)
+
+
+@pytest.mark.parametrize(
+    ("said", "error"),
+    [
+        (b"", ConnectionLost),
+        (Frame(Opcode.CLOSE, b"\x03\xe8").serialize(mask=False) + PONG, ConnectionLost),
+        (b"\xff\xff" + PONG, ConnectionLost),
+        (ANSWER + PONG, MalformedMessage),
+        (Frame(Opcode.TEXT, b"x").serialize(mask=False), MalformedMessage),
+    ],
+    ids=["hung up", "close", "garbage", "an answer to nothing", "text"],
+)
+def test_a_ping_finds_out_what_else_is_the_matter(said: bytes, error: type[Exception]) -> None:
+    with scripted(said) as url, pytest.raises(error):
+        pinged(url)
+
+
+def test_pings_of_the_servers_own_do_not_keep_anyone_waiting() -> None:
+    with scripted(PING, over_and_over=True) as url, pytest.raises(ConnectionLost):
+        pinged(url, silence=0.2)
+
+
+def test_a_link_greets_a_server_again_that_has_hung_up(model: HybridModel, server: FakeServer) -> None:
+    generate(model)
+    greetings = server.greetings
+    model.product.require_server()
+    assert server.greetings == greetings
+    server.stop()
+    with pytest.raises(ConnectionLost):
+        model.product.require_server()
+    server.start()
+    model.product.require_server()
+    assert server.greetings == greetings + 1
+    generate(model)
 
 
 # -- addresses -------------------------------------------------------------------------------------------------

@@ -9,10 +9,11 @@ from cryptography.exceptions import InvalidSignature as BadSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from confide.attest.chain import PARSE_ERRORS, read_certificate
+from confide.attest.chain import read_certificate
 from confide.attest.evidence import Family
 from confide.attest.roots import INTEL_SGX_ROOT_SHA256, Roots, SimulatedRoots
 from confide.errors import InvalidSignature, OutsideValidity, Revoked, UnknownRoot, WrongCollateral
+from confide.errors.certificates import PARSE_ERRORS
 
 Chain = Sequence[x509.Certificate]
 

@@ -10,17 +10,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from confide.errors import (
+    PASSING,
+    REFUSING,
     AnswerTimedOut,
-    AttestationError,
     ConfideError,
-    ConnectionLost,
     EngineError,
     EngineUnavailable,
     EvidenceUnavailable,
-    GatewayError,
     InsecureConnection,
-    IntegrityError,
-    InvalidPackage,
     LicenceError,
     PromptRefused,
     PromptTooLong,
@@ -29,11 +26,9 @@ from confide.errors import (
     RequestTooLarge,
     SelfTestFailed,
     ServerBusy,
-    ServerDistrusted,
     ServerFault,
     UnknownModel,
     UnknownReceipt,
-    UntrustedOwner,
 )
 
 _INVALID: Final = "invalid_request_error"
@@ -55,15 +50,9 @@ KINDS: Final[Mapping[type[Exception], tuple[int, str]]] = {
 }
 """The status of an error that a workload reports, and its type in OpenAI's words; or that of its nearest parent."""
 _OWN: Final[Mapping[type[Exception], tuple[int, str]]] = {
-    ConnectionLost: (502, "server_error"),
-    GatewayError: (502, "server_error"),
     # Somebody is not to be trusted, or allows nothing: no program asks again by itself at a 403.
-    AttestationError: (403, _PERMISSION),
-    IntegrityError: (403, _PERMISSION),
-    InvalidPackage: (403, _PERMISSION),
-    LicenceError: (403, _PERMISSION),
-    ServerDistrusted: (403, _PERMISSION),
-    UntrustedOwner: (403, _PERMISSION),
+    **dict.fromkeys((*REFUSING, LicenceError), (403, _PERMISSION)),
+    **dict.fromkeys(PASSING, (502, "server_error")),
 }
 """The same of what the local proxy finds out: no peer's word is taken for these."""
 _OPENAI_CODES: Final[Mapping[type[Exception], str]] = {

@@ -12,7 +12,8 @@ from confide.printable import printable
 
 MAX_MESSAGES: Final = 1024
 _MAX_PARTS: Final = 64
-_MAX_STOPS: Final = 4
+_MAX_STOPS: Final = 16
+"""OpenAI's own API takes 4; editors send more where an answer is to end with a line, a block or a file."""
 _MAX_BIASES: Final = 1024
 MAX_CHOICES: Final = 16
 
@@ -161,9 +162,18 @@ _NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
 }
 """Fields that clients send along, and the values at which they change no answer."""
 _WITHOUT_EFFECT: Final = frozenset(
-    {"user", "safety_identifier", "prompt_cache_key", "metadata", "store", "service_tier"}
+    {
+        "user",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "metadata",
+        "store",
+        "service_tier",
+        "prediction",
+    }
 )
-"""Fields that change no answer, whatever is in them: they are for a service's books, and nothing is kept of them."""
+"""Fields that change no answer, whatever is in them: they are for a service's books or its speed, and none is kept."""
 
 _PLACE: Final = re.compile(r" - at (?:`key` in )?`\$\.?([\w.\[\]]+?)(?:\[\.\.\.\])?`\Z")
 

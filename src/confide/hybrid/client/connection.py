@@ -7,6 +7,7 @@ protocol of `websockets` on a plain socket takes about half of what its threaded
 import contextlib
 import socket
 import ssl
+import time
 from collections import Counter, deque
 from collections.abc import Container
 from http import HTTPStatus
@@ -37,6 +38,7 @@ GOODBYE_SECONDS = 1.0
 _READ_BYTES = 1 << 20
 _TLS_RECORD = 1 << 14
 """What one read of a TLS socket gives at most; room for more would be allocated in vain, at half the throughput."""
+_PING = b"there?"
 
 Reply = TypeVar("Reply", bound=wire.FromServer)
 
@@ -55,6 +57,7 @@ class LayerConnection(Closing):
         self.url = dial.url
         self.asked: Counter[int] = Counter()
         self._events: deque[object] = deque()
+        self._silence = dial.silence
         self._protocol = ClientProtocol(
             uri, max_size=wire.MAX_FRAME + wire.FRAME_OVERHEAD, logger=quiet_logger("client.frames")
         )
@@ -64,7 +67,7 @@ class LayerConnection(Closing):
             if uri.secure:
                 self._socket = _secure(self._socket, dial.trust, self.url, uri.host)
             self._upgrade()
-            self._socket.settimeout(dial.silence)
+            self._socket.settimeout(self._silence)
             self.welcome = self.request(
                 wire.Hello(
                     wire.PROTOCOL_VERSION, wire.SCHEME, release.model_digest, release.table_digest, dial.licence
@@ -125,6 +128,26 @@ class LayerConnection(Closing):
         """Send a message and receive its reply."""
         self.send(message)
         return self.receive(kind)
+
+    def ping(self) -> None:
+        """Return if the server is still there, while it owes nothing. Where it has hung up, the reason is raised."""
+        try:
+            self._protocol.send_ping(_PING)
+            self._flush()
+        except InvalidState as error:
+            raise self._lost() from error
+        until = time.monotonic() + self._silence  # before the pong there may be pings of the server's own
+        while time.monotonic() < until:
+            while self._events:
+                event = self._events.popleft()
+                if not isinstance(event, Frame) or event.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
+                    raise MalformedMessage("The server sent something that it was not asked for; connect again.")
+                if event.opcode is Opcode.PONG and event.data == _PING:
+                    return
+            if self._protocol.parser_exc is not None or self._protocol.close_rcvd is not None:
+                break
+            self._read()
+        raise self._lost()
 
     def _next_frame(self) -> bytes:
         while True:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final, TypeVar
 
-from confide.errors import ConnectionLost, ModelClosed, ServerBusy, ServerSilent
+from confide.errors import ConfideError, ConnectionLost, ModelClosed, ServerBusy, ServerSilent
 from confide.hybrid.client.connection import LayerConnection
 from confide.hybrid.client.dial import PATIENCE_SECONDS
 from confide.hybrid.closing import Closing
@@ -42,6 +42,8 @@ class Link(Closing):
         self._on_break = on_break
         self._connection: LayerConnection | None = None
         self._closed = threading.Event()
+        self.away: ConfideError | None = None
+        """Why the last exchange had to wait for the server, until one has succeeded."""
 
     def open(self) -> LayerConnection:
         """The connection that there is, made now if there is none; it is not tried again. For the first contact."""
@@ -49,6 +51,16 @@ class Link(Closing):
         if self._connection is None:
             self._connection = self._connect()
         return self._connection
+
+    def require_server(self) -> None:
+        """The server is there, and is greeted again where it has hung up; else what it says, or ConnectionLost."""
+        if (connection := self.connected) is not None:
+            try:
+                connection.ping()
+            except ConfideError:
+                self.drop()
+        self.open()
+        self.away = None
 
     @property
     def connected(self) -> LayerConnection | None:
@@ -64,8 +76,10 @@ class Link(Closing):
             started = time.monotonic()
             try:
                 result = self._attempt(exchange)
+                self.away = None
                 break
             except (ConnectionLost, ServerBusy) as error:
+                self.away = error
                 if isinstance(error, ServerSilent):
                     left -= time.monotonic() - started
                 if left <= 0:

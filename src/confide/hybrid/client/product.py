@@ -282,6 +282,18 @@ class RemoteProduct(Closing):
             finally:
                 self._turn.release()
 
+    def require_server(self) -> None:
+        """ConnectionLost, or what it says, unless the server is there. It is asked nothing while an exchange waits."""
+        self._require_usable()
+        if not self._turn.acquire(blocking=False):
+            if (away := self._link.away) is not None:
+                raise away
+            return
+        try:
+            self._link.require_server()
+        finally:
+            self._turn.release()
+
     @contextmanager
     def forward(self, width: int) -> Iterator[None]:
         """Around each forward pass, of `width` sequences: the next tokens get pads of their own in every layer.

@@ -37,7 +37,7 @@ export function verdictOf(chosen) {
   switch (chosen.state) {
     case "refused":
       return ["refused", "Refused", `Nothing is sent. ${chosen.reason ?? ""}`];
-    case "away":
+    case "unreachable":
       return ["away", "Not reachable", `Nothing is sent. ${chosen.reason ?? ""}`];
     case "verifying":
       return ["waiting", "Verifying", "Nothing is sent until the server has proven what it is."];
