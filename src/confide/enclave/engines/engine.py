@@ -15,8 +15,8 @@ PARALLEL: Final = 16
 class EngineFacts:
     """What runs. model: its name in the API. quantization: such as f32 or q8_0. context: tokens at most.
 
-    version: of the engine and what it computes with. dtype: what is computed in. template: the chat template. adapters:
-    their names. settings: what else changes answers. parallel: requests computed at once; more have to wait.
+    version: of the engine and what it computes with. dtype: what is computed in. template: the chat template in use.
+    adapters: their names. settings: what else changes answers. parallel: requests computed at once; more have to wait.
     cannot: fields of the API that this engine has no means for; whoever asks for one is refused by its name.
     """
 
@@ -155,7 +155,7 @@ class Engine(Protocol):
         ...
 
     async def read(self, asked: str | Sequence[Message]) -> Prompt:
-        """A text, or a conversation: by the model's chat template, or plainly where it has none.
+        """A text, or a conversation: by the model's chat template, or the plain one where it has none.
 
         PromptTooLong, without reading it, for one of more bytes than any text has that fits.
         """

@@ -1,7 +1,6 @@
 """Prompts in tokens: how many, from a conversation, and whether they fit. The same for every engine."""
 
 import asyncio
-import json
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -11,7 +10,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from confide.enclave.engines.engine import EngineFacts, Message, Prompt, Sampling
 from confide.errors import PromptRefused, PromptTooLong, RequestRefused
-from confide.models.conversation import render
+from confide.models.conversation import render, template_of, warn_of_plain_template
 
 BYTES_PER_TOKEN: Final = 16
 """A text with more bytes than this for each token of the context is not even tokenized. Languages and programs have
@@ -35,9 +34,8 @@ class Prompts:
 
     @property
     def template(self) -> str:
-        """The chat template, empty where there is none."""
-        template = self.tokenizer.chat_template or ""
-        return template if isinstance(template, str) else json.dumps(template, sort_keys=True)
+        """The chat template, or the plain one in its place."""
+        return template_of(self.tokenizer)
 
     def encode(self, text: str) -> list[int]:
         """A text's tokens, with those that the model wants at a text's beginning where a template has not put them."""
@@ -61,13 +59,10 @@ class Prompts:
         return Prompt(text, self.encode(text))
 
     def render(self, messages: Sequence[Message]) -> str:
-        """A conversation as a prompt by the model's chat template.
-
-        Without one the model just continues text, so what was said follows line by line, without roles.
-        """
-        if not self.tokenizer.chat_template:
-            return "\n".join(message.content for message in messages)
+        """A conversation as a prompt by the model's chat template, or the plain one."""
         text = render(self.tokenizer, [asdict(message) for message in messages])
+        if not self.tokenizer.chat_template:
+            return text
         return text.removeprefix(self._own_beginning()) if self._by_text else Rendered(text)
 
     def require_fit(self, tokens: int, sampling: Sampling) -> None:
@@ -114,6 +109,7 @@ class Prompted:
     def __init__(self, facts: EngineFacts, prompts: Prompts) -> None:
         self._facts = facts
         self._prompts = prompts
+        warn_of_plain_template(prompts.tokenizer, facts.model)
         self._reader = ThreadPoolExecutor(1, "reading prompts")
 
     @property
