@@ -60,11 +60,13 @@ class FakeEngine:
                     raise self.broken
                 last = index == len(words) - 1
                 full = index + 1 == sampling.max_tokens
-                stop = any(text in word for text in sampling.stop)
+                stop = next((text for text in sampling.stop if text in word), None)
                 finish = "stop" if stop or last else "length" if full else None
                 ended = finish is not None
                 text = "" if stop else word if last or full else word + " "
-                yield Piece(text, 1, finish, chosen=chosen(text, index, sampling), cached=2 if not index else 0)
+                yield Piece(
+                    text, 1, finish, chosen=chosen(text, index, sampling), cached=2 if not index else 0, stop=stop
+                )
                 if ended:
                     return
         finally:

@@ -285,7 +285,7 @@ class _Told(PaddedStreamer):
     def finish(self, reason: FinishReason) -> None:
         """Hand on what was held back, and why there is no more."""
         rest = "" if self.text.stopped else self.text.rest()
-        self.hand(Piece(rest, 0, reason, chosen=self.text.take_chosen()))
+        self.hand(Piece(rest, 0, reason, chosen=self.text.take_chosen(), stop=self.text.stopped_by))
 
 
 class _Asked(StoppingCriteria):

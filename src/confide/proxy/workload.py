@@ -15,7 +15,8 @@ from confide.client.attested import Standing, verify_workload
 from confide.client.hop import TIMEOUT, server_address, tls_context
 from confide.client.relying_party import RelyingParty
 from confide.client.transport import AsyncEncryptedTransport
-from confide.enclave.api.problems import problem
+from confide.enclave.api.events import event
+from confide.enclave.api.problems import MESSAGES, problem
 from confide.errors import ConfideError, KeyChanged, ProtocolError
 from confide.proxy.backend import Backend
 from confide.proxy.facts import enclave_facts
@@ -114,7 +115,7 @@ class WorkloadBackend(Backend):
             await self.ready()
             response = await self._send(path, body)
         headers = {name: response.headers[name] for name in _HANDED_ON if name in response.headers}
-        await _Streamed(response, headers)(scope, receive, send)
+        await _Streamed(response, headers, f"/v1{path}")(scope, receive, send)
 
     async def _send(self, path: str, body: bytes) -> httpx.Response:
         request = self._inside.build_request(
@@ -139,8 +140,9 @@ class WorkloadBackend(Backend):
 class _Streamed(StreamingResponse):
     """A workload's answer, part by part; the workload stops when the client goes away."""
 
-    def __init__(self, response: httpx.Response, headers: dict[str, str]) -> None:
+    def __init__(self, response: httpx.Response, headers: dict[str, str], path: str) -> None:
         self._response = response
+        self._path = path
         super().__init__(self._parts(), response.status_code, headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -156,4 +158,4 @@ class _Streamed(StreamingResponse):
         except ConfideError as error:
             if "text/event-stream" not in self._response.headers.get("content-type", ""):
                 raise  # the connection is cut: an answer that is not whole must not look as if it were
-            yield b"data: " + msgspec.json.encode(problem(error)) + b"\n\n"
+            yield event(problem(error, self._path), "error" if self._path == MESSAGES else "")

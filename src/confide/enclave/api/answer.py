@@ -57,20 +57,23 @@ class Wanted:
     """What is asked for besides how each token is chosen.
 
     choices: answers to give, candidates: to make, of which the most probable are given. logprobs: as in `Sampling`.
+    limit: the field that bounds the answer, as the request calls it.
     """
 
     choices: int = 1
     candidates: int = 1
     logprobs: int | None = None
+    limit: str = "max_tokens"
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One whole answer."""
+    """One whole answer. stop: as in `Piece`."""
 
     text: str
     chosen: tuple[Chosen, ...]
     finish: FinishReason | None
+    stop: str | None = None
 
     @property
     def likelihood(self) -> float:
@@ -120,6 +123,7 @@ class Answer:
                 "".join(piece.text for piece in pieces),
                 tuple(one for piece in pieces for one in piece.chosen),
                 pieces[-1].finish,
+                pieces[-1].stop,
             )
             for pieces in made
         ]
@@ -234,7 +238,7 @@ def _sampling(serving: Serving, prompt_tokens: int, fields: SamplingFields, want
     if fields.max_tokens is not None and fields.max_tokens * wanted.candidates > limits.answer_tokens:
         raise RequestRefused(
             f"The answers to a request have at most {limits.answer_tokens} tokens here in all; ask for less.",
-            "max_tokens",
+            wanted.limit,
         )
     told = wanted.logprobs
     if told is None and wanted.candidates > wanted.choices:

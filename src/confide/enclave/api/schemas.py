@@ -11,8 +11,8 @@ from confide.errors import RequestRefused
 from confide.printable import printable
 
 MAX_MESSAGES: Final = 1024
-_MAX_PARTS: Final = 64
-_MAX_STOPS: Final = 4
+MAX_PARTS: Final = 64
+MAX_STOPS: Final = 4
 _MAX_BIASES: Final = 1024
 MAX_CHOICES: Final = 16
 
@@ -36,7 +36,7 @@ class ChatMessage(msgspec.Struct, forbid_unknown_fields=True):
     """
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Meta(max_length=_MAX_PARTS)] | None = None
+    content: str | Annotated[list[TextPart], Meta(max_length=MAX_PARTS)] | None = None
     tool_calls: Annotated[list[None], Meta(max_length=0)] | None = None
     function_call: None = None
     audio: None = None
@@ -79,7 +79,7 @@ class SamplingFields(msgspec.Struct, kw_only=True):
     frequency_penalty: _Penalty | None = None
     logit_bias: Annotated[dict[_TokenId, _Bias], Meta(max_length=_MAX_BIASES)] | None = None
     seed: Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)] | None = None
-    stop: Stop | Annotated[list[Stop], Meta(max_length=_MAX_STOPS)] | None = None
+    stop: Stop | Annotated[list[Stop], Meta(max_length=MAX_STOPS)] | None = None
 
 
 class StreamFields(SamplingFields, kw_only=True):
@@ -130,7 +130,7 @@ class PromptRequest(SamplingFields, kw_only=True):
     history: Messages | None = None
 
 
-Fields = TypeVar("Fields", ChatRequest, CompletionRequest, EmbeddingRequest, GenerateRequest, PromptRequest)
+Fields = TypeVar("Fields", bound=msgspec.Struct)
 
 _NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "n": (1,),
@@ -150,7 +150,7 @@ _NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "ignore_eos": (False,),
     "use_beam_search": (False,),
     "tools": ([],),
-    "tool_choice": ("none", "auto"),
+    "tool_choice": ("none", "auto", {"type": "none"}, {"type": "auto"}),
     "parallel_tool_calls": (True, False),
     "functions": ([],),
     "function_call": ("none", "auto"),
@@ -158,12 +158,56 @@ _NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "modalities": (["text"],),
     "suffix": ("",),
     "stream": (False,),
+    "background": (False,),
+    "truncation": ("disabled",),
+    "reasoning": ({}, {"effort": None}, {"effort": None, "summary": None}),
+    "thinking": ({"type": "disabled"},),
+    "speed": ("standard",),
+    "output_config": ({},),
+    "mcp_servers": ([],),
 }
 """Fields that clients send along, and the values at which they change no answer."""
 _WITHOUT_EFFECT: Final = frozenset(
-    {"user", "safety_identifier", "prompt_cache_key", "metadata", "store", "service_tier"}
+    {
+        "user",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "prompt_cache_options",
+        "cache_control",
+        "metadata",
+        "store",
+        "service_tier",
+        "max_tool_calls",
+    }
 )
 """Fields that change no answer, whatever is in them: they are for a service's books, and nothing is kept of them."""
+
+_KINDS: Final = frozenset(
+    {
+        "image_url",
+        "input_audio",
+        "file",
+        "refusal",
+        "input_image",
+        "input_file",
+        "item_reference",
+        "reasoning",
+        "function_call",
+        "function_call_output",
+        "image",
+        "document",
+        "search_result",
+        "thinking",
+        "redacted_thinking",
+        "tool_use",
+        "tool_result",
+        "json_object",
+        "json_schema",
+    }
+)
+"""What stands in requests to services, and may be named in an error: no other value of a request is."""
+_STEP: Final = re.compile(r"\w+")
 
 _PLACE: Final = re.compile(r" - at (?:`key` in )?`\$\.?([\w.\[\]]+?)(?:\[\.\.\.\])?`\Z")
 
@@ -187,7 +231,7 @@ def convert(fields: Any, kind: type[Fields]) -> Fields:
     try:
         return msgspec.convert(fields, kind)
     except (msgspec.ValidationError, RecursionError) as error:
-        raise _refused(str(error)) from None
+        raise _refused(str(error), fields) from None
 
 
 def _changes_nothing(name: str, value: Any) -> bool:
@@ -204,10 +248,22 @@ def _shown(name: str) -> str:
     return printable(name[:64])
 
 
-def _refused(reason: str) -> RequestRefused:
+def _refused(reason: str, fields: Any) -> RequestRefused:
     place = _PLACE.search(reason)
     field = place.group(1) if place else None
     reason = reason[: place.start()] if place else reason
+    if field and field.endswith(".type") and (kind := _at(fields, field)) in _KINDS:
+        return RequestRefused(f"`{kind}` at `{field}` is not offered here; send text.", field)
     if reason.startswith("Invalid enum value"):
         reason = "Invalid value"  # and not which
     return RequestRefused(f"{reason}{f' at `{field}`' if field else ''}; correct the request and send it again.", field)
+
+
+def _at(fields: Any, place: str) -> Any:
+    """What stands at a place in a request; None for no text."""
+    for step in _STEP.findall(place):
+        if isinstance(fields, list) and step.isdecimal() and int(step) < len(fields):
+            fields = fields[int(step)]
+        elif isinstance(fields, dict):
+            fields = fields.get(step)
+    return fields if isinstance(fields, str) else None

@@ -1,4 +1,4 @@
-"""Answers in the JSON of OpenAI's endpoints for text: whole, and as the events of a stream."""
+"""Answers in the JSON of endpoints, whole and as the events of a stream; here those of OpenAI's older ones."""
 
 import codecs
 import secrets
@@ -41,7 +41,7 @@ class Shape(ABC):
         return (event(problem(error)),)
 
 
-async def stream(answer: Answer, shape: Shape) -> AsyncGenerator[bytes, None]:
+async def events(answer: Answer, shape: Shape) -> AsyncGenerator[bytes, None]:
     """The events of an answer as it is made."""
     try:
         for made in shape.opening(answer.usage()):
@@ -117,8 +117,12 @@ class ChatShape(_OpenAi):
     def _told(self, chosen: Sequence[Chosen]) -> Object | None:
         if not self._logprobs:
             return None
-        content = [_chance(one.token) | {"top_logprobs": [_chance(top) for top in one.top]} for one in chosen]
-        return {"content": content, "refusal": None}
+        return {"content": told(chosen), "refusal": None}
+
+
+def told(chosen: Sequence[Chosen]) -> list[Object]:
+    """The probabilities of tokens, as OpenAI's conversations have them."""
+    return [_chance(one.token) | {"top_logprobs": [_chance(top) for top in one.top]} for one in chosen]
 
 
 def _chance(chance: Chance) -> Object:

@@ -29,11 +29,12 @@ class AnswerText:
     """The text of one answer, in parts.
 
     prompt: its tokens, which decide how the answer's first one reads. stop: texts at which the answer ends; special
-    tokens, which are never shown, count by their names where a stop text holds these.
+    tokens, which are never shown, count by their names where a stop text holds these. stopped_by: the one that did.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stop: Sequence[str]) -> None:
         self.stopped = False
+        self.stopped_by: str | None = None
         specials = {index: str(token) for index, token in tokenizer.get_added_tokens_decoder().items() if token.special}
         self._specials = {index: name if any(name in text for text in stop) else "" for index, name in specials.items()}
         self._decoding = _decoding(tokenizer, [token for token in prompt if token not in specials])
@@ -80,12 +81,13 @@ class AnswerText:
         self._shown += [shown] * len(text)
 
     def _next(self) -> str:
-        found = [position for text in self._stop if (position := self._held.find(text)) >= 0]
+        found = [(position, text) for text in self._stop if (position := self._held.find(text)) >= 0]
         if found:
+            first, self.stopped_by = min(found)
             self.stopped = True
-            self._chosen.give(min(found))
+            self._chosen.give(first)
             self._chosen.stop()
-            return self._take(min(found))
+            return self._take(first)
         length = len(self._held) - self._may_become_stop()
         self._chosen.give(length)
         return self._take(length)

@@ -124,7 +124,8 @@ class Piece:
     """The next part of an answer. text: may be empty. tokens: how many it stands for. finish: in the last one only.
 
     chosen: the tokens whose text is told by now, where `Sampling.logprobs` asks for them; not those that end an answer.
-    cached: in one piece at most, tokens of the prompt that had been read for an earlier answer.
+    cached: in one piece at most, tokens of the prompt that had been read for an earlier answer. stop: in the last one,
+    the stop text that ended the answer, empty where an engine does not know which of several; None for any other end.
     One without text, tokens and finish says no more than that work on the answer goes on. padding: it stands for a
     token behind the end, and is handed on like any other, so that nobody sees the end by what happens next.
     """
@@ -135,6 +136,7 @@ class Piece:
     padding: bool = False
     chosen: tuple[Chosen, ...] = ()
     cached: int = 0
+    stop: str | None = None
 
     @property
     def empty(self) -> bool:

@@ -86,7 +86,7 @@ class GgufEngine(Prompted):
         prompt = await self._as_prompt(prompt)
         self._prompts.require_fit(len(prompt.tokens), sampling)
         self._prompts.require_known(sampling.logit_bias, len(self._prompts.tokenizer))
-        done, tokens = 0, HeldTokens()
+        done, tokens, ended = 0, HeldTokens(), False
         shown = [name for name in self._specials if any(name in text for text in sampling.stop)]
         request = _request(prompt.text, sampling) | {"preserved_tokens": shown}
         async with aclosing(self._complete(request)) as chunks:
@@ -94,6 +94,7 @@ class GgufEngine(Prompted):
                 _require_no_error(chunk)
                 choice = chunk["choices"][0]
                 _require_numbers(choice)
+                ended = _ended(choice, ended)
                 now = int(chunk["timings"]["predicted_n"])
                 text = choice["text"]
                 if sampling.logprobs is not None:
@@ -101,7 +102,9 @@ class GgufEngine(Prompted):
                 for name in shown:  # made visible for the stop texts alone
                     text = text.replace(name, "")
                 if now > done or text or choice["finish_reason"]:
-                    yield Piece(text, now - done, choice["finish_reason"], chosen=tokens.take())
+                    finish = choice["finish_reason"]
+                    stop = _only(sampling.stop) if finish == "stop" and not ended else None
+                    yield Piece(text, now - done, finish, chosen=tokens.take(), stop=stop)
                     done = now
 
     async def embed(self, texts: Sequence[str | Prompt]) -> list[list[float]]:
@@ -283,6 +286,17 @@ def _request(prompt: str, sampling: Sampling) -> dict[str, Any]:
         "stop": list(sampling.stop),
         "logprobs": max(1, sampling.logprobs or 0),  # one, by which one can tell that the model computes numbers
     }
+
+
+def _ended(choice: dict[str, Any], before: bool) -> bool:
+    """Whether the last token told of so far is one that ends answers, which has no text."""
+    content = (choice["logprobs"] or {}).get("content", ())
+    return not content[-1]["bytes"] if content else before
+
+
+def _only(stop: tuple[str, ...]) -> str | None:
+    """The stop text that ended an answer, as far as it is known; llama.cpp does not say which of several."""
+    return None if not stop else stop[0] if len(stop) == 1 else ""
 
 
 def _require_no_error(answer: dict[str, Any]) -> None:

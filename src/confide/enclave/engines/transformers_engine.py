@@ -114,12 +114,12 @@ class TransformersEngine(Prompted):
         for left in reversed(range(sampling.max_tokens)):
             token = choose(reading.logits)
             if token in self._ends:
-                yield Piece(text.rest(), 1, "stop", chosen=text.take_chosen())
+                yield Piece(text.rest(), 1, "stop", chosen=text.take_chosen(), stop=text.stopped_by)
                 return
             likely = None if sampling.logprobs is None else Likely(reading.logits, sampling.logprobs)
             part = text.add(token, None if likely is None else likely.chosen(token, self._bytes))
             if text.stopped:
-                yield Piece(part, 1, "stop", chosen=text.take_chosen())
+                yield Piece(part, 1, "stop", chosen=text.take_chosen(), stop=text.stopped_by)
                 return
             if not left:
                 yield Piece(part + text.rest(), 1, "length", chosen=text.take_chosen())

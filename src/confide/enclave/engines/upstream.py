@@ -53,8 +53,11 @@ class _Logprobs(msgspec.Struct):
 
 
 class _Choice(msgspec.Struct):
+    """stop_reason: vLLM's, the stop text or token that ended an answer."""
+
     text: str = ""
     finish_reason: str | None = None
+    stop_reason: Any = None
     logprobs: _Logprobs | None = None
 
 
@@ -125,12 +128,14 @@ class UpstreamEngine(Prompted):
         self._prompts.require_fit(len(prompt.tokens), sampling)
         self._prompts.require_known(sampling.logit_bias, len(self._prompts.tokenizer))
         finish: FinishReason | None = None
+        stop: str | None = None
         tokens: int | None = None
         async with self._stream("completions", self._request(prompt.text, sampling)) as chunks:
             async for chunk in chunks:
                 tokens = chunk.usage.completion_tokens if chunk.usage else tokens
                 for choice in chunk.choices:
                     finish = _finish(choice) or finish
+                    stop = choice.stop_reason if choice.stop_reason in sampling.stop else stop
                     chosen = () if sampling.logprobs is None else _chosen(choice, sampling.logprobs)
                     if choice.text or chosen:
                         yield Piece(choice.text, 0, chosen=chosen)
@@ -139,7 +144,7 @@ class UpstreamEngine(Prompted):
                 "The model's server ended its answer without a finish reason or usage; use one that knows "
                 "stream_options.include_usage, as vLLM and llama.cpp do, and see that it runs."
             )
-        yield Piece("", tokens, finish)
+        yield Piece("", tokens, finish, stop=stop)
 
     async def embed(self, texts: Sequence[str | Prompt]) -> list[list[float]]:
         """Embeddings as the server gives them."""
