@@ -19,10 +19,14 @@ from confide.enclave.api.schemas import (
     ChatRequest,
     CompletionRequest,
     EmbeddingRequest,
+    JsonFormat,
+    PlainFormat,
+    SchemaFormat,
     StreamFields,
 )
 from confide.enclave.api.shapes import ChatShape, Shape, TextShape, stream
 from confide.enclave.engines.engine import Message
+from confide.enclave.engines.forms import Form
 from confide.errors import PromptTooLong, RequestRefused, UnknownModel
 
 
@@ -56,7 +60,8 @@ class OpenAi:
             raise RequestRefused("`top_logprobs` goes with `logprobs`; ask for both.", "top_logprobs")
         choices, told = asked.n or 1, (asked.top_logprobs or 0) if asked.logprobs else None
         shape = ChatShape(asked.model, logprobs=told is not None, with_usage=_with_usage(asked))
-        return await self._answer(request, as_turns(asked.messages), asked, Wanted(choices, choices, told), shape)
+        wanted = Wanted(choices, choices, told, _form(asked.response_format))
+        return await self._answer(request, as_turns(asked.messages), asked, wanted, shape)
 
     async def completions(self, request: Request) -> Response:
         """A text, continued."""
@@ -116,6 +121,13 @@ class OpenAi:
         async with aclosing(answer):
             choices = await while_connected(request, answer.whole())
         return json_response(shape.whole(choices, answer.usage()))
+
+
+def _form(format: PlainFormat | JsonFormat | SchemaFormat | None) -> Form | None:
+    if format is None or isinstance(format, PlainFormat):
+        return None
+    schema = format.json_schema.schema if isinstance(format, SchemaFormat) else None
+    return Form.of_schema({"type": "object"} if schema is None else schema, "response_format")
 
 
 def _with_usage(asked: StreamFields) -> bool:

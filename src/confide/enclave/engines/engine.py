@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol
 
+from confide.enclave.engines.forms import Form
 from confide.models.sampling import SMALLEST_TEMPERATURE
 
 FinishReason = Literal["stop", "length", "content_filter"]
@@ -55,6 +56,7 @@ class Sampling:
     token that the answer has already, frequency_penalty: as often as it has it. logit_bias: added, by token. All three
     come before the temperature, then top_k, top_p, and min_p, the least share of the most probable one's probability.
     logprobs: how many of the most probable tokens are told beside each one chosen; None for no probabilities at all.
+    form: what the whole answer must be like, for engines whose facts do not say that they cannot.
     """
 
     max_tokens: int
@@ -68,6 +70,7 @@ class Sampling:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
+    form: Form | None = None
 
     def __post_init__(self) -> None:
         if self.temperature < SMALLEST_TEMPERATURE:
