@@ -5,7 +5,7 @@ maker did not think of.
 """
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -16,13 +16,17 @@ from confide.printable import printable
 _LONGEST: Final = 300
 
 
-def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]]) -> str:
-    """The prompt for the answer to a conversation, with all its special tokens.
+def render(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] = ()
+) -> str:
+    """The prompt for the answer to a conversation, with all its special tokens. tools: in OpenAI's form.
 
     ConversationRefused with the template's own sentence where it refuses, and where it fails.
     """
     try:
-        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(
+            list(messages), tools=list(tools) or None, tokenize=False, add_generation_prompt=True
+        )
     except Exception as error:  # what a template does wrong is as various as programs
         if type(error) is TemplateError:  # what `raise_exception` raises, and nothing below it
             reason = printable(str(error)[:_LONGEST]).rstrip(". ")

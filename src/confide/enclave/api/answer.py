@@ -15,6 +15,7 @@ from confide.enclave.api.pulse import Pulse
 from confide.enclave.api.schemas import Fields, SamplingFields, parse
 from confide.enclave.engines.engine import Chosen, Engine, EngineFacts, FinishReason, Message, Piece, Prompt, Sampling
 from confide.enclave.engines.forms import Form
+from confide.enclave.engines.tools import Offer, ToolCall
 from confide.enclave.self_test import SelfTest
 from confide.errors import EngineError, PromptRefused, PromptTooLong, RequestRefused
 
@@ -58,21 +59,24 @@ class Wanted:
     """What is asked for besides how each token is chosen.
 
     choices: answers to give; candidates: to make, of which the most probable are given. logprobs, form: see `Sampling`.
+    offer: tools that may be called; None for none.
     """
 
     choices: int = 1
     candidates: int = 1
     logprobs: int | None = None
     form: Form | None = None
+    offer: Offer | None = None
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One whole answer."""
+    """One whole answer. calls: of tools, beside the text or in its place."""
 
     text: str
     chosen: tuple[Chosen, ...]
     finish: FinishReason | None
+    calls: tuple[ToolCall, ...] = ()
 
     @property
     def likelihood(self) -> float:
