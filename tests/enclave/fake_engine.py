@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 
 from confide.enclave.engines.engine import Chance, Chosen, EngineFacts, Message, Piece, Prompt, Sampling
+from confide.enclave.engines.tools import Tool
 from confide.errors import PromptTooLong
 
 
@@ -40,7 +41,7 @@ class FakeEngine:
         self.weights = "11" * 32
         self.asked: list[Sampling] = []
 
-    async def read(self, asked: str | Sequence[Message]) -> Prompt:
+    async def read(self, asked: str | Sequence[Message], tools: Sequence[Tool] = ()) -> Prompt:
         if not isinstance(asked, str):
             asked = " | ".join(f"{message.role}: {message.content}" for message in asked)
         return Prompt(asked, range(len(asked.split())))

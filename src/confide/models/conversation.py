@@ -7,7 +7,7 @@ maker did not think of.
 import json
 import logging
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -16,10 +16,11 @@ from confide.errors import ConversationRefused
 from confide.printable import printable
 
 PLAIN_TEMPLATE: Final = (
-    "{% for message in messages %}{{ message.role | capitalize }}: {{ message.content | trim }}\n\n{% endfor %}"
+    "{% for message in messages %}{{ message.role | capitalize }}: {{ message.content | trim }}"
+    "{% for call in message.tool_calls or [] %}{{ call.function | tojson }}{% endfor %}{{ '\\n\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
-"""For a model without a template of its own: each turn a paragraph that begins with who speaks."""
+"""For a model without a template of its own: each turn a paragraph that begins with who speaks. Calls are JSON."""
 _LONGEST: Final = 300
 
 _log = logging.getLogger(__name__)
@@ -41,8 +42,10 @@ def warn_of_plain_template(tokenizer: PreTrainedTokenizerBase, name: str) -> Non
         )
 
 
-def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]]) -> str:
-    """The prompt for the answer to a conversation, with all its special tokens.
+def render(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] = ()
+) -> str:
+    """The prompt for the answer to a conversation, with all its special tokens. tools: in OpenAI's form.
 
     Without a template of the model's own it is `PLAIN_TEMPLATE`'s, which has none of them: a tokenizer then adds its
     own, as to any text. ConversationRefused with the template's own sentence where it refuses, and where it fails.
@@ -50,6 +53,7 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]
     try:
         text = tokenizer.apply_chat_template(
             list(messages),
+            tools=list(tools) or None,
             chat_template=None if tokenizer.chat_template else PLAIN_TEMPLATE,
             tokenize=False,
             add_generation_prompt=True,

@@ -52,7 +52,14 @@ class ShellEngine(Prompted):
         context = longest_context(hybrid.model.config) or _DEFAULT_CONTEXT
         prompts = Prompts(tokenizer, context, by_text=False)
         facts = EngineFacts(
-            name, "hybrid", "int8", context, version=transformers.__version__, template=prompts.template, parallel=1
+            name,
+            "hybrid",
+            "int8",
+            context,
+            version=transformers.__version__,
+            template=prompts.template,
+            parallel=1,
+            cannot=frozenset({"response_format"}),  # a grammar takes a time that depends on the text, and is seen
         )
         super().__init__(facts, prompts)
         self.hybrid = hybrid

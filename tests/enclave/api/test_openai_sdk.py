@@ -200,6 +200,20 @@ def test_how_tokens_are_chosen_reaches_the_engine(client: openai.OpenAI, engine:
     assert (asked.logit_bias, asked.max_tokens, asked.logprobs) == ({7: -100, 12: 3.5}, 3, None)
 
 
+def test_a_form_reaches_the_engine(client: openai.OpenAI, engine: FakeEngine) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    format: Any = {"type": "json_schema", "json_schema": {"name": "it", "strict": True, "schema": schema}}
+    client.chat.completions.create(model="echo", messages=MESSAGES, response_format=format)
+    form = engine.asked[-1].form
+    assert form is not None
+    assert '"properties":{"a":{"type":"integer"}}' in form.grammar
+    assert "integer" not in repr(form)
+    client.chat.completions.create(model="echo", messages=MESSAGES, response_format={"type": "json_object"})
+    assert engine.asked[-1].form is not None
+    client.chat.completions.create(model="echo", messages=MESSAGES, response_format={"type": "text"})
+    assert engine.asked[-1].form is None
+
+
 def test_what_an_engine_cannot_do_is_refused_by_name() -> None:
     fields: dict[str, Any] = {
         "logprobs": 1, "min_p": 0.1, "top_k": 3, "presence_penalty": 1.0, "frequency_penalty": 1.0,

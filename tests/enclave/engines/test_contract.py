@@ -1,6 +1,7 @@
 """What every engine must do, whichever it is."""
 
 import asyncio
+import json
 import math
 import time
 from contextlib import aclosing
@@ -9,6 +10,7 @@ import pytest
 from tests.enclave.engines.conftest import PROMPT, Answer, Bench, answer
 
 from confide.enclave.engines.engine import Chosen, Engine, Message, Sampling
+from confide.enclave.engines.forms import Form
 from confide.errors import EngineError, PromptTooLong, RequestRefused
 
 
@@ -128,6 +130,59 @@ def test_min_p_of_nearly_one_is_greedy(bench: Bench) -> None:
     assert bench.run(lambda engine: answer(engine, PROMPT, Sampling(8, min_p=1.0, seed=1))).text == expected
     free = {bench.run(lambda engine, seed=seed: answer(engine, PROMPT, Sampling(8, seed=seed))).text for seed in (1, 2)}
     assert free - {expected}
+
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 8},
+        "kind": {"enum": ["king", "wolf"]},
+        "sons": {"type": "array", "items": {"type": "integer", "maximum": 99, "minimum": 0}, "maxItems": 3},
+    },
+    "required": ["name", "kind", "sons"],
+    "additionalProperties": False,
+}
+
+
+def test_answers_keep_to_a_schema(bench: Bench) -> None:
+    form = Form.of_schema(PERSON, "response_format")
+    if "response_format" in bench.make().facts.cannot:
+        return
+    for seed in range(2):
+        sampling = Sampling(120, temperature=1.5, seed=seed, form=form, logprobs=1)
+        made = bench.run(lambda engine, sampling=sampling: answer(engine, PROMPT, sampling))
+        assert made.finish == "stop"
+        person = json.loads(made.text)
+        assert list(person) == ["name", "kind", "sons"]
+        assert len(person["name"]) <= 8
+        assert person["kind"] in ("king", "wolf")
+        assert all(type(son) is int and 0 <= son <= 99 for son in person["sons"])
+        assert len(person["sons"]) <= 3
+    cut = bench.run(lambda engine: answer(engine, PROMPT, Sampling(3, temperature=0, form=form)))
+    assert (cut.text[0], cut.finish) == ("{", "length")
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "nothing"},
+        {"oneOf": [{"type": "integer"}, {"type": "number"}]},
+        {"type": "string", "format": "of my own"},
+        {"type": "string", "pattern": "^("},
+        {"$ref": "https://example.com/schema"},
+        {"$ref": "file:///etc/passwd"},
+        {"type": "object", "not": {"required": ["a"]}},
+        {"allOf": [{"enum": [*range(first, first + 99)]} for first in range(9)]},
+    ],
+)
+def test_a_schema_that_cannot_be_kept_is_refused_and_not_ignored(bench: Bench, schema: dict[str, object]) -> None:
+    if "response_format" in bench.make().facts.cannot:
+        return
+    form = Form.of_schema(schema, "response_format")
+    with pytest.raises(RequestRefused) as refusal:
+        bench.run(lambda engine: answer(engine, PROMPT, Sampling(20, temperature=0, form=form)))
+    assert refusal.value.field == "response_format"
+    assert "passwd" not in str(refusal.value)
 
 
 def test_the_shortest_of_answers(bench: Bench) -> None:

@@ -14,6 +14,8 @@ from confide.enclave.api.metrics import Metrics
 from confide.enclave.api.pulse import Pulse
 from confide.enclave.api.schemas import Fields, SamplingFields, parse
 from confide.enclave.engines.engine import Chosen, Engine, EngineFacts, FinishReason, Message, Piece, Prompt, Sampling
+from confide.enclave.engines.forms import Form
+from confide.enclave.engines.tools import Offer, ToolCall
 from confide.enclave.self_test import SelfTest
 from confide.errors import EngineError, PromptRefused, PromptTooLong, RequestRefused
 
@@ -56,23 +58,26 @@ async def read(request: Request, kind: type[Fields]) -> Fields:
 class Wanted:
     """What is asked for besides how each token is chosen.
 
-    choices: answers to give, candidates: to make, of which the most probable are given. logprobs: as in `Sampling`.
-    limit: the field that bounds the answer, as the request calls it.
+    choices: answers to give; candidates: to make, of which the most probable are given. logprobs, form: see `Sampling`.
+    offer: tools that may be called; None for none. limit: the field that bounds the answer, as the request calls it.
     """
 
     choices: int = 1
     candidates: int = 1
     logprobs: int | None = None
+    form: Form | None = None
+    offer: Offer | None = None
     limit: str = "max_tokens"
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One whole answer. stop: as in `Piece`."""
+    """One whole answer. calls: of tools, beside the text or in its place. stop: as in `Piece`."""
 
     text: str
     chosen: tuple[Chosen, ...]
     finish: FinishReason | None
+    calls: tuple[ToolCall, ...] = ()
     stop: str | None = None
 
     @property
@@ -223,10 +228,13 @@ def _require_able(facts: EngineFacts, fields: SamplingFields, wanted: Wanted) ->
         "logit_bias": fields.logit_bias,
         "logprobs": wanted.logprobs is not None,
         "best_of": wanted.candidates > wanted.choices,
+        "response_format": wanted.form is not None,
     }
     for name, value in asked.items():
         if value and name in facts.cannot:
             raise RequestRefused(f"`{name}` is not offered with this model; leave it out.", name)
+    if wanted.form is not None and fields.stop:
+        raise RequestRefused("`stop` could cut an answer that must have a form; leave it out.", "stop")
 
 
 def _sampling(serving: Serving, prompt_tokens: int, fields: SamplingFields, wanted: Wanted) -> Sampling:
@@ -255,4 +263,5 @@ def _sampling(serving: Serving, prompt_tokens: int, fields: SamplingFields, want
         seed=fields.seed,
         stop=(fields.stop,) if isinstance(fields.stop, str) else tuple(fields.stop or ()),
         logprobs=told,
+        form=wanted.form,
     )

@@ -135,7 +135,12 @@ class MessageShape(Shape):
 
     def opening(self, usage: Object) -> Iterable[bytes]:
         """As `Shape.opening`."""
-        message: Object = self._head | {"content": [], "stop_reason": None, "stop_sequence": None, "usage": _usage(usage)}
+        message: Object = self._head | {
+            "content": [],
+            "stop_reason": None,
+            "stop_sequence": None,
+            "usage": _usage(usage),
+        }
         yield _event("message_start", message=message)
         yield _event("content_block_start", index=0, content_block={"type": "text", "text": ""})
         yield _event("ping")

@@ -22,11 +22,15 @@ from confide.enclave.api.schemas import (
     ChatRequest,
     CompletionRequest,
     EmbeddingRequest,
+    JsonFormat,
+    PlainFormat,
     SamplingFields,
+    SchemaFormat,
     StreamFields,
 )
 from confide.enclave.api.shapes import ChatShape, Shape, TextShape, events
 from confide.enclave.engines.engine import Message
+from confide.enclave.engines.forms import Form
 from confide.errors import PromptTooLong, RequestRefused, UnknownModel
 
 
@@ -60,7 +64,7 @@ class OpenAi:
         if asked.top_logprobs and not asked.logprobs:
             raise RequestRefused("`top_logprobs` goes with `logprobs`; ask for both.", "top_logprobs")
         choices, told = asked.n or 1, (asked.top_logprobs or 0) if asked.logprobs else None
-        wanted = Wanted(choices, choices, told, limit)
+        wanted = Wanted(choices, choices, told, _form(asked.response_format), limit=limit)
         shape = ChatShape(asked.model, logprobs=told is not None, with_usage=_with_usage(asked))
         turns = as_turns(asked.messages)
         return await respond(self.serving, request, turns, asked, wanted, shape, stream=bool(asked.stream))
@@ -135,6 +139,13 @@ async def respond(
     async with aclosing(answer):
         choices = await while_connected(request, answer.whole())
     return json_response(shape.whole(choices, answer.usage()))
+
+
+def _form(format: PlainFormat | JsonFormat | SchemaFormat | None) -> Form | None:
+    if format is None or isinstance(format, PlainFormat):
+        return None
+    schema = format.json_schema.schema if isinstance(format, SchemaFormat) else None
+    return Form.of_schema({"type": "object"} if schema is None else schema, "response_format")
 
 
 def _with_usage(asked: StreamFields) -> bool:

@@ -91,6 +91,29 @@ class StreamFields(SamplingFields, kw_only=True):
     stream_options: StreamOptions | None = None
 
 
+class PlainFormat(msgspec.Struct, tag_field="type", tag="text", forbid_unknown_fields=True):
+    """Any text."""
+
+
+class JsonFormat(msgspec.Struct, tag_field="type", tag="json_object", forbid_unknown_fields=True):
+    """Any JSON object."""
+
+
+class JsonSchema(msgspec.Struct, forbid_unknown_fields=True):
+    """A schema by its name. strict: answers keep to it in any case."""
+
+    name: Annotated[str, Meta(pattern=r"\A[\w-]{1,64}\Z")]
+    schema: dict[str, Any] | None = None
+    description: str | None = None
+    strict: bool | None = None
+
+
+class SchemaFormat(msgspec.Struct, tag_field="type", tag="json_schema", forbid_unknown_fields=True):
+    """JSON by a schema."""
+
+    json_schema: JsonSchema
+
+
 class ChatRequest(StreamFields, kw_only=True):
     """POST /v1/chat/completions."""
 
@@ -98,6 +121,7 @@ class ChatRequest(StreamFields, kw_only=True):
     max_completion_tokens: Annotated[int, Meta(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    response_format: PlainFormat | JsonFormat | SchemaFormat | None = None
 
 
 class CompletionRequest(StreamFields, kw_only=True):

@@ -141,13 +141,18 @@ class HeldTokens:
 
 
 class TokenBytes:
-    """The bytes that each token of a tokenizer stands for, as far as one token alone can say."""
+    """The bytes that each token of a tokenizer stands for, as far as one token alone can say.
+
+    specials: tokens that are no text.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         kinds = _kinds(json.loads(tokenizer.decoder.__getstate__())) if tokenizer.decoder is not None else []
         self._byte_level = "ByteLevel" in kinds
-        self._added = {index: str(token) for index, token in tokenizer.get_added_tokens_decoder().items()}
+        added = tokenizer.get_added_tokens_decoder()
+        self._added = {index: str(token) for index, token in added.items()}
+        self.specials = frozenset(index for index, token in added.items() if token.special)
 
     def __call__(self, token: int) -> bytes:
         """Nothing for a number that is no token, as vocabularies are padded with."""

@@ -6,6 +6,7 @@ the OpenAI protocol, so both are given here.
 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
+from dataclasses import replace
 from typing import Any, Final
 
 import httpx
@@ -107,7 +108,8 @@ class UpstreamEngine(Prompted):
                 f"{url} is not inside this trusted execution environment, and prompts would go there in the clear; "
                 "give the loopback address of a server in here."
             )
-        super().__init__(facts, Prompts(tokenizer, facts.context, by_text=True))
+        cannot = facts.cannot | {"response_format"}  # servers that do not know it ignore it
+        super().__init__(replace(facts, cannot=cannot), Prompts(tokenizer, facts.context, by_text=True))
         self._model = model or facts.model
         self._http = httpx.AsyncClient(
             base_url=url.rstrip("/") + "/",
