@@ -128,7 +128,7 @@ class Answer:
                 "".join(piece.text for piece in pieces),
                 tuple(one for piece in pieces for one in piece.chosen),
                 pieces[-1].finish,
-                pieces[-1].stop,
+                stop=pieces[-1].stop,
             )
             for pieces in made
         ]

@@ -120,7 +120,7 @@ class MessageShape(Shape):
 
     def __init__(self, model: str) -> None:
         self._end: Object = {}
-        self._head = {
+        self._head: Object = {
             "id": f"msg_{secrets.token_hex(12)}",
             "type": "message",
             "role": "assistant",
@@ -135,13 +135,8 @@ class MessageShape(Shape):
 
     def opening(self, usage: Object) -> Iterable[bytes]:
         """As `Shape.opening`."""
-        message: Object = self._head | {
-            "content": [],
-            "stop_reason": None,
-            "stop_sequence": None,
-            "usage": _usage(usage),
-        }
-        yield _event("message_start", message=message)
+        message = self._head | {"content": [], "stop_reason": None, "stop_sequence": None}
+        yield _event("message_start", message=message | {"usage": _usage(usage)})
         yield _event("content_block_start", index=0, content_block={"type": "text", "text": ""})
         yield _event("ping")
 
