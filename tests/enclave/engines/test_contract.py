@@ -9,7 +9,7 @@ from contextlib import aclosing
 import pytest
 from tests.enclave.engines.conftest import PROMPT, Answer, Bench, answer
 
-from confide.enclave.engines.engine import Chosen, Engine, Message, Sampling
+from confide.enclave.engines.engine import Chosen, Engine, Message, Piece, Sampling
 from confide.enclave.engines.forms import Form
 from confide.errors import EngineError, PromptTooLong, RequestRefused
 
@@ -260,14 +260,28 @@ def test_the_whole_context_can_be_used(bench: Bench) -> None:
     assert filled.tokens == room or filled.finish == "stop"
 
 
-def test_a_conversation_without_a_template_is_its_text(bench: Bench) -> None:
+def test_a_conversation_without_a_template_is_told_by_the_plain_one(bench: Bench) -> None:
     said = [Message("user", "Who is there?"), Message("assistant", "A wolf.")]
-    prompt, one, other = (
-        bench.run(lambda engine, asked=asked: engine.read(asked)) for asked in (said, "Who is there?\n", "A wolf.")
-    )
-    assert prompt.text == "Who is there?\nA wolf."
-    assert [*prompt.tokens] == [*one.tokens, *other.tokens]
+    prompt = bench.run(lambda engine: engine.read(said))
+    assert prompt.text == "User: Who is there?\n\nAssistant: A wolf.\n\nAssistant:"
+    assert prompt.tokens == bench.run(lambda engine: engine.read(prompt.text)).tokens
     assert repr(prompt) == "Prompt()"
+    made = bench.run(lambda engine: answer(engine, prompt, greedy(5)))  # type: ignore[arg-type]
+    assert made == bench.run(lambda engine: answer(engine, prompt.text, greedy(5)))
+
+
+def test_which_stop_text_ended_an_answer(bench: Bench) -> None:
+    whole = bench.run(lambda engine: answer(engine, PROMPT, greedy(24))).text
+
+    async def last(engine: Engine, *stop: str) -> Piece:
+        return [piece async for piece in engine.generate(PROMPT, greedy(24, stop))][-1]
+
+    said = whole[9:16]
+    assert bench.run(lambda engine: last(engine, said)).stop == said
+    assert bench.run(lambda engine: last(engine, "never said", said)).stop == said
+    for stop in ((), ("never said",)):
+        ended = bench.run(lambda engine, stop=stop: last(engine, *stop))
+        assert (ended.finish, ended.stop) == ("length", None)
 
 
 def test_embeddings_have_length_one_and_their_own_order(bench: Bench) -> None:

@@ -93,6 +93,48 @@ def test_all_of_unicode_comes_out_as_it_is(scripted: Scripted) -> None:
     check()
 
 
+NEWER: dict[str, dict[str, Any]] = {
+    "/v1/responses": {"input": "ab", "max_output_tokens": 40},
+    "/v1/messages": {"messages": [{"role": "user", "content": "ab"}], "max_tokens": 40},
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "ab"}]},
+}
+
+
+@pytest.mark.parametrize("path", NEWER)
+def test_incomplete_characters_are_held_back_in_every_stream(path: str) -> None:
+    tokenizer, end = KINDS["fallback"]
+    scripted = Scripted(tokenizer, end, chat_template=PROMPT)
+    script = [tokenizer.token_to_id(token) for token in ("b", "<0xC3>", "<0xA9>", "a", "<0xF0>", "<0x9F>")]
+    scripted.say(script)
+    body = NEWER[path] | {"model": "model", "temperature": 0, "stream": True}
+    stream = scripted.client.post(path, json=body).text
+    assert "\ufffd" not in stream
+    assert "\\ud" not in stream
+    events = [json.loads(line[6:]) for line in stream.split("\n") if line.startswith("data: {")]
+    deltas = [event.get("delta", "") or event.get("choices", [{}])[0].get("delta", "") for event in events]
+    texts = [one if isinstance(one, str) else one.get("content") or one.get("text") or "" for one in deltas]
+    assert "".join(texts).strip() == "béa"
+    assert any("é" in text for text in texts)
+    whole = scripted.client.post(path, json=body | {"stream": False}).text
+    assert "béa" in whole
+    assert "\ufffd" not in whole
+    asyncio.run(scripted.engine.close())
+
+
+def test_llama_cpp_tells_a_stop_text_from_an_end(gguf: Callable[..., Path]) -> None:
+    vocabulary = KINDS["fallback"][0].get_vocab()
+
+    async def ends(*stops: tuple[str, ...]) -> list[str | None]:
+        engine = GgufEngine(gguf([vocabulary[token] for token in "abc"]), "model", threads=1, parallel=1)
+        try:
+            samplings = [Sampling(20, 0, stop=stop) for stop in stops]
+            return [[piece async for piece in engine.generate(PROMPT, one)][-1].stop for one in samplings]
+        finally:
+            await engine.close()
+
+    assert asyncio.run(ends((), ("x",), ("c",), ("bc",), ("x", "c"))) == [None, None, "c", "bc", "c"]
+
+
 def test_a_special_token_may_be_a_stop_text(scripted: Scripted) -> None:
     special = "<turn>" if scripted.tokenizer.token_to_id("<turn>") is not None else "<s>"
     a, other, b = (scripted.tokenizer.token_to_id(token) for token in ("a", special, "b"))

@@ -76,8 +76,9 @@ class GgufEngine(Prompted):
         super().__init__(_facts(name, quantization, prompts, own_context, threads, parallel), prompts)
         self._server = _load(path, self._prompts.context, parallel, threads)
         self._held = _find_in_memory(path)
-        added = prompts.tokenizer.added_tokens_decoder.values()
-        self._specials = [str(token) for token in added if token.special]
+        added = prompts.tokenizer.added_tokens_decoder
+        self._specials = [str(token) for token in added.values() if token.special]
+        self._ends = frozenset(index for index, token in added.items() if token.special)
         self._guides = _guides(prompts.tokenizer)
         self._in_use = threading.Lock()
         self._threads = ThreadPoolExecutor(parallel, thread_name_prefix="llama.cpp request")
@@ -89,7 +90,7 @@ class GgufEngine(Prompted):
         self._prompts.require_fit(len(prompt.tokens), sampling)
         self._prompts.require_known(sampling.logit_bias, len(self._prompts.tokenizer))
         guide = None if sampling.form is None else await self._guides.guide(sampling.form)
-        done, tokens, ended = 0, HeldTokens(), False
+        done, tokens, ids = 0, HeldTokens(), list[int]()
         shown = [name for name in self._specials if any(name in text for text in sampling.stop)]
         request = _request(prompt.text, sampling) | {"preserved_tokens": shown}
         async with aclosing(self._complete(request)) as chunks:
@@ -97,7 +98,7 @@ class GgufEngine(Prompted):
                 _require_no_error(chunk)
                 choice = chunk["choices"][0]
                 _require_numbers(choice)
-                ended = _ended(choice, ended)
+                ids += (entry["id"] for entry in (choice["logprobs"] or {}).get("content", ()))
                 now = int(chunk["timings"]["predicted_n"])
                 text = choice["text"]
                 if sampling.logprobs is not None:
@@ -108,7 +109,7 @@ class GgufEngine(Prompted):
                     await asyncio.to_thread(guide.read, text, ended=choice["finish_reason"] == "stop")
                 if now > done or text or choice["finish_reason"]:
                     finish = choice["finish_reason"]
-                    stop = _only(sampling.stop) if finish == "stop" and not ended else None
+                    stop = self._stopped_by(ids, sampling.stop) if finish == "stop" else None
                     yield Piece(text, now - done, finish, chosen=tokens.take(), stop=stop)
                     done = now
 
@@ -188,6 +189,16 @@ class GgufEngine(Prompted):
             self._require_open()
         finally:
             wanted = False
+
+    def _stopped_by(self, tokens: list[int], stop: tuple[str, ...]) -> str | None:
+        """As `Piece.stop`, of an answer that is over: llama.cpp does not say it, but which tokens it made."""
+        if not stop:
+            return None
+        text = str(self._prompts.tokenizer.decode(tokens))
+        found = [(position, one) for one in stop if (position := text.find(one)) >= 0]
+        if found:
+            return min(found)[1]
+        return None if tokens and tokens[-1] in self._ends else ""
 
     def _require_open(self) -> None:
         if self._closed:
@@ -301,17 +312,6 @@ def _request(prompt: str, sampling: Sampling) -> dict[str, Any]:
         "stop": list(sampling.stop),
         "logprobs": max(1, sampling.logprobs or 0),  # one, by which one can tell that the model computes numbers
     }
-
-
-def _ended(choice: dict[str, Any], before: bool) -> bool:
-    """Whether the last token told of so far is one that ends answers, which has no text."""
-    content = (choice["logprobs"] or {}).get("content", ())
-    return not content[-1]["bytes"] if content else before
-
-
-def _only(stop: tuple[str, ...]) -> str | None:
-    """The stop text that ended an answer, as far as it is known; llama.cpp does not say which of several."""
-    return None if not stop else stop[0] if len(stop) == 1 else ""
 
 
 def _require_no_error(answer: dict[str, Any]) -> None:
