@@ -74,8 +74,8 @@ class Prompts:
             text = render(self.tokenizer, list(map(_turn, messages)), list(map(_described, tools)))
         if not all(tool.name in text for tool in tools):
             raise RequestRefused(
-                "`tools` are not offered with this model: its chat template tells it of none. Leave them out, or require "
-                "a call by `tool_choice`.",
+                "`tools` are not offered with this model, whose chat template tells it of none; leave them out, or "
+                "require a call by `tool_choice`.",
                 "tools",
             )
         return text.removeprefix(self._own_beginning()) if self._by_text else Rendered(text)
