@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Sequence
 
 from confide.enclave.engines.engine import Chance, Chosen, EngineFacts, Message, Piece, Prompt, Sampling
 from confide.enclave.engines.tools import Tool
-from confide.errors import PromptTooLong
+from confide.errors import PromptTooLong, RequestRefused
 
 
 def chosen(text: str, index: int, sampling: Sampling) -> tuple[Chosen, ...]:
@@ -17,7 +17,7 @@ def chosen(text: str, index: int, sampling: Sampling) -> tuple[Chosen, ...]:
 
 
 class FakeEngine:
-    """Answers "You said: PROMPT", a word a piece and token.
+    """Answers "You said: PROMPT", a word a piece and token; or `says`, whatever it was asked.
 
     pause: seconds before each piece. broken: what it raises after the second piece. running, stopped: generations
     in progress, and those that were closed before their end. asked: the samplings it got.
@@ -30,8 +30,12 @@ class FakeEngine:
         context: int = 1000,
         parallel: int = 16,
         cannot: frozenset[str] = frozenset(),
+        template: str = "",
+        says: str = "",
     ) -> None:
-        self.facts = EngineFacts("echo", "fake", "none", context, parallel=parallel, cannot=cannot)
+        self.facts = EngineFacts("echo", "fake", "none", context, parallel=parallel, cannot=cannot, template=template)
+        self.says = says
+        self.prompts: list[str] = []
         self.pause = pause
         self.broken = broken
         self.running = 0
@@ -44,6 +48,10 @@ class FakeEngine:
     async def read(self, asked: str | Sequence[Message], tools: Sequence[Tool] = ()) -> Prompt:
         if not isinstance(asked, str):
             asked = " | ".join(f"{message.role}: {message.content}" for message in asked)
+            if tools and "tools" not in self.facts.template:
+                raise RequestRefused("No tools here; leave them out.", "tools")
+            asked += "".join(f" {tool.name}" for tool in tools)
+            self.prompts.append(asked)
         return Prompt(asked, range(len(asked.split())))
 
     async def generate(self, prompt: str | Prompt, sampling: Sampling) -> AsyncGenerator[Piece, None]:
@@ -55,7 +63,7 @@ class FakeEngine:
         self.most_running = max(self.most_running, self.running)
         ended = False
         try:
-            for index, word in enumerate(words := f"You said: {prompt}".split(" ")):
+            for index, word in enumerate(words := (self.says or f"You said: {prompt}").split(" ")):
                 await asyncio.sleep(self.pause)
                 if self.broken and index == 2:
                     raise self.broken

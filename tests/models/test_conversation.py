@@ -9,7 +9,7 @@ from tokenizers import processors
 
 from confide.enclave.engines.engine import EngineFacts, Message
 from confide.enclave.engines.prompts import Prompted, Prompts
-from confide.enclave.engines.tools import Tool, ToolCall
+from confide.enclave.engines.tools import Tool
 from confide.errors import ConversationRefused, RequestRefused
 from confide.models.conversation import PLAIN_TEMPLATE, render, template_of
 
@@ -106,15 +106,7 @@ def test_whoever_runs_a_model_without_a_template_is_told(caplog: pytest.LogCaptu
     assert len(caplog.records) == 1
 
 
-def test_calls_and_their_results_are_in_a_plain_prompt() -> None:
-    tokenizer = fast(byte_level())
-    turns = [
-        Message("user", "Weather?"),
-        Message("assistant", "", (ToolCall("1", "look", '{"city": "Ulm"}'),)),
-        Message("tool", "rain", call_id="1"),
-    ]
-    prompts = Prompts(tokenizer, 1000, by_text=True)
-    expected = 'User: Weather?\n\nAssistant: {"name": "look", "arguments": {"city": "Ulm"}}\n\nTool: rain\n\nAssistant:'
-    assert prompts.render(turns) == expected
+def test_a_plain_prompt_tells_of_no_tools() -> None:
+    prompts = Prompts(fast(byte_level()), 1000, by_text=True)
     with pytest.raises(RequestRefused, match="`tools`"):
         prompts.render([Message("user", "look")], [Tool("look")])

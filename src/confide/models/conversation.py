@@ -16,11 +16,10 @@ from confide.errors import ConversationRefused
 from confide.printable import printable
 
 PLAIN_TEMPLATE: Final = (
-    "{% for message in messages %}{{ message.role | capitalize }}: {{ message.content | trim }}"
-    "{% for call in message.tool_calls or [] %}{{ call.function | tojson }}{% endfor %}{{ '\\n\\n' }}{% endfor %}"
+    "{% for message in messages %}{{ message.role | capitalize }}: {{ message.content | trim }}\n\n{% endfor %}"
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
-"""For a model without a template of its own: each turn a paragraph that begins with who speaks. Calls are JSON."""
+"""For a model without a template of its own: each turn a paragraph that begins with who speaks."""
 _LONGEST: Final = 300
 
 _log = logging.getLogger(__name__)

@@ -79,7 +79,8 @@ class ShellEngine(Prompted):
         loop = asyncio.get_running_loop()
         pieces: asyncio.Queue[Piece | Exception] = asyncio.Queue()
         choosing = _Choosing(sampling, self._bytes)
-        told = _Told(AnswerText(self._decoder, tokens, sampling.stop), choosing, self._ends, _handing(loop, pieces))
+        text = AnswerText(self._decoder, tokens, sampling.stop, sampling.markers)
+        told = _Told(text, choosing, self._ends, _handing(loop, pieces))
         work = loop.run_in_executor(None, self._work, tokens, sampling, told)
         try:
             while True:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
+from confide.enclave.api.calls import CallPlan, whole_calls
 from confide.enclave.api.limits import Limits
 from confide.enclave.api.metrics import Metrics
 from confide.enclave.api.pulse import Pulse
@@ -128,6 +129,7 @@ class Answer:
                 "".join(piece.text for piece in pieces),
                 tuple(one for piece in pieces for one in piece.chosen),
                 pieces[-1].finish,
+                whole_calls(part for piece in pieces for part in piece.calls),
                 stop=pieces[-1].stop,
             )
             for pieces in made
@@ -159,10 +161,16 @@ async def begin(
 ) -> Answer:
     """An answer whose first piece is there, so that all that can be wrong with the request has been said."""
     started = time.monotonic()
-    _require_able(serving.engine.facts, fields, wanted)
-    prompt = await while_connected(request, serving.engine.read(asked))
+    facts = serving.engine.facts
+    _require_able(facts, fields, wanted)
+    plan = CallPlan.of(wanted.offer, facts.template, free="response_format" not in facts.cannot)
+    wanted = replace(wanted, form=wanted.form or plan.form)
+    if wanted.form is not None and fields.stop:
+        raise RequestRefused("`stop` could cut an answer that must have a form; leave it out.", "stop")
+    prompt = await while_connected(request, plan.read(serving.engine, asked))
     prompt_tokens = len(prompt.tokens)
-    parts = _parts(serving, prompt, _sampling(serving, prompt_tokens, fields, wanted), wanted.candidates)
+    sampling = replace(_sampling(serving, prompt_tokens, fields, wanted), markers=plan.style.markers)
+    parts = _parts(serving, prompt, sampling, wanted.candidates, plan)
     try:
         first = await while_connected(request, anext(parts))
     except BaseException:
@@ -212,13 +220,17 @@ async def _pieces(serving: Serving, prompt: Prompt, sampling: Sampling) -> Async
                     return
 
 
-async def _parts(serving: Serving, prompt: Prompt, sampling: Sampling, answers: int) -> AsyncGenerator[Part, None]:
+async def _parts(
+    serving: Serving, prompt: Prompt, sampling: Sampling, answers: int, plan: CallPlan
+) -> AsyncGenerator[Part, None]:
     """One answer after the other: a request has one place in the line, and computes one thing at a time."""
     for index in range(answers):
+        reader = plan.reader()
         seed = None if sampling.seed is None else sampling.seed + index
         async with aclosing(_pieces(serving, prompt, replace(sampling, seed=seed))) as pieces:
             async for piece in pieces:
-                yield index, piece
+                for part in [piece] if reader is None else reader.with_calls(piece):
+                    yield index, part
 
 
 def _require_able(facts: EngineFacts, fields: SamplingFields, wanted: Wanted) -> None:
@@ -229,12 +241,13 @@ def _require_able(facts: EngineFacts, fields: SamplingFields, wanted: Wanted) ->
         "logprobs": wanted.logprobs is not None,
         "best_of": wanted.candidates > wanted.choices,
         "response_format": wanted.form is not None,
+        "tools": wanted.offer is not None,
     }
     for name, value in asked.items():
         if value and name in facts.cannot:
             raise RequestRefused(f"`{name}` is not offered with this model; leave it out.", name)
-    if wanted.form is not None and fields.stop:
-        raise RequestRefused("`stop` could cut an answer that must have a form; leave it out.", "stop")
+    if wanted.form is not None and wanted.offer is not None:
+        raise RequestRefused("`response_format` does not go with `tools` that may be called; leave one out.", "tools")
 
 
 def _sampling(serving: Serving, prompt_tokens: int, fields: SamplingFields, wanted: Wanted) -> Sampling:

@@ -22,7 +22,10 @@ from confide.enclave.api.schemas import (
     ChatRequest,
     CompletionRequest,
     EmbeddingRequest,
+    Function,
     JsonFormat,
+    MadeCall,
+    NamedTool,
     PlainFormat,
     SamplingFields,
     SchemaFormat,
@@ -31,6 +34,7 @@ from confide.enclave.api.schemas import (
 from confide.enclave.api.shapes import ChatShape, Shape, TextShape, events
 from confide.enclave.engines.engine import Message
 from confide.enclave.engines.forms import Form
+from confide.enclave.engines.tools import Offer, Tool, ToolCall
 from confide.errors import PromptTooLong, RequestRefused, UnknownModel
 
 
@@ -64,7 +68,7 @@ class OpenAi:
         if asked.top_logprobs and not asked.logprobs:
             raise RequestRefused("`top_logprobs` goes with `logprobs`; ask for both.", "top_logprobs")
         choices, told = asked.n or 1, (asked.top_logprobs or 0) if asked.logprobs else None
-        wanted = Wanted(choices, choices, told, _form(asked.response_format), limit=limit)
+        wanted = Wanted(choices, choices, told, _form(asked.response_format), _offer(asked), limit)
         shape = ChatShape(asked.model, logprobs=told is not None, with_usage=_with_usage(asked))
         turns = as_turns(asked.messages)
         return await respond(self.serving, request, turns, asked, wanted, shape, stream=bool(asked.stream))
@@ -148,16 +152,48 @@ def _form(format: PlainFormat | JsonFormat | SchemaFormat | None) -> Form | None
     return Form.of_schema({"type": "object"} if schema is None else schema, "response_format")
 
 
+def _offer(asked: ChatRequest) -> Offer | None:
+    """What tools may be called, and must be."""
+    choice, tools = asked.tool_choice, [_tool(one.function) for one in asked.tools or ()]
+    if len({tool.name for tool in tools}) < len(tools):
+        raise RequestRefused("`tools` has two functions of one name; rename one.", "tools")
+    if isinstance(choice, NamedTool):
+        tools = [tool for tool in tools if tool.name == choice.function.name]
+    if not tools:
+        if choice not in (None, "none", "auto"):
+            raise RequestRefused(
+                "`tool_choice` requires a call of what `tools` does not have; add it there.", "tool_choice"
+            )
+        return None
+    if choice == "none":
+        return None
+    return Offer(tuple(tools), must=choice not in (None, "auto"), several=asked.parallel_tool_calls is not False)
+
+
+def _tool(function: Function) -> Tool:
+    parameters = {"type": "object", **(function.parameters or {"properties": {}})}
+    return Tool(function.name, function.description or "", parameters, strict=bool(function.strict))
+
+
 def _with_usage(asked: StreamFields) -> bool:
     return asked.stream_options is not None and asked.stream_options.include_usage
 
 
 def as_turns(messages: list[ChatMessage]) -> list[Message]:
     """A conversation as engines take it."""
-    return [Message(_role(message), _content(message)) for message in messages]
+    return [
+        Message(
+            _role(message), _content(message), tuple(map(_call, message.tool_calls or ())), message.tool_call_id or ""
+        )
+        for message in messages
+    ]
 
 
-def _role(message: ChatMessage) -> Literal["system", "user", "assistant"]:
+def _call(made: MadeCall) -> ToolCall:
+    return ToolCall(made.id, made.function.name, made.function.arguments)
+
+
+def _role(message: ChatMessage) -> Literal["system", "user", "assistant", "tool"]:
     return "system" if message.role == "developer" else message.role
 
 

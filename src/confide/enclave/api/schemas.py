@@ -15,6 +15,7 @@ MAX_PARTS: Final = 64
 MAX_STOPS: Final = 4
 _MAX_BIASES: Final = 1024
 MAX_CHOICES: Final = 16
+MAX_TOOLS: Final = 128
 
 Stop = Annotated[str, Meta(min_length=1, max_length=256)]
 
@@ -28,16 +29,45 @@ class TextPart(msgspec.Struct, forbid_unknown_fields=True):
     cache_control: Any = None
 
 
+CallId = Annotated[str, Meta(min_length=1, max_length=128)]
+FunctionName = Annotated[str, Meta(pattern=r"\A[\w-]{1,64}\Z")]
+
+
+class MadeFunction(msgspec.Struct, forbid_unknown_fields=True):
+    """What an assistant called. arguments: a JSON object, as text."""
+
+    name: FunctionName
+    arguments: str
+
+    def __post_init__(self) -> None:
+        try:
+            whole = isinstance(msgspec.json.decode(self.arguments), dict)
+        except (msgspec.MsgspecError, UnicodeError, RecursionError):
+            whole = False
+        if not whole:
+            raise ValueError("Expected `arguments` to be a JSON object as text")
+
+
+class MadeCall(msgspec.Struct, forbid_unknown_fields=True):
+    """A call in an earlier answer. index: what streams number it by; no effect."""
+
+    id: CallId
+    type: Literal["function"]
+    function: MadeFunction
+    index: int | None = None
+
+
 class ChatMessage(msgspec.Struct, forbid_unknown_fields=True):
     """A turn of a conversation. developer: what newer clients call the system.
 
-    content: None for an assistant's turn without text. What follows the first two is what clients keep of earlier
-    answers, and has no effect; calls of tools are not offered.
+    content: None for an assistant's turn without text. tool_calls: an assistant's, tool_call_id: in a tool's turn, of
+    the call whose result it is. What follows these is what clients keep of earlier answers, and has no effect.
     """
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | Annotated[list[TextPart], Meta(max_length=MAX_PARTS)] | None = None
-    tool_calls: Annotated[list[None], Meta(max_length=0)] | None = None
+    tool_calls: Annotated[list[MadeCall], Meta(max_length=MAX_TOOLS)] | None = None
+    tool_call_id: CallId | None = None
     function_call: None = None
     audio: None = None
     name: str | None = None
@@ -49,6 +79,10 @@ class ChatMessage(msgspec.Struct, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if self.content is None and self.role != "assistant":
             raise ValueError("Expected `content`, which an assistant's turn alone may lack")
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError("Expected `tool_calls` in an assistant's turn alone")
+        if (self.tool_call_id is not None) != (self.role == "tool"):
+            raise ValueError("Expected `tool_call_id` in a tool's turn, and there alone")
 
 
 Messages = Annotated[list[ChatMessage], Meta(max_length=MAX_MESSAGES)]
@@ -114,6 +148,39 @@ class SchemaFormat(msgspec.Struct, tag_field="type", tag="json_schema", forbid_u
     json_schema: JsonSchema
 
 
+class Function(msgspec.Struct, forbid_unknown_fields=True):
+    """A function that may be called. parameters: a JSON Schema; none for a function without any."""
+
+    name: FunctionName
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.parameters is not None and self.parameters.get("type", "object") != "object":
+            raise ValueError("Expected `parameters` to be the schema of an object")
+
+
+class FunctionTool(msgspec.Struct, forbid_unknown_fields=True):
+    """A tool; functions are the only kind."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class NamedFunction(msgspec.Struct, forbid_unknown_fields=True):
+    """One by its name."""
+
+    name: FunctionName
+
+
+class NamedTool(msgspec.Struct, forbid_unknown_fields=True):
+    """The tool that is to be called."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
 class ChatRequest(StreamFields, kw_only=True):
     """POST /v1/chat/completions."""
 
@@ -122,6 +189,9 @@ class ChatRequest(StreamFields, kw_only=True):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     response_format: PlainFormat | JsonFormat | SchemaFormat | None = None
+    tools: Annotated[list[FunctionTool], Meta(max_length=MAX_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
 
 
 class CompletionRequest(StreamFields, kw_only=True):

@@ -29,14 +29,21 @@ class AnswerText:
     """The text of one answer, in parts.
 
     prompt: its tokens, which decide how the answer's first one reads. stop: texts at which the answer ends; special
-    tokens, which are never shown, count by their names where a stop text holds these. stopped_by: the one that did.
+    tokens count by their names where a stop text holds these. They are not shown, but for those named in `markers`.
+    stopped_by: the stop text that ended it.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stop: Sequence[str]) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, prompt: Sequence[int], stop: Sequence[str], markers: Sequence[str] = ()
+    ) -> None:
         self.stopped = False
         self.stopped_by: str | None = None
         specials = {index: str(token) for index, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-        self._specials = {index: name if any(name in text for text in stop) else "" for index, name in specials.items()}
+        counting = (*stop, *markers)
+        self._specials = {
+            index: name if any(name in text for text in counting) else "" for index, name in specials.items()
+        }
+        self._markers = frozenset(markers)
         self._decoding = _decoding(tokenizer, [token for token in prompt if token not in specials])
         self._stop = stop
         self._held = ""
@@ -61,7 +68,7 @@ class AnswerText:
             self._hold(self._decoding.add(token))
         elif name:
             self._hold(self._decoding.rest())  # no character goes on behind what ends an answer
-            self._hold(name, shown=False)
+            self._hold(name, shown=name in self._markers)
 
     def rest(self) -> str:
         """What was held back, when the answer ends otherwise. Bytes that are no whole character are left out.

@@ -57,7 +57,8 @@ class Sampling:
     token that the answer has already, frequency_penalty: as often as it has it. logit_bias: added, by token. All three
     come before the temperature, then top_k, top_p, and min_p, the least share of the most probable one's probability.
     logprobs: how many of the most probable tokens are told beside each one chosen; None for no probabilities at all.
-    form: what the whole answer must be like, for engines whose facts do not say that they cannot.
+    form: what the whole answer must be like, for engines whose facts do not say that they cannot. markers: special
+    tokens of these names are given as text.
     """
 
     max_tokens: int
@@ -72,6 +73,7 @@ class Sampling:
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
     form: Form | None = None
+    markers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.temperature < SMALLEST_TEMPERATURE:

@@ -92,7 +92,9 @@ class GgufEngine(Prompted):
         guide = None if sampling.form is None else await self._guides.guide(sampling.form)
         done, tokens, ids = 0, HeldTokens(), list[int]()
         shown = [name for name in self._specials if any(name in text for text in sampling.stop)]
-        request = _request(prompt.text, sampling) | {"preserved_tokens": shown}
+        markers = [name for name in self._specials if name in sampling.markers]
+        shown = [name for name in shown if name not in markers]
+        request = _request(prompt.text, sampling) | {"preserved_tokens": shown + markers}
         async with aclosing(self._complete(request)) as chunks:
             async for chunk in chunks:
                 _require_no_error(chunk)

@@ -68,7 +68,7 @@ class Prompts:
         text = render(self.tokenizer, list(map(_turn, messages)), list(map(_described, tools)))
         if tools and not (self.tokenizer.chat_template and all(tool.name in text for tool in tools)):
             raise RequestRefused(
-                "`tools` are not offered with this model: its chat template tells it of none. Leave them out, or "
+                "`tools` are not offered with this model, whose chat template tells it of none; leave them out, or "
                 "require a call by `tool_choice`.",
                 "tools",
             )

@@ -109,7 +109,7 @@ class TransformersEngine(Prompted):
 
     def _answer(self, prompt: list[int], sampling: Sampling, guide: Guide | None) -> Iterator[Piece | None]:
         """One step is one token of the answer, and None for a part of the prompt."""
-        text = AnswerText(self._decoder, prompt, sampling.stop)
+        text = AnswerText(self._decoder, prompt, sampling.stop, sampling.markers)
         choose = Chooser(sampling, guide)
         reading = _Reading(self._model)
         for start in range(0, len(prompt), PREFILL):

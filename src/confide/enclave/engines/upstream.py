@@ -129,6 +129,13 @@ class UpstreamEngine(Prompted):
         prompt = await self._as_prompt(prompt)
         self._prompts.require_fit(len(prompt.tokens), sampling)
         self._prompts.require_known(sampling.logit_bias, len(self._prompts.tokenizer))
+        added = self._prompts.tokenizer.added_tokens_decoder.values()
+        if any(token.special and str(token) in sampling.markers for token in added):
+            raise RequestRefused(
+                "`tools` are not offered here: the model marks its calls by special tokens, which its server does not "
+                "show. Leave them out.",
+                "tools",
+            )
         finish: FinishReason | None = None
         stop: str | None = None
         tokens: int | None = None
