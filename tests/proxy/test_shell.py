@@ -96,6 +96,21 @@ def test_the_newer_endpoints_are_here_too(place: Place) -> None:
             assert stream.get_final_message().stop_reason == "max_tokens"
 
 
+@pytest.mark.parametrize(
+    ("more", "param"),
+    [
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "required"}, "tool_choice"),
+    ],
+)
+def test_a_form_would_be_seen_by_the_server_and_is_refused(place: Place, more: dict[str, Any], param: str) -> None:
+    before = place.status()["bytes_up"]
+    with place.sdk() as client, pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(model="mine", messages=[{"role": "user", "content": PROMPT}], **more)
+    assert refused.value.param == param
+    assert place.status()["bytes_up"] - before < 1000
+
+
 def test_what_the_server_saw_can_be_seen(place: Place) -> None:
     with place.sdk() as client:
         options: Any = {"model": "mine", "max_tokens": 3, "temperature": 0}

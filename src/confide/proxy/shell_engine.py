@@ -59,7 +59,7 @@ class ShellEngine(Prompted):
             version=transformers.__version__,
             template=prompts.template,
             parallel=1,
-            cannot=frozenset({"response_format"}),  # a grammar takes a time that depends on the text, and is seen
+            cannot=frozenset({"response_format"}),  # its masks take times that depend on the text: see decision 29
         )
         super().__init__(facts, prompts)
         self.hybrid = hybrid

@@ -14,10 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.enclave.engines.conftest import PROMPT, Answer, Bench, answer
 
+from confide.enclave.api.calls import OWN, TAGGED, CallReader, form_of, whole_calls
 from confide.enclave.engines import guides
 from confide.enclave.engines.engine import Engine, Sampling
 from confide.enclave.engines.forms import MAX_BYTES, MAX_COUNT, MAX_DEPTH, MAX_JOINED, MAX_PATTERNS, Form
 from confide.enclave.engines.guides import Guide, Guides
+from confide.enclave.engines.tools import Offer, Tool
 from confide.errors import RequestRefused
 
 Schema = dict[str, Any]
@@ -273,6 +275,52 @@ def test_llama_cpp_that_answers_freely_is_found_out(gguf_bench: Bench, monkeypat
     monkeypatch.setattr(engine, "_complete", lambda request: complete(request | {"grammar": ""}))
     with pytest.raises(RequestRefused):
         formed(gguf_bench, {"type": "object"}, 0)
+
+
+DEFS = {"w": {"type": "string", "maxLength": 3}}
+LOOK_UP = {"type": "object", "properties": {"w": {"$ref": "#/$defs/w"}}, "required": ["w"], "$defs": DEFS}
+SEND = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 9}}, "required": ["n"]}
+CLOSED = {"additionalProperties": False}
+TOOLS = (Tool("look_up", parameters=LOOK_UP | CLOSED), Tool("send", parameters=SEND | CLOSED))
+
+
+@pytest.mark.parametrize("several", [True, False])
+def test_a_call_that_must_be_made_keeps_to_its_function(bench: Bench, several: bool) -> None:
+    if not free(bench.make()):
+        pytest.skip("refused by name")
+    offer = Offer(TOOLS, must=True, several=several)
+    sampling = Sampling(60, temperature=1.0, seed=3, form=form_of(offer, OWN, "tools"))
+    made = bench.run(lambda engine: answer(engine, PROMPT, sampling))
+    reader = CallReader(OWN, offer)
+    text, parts = reader.read(made.text)
+    calls = whole_calls(parts)
+    assert calls
+    assert not text
+    for call in calls:
+        require_valid(call.arguments, {tool.name: dict(tool.parameters) for tool in TOOLS}[call.name])
+    if not several:
+        assert (made.finish, len(calls)) == ("stop", 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("<b> and <tool_c", True),
+        ('Well: <tool_call>\n{"name": "send", "arguments": {"n":7}}\n</tool_call>\n<tool_call>', True),
+        ('<tool_call>{"name":"look_up","arguments":{"w":"abc"}}</tool_call> So.', True),
+        ('<tool_call>{"name": "rm', False),
+        ('<tool_call>{"name": "send", "arguments": {"n":77', False),
+        ('<tool_call>{"name": "look_up", "arguments": {"w":"abcd', False),
+        ("<tool_call>send", False),
+        ('<tool_call>{"name": "send", "arguments": {"n":7}} or', False),
+    ],
+)
+def test_calls_within_a_text_keep_to_their_functions(text: str, kept: bool) -> None:
+    made = asyncio.run(BYTES.guide(form_of(Offer(TOOLS), TAGGED, "tools")))
+    if kept:
+        return made.read(text, ended=False)
+    with pytest.raises(RequestRefused):
+        made.read(text, ended=False)
 
 
 WORDS = st.sampled_from(["type", "properties", "items", "enum", "anyOf", "allOf", "oneOf", "$ref", "$defs", "pattern",

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer, processors
 from confide.enclave.api.answer import Serving
 from confide.enclave.api.app import api_app
 from confide.enclave.engines.engine import Message, Sampling
+from confide.enclave.engines.forms import Form
 from confide.enclave.engines.gguf_engine import GgufEngine
 from confide.enclave.engines.transformers_engine import TransformersEngine
 from confide.errors import EngineError, EngineFault
@@ -143,6 +144,36 @@ def test_a_special_token_may_be_a_stop_text(scripted: Scripted) -> None:
     assert scripted.ask(stop=[special]) == ("a", "stop")
     assert scripted.ask(stop=[special + "b"]) == ("a", "stop")
     assert scripted.ask(stop=[special + "c"]) == ("ab", "stop")
+
+
+def test_a_form_is_kept_with_any_tokenizer(scripted: Scripted) -> None:
+    scripted.say([scripted.tokenizer.token_to_id(letter) for letter in "ab"])
+    schema = {"type": "array", "items": {"enum": ["ab", "é🙂", "\n"]}, "minItems": 3, "maxItems": 3}
+    form = Form.of_schema(schema, "response_format")
+    for seed in range(3):
+        made = asyncio.run(answer(scripted.engine, PROMPT, Sampling(40, seed=seed, form=form)))
+        assert made.finish == "stop"
+        assert set(json.loads(made.text)) <= {"ab", "é🙂", "\n"}
+
+
+@pytest.mark.parametrize("marker", ["[TOOL_CALLS]", "[OTHER]"])
+def test_special_tokens_that_mark_calls_are_seen_and_not_shown(marker: str) -> None:
+    """As Mistral's are."""
+    tokenizer = byte_level("<end>", marker)
+    template = "{# [TOOL_CALLS] #}{{ tools[0].function.name if tools }}{{ messages[-1].content }}"
+    scripted = Scripted(tokenizer, "<end>", chat_template=template)
+    said = '[{"name":"f","arguments":{}}]'
+    scripted.asked = tokenizer.encode("fab").ids
+    scripted.say([tokenizer.token_to_id(marker), *tokenizer.encode(said).ids])
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    body = {"model": "model", "messages": [{"role": "user", "content": "ab"}], "max_tokens": 50, "temperature": 0}
+    choice = scripted.client.post("/v1/chat/completions", json=body | {"tools": tools}).json()["choices"][0]
+    if marker == "[OTHER]":  # which is never shown
+        assert (choice["message"]["content"], choice["finish_reason"]) == (said, "stop")
+    else:
+        assert (choice["message"]["content"], choice["finish_reason"]) == (None, "tool_calls")
+        assert choice["message"]["tool_calls"][0]["function"] == {"name": "f", "arguments": "{}"}
+    asyncio.run(scripted.engine.close())
 
 
 def test_the_tokens_of_a_conversation_are_those_of_its_template() -> None:

@@ -360,9 +360,8 @@ def _own_answer(several: bool) -> list[str]:
 def _tagged_answer(several: bool) -> list[str]:
     times = f"{{0,{MAX_CALLS}}}" if several else "?"
     return [
-        f"start: (begin call end){times} text",
+        f'start: (begin "\\n"? call "\\n"? {_literal(TAGGED.end)}){times} text',
         f"begin[lazy]: TEXT {_literal(TAGGED.begin)}",
-        f'end: "\\n"? {_literal(TAGGED.end)}',
         "text: TEXT",
         "TEXT: /(.|\\n)*/",
     ]
