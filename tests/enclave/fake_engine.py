@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 
 from confide.enclave.engines.engine import Chance, Chosen, EngineFacts, Message, Piece, Prompt, Sampling
-from confide.errors import PromptTooLong
+from confide.enclave.engines.tools import Tool
+from confide.errors import PromptTooLong, RequestRefused
 
 
 def chosen(text: str, index: int, sampling: Sampling) -> tuple[Chosen, ...]:
@@ -16,7 +17,7 @@ def chosen(text: str, index: int, sampling: Sampling) -> tuple[Chosen, ...]:
 
 
 class FakeEngine:
-    """Answers "You said: PROMPT", a word a piece and token.
+    """Answers "You said: PROMPT", a word a piece and token; or `says`, whatever it was asked.
 
     pause: seconds before each piece. broken: what it raises after the second piece. running, stopped: generations
     in progress, and those that were closed before their end. asked: the samplings it got.
@@ -29,8 +30,12 @@ class FakeEngine:
         context: int = 1000,
         parallel: int = 16,
         cannot: frozenset[str] = frozenset(),
+        template: str = "",
+        says: str = "",
     ) -> None:
-        self.facts = EngineFacts("echo", "fake", "none", context, parallel=parallel, cannot=cannot)
+        self.facts = EngineFacts("echo", "fake", "none", context, parallel=parallel, cannot=cannot, template=template)
+        self.says = says
+        self.prompts: list[str] = []
         self.pause = pause
         self.broken = broken
         self.running = 0
@@ -40,9 +45,13 @@ class FakeEngine:
         self.weights = "11" * 32
         self.asked: list[Sampling] = []
 
-    async def read(self, asked: str | Sequence[Message]) -> Prompt:
+    async def read(self, asked: str | Sequence[Message], tools: Sequence[Tool] = ()) -> Prompt:
         if not isinstance(asked, str):
             asked = " | ".join(f"{message.role}: {message.content}" for message in asked)
+            if tools and "tools" not in self.facts.template:
+                raise RequestRefused("No tools here; leave them out.", "tools")
+            asked += "".join(f" {tool.name}" for tool in tools)
+            self.prompts.append(asked)
         return Prompt(asked, range(len(asked.split())))
 
     async def generate(self, prompt: str | Prompt, sampling: Sampling) -> AsyncGenerator[Piece, None]:
@@ -54,17 +63,19 @@ class FakeEngine:
         self.most_running = max(self.most_running, self.running)
         ended = False
         try:
-            for index, word in enumerate(words := f"You said: {prompt}".split(" ")):
+            for index, word in enumerate(words := (self.says or f"You said: {prompt}").split(" ")):
                 await asyncio.sleep(self.pause)
                 if self.broken and index == 2:
                     raise self.broken
                 last = index == len(words) - 1
                 full = index + 1 == sampling.max_tokens
-                stop = any(text in word for text in sampling.stop)
+                stop = next((text for text in sampling.stop if text in word), None)
                 finish = "stop" if stop or last else "length" if full else None
                 ended = finish is not None
                 text = "" if stop else word if last or full else word + " "
-                yield Piece(text, 1, finish, chosen=chosen(text, index, sampling), cached=2 if not index else 0)
+                yield Piece(
+                    text, 1, finish, chosen=chosen(text, index, sampling), cached=2 if not index else 0, stop=stop
+                )
                 if ended:
                     return
         finally:

@@ -165,6 +165,24 @@ def test_a_key_is_asked_for() -> None:
         assert httpx.get(f"{url}/v1/models", trust_env=False).status_code == 401
 
 
+def test_anthropics_programs_get_errors_in_their_form() -> None:
+    with proxied(lambda: [Echo("echo", 3600)], keys=("right",)) as url:
+        settled(url, "ready")
+        for headers, body, status, kind in (
+            ({}, {"model": "echo"}, 401, "authentication_error"),
+            ({"x_api_key": "wrong"}, {"model": "echo"}, 401, "authentication_error"),
+            ({"x_api_key": "right", "origin": "https://evil.example"}, {"model": "echo"}, 403, "permission_error"),
+            ({"x_api_key": "right"}, {"model": "other"}, 404, "not_found_error"),
+            ({"x_api_key": "right"}, {}, 400, "invalid_request_error"),
+            ({"x_api_key": "right"}, {"model": "echo", "prompt": "fail", "secret": "x"}, 500, "api_error"),
+        ):
+            for path in ("/v1/messages", "/v1/messages/count_tokens"):
+                answer = ask(url, path, json.dumps(body).encode(), **headers)
+                assert (answer.status_code, answer.json()["type"]) == (status, "error")
+                assert answer.json()["error"]["type"] == kind
+        assert ask(url, "/v1/messages", x_api_key="right").json()["path"] == "/messages"
+
+
 def test_only_who_has_the_token_stops_it() -> None:
     with proxied(lambda: [Echo("echo", 3600)]) as url:
         settled(url, "ready")

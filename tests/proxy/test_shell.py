@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import anthropic
 import httpx
 import openai
 import pytest
@@ -92,6 +93,33 @@ def test_an_unmodified_client_gets_the_models_own_answers(place: Place) -> None:
         )
         assert said.choices[0].message.content == place.expected(PROMPT + " ", 4)
         assert [model.id for model in client.models.list()] == ["mine"]
+
+
+def test_the_newer_endpoints_are_here_too(place: Place) -> None:
+    expected = place.expected(PROMPT + " ", 4)
+    with place.sdk() as client:
+        made = client.responses.create(model="mine", input=PROMPT, max_output_tokens=4, temperature=0)
+        assert (made.output_text, made.status) == (expected, "incomplete")
+    asked: Any = {"model": "mine", "max_tokens": 4, "messages": [{"role": "user", "content": PROMPT}]}
+    with anthropic.Anthropic(base_url=place.url, api_key="any", max_retries=0) as client:
+        with client.messages.stream(**asked, extra_body={"temperature": 0}) as stream:
+            assert "".join(stream.text_stream) == expected
+            assert stream.get_final_message().stop_reason == "max_tokens"
+
+
+@pytest.mark.parametrize(
+    ("more", "param"),
+    [
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "required"}, "tool_choice"),
+    ],
+)
+def test_a_form_would_be_seen_by_the_server_and_is_refused(place: Place, more: dict[str, Any], param: str) -> None:
+    before = place.status()["bytes_up"]
+    with place.sdk() as client, pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(model="mine", messages=[{"role": "user", "content": PROMPT}], **more)
+    assert refused.value.param == param
+    assert place.status()["bytes_up"] - before < 1000
 
 
 def test_what_the_server_saw_can_be_seen(place: Place) -> None:

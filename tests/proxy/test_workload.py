@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import httpx
 import openai
 import pytest
@@ -86,6 +87,45 @@ def test_the_id_of_a_receipt_is_handed_on(place: Place) -> None:
             settled(url, "ready")
             answer = client.completions.with_raw_response.create(model="echo", prompt="abc")
     assert len(bytes.fromhex(answer.headers["confide-receipt"])) >= 16
+
+
+def test_the_newer_endpoints_are_passed_on_too(place: Place) -> None:
+    tee = SimulatedTee.open(place.root.parent)
+    app = public_app(Workload(tee, tee.collateral), Serving(FakeEngine()))  # type: ignore[arg-type]
+    asked: Any = {"model": "mine", "max_tokens": 9, "messages": HELLO}
+    with serving_app(app) as workload:
+        address = WorkloadAddress(workload, simulated_root=place.root)
+        with proxied(lambda: [WorkloadBackend("mine", address, EVER)]) as url, sdk(url) as client:
+            settled(url, "ready")
+            made = client.responses.with_raw_response.create(model="mine", input="hello")
+            assert made.parse().output_text == "You said: user: hello"
+            assert len(bytes.fromhex(made.headers["confide-receipt"])) >= 16
+            *_, last = client.responses.create(model="mine", input="hello", stream=True)
+            assert last.type == "response.completed"
+            other = anthropic.Anthropic(base_url=url, api_key="any", max_retries=0)
+            assert other.messages.create(**asked).content[0].text == "You said: user: hello"  # type: ignore[union-attr]
+            with other.messages.stream(**asked) as stream:
+                assert "".join(stream.text_stream) == "You said: user: hello"
+            assert other.messages.count_tokens(model="mine", messages=HELLO).input_tokens == 2
+            with pytest.raises(anthropic.BadRequestError, match="`tools`"):
+                other.messages.create(**asked, extra_body={"tools": [{"name": "x"}]})
+
+
+def test_an_answer_that_is_cut_off_says_so_in_its_apis_form(place: Place) -> None:
+    tee = SimulatedTee.open(place.root.parent)
+    engine = FakeEngine(broken=ValueError("a secret"))
+    app = public_app(Workload(tee, tee.collateral), Serving(engine))  # type: ignore[arg-type]
+    with serving_app(app) as workload:
+        address = WorkloadAddress(workload, simulated_root=place.root)
+        with proxied(lambda: [WorkloadBackend("mine", address, EVER)]) as url, sdk(url) as client:
+            settled(url, "ready")
+            with pytest.raises(openai.APIError):
+                list(client.responses.create(model="mine", input="hello", stream=True))
+            other = anthropic.Anthropic(base_url=url, api_key="any", max_retries=0)
+            with pytest.raises(anthropic.APIStatusError) as caught:
+                list(other.messages.create(model="mine", max_tokens=9, messages=HELLO, stream=True))
+    assert caught.value.body["type"] == "error"  # type: ignore[index]
+    assert "secret" not in str(caught.value)
 
 
 def test_headers_of_the_program_stay_here(place: Place) -> None:

@@ -91,8 +91,9 @@ class SelfTestRun(_Part, frozen=True):
 class Configuration(_Part, frozen=True):
     """Everything that changes behaviour. What is not known yet, when a key is asked for, or not there is None or empty.
 
-    context: tokens of prompt and answer together. adapters: their names. template: SHA-256 of the chat template, empty
-    without one. options: of the command that serves. environment: variables that libraries look at, secrets by name.
+    context: tokens of prompt and answer together. adapters: their names. template: SHA-256 of the chat template,
+    which is Confide's plain one for a model without. options: of the command that serves. environment: variables that
+    libraries look at, secrets by name.
     """
 
     confide: Build

@@ -188,15 +188,16 @@ class HybridModel(Closing):
         return self._running.generate(*args, **kwargs)
 
     def chat(self, messages: list[dict[str, str]], **options: Any) -> str:
-        """The answer to a conversation, by the tokenizer's chat template; options are those of `generate`.
+        """The answer to a conversation, by the tokenizer's chat template or a plain one; options as for `generate`.
 
-        messages: such as [{"role": "user", "content": "..."}]. WrongMode where there is no template,
-        ConversationRefused where it refuses.
+        messages: such as [{"role": "user", "content": "..."}]. WrongMode where there is no tokenizer,
+        ConversationRefused where the template refuses.
         """
         tokenizer = self.tokenizer
-        if tokenizer is None or tokenizer.chat_template is None:
-            raise WrongMode("This model has no chat template; use generate, or a model that was trained to chat.")
-        inputs = tokenizer(render(tokenizer, messages), add_special_tokens=False, return_tensors="pt")
+        if tokenizer is None:
+            raise WrongMode("This model came without a tokenizer; use generate, with token ids.")
+        text = render(tokenizer, messages)
+        inputs = tokenizer(text, add_special_tokens=not tokenizer.chat_template, return_tensors="pt")
         given = cast(dict[str, Tensor], dict(inputs))
         sequence = self.generate(**given, **options)[0, given["input_ids"].shape[1] :]
         return str(tokenizer.decode(sequence, skip_special_tokens=True))

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from confide.errors import ConfideError
+from confide.models.conversation import warn_of_plain_template
 from confide.models.precision import Recipe
 from confide.models.quantized import OnProgress, QuantizedGroup, QuantizedModel
 from confide.models.source import Source
@@ -148,6 +149,7 @@ def _write(
     if writer is None:
         _write_matrices(quantized, client, None)
     if tokenizer is not None:
+        warn_of_plain_template(tokenizer, "The model")
         _without_code(tokenizer).save_pretrained(client)
     _write_shell_model(quantized.model, client)
     made = None

@@ -54,8 +54,7 @@ class Guard:
         if error is None:
             await self._app(scope, receive, send)
             return
-        response = problem_response(error)
-        response.status_code = 401 if isinstance(error, WrongKey) else 403
+        response = problem_response(error, scope["path"], 401 if isinstance(error, WrongKey) else 403)
         await response(scope, receive, send)
 
     def _refusal(self, headers: Headers, path: str) -> RequestRefused | None:
@@ -76,7 +75,7 @@ class Guard:
                 "A browser is only answered with this proxy's page; `confide proxy status` shows its address."
             )
         if self._keys and path != "/health" and not any(hmac.compare_digest(shown, key) for key in self._keys):
-            return WrongKey("This proxy wants its key as a bearer token; give it to your program as OPENAI_API_KEY.")
+            return WrongKey("This proxy wants its key; give it to your program as its API key.")
         return None
 
 

@@ -52,7 +52,14 @@ class ShellEngine(Prompted):
         context = longest_context(hybrid.model.config) or _DEFAULT_CONTEXT
         prompts = Prompts(tokenizer, context, by_text=False)
         facts = EngineFacts(
-            name, "hybrid", "int8", context, version=transformers.__version__, template=prompts.template, parallel=1
+            name,
+            "hybrid",
+            "int8",
+            context,
+            version=transformers.__version__,
+            template=prompts.template,
+            parallel=1,
+            cannot=frozenset({"response_format"}),  # its masks take times that depend on the text: see decision 29
         )
         super().__init__(facts, prompts)
         self.hybrid = hybrid
@@ -72,7 +79,8 @@ class ShellEngine(Prompted):
         loop = asyncio.get_running_loop()
         pieces: asyncio.Queue[Piece | Exception] = asyncio.Queue()
         choosing = _Choosing(sampling, self._bytes)
-        told = _Told(AnswerText(self._decoder, tokens, sampling.stop), choosing, self._ends, _handing(loop, pieces))
+        text = AnswerText(self._decoder, tokens, sampling.stop, sampling.markers)
+        told = _Told(text, choosing, self._ends, _handing(loop, pieces))
         work = loop.run_in_executor(None, self._work, tokens, sampling, told)
         try:
             while True:
@@ -285,7 +293,7 @@ class _Told(PaddedStreamer):
     def finish(self, reason: FinishReason) -> None:
         """Hand on what was held back, and why there is no more."""
         rest = "" if self.text.stopped else self.text.rest()
-        self.hand(Piece(rest, 0, reason, chosen=self.text.take_chosen()))
+        self.hand(Piece(rest, 0, reason, chosen=self.text.take_chosen(), stop=self.text.stopped_by))
 
 
 class _Asked(StoppingCriteria):

@@ -17,7 +17,8 @@ from confide.client.hop import TIMEOUT, server_address, tls_context
 from confide.client.relying_party import RelyingParty
 from confide.client.transport import AsyncEncryptedTransport
 from confide.enclave.api.answer import while_connected
-from confide.enclave.api.problems import problem
+from confide.enclave.api.events import event
+from confide.enclave.api.problems import MESSAGES, problem
 from confide.errors import ConfideError, KeyChanged, ProtocolError
 from confide.proxy.backend import Backend
 from confide.proxy.facts import enclave_facts
@@ -114,7 +115,7 @@ class WorkloadBackend(Backend):
         asked = question | {"model": self._served[0]} if self.name else question
         response = await while_connected(Request(scope, receive), self._asked(path, msgspec.json.encode(asked)))
         headers = {name: response.headers[name] for name in _HANDED_ON if name in response.headers}
-        await _Streamed(response, headers, self.failed)(scope, receive, send)
+        await _Streamed(response, headers, self.failed, f"/v1{path}")(scope, receive, send)
 
     async def _asked(self, path: str, body: bytes) -> httpx.Response:
         try:
@@ -151,11 +152,12 @@ class _Streamed(StreamingResponse):
     """A workload's answer, part by part; the workload stops when the client goes away."""
 
     def __init__(
-        self, response: httpx.Response, headers: dict[str, str], failed: Callable[[ConfideError], object]
+        self, response: httpx.Response, headers: dict[str, str], failed: Callable[[ConfideError], object], path: str
     ) -> None:
-        """failed: told what cut the answer."""
+        """failed: told what cut the answer. path: of the endpoint, whose form errors have."""
         self._response = response
         self._failed = failed
+        self._path = path
         super().__init__(self._parts(), response.status_code, headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -172,4 +174,4 @@ class _Streamed(StreamingResponse):
             self._failed(error)
             if "text/event-stream" not in self._response.headers.get("content-type", ""):
                 raise  # the connection is cut: an answer that is not whole must not look as if it were
-            yield b"data: " + msgspec.json.encode(problem(error)) + b"\n\n"
+            yield event(problem(error, self._path), "error" if self._path == MESSAGES else "")

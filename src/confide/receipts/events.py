@@ -38,6 +38,7 @@ class _Sampling(msgspec.Struct, frozen=True):
     best_of: _Number = None
     max_tokens: _Number = None
     max_completion_tokens: _Number = None
+    max_output_tokens: _Number = None
     frequency_penalty: _Number = None
     presence_penalty: _Number = None
 
@@ -68,9 +69,10 @@ def sampling_event(request: bytes, defaults: SamplingDefaults) -> Event | None:
         asked = msgspec.to_builtins(msgspec.json.decode(request, type=_Sampling))
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
-    limit = asked.pop("max_completion_tokens")
-    if limit is not None:
-        asked["max_tokens"] = limit
+    for other_name in ("max_completion_tokens", "max_output_tokens"):
+        limit = asked.pop(other_name)
+        if limit is not None:
+            asked["max_tokens"] = limit
     used: dict[str, Any] = msgspec.to_builtins(defaults)
     used |= {name: value for name, value in asked.items() if value is not None}
     written = {

@@ -10,7 +10,8 @@ from confide.enclave.api.answer import Serving
 from confide.enclave.api.app import api_app
 from confide.errors import ConversationRefused, EngineFault
 
-CLIENT = TestClient(api_app(Serving(FakeEngine())), raise_server_exceptions=False)
+CANNOT = frozenset({"response_format"})
+CLIENT = TestClient(api_app(Serving(FakeEngine(cannot=CANNOT))), raise_server_exceptions=False)
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 ASKED: dict[str, dict[str, Any]] = {
     CHAT: {"model": "echo", "messages": [{"role": "user", "content": "hi"}]},

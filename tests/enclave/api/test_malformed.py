@@ -33,7 +33,8 @@ PATHS = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/generate
 FIELDS = ["model", "messages", "prompt", "query", "input", "history", "stream", "stream_options", "max_tokens",
           "temperature", "top_p", "stop", "seed", "n", "tools", "logprobs", "encoding_format", "role", "content",
           "type", "text", "include_usage", "max_completion_tokens",
-          "logit_bias", "top_logprobs", "best_of", "echo", "min_p", "presence_penalty", "5"]  # fmt: skip
+          "logit_bias", "top_logprobs", "best_of", "echo", "min_p", "presence_penalty", "5",
+          "response_format", "json_schema", "schema", "name"]  # fmt: skip
 LEAVES = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8),
     st.sampled_from(["echo", "user", "system", "text", "aGk=", "float", 1, 0.5, 10**400]),
@@ -90,6 +91,13 @@ def test_the_good_ones_are_good(path: str) -> None:
     assert post(path, json.dumps(VALID[path]).encode()).status_code == 200
 
 
+FORMAT = {"type": "json_schema"}
+NESTED: dict[str, Any] = {}
+for _ in range(40):
+    NESTED = {"items": NESTED}
+OWN = {"type": "object", "x-guidance": {"whitespace_flexible": True}}
+
+
 @pytest.mark.parametrize(
     ("change", "field"),
     [
@@ -111,7 +119,13 @@ def test_the_good_ones_are_good(path: str) -> None:
         ({"n": 17}, "n"),
         ({"best_of": 2}, "best_of"),
         ({"echo": True}, "echo"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        ({"response_format": {"type": "json_object", "schema": {}}}, "response_format"),
+        ({"response_format": FORMAT | {"json_schema": {"name": "a b"}}}, "response_format.json_schema.name"),
+        ({"response_format": FORMAT | {"json_schema": {"name": "a", "schema": NESTED}}}, "response_format"),
+        ({"response_format": FORMAT | {"json_schema": {"name": "a", "schema": {"x": "y" * 33000}}}}, "response_format"),
+        ({"response_format": FORMAT | {"json_schema": {"name": "a", "schema": OWN}}}, "response_format"),
         ({"logit_bias": {"5": 101}}, "logit_bias"),
         ({"logit_bias": {"five": 1}}, "logit_bias"),
         ({"logit_bias": {str(token): 1 for token in range(1025)}}, "logit_bias"),

@@ -86,6 +86,77 @@ def test_embeddings(client: openai.OpenAI) -> None:
     assert found.usage.prompt_tokens == 1
 
 
+def test_embeddings_count_the_tokens_of_all_texts(client: openai.OpenAI) -> None:
+    found = client.embeddings.create(model="echo", input=["one two", "three", "one two"])
+    assert (found.usage.prompt_tokens, found.usage.total_tokens) == (5, 5)
+    assert [one.index for one in found.data] == [0, 1, 2]
+    assert found.data[0].embedding == found.data[2].embedding
+    for wrong in ([], {"content": "a"}, [1, 2], ["a", 1], None):
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.embeddings.create(model="echo", input=wrong)  # type: ignore[arg-type]
+        assert (caught.value.param or "").startswith("input")
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        None,
+        "text",
+        [1],
+        [{}],
+        [{"role": 1}],
+        [{"role": "system", "content": 1}],
+        [{"content": "a"}],
+        [{"role": "system", "content": "a"}, {}],
+        [{"role": "user", "content": {"type": "text", "text": "a"}}],
+    ],
+    ids=["none", "text", "number", "empty", "role", "content", "no role", "second", "part"],
+)
+def test_what_is_no_conversation_is_refused(client: openai.OpenAI, messages: Any) -> None:
+    for stream in (False, True):
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.chat.completions.create(model="echo", messages=messages, stream=stream)
+        assert (caught.value.param or "").startswith("messages")
+
+
+@pytest.mark.parametrize("kind", ["image_url", "input_audio", "file"])
+def test_parts_that_are_no_text_are_refused_by_their_kind(client: openai.OpenAI, kind: str) -> None:
+    parts: Any = [{"type": "text", "text": "a"}, {"type": kind, kind: {"url": "data:,a secret"}}]
+    with pytest.raises(openai.BadRequestError, match=f"`{kind}`") as caught:
+        client.chat.completions.create(model="echo", messages=[{"role": "user", "content": parts}])
+    assert "secret" not in str(caught.value)
+
+
+def test_parts_of_a_message_are_joined(client: openai.OpenAI) -> None:
+    parts: Any = [{"type": "text", "text": "What is"}, {"type": "text", "text": " it"}]
+    messages: Any = [{"role": "developer", "content": parts}, {"role": "user", "content": parts}]
+    answer = client.chat.completions.create(model="echo", messages=messages)
+    assert answer.choices[0].message.content == "You said: system: What is it | user: What is it"
+
+
+def test_a_stream_is_what_the_whole_answer_is(client: openai.OpenAI) -> None:
+    whole = client.completions.create(model="echo", prompt="a b c", stop="c")
+    parts = list(client.completions.create(model="echo", prompt="a b c", stop="c", stream=True))
+    assert "".join(part.choices[0].text for part in parts) == whole.choices[0].text
+    assert [part.choices[0].finish_reason for part in parts][-1] == whole.choices[0].finish_reason
+    assert len({part.id for part in parts}) == 1
+
+
+def test_a_prompt_beyond_the_context_is_refused_before_a_stream_begins(client: openai.OpenAI) -> None:
+    for stream in (False, True):
+        with pytest.raises(openai.BadRequestError, match=r"has 1\d{3} tokens, and 999 are taken") as caught:
+            client.chat.completions.create(model="echo", messages=MESSAGES[1:] * 500, stream=stream)
+        assert caught.value.code == "context_length_exceeded"
+
+
+def test_stop_texts_are_four_at_most(client: openai.OpenAI, engine: FakeEngine) -> None:
+    client.chat.completions.create(model="echo", messages=MESSAGES, stop=["a1", "b2", "c3", "d4"])
+    assert engine.asked[-1].stop == ("a1", "b2", "c3", "d4")
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model="echo", messages=MESSAGES, stop=["a", "b", "c", "d", "e"])
+    assert caught.value.param == "stop"
+
+
 def test_errors_are_openais(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="not served here") as caught:
         client.chat.completions.create(model="gpt-4", messages=MESSAGES)
@@ -198,6 +269,20 @@ def test_how_tokens_are_chosen_reaches_the_engine(client: openai.OpenAI, engine:
     asked = engine.asked[-1]
     assert (asked.presence_penalty, asked.frequency_penalty, asked.min_p, asked.top_k) == (0.5, -1.5, 0.2, 4)
     assert (asked.logit_bias, asked.max_tokens, asked.logprobs) == ({7: -100, 12: 3.5}, 3, None)
+
+
+def test_a_form_reaches_the_engine(client: openai.OpenAI, engine: FakeEngine) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    format: Any = {"type": "json_schema", "json_schema": {"name": "it", "strict": True, "schema": schema}}
+    client.chat.completions.create(model="echo", messages=MESSAGES, response_format=format)
+    form = engine.asked[-1].form
+    assert form is not None
+    assert '"properties":{"a":{"type":"integer"}}' in form.grammar
+    assert "integer" not in repr(form)
+    client.chat.completions.create(model="echo", messages=MESSAGES, response_format={"type": "json_object"})
+    assert engine.asked[-1].form is not None
+    client.chat.completions.create(model="echo", messages=MESSAGES, response_format={"type": "text"})
+    assert engine.asked[-1].form is None
 
 
 def test_what_an_engine_cannot_do_is_refused_by_name() -> None:

@@ -76,7 +76,7 @@ async def _events(engine: Engine, body: dict[str, Any]) -> AsyncIterator[str]:
                 "token_logprobs": [one.token.logprob for one in piece.chosen],
                 "top_logprobs": [{top.text: top.logprob for top in one.top} for one in piece.chosen],
             }
-            choice = {"index": 0, "text": piece.text, "finish_reason": piece.finish}
+            choice = {"index": 0, "text": piece.text, "finish_reason": piece.finish, "stop_reason": piece.stop}
             yield _event({"choices": [choice | ({"logprobs": told} if "logprobs" in body else {})]})
     yield _event({"choices": [], "usage": {"completion_tokens": tokens}})
     yield "data: [DONE]\n\n"

@@ -1,6 +1,7 @@
 """What every engine must do, whichever it is."""
 
 import asyncio
+import json
 import math
 import time
 from contextlib import aclosing
@@ -8,7 +9,8 @@ from contextlib import aclosing
 import pytest
 from tests.enclave.engines.conftest import PROMPT, Answer, Bench, answer
 
-from confide.enclave.engines.engine import Chosen, Engine, Message, Sampling
+from confide.enclave.engines.engine import Chosen, Engine, Message, Piece, Sampling
+from confide.enclave.engines.forms import Form
 from confide.errors import EngineError, PromptTooLong, RequestRefused
 
 
@@ -130,6 +132,59 @@ def test_min_p_of_nearly_one_is_greedy(bench: Bench) -> None:
     assert free - {expected}
 
 
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 8},
+        "kind": {"enum": ["king", "wolf"]},
+        "sons": {"type": "array", "items": {"type": "integer", "maximum": 99, "minimum": 0}, "maxItems": 3},
+    },
+    "required": ["name", "kind", "sons"],
+    "additionalProperties": False,
+}
+
+
+def test_answers_keep_to_a_schema(bench: Bench) -> None:
+    form = Form.of_schema(PERSON, "response_format")
+    if "response_format" in bench.make().facts.cannot:
+        return
+    for seed in range(2):
+        sampling = Sampling(120, temperature=1.5, seed=seed, form=form, logprobs=1)
+        made = bench.run(lambda engine, sampling=sampling: answer(engine, PROMPT, sampling))
+        assert made.finish == "stop"
+        person = json.loads(made.text)
+        assert list(person) == ["name", "kind", "sons"]
+        assert len(person["name"]) <= 8
+        assert person["kind"] in ("king", "wolf")
+        assert all(type(son) is int and 0 <= son <= 99 for son in person["sons"])
+        assert len(person["sons"]) <= 3
+    cut = bench.run(lambda engine: answer(engine, PROMPT, Sampling(3, temperature=0, form=form)))
+    assert (cut.text[0], cut.finish) == ("{", "length")
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "nothing"},
+        {"oneOf": [{"type": "integer"}, {"type": "number"}]},
+        {"type": "string", "format": "of my own"},
+        {"type": "string", "pattern": "^("},
+        {"$ref": "https://example.com/schema"},
+        {"$ref": "file:///etc/passwd"},
+        {"type": "object", "not": {"required": ["a"]}},
+        {"allOf": [{"enum": [*range(first, first + 99)]} for first in range(9)]},
+    ],
+)
+def test_a_schema_that_cannot_be_kept_is_refused_and_not_ignored(bench: Bench, schema: dict[str, object]) -> None:
+    if "response_format" in bench.make().facts.cannot:
+        return
+    form = Form.of_schema(schema, "response_format")
+    with pytest.raises(RequestRefused) as refusal:
+        bench.run(lambda engine: answer(engine, PROMPT, Sampling(20, temperature=0, form=form)))
+    assert refusal.value.field == "response_format"
+    assert "passwd" not in str(refusal.value)
+
+
 def test_the_shortest_of_answers(bench: Bench) -> None:
     one = bench.run(lambda engine: answer(engine, PROMPT, greedy(1)))
     assert (one.tokens, one.finish) == (1, "length")
@@ -205,14 +260,28 @@ def test_the_whole_context_can_be_used(bench: Bench) -> None:
     assert filled.tokens == room or filled.finish == "stop"
 
 
-def test_a_conversation_without_a_template_is_its_text(bench: Bench) -> None:
+def test_a_conversation_without_a_template_is_told_by_the_plain_one(bench: Bench) -> None:
     said = [Message("user", "Who is there?"), Message("assistant", "A wolf.")]
-    prompt, one, other = (
-        bench.run(lambda engine, asked=asked: engine.read(asked)) for asked in (said, "Who is there?\n", "A wolf.")
-    )
-    assert prompt.text == "Who is there?\nA wolf."
-    assert [*prompt.tokens] == [*one.tokens, *other.tokens]
+    prompt = bench.run(lambda engine: engine.read(said))
+    assert prompt.text == "User: Who is there?\n\nAssistant: A wolf.\n\nAssistant:"
+    assert prompt.tokens == bench.run(lambda engine: engine.read(prompt.text)).tokens
     assert repr(prompt) == "Prompt()"
+    made = bench.run(lambda engine: answer(engine, prompt, greedy(5)))  # type: ignore[arg-type]
+    assert made == bench.run(lambda engine: answer(engine, prompt.text, greedy(5)))
+
+
+def test_which_stop_text_ended_an_answer(bench: Bench) -> None:
+    whole = bench.run(lambda engine: answer(engine, PROMPT, greedy(24))).text
+
+    async def last(engine: Engine, *stop: str) -> Piece:
+        return [piece async for piece in engine.generate(PROMPT, greedy(24, stop))][-1]
+
+    said = whole[9:16]
+    assert bench.run(lambda engine: last(engine, said)).stop == said
+    assert bench.run(lambda engine: last(engine, "never said", said)).stop == said
+    for stop in ((), ("never said",)):
+        ended = bench.run(lambda engine, stop=stop: last(engine, *stop))
+        assert (ended.finish, ended.stop) == ("length", None)
 
 
 def test_embeddings_have_length_one_and_their_own_order(bench: Bench) -> None:

@@ -119,7 +119,8 @@ def test_texts_are_bounded_by_bytes_and_read_once() -> None:
     read: list[int] = []
     encode, prompts.encode = prompts.encode, lambda text: read.append(len(text)) or encode(text)  # type: ignore[method-assign, func-returns-value]
     assert prompts.read("a" * most).text == "a" * most
-    prompts.read([Message("user", "a" * (most - 1))])
+    around = len("User: \n\nAssistant:")
+    prompts.read([Message("user", "a" * (most - around - 1))])
     assert read == [most, most - 1]
     for asked in ("a" * (most + 1), "é" * (most // 2 + 1), [Message("user", "é" * (most // 2 + 1))], "a" * (1 << 24)):
         with pytest.raises(PromptTooLong, match="bytes"):

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer, processors
 from confide.enclave.api.answer import Serving
 from confide.enclave.api.app import api_app
 from confide.enclave.engines.engine import Message, Sampling
+from confide.enclave.engines.forms import Form
 from confide.enclave.engines.gguf_engine import GgufEngine
 from confide.enclave.engines.transformers_engine import TransformersEngine
 from confide.errors import EngineError, EngineFault
@@ -93,6 +94,48 @@ def test_all_of_unicode_comes_out_as_it_is(scripted: Scripted) -> None:
     check()
 
 
+NEWER: dict[str, dict[str, Any]] = {
+    "/v1/responses": {"input": "ab", "max_output_tokens": 40},
+    "/v1/messages": {"messages": [{"role": "user", "content": "ab"}], "max_tokens": 40},
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "ab"}]},
+}
+
+
+@pytest.mark.parametrize("path", NEWER)
+def test_incomplete_characters_are_held_back_in_every_stream(path: str) -> None:
+    tokenizer, end = KINDS["fallback"]
+    scripted = Scripted(tokenizer, end, chat_template=PROMPT)
+    script = [tokenizer.token_to_id(token) for token in ("b", "<0xC3>", "<0xA9>", "a", "<0xF0>", "<0x9F>")]
+    scripted.say(script)
+    body = NEWER[path] | {"model": "model", "temperature": 0, "stream": True}
+    stream = scripted.client.post(path, json=body).text
+    assert "\ufffd" not in stream
+    assert "\\ud" not in stream
+    events = [json.loads(line[6:]) for line in stream.split("\n") if line.startswith("data: {")]
+    deltas = [event.get("delta", "") or event.get("choices", [{}])[0].get("delta", "") for event in events]
+    texts = [one if isinstance(one, str) else one.get("content") or one.get("text") or "" for one in deltas]
+    assert "".join(texts).strip() == "béa"
+    assert any("é" in text for text in texts)
+    whole = scripted.client.post(path, json=body | {"stream": False}).text
+    assert "béa" in whole
+    assert "\ufffd" not in whole
+    asyncio.run(scripted.engine.close())
+
+
+def test_llama_cpp_tells_a_stop_text_from_an_end(gguf: Callable[..., Path]) -> None:
+    vocabulary = KINDS["fallback"][0].get_vocab()
+
+    async def ends(*stops: tuple[str, ...]) -> list[str | None]:
+        engine = GgufEngine(gguf([vocabulary[token] for token in "abc"]), "model", threads=1, parallel=1)
+        try:
+            samplings = [Sampling(20, 0, stop=stop) for stop in stops]
+            return [[piece async for piece in engine.generate(PROMPT, one)][-1].stop for one in samplings]
+        finally:
+            await engine.close()
+
+    assert asyncio.run(ends((), ("x",), ("c",), ("bc",), ("x", "c"))) == [None, None, "c", "bc", "c"]
+
+
 def test_a_special_token_may_be_a_stop_text(scripted: Scripted) -> None:
     special = "<turn>" if scripted.tokenizer.token_to_id("<turn>") is not None else "<s>"
     a, other, b = (scripted.tokenizer.token_to_id(token) for token in ("a", special, "b"))
@@ -101,6 +144,36 @@ def test_a_special_token_may_be_a_stop_text(scripted: Scripted) -> None:
     assert scripted.ask(stop=[special]) == ("a", "stop")
     assert scripted.ask(stop=[special + "b"]) == ("a", "stop")
     assert scripted.ask(stop=[special + "c"]) == ("ab", "stop")
+
+
+def test_a_form_is_kept_with_any_tokenizer(scripted: Scripted) -> None:
+    scripted.say([scripted.tokenizer.token_to_id(letter) for letter in "ab"])
+    schema = {"type": "array", "items": {"enum": ["ab", "é🙂", "\n"]}, "minItems": 3, "maxItems": 3}
+    form = Form.of_schema(schema, "response_format")
+    for seed in range(3):
+        made = asyncio.run(answer(scripted.engine, PROMPT, Sampling(40, seed=seed, form=form)))
+        assert made.finish == "stop"
+        assert set(json.loads(made.text)) <= {"ab", "é🙂", "\n"}
+
+
+@pytest.mark.parametrize("marker", ["[TOOL_CALLS]", "[OTHER]"])
+def test_special_tokens_that_mark_calls_are_seen_and_not_shown(marker: str) -> None:
+    """As Mistral's are."""
+    tokenizer = byte_level("<end>", marker)
+    template = "{# [TOOL_CALLS] #}{{ tools[0].function.name if tools }}{{ messages[-1].content }}"
+    scripted = Scripted(tokenizer, "<end>", chat_template=template)
+    said = '[{"name":"f","arguments":{}}]'
+    scripted.asked = tokenizer.encode("fab").ids
+    scripted.say([tokenizer.token_to_id(marker), *tokenizer.encode(said).ids])
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    body = {"model": "model", "messages": [{"role": "user", "content": "ab"}], "max_tokens": 50, "temperature": 0}
+    choice = scripted.client.post("/v1/chat/completions", json=body | {"tools": tools}).json()["choices"][0]
+    if marker == "[OTHER]":  # which is never shown
+        assert (choice["message"]["content"], choice["finish_reason"]) == (said, "stop")
+    else:
+        assert (choice["message"]["content"], choice["finish_reason"]) == (None, "tool_calls")
+        assert choice["message"]["tool_calls"][0]["function"] == {"name": "f", "arguments": "{}"}
+    asyncio.run(scripted.engine.close())
 
 
 def test_the_tokens_of_a_conversation_are_those_of_its_template() -> None:

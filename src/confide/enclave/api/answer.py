@@ -9,11 +9,14 @@ from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
+from confide.enclave.api.calls import CallPlan, whole_calls
 from confide.enclave.api.limits import Limits
 from confide.enclave.api.metrics import Metrics
 from confide.enclave.api.pulse import Pulse
 from confide.enclave.api.schemas import Fields, SamplingFields, parse
 from confide.enclave.engines.engine import Chosen, Engine, EngineFacts, FinishReason, Message, Piece, Prompt, Sampling
+from confide.enclave.engines.forms import Form
+from confide.enclave.engines.tools import Offer, ToolCall
 from confide.enclave.self_test import SelfTest
 from confide.errors import EngineError, PromptRefused, PromptTooLong, RequestRefused
 
@@ -56,21 +59,27 @@ async def read(request: Request, kind: type[Fields]) -> Fields:
 class Wanted:
     """What is asked for besides how each token is chosen.
 
-    choices: answers to give, candidates: to make, of which the most probable are given. logprobs: as in `Sampling`.
+    choices: answers to give; candidates: to make, of which the most probable are given. logprobs, form: see `Sampling`.
+    offer: tools that may be called; None for none. limit: the field that bounds the answer, as the request calls it.
     """
 
     choices: int = 1
     candidates: int = 1
     logprobs: int | None = None
+    form: Form | None = None
+    offer: Offer | None = None
+    limit: str = "max_tokens"
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One whole answer."""
+    """One whole answer. calls: of tools, beside the text or in its place. stop: as in `Piece`."""
 
     text: str
     chosen: tuple[Chosen, ...]
     finish: FinishReason | None
+    calls: tuple[ToolCall, ...] = ()
+    stop: str | None = None
 
     @property
     def likelihood(self) -> float:
@@ -120,6 +129,8 @@ class Answer:
                 "".join(piece.text for piece in pieces),
                 tuple(one for piece in pieces for one in piece.chosen),
                 pieces[-1].finish,
+                whole_calls(part for piece in pieces for part in piece.calls),
+                stop=pieces[-1].stop,
             )
             for pieces in made
         ]
@@ -150,10 +161,16 @@ async def begin(
 ) -> Answer:
     """An answer whose first piece is there, so that all that can be wrong with the request has been said."""
     started = time.monotonic()
-    _require_able(serving.engine.facts, fields, wanted)
-    prompt = await while_connected(request, serving.engine.read(asked))
+    facts = serving.engine.facts
+    _require_able(facts, fields, wanted)
+    plan = CallPlan.of(wanted.offer, facts.template, free="response_format" not in facts.cannot)
+    wanted = replace(wanted, form=wanted.form or plan.form)
+    if wanted.form is not None and fields.stop:
+        raise RequestRefused("`stop` could cut an answer that must have a form; leave it out.", "stop")
+    prompt = await while_connected(request, plan.read(serving.engine, asked))
     prompt_tokens = len(prompt.tokens)
-    parts = _parts(serving, prompt, _sampling(serving, prompt_tokens, fields, wanted), wanted.candidates)
+    sampling = replace(_sampling(serving, prompt_tokens, fields, wanted), markers=plan.style.markers)
+    parts = _parts(serving, prompt, sampling, wanted.candidates, plan)
     try:
         first = await while_connected(request, anext(parts))
     except BaseException:
@@ -203,13 +220,17 @@ async def _pieces(serving: Serving, prompt: Prompt, sampling: Sampling) -> Async
                     return
 
 
-async def _parts(serving: Serving, prompt: Prompt, sampling: Sampling, answers: int) -> AsyncGenerator[Part, None]:
+async def _parts(
+    serving: Serving, prompt: Prompt, sampling: Sampling, answers: int, plan: CallPlan
+) -> AsyncGenerator[Part, None]:
     """One answer after the other: a request has one place in the line, and computes one thing at a time."""
     for index in range(answers):
+        reader = plan.reader()
         seed = None if sampling.seed is None else sampling.seed + index
         async with aclosing(_pieces(serving, prompt, replace(sampling, seed=seed))) as pieces:
             async for piece in pieces:
-                yield index, piece
+                for part in [piece] if reader is None else reader.with_calls(piece):
+                    yield index, part
 
 
 def _require_able(facts: EngineFacts, fields: SamplingFields, wanted: Wanted) -> None:
@@ -219,10 +240,14 @@ def _require_able(facts: EngineFacts, fields: SamplingFields, wanted: Wanted) ->
         "logit_bias": fields.logit_bias,
         "logprobs": wanted.logprobs is not None,
         "best_of": wanted.candidates > wanted.choices,
+        "response_format": wanted.form is not None,
+        "tools": wanted.offer is not None,
     }
     for name, value in asked.items():
         if value and name in facts.cannot:
             raise RequestRefused(f"`{name}` is not offered with this model; leave it out.", name)
+    if wanted.form is not None and wanted.offer is not None:
+        raise RequestRefused("`response_format` does not go with `tools` that may be called; leave one out.", "tools")
 
 
 def _sampling(serving: Serving, prompt_tokens: int, fields: SamplingFields, wanted: Wanted) -> Sampling:
@@ -234,7 +259,7 @@ def _sampling(serving: Serving, prompt_tokens: int, fields: SamplingFields, want
     if fields.max_tokens is not None and fields.max_tokens * wanted.candidates > limits.answer_tokens:
         raise RequestRefused(
             f"The answers to a request have at most {limits.answer_tokens} tokens here in all; ask for less.",
-            "max_tokens",
+            wanted.limit,
         )
     told = wanted.logprobs
     if told is None and wanted.candidates > wanted.choices:
@@ -251,4 +276,5 @@ def _sampling(serving: Serving, prompt_tokens: int, fields: SamplingFields, want
         seed=fields.seed,
         stop=(fields.stop,) if isinstance(fields.stop, str) else tuple(fields.stop or ()),
         logprobs=told,
+        form=wanted.form,
     )

@@ -12,8 +12,10 @@ from starlette.routing import Route
 from confide.enclave.api.admission import Admission
 from confide.enclave.api.answer import Serving
 from confide.enclave.api.line import Line
+from confide.enclave.api.messages import Messages
 from confide.enclave.api.openai import OpenAi, json_response
-from confide.enclave.api.problems import HANDLERS
+from confide.enclave.api.problems import HANDLERS, MESSAGES
+from confide.enclave.api.responses import Responses
 from confide.enclave.api.simple import Simple
 from confide.errors import ConfideError
 from confide.net.body import Bodies
@@ -23,8 +25,9 @@ API_PATHS = ("/v1", "/generate", "/chat")
 
 
 def api_app(serving: Serving) -> Starlette:
-    """An ASGI application with OpenAI's endpoints, /generate, /chat and /health."""
+    """An ASGI application with OpenAI's endpoints, Anthropic's, /generate, /chat and /health."""
     openai, simple, limits = OpenAi(serving), Simple(serving), serving.limits
+    responses, messages = Responses(serving), Messages(serving)
     line = Line(serving.engine.facts.parallel, limits.waiting, limits.waiting_seconds)
     bodies = Bodies(limits.body_bytes, limits.body_seconds, limits.bodies_bytes)
 
@@ -40,6 +43,9 @@ def api_app(serving: Serving) -> Starlette:
             answering("/v1/chat/completions", openai.chat),
             answering("/v1/completions", openai.completions),
             answering("/v1/embeddings", openai.embeddings),
+            answering("/v1/responses", responses.create),
+            answering(MESSAGES, messages.create),
+            answering(f"{MESSAGES}/count_tokens", messages.count),
             answering("/generate", simple.generate, "GET", "POST"),
             answering("/chat", simple.chat, "GET", "POST"),
         ],

@@ -31,7 +31,7 @@ class Outlet:
             await self._send(message)
 
     async def fill(self, app: ASGIApp, scope: Scope, receive: Receive) -> None:
-        """Have an application answer. What it raises is answered, in OpenAI's form, where nothing has been sent.
+        """Have an application answer. What it raises is answered, in its API's form, where nothing has been sent.
 
         An answer that has begun stays without an end, and the server cuts the connection. Of errors that are not
         Confide's the log is told the place and nothing else: their messages may quote a prompt.
@@ -42,12 +42,12 @@ class Outlet:
             if not isinstance(error, ConfideError | ClientDisconnect | TimeoutError):
                 _log.error("Answering a request failed.\n%s", TextLines().formatException(sys.exc_info()))
             if self.status == "none":
-                await _response(error)(scope, receive, self)
+                await _response(error, scope["path"])(scope, receive, self)
 
 
-def _response(error: Exception) -> Response:
+def _response(error: Exception, path: str) -> Response:
     if isinstance(error, ClientDisconnect):
         return Response(status_code=499)  # to nobody; it is nginx's number for that
     if isinstance(error, TimeoutError):
         error = AnswerTimedOut("The answer was not taken in time; ask again.")
-    return problem_response(error)
+    return problem_response(error, path)

@@ -1,9 +1,12 @@
-"""OpenAI's endpoints: /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/models."""
+"""OpenAI's older endpoints: /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/models.
+
+Each turns a request into a prompt and its sampling; what all endpoints do with these is `respond`.
+"""
 
 import base64
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -19,10 +22,19 @@ from confide.enclave.api.schemas import (
     ChatRequest,
     CompletionRequest,
     EmbeddingRequest,
+    Function,
+    JsonFormat,
+    MadeCall,
+    NamedTool,
+    PlainFormat,
+    SamplingFields,
+    SchemaFormat,
     StreamFields,
 )
-from confide.enclave.api.shapes import ChatShape, Shape, TextShape, stream
+from confide.enclave.api.shapes import ChatShape, Shape, TextShape, events
 from confide.enclave.engines.engine import Message
+from confide.enclave.engines.forms import Form
+from confide.enclave.engines.tools import Offer, Tool, ToolCall
 from confide.errors import PromptTooLong, RequestRefused, UnknownModel
 
 
@@ -39,7 +51,7 @@ class OpenAi:
 
     async def model(self, request: Request) -> Response:
         """The same by its name."""
-        self._require_model(request.path_params["name"])
+        require_model(self.serving, request.path_params["name"])
         return json_response(self._model())
 
     def _model(self) -> dict[str, Any]:
@@ -49,19 +61,22 @@ class OpenAi:
     async def chat(self, request: Request) -> Response:
         """The next turn of a conversation."""
         asked = await read(request, ChatRequest)
-        self._require_model(asked.model)
+        require_model(self.serving, asked.model)
+        limit = "max_tokens"
         if asked.max_completion_tokens is not None:
-            asked.max_tokens = asked.max_completion_tokens
+            limit, asked.max_tokens = "max_completion_tokens", asked.max_completion_tokens
         if asked.top_logprobs and not asked.logprobs:
             raise RequestRefused("`top_logprobs` goes with `logprobs`; ask for both.", "top_logprobs")
         choices, told = asked.n or 1, (asked.top_logprobs or 0) if asked.logprobs else None
+        wanted = Wanted(choices, choices, told, _form(asked.response_format), _offer(asked), limit)
         shape = ChatShape(asked.model, logprobs=told is not None, with_usage=_with_usage(asked))
-        return await self._answer(request, as_turns(asked.messages), asked, Wanted(choices, choices, told), shape)
+        turns = as_turns(asked.messages)
+        return await respond(self.serving, request, turns, asked, wanted, shape, stream=bool(asked.stream))
 
     async def completions(self, request: Request) -> Response:
         """A text, continued."""
         asked = await read(request, CompletionRequest)
-        self._require_model(asked.model)
+        require_model(self.serving, asked.model)
         prompt = asked.prompt if isinstance(asked.prompt, str) else asked.prompt[0]
         choices = asked.n or 1
         candidates = asked.best_of or choices
@@ -77,12 +92,13 @@ class OpenAi:
             with_usage=_with_usage(asked),
             echo=prompt if asked.echo else "",
         )
-        return await self._answer(request, prompt, asked, Wanted(choices, candidates, asked.logprobs), shape)
+        wanted = Wanted(choices, candidates, asked.logprobs)
+        return await respond(self.serving, request, prompt, asked, wanted, shape, stream=bool(asked.stream))
 
     async def embeddings(self, request: Request) -> Response:
         """One vector for each text."""
         asked = await read(request, EmbeddingRequest)
-        self._require_model(asked.model)
+        require_model(self.serving, asked.model)
         engine = self.serving.engine
         texts = [asked.input] if isinstance(asked.input, str) else asked.input
         prompts, total = [], 0
@@ -103,19 +119,60 @@ class OpenAi:
         usage = {"prompt_tokens": total, "total_tokens": total}
         return json_response({"object": "list", "model": asked.model, "data": data, "usage": usage})
 
-    def _require_model(self, name: str) -> None:
-        if name != self.serving.engine.facts.model:
-            raise UnknownModel("This model is not served here; /v1/models says which one is.", "model")
 
-    async def _answer(
-        self, request: Request, prompt: str | list[Message], asked: StreamFields, wanted: Wanted, shape: Shape
-    ) -> Response:
-        answer = await begin(self.serving, request, prompt, asked, wanted)
-        if asked.stream:
-            return EventStream(stream(answer, shape), answer)
-        async with aclosing(answer):
-            choices = await while_connected(request, answer.whole())
-        return json_response(shape.whole(choices, answer.usage()))
+def require_model(serving: Serving, name: str) -> None:
+    """UnknownModel, unless it is the one that is served."""
+    if name != serving.engine.facts.model:
+        raise UnknownModel("This model is not served here; /v1/models says which one is.", "model")
+
+
+async def respond(
+    serving: Serving,
+    request: Request,
+    asked: str | Sequence[Message],
+    fields: SamplingFields,
+    wanted: Wanted,
+    shape: Shape,
+    *,
+    stream: bool,
+) -> Response:
+    """The answer to a prompt or a conversation, in the form of its endpoint, whole or as a stream."""
+    answer = await begin(serving, request, asked, fields, wanted)
+    if stream:
+        return EventStream(events(answer, shape), answer)
+    async with aclosing(answer):
+        choices = await while_connected(request, answer.whole())
+    return json_response(shape.whole(choices, answer.usage()))
+
+
+def _form(format: PlainFormat | JsonFormat | SchemaFormat | None) -> Form | None:
+    if format is None or isinstance(format, PlainFormat):
+        return None
+    schema = format.json_schema.schema if isinstance(format, SchemaFormat) else None
+    return Form.of_schema({"type": "object"} if schema is None else schema, "response_format")
+
+
+def _offer(asked: ChatRequest) -> Offer | None:
+    """What tools may be called, and must be."""
+    choice, tools = asked.tool_choice, [_tool(one.function) for one in asked.tools or ()]
+    if len({tool.name for tool in tools}) < len(tools):
+        raise RequestRefused("`tools` has two functions of one name; rename one.", "tools")
+    if isinstance(choice, NamedTool):
+        tools = [tool for tool in tools if tool.name == choice.function.name]
+    if not tools:
+        if choice not in (None, "none", "auto"):
+            raise RequestRefused(
+                "`tool_choice` requires a call of what `tools` does not have; add it there.", "tool_choice"
+            )
+        return None
+    if choice == "none":
+        return None
+    return Offer(tuple(tools), must=choice not in (None, "auto"), several=asked.parallel_tool_calls is not False)
+
+
+def _tool(function: Function) -> Tool:
+    parameters = {"type": "object", **(function.parameters or {"properties": {}})}
+    return Tool(function.name, function.description or "", parameters, strict=bool(function.strict))
 
 
 def _with_usage(asked: StreamFields) -> bool:
@@ -124,10 +181,19 @@ def _with_usage(asked: StreamFields) -> bool:
 
 def as_turns(messages: list[ChatMessage]) -> list[Message]:
     """A conversation as engines take it."""
-    return [Message(_role(message), _content(message)) for message in messages]
+    return [
+        Message(
+            _role(message), _content(message), tuple(map(_call, message.tool_calls or ())), message.tool_call_id or ""
+        )
+        for message in messages
+    ]
 
 
-def _role(message: ChatMessage) -> Literal["system", "user", "assistant"]:
+def _call(made: MadeCall) -> ToolCall:
+    return ToolCall(made.id, made.function.name, made.function.arguments)
+
+
+def _role(message: ChatMessage) -> Literal["system", "user", "assistant", "tool"]:
     return "system" if message.role == "developer" else message.role
 
 

@@ -1,4 +1,7 @@
-"""Errors as OpenAI's API shows them, each with its status. They say what to do, and quote nothing of a request."""
+"""Errors as the APIs show them, each with its status. They say what to do, and quote nothing of a request.
+
+OpenAI's form is that of every path but those of Anthropic's API, whose programs look for theirs.
+"""
 
 import math
 from collections.abc import Mapping
@@ -60,26 +63,45 @@ _OPENAI_CODES: Final[Mapping[type[Exception], str]] = {
     UnknownModel: "model_not_found",
 }
 """Where programs look for OpenAI's own word; elsewhere the code is the error's in `confide.errors`."""
+MESSAGES: Final = "/v1/messages"
+"""Here and below is Anthropic's API."""
+_ANTHROPIC_KINDS: Final[Mapping[int, str]] = {
+    401: "authentication_error",
+    403: _PERMISSION,
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    504: "timeout_error",
+}
+"""The type of an error in Anthropic's words, by its status; of any other, whose fault it is."""
 _HTTP: Final = {
-    404: "There is no such endpoint here; /v1/models, /v1/chat/completions, /v1/completions and /v1/embeddings are.",
+    404: "There is no such endpoint here; /v1/models, /v1/chat/completions, /v1/completions, /v1/responses, "
+    "/v1/messages and /v1/embeddings are.",
     405: "This endpoint takes another method; use POST for questions.",
 }
 _MAX_RETRY_SECONDS: Final = 3600
+_SERVERS_FAULT: Final = 500
 
 
-def problem(error: Exception) -> dict[str, Any]:
-    """An error's JSON. Of one that is not Confide's own it tells nothing."""
-    _, kind = _kind(error)
+def problem(error: Exception, path: str = "", status: int | None = None) -> dict[str, Any]:
+    """An error's JSON in the form of the path's API. Of one that is not Confide's own it tells nothing.
+
+    status: that of its response, where it is not the error's own.
+    """
+    own_status, kind = _kind(error)
     if not isinstance(error, ConfideError):
         error = ServerFault("The workload failed inside; ask its operator, whose log says where.")
+    if path == MESSAGES or path.startswith(MESSAGES + "/"):
+        status = status or own_status
+        kind = _ANTHROPIC_KINDS.get(status, "api_error" if status >= _SERVERS_FAULT else _INVALID)
+        return {"type": "error", "error": {"type": kind, "message": str(error)}}
     code = _OPENAI_CODES.get(type(error), error.code)
     return {"error": {"message": str(error), "type": kind, "param": getattr(error, "field", None), "code": code}}
 
 
-def problem_response(error: Exception) -> Response:
-    """An error as an HTTP response."""
-    status, _ = _kind(error)
-    return _response(problem(error), status, retry_after(error))
+def problem_response(error: Exception, path: str = "", status: int | None = None) -> Response:
+    """An error as an HTTP response; path and status as in `problem`."""
+    return _response(problem(error, path, status), status or _kind(error)[0], retry_after(error))
 
 
 def retry_after(error: Exception) -> dict[str, str] | None:
@@ -89,17 +111,17 @@ def retry_after(error: Exception) -> dict[str, str] | None:
     return {"retry-after": str(min(max(1, math.ceil(error.retry_seconds)), _MAX_RETRY_SECONDS))}
 
 
-async def on_confide_error(_request: Request, error: Exception) -> Response:
+async def on_confide_error(request: Request, error: Exception) -> Response:
     """Exception handler for an application."""
-    return problem_response(error)
+    return problem_response(error, request.url.path)
 
 
-async def on_http_error(_request: Request, error: Exception) -> Response:
+async def on_http_error(request: Request, error: Exception) -> Response:
     """Exception handler for what the framework refuses: paths and methods."""
     if not isinstance(error, HTTPException):
         raise error
-    content = problem(RequestRefused(_HTTP.get(error.status_code, "This request cannot be answered; see the docs.")))
-    return _response(content, error.status_code, error.headers)
+    refused = RequestRefused(_HTTP.get(error.status_code, "This request cannot be answered; see the docs."))
+    return _response(problem(refused, request.url.path, error.status_code), error.status_code, error.headers)
 
 
 async def on_disconnect(_request: Request, _error: Exception) -> Response:

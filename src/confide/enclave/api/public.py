@@ -147,10 +147,11 @@ class Pace:
             await asyncio.sleep((1 - self._tokens) / self._rate)
 
 
-async def _not_in_the_clear(_request: Request) -> Response:
+async def _not_in_the_clear(request: Request) -> Response:
     return problem_response(
         InsecureConnection(
             "Questions are answered through the encrypted channel only, for whoever stands in between could read this "
             "one. Use `confide chat`, or `confide.connect` in Python: its `openai` is the SDK's client in that channel."
-        )
+        ),
+        request.url.path,
     )

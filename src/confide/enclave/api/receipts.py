@@ -20,16 +20,29 @@ from confide.receipts.documents import API_VERSION
 from confide.receipts.events import chain_event, sampling_event, stated_events
 from confide.receipts.receipt import FORWARDED, HEADER, RECEIVED, RETURNED, Event, Receipt
 
-ENDPOINTS: Final = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+ENDPOINTS: Final = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/responses",
+    "/v1/messages",
+)
 _ACI_HEADER: Final = "x-receipt-id"
 _KEPT: Final = 4096
 _ID_BYTES: Final = 24
 _ANSWER_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,256}")
-_DATA: Final = b"data: "
+_DATA: Final = re.compile(rb"(?:\A|\n)data: ([^\n]*)")
 
 
-class _Answer(msgspec.Struct):
+class _Named(msgspec.Struct):
     id: str | None = None
+
+
+class _Answer(_Named):
+    """response, message: what the first event of a stream is about, in the newer APIs."""
+
+    response: _Named | None = None
+    message: _Named | None = None
 
 
 class Receipts:
@@ -153,9 +166,10 @@ class _Exchange:
 
 def _answer_id(first: bytes) -> str | None:
     """The id in an answer, or in the first event of a stream."""
-    line = first.removeprefix(_DATA).split(b"\n\n", 1)[0]
+    data = _DATA.search(first)
     try:
-        found = msgspec.json.decode(line, type=_Answer).id
+        answer = msgspec.json.decode(data.group(1) if data else first, type=_Answer)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
+    found = (answer.response or answer.message or answer).id
     return found if found and _ANSWER_ID.fullmatch(found) else None

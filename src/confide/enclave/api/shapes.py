@@ -1,4 +1,4 @@
-"""Answers in the JSON of OpenAI's endpoints for text: whole, and as the events of a stream."""
+"""Answers in the JSON of endpoints, whole and as the events of a stream; here those of OpenAI's older ones."""
 
 import codecs
 import secrets
@@ -11,6 +11,7 @@ from confide.enclave.api.answer import Answer, Choice
 from confide.enclave.api.events import event
 from confide.enclave.api.problems import problem
 from confide.enclave.engines.engine import Chance, Chosen, Piece
+from confide.enclave.engines.tools import CallPart
 from confide.errors import ConfideError
 
 _DONE: Final = b"data: [DONE]\n\n"
@@ -41,7 +42,7 @@ class Shape(ABC):
         return (event(problem(error)),)
 
 
-async def stream(answer: Answer, shape: Shape) -> AsyncGenerator[bytes, None]:
+async def events(answer: Answer, shape: Shape) -> AsyncGenerator[bytes, None]:
     """The events of an answer as it is made."""
     try:
         for made in shape.opening(answer.usage()):
@@ -105,20 +106,41 @@ class ChatShape(_OpenAi):
         self._begun: set[int] = set()
 
     def _choice(self, index: int, choice: Choice) -> Object:
-        message = {"role": "assistant", "content": choice.text, "refusal": None}
+        message: Object = {"role": "assistant", "content": choice.text, "refusal": None}
+        if choice.calls:
+            message["content"] = choice.text or None
+            message["tool_calls"] = [
+                {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+                for call in choice.calls
+            ]
         return {"message": message, "logprobs": self._told(choice.chosen), "finish_reason": choice.finish}
 
     def _delta(self, index: int, piece: Piece) -> Object:
         first = index not in self._begun
         self._begun.add(index)
-        delta = ({"role": "assistant"} if first else {}) | ({"content": piece.text} if piece.text or first else {})
+        delta: Object = {"role": "assistant"} if first else {}
+        if piece.text or (first and not piece.calls):
+            delta["content"] = piece.text
+        if piece.calls:
+            delta["tool_calls"] = [_part(part) for part in piece.calls]
         return {"delta": delta, "logprobs": self._told(piece.chosen)}
 
     def _told(self, chosen: Sequence[Chosen]) -> Object | None:
         if not self._logprobs:
             return None
-        content = [_chance(one.token) | {"top_logprobs": [_chance(top) for top in one.top]} for one in chosen]
-        return {"content": content, "refusal": None}
+        return {"content": told(chosen), "refusal": None}
+
+
+def told(chosen: Sequence[Chosen]) -> list[Object]:
+    """The probabilities of tokens, as OpenAI's conversations have them."""
+    return [_chance(one.token) | {"top_logprobs": [_chance(top) for top in one.top]} for one in chosen]
+
+
+def _part(part: CallPart) -> Object:
+    if not part.id:
+        return {"index": part.index, "function": {"arguments": part.arguments}}
+    function = {"name": part.name, "arguments": part.arguments}
+    return {"index": part.index, "id": part.id, "type": "function", "function": function}
 
 
 def _chance(chance: Chance) -> Object:

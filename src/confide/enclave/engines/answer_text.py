@@ -29,13 +29,21 @@ class AnswerText:
     """The text of one answer, in parts.
 
     prompt: its tokens, which decide how the answer's first one reads. stop: texts at which the answer ends; special
-    tokens, which are never shown, count by their names where a stop text holds these.
+    tokens count by their names where a stop text holds these. They are not shown, but for those named in `markers`.
+    stopped_by: the stop text that ended it.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stop: Sequence[str]) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, prompt: Sequence[int], stop: Sequence[str], markers: Sequence[str] = ()
+    ) -> None:
         self.stopped = False
+        self.stopped_by: str | None = None
         specials = {index: str(token) for index, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-        self._specials = {index: name if any(name in text for text in stop) else "" for index, name in specials.items()}
+        counting = (*stop, *markers)
+        self._specials = {
+            index: name if any(name in text for text in counting) else "" for index, name in specials.items()
+        }
+        self._markers = frozenset(markers)
         self._decoding = _decoding(tokenizer, [token for token in prompt if token not in specials])
         self._stop = stop
         self._held = ""
@@ -60,7 +68,7 @@ class AnswerText:
             self._hold(self._decoding.add(token))
         elif name:
             self._hold(self._decoding.rest())  # no character goes on behind what ends an answer
-            self._hold(name, shown=False)
+            self._hold(name, shown=name in self._markers)
 
     def rest(self) -> str:
         """What was held back, when the answer ends otherwise. Bytes that are no whole character are left out.
@@ -80,12 +88,13 @@ class AnswerText:
         self._shown += [shown] * len(text)
 
     def _next(self) -> str:
-        found = [position for text in self._stop if (position := self._held.find(text)) >= 0]
+        found = [(position, text) for text in self._stop if (position := self._held.find(text)) >= 0]
         if found:
+            first, self.stopped_by = min(found)
             self.stopped = True
-            self._chosen.give(min(found))
+            self._chosen.give(first)
             self._chosen.stop()
-            return self._take(min(found))
+            return self._take(first)
         length = len(self._held) - self._may_become_stop()
         self._chosen.give(length)
         return self._take(length)
@@ -139,13 +148,18 @@ class HeldTokens:
 
 
 class TokenBytes:
-    """The bytes that each token of a tokenizer stands for, as far as one token alone can say."""
+    """The bytes that each token of a tokenizer stands for, as far as one token alone can say.
+
+    specials: tokens that are no text.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         kinds = _kinds(json.loads(tokenizer.decoder.__getstate__())) if tokenizer.decoder is not None else []
         self._byte_level = "ByteLevel" in kinds
-        self._added = {index: str(token) for index, token in tokenizer.get_added_tokens_decoder().items()}
+        added = tokenizer.get_added_tokens_decoder()
+        self._added = {index: str(token) for index, token in added.items()}
+        self.specials = frozenset(index for index, token in added.items() if token.special)
 
     def __call__(self, token: int) -> bytes:
         """Nothing for a number that is no token, as vocabularies are padded with."""

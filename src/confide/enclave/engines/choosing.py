@@ -50,15 +50,20 @@ class Adjusting:
 
 
 class Chooser:
-    """Chooses the tokens of one answer: penalties and biases, temperature, top_k, top_p, min_p, then by chance."""
+    """Chooses the tokens of one answer: penalties and biases, temperature, top_k, top_p, min_p, then by chance.
 
-    def __init__(self, sampling: Sampling) -> None:
+    guide: gives the logits of a step with -inf for tokens that may not come, where the answer has a form.
+    """
+
+    def __init__(self, sampling: Sampling, guide: Callable[[Tensor], Tensor] | None = None) -> None:
         self._adjusting = Adjusting(sampling)
+        self._guide = guide
         self._draw = _drawer(sampling)
 
     def __call__(self, logits: Tensor) -> int:
         """logits: float32 of shape [vocabulary]."""
-        token = self._draw(self._adjusting(logits))
+        logits = self._adjusting(logits)
+        token = self._draw(logits if self._guide is None else self._guide(logits))
         self._adjusting.add(token)
         return token
 

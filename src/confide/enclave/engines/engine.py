@@ -4,9 +4,11 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol
 
+from confide.enclave.engines.forms import Form
+from confide.enclave.engines.tools import CallPart, Tool, ToolCall
 from confide.models.sampling import SMALLEST_TEMPERATURE
 
-FinishReason = Literal["stop", "length", "content_filter"]
+FinishReason = Literal["stop", "length", "content_filter", "tool_calls"]
 PARALLEL: Final = 16
 """Requests that are computed at once, where each takes memory of its own."""
 
@@ -15,8 +17,8 @@ PARALLEL: Final = 16
 class EngineFacts:
     """What runs. model: its name in the API. quantization: such as f32 or q8_0. context: tokens at most.
 
-    version: of the engine and what it computes with. dtype: what is computed in. template: the chat template. adapters:
-    their names. settings: what else changes answers. parallel: requests computed at once; more have to wait.
+    version: of the engine and what it computes with. dtype: what is computed in. template: the chat template in use.
+    adapters: their names. settings: what else changes answers. parallel: requests computed at once; more have to wait.
     cannot: fields of the API that this engine has no means for; whoever asks for one is refused by its name.
     """
 
@@ -55,6 +57,8 @@ class Sampling:
     token that the answer has already, frequency_penalty: as often as it has it. logit_bias: added, by token. All three
     come before the temperature, then top_k, top_p, and min_p, the least share of the most probable one's probability.
     logprobs: how many of the most probable tokens are told beside each one chosen; None for no probabilities at all.
+    form: what the whole answer must be like, for engines whose facts do not say that they cannot. markers: special
+    tokens of these names are given as text.
     """
 
     max_tokens: int
@@ -68,6 +72,8 @@ class Sampling:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
+    form: Form | None = None
+    markers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.temperature < SMALLEST_TEMPERATURE:
@@ -76,10 +82,12 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Message:
-    """A turn of a conversation."""
+    """A turn of a conversation. calls: an assistant's, of tools. call_id: of the call whose result a tool's turn is."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "user", "assistant", "tool"]
     content: str
+    calls: tuple[ToolCall, ...] = ()
+    call_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -124,7 +132,9 @@ class Piece:
     """The next part of an answer. text: may be empty. tokens: how many it stands for. finish: in the last one only.
 
     chosen: the tokens whose text is told by now, where `Sampling.logprobs` asks for them; not those that end an answer.
-    cached: in one piece at most, tokens of the prompt that had been read for an earlier answer.
+    cached: in one piece at most, tokens of the prompt that had been read for an earlier answer. calls: of tools; no
+    engine makes these, they are read from its texts (`confide.enclave.api.calls`). stop: in the last one, the stop text
+    that ended the answer, empty where an engine does not know which of several; None for any other end.
     One without text, tokens and finish says no more than that work on the answer goes on. padding: it stands for a
     token behind the end, and is handed on like any other, so that nobody sees the end by what happens next.
     """
@@ -135,11 +145,13 @@ class Piece:
     padding: bool = False
     chosen: tuple[Chosen, ...] = ()
     cached: int = 0
+    calls: tuple[CallPart, ...] = ()
+    stop: str | None = None
 
     @property
     def empty(self) -> bool:
         """Whether it says no more than that."""
-        return not (self.text or self.tokens or self.finish or self.padding or self.chosen)
+        return not (self.text or self.tokens or self.finish or self.padding or self.chosen or self.calls)
 
 
 class Engine(Protocol):
@@ -154,8 +166,10 @@ class Engine(Protocol):
         """What runs."""
         ...
 
-    async def read(self, asked: str | Sequence[Message]) -> Prompt:
-        """A text, or a conversation: by the model's chat template, or plainly where it has none.
+    async def read(self, asked: str | Sequence[Message], tools: Sequence[Tool] = ()) -> Prompt:
+        """A text, or a conversation: by the model's chat template, or the plain one where it has none.
+
+        tools: that the model is told of. RequestRefused where its template knows no tools.
 
         PromptTooLong, without reading it, for one of more bytes than any text has that fits.
         """

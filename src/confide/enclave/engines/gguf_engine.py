@@ -22,14 +22,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import xllamacpp
 from gguf import GGUFReader, LlamaFileType
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from confide.enclave.engines.answer_text import HeldTokens
+from confide.enclave.engines.answer_text import HeldTokens, TokenBytes
 from confide.enclave.engines.engine import PARALLEL, Chance, Chosen, EngineFacts, Piece, Prompt, Sampling
+from confide.enclave.engines.guides import Guides
 from confide.enclave.engines.held import digest_of
 from confide.enclave.engines.memory import available_bytes
 from confide.enclave.engines.prompts import Prompted, Prompts
@@ -75,8 +76,10 @@ class GgufEngine(Prompted):
         super().__init__(_facts(name, quantization, prompts, own_context, threads, parallel), prompts)
         self._server = _load(path, self._prompts.context, parallel, threads)
         self._held = _find_in_memory(path)
-        added = prompts.tokenizer.added_tokens_decoder.values()
-        self._specials = [str(token) for token in added if token.special]
+        added = prompts.tokenizer.added_tokens_decoder
+        self._specials = [str(token) for token in added.values() if token.special]
+        self._ends = frozenset(index for index, token in added.items() if token.special)
+        self._guides = _guides(prompts.tokenizer)
         self._in_use = threading.Lock()
         self._threads = ThreadPoolExecutor(parallel, thread_name_prefix="llama.cpp request")
         self._closed = False
@@ -86,22 +89,30 @@ class GgufEngine(Prompted):
         prompt = await self._as_prompt(prompt)
         self._prompts.require_fit(len(prompt.tokens), sampling)
         self._prompts.require_known(sampling.logit_bias, len(self._prompts.tokenizer))
-        done, tokens = 0, HeldTokens()
+        guide = None if sampling.form is None else await self._guides.guide(sampling.form)
+        done, tokens, ids = 0, HeldTokens(), list[int]()
         shown = [name for name in self._specials if any(name in text for text in sampling.stop)]
-        request = _request(prompt.text, sampling) | {"preserved_tokens": shown}
+        markers = [name for name in self._specials if name in sampling.markers]
+        shown = [name for name in shown if name not in markers]
+        request = _request(prompt.text, sampling) | {"preserved_tokens": shown + markers}
         async with aclosing(self._complete(request)) as chunks:
             async for chunk in chunks:
                 _require_no_error(chunk)
                 choice = chunk["choices"][0]
                 _require_numbers(choice)
+                ids += (entry["id"] for entry in (choice["logprobs"] or {}).get("content", ()))
                 now = int(chunk["timings"]["predicted_n"])
                 text = choice["text"]
                 if sampling.logprobs is not None:
                     _hold(tokens, choice, sampling.logprobs)
                 for name in shown:  # made visible for the stop texts alone
                     text = text.replace(name, "")
+                if guide is not None:
+                    await asyncio.to_thread(guide.read, text, ended=choice["finish_reason"] == "stop")
                 if now > done or text or choice["finish_reason"]:
-                    yield Piece(text, now - done, choice["finish_reason"], chosen=tokens.take())
+                    finish = choice["finish_reason"]
+                    stop = self._stopped_by(ids, sampling.stop) if finish == "stop" else None
+                    yield Piece(text, now - done, finish, chosen=tokens.take(), stop=stop)
                     done = now
 
     async def embed(self, texts: Sequence[str | Prompt]) -> list[list[float]]:
@@ -143,6 +154,7 @@ class GgufEngine(Prompted):
     async def close(self) -> None:
         """End what runs, and let go of the model."""
         self._closed = True
+        self._guides.close()
         await asyncio.to_thread(self._threads.shutdown)
         await asyncio.to_thread(self._in_use.acquire)  # whoever reads the weights is done, and nobody else begins
         self._in_use.release()
@@ -180,9 +192,27 @@ class GgufEngine(Prompted):
         finally:
             wanted = False
 
+    def _stopped_by(self, tokens: list[int], stop: tuple[str, ...]) -> str | None:
+        """As `Piece.stop`, of an answer that is over: llama.cpp does not say it, but which tokens it made."""
+        if not stop:
+            return None
+        text = str(self._prompts.tokenizer.decode(tokens))
+        found = [(position, one) for one in stop if (position := text.find(one)) >= 0]
+        if found:
+            return min(found)[1]
+        return None if tokens and tokens[-1] in self._ends else ""
+
     def _require_open(self) -> None:
         if self._closed:
             raise EngineUnavailable("The engine is closed; send the request again once it serves.")
+
+
+def _guides(tokenizer: PreTrainedTokenizerBase) -> Guides:
+    """What holds answers to forms, by the model's tokens where these are known, and by bytes where not."""
+    if not tokenizer.is_fast:
+        return Guides(lambda _: b"", 0, (), ())
+    content = TokenBytes(cast(PreTrainedTokenizerFast, tokenizer).backend_tokenizer)
+    return Guides(content, len(tokenizer), content.specials, ())
 
 
 @dataclass(frozen=True)
@@ -279,6 +309,7 @@ def _request(prompt: str, sampling: Sampling) -> dict[str, Any]:
         "repeat_penalty": 1.0,
         "repeat_last_n": len(prompt) + sampling.max_tokens,  # all there is, and more
         "logit_bias": {str(token): bias for token, bias in sampling.logit_bias.items()},
+        **({} if sampling.form is None else {"grammar": sampling.form.grammar}),
         "seed": _RANDOM_SEED if sampling.seed is None else sampling.seed % _RANDOM_SEED,
         "stop": list(sampling.stop),
         "logprobs": max(1, sampling.logprobs or 0),  # one, by which one can tell that the model computes numbers

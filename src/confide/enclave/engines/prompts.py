@@ -4,14 +4,14 @@ import asyncio
 import json
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
-from typing import Final, cast
+from typing import Any, Final, cast
 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from confide.enclave.engines.engine import EngineFacts, Message, Prompt, Sampling
+from confide.enclave.engines.tools import Tool, ToolCall
 from confide.errors import PromptRefused, PromptTooLong, RequestRefused
-from confide.models.conversation import render
+from confide.models.conversation import render, template_of, warn_of_plain_template
 
 BYTES_PER_TOKEN: Final = 16
 """A text with more bytes than this for each token of the context is not even tokenized. Languages and programs have
@@ -35,9 +35,8 @@ class Prompts:
 
     @property
     def template(self) -> str:
-        """The chat template, empty where there is none."""
-        template = self.tokenizer.chat_template or ""
-        return template if isinstance(template, str) else json.dumps(template, sort_keys=True)
+        """The chat template, or the plain one in its place."""
+        return template_of(self.tokenizer)
 
     def encode(self, text: str) -> list[int]:
         """A text's tokens, with those that the model wants at a text's beginning where a template has not put them."""
@@ -50,24 +49,31 @@ class Prompts:
         [encoding] = decoder.encode_batch_fast([str(text)], add_special_tokens=own)
         return encoding.ids
 
-    def read(self, asked: str | Sequence[Message]) -> Prompt:
+    def read(self, asked: str | Sequence[Message], tools: Sequence[Tool] = ()) -> Prompt:
         """As `Engine.read`. Takes a while for a long text."""
         if isinstance(asked, str):
             text = asked
         else:
-            self._require_readable("".join(message.content for message in asked))
-            text = self.render(asked)
+            said = [message.content for message in asked]
+            self._require_readable("".join(said + [call.arguments for message in asked for call in message.calls]))
+            text = self.render(asked, tools)
         self._require_readable(text)
         return Prompt(text, self.encode(text))
 
-    def render(self, messages: Sequence[Message]) -> str:
-        """A conversation as a prompt by the model's chat template.
+    def render(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> str:
+        """A conversation as a prompt by the model's chat template, or the plain one.
 
-        Without one the model just continues text, so what was said follows line by line, without roles.
+        RequestRefused where the prompt then does not tell of all tools: most templates leave out what they do not know.
         """
+        text = render(self.tokenizer, list(map(_turn, messages)), list(map(_described, tools)))
+        if tools and not (self.tokenizer.chat_template and all(tool.name in text for tool in tools)):
+            raise RequestRefused(
+                "`tools` are not offered with this model, whose chat template tells it of none; leave them out, or "
+                "require a call by `tool_choice`.",
+                "tools",
+            )
         if not self.tokenizer.chat_template:
-            return "\n".join(message.content for message in messages)
-        text = render(self.tokenizer, [asdict(message) for message in messages])
+            return text
         return text.removeprefix(self._own_beginning()) if self._by_text else Rendered(text)
 
     def require_fit(self, tokens: int, sampling: Sampling) -> None:
@@ -114,6 +120,7 @@ class Prompted:
     def __init__(self, facts: EngineFacts, prompts: Prompts) -> None:
         self._facts = facts
         self._prompts = prompts
+        warn_of_plain_template(prompts.tokenizer, facts.model)
         self._reader = ThreadPoolExecutor(1, "reading prompts")
 
     @property
@@ -121,9 +128,29 @@ class Prompted:
         """What runs."""
         return self._facts
 
-    async def read(self, asked: str | Sequence[Message]) -> Prompt:
+    async def read(self, asked: str | Sequence[Message], tools: Sequence[Tool] = ()) -> Prompt:
         """A text or a conversation as a prompt, read in a thread of its own: in one, since tokenizers keep settings."""
-        return await asyncio.get_running_loop().run_in_executor(self._reader, self._prompts.read, asked)
+        return await asyncio.get_running_loop().run_in_executor(self._reader, self._prompts.read, asked, tools)
 
     async def _as_prompt(self, prompt: str | Prompt) -> Prompt:
         return prompt if isinstance(prompt, Prompt) else await self.read(prompt)
+
+
+def _turn(message: Message) -> dict[str, Any]:
+    """A turn as chat templates take it: arguments are objects in these."""
+    turn: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.calls:
+        turn["tool_calls"] = list(map(_call, message.calls))
+    if message.call_id:
+        turn["tool_call_id"] = message.call_id
+    return turn
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": json.loads(call.arguments)}
+    return {"id": call.id, "type": "function", "function": function}
+
+
+def _described(tool: Tool) -> dict[str, Any]:
+    function = {"name": tool.name, "description": tool.description, "parameters": dict(tool.parameters)}
+    return {"type": "function", "function": function}

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTok
 from confide.enclave.engines.answer_text import AnswerText, TokenBytes
 from confide.enclave.engines.choosing import Chooser, Likely
 from confide.enclave.engines.engine import EngineFacts, Piece, Prompt, Sampling
+from confide.enclave.engines.guides import Guide, Guides
 from confide.enclave.engines.held import Buffer, digest_of
 from confide.enclave.engines.prompts import Prompted, Prompts
 from confide.enclave.engines.turns import Turns
@@ -48,6 +49,7 @@ class TransformersEngine(Prompted):
         self._bytes = TokenBytes(self._decoder)
         self._vocabulary = int(model.config.get_text_config().vocab_size)
         self._ends = frozenset(end_tokens(model, tokenizer))
+        self._guides = Guides(self._bytes, self._vocabulary, self._bytes.specials, sorted(self._ends))
         self._turns = Turns("transformers engine")
 
     async def generate(self, prompt: str | Prompt, sampling: Sampling) -> AsyncGenerator[Piece, None]:
@@ -55,7 +57,8 @@ class TransformersEngine(Prompted):
         tokens = list((await self._as_prompt(prompt)).tokens)
         self._prompts.require_fit(len(tokens), sampling)
         self._prompts.require_known(sampling.logit_bias, self._vocabulary)
-        async with aclosing(self._turns.run(self._answer(tokens, sampling))) as pieces:
+        guide = None if sampling.form is None else await self._guides.guide(sampling.form)
+        async with aclosing(self._turns.run(self._answer(tokens, sampling, guide))) as pieces:
             async for piece in pieces:
                 yield piece or Piece("", 0)
 
@@ -86,6 +89,7 @@ class TransformersEngine(Prompted):
 
     async def close(self) -> None:
         """End what runs, and let go of the model."""
+        self._guides.close()
         await self._turns.close()
         del self._model
 
@@ -103,10 +107,10 @@ class TransformersEngine(Prompted):
             yield float(best.values[0] - best.values[1])
             reading.read([token])
 
-    def _answer(self, prompt: list[int], sampling: Sampling) -> Iterator[Piece | None]:
+    def _answer(self, prompt: list[int], sampling: Sampling, guide: Guide | None) -> Iterator[Piece | None]:
         """One step is one token of the answer, and None for a part of the prompt."""
-        text = AnswerText(self._decoder, prompt, sampling.stop)
-        choose = Chooser(sampling)
+        text = AnswerText(self._decoder, prompt, sampling.stop, sampling.markers)
+        choose = Chooser(sampling, guide)
         reading = _Reading(self._model)
         for start in range(0, len(prompt), PREFILL):
             reading.read(prompt[start : start + PREFILL])
@@ -114,13 +118,18 @@ class TransformersEngine(Prompted):
         for left in reversed(range(sampling.max_tokens)):
             token = choose(reading.logits)
             if token in self._ends:
-                yield Piece(text.rest(), 1, "stop", chosen=text.take_chosen())
+                yield Piece(text.rest(), 1, "stop", chosen=text.take_chosen(), stop=text.stopped_by)
                 return
             likely = None if sampling.logprobs is None else Likely(reading.logits, sampling.logprobs)
             part = text.add(token, None if likely is None else likely.chosen(token, self._bytes))
             if text.stopped:
-                yield Piece(part, 1, "stop", chosen=text.take_chosen())
+                yield Piece(part, 1, "stop", chosen=text.take_chosen(), stop=text.stopped_by)
                 return
+            if guide is not None:
+                guide.add(token)
+                if guide.over:
+                    yield Piece(part + text.rest(), 1, "stop", chosen=text.take_chosen())
+                    return
             if not left:
                 yield Piece(part + text.rest(), 1, "length", chosen=text.take_chosen())
                 return

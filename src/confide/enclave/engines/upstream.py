@@ -6,6 +6,7 @@ the OpenAI protocol, so both are given here.
 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
+from dataclasses import replace
 from typing import Any, Final
 
 import httpx
@@ -53,8 +54,11 @@ class _Logprobs(msgspec.Struct):
 
 
 class _Choice(msgspec.Struct):
+    """stop_reason: vLLM's, the stop text or token that ended an answer."""
+
     text: str = ""
     finish_reason: str | None = None
+    stop_reason: Any = None
     logprobs: _Logprobs | None = None
 
 
@@ -104,7 +108,8 @@ class UpstreamEngine(Prompted):
                 f"{url} is not inside this trusted execution environment, and prompts would go there in the clear; "
                 "give the loopback address of a server in here."
             )
-        super().__init__(facts, Prompts(tokenizer, facts.context, by_text=True))
+        cannot = facts.cannot | {"response_format"}  # servers that do not know it ignore it
+        super().__init__(replace(facts, cannot=cannot), Prompts(tokenizer, facts.context, by_text=True))
         self._model = model or facts.model
         self._http = httpx.AsyncClient(
             base_url=url.rstrip("/") + "/",
@@ -124,13 +129,22 @@ class UpstreamEngine(Prompted):
         prompt = await self._as_prompt(prompt)
         self._prompts.require_fit(len(prompt.tokens), sampling)
         self._prompts.require_known(sampling.logit_bias, len(self._prompts.tokenizer))
+        added = self._prompts.tokenizer.added_tokens_decoder.values()
+        if any(token.special and str(token) in sampling.markers for token in added):
+            raise RequestRefused(
+                "`tools` are not offered here: the model marks its calls by special tokens, which its server does not "
+                "show. Leave them out.",
+                "tools",
+            )
         finish: FinishReason | None = None
+        stop: str | None = None
         tokens: int | None = None
         async with self._stream("completions", self._request(prompt.text, sampling)) as chunks:
             async for chunk in chunks:
                 tokens = chunk.usage.completion_tokens if chunk.usage else tokens
                 for choice in chunk.choices:
                     finish = _finish(choice) or finish
+                    stop = choice.stop_reason if choice.stop_reason in sampling.stop else stop
                     chosen = () if sampling.logprobs is None else _chosen(choice, sampling.logprobs)
                     if choice.text or chosen:
                         yield Piece(choice.text, 0, chosen=chosen)
@@ -139,7 +153,7 @@ class UpstreamEngine(Prompted):
                 "The model's server ended its answer without a finish reason or usage; use one that knows "
                 "stream_options.include_usage, as vLLM and llama.cpp do, and see that it runs."
             )
-        yield Piece("", tokens, finish)
+        yield Piece("", tokens, finish, stop=stop)
 
     async def embed(self, texts: Sequence[str | Prompt]) -> list[list[float]]:
         """Embeddings as the server gives them."""
