@@ -75,7 +75,9 @@ class Guard:
                 "A browser is only answered with this proxy's page; `confide proxy status` shows its address."
             )
         if self._keys and path != "/health" and not any(hmac.compare_digest(shown, key) for key in self._keys):
-            return WrongKey("This proxy wants its key; give it to your program as its API key.")
+            return WrongKey(
+                "This proxy wants its key; give it to your program as its API key, in OPENAI_API_KEY for example."
+            )
         return None
 
 

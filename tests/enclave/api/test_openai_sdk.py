@@ -149,11 +149,12 @@ def test_a_prompt_beyond_the_context_is_refused_before_a_stream_begins(client: o
         assert caught.value.code == "context_length_exceeded"
 
 
-def test_stop_texts_are_four_at_most(client: openai.OpenAI, engine: FakeEngine) -> None:
-    client.chat.completions.create(model="echo", messages=MESSAGES, stop=["a1", "b2", "c3", "d4"])
-    assert engine.asked[-1].stop == ("a1", "b2", "c3", "d4")
+def test_stop_texts_are_sixteen_at_most(client: openai.OpenAI, engine: FakeEngine) -> None:
+    stops = [f"stop {number}" for number in range(16)]
+    client.chat.completions.create(model="echo", messages=MESSAGES, stop=stops)
+    assert engine.asked[-1].stop == tuple(stops)
     with pytest.raises(openai.BadRequestError) as caught:
-        client.chat.completions.create(model="echo", messages=MESSAGES, stop=["a", "b", "c", "d", "e"])
+        client.chat.completions.create(model="echo", messages=MESSAGES, stop=[*stops, "one"])
     assert caught.value.param == "stop"
 
 
@@ -170,7 +171,7 @@ def test_errors_are_openais(client: openai.OpenAI) -> None:
     for harmful in ({"top_logprobs": 2}, {"tools": [{"type": "function"}]}, {"presence_penalty": 2.5}):
         with pytest.raises(openai.BadRequestError) as caught:
             client.chat.completions.create(model="echo", messages=MESSAGES, **harmful)
-        assert caught.value.param == next(iter(harmful))
+        assert str(caught.value.param).startswith(next(iter(harmful)))
 
 
 def test_several_choices(client: openai.OpenAI, engine: FakeEngine) -> None:
