@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from confide.enclave.api.failures import Outlet
 from confide.enclave.api.openai import json_response
 from confide.enclave.api.problems import HANDLERS, problem_response
-from confide.errors import RequestRefused, UnknownModel
+from confide.errors import RequestRefused, UnknownModel, UnknownReceipt
 from confide.net.body import Bodies
 from confide.proxy.backend import Backend, State
 from confide.proxy.page.page import page_routes
@@ -46,6 +46,7 @@ class ProxyApp:
                 Route("/confide/stop", self._end, methods=["POST"]),
                 Route("/v1/models", self._models),
                 Route("/v1/models/{name:path}", self._model),
+                Route("/v1/aci/receipts/{id}", self._receipt),
                 Route("/v1/{path:path}", _Endpoint(self)),
             ],
             exception_handlers=HANDLERS,
@@ -91,6 +92,16 @@ class ProxyApp:
         if name not in self._names():
             return problem_response(_unknown())
         return json_response(self._described(name))
+
+    async def _receipt(self, request: Request) -> Response:
+        """As whoever signed it wrote it; whoever knows an id, which nobody can guess, may have it."""
+        found = (backend.receipts.get(request.path_params["id"]) for backend in self._backends)
+        receipt = next(filter(None, found), None)
+        if receipt is None:
+            return problem_response(
+                UnknownReceipt("There is no such receipt here, or not any more; fetch them right after answers.")
+            )
+        return Response(receipt, 200, {"cache-control": "no-store"}, media_type="application/json")
 
     def _described(self, name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": self._started, "owned_by": "confide"}
@@ -152,4 +163,5 @@ def _unknown() -> UnknownModel:
 
 def _brief(backend: Backend) -> dict[str, Any]:
     reason = {} if backend.problem is None else {"reason": str(backend.problem), "code": backend.problem.code}
-    return {"models": list(backend.models), "state": backend.state.value, **reason}
+    receipts = {"receipts": backend.receipts.counts()}
+    return {"models": list(backend.models), "state": backend.state.value, **reason, **receipts}

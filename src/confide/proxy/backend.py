@@ -9,6 +9,7 @@ from typing import Any, Final
 from starlette.types import Receive, Scope, Send
 
 from confide.errors import CollateralUnavailable, ConfideError, ConnectionLost, GatewayError, ServerBusy, ServerFault
+from confide.proxy.receipts import ReceiptShelf
 
 WAIT_SECONDS: Final = 30.0
 """How long a question waits for a verification that is under way."""
@@ -31,12 +32,14 @@ class Backend(ABC):
     """One model, or several, behind one protection. Nothing is sent to it before it is verified.
 
     name: what programs call it; its own names where that is empty. again_seconds: after how long it is verified again.
+    receipts: of its answers.
     """
 
     def __init__(self, name: str, again_seconds: float) -> None:
         self.name = name
         self.state = State.VERIFYING
         self.problem: ConfideError | None = None
+        self.receipts = ReceiptShelf()
         self._again_seconds = again_seconds
         self._settled = asyncio.Event()
         self._again = asyncio.Event()

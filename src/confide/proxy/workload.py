@@ -1,6 +1,7 @@
 """A model in a trusted execution environment: appraised first, then every question is encrypted to the attested key."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,19 +14,22 @@ from starlette.types import Receive, Scope, Send
 
 from confide.client.attested import Standing, verify_workload
 from confide.client.hop import TIMEOUT, server_address, tls_context
+from confide.client.receipts import EXCHANGE, AsyncReceiptedTransport, Exchange, Receipts, grounds_of
 from confide.client.relying_party import RelyingParty
 from confide.client.transport import AsyncEncryptedTransport
 from confide.enclave.api.problems import problem
 from confide.errors import ConfideError, KeyChanged, ProtocolError
 from confide.proxy.backend import Backend
 from confide.proxy.facts import enclave_facts
+from confide.proxy.receipts import is_wrong
 from confide.receipts.receipt import HEADER
 
 _INSIDE: Final = "http://workload.invalid/v1"
 """Stands for the workload above the encrypted channel; the name is never looked up."""
 _MAX_MODELS_BYTES: Final = 1 << 20
-_HANDED_ON: Final = ("content-type", "cache-control", "retry-after", HEADER)
+_HANDED_ON: Final = ("content-type", "cache-control", "retry-after")
 _READ_SECONDS: Final = 600.0
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,8 @@ class WorkloadBackend(Backend):
     def __init__(self, name: str, address: WorkloadAddress, again_seconds: float) -> None:
         super().__init__(name, again_seconds)
         self.address = address
+        self._receipts = Receipts(_INSIDE, self._settled_receipt)
+        self._wrong: tuple[str, ConfideError] | None = None
         self._url = server_address(address.url, insecure_no_tls=address.insecure_no_tls)
         self._party = RelyingParty.configure(address.policy, address.simulated_root, offline=address.offline)
         tls = tls_context(self._url, address.ca)
@@ -74,8 +80,12 @@ class WorkloadBackend(Backend):
 
     def describe(self) -> dict[str, Any]:
         """What the evidence showed."""
-        found = {"mode": "enclave", "url": self.address.url}
-        return found if self._standing is None else found | enclave_facts(self._standing.last, self._party.policy)
+        found: dict[str, Any] = {"mode": "enclave", "url": self.address.url}
+        if self._standing is None:
+            return found
+        verified = self._standing.last
+        receipts = {"promised": grounds_of(verified).keyset is not None, **self.receipts.describe()}
+        return found | enclave_facts(verified, self._party.policy) | {"receipts": receipts}
 
     async def verify(self) -> None:
         if self._standing is None:
@@ -83,10 +93,28 @@ class WorkloadBackend(Backend):
                 Standing, lambda: verify_workload(self._evidence_http, self._url, self._party)
             )
             transport = AsyncEncryptedTransport(self._outer_http, self._url, self._standing)
-            self._http = httpx.AsyncClient(transport=transport, timeout=self._outer_http.timeout)
+            receipted = AsyncReceiptedTransport(transport, self._receipts)
+            self._http = httpx.AsyncClient(transport=receipted, timeout=self._outer_http.timeout)
         else:
             await asyncio.to_thread(self._standing.renew)
+        keyset = grounds_of(self._standing.current).keyset
+        if self._wrong is not None and keyset is not None and keyset.digest == self._wrong[0]:
+            raise self._wrong[1]
+        self._wrong = None
         self._served = await self._names()
+
+    def _settled_receipt(self, exchange: Exchange) -> None:
+        """Keep what came of a receipt. Whoever signed a wrong one is asked nothing more while it has the same keys."""
+        error, keyset = exchange.problem, exchange.grounds.keyset
+        if exchange.result is not None:
+            self.receipts.put(exchange.receipt_id, exchange.receipt, exchange.result.verdict())
+        if error is None:
+            return
+        self.receipts.put_problem(exchange.receipt_id, error)
+        _log.warning("An answer of %s was kept back: %s", self.address.url, error)
+        if is_wrong(error) and keyset is not None:
+            self._wrong = keyset.digest, error
+            self.refuse(error)
 
     async def _names(self) -> tuple[str, ...]:
         async with self._inside.stream("GET", f"{_INSIDE}/models") as response:
@@ -114,6 +142,8 @@ class WorkloadBackend(Backend):
             await self.ready()
             response = await self._send(path, body)
         headers = {name: response.headers[name] for name in _HANDED_ON if name in response.headers}
+        if EXCHANGE in response.extensions:  # without one, an id is of a receipt that nobody could check
+            headers[HEADER] = response.extensions[EXCHANGE].receipt_id
         await _Streamed(response, headers)(scope, receive, send)
 
     async def _send(self, path: str, body: bytes) -> httpx.Response:
@@ -137,23 +167,34 @@ class WorkloadBackend(Backend):
 
 
 class _Streamed(StreamingResponse):
-    """A workload's answer, part by part; the workload stops when the client goes away."""
+    """A workload's answer, part by part; the workload stops when the client goes away.
+
+    One that is no stream begins with its first part, which mostly is all of it: what is wrong with it, its receipt
+    included, is then an error, and no connection that is cut.
+    """
 
     def __init__(self, response: httpx.Response, headers: dict[str, str]) -> None:
         self._response = response
+        self._raw = response.aiter_raw()
+        self._streams = "text/event-stream" in response.headers.get("content-type", "")
+        self._first = b""
         super().__init__(self._parts(), response.status_code, headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
+            if not self._streams:
+                self._first = await anext(self._raw, b"")
             await super().__call__(scope, receive, send)
         finally:
             await self._response.aclose()
 
     async def _parts(self) -> AsyncIterator[bytes]:
         try:
-            async for part in self._response.aiter_raw():
+            if self._first:
+                yield self._first
+            async for part in self._raw:
                 yield part
         except ConfideError as error:
-            if "text/event-stream" not in self._response.headers.get("content-type", ""):
+            if not self._streams:
                 raise  # the connection is cut: an answer that is not whole must not look as if it were
             yield b"data: " + msgspec.json.encode(problem(error)) + b"\n\n"

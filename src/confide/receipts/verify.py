@@ -160,19 +160,21 @@ def verify_receipt(
     *,
     request: bytes | None = None,
     response: bytes | None = None,
+    returned: str | None = None,
     session: AttestedSession | None = None,
     previous: Receipt | None = None,
 ) -> ReceiptResult:
     """Every check. request, response: the exact bytes, of a stream with all that frames its events.
 
-    session: the one that the receipt names, where an aggregator made it. previous: the receipt before this one.
+    returned: in place of the response, the digest of its bytes, from whoever hashed them on their way. session: the one
+    that the receipt names, where an aggregator made it. previous: the receipt before this one.
     """
     checks = (
         *grounds.checks,
         *_document(receipt),
         *_signature(receipt, grounds),
-        _body(receipt, RECEIVED, "receipt-request", "request", request, "9.3(3)"),
-        _body(receipt, RETURNED, "receipt-response", "response", response, "9.3(4)"),
+        _body(receipt, RECEIVED, "receipt-request", "request", _digest(request), "9.3(3)"),
+        _body(receipt, RETURNED, "receipt-response", "response", returned or _digest(response), "9.3(4)"),
         *_rewrite(receipt),
         *_upstream(receipt, grounds, session),
         *_stated(receipt, grounds.statement),
@@ -228,11 +230,14 @@ def _signature(receipt: Receipt, grounds: Grounds) -> Iterator[Check]:
     yield check("receipt-signature", f"a signature by {fields.key_id}", seen, held, _clause("9.3(1)"))
 
 
-def _body(receipt: Receipt, kind: str, code: str, name: str, body: bytes | None, section: str) -> Check:
+def _digest(body: bytes | None) -> str | None:
+    return None if body is None else digest_of(body)
+
+
+def _body(receipt: Receipt, kind: str, code: str, name: str, digest: str | None, section: str) -> Check:
     said = " and ".join(event["body_hash"] for event in receipt.events(kind)) or "none"
-    if body is None:
+    if digest is None:
         return skipped(code, said, f"the {name} was not given", _clause(section))
-    digest = digest_of(body)
     return check(code, said, digest, said == digest, _clause(section))
 
 
