@@ -1,10 +1,15 @@
 """Receipts, and the documents that they are verified with."""
 
+import contextlib
 import json
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tests.receipts import vectors
+from tests.receipts.test_client import FIELDS
 
 from confide.attest.configuration import SamplingDefaults
+from confide.receipts.client import ClientReceipt, verify_client_receipt
+from confide.receipts.client_key import ClientKey, parse_key
 from confide.receipts.documents import canonical
 from confide.receipts.events import sampling_event
 from confide.receipts.keyset import Keyset
@@ -53,6 +58,29 @@ def sampling(data: bytes) -> None:
         raise AssertionError("this is no digest")
 
 
+def client_receipt(data: bytes) -> None:
+    """A client's own receipt, which no key here has signed."""
+    read = ClientReceipt.read(data)
+    if ClientReceipt.read(read.write()).digest != read.digest:
+        raise AssertionError("what was written is another receipt")
+    result = verify_client_receipt(read, client_key="00" * 32, request=data, response=data, previous=read)
+    if result.verified:
+        raise AssertionError("a receipt that nobody signed is verified")
+    result.verdict()
+
+
+def client_key(data: bytes) -> None:
+    """A client's key file."""
+    with contextlib.suppress(ValueError):
+        parse_key(data)
+
+
+def _client_receipt() -> list[bytes]:
+    return [
+        ClientReceipt.sign(ClientKey(Ed25519PrivateKey.from_private_bytes(vectors.SEED)), FIELDS).write(),
+    ]
+
+
 def _report() -> list[bytes]:
     said = {"tee_type": "tdx", "workload_keyset": vectors.KEYSET, "report_data": vectors.REPORT_DATA}
     forms = (
@@ -82,9 +110,19 @@ def _receipts() -> list[bytes]:
     return [json.dumps(vectors.RECEIPT).encode(), json.dumps(vectors.RECEIPT | {"event_log": own}).encode()]
 
 
-TARGETS = {"receipt": receipt, "keyset": keyset, "report": report, "session": session, "sampling": sampling}
+TARGETS = {
+    "receipt": receipt,
+    "keyset": keyset,
+    "report": report,
+    "session": session,
+    "sampling": sampling,
+    "client-receipt": client_receipt,
+    "client-key": client_key,
+}
 SEEDS = {
     "receipt": _receipts,
+    "client-receipt": _client_receipt,
+    "client-key": lambda: [b"confide client key 1\n" + b"02" * 32 + b"\n"],
     "keyset": lambda: [json.dumps(vectors.KEYSET).encode()],
     "report": _report,
     "session": lambda: [json.dumps(vectors.SESSION).encode()],

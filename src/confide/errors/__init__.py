@@ -72,6 +72,7 @@ from confide.errors.enclave import (
 from confide.errors.hybrid import (
     WIRE_CODES,
     BudgetExhausted,
+    ClientKeyError,
     ClockWentBackwards,
     DisclosureLimit,
     InsecureParameters,
@@ -132,6 +133,7 @@ __all__ = [
     "ChannelBroken",
     "ChannelError",
     "ChannelRefused",
+    "ClientKeyError",
     "ClockWentBackwards",
     "CollateralUnavailable",
     "ConfideError",

@@ -1,6 +1,7 @@
 """The hybrid mode's front door: one model, run in the clear, simulated, or on a layer server under encryption."""
 
 import functools
+import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Self, cast
@@ -12,7 +13,7 @@ from confide.errors import WrongMode
 from confide.hybrid.bars import byte_bar, group_bar, token_count
 from confide.hybrid.client.connection import LayerConnection
 from confide.hybrid.client.dial import PATIENCE_SECONDS, Dial
-from confide.hybrid.client.generation import Lengths, PaddedGeneration, width_and_length
+from confide.hybrid.client.generation import Generated, Lengths, PaddedGeneration, width_and_length
 from confide.hybrid.client.link import Link
 from confide.hybrid.client.padding import Padding
 from confide.hybrid.client.pads.pool import PadPool
@@ -34,7 +35,7 @@ from confide.packages.manifest import PackageKind
 from confide.packages.owner import OwnerKey
 from confide.packages.server_package import read_group
 from confide.packages.shell import load_shell, shell_tokenizer
-from confide.packages.signing import SignedManifest, open_package
+from confide.packages.signing import Release, SignedManifest, open_package
 from confide.packages.trusted_owners import accepted_owners, other_keys
 from confide.rlwe.parameters import Profile
 from confide.trust.hybrid import remote_trust
@@ -146,7 +147,7 @@ class HybridModel(Closing):
             model._progress = on_hint is not None
             tokenizer = shell_tokenizer(folder)
             end_at_all(loaded, tokenizer)
-            model._running = _Remote(loaded, tokenizer, product, shell.manifest.profile)
+            model._running = _Remote(loaded, tokenizer, product, shell.release, dial)
             setattr(loaded, "generate", model.generate)  # noqa: B010 - its stubs have no such attribute
         except BaseException:
             product.close()
@@ -244,6 +245,21 @@ class HybridModel(Closing):
         """Of the last generation: its tokens, and what the server saw of them."""
         return self._remote.lengths
 
+    @property
+    def generated(self) -> Generated | None:
+        """The calling thread's last generation that came to its end with every answer right."""
+        return getattr(self._remote.of_thread, "generated", None)
+
+    @property
+    def release(self) -> Release:
+        """The model's, by its owner."""
+        return self._remote.release
+
+    @property
+    def dial(self) -> Dial:
+        """How the server is reached."""
+        return self._remote.dial
+
     def close(self) -> None:
         """Close the connection and forget all pads. Whatever is asked of the model after that raises ModelClosed."""
         if isinstance(self._running, _Remote):
@@ -251,7 +267,7 @@ class HybridModel(Closing):
 
 
 class _Remote:
-    """A shell's model on a layer server. lengths: of its last generation."""
+    """A shell's model on a layer server. lengths: of its last generation. of_thread: each thread's last whole one."""
 
     mode = Mode.REMOTE
 
@@ -260,21 +276,28 @@ class _Remote:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase | None,
         product: RemoteProduct,
-        profile: Profile,
+        release: Release,
+        dial: Dial,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.product = product
-        self.trust = remote_trust(profile)
+        self.release = release
+        self.dial = dial
+        self.trust = remote_trust(release.profile)
         self.lengths: Lengths | None = None
+        self.of_thread = threading.local()
         model.forward = _guarded(model.forward, product, longest_context(model.config))
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         generation = PaddedGeneration(self.model, self.product)
         try:
-            return generation.run(*args, **kwargs)
+            result = generation.run(*args, **kwargs)
         finally:
             self.lengths = generation.lengths
+        if generation.traffic is not None:
+            self.of_thread.generated = Generated(generation.lengths, generation.traffic)
+        return result
 
 
 def _guarded(forward: Callable[..., Any], product: RemoteProduct, positions: int | None) -> Callable[..., Any]:

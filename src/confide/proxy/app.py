@@ -19,7 +19,7 @@ from confide.enclave.api.openai import json_response
 from confide.enclave.api.problems import HANDLERS, problem_response
 from confide.errors import RequestRefused, UnknownModel, UnknownReceipt
 from confide.net.body import Bodies
-from confide.proxy.backend import Backend, State
+from confide.proxy.backend import Backend, Question, State
 from confide.proxy.page.page import page_routes
 
 MAX_BODY_BYTES: Final = 8 << 20
@@ -141,16 +141,16 @@ class _Endpoint:
         if request.method != "POST":
             raise RequestRefused("This endpoint takes another method; use POST for questions.")
         async with self._bodies.read(request) as body:
-            question = _question(body)
-        name = question.get("model")
+            fields = _fields(body)
+        name = fields.get("model")
         if not isinstance(name, str):
             raise RequestRefused("A question names its model; /v1/models lists them.", "model")
         backend = await self._proxy.choose(name)
-        path = "/" + scope["path"].removeprefix("/v1/")
-        await backend.answer(path, question, scope, receive, send)
+        question = Question("/" + scope["path"].removeprefix("/v1/"), body, fields)
+        await backend.answer(question, scope, receive, send)
 
 
-def _question(body: bytes) -> dict[str, Any]:
+def _fields(body: bytes) -> dict[str, Any]:
     try:
         return msgspec.json.decode(body, type=dict[str, Any])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

@@ -2,7 +2,8 @@
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
@@ -26,6 +27,15 @@ class State(StrEnum):
     READY = "ready"
     REFUSED = "refused"
     AWAY = "away"
+
+
+@dataclass(frozen=True)
+class Question:
+    """A program's question. path: of the endpoint, below /v1. body: as it came, and fields, what it says."""
+
+    path: str
+    body: bytes = field(repr=False)
+    fields: Mapping[str, Any] = field(repr=False)
 
 
 class Backend(ABC):
@@ -54,8 +64,8 @@ class Backend(ABC):
         """What was verified, and who can see what, for people."""
 
     @abstractmethod
-    async def answer(self, path: str, question: dict[str, Any], scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a question to an endpoint below /v1, once `ready` has returned."""
+    async def answer(self, question: Question, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a question, once `ready` has returned."""
 
     @abstractmethod
     async def verify(self) -> None:

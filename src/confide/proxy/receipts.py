@@ -1,11 +1,17 @@
 """The receipts of a backend's answers: the last ones, for programs that ask for them, and what came of all of them."""
 
 from collections import OrderedDict
+from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from confide.errors import ConfideError, MalformedReceipt, ReceiptRefused
 
+if TYPE_CHECKING:
+    from confide.hybrid.client.generation import Generated
+
+GENERATIONS: ContextVar[list["Generated"]] = ContextVar("confide_generations")
+"""Of the question that is being answered, for its receipt: every run of the model for it."""
 MAX_KEPT_BYTES: Final = 8 << 20
 _WRONG: Final = (ReceiptRefused, MalformedReceipt)
 

@@ -19,7 +19,7 @@ from confide.client.relying_party import RelyingParty
 from confide.client.transport import AsyncEncryptedTransport
 from confide.enclave.api.problems import problem
 from confide.errors import ConfideError, KeyChanged, ProtocolError
-from confide.proxy.backend import Backend
+from confide.proxy.backend import Backend, Question
 from confide.proxy.facts import enclave_facts
 from confide.proxy.receipts import is_wrong
 from confide.receipts.receipt import HEADER
@@ -131,10 +131,11 @@ class WorkloadBackend(Backend):
             raise ProtocolError("The workload serves no model; ask its operator.")
         return names
 
-    async def answer(self, path: str, question: dict[str, Any], scope: Scope, receive: Receive, send: Send) -> None:
+    async def answer(self, question: Question, scope: Scope, receive: Receive, send: Send) -> None:
         """As the workload answers it. One that has another key by now answered nothing: it is verified, and asked."""
-        asked = question | {"model": self._served[0]} if self.name else question
-        body = msgspec.json.encode(asked)
+        path, body = question.path, question.body
+        if self.name:
+            body = msgspec.json.encode({**question.fields, "model": self._served[0]})
         try:
             response = await self._send(path, body)
         except KeyChanged:

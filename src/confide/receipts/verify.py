@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from confide.attest.appraise import Verifies, appraise
 from confide.attest.bundle import Bundle
-from confide.attest.check import Check, Outcome, check, skipped
+from confide.attest.check import Check, check, skipped
 from confide.attest.collateral import Collateral, Provenance
 from confide.attest.explain import verdict
 from confide.attest.policy import AnyPolicy
@@ -24,9 +24,12 @@ from confide.receipts.keyset import PURPOSE, Keyset, report_data
 from confide.receipts.receipt import FORWARDED, RECEIVED, RETURNED, UPSTREAM, Event, Receipt
 from confide.receipts.report import Report
 from confide.receipts.session import AttestedSession
+from confide.receipts.verdict import Verdict
 
-_REQUIRED: Final = ("receipt-version", "receipt-events", "receipt-keyset", "receipt-expiry", "receipt-signature")
-_ATTESTED: Final = ("receipt-attestation", "receipt-binding")
+_REQUIRED: Final = frozenset(
+    {"receipt-version", "receipt-events", "receipt-keyset", "receipt-expiry", "receipt-signature"}
+)
+_ATTESTED: Final = frozenset({"receipt-attestation", "receipt-binding"})
 _OURS: Final = "confide receipts 1"
 """What is asked of our own events, of which ACI knows nothing: docs/receipts.md."""
 
@@ -50,36 +53,11 @@ class Grounds:
     aggregator: bool = False
 
 
-@dataclass(frozen=True)
-class ReceiptResult:
-    """The verdict on one receipt."""
+@dataclass(frozen=True, kw_only=True)
+class ReceiptResult(Verdict):
+    """The verdict on one receipt: signature, keyset and evidence have to be checked, bodies need not be."""
 
     receipt: Receipt
-    checks: tuple[Check, ...]
-    simulated: bool
-    pinned: bool
-
-    @property
-    def verified(self) -> bool:
-        """Whether nothing failed, and signature, keyset and evidence were all checked. Bodies need not have been."""
-        required = _REQUIRED if self.pinned else (*_REQUIRED, *_ATTESTED)
-        passed = {one.code for one in self.checks if one.passed}
-        return not self.failures and passed.issuperset(required)
-
-    @property
-    def failures(self) -> tuple[Check, ...]:
-        """The checks that failed."""
-        return tuple(one for one in self.checks if one.outcome is Outcome.FAIL)
-
-    def verdict(self) -> str:
-        """In one line. What is simulated says so first."""
-        kind = "SIMULATED, proves nothing about any hardware: " if self.simulated else ""
-        missing = ", ".join(one.code for one in self.checks if one.outcome is Outcome.SKIPPED)
-        made = sum(one.outcome is not Outcome.SKIPPED for one in self.checks)
-        rest = f"; not checked: {missing}" if missing else ""
-        if self.failures:
-            return f"{kind}refused: {len(self.failures)} of {made} checks failed{rest}"
-        return f"{kind}{'verified' if self.verified else 'not verified'}: all {made} checks passed{rest}"
 
 
 def no_grounds(pinned: str = "") -> Grounds:
@@ -181,7 +159,8 @@ def verify_receipt(
         *_sampling(receipt, grounds.statement, request),
         *_chain(receipt, previous),
     )
-    return ReceiptResult(receipt, checks, grounds.simulated, bool(grounds.pinned))
+    required = _REQUIRED if grounds.pinned else _REQUIRED | _ATTESTED
+    return ReceiptResult(receipt=receipt, checks=checks, required=required, simulated=grounds.simulated)
 
 
 _ACCEPTED: Final = "evidence that the policy accepts"
