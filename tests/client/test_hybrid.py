@@ -11,9 +11,12 @@ from tests.owners import OWNER
 
 import confide
 from confide import HybridModel
+from confide.audit.log import FOLDER, start_log
+from confide.audit.verify import entries
 from confide.client.hybrid import HybridSession
 from confide.client.session import Session
-from confide.errors import PromptTooLong, RequestRefused, WrongMode
+from confide.disk.home import home
+from confide.errors import InvalidPackage, PromptTooLong, RequestRefused, WrongMode
 from confide.hybrid.server.ledger import Ledger
 from confide.hybrid.server.service import LayerService
 from confide.packages.server_package import ServerPackage
@@ -37,7 +40,9 @@ def session(demo: HybridModel, tmp_path_factory: pytest.TempPathFactory) -> Iter
     parts = demo.split(folder / "out", OWNER)
     package = ServerPackage.open(parts.server)
     service = LayerService(package.signed, package.load(), Ledger(folder / "state"), insecure_no_licences=True)
-    with serving(service) as served:
+    with serving(service) as served, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CONFIDE_HOME", str(folder / "home"))
+        start_log()
         url = served.url
         options: dict[str, Any] = {"owner": OWNER.public.raw, "progress": False}
         with confide.connect(parts.client, server=url, **options) as opened:
@@ -99,6 +104,21 @@ def test_a_receipt_of_ones_own_for_every_answer(session: Session, tmp_path: Path
         assert kept["response"] == answer.encode()
         assert ClientReceipt.read(kept["receipt.json"]).digest == result.receipt.digest
     assert b"The old" not in kept["receipt.json"]
+    first, *_, last = logged = list(entries(home() / FOLDER))[1:]
+    assert (first.event, first.mode, first.model) == ("connected", "hybrid", fields.model.digest)
+    assert (last.event, last.made_by, last.receipt) == ("receipt", "client", result.receipt.digest)
+    assert [entry.receipt for entry in logged[-2:-1]] == [fields.chain.previous]
+
+
+def test_a_shell_that_is_refused_stands_in_the_log(session: Session, tmp_path: Path) -> None:
+    with pytest.raises(InvalidPackage):
+        confide.connect(tmp_path, server="ws://127.0.0.1:9")
+    refused = list(entries(home() / FOLDER))[-1]
+    assert (refused.event, refused.peer, refused.failed) == (
+        "refused",
+        "ws://127.0.0.1:9/v1/layers",
+        ("invalid-package",),
+    )
 
 
 def test_the_receipt_is_of_the_threads_own_generation(session: Session) -> None:

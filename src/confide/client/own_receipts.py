@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from confide.attest.configuration import SamplingDefaults
+from confide.audit.log import note
 from confide.disk.files import create_file
 from confide.hybrid.wire import PROTOCOL_VERSION, SCHEME, licence_digest
 from confide.receipts.client import (
@@ -125,6 +126,8 @@ class OwnReceipts:
                 public_key=self._key.public,
             )
             receipt = ClientReceipt.sign(self._key, fields)
+            note("receipt", mode="hybrid", made_by="client", peer=self._server,
+                 model=self._model.digest, receipt=receipt.digest)  # fmt: skip
             self._sequence, self._previous = fields.chain.sequence, receipt.digest
         return receipt
 

@@ -12,6 +12,7 @@ from typing import Final, cast
 import httpx
 
 from confide.attest.bundle import Bundle
+from confide.audit.log import note
 from confide.client.hop import aread_bounded, read_bounded
 from confide.client.relying_party import Verified
 from confide.client.transport import VERIFIED
@@ -23,6 +24,7 @@ from confide.errors import (
     ReceiptRefused,
     UnknownReceipt,
 )
+from confide.receipts.documents import digest_of
 from confide.receipts.receipt import HEADER, MAX_RECEIPT_BYTES, Receipt
 from confide.receipts.verify import Grounds, ReceiptResult, grounds_of_statement, verify_receipt
 
@@ -73,7 +75,9 @@ class Exchange:
             raise ProtocolError(f"The workload answered {status} for a receipt; ask its operator.")
         self.receipt = content
         returned = f"sha256:{self._hash.hexdigest()}"
-        result = verify_receipt(Receipt.read(content), self.grounds, request=self.request, returned=returned)
+        result = verify_receipt(
+            Receipt.read(content), self.grounds, request=self.request, returned=returned, receipt_id=self.receipt_id
+        )
         if not result.verified:
             failed = "; ".join(f"{one.code}: expected {one.expected}, saw {one.seen}" for one in result.failures)
             raise ReceiptRefused(
@@ -129,8 +133,7 @@ class Receipts:
                 "The workload answered without a receipt, although its statement promises one. The answer was not "
                 "taken; ask its operator what stands in between."
             )
-            self._settled(exchange)
-            raise exchange.problem
+            self._close(exchange)
         answer.extensions[EXCHANGE] = exchange
         return exchange
 
@@ -147,9 +150,28 @@ class Receipts:
             exchange.check(*fetched)
         except ConfideError as error:
             exchange.problem = error
-            raise
-        finally:
-            self._settled(exchange)
+        self._close(exchange)
+
+    def _close(self, exchange: Exchange) -> None:
+        """Have it stand in the audit log, if this user keeps one, and say what is wrong."""
+        verified, problem = exchange.verified, exchange.problem
+        try:
+            note(
+                "receipt",
+                mode="enclave",
+                made_by="workload",
+                model=verified.statement.model_digest,
+                receipt=digest_of(exchange.receipt) if exchange.receipt else "",
+                simulated=verified.result.simulated,
+                failed=(problem.code,) if problem else (),
+            )
+        except ConfideError as error:
+            exchange.problem = error
+        if exchange.problem is not None:
+            exchange.result = None
+        self._settled(exchange)
+        if exchange.problem is not None:
+            raise exchange.problem
 
 
 class ReceiptedTransport(httpx.BaseTransport):

@@ -4,12 +4,20 @@ import functools
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Final, Self, cast
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from confide.errors import WrongMode
+from confide.audit.log import note
+from confide.errors import (
+    InvalidPackage,
+    ModelMismatch,
+    ServerDistrusted,
+    UntrustedOwner,
+    VersionMismatch,
+    WrongMode,
+)
 from confide.hybrid.bars import byte_bar, group_bar, token_count
 from confide.hybrid.client.connection import LayerConnection
 from confide.hybrid.client.dial import PATIENCE_SECONDS, Dial
@@ -40,6 +48,9 @@ from confide.packages.trusted_owners import accepted_owners, other_keys
 from confide.rlwe.parameters import Profile
 from confide.trust.hybrid import remote_trust
 from confide.trust.statement import TrustStatement
+
+_REFUSALS: Final = (InvalidPackage, ModelMismatch, ServerDistrusted, UntrustedOwner, VersionMismatch)
+"""Of a shell or a server that is not to be used; what else fails is no verdict."""
 
 
 class HybridModel(Closing):
@@ -121,8 +132,34 @@ class HybridModel(Closing):
         device: str = "cpu",
         on_hint: OnBytes | None = None,
     ) -> Self:
-        """The same with the connection's options in one. on_hint: called as the hint is verified."""
-        folder = Path(folder)
+        """The same with the connection's options in one. on_hint: called as the hint is verified.
+
+        Where this user keeps an audit log, the verdict stands in it before anything follows.
+        """
+        peer = dial.url
+        try:
+            opened = cls._dialled(Path(folder), dial, owner, checks, padding, device, on_hint)
+        except _REFUSALS as error:
+            note("refused", mode="hybrid", peer=peer, failed=(error.code,))
+            raise
+        try:
+            note("connected", mode="hybrid", peer=peer, model=opened.release.model_digest.hex())
+        except BaseException:
+            opened.close()
+            raise
+        return opened
+
+    @classmethod
+    def _dialled(
+        cls,
+        folder: Path,
+        dial: Dial,
+        owner: str | bytes | None,
+        checks: Path | str | None,
+        padding: Padding | None,
+        device: str,
+        on_hint: OnBytes | None,
+    ) -> Self:
         shell = open_package(folder, PackageKind.SHELL, accepted_owners(owner))
         signer = shell.release.owner
         same_owner = other_keys(signer) if owner is None else set()

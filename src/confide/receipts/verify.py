@@ -139,17 +139,20 @@ def verify_receipt(
     request: bytes | None = None,
     response: bytes | None = None,
     returned: str | None = None,
+    receipt_id: str | None = None,
     session: AttestedSession | None = None,
     previous: Receipt | None = None,
 ) -> ReceiptResult:
     """Every check. request, response: the exact bytes, of a stream with all that frames its events.
 
-    returned: in place of the response, the digest of its bytes, from whoever hashed them on their way. session: the one
-    that the receipt names, where an aggregator made it. previous: the receipt before this one.
+    returned: in place of the response, the digest of its bytes, from whoever hashed them on their way. receipt_id: that
+    the answer named. session: the one that the receipt names, where an aggregator made it. previous: the receipt before
+    this one.
     """
     checks = (
         *grounds.checks,
         *_document(receipt),
+        *_named(receipt, receipt_id),
         *_signature(receipt, grounds),
         _body(receipt, RECEIVED, "receipt-request", "request", _digest(request), "9.3(3)"),
         _body(receipt, RETURNED, "receipt-response", "response", returned or _digest(response), "9.3(4)"),
@@ -185,6 +188,13 @@ def _document(receipt: Receipt) -> Iterator[Check]:
     whole = kinds[:1] == [RECEIVED] and kinds.count(RECEIVED) == kinds.count(RETURNED) == 1
     expected = f"{RECEIVED} first, and {RETURNED}, each once"
     yield check("receipt-events", expected, ", ".join(kinds) or "none", whole, _clause("7.3 and 7.4"))
+
+
+def _named(receipt: Receipt, receipt_id: str | None) -> Iterator[Check]:
+    """That it is not the one for the same question and answer at another time."""
+    if receipt_id is not None:
+        said = receipt.fields.receipt_id
+        yield check("receipt-id", receipt_id, said, said == receipt_id, _clause("7.1"))
 
 
 def _signature(receipt: Receipt, grounds: Grounds) -> Iterator[Check]:
