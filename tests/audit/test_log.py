@@ -382,7 +382,7 @@ def test_several_writers_make_one_chain(folder: Path) -> None:
 
 def test_whoever_holds_it_too_long_is_not_waited_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("confide.audit.log.LOCK_SECONDS", 0.05)
-    with (folder / "lock").open() as lock:
+    with (folder / "lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(AuditLogInUse, match="find it"):
             AuditLog(folder).rotate()
