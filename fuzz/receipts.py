@@ -8,7 +8,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tests.receipts import vectors
 from tests.receipts.test_client import FIELDS
 
+from confide.attest.claims import Claims
+from confide.attest.collateral import Collateral
 from confide.attest.configuration import SamplingDefaults
+from confide.attest.evidence import Evidence
+from confide.attest.policy import Policy
 from confide.audit.entries import (
     PURPOSE,
     Checkpoint,
@@ -21,6 +25,7 @@ from confide.audit.entries import (
     write_statement,
 )
 from confide.disk.chained import next_line, read_line
+from confide.errors import MalformedEvidence
 from confide.receipts.client import ClientReceipt, verify_client_receipt
 from confide.receipts.client_key import ClientKey, parse_key
 from confide.receipts.documents import canonical
@@ -30,10 +35,18 @@ from confide.receipts.receipt import Receipt
 from confide.receipts.report import Report
 from confide.receipts.session import AttestedSession
 from confide.receipts.verify import Grounds, no_grounds, verify_receipt
+from confide.receipts.verify_report import verify_report
 
 _FUZZ_KEY = ClientKey(Ed25519PrivateKey.from_private_bytes(vectors.SEED))
 _KEYSET = Keyset.of(vectors.KEYSET)
 _GROUNDS = Grounds(_KEYSET, no_grounds().checks, pinned=_KEYSET.digest)
+
+
+class _Nobody:
+    """Verifies nothing."""
+
+    def verify(self, evidence: Evidence, collateral: Collateral, now: datetime) -> Claims:
+        raise MalformedEvidence("This is no evidence.")
 
 
 def receipt(data: bytes) -> None:
@@ -55,8 +68,11 @@ def keyset(data: bytes) -> None:
 
 
 def report(data: bytes) -> None:
-    """An attestation report, as far as its form goes."""
-    Report.read(data)
+    """An attestation report, whose evidence nobody's root is over."""
+    result = verify_report(Report.read(data), _Nobody(), Policy(), datetime(2026, 1, 1, tzinfo=UTC), nonce="00" * 32)
+    if result.verified:
+        raise AssertionError("a report without evidence that holds is verified")
+    result.verdict()
 
 
 def session(data: bytes) -> None:

@@ -5,17 +5,17 @@ signature, and evidence for the key that made it, are.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from confide.attest.appraise import Verifies, appraise
+from confide.attest.appraise import Verifies
 from confide.attest.bundle import Bundle
 from confide.attest.check import Check, check, skipped
-from confide.attest.collateral import Collateral, Provenance
+from confide.attest.collateral import Collateral
 from confide.attest.explain import verdict
 from confide.attest.policy import AnyPolicy
-from confide.attest.requirements import ReportData, Subject
+from confide.attest.requirements import Subject
 from confide.attest.result import AttestationResult
 from confide.attest.statement import Statement
 from confide.receipts.documents import API_VERSION, digest_of
@@ -25,6 +25,7 @@ from confide.receipts.receipt import FORWARDED, RECEIVED, RETURNED, UPSTREAM, Ev
 from confide.receipts.report import Report
 from confide.receipts.session import AttestedSession
 from confide.receipts.verdict import Verdict
+from confide.receipts.verify_report import appraise_report
 
 _REQUIRED: Final = frozenset(
     {"receipt-version", "receipt-events", "receipt-keyset", "receipt-expiry", "receipt-signature"}
@@ -114,19 +115,11 @@ def grounds_of_report(
     )  # fmt: skip
     same = expected[:32].hex() == report.report_data
     bound = check("receipt-binding", expected[:32].hex(), report.report_data, same, _clause("9.1(2)"))
-    attested, simulated = (
-        skipped(
-            "receipt-attestation",
-            _ACCEPTED,
-            f"evidence of {report.tee_type} in this form is not known",
-            _clause("9.1(1)"),
-        ),
-        False,
-    )
-    if report.evidence is not None:
-        asked = replace(policy, requirements=(*policy.requirements, ReportData(expected.hex())))
-        sent = replace(report.collateral, provenance=Provenance(sent=True))
-        result = appraise(verifier, report.evidence, sent if collateral is None else collateral, asked, now)
+    result = appraise_report(report, verifier, policy, now, nonce=nonce, collateral=collateral)
+    if result is None:
+        because = f"evidence of {report.tee_type} in this form is not known"
+        attested, simulated = skipped("receipt-attestation", _ACCEPTED, because, _clause("9.1(1)")), False
+    else:
         attested, simulated = _attestation(result), result.simulated
     aggregator = report.serving != "direct"
     return Grounds(report.keyset, (attested, bound, named), None, simulated, pinned, aggregator)
