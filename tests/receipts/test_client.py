@@ -87,6 +87,7 @@ def test_everything_at_hand(key: ClientKey) -> None:
     assert verified(key, second, previous=first).verified
     assert "client-chain" in skipped(verified(key, second))
     assert ClientReceipt.read(second.write()).digest == second.digest
+    assert failed(verified(key, first, client_key="00" * 32)) == {"client-key"}
 
 
 @pytest.mark.parametrize(
