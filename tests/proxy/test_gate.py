@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 from tests.proxy.local import PAGE, STOP, proxied, settled
 
-from confide.proxy.backend import Backend
+from confide.proxy.backend import Backend, Question
 from confide.proxy.guard import hosts_of
 
 
@@ -30,10 +30,12 @@ class Echo(Backend):
     async def verify(self) -> None:
         pass
 
-    async def answer(self, path: str, question: dict[str, Any], scope: Scope, receive: Receive, send: Send) -> None:
-        if question.get("prompt") == "fail":
-            raise ValueError(f"the {question['secret']} prompt")
-        await JSONResponse({"path": path, "question": question})(scope, receive, send)
+    async def answer(self, question: Question, scope: Scope, receive: Receive, send: Send) -> None:
+        fields = dict(question.fields)
+        if fields.get("prompt") == "fail":
+            raise ValueError(f"the {fields['secret']} prompt")
+        assert json.loads(question.body) == fields
+        await JSONResponse({"path": question.path, "question": fields})(scope, receive, send)
 
     async def close(self) -> None:
         pass

@@ -64,6 +64,11 @@ class Place:
     head: str
 
 
+def is_kept() -> bool:
+    """Whether this user keeps a log. A folder that cannot be used is one: what is to stand in it then does not go on."""
+    return os.path.lexists(home() / FOLDER)
+
+
 def note(
     event: Event,
     *,
@@ -78,8 +83,7 @@ def note(
     What a peer may have chosen is made to fit: an address is cut, and what is no digest or code is not written.
     AuditLogUnavailable, AuditLogCorrupted, AuditLogInUse: then what it is about must not go on.
     """
-    folder = home() / FOLDER
-    if not os.path.lexists(folder):
+    if not is_kept():
         return
     entry = Entry(
         at=_now(),
@@ -92,7 +96,7 @@ def note(
     )
     if read_entry(entry.write()) is None:  # written, it would break the log
         raise ValueError("This is no entry of an audit log.")
-    AuditLog(folder).append(entry)
+    AuditLog(home() / FOLDER).append(entry)
 
 
 def start_log() -> Path:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from hashlib import sha256
 from threading import Lock
-from typing import Any, Final
+from typing import Final
 
 import httpx
 import msgspec
@@ -14,7 +14,7 @@ import rfc8785
 
 from confide.attest.policy_toml import policy_digest
 from confide.attest.wire import MAX_ATTESTED_BYTES, Attested
-from confide.audit.log import note
+from confide.audit.log import is_kept, note
 from confide.client.hop import MAX_REFUSAL_BYTES, may_pass, read_bounded, refusal, sending
 from confide.client.relying_party import RelyingParty, Verified
 from confide.errors import AttestationError, AttestationRefused, ConfideError, KeyChanged, ServerBusy
@@ -65,22 +65,24 @@ def verify_workload(
 
 def _appraised(party: RelyingParty, url: str, attested: Attested, nonce: str) -> Verified:
     """The verdict, which stands in the audit log, if this user keeps one, before anything follows from it."""
-    facts: dict[str, Any] = {"peer": url, "policy": policy_digest(party.policy)}
     try:
         verified = party.appraise(attested, nonce, datetime.now(UTC))
     except AttestationError as error:
-        codes = error.checks if isinstance(error, AttestationRefused) else ()
-        note("refused", mode="enclave", **facts, failed=codes or (error.code,))
+        if is_kept():
+            codes = error.checks if isinstance(error, AttestationRefused) else ()
+            note("refused", mode="enclave", peer=url, failed=codes or (error.code,), policy=policy_digest(party.policy))
         raise
-    note(
-        "connected",
-        mode="enclave",
-        **facts,
-        model=verified.statement.model_digest,
-        evidence=sha256(rfc8785.dumps(msgspec.to_builtins(attested.evidence))).hexdigest(),
-        statement=verified.statement.digest().hex(),
-        simulated=verified.result.simulated,
-    )
+    if is_kept():
+        note(
+            "connected",
+            mode="enclave",
+            peer=url,
+            model=verified.statement.model_digest,
+            policy=policy_digest(party.policy),
+            evidence=sha256(rfc8785.dumps(msgspec.to_builtins(attested.evidence))).hexdigest(),
+            statement=verified.statement.digest().hex(),
+            simulated=verified.result.simulated,
+        )
     return verified
 
 
