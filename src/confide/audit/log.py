@@ -65,7 +65,7 @@ class Place:
 
 
 def is_kept() -> bool:
-    """Whether this user keeps a log. A folder that cannot be used is one: what is to stand in it then does not go on."""
+    """Whether this user keeps a log. A folder that cannot be used is one, and nothing that belongs in it goes on."""
     return os.path.lexists(home() / FOLDER)
 
 
