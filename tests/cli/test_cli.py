@@ -175,16 +175,44 @@ def test_private_and_clear_generation_agree(parts: dict[str, Any], url: str) -> 
 
 
 @pytest.mark.parametrize(("multiple", "visible"), [(4, 8), ("full", 7)])
-def test_generation_says_what_padding_costs(parts: dict[str, Any], url: str, multiple: int | str, visible: int) -> None:
+def test_generation_says_what_padding_costs(
+    parts: dict[str, Any], url: str, tmp_path: Path, multiple: int | str, visible: int
+) -> None:
     options = ("--max-new-tokens", 7, "--pad-prompt", 5, "--pad-answer", multiple)
     private = answer("generate", parts["client"], "--prompt-ids", "5,6,7", *options, "--server", url)
     count = private["generated_tokens"]
     if multiple == 4 and count <= 4:
         visible = 4
     assert private["lengths"] == {"prompt": 3, "visible_prompt": 5, "answer": count, "visible_answer": visible}
-    run = confide("generate", parts["client"], "--prompt-ids", "5,6,7", *options, "--server", url)
+    kept = tmp_path / "kept"
+    run = confide("generate", parts["client"], "--prompt-ids", "5,6,7", *options, "--server", url, "--receipt", kept)
     assert f"the server saw 5 tokens for the prompt's 3 and {visible} for the answer's {count}" in " ".join(
         run.stderr.split()
+    )
+    if multiple != "full":
+        return
+    bodies = ("--request", kept / "request", "--response", kept / "response")
+    command = (
+        "receipt",
+        "verify",
+        kept / "receipt.json",
+        *bodies,
+        "--shell",
+        parts["client"],
+        "--owner",
+        parts["owner"],
+    )
+    unknown = answer(*command, check=10)
+    assert not unknown["verified"]  # whoever made it
+    key = answer("receipt", "key")["public_key"]
+    found = answer(*command, "--client-key", key)
+    assert (found["verified"], found["made_by"]) == (True, "client")
+    outcomes = {one["code"]: one["outcome"] for one in found["checks"]}
+    assert {code for code, outcome in outcomes.items() if outcome != "pass"} == {"client-server"}
+    (kept / "response").write_bytes(b"other")
+    assert not answer(*command, "--client-key", key, check=10)["verified"]
+    assert (
+        "a workload's receipt" in confide("receipt", "verify", kept / "receipt.json", "--bundle", kept, check=30).stderr
     )
 
 

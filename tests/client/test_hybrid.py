@@ -1,6 +1,8 @@
 """The hybrid mode through the same door."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -9,12 +11,17 @@ from tests.owners import OWNER
 
 import confide
 from confide import HybridModel
+from confide.audit.log import FOLDER, start_log
+from confide.audit.verify import entries
 from confide.client.hybrid import HybridSession
 from confide.client.session import Session
-from confide.errors import PromptTooLong, RequestRefused, UnknownModel, WrongMode
+from confide.disk.home import home
+from confide.errors import InvalidPackage, PromptTooLong, RequestRefused, UnknownModel, WrongMode
 from confide.hybrid.server.ledger import Ledger
 from confide.hybrid.server.service import LayerService
 from confide.packages.server_package import ServerPackage
+from confide.receipts.client import ClientReceipt
+from confide.receipts.documents import digest_of
 
 TEMPLATE = "{% for message in messages %}{{ message.content }} {% endfor %}"
 
@@ -33,7 +40,9 @@ def session(demo: HybridModel, tmp_path_factory: pytest.TempPathFactory) -> Iter
     parts = demo.split(folder / "out", OWNER)
     package = ServerPackage.open(parts.server)
     service = LayerService(package.signed, package.load(), Ledger(folder / "state"), insecure_no_licences=True)
-    with serving(service) as served:
+    with serving(service) as served, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CONFIDE_HOME", str(folder / "home"))
+        start_log()
         url = served.url
         options: dict[str, Any] = {"owner": OWNER.public.raw, "progress": False}
         with confide.connect(parts.client, server=url, **options) as opened:
@@ -67,6 +76,68 @@ def test_a_stopped_answer_stops_and_leaves_the_session_usable(session: Session) 
     assert session.hybrid.lengths is not None
     assert session.hybrid.lengths.answer < 40
     assert session.generate("The old", max_tokens=3)
+
+
+def test_a_receipt_of_ones_own_for_every_answer(session: Session, tmp_path: Path) -> None:
+    assert isinstance(session, HybridSession)
+    before = None
+    asks: list[Callable[[], str]] = [
+        lambda: session.generate("The old", max_tokens=3, temperature=0.5, seed=1),
+        lambda: session.chat(MESSAGES, max_tokens=3),
+        lambda: "".join(session.chat(MESSAGES, max_tokens=3, stream=True)),
+    ]
+    for number, ask in enumerate(asks):
+        answer = ask()
+        result = session.receipt()
+        assert result.verified
+        checked = {one.code for one in result.checks if one.passed}
+        assert checked >= {"client-request", "client-response", "client-signature", "client-sampling", "client-answers"}
+        fields = result.receipt.fields
+        assert fields.response_hash == digest_of(answer.encode())
+        assert [one.answer for one in fields.generations] == [3]
+        if before is not None:
+            assert fields.chain.sequence == before.receipt.fields.chain.sequence + 1
+            assert fields.chain.previous == before.receipt.digest
+        before = result
+        session.save_receipt(tmp_path / f"{number}")
+        kept = {path.name: path.read_bytes() for path in (tmp_path / f"{number}").iterdir()}
+        assert kept["response"] == answer.encode()
+        assert ClientReceipt.read(kept["receipt.json"]).digest == result.receipt.digest
+    assert b"The old" not in kept["receipt.json"]
+    first, *_, last = logged = list(entries(home() / FOLDER))[1:]
+    assert (first.event, first.mode, first.model) == ("connected", "hybrid", fields.model.digest)
+    assert (last.event, last.made_by, last.receipt) == ("receipt", "client", result.receipt.digest)
+    assert [entry.receipt for entry in logged[-2:-1]] == [fields.chain.previous]
+
+
+def test_a_shell_that_is_refused_stands_in_the_log(session: Session, tmp_path: Path) -> None:
+    with pytest.raises(InvalidPackage):
+        confide.connect(tmp_path, server="ws://127.0.0.1:9")
+    refused = list(entries(home() / FOLDER))[-1]
+    assert (refused.event, refused.peer, refused.failed) == (
+        "refused",
+        "ws://127.0.0.1:9/v1/layers",
+        ("invalid-package",),
+    )
+
+
+def test_the_receipt_is_of_the_threads_own_generation(session: Session) -> None:
+    assert isinstance(session, HybridSession)
+    session.generate("The old", max_tokens=3)
+    mine = session.hybrid.generated
+    seen: list[object] = []
+
+    def other() -> None:
+        seen.append(session.hybrid.generated)
+        session.hybrid.chat(MESSAGES, max_new_tokens=2)
+        seen.append(session.hybrid.generated)
+
+    thread = Thread(target=other)
+    thread.start()
+    thread.join()
+    assert seen[0] is None
+    assert seen[1] is not mine
+    assert session.hybrid.generated is mine
 
 
 def test_trust_is_that_of_the_hybrid_mode(session: Session) -> None:

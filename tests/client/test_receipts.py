@@ -18,10 +18,11 @@ from confide.cli.app import main
 from confide.client.enclave import EnclaveSession
 from confide.enclave.api.answer import Serving
 from confide.enclave.api.public import public_app
+from confide.enclave.api.receipts import Receipted, Receipts
 from confide.enclave.configuration import configuration_with, own_configuration
 from confide.enclave.ra_tls import RaTls
 from confide.enclave.workload import Workload
-from confide.errors import ReceiptRefused, UnknownReceipt
+from confide.errors import ReceiptMissing, ReceiptRefused, UnknownReceipt
 from confide.receipts.receipt import Receipt, ReceiptKey
 from confide.receipts.verify import ReceiptResult
 
@@ -88,6 +89,63 @@ def test_of_a_stream_that_was_stopped(session: EnclaveSession) -> None:
         session.receipt()
 
 
+def test_the_end_of_a_stream_comes_once_its_receipt_holds(
+    session: EnclaveSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sign: Callable[..., Receipt] = ReceiptKey.sign
+    monkeypatch.setattr(ReceiptKey, "sign", lambda self, **said: sign(self, **said | {"model": "other", "events": []}))
+    whole: list[str] = []
+    with pytest.raises(ReceiptRefused, match="receipt-events"):
+        whole.extend(session.chat("hello", stream=True))
+    assert whole  # as it came; what it lacks is its end
+
+    async def ask() -> None:
+        await session.async_openai.completions.create(model="echo", prompt="hello")
+
+    with pytest.raises(ReceiptRefused):
+        asyncio.run(ask())
+
+
+@pytest.mark.parametrize("promised", [True, False])
+def test_an_answer_without_a_receipt_is_no_answer_where_the_statement_promises_one(
+    session: EnclaveSession, workload: Workload, monkeypatch: pytest.MonkeyPatch, promised: bool
+) -> None:
+    async def bare(self: Receipted, scope: Any, receive: Any, send: Any) -> None:
+        await self._app(scope, receive, send)
+
+    monkeypatch.setattr(Receipted, "__call__", bare)
+    if not promised:
+        monkeypatch.setattr("confide.enclave.workload.KEYSET_PURPOSE", "another purpose")
+        session.verify()
+        assert session.chat("hello")
+        with pytest.raises(UnknownReceipt, match="signs none"):
+            session.receipt()
+        return
+    for _ in range(2):
+        with pytest.raises(ReceiptMissing, match="promises one"):
+            session.chat("hello")
+    with pytest.raises(ReceiptMissing):
+        session.receipt()
+
+
+def test_a_receipt_that_is_not_there(session: EnclaveSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Receipts, "issue", lambda self, *said: None)
+    with pytest.raises(ReceiptMissing, match="signed no receipt"):
+        session.chat("hello")
+    with pytest.raises(ReceiptMissing):
+        session.save_receipt("nowhere")
+
+
+def test_a_long_answer_is_hashed_and_not_kept(
+    session: EnclaveSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("confide.client.receipts.MAX_KEPT_BYTES", 100)
+    session.chat("hello")
+    assert all_passed(session.receipt())
+    session.save_receipt(tmp_path / "kept")
+    assert not (tmp_path / "kept" / "response").exists()
+
+
 @pytest.mark.parametrize("kind", ["request", "response", "weights"])
 def test_one_for_something_else(session: EnclaveSession, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     sign: Callable[..., Receipt] = ReceiptKey.sign
@@ -105,16 +163,15 @@ def test_one_for_something_else(session: EnclaveSession, monkeypatch: pytest.Mon
         return sign(self, **said | {"events": events})
 
     monkeypatch.setattr(ReceiptKey, "sign", wrong)
-    session.chat("hello")
-    with pytest.raises(ReceiptRefused, match=f"receipt-{kind}"):
-        session.receipt()
+    for wrong_again in (lambda: session.chat("hello"), session.receipt):
+        with pytest.raises(ReceiptRefused, match=f"receipt-{kind}"):
+            wrong_again()
 
 
 def test_one_by_another_key(session: EnclaveSession, workload: Workload) -> None:
     workload.receipt_key = ReceiptKey()
-    session.chat("hello")
     with pytest.raises(ReceiptRefused, match="receipt-keyset"):
-        session.receipt()
+        session.chat("hello")
     session.verify()
     session.chat("hello")
     assert all_passed(session.receipt())

@@ -4,10 +4,12 @@ Written from the protocol and not from the server's code, with switches for what
 """
 
 import asyncio
+import hashlib
 import json
 import socket
 import ssl
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,8 +28,10 @@ from confide.channel.encryption import MEDIA_TYPE, OpenedRequest, RequestHead, R
 from confide.channel.keys import ChannelKey
 from confide.enclave.workload import Workload
 from confide.errors import ChannelError, KeyChanged
+from confide.receipts.events import stated_events
 
 MODEL = "reverser"
+_RECEIPTS = "/v1/aci/receipts/"
 ERRORS: dict[str, tuple[int, str | None, str]] = {
     "too long": (400, "context_length_exceeded", "It does not work."),
     "busy": (429, "rate_limit", "It does not work."),
@@ -44,7 +48,8 @@ ODD: dict[str, bytes] = {}
 class FakeWorkload:
     """url: where it is. seen: what reached it, in order: paths of the outer hop, and `(inner path, body)` of encrypted
     requests. heads: of those. alter: what happens to each answer, frame by frame, on its way out. tell: what happens
-    to attestation. outer: answers encrypted requests in the workload's place.
+    to attestation. outer: answers encrypted requests in the workload's place. receipt: what it shows as the receipt
+    that it signed; None for nothing. names_receipts: whether its answers do.
     """
 
     workload: Workload
@@ -55,6 +60,9 @@ class FakeWorkload:
     tell: Callable[[Attested], Attested] = lambda attested: attested
     outer: Callable[[], Response] | None = None
     stopped: threading.Event = field(default_factory=threading.Event)
+    receipt: Callable[[bytes], bytes | None] = lambda signed: signed
+    names_receipts: bool = True
+    receipts: dict[str, bytes] = field(default_factory=dict)
 
     def restart(self) -> None:
         """As a new process: with another channel key."""
@@ -62,14 +70,15 @@ class FakeWorkload:
 
     @property
     def prompts(self) -> list[Any]:
-        """The encrypted requests that could be opened."""
-        return [entry for entry in self.seen if isinstance(entry, tuple)]
+        """The encrypted requests that could be opened, but for those for receipts."""
+        return [entry for entry in self.seen if isinstance(entry, tuple) and not entry[0].startswith(_RECEIPTS)]
 
     def app(self) -> Starlette:
         inside = [
             Route("/v1/models", self._models),
             Route("/v1/completions", self._complete, methods=["POST"]),
             Route("/v1/chat/completions", self._chat, methods=["POST"]),
+            Route(_RECEIPTS + "{id}", self._receipt),
         ]
         return Starlette(
             routes=[
@@ -98,8 +107,8 @@ class FakeWorkload:
         return StreamingResponse(self._frames(opened), media_type=MEDIA_TYPE)
 
     async def _frames(self, opened: OpenedRequest) -> AsyncIterator[bytes]:
-        status, kind, parts = answer(opened.head.path, opened.body)
-        head = encode_head(ResponseHead(status, (("content-type", kind),)))
+        status, kind, parts, headers = self._answer(opened.head.path, opened.body)
+        head = encode_head(ResponseHead(status, (("content-type", kind), *headers.items())))
         frames = [opened.writer.write(head), *(opened.writer.write(part) for part in parts)]
         try:
             for frame in self.alter([*frames, opened.writer.write(b"", last=True)]):
@@ -117,10 +126,42 @@ class FakeWorkload:
     async def _chat(self, request: Request) -> Response:
         return self._plain(request.url.path, await request.body())
 
+    async def _receipt(self, request: Request) -> Response:
+        return self._plain(request.url.path, b"")
+
     def _plain(self, path: str, body: bytes) -> Response:
         self.seen.append((path, body))
+        status, kind, parts, headers = self._answer(path, body)
+        return Response(b"".join(parts), status, headers, media_type=kind)
+
+    def _answer(self, path: str, body: bytes) -> tuple[int, str, list[bytes], dict[str, str]]:
+        """With the headers; a receipt for the whole answer is there at once."""
+        if path.startswith(_RECEIPTS):
+            shown = self.receipt(self.receipts[path.rpartition("/")[2]])
+            return (404, "application/json", [b"{}"], {}) if shown is None else (200, "application/json", [shown], {})
         status, kind, parts = answer(path, body)
-        return Response(b"".join(parts), status, media_type=kind)
+        if status != 200 or path == "/v1/models":
+            return status, kind, parts, {}
+        name = f"{len(self.receipts):048x}"
+        self.receipts[name] = self._signed(name, path, body, b"".join(parts))
+        return status, kind, parts, {"confide-receipt": name} if self.names_receipts else {}
+
+    def _signed(self, name: str, path: str, body: bytes, returned: bytes) -> bytes:
+        hashes = [f"sha256:{hashlib.sha256(content).hexdigest()}" for content in (body, returned)]
+        signed = self.workload.receipt_key.sign(
+            receipt_id=name,
+            chat_id=None,
+            model=MODEL,
+            keyset_digest=self.workload.keyset.digest,
+            endpoint=path,
+            served_at=int(time.time()),
+            events=[
+                {"type": "request.received", "body_hash": hashes[0]},
+                *stated_events(self.workload.configuration, self.workload.model_digest),
+                {"type": "response.returned", "body_hash": hashes[1]},
+            ],
+        )
+        return signed.write()
 
 
 def answer(path: str, body: bytes) -> tuple[int, str, list[bytes]]:

@@ -25,7 +25,7 @@ from confide.errors import (
     ServerBusy,
     UnknownModel,
 )
-from confide.proxy.backend import Backend, State
+from confide.proxy.backend import Backend, Question, State
 from confide.proxy.guard import hosts_of
 
 
@@ -45,10 +45,12 @@ class Echo(Backend):
     async def look(self) -> None:
         pass
 
-    async def answer(self, path: str, question: dict[str, Any], scope: Scope, receive: Receive, send: Send) -> None:
-        if question.get("prompt") == "fail":
-            raise ValueError(f"the {question['secret']} prompt")
-        await JSONResponse({"path": path, "question": question})(scope, receive, send)
+    async def answer(self, question: Question, scope: Scope, receive: Receive, send: Send) -> None:
+        fields = dict(question.fields)
+        if fields.get("prompt") == "fail":
+            raise ValueError(f"the {fields['secret']} prompt")
+        assert json.loads(question.body) == fields
+        await JSONResponse({"path": question.path, "question": fields})(scope, receive, send)
 
     async def close(self) -> None:
         pass

@@ -20,6 +20,8 @@ from tests.proxy.local import proxied, settled
 from transformers import DynamicCache
 
 from confide import HybridModel
+from confide.attest.check import Outcome
+from confide.errors import MalformedReceipt
 from confide.hybrid.client.refusals import RefusalList
 from confide.hybrid.server.ledger import Ledger
 from confide.hybrid.server.service import LayerService
@@ -27,6 +29,9 @@ from confide.models.split import SplitSummary
 from confide.packages.server_package import ServerPackage
 from confide.proxy.shell import ShellAddress, ShellBackend
 from confide.proxy.shell_engine import CONVERSATIONS, KeptConversations
+from confide.receipts.client import ClientReceipt, verify_client_receipt
+from confide.receipts.client_key import ClientKey
+from confide.receipts.receipt import Receipt
 
 TEMPLATE = "{% for message in messages %}{{ message.content }} {% endfor %}"
 PROMPT = "The old king called his three sons and said to them, I will give you the kingdom, and"
@@ -138,6 +143,35 @@ def test_what_the_server_saw_can_be_seen(place: Place) -> None:
     assert 0 <= second["disclosed"] < 1
     assert second["bits_per_token"] % 32 == 0
     assert second["layer_groups"] == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_every_answer_has_a_receipt_of_ones_own(place: Place, stream: bool) -> None:
+    body = {"model": "mine", "prompt": PROMPT, "max_tokens": 3, "temperature": 0, "n": 2, "stream": stream}
+    sent = b" " + json.dumps(body).encode()
+    answer = httpx.post(f"{place.url}/v1/completions", content=sent, trust_env=False, timeout=120)
+    assert answer.status_code == 200
+    receipt_id = answer.headers["confide-receipt"]
+    shown = httpx.get(f"{place.url}/v1/aci/receipts/{receipt_id}", trust_env=False)
+    receipt = ClientReceipt.read(shown.content)
+    with pytest.raises(MalformedReceipt):
+        Receipt.read(shown.content)  # a workload's it is not
+    result = verify_client_receipt(receipt, client_key=ClientKey.open().public, request=sent, response=answer.content)
+    assert result.verified, result.verdict()
+    assert {one.code for one in result.checks if one.outcome is Outcome.SKIPPED} <= {
+        "client-chain", "client-model", "client-server",
+    }  # fmt: skip
+    fields = receipt.fields
+    assert (fields.receipt_id, fields.endpoint, fields.model.name) == (receipt_id, "/v1/completions", "mine")
+    assert fields.model.owner == str(OWNER.public)
+    assert [one.answer for one in fields.generations] == [3, 3]
+    for one in fields.generations:
+        assert one.answers == one.visible_prompt + one.visible_answer - 1  # the last is not read
+        assert one.bytes_down > 0
+    assert fields.disclosed_bits == 8 * sum(one.bytes_down for one in fields.generations)
+    held = place.status()["receipts"]
+    assert held["last"]["id"] == receipt_id
+    assert held["last"]["verdict"].startswith("The client's own statement")
 
 
 def test_a_turn_sends_what_is_new(place: Place) -> None:

@@ -26,7 +26,9 @@ from confide.enclave.api.answer import Serving
 from confide.enclave.api.public import public_app
 from confide.enclave.workload import Workload
 from confide.errors import InsecureConnection, InvalidPolicy
+from confide.proxy.receipts import ReceiptShelf
 from confide.proxy.workload import WorkloadAddress, WorkloadBackend
+from confide.receipts.receipt import Receipt, ReceiptKey
 
 DIGEST = "ab" * 32
 HELLO: list[Any] = [{"role": "user", "content": "hello"}]
@@ -78,15 +80,100 @@ def test_a_name_of_ones_own_stands_for_the_workloads_model(place: Place) -> None
     assert (path, json.loads(body)["model"]) == ("/v1/completions", MODEL)
 
 
-def test_the_id_of_a_receipt_is_handed_on(place: Place) -> None:
+def status_of(url: str) -> Any:
+    (status,) = httpx.get(f"{url}/confide/status", trust_env=False).json()["backends"]
+    return status
+
+
+def test_a_receipt_is_checked_and_handed_on_as_the_workload_signed_it(place: Place) -> None:
     tee = SimulatedTee.open(place.root.parent)
-    app = public_app(Workload(tee, tee.collateral), Serving(FakeEngine()))  # type: ignore[arg-type]
-    with serving_app(app) as workload:
-        address = WorkloadAddress(workload, simulated_root=place.root)
+    workload = Workload(tee, tee.collateral)
+    app = public_app(workload, Serving(FakeEngine()))  # type: ignore[arg-type]
+    with serving_app(app) as served:
+        address = WorkloadAddress(served, simulated_root=place.root)
         with proxied(lambda: [WorkloadBackend("", address, EVER)]) as url, sdk(url) as client:
             settled(url, "ready")
-            answer = client.completions.with_raw_response.create(model="echo", prompt="abc")
-    assert len(bytes.fromhex(answer.headers["confide-receipt"])) >= 16
+            for stream in (False, True):
+                asked = client.completions.with_raw_response.create(model="echo", prompt="abc", stream=stream)
+                receipt_id = asked.headers["confide-receipt"]
+                if stream:
+                    assert b"[DONE]" in b"".join(asked.http_response.iter_bytes())
+                shown = httpx.get(f"{url}/v1/aci/receipts/{receipt_id}", trust_env=False)
+                receipt = Receipt.read(shown.content)
+                key = workload.keyset.signing_key(receipt.fields.key_id)
+                assert key is not None
+                assert receipt.signed_by(key)
+                assert receipt.fields.receipt_id == receipt_id
+            receipts = status_of(url)["receipts"]
+            assert (receipts["promised"], receipts["held"], receipts["missing"], receipts["wrong"]) == (True, 2, 0, 0)
+            assert receipts["last"]["id"] == receipt_id
+            unknown = httpx.get(f"{url}/v1/aci/receipts/{'0' * 48}", trust_env=False)
+            assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "unknown-receipt")
+
+
+def test_an_answer_without_the_receipt_that_was_promised_is_kept_back(place: Place) -> None:
+    with proxied(lambda: [place.backend()]) as url, sdk(url, max_retries=0) as client:
+        settled(url, "ready")
+        place.fake.names_receipts = False
+        for stream in (False, True):
+            with pytest.raises(openai.PermissionDeniedError, match="promises one") as caught:
+                client.completions.create(model=MODEL, prompt="abc", stream=stream)
+            assert caught.value.code == "receipt-missing"
+        place.fake.names_receipts, place.fake.receipt = True, lambda signed: None
+        with pytest.raises(openai.PermissionDeniedError, match="signed no receipt"):
+            client.completions.create(model=MODEL, prompt="abc")
+        assert status_of(url)["state"] == "ready"  # an accident so far, and seen by everybody
+        health = httpx.get(f"{url}/health", trust_env=False).json()["backends"][0]
+        assert health["receipts"] == {"held": 0, "missing": 3, "wrong": 0}
+        place.fake.receipt = lambda signed: signed
+        assert client.completions.create(model=MODEL, prompt="abc").choices[0].text == "cba"
+
+
+def test_whoever_signs_a_wrong_receipt_is_asked_nothing_more(place: Place) -> None:
+    with proxied(lambda: [place.backend("named")]) as url, sdk(url, max_retries=0) as client:
+        settled(url, "ready")
+        place.fake.receipt = lambda signed: place.fake.receipts[f"{0:048x}"]  # that of the first answer, for all
+        assert client.completions.create(model="named", prompt="abc").choices[0].text == "cba"
+        said: list[str] = []
+        with pytest.raises(openai.APIError, match="does not hold"):
+            said += [
+                chunk.choices[0].delta.content or ""
+                for chunk in client.chat.completions.create(model="named", messages=HELLO, stream=True)
+            ]
+        settled(url, "refused")
+        asked = len(place.fake.prompts)
+        with pytest.raises(openai.PermissionDeniedError) as caught:
+            client.completions.create(model="named", prompt="secret")
+        assert caught.value.code == "receipt-refused"
+        assert place.fake.prompts[asked:] == []
+        assert status_of(url)["receipts"]["wrong"] == 1
+        # It is verified again, and refused again, as long as it has the same keys; another start is another matter.
+        place.fake.receipt = lambda signed: signed
+        place.fake.workload.receipt_key = ReceiptKey()
+        settled(url, "ready")
+        assert client.completions.create(model="named", prompt="abc").choices[0].text == "cba"
+
+
+def test_where_no_receipts_are_promised_none_is_named(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("confide.enclave.workload.KEYSET_PURPOSE", "another purpose")
+    with proxied(lambda: [place.backend()]) as url, sdk(url) as client:
+        settled(url, "ready")
+        answer = client.completions.with_raw_response.create(model=MODEL, prompt="abc")
+        assert "confide-receipt" not in answer.headers
+        assert not status_of(url)["receipts"]["promised"]
+
+
+def test_receipts_take_no_more_room_than_they_may() -> None:
+    shelf = ReceiptShelf(most_bytes=100)
+    for number in range(10):
+        shelf.put(f"{number}", bytes(30), "holds")
+    assert [number for number in range(10) if shelf.get(f"{number}")] == [7, 8, 9]
+    shelf.put("9", bytes(10), "holds")
+    shelf.put("10", bytes(30), "holds")
+    assert [number for number in range(11) if shelf.get(f"{number}")] == [7, 8, 9, 10]
+    shelf.put("large", bytes(200), "holds")
+    assert shelf.get("large") is None
+    assert shelf.held == 13
 
 
 def test_the_newer_endpoints_are_passed_on_too(place: Place) -> None:
@@ -249,7 +336,7 @@ def test_an_answer_that_is_cut_never_looks_whole(place: Place) -> None:
     with proxied(lambda: [place.backend()]) as url, sdk(url, max_retries=0) as client:
         client.completions.create(model=MODEL, prompt="abc")
         place.fake.alter = lambda frames: frames[:-1]
-        with pytest.raises(openai.APIConnectionError):
+        with pytest.raises(openai.InternalServerError, match="cut"):
             client.completions.create(model=MODEL, prompt="abc")
         place.fake.alter = lambda frames: frames[:3]
         with pytest.raises(openai.APIError, match=r"cut|incomplete"):

@@ -46,10 +46,15 @@ def asked(policy: AnyPolicy) -> Iterator[str]:
         yield from requirement.sentences()
 
 
+def names_code(policy: AnyPolicy) -> bool:
+    """Whether every way to satisfy the policy takes measured code that it names."""
+    return _all_ways(policy.requirements, _measures_code)
+
+
 def left_open(policy: AnyPolicy) -> Iterator[str]:
     """What whoever wrote the policy may not have meant to leave open, with what to write."""
     asks = policy.requirements
-    if not _all_ways(asks, _measures_code):
+    if not names_code(policy):
         yield "any code on such hardware is trusted: name measurements (mrtd, measurement, mrenclave)"
     if not _all_ways(asks, lambda one: isinstance(one, Fresh | ReportData)):
         yield "evidence of any date is trusted where nobody adds a nonce, as sessions and key brokers do: name fresh"

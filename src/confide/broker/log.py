@@ -7,7 +7,6 @@ can write all of it anew; against that, too, a head kept elsewhere helps. A last
 leaves; its answer never left.
 """
 
-import hashlib
 import logging
 import os
 import secrets
@@ -25,12 +24,11 @@ import rfc8785
 
 from confide.attest.check import Check
 from confide.attest.wire import Record
+from confide.disk.chained import GENESIS, next_line, read_line
 from confide.disk.files import create_file, hold_folder, sync_folder
 from confide.errors import AuditLogCorrupted, AuditLogInUse, AuditLogUnavailable
 
 LOG_NAME: Final = "audit.jsonl"
-GENESIS: Final = bytes(32)
-"""In the place of a hash before the first line."""
 _PURPOSE: Final = b"confide audit log 1\0"
 _LEFT: Final = "entry-"
 _log = logging.getLogger(__name__)
@@ -75,11 +73,6 @@ class Line(Record, frozen=True):
     written: bytes
 
 
-class _Written(Record, frozen=True):
-    entry: msgspec.Raw
-    hash: str
-
-
 @dataclass
 class LogReader:
     """Reads a log from its beginning, and checks it on the way.
@@ -102,7 +95,7 @@ class LogReader:
                 self.torn = len(raw)
                 return
             line = _parse(raw)
-            if line is None or line.hash != _next(self.head, line.written):
+            if line is None or line.hash != next_line(_PURPOSE, self.head, line.written).hash:
                 raise AuditLogCorrupted(
                     f"Line {self.entries + 1} of {self.path} is not what was written there, or lines before it are "
                     "missing; keep the file for an investigation, and trust nothing from this line on."
@@ -182,8 +175,8 @@ class AuditLog:
         """
         with self._lock:
             written = rfc8785.dumps(msgspec.to_builtins(entry))
-            head = _next(self.head, written)
-            data = _line(written, head)
+            line = next_line(_PURPOSE, self.head, written)
+            data = line.write()
             self._require_ours()
             try:
                 if os.write(self._file, data) != len(data):
@@ -196,7 +189,7 @@ class AuditLog:
                     f"The log {self.path} cannot be written ({error.strerror or error}); make room on its disk. "
                     "No key leaves without its line."
                 ) from error
-            self.head, self._offset = head, self._offset + len(data)
+            self.head, self._offset = line.hash, self._offset + len(data)
 
     def take_left(self) -> None:
         """Write what `leave_entry` has left, oldest first. AuditLogCorrupted for what is no entry."""
@@ -237,19 +230,10 @@ class AuditLog:
 
 
 def _parse(raw: bytes) -> Line | None:
-    """The line, if these are the very bytes that it is written as."""
+    found = read_line(raw)
+    if found is None:
+        return None
     try:
-        found = msgspec.json.decode(raw, type=_Written)
-        written = bytes(found.entry)
-        line = Line(msgspec.json.decode(written, type=Entry), found.hash, written)
+        return Line(msgspec.json.decode(found.entry, type=Entry), found.hash, found.entry)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
-    return line if _line(written, line.hash) == raw else None
-
-
-def _line(entry: bytes, digest: str) -> bytes:
-    return b'{"entry":' + entry + b',"hash":"' + digest.encode() + b'"}\n'
-
-
-def _next(head: str, entry: bytes) -> str:
-    return hashlib.sha256(_PURPOSE + bytes.fromhex(head) + entry).hexdigest()

@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 from confide.attest.evidence import Family
 from confide.cli import output
 from confide.cli.files import read_file
-from confide.cli.options import Json
+from confide.cli.options import Ca, InsecureNoTls, Json, Offline
 from confide.errors import AttestationError, InvalidPolicy, MalformedEvidence
 from confide.printable import printable
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from confide.attest.policy import AnyPolicy
     from confide.attest.result import AttestationResult
     from confide.attest.statement import Statement
+    from confide.receipts.verify_report import ReportResult
 
 
 class Exit(IntEnum):
@@ -125,9 +126,37 @@ def verify(
     event_log: EventLogFile = None,
     simulated_root: SimulatedRoot = None,
     attestation_key: AttestationKeys = None,
+    aci: Annotated[
+        str | None,
+        typer.Option(help="An ACI gateway's address, which is asked now, or a report of one.", metavar="URL|FILE"),
+    ] = None,
+    nonce: Annotated[
+        str | None, typer.Option(help="That the report in a file was asked for with.", metavar="HEX")
+    ] = None,
+    ca: Ca = None,
+    offline: Offline = False,
+    insecure_no_tls: InsecureNoTls = False,
     json: Json = False,
 ) -> None:
-    """Verify evidence against a policy at a time, or a bundle again, and say why it is trusted or refused."""
+    """Verify evidence against a policy at a time, or a bundle again, and say why it is trusted or refused.
+
+    With --aci the report of any gateway that follows Attested Confidential Inference: its keys, its evidence, and the
+    connection it came through. Only a nonce is sent there.
+    """
+    if aci is not None:
+        if bundle or evidence or family or statement or event_log:
+            raise typer.BadParameter("--aci goes with --policy, --collateral, --at and --nonce, and no other evidence")
+        asked = _Gateway(Mode(simulated_root, frozenset(attestation_key or ())), policy, collateral, at)
+        if aci.startswith(("http://", "https://")):
+            if at or nonce or collateral:
+                raise typer.BadParameter("an address is asked now, with a fresh nonce and the vendors' collateral")
+            result = asked.ask(aci, ca, offline=offline, insecure_no_tls=insecure_no_tls)
+        else:
+            result = asked.read(Path(aci), nonce)
+        _finish_report(result, json=json)
+        return
+    if nonce or ca or offline or insecure_no_tls:
+        raise typer.BadParameter("--nonce, --ca, --offline and --insecure-no-tls go with --aci")
     if (bundle is None) == (evidence is None):
         raise typer.BadParameter("give either a BUNDLE or --evidence")
     mode = Mode(simulated_root, frozenset(attestation_key or ()))
@@ -370,6 +399,64 @@ class _Given:
         return freeze(verifier, self.evidence, self.collateral, self.policy, self.now, statement=self.statement)
 
 
+@dataclass(frozen=True)
+class _Gateway:
+    """What a gateway's report is held against."""
+
+    mode: Mode
+    policy: Path | None
+    collateral: list[Path] | None
+    at: str | None
+
+    def ask(self, url: str, ca: Path | None, *, offline: bool, insecure_no_tls: bool) -> "ReportResult":
+        """The verdict on what it shows now, for a nonce that nobody knew before."""
+        import secrets
+
+        import httpx
+
+        from confide.attest.collateral import Collateral
+        from confide.client.attested import NONCE_BYTES
+        from confide.client.gateway import fetch_report
+        from confide.client.hop import TIMEOUT, server_address, tls_context
+        from confide.client.relying_party import RelyingParty
+        from confide.receipts.report import Report
+        from confide.receipts.verify_report import verify_report
+
+        keys = self.mode.attestation_keys
+        party = RelyingParty.configure(self.policy, self.mode.simulated_root, keys, offline=offline)
+        address, nonce = server_address(url, insecure_no_tls=insecure_no_tls), secrets.token_hex(NONCE_BYTES)
+        with httpx.Client(verify=tls_context(address, ca), timeout=TIMEOUT, trust_env=False) as http:
+            content, channel = fetch_report(http, address, nonce)
+        report = Report.read(content)
+        found = None
+        if report.evidence is not None:
+            try:
+                found = party.source.find(report.evidence, report.collateral)
+            except AttestationError as error:
+                output.note(str(error))
+                found = Collateral()  # with which no evidence holds
+        now = datetime.now(UTC)
+        return verify_report(report, party.verifier, party.policy, now, nonce=nonce, collateral=found, channel=channel)
+
+    def read(self, path: Path, nonce: str | None) -> "ReportResult":
+        """The verdict on one that was kept."""
+        from confide.attest.collateral import Collateral
+        from confide.attest.evidence_files import read_collateral
+        from confide.receipts.keyset import is_nonce
+        from confide.receipts.report import Report
+        from confide.receipts.verify_report import verify_report
+
+        if nonce is not None and not is_nonce(nonce):
+            raise typer.BadParameter("--nonce takes 32 bytes in lower-case hexadecimal")
+        given = self.collateral
+        documents = Collateral(read_collateral(map(read_file, given)).documents) if given else None
+        now = datetime.now(UTC) if self.at is None else parse_time(self.at)
+        return verify_report(
+            Report.read(read_file(path)), self.mode.verifier(), self.mode.policy(self.policy), now,
+            nonce=nonce, collateral=documents,
+        )  # fmt: skip
+
+
 def _with_log(evidence: "Evidence", log: bytes) -> "Evidence":
     """The same evidence with its event log among its parts."""
     from confide.attest.families.eventlog import PART
@@ -425,6 +512,31 @@ def _finish(result: "AttestationResult", *, json: bool) -> None:
     else:
         show(result)
     raise typer.Exit(_exit_code(result))
+
+
+def _finish_report(result: "ReportResult", *, json: bool) -> None:
+    evidence = () if result.evidence is None else result.evidence.checks
+    if json:
+        output.result(
+            {
+                "verified": result.verified,
+                "simulated": result.simulated,
+                "keyset_digest": result.report.keyset.digest,
+                "serving": printable(result.report.serving),
+                "checks": [asdict(check) for check in result.checks],
+                "evidence": [asdict(check) for check in evidence],
+            }
+        )
+    else:
+        if evidence:
+            show_checks(evidence)
+            output.console.print()
+        show_checks(result.checks)
+        output.console.print(Text(f"keyset {result.report.keyset.digest}"), soft_wrap=True)
+        if result.report.serving != "direct":
+            output.note("It says that it hands questions on: each receipt names the upstream that answered.")
+        show_verdict(result.verdict(), good=result.verified and not result.simulated)
+    raise typer.Exit(Exit.TRUSTED if result.verified else Exit.REFUSED)
 
 
 def _as_json(result: "AttestationResult") -> dict[str, Any]:

@@ -208,18 +208,17 @@ class Chat:
         from confide.cli.receipt import show
         from confide.client.enclave import EnclaveSession
 
-        if isinstance(self._session, EnclaveSession):
-            try:
-                show(self._session.save_receipt(folder) if folder else self._session.receipt())
-            except OSError as error:
-                raise explained(error) from error
-            if folder:
-                output.note(
-                    f"Kept in {folder}, question and answer in the clear. Later: cd there, and confide receipt "
-                    "verify receipt.json --bundle bundle.json --request request --response response"
-                )
-        else:
-            output.note("A server of layers signs no receipts: this machine checked every product itself.")
+        try:
+            show(self._session.save_receipt(folder) if folder else self._session.receipt())
+        except OSError as error:
+            raise explained(error) from error
+        if not folder:
+            return
+        how = "--bundle bundle.json" if isinstance(self._session, EnclaveSession) else "--client-key KEY"
+        output.note(
+            f"Kept in {folder}, question and answer in the clear. Later: cd there, and confide receipt verify "
+            f"receipt.json {how} --request request --response response"
+        )
 
 
 def headline(session: "Session", model: str = "") -> Text:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from confide.cli import output
+from confide.cli.explain import explained
 from confide.cli.files import MAX_FILE_BYTES, read_file
 from confide.cli.options import (
     Ca,
@@ -27,6 +28,11 @@ from confide.models.sampling import generation_options
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from confide.hybrid.model import HybridModel
+    from confide.receipts.client_key import ClientKey
+
+_NUMBERS = ("temperature", "top_k", "top_p")
 
 
 def command(
@@ -58,6 +64,10 @@ def command(
     pad_answer: Annotated[
         str, typer.Option(help="The same for the answer, or `full` for always the longest one.", metavar="N|full")
     ] = "16",
+    receipt: Annotated[
+        Path | None,
+        typer.Option(help="With --server: keep your own signed receipt, prompt and answer in this folder."),
+    ] = None,
     owner: TrustedOwner = None,
     checks: Checks = None,
     licence: Licence = "",
@@ -72,6 +82,8 @@ def command(
         raise typer.BadParameter("give one of --server, --clear-with and --simulate-with")
     if [prompt, prompt_file, prompt_ids].count(None) != 2:
         raise typer.BadParameter("give one of PROMPT, --prompt-file and --prompt-ids")
+    if receipt is not None and server is None:
+        raise typer.BadParameter("--receipt goes with --server: without one, nothing was computed elsewhere")
     if prompt_file is not None:
         prompt = read_file(prompt_file).decode("utf-8")
     elif prompt == "-":
@@ -92,7 +104,9 @@ def command(
         request.run(model, shell_tokenizer(shell), None)
         return
     from confide.hybrid.model import HybridModel
+    from confide.receipts.client_key import ClientKey
 
+    key = ClientKey.open()
     private = HybridModel.from_shell(
         shell,
         server=server,
@@ -107,7 +121,8 @@ def command(
         progress=not json,
     )
     with private:
-        request.run(private.model, private.tokenizer, private)
+        answer = request.run(private.model, private.tokenizer, private)
+        request.keep_receipt(key, private, shell.resolve().name, answer, receipt)
 
 
 def _answer_multiple(text: str) -> int | None:
@@ -142,7 +157,8 @@ class _Request:
         self._seed = seed
         self._json = json
 
-    def run(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase | None", private: Any) -> None:
+    def run(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase | None", private: Any) -> bytes:
+        """The answer, as a receipt has it: its text, or its token ids without a tokenizer."""
         import torch
 
         from confide.evaluate.timing import TokenClock
@@ -165,6 +181,8 @@ class _Request:
             **self._sampling,
         )[0].tolist()
         generated = sequence[ids.shape[1] :]
+        ids_text = ",".join(map(str, generated))
+        answer = (str(tokenizer.decode(generated, skip_special_tokens=True)) if tokenizer else ids_text).encode()
         online = private.traffic.bytes_up + private.traffic.bytes_down if private else 0
         lengths = private.lengths if private else None
         if self._json:
@@ -179,7 +197,7 @@ class _Request:
                     "lengths": asdict(lengths) if lengths else None,
                 }
             )
-            return
+            return answer
         if tokenizer is None:
             output.console.print(",".join(map(str, sequence)))
         traffic = ""
@@ -189,6 +207,37 @@ class _Request:
                 f"{lengths.prompt} and {lengths.visible_answer} for the answer's {lengths.answer}"
             )
         output.note(f"{len(generated)} tokens, {clock.ms_per_token:.1f} ms each{traffic}")
+        return answer
+
+    def keep_receipt(
+        self, key: "ClientKey", private: "HybridModel", name: str, answer: bytes, folder: Path | None
+    ) -> None:
+        """Make this client's own receipt for the answer; keep it in a folder, if there is one."""
+        import msgspec
+
+        from confide.client.own_receipts import OwnReceipts, save_own_receipt, stock_sampling
+        from confide.receipts.documents import digest_of
+
+        used = {name: value for name, value in self._sampling.items() if name in _NUMBERS}
+        asked = {"prompt": self._prompt, "prompt_ids": self._prompt_ids, "seed": self._seed, **used}
+        asked["max_tokens"] = self._max_new_tokens
+        given = {name: value for name, value in asked.items() if value is not None}
+        request = msgspec.json.encode(given, order="sorted")
+        greedy = not self._sampling["do_sample"]
+        defaults = stock_sampling(private, greedy=greedy, max_tokens=self._max_new_tokens)
+        own = OwnReceipts(key, private, name, defaults)
+        made = private.generated
+        receipt = own.make(own.question("generate", request), digest_of(answer), [made] if made else [])
+        if folder is None:
+            return
+        try:
+            save_own_receipt(folder, receipt, request, answer)
+        except OSError as error:
+            raise explained(error) from error
+        output.note(
+            f"Kept in {folder}: receipt.json, and request and response in the clear. Later: confide receipt verify "
+            f"receipt.json --client-key {receipt.fields.public_key} --request request --response response"
+        )
 
     def _ids(self, tokenizer: "PreTrainedTokenizerBase | None", vocabulary: int) -> Any:
         import torch

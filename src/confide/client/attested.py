@@ -4,15 +4,20 @@ import secrets
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from hashlib import sha256
 from threading import Lock
 from typing import Final
 
 import httpx
+import msgspec
+import rfc8785
 
+from confide.attest.policy_toml import policy_digest
 from confide.attest.wire import MAX_ATTESTED_BYTES, Attested
+from confide.audit.log import is_kept, note
 from confide.client.hop import MAX_REFUSAL_BYTES, may_pass, read_bounded, refusal, sending
 from confide.client.relying_party import RelyingParty, Verified
-from confide.errors import ConfideError, KeyChanged, ServerBusy
+from confide.errors import AttestationError, AttestationRefused, ConfideError, KeyChanged, ServerBusy
 from confide.net.patience import pause
 
 PATH: Final = "/attestation"
@@ -53,9 +58,32 @@ def verify_workload(
                 raise
             busy = error
         else:
-            return party.appraise(attested, nonce, datetime.now(UTC))
+            return _appraised(party, url, attested, nonce)
         sleep(pause(attempt, busy.retry_seconds if isinstance(busy, ServerBusy) else 0.0))
     raise ValueError("There is at least one attempt.")
+
+
+def _appraised(party: RelyingParty, url: str, attested: Attested, nonce: str) -> Verified:
+    """The verdict, which stands in the audit log, if this user keeps one, before anything follows from it."""
+    try:
+        verified = party.appraise(attested, nonce, datetime.now(UTC))
+    except AttestationError as error:
+        if is_kept():
+            codes = error.checks if isinstance(error, AttestationRefused) else ()
+            note("refused", mode="enclave", peer=url, failed=codes or (error.code,), policy=policy_digest(party.policy))
+        raise
+    if is_kept():
+        note(
+            "connected",
+            mode="enclave",
+            peer=url,
+            model=verified.statement.model_digest,
+            policy=policy_digest(party.policy),
+            evidence=sha256(rfc8785.dumps(msgspec.to_builtins(attested.evidence))).hexdigest(),
+            statement=verified.statement.digest().hex(),
+            simulated=verified.result.simulated,
+        )
+    return verified
 
 
 class Standing:

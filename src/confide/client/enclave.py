@@ -15,7 +15,7 @@ from confide.attest.result import AttestationResult
 from confide.client.attested import Standing, verify_workload
 from confide.client.hop import LONG_TIMEOUT, TIMEOUT, server_address, tls_context
 from confide.client.ra_tls import AsyncAttestedTlsTransport, AttestedTlsTransport, unauthenticated_context
-from confide.client.receipts import AsyncWitnessedTransport, Witness, WitnessedTransport, fetch_receipt, save_receipt
+from confide.client.receipts import AsyncReceiptedTransport, ReceiptedTransport, Receipts, save_receipt
 from confide.client.relying_party import RelyingParty
 from confide.client.session import Pieces, Session
 from confide.client.transport import AsyncEncryptedTransport, EncryptedTransport
@@ -49,9 +49,11 @@ class EnclaveSession(Session):
     """A session whose requests are encrypted to a key that the user's policy has accepted.
 
     Opening one verifies the workload and raises AttestationRefused where the policy does not accept it. When the
-    workload says that it has another key, everything is refused with KeyChanged until `verify` succeeds. Nothing is
-    sent a second time unasked: the clients of the OpenAI SDK are made with max_retries=0, since a cut or changed answer
-    is something to know about, and errors of the channel come through them as they are.
+    workload says that it has another key, everything is refused with KeyChanged until `verify` succeeds. Where the
+    workload's statement promises receipts, the end of an answer comes once its receipt holds: ReceiptMissing,
+    MalformedReceipt or ReceiptRefused where it does not. Nothing is sent a second time unasked: the clients of the
+    OpenAI SDK are made with max_retries=0, since a cut or changed answer is something to know about, and errors of the
+    channel come through them as they are.
     """
 
     def __init__(
@@ -82,7 +84,7 @@ class EnclaveSession(Session):
         self._party = RelyingParty.configure(policy, simulated_root, attestation_keys, offline=offline)
         self._ra_tls = ra_tls
         self._tls = unauthenticated_context() if ra_tls else tls_context(self.url, ca)
-        self._witness = Witness()
+        self._receipts = Receipts(self._base_url)
         self._http = httpx.Client(verify=self._tls, timeout=TIMEOUT, trust_env=False)
         try:
             self._standing = Standing(lambda: verify_workload(self._http, self.url, self._party))
@@ -150,25 +152,25 @@ class EnclaveSession(Session):
             if self._ra_tls
             else EncryptedTransport(self._http, self.url, self._standing)
         )
-        return httpx.Client(transport=WitnessedTransport(transport, self._witness), timeout=LONG_TIMEOUT)
+        return httpx.Client(transport=ReceiptedTransport(transport, self._receipts), timeout=LONG_TIMEOUT)
 
     def receipt(self) -> ReceiptResult:
-        """The workload's receipt for the last answer, of either client: fetched now, and checked against its bytes.
+        """Every check of the workload's receipt for the last answer, of either client, made as that answer ended.
 
-        UnknownReceipt before there is an answer, or where one was stopped; ReceiptRefused where the receipt is for
-        other bytes, or by another key than the evidence speaks for. Of a stopped stream the answer is not checked.
+        UnknownReceipt before there is an answer, or where one was stopped. What was wrong with a receipt was raised
+        in place of the end of its answer, and is raised again.
         """
-        return fetch_receipt(self._inside, self._base_url, self._witness.last, self._standing.last)
+        return self._receipts.result()
 
     def save_receipt(self, folder: Path | str) -> ReceiptResult:
         """The same, kept in a folder with all that verifying it offline takes: `confide receipt verify` says how.
 
         receipt.json and bundle.json hold digests; request and response are the question and the answer in the clear.
-        FileExistsError where there are such files already.
+        An answer of more than 4 MiB is left out. FileExistsError where there are such files already.
         """
-        exchange, verified = self._witness.last, self._standing.last
-        result = fetch_receipt(self._inside, self._base_url, exchange, verified)
-        save_receipt(Path(folder), result, self._party.freeze(verified), exchange)
+        result, exchange = self._receipts.result(), self._receipts.last
+        if exchange is not None:
+            save_receipt(Path(folder), exchange, result, self._party.freeze(exchange.verified))
         return result
 
     @cached_property
@@ -181,8 +183,8 @@ class EnclaveSession(Session):
             if self._ra_tls
             else AsyncEncryptedTransport(self._async_http, self.url, self._standing)
         )
-        witnessed = AsyncWitnessedTransport(transport, self._witness)
-        http: Any = httpx.AsyncClient(transport=witnessed, timeout=LONG_TIMEOUT)
+        receipted = AsyncReceiptedTransport(transport, self._receipts)
+        http: Any = httpx.AsyncClient(transport=receipted, timeout=LONG_TIMEOUT)
         return AsyncOpenAI(api_key=_NO_API_KEY, base_url=self._base_url, http_client=http, max_retries=0)
 
     @cached_property

@@ -1,18 +1,25 @@
 """A session with a hybrid model: the shell runs here, and a layer server multiplies numbers that mean nothing to it."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Unpack
 
+import msgspec
 import torch
 from torch import Tensor
 from transformers import StoppingCriteria, TextIteratorStreamer
 
 from confide.client.options import HybridOptions
+from confide.client.own_receipts import OwnReceipts, save_own_receipt, stock_sampling
 from confide.client.session import Pieces, Session
-from confide.errors import UnknownModel, WrongMode
+from confide.errors import UnknownModel, UnknownReceipt, WrongMode
 from confide.hybrid.model import HybridModel
 from confide.models.sampling import generation_options
+from confide.receipts.client import ClientReceipt, ClientReceiptResult, verify_client_receipt
+from confide.receipts.client_key import ClientKey
+from confide.receipts.documents import digest_of
 from confide.trust.statement import TrustStatement
 
 if TYPE_CHECKING:
@@ -21,13 +28,30 @@ if TYPE_CHECKING:
 DEFAULT_MAX_TOKENS: Final = 64
 
 
+@dataclass(frozen=True)
+class _Kept:
+    receipt: ClientReceipt
+    request: bytes
+    response: bytes
+
+
+def _request(asked: dict[str, Any], options: dict[str, Any]) -> bytes:
+    """A question's bytes, for its receipt: there is no HTTP here, so that they are these by definition."""
+    given = {name: value for name, value in options.items() if value is not None}
+    return msgspec.json.encode({**asked, **given}, order="sorted", enc_hook=float)
+
+
 class HybridSession(Session):
     """A `HybridModel` of a shell and its server, with the methods that all sessions have."""
 
     def __init__(self, shell: Path | str, server: str, **options: Unpack[HybridOptions]) -> None:
         """shell: the folder that `confide split` wrote for clients. options: see `HybridModel.from_shell`."""
+        key = ClientKey.open()
         self.hybrid = HybridModel.from_shell(shell, server=server, **options)
         self._name = Path(shell).resolve().name
+        sampling = stock_sampling(self.hybrid, greedy=True, max_tokens=DEFAULT_MAX_TOKENS)
+        self._receipts = OwnReceipts(key, self.hybrid, self._name, msgspec.structs.replace(sampling, top_p=1.0))
+        self._last: _Kept | None = None
 
     @property
     def trust(self) -> TrustStatement:
@@ -50,14 +74,58 @@ class HybridSession(Session):
         if tokenizer is None:
             raise WrongMode("This model came without a tokenizer; use `hybrid.generate` with token ids.")
         inputs = tokenizer(text, return_tensors="pt")
+        asked = _request({"prompt": text}, options)
+
         sequence = self.hybrid.generate(**inputs, **self._generation(options))[0, inputs["input_ids"].shape[1] :]
-        return str(tokenizer.decode(sequence, skip_special_tokens=True))
+        answer = str(tokenizer.decode(sequence, skip_special_tokens=True))
+        self._keep("generate", asked, answer)
+        return answer
 
     def _answer(self, messages: list[dict[str, str]], options: dict[str, Any]) -> str:
-        return self.hybrid.chat(messages, **self._generation(options))
+        asked = _request({"messages": messages}, options)
+        answer = self.hybrid.chat(messages, **self._generation(options))
+        self._keep("chat", asked, answer)
+        return answer
 
     def _stream(self, messages: list[dict[str, str]], options: dict[str, Any]) -> Pieces:
-        return _pieces(self.hybrid, messages, self._generation(options))
+        asked, generation = _request({"messages": messages}, options), self._generation(options)
+
+        def run(**streamed: Any) -> None:
+            answer = self.hybrid.chat(messages, **streamed, **generation)
+            self._keep("chat", asked, answer)
+
+        return _pieces(self.hybrid, run)
+
+    def _keep(self, endpoint: str, asked: bytes, answer: str) -> None:
+        """Make the receipt of an answer that this thread has just had made."""
+        made, response = self.hybrid.generated, answer.encode("utf-8", "replace")
+        question = self._receipts.question(endpoint, asked)
+        receipt = self._receipts.make(question, digest_of(response), [made] if made else [])
+        self._last = _Kept(receipt, asked, response)
+
+    def receipt(self) -> ClientReceiptResult:
+        """Every check of this client's own receipt for the last answer: what was asked, computed with and checked.
+
+        No server has signed any of it. UnknownReceipt before there is a whole answer.
+        """
+        kept = self._kept()
+        return verify_client_receipt(
+            kept.receipt, client_key=self._receipts.public_key, request=kept.request, response=kept.response
+        )
+
+    def save_receipt(self, folder: Path | str) -> ClientReceiptResult:
+        """The same, kept in a folder for `confide receipt verify`: receipt.json, and request and response in the clear.
+
+        FileExistsError where there are such files already.
+        """
+        kept, result = self._kept(), self.receipt()
+        save_own_receipt(Path(folder), kept.receipt, kept.request, kept.response)
+        return result
+
+    def _kept(self) -> "_Kept":
+        if self._last is None:
+            raise UnknownReceipt("No whole answer has come yet; ask something first.")
+        return self._last
 
     def _generation(self, options: dict[str, Any]) -> dict[str, Any]:
         """OpenAI's names of options as transformers' own. TypeError for those that there are none for."""
@@ -98,15 +166,18 @@ class _Stop(StoppingCriteria):
         return torch.full((len(input_ids),), self.wanted.is_set(), device=input_ids.device)
 
 
-def _pieces(hybrid: HybridModel, messages: list[dict[str, str]], options: dict[str, Any]) -> Pieces:
-    """The answer as it comes. Generation runs in a thread, and is over, padding included, when this is."""
+def _pieces(hybrid: HybridModel, answer: Callable[..., None]) -> Pieces:
+    """The answer as it comes. Generation runs in a thread, and is over, padding included, when this is.
+
+    answer: takes the streamer and stopping criteria.
+    """
     tokenizer: Any = hybrid.tokenizer  # without one, `chat` says so
     streamer: Any = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     stop, problems = _Stop(), list[BaseException]()
 
     def run() -> None:
         try:
-            hybrid.chat(messages, streamer=streamer, stopping_criteria=[stop], **options)
+            answer(streamer=streamer, stopping_criteria=[stop])
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is raised where the pieces are read
             problems.append(error)
         finally:

@@ -17,6 +17,7 @@ from confide.attest.ra_tls import open_certificate, verify_binding
 from confide.client.attested import Standing
 from confide.client.hop import receiving, sending
 from confide.client.relying_party import RelyingParty
+from confide.client.transport import VERIFIED
 from confide.enclave.workload import TLS_PURPOSE
 from confide.errors import KeyChanged, WrongBinding
 
@@ -80,10 +81,11 @@ class AttestedTlsTransport(httpx.BaseTransport):
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """AttestationError, KeyChanged or ConnectionLost where nothing was sent; ChannelBroken for half an answer."""
-        _ = self._standing.current
+        verified = self._standing.current
         with sending():
             answer = self._inner.handle_request(request)
         answer.stream = _Body(answer)
+        answer.extensions[VERIFIED] = verified
         return answer
 
     def close(self) -> None:
@@ -101,10 +103,11 @@ class AsyncAttestedTlsTransport(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """AttestationError, KeyChanged or ConnectionLost where nothing was sent; ChannelBroken for half an answer."""
-        _ = self._standing.current
+        verified = self._standing.current
         with sending():
             answer = await self._inner.handle_async_request(request)
         answer.stream = _AsyncBody(answer)
+        answer.extensions[VERIFIED] = verified
         return answer
 
     async def aclose(self) -> None:

@@ -1,6 +1,10 @@
-"""The last answer that has a receipt, byte by byte, and the receipt for it, verified."""
+"""Receipts of answers, asked for and checked as the answers come: the end of one is handed on once its receipt holds.
 
-from collections.abc import AsyncIterator, Iterator
+A workload promises receipts by the keyset in its signed statement. From then on an answer without one is no answer.
+"""
+
+import hashlib
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, cast
@@ -8,79 +12,234 @@ from typing import Final, cast
 import httpx
 
 from confide.attest.bundle import Bundle
-from confide.client.hop import read_bounded
+from confide.audit.log import note
+from confide.client.hop import aread_bounded, read_bounded
 from confide.client.relying_party import Verified
+from confide.client.transport import VERIFIED
 from confide.disk.files import create_file
-from confide.errors import ProtocolError, ReceiptRefused, UnknownReceipt
+from confide.errors import (
+    ConfideError,
+    ProtocolError,
+    ReceiptMissing,
+    ReceiptRefused,
+    UnknownReceipt,
+)
+from confide.receipts.documents import digest_of
 from confide.receipts.receipt import HEADER, MAX_RECEIPT_BYTES, Receipt
-from confide.receipts.verify import ReceiptResult, grounds_of_statement, verify_receipt
+from confide.receipts.verify import Grounds, ReceiptResult, grounds_of_statement, verify_receipt
 
-_DONE: Final = b"data: [DONE]\n\n"
+MAX_KEPT_BYTES: Final = 4 << 20
+"""Of an answer, for whoever saves it with its receipt. Its digest is that of all of it, however long it is."""
+EXCHANGE: Final = "confide_exchange"
+"""Among an answer's extensions: its Exchange, if it has to have a receipt."""
 _LONGEST_ID: Final = 256
 
 
-@dataclass
+@dataclass(eq=False)
 class Exchange:
-    """One question and its answer. whole: whether all of the answer came; a stream may have been stopped."""
+    """One question, its answer, and what came of the receipt.
+
+    verified: the workload that answered. receipt: as it came, once it was fetched. result: every check of a receipt
+    that holds. problem: why there is none. Neither while the answer is under way, or where it was stopped. response:
+    the answer, or None where it is too long to be kept.
+    """
 
     receipt_id: str
-    request: bytes
-    response: bytearray = field(default_factory=bytearray, repr=False)
-    ended: bool = False
+    request: bytes = field(repr=False)
+    verified: Verified = field(repr=False)
+    grounds: Grounds = field(repr=False)
+    receipt: bytes = field(default=b"", repr=False)
+    result: ReceiptResult | None = field(default=None, repr=False)
+    problem: ConfideError | None = None
+    response: bytearray | None = field(default_factory=bytearray, repr=False)
+    _hash: "hashlib._Hash" = field(default_factory=hashlib.sha256, repr=False)
 
-    def __repr__(self) -> str:
-        return f"Exchange({self.receipt_id!r})"
+    def take(self, part: bytes) -> None:
+        """The answer goes on."""
+        self._hash.update(part)
+        if self.response is not None:
+            self.response += part
+            if len(self.response) > MAX_KEPT_BYTES:
+                self.response = None
 
-    @property
-    def whole(self) -> bool:
-        """Clients of streams stop reading at the event that is the last."""
-        return self.ended or self.response.endswith(_DONE)
+    def check(self, status: int, content: bytes) -> None:
+        """Hold what the workload gave as the receipt against the whole answer. status, content: of that reply.
+
+        ReceiptMissing, MalformedReceipt, ReceiptRefused.
+        """
+        if status == httpx.codes.NOT_FOUND:
+            raise ReceiptMissing(
+                "The workload signed no receipt for its answer, although its statement promises one; ask its operator."
+            )
+        if status != httpx.codes.OK:
+            raise ProtocolError(f"The workload answered {status} for a receipt; ask its operator.")
+        self.receipt = content
+        returned = f"sha256:{self._hash.hexdigest()}"
+        result = verify_receipt(
+            Receipt.read(content), self.grounds, request=self.request, returned=returned, receipt_id=self.receipt_id
+        )
+        if not result.verified:
+            failed = "; ".join(f"{one.code}: expected {one.expected}, saw {one.seen}" for one in result.failures)
+            raise ReceiptRefused(
+                f"The receipt does not hold. Failed: {failed or 'it cannot be checked'}. Rely on nothing of this "
+                "answer, and ask the workload's operator."
+            )
+        self.result = result
 
 
-class Witness:
-    """Sees what goes through a transport. last: the latest exchange with a receipt; None before there is one."""
+def grounds_of(verified: Verified) -> Grounds:
+    """What a workload's receipts are held against; without a keyset where its signed statement promises none."""
+    return grounds_of_statement(verified.result, verified.statement)
 
-    last: Exchange | None = None
 
-    def see(self, request: bytes, answer: httpx.Response) -> Exchange | None:
-        """Begin to keep an answer, if there is a receipt for it."""
-        receipt_id = answer.headers.get(HEADER, "")
-        if not receipt_id.isalnum() or not receipt_id.isascii() or len(receipt_id) > _LONGEST_ID:
+class Receipts:
+    """What came of the receipts of one workload's answers. last: the latest exchange that has one; None before that.
+
+    base_url: of the API, inside the channel. settled: called with every exchange whose receipt was checked, or is
+    missing, before the end of its answer is handed on.
+    """
+
+    def __init__(self, base_url: str, settled: Callable[[Exchange], None] = lambda _: None) -> None:
+        self._base_url = base_url
+        self._settled = settled
+        self.last: Exchange | None = None
+
+    def result(self) -> ReceiptResult:
+        """Every check of the last answer's. UnknownReceipt where there is none; what was wrong with it is raised."""
+        exchange = self.last
+        if exchange is None:
+            raise UnknownReceipt(
+                "No answer with a receipt has come yet; ask something first. If you have, this workload signs none."
+            )
+        if exchange.problem is not None:
+            raise exchange.problem
+        if exchange.result is None:
+            raise UnknownReceipt("The last answer was stopped, and has no receipt; ask something again.")
+        return exchange.result
+
+    def begin(self, request: httpx.Request, content: bytes, answer: httpx.Response) -> Exchange | None:
+        """For an answer that has to have a receipt. ReceiptMissing where there is none."""
+        if request.method != "POST" or not answer.is_success:
             return None
-        self.last = Exchange(receipt_id, request)
-        return self.last
+        verified: Verified = answer.extensions[VERIFIED]
+        grounds = grounds_of(verified)
+        if grounds.keyset is None:
+            return None
+        receipt_id = answer.headers.get(HEADER, "")
+        self.last = exchange = Exchange(receipt_id, content, verified, grounds)
+        if not receipt_id.isalnum() or not receipt_id.isascii() or len(receipt_id) > _LONGEST_ID:
+            exchange.receipt_id = ""
+            exchange.problem = ReceiptMissing(
+                "The workload answered without a receipt, although its statement promises one. The answer was not "
+                "taken; ask its operator what stands in between."
+            )
+            self._close(exchange)
+        answer.extensions[EXCHANGE] = exchange
+        return exchange
+
+    def question(self, exchange: Exchange, asked: httpx.Request) -> httpx.Request:
+        """How to ask for a receipt, with the patience that the question itself had."""
+        extensions = {"timeout": asked.extensions["timeout"]}
+        return httpx.Request("GET", f"{self._base_url}/aci/receipts/{exchange.receipt_id}", extensions=extensions)
+
+    def settle(self, exchange: Exchange, fetched: tuple[int, bytes] | ConfideError) -> None:
+        """The answer is whole. Raises what is wrong with its receipt."""
+        try:
+            if isinstance(fetched, ConfideError):
+                raise fetched
+            exchange.check(*fetched)
+        except ConfideError as error:
+            exchange.problem = error
+        self._close(exchange)
+
+    def _close(self, exchange: Exchange) -> None:
+        """Have it stand in the audit log, if this user keeps one, and say what is wrong."""
+        verified, problem = exchange.verified, exchange.problem
+        try:
+            note(
+                "receipt",
+                mode="enclave",
+                made_by="workload",
+                model=verified.statement.model_digest,
+                receipt=digest_of(exchange.receipt) if exchange.receipt else "",
+                simulated=verified.result.simulated,
+                failed=(problem.code,) if problem else (),
+            )
+        except ConfideError as error:
+            exchange.problem = error
+        if exchange.problem is not None:
+            exchange.result = None
+        self._settled(exchange)
+        if exchange.problem is not None:
+            raise exchange.problem
 
 
-class WitnessedTransport(httpx.BaseTransport):
+class ReceiptedTransport(httpx.BaseTransport):
     """For httpx.Client, around the transport that does the work."""
 
-    def __init__(self, inner: httpx.BaseTransport, witness: Witness) -> None:
-        self._inner, self._witness = inner, witness
+    def __init__(self, inner: httpx.BaseTransport, receipts: Receipts) -> None:
+        self._inner, self._receipts = inner, receipts
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """As the transport inside."""
+        """As the transport inside. ReceiptMissing; what is wrong with a receipt is raised at the answer's end."""
         answer = self._inner.handle_request(request)
-        if exchange := self._witness.see(request.read(), answer):
-            answer.stream = _Body(cast(httpx.SyncByteStream, answer.stream), exchange)
+        try:
+            exchange = self._receipts.begin(request, request.read(), answer)
+        except BaseException:
+            answer.close()
+            raise
+        if exchange is not None:
+            body = cast(httpx.SyncByteStream, answer.stream)
+            answer.stream = _Body(body, exchange, lambda: self._settle(exchange, request))
         return answer
+
+    def _settle(self, exchange: Exchange, asked: httpx.Request) -> None:
+        fetched: tuple[int, bytes] | ConfideError
+        try:
+            answer = self._inner.handle_request(self._receipts.question(exchange, asked))
+            try:
+                fetched = answer.status_code, read_bounded(answer, MAX_RECEIPT_BYTES)
+            finally:
+                answer.close()
+        except ConfideError as error:
+            fetched = error
+        self._receipts.settle(exchange, fetched)
 
     def close(self) -> None:
         """Close the connections."""
         self._inner.close()
 
 
-class AsyncWitnessedTransport(httpx.AsyncBaseTransport):
+class AsyncReceiptedTransport(httpx.AsyncBaseTransport):
     """For httpx.AsyncClient: the same."""
 
-    def __init__(self, inner: httpx.AsyncBaseTransport, witness: Witness) -> None:
-        self._inner, self._witness = inner, witness
+    def __init__(self, inner: httpx.AsyncBaseTransport, receipts: Receipts) -> None:
+        self._inner, self._receipts = inner, receipts
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """As the transport inside."""
+        """As the transport inside. ReceiptMissing; what is wrong with a receipt is raised at the answer's end."""
         answer = await self._inner.handle_async_request(request)
-        if exchange := self._witness.see(await request.aread(), answer):
-            answer.stream = _AsyncBody(cast(httpx.AsyncByteStream, answer.stream), exchange)
+        try:
+            exchange = self._receipts.begin(request, await request.aread(), answer)
+        except BaseException:
+            await answer.aclose()
+            raise
+        if exchange is not None:
+            answer.stream = _AsyncBody(cast(httpx.AsyncByteStream, answer.stream), exchange, self, request)
         return answer
+
+    async def settle(self, exchange: Exchange, asked: httpx.Request) -> None:
+        """Ask for the receipt of a whole answer, and check it."""
+        fetched: tuple[int, bytes] | ConfideError
+        try:
+            answer = await self._inner.handle_async_request(self._receipts.question(exchange, asked))
+            try:
+                fetched = answer.status_code, await aread_bounded(answer, MAX_RECEIPT_BYTES)
+            finally:
+                await answer.aclose()
+        except ConfideError as error:
+            fetched = error
+        self._receipts.settle(exchange, fetched)
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -88,69 +247,58 @@ class AsyncWitnessedTransport(httpx.AsyncBaseTransport):
 
 
 class _Body(httpx.SyncByteStream):
-    def __init__(self, inner: httpx.SyncByteStream, exchange: Exchange) -> None:
-        self._inner, self._exchange = inner, exchange
+    """An answer's parts, each a part late: the last comes once the receipt holds."""
+
+    def __init__(self, inner: httpx.SyncByteStream, exchange: Exchange, settle: Callable[[], None]) -> None:
+        self._inner, self._exchange, self._settle = inner, exchange, settle
 
     def __iter__(self) -> Iterator[bytes]:
-        for part in self._inner:
-            self._exchange.response += part
-            yield part
-        self._exchange.ended = True
+        held = b""
+        for part in filter(None, self._inner):
+            self._exchange.take(part)
+            if held:
+                yield held
+            held = part
+        self._settle()
+        yield held
 
     def close(self) -> None:
         self._inner.close()
 
 
 class _AsyncBody(httpx.AsyncByteStream):
-    def __init__(self, inner: httpx.AsyncByteStream, exchange: Exchange) -> None:
-        self._inner, self._exchange = inner, exchange
+    def __init__(
+        self,
+        inner: httpx.AsyncByteStream,
+        exchange: Exchange,
+        transport: AsyncReceiptedTransport,
+        asked: httpx.Request,
+    ) -> None:
+        self._inner, self._exchange, self._transport, self._asked = inner, exchange, transport, asked
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
+        held = b""
         async for part in self._inner:
-            self._exchange.response += part
-            yield part
-        self._exchange.ended = True
+            if part:
+                self._exchange.take(part)
+                if held:
+                    yield held
+                held = part
+        await self._transport.settle(self._exchange, self._asked)
+        yield held
 
     async def aclose(self) -> None:
         await self._inner.aclose()
 
 
-def fetch_receipt(http: httpx.Client, base_url: str, exchange: Exchange | None, verified: Verified) -> ReceiptResult:
-    """The receipt for an exchange, held against what was verified. base_url: of the API, inside the channel.
+def save_receipt(folder: Path, exchange: Exchange, result: ReceiptResult, bundle: Bundle) -> None:
+    """Keep a receipt for whoever audits it later, each file for its owner only. FileExistsError.
 
-    UnknownReceipt where there is none, MalformedReceipt, ReceiptRefused where it is for something else or by another.
+    An answer of more than MAX_KEPT_BYTES is not there.
     """
-    if exchange is None:
-        raise UnknownReceipt("No answer with a receipt has come yet; ask something first.")
-    with http.stream("GET", f"{base_url}/aci/receipts/{exchange.receipt_id}") as answer:
-        content = read_bounded(answer, MAX_RECEIPT_BYTES)
-        if answer.status_code == httpx.codes.NOT_FOUND:
-            raise UnknownReceipt(
-                "The workload has no receipt for this answer: it was stopped, or is long ago. Fetch them right away."
-            )
-        if answer.status_code != httpx.codes.OK:
-            raise ProtocolError(f"The workload answered {answer.status_code} for a receipt; ask its operator.")
-    result = verify_receipt(
-        Receipt.read(content),
-        grounds_of_statement(verified.result, verified.statement),
-        request=exchange.request,
-        response=bytes(exchange.response) if exchange.whole else None,
-    )
-    if not result.verified:
-        failed = "; ".join(f"{one.code}: expected {one.expected}, saw {one.seen}" for one in result.failures)
-        raise ReceiptRefused(
-            f"The receipt does not hold. Failed: {failed or 'it cannot be checked'}. Keep it with the answer, and ask "
-            "the workload's operator."
-        )
-    return result
-
-
-def save_receipt(folder: Path, result: ReceiptResult, bundle: Bundle, exchange: Exchange | None) -> None:
-    """Keep a receipt for whoever audits it later, each file for its owner only. FileExistsError."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     create_file(folder / "receipt.json", result.receipt.write())
     create_file(folder / "bundle.json", bundle.write())
-    if exchange is not None:
-        create_file(folder / "request", exchange.request)
-        if exchange.whole:
-            create_file(folder / "response", bytes(exchange.response))
+    create_file(folder / "request", exchange.request)
+    if exchange.response is not None:
+        create_file(folder / "response", bytes(exchange.response))

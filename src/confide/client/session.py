@@ -2,9 +2,11 @@
 
 from abc import abstractmethod
 from collections.abc import Generator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from confide.hybrid.closing import Closing
+from confide.receipts.verdict import Verdict
 from confide.trust.statement import TrustStatement
 
 if TYPE_CHECKING:
@@ -53,6 +55,14 @@ class Session(Closing):
 
     @abstractmethod
     def _stream(self, messages: list[dict[str, str]], options: dict[str, Any]) -> Pieces: ...
+
+    @abstractmethod
+    def receipt(self) -> Verdict:
+        """Every check of the last answer's receipt. UnknownReceipt where there is none."""
+
+    @abstractmethod
+    def save_receipt(self, folder: Path | str) -> Verdict:
+        """The same, kept in a folder with what verifying it later takes. FileExistsError."""
 
     @property
     @abstractmethod

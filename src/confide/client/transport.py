@@ -24,6 +24,8 @@ from confide.client.hop import MAX_REFUSAL_BYTES, aread_bounded, read_bounded, r
 from confide.client.relying_party import Verified
 from confide.errors import ConfideError, KeyChanged
 
+VERIFIED: Final = "confide_verified"
+"""Among an answer's extensions: what was verified of whoever could read the question, and made this answer."""
 _HEADERS: Final = {"Content-Type": MEDIA_TYPE, "Accept": MEDIA_TYPE, "Accept-Encoding": "identity"}
 _OF_THE_HOP: Final = frozenset({"host", "connection", "content-length", "transfer-encoding", "accept-encoding"})
 """Compression is left out since lengths would then say something about texts."""
@@ -53,7 +55,9 @@ class EncryptedTransport(httpx.BaseTransport):
         except BaseException:
             answer.close()
             raise
-        return httpx.Response(head.status, headers=list(head.headers), stream=_Body(frames, answer))
+        return httpx.Response(
+            head.status, headers=list(head.headers), stream=_Body(frames, answer), extensions={VERIFIED: verified}
+        )
 
 
 class AsyncEncryptedTransport(httpx.AsyncBaseTransport):
@@ -80,7 +84,9 @@ class AsyncEncryptedTransport(httpx.AsyncBaseTransport):
         except BaseException:
             await answer.aclose()
             raise
-        return httpx.Response(head.status, headers=list(head.headers), stream=_AsyncBody(frames, answer))
+        return httpx.Response(
+            head.status, headers=list(head.headers), stream=_AsyncBody(frames, answer), extensions={VERIFIED: verified}
+        )
 
 
 class _Body(httpx.SyncByteStream):

@@ -109,6 +109,12 @@ class MalformedReceipt(AttestationError):
     code = "malformed-receipt"
 
 
+class ReceiptMissing(AttestationError):
+    """The workload's statement promises a receipt for every answer, and this answer has none."""
+
+    code = "receipt-missing"
+
+
 class ReceiptRefused(AttestationError):
     """A receipt is not for this answer, or not by the workload that was verified."""
 

@@ -125,19 +125,19 @@ class NonceRefused(ConfideError):
 
 
 class AuditLogInUse(ConfideError):
-    """Another process writes the log of key releases."""
+    """Another process writes an audit log."""
 
     code = "audit-log-in-use"
 
 
 class AuditLogCorrupted(ConfideError):
-    """The log of key releases does not hold what was written to it."""
+    """An audit log, of key releases or of a client, does not hold what was written to it."""
 
     code = "audit-log-corrupted"
 
 
 class AuditLogUnavailable(ConfideError):
-    """The log of key releases cannot be read or written, for want of disk space most likely; no key left."""
+    """An audit log cannot be read or written, for want of disk space most likely; what it is about did not happen."""
 
     code = "audit-log-unavailable"
 

@@ -187,3 +187,9 @@ WIRE_CODES: Final = frozenset(
     )
 )
 """The codes that a layer server may report. A client takes no other error from a server's word."""
+
+
+class ClientKeyError(ConfideError):
+    """The key that this client signs its own statements with cannot be read or made."""
+
+    code = "client-key"

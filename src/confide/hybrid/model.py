@@ -1,18 +1,27 @@
 """The hybrid mode's front door: one model, run in the clear, simulated, or on a layer server under encryption."""
 
 import functools
+import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Final, Self, cast
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from confide.errors import WrongMode
+from confide.audit.log import note
+from confide.errors import (
+    InvalidPackage,
+    ModelMismatch,
+    ServerDistrusted,
+    UntrustedOwner,
+    VersionMismatch,
+    WrongMode,
+)
 from confide.hybrid.bars import byte_bar, group_bar, token_count
 from confide.hybrid.client.connection import LayerConnection
 from confide.hybrid.client.dial import PATIENCE_SECONDS, Dial
-from confide.hybrid.client.generation import Lengths, PaddedGeneration, width_and_length
+from confide.hybrid.client.generation import Generated, Lengths, PaddedGeneration, width_and_length
 from confide.hybrid.client.link import Link
 from confide.hybrid.client.padding import Padding
 from confide.hybrid.client.pads.pool import PadPool
@@ -34,11 +43,14 @@ from confide.packages.manifest import PackageKind
 from confide.packages.owner import OwnerKey
 from confide.packages.server_package import read_group
 from confide.packages.shell import load_shell, shell_tokenizer
-from confide.packages.signing import SignedManifest, open_package
+from confide.packages.signing import Release, SignedManifest, open_package
 from confide.packages.trusted_owners import accepted_owners, other_keys
 from confide.rlwe.parameters import Profile
 from confide.trust.hybrid import remote_trust
 from confide.trust.statement import TrustStatement
+
+_REFUSALS: Final = (InvalidPackage, ModelMismatch, ServerDistrusted, UntrustedOwner, VersionMismatch)
+"""Of a shell or a server that is not to be used; what else fails is no verdict."""
 
 
 class HybridModel(Closing):
@@ -120,8 +132,34 @@ class HybridModel(Closing):
         device: str = "cpu",
         on_hint: OnBytes | None = None,
     ) -> Self:
-        """The same with the connection's options in one. on_hint: called as the hint is verified."""
-        folder = Path(folder)
+        """The same with the connection's options in one. on_hint: called as the hint is verified.
+
+        Where this user keeps an audit log, the verdict stands in it before anything follows.
+        """
+        peer = dial.url
+        try:
+            opened = cls._dialled(Path(folder), dial, owner, checks, padding, device, on_hint)
+        except _REFUSALS as error:
+            note("refused", mode="hybrid", peer=peer, failed=(error.code,))
+            raise
+        try:
+            note("connected", mode="hybrid", peer=peer, model=opened.release.model_digest.hex())
+        except BaseException:
+            opened.close()
+            raise
+        return opened
+
+    @classmethod
+    def _dialled(
+        cls,
+        folder: Path,
+        dial: Dial,
+        owner: str | bytes | None,
+        checks: Path | str | None,
+        padding: Padding | None,
+        device: str,
+        on_hint: OnBytes | None,
+    ) -> Self:
         shell = open_package(folder, PackageKind.SHELL, accepted_owners(owner))
         signer = shell.release.owner
         same_owner = other_keys(signer) if owner is None else set()
@@ -146,7 +184,7 @@ class HybridModel(Closing):
             model._progress = on_hint is not None
             tokenizer = shell_tokenizer(folder)
             end_at_all(loaded, tokenizer)
-            model._running = _Remote(loaded, tokenizer, product, shell.manifest.profile)
+            model._running = _Remote(loaded, tokenizer, product, shell.release, dial)
             setattr(loaded, "generate", model.generate)  # noqa: B010 - its stubs have no such attribute
         except BaseException:
             product.close()
@@ -245,6 +283,21 @@ class HybridModel(Closing):
         """Of the last generation: its tokens, and what the server saw of them."""
         return self._remote.lengths
 
+    @property
+    def generated(self) -> Generated | None:
+        """The calling thread's last generation that came to its end with every answer right."""
+        return getattr(self._remote.of_thread, "generated", None)
+
+    @property
+    def release(self) -> Release:
+        """The model's, by its owner."""
+        return self._remote.release
+
+    @property
+    def dial(self) -> Dial:
+        """How the server is reached."""
+        return self._remote.dial
+
     def close(self) -> None:
         """Close the connection and forget all pads. Whatever is asked of the model after that raises ModelClosed."""
         if isinstance(self._running, _Remote):
@@ -252,7 +305,7 @@ class HybridModel(Closing):
 
 
 class _Remote:
-    """A shell's model on a layer server. lengths: of its last generation."""
+    """A shell's model on a layer server. lengths: of its last generation. of_thread: each thread's last whole one."""
 
     mode = Mode.REMOTE
 
@@ -261,21 +314,28 @@ class _Remote:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase | None,
         product: RemoteProduct,
-        profile: Profile,
+        release: Release,
+        dial: Dial,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.product = product
-        self.trust = remote_trust(profile)
+        self.release = release
+        self.dial = dial
+        self.trust = remote_trust(release.profile)
         self.lengths: Lengths | None = None
+        self.of_thread = threading.local()
         model.forward = _guarded(model.forward, product, longest_context(model.config))
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         generation = PaddedGeneration(self.model, self.product)
         try:
-            return generation.run(*args, **kwargs)
+            result = generation.run(*args, **kwargs)
         finally:
             self.lengths = generation.lengths
+        if generation.traffic is not None:
+            self.of_thread.generated = Generated(generation.lengths, generation.traffic)
+        return result
 
 
 def _guarded(forward: Callable[..., Any], product: RemoteProduct, positions: int | None) -> Callable[..., Any]:

@@ -17,9 +17,9 @@ from starlette.types import Receive, Scope, Send
 from confide.enclave.api.failures import Outlet
 from confide.enclave.api.openai import json_response
 from confide.enclave.api.problems import HANDLERS, problem_response
-from confide.errors import RequestRefused, UnknownModel
+from confide.errors import RequestRefused, UnknownModel, UnknownReceipt
 from confide.net.body import Bodies
-from confide.proxy.backend import Backend, State
+from confide.proxy.backend import Backend, Question, State
 from confide.proxy.page.page import page_routes
 
 MAX_BODY_BYTES: Final = 8 << 20
@@ -46,6 +46,7 @@ class ProxyApp:
                 Route("/confide/stop", self._end, methods=["POST"]),
                 Route("/v1/models", self._models),
                 Route("/v1/models/{name:path}", self._model),
+                Route("/v1/aci/receipts/{id}", self._receipt),
                 Route("/v1/{path:path}", _Endpoint(self)),
             ],
             exception_handlers=HANDLERS,
@@ -92,6 +93,16 @@ class ProxyApp:
             return problem_response(_unknown())
         return json_response(self._described(name))
 
+    async def _receipt(self, request: Request) -> Response:
+        """As whoever signed it wrote it; whoever knows an id, which nobody can guess, may have it."""
+        found = (backend.receipts.get(request.path_params["id"]) for backend in self._backends)
+        receipt = next(filter(None, found), None)
+        if receipt is None:
+            return problem_response(
+                UnknownReceipt("There is no such receipt here, or not any more; fetch them right after answers.")
+            )
+        return Response(receipt, 200, {"cache-control": "no-store"}, media_type="application/json")
+
     def _described(self, name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": self._started, "owned_by": "confide"}
 
@@ -130,16 +141,16 @@ class _Endpoint:
         if request.method != "POST":
             raise RequestRefused("This endpoint takes another method; use POST for questions.")
         async with self._bodies.read(request) as body:
-            question = _question(body)
-        name = question.get("model")
+            fields = _fields(body)
+        name = fields.get("model")
         if not isinstance(name, str):
             raise RequestRefused("A question names its model; /v1/models lists them.", "model")
         backend = await self._proxy.choose(name)
-        path = "/" + scope["path"].removeprefix("/v1/")
-        await backend.answer(path, question, scope, receive, send)
+        question = Question("/" + scope["path"].removeprefix("/v1/"), body, fields)
+        await backend.answer(question, scope, receive, send)
 
 
-def _question(body: bytes) -> dict[str, Any]:
+def _fields(body: bytes) -> dict[str, Any]:
     try:
         return msgspec.json.decode(body, type=dict[str, Any])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -152,4 +163,5 @@ def _unknown() -> UnknownModel:
 
 def _brief(backend: Backend) -> dict[str, Any]:
     reason = {} if backend.problem is None else {"reason": str(backend.problem), "code": backend.problem.code}
-    return {"models": list(backend.models), "state": backend.state.value, **reason}
+    receipts = {"receipts": backend.receipts.counts()}
+    return {"models": list(backend.models), "state": backend.state.value, **reason, **receipts}

@@ -3,13 +3,15 @@
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
 from starlette.types import Receive, Scope, Send
 
 from confide.errors import PASSING, REFUSING, ChannelBroken, ConfideError, KeyChanged, ServerBusy, ServerFault
+from confide.proxy.receipts import ReceiptShelf
 
 WAIT_SECONDS: Final = 30.0
 """How long a question waits for a verification that is under way."""
@@ -28,16 +30,27 @@ class State(StrEnum):
     UNREACHABLE = "unreachable"
 
 
+@dataclass(frozen=True)
+class Question:
+    """A program's question. path: of the endpoint, below /v1. body: as it came, and fields, what it says."""
+
+    path: str
+    body: bytes = field(repr=False)
+    fields: Mapping[str, Any] = field(repr=False)
+
+
 class Backend(ABC):
     """One model, or several, behind one protection. Nothing is sent to it before it is verified.
 
     name: what programs call it; its own names where that is empty. again_seconds: after how long it is verified again.
+    receipts: of its answers.
     """
 
     def __init__(self, name: str, again_seconds: float) -> None:
         self.name = name
         self.state = State.VERIFYING
         self.problem: ConfideError | None = None
+        self.receipts = ReceiptShelf()
         self._again_seconds = again_seconds
         self._settled = asyncio.Event()
         self._again = asyncio.Event()
@@ -52,8 +65,8 @@ class Backend(ABC):
         """What was verified, and who can see what, for people."""
 
     @abstractmethod
-    async def answer(self, path: str, question: dict[str, Any], scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a question to an endpoint below /v1, once `ready` has returned."""
+    async def answer(self, question: Question, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a question, once `ready` has returned."""
 
     @abstractmethod
     async def verify(self) -> None:

@@ -1,23 +1,31 @@
 """A shell and its layer server: the model runs here, and its linear layers there, on numbers that mean nothing."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from confide.attest.configuration import SamplingDefaults
 from confide.client.options import HybridOptions
+from confide.client.own_receipts import OwnReceipts
 from confide.enclave.api.limits import Limits
+from confide.enclave.api.receipts import Finish, Receipted
+from confide.enclave.engines.engine import Sampling
 from confide.errors import PASSING, ConfideError, IntegrityError, ServerDistrusted, WrongMode
 from confide.extras import named_extras
-from confide.proxy.backend import Backend
+from confide.proxy.backend import Backend, Question
 from confide.proxy.facts import hybrid_facts
+from confide.proxy.receipts import GENERATIONS, ReceiptShelf
+from confide.receipts.client import verify_client_receipt
+from confide.receipts.client_key import ClientKey
+from confide.receipts.receipt import HEADER
 
 _LIMITS: Final = Limits(waiting=32, waiting_seconds=7200.0, idle_seconds=1800.0, engine_seconds=1800.0)
 """One answer is made at a time, and the others wait for it."""
+_DEFAULTS: Final = SamplingDefaults(Sampling.temperature, Sampling.top_p, Sampling.top_k, _LIMITS.answer_tokens)
 _EVER: Final = 365 * 24 * 3600.0
 """A connection to a layer server verifies it whenever it is made; nothing is left to a timer."""
 
@@ -29,6 +37,26 @@ class ShellAddress:
     folder: Path
     server: str
     options: HybridOptions = field(default_factory=HybridOptions, repr=False)
+
+
+class _Issuer:
+    """Has this client's own receipt made for each answer, and kept."""
+
+    def __init__(self, own: OwnReceipts, shelf: ReceiptShelf) -> None:
+        self._own, self._shelf = own, shelf
+
+    def headers(self, receipt_id: str) -> Mapping[str, str]:
+        return {HEADER: receipt_id}
+
+    def begin(self, endpoint: str, body: bytes) -> Finish:
+        question, made = self._own.question(endpoint, body), GENERATIONS.get()
+
+        def finish(receipt_id: str, _: str | None, returned: str) -> None:
+            receipt = self._own.make(question, returned, made, receipt_id)
+            result = verify_client_receipt(receipt, client_key=self._own.public_key, request=body)
+            self._shelf.put(receipt_id, receipt.write(), result.verdict())
+
+        return finish
 
 
 class ShellBackend(Backend):
@@ -51,6 +79,7 @@ class ShellBackend(Backend):
         found: dict[str, Any] = {"mode": "hybrid", "url": self.address.server}
         if self._engine is not None:
             found |= hybrid_facts(self._engine.hybrid) | {"kept_tokens": self._engine.kept.tokens}
+            found["receipts"] = {"promised": True, **self.receipts.describe()}
             found["runs"] = {"engine": "confide", "quantization": self._engine.facts.quantization}
         return found
 
@@ -97,21 +126,24 @@ class ShellBackend(Backend):
         hybrid = HybridModel.from_shell(self.address.folder, server=self.address.server, **options)
         try:
             engine = ShellEngine(hybrid, self.name, on_failure)
-            return engine, api_app(Serving(engine, limits=_LIMITS))
+            own = OwnReceipts(ClientKey.open(), hybrid, self.name, _DEFAULTS)
+            return engine, Receipted(api_app(Serving(engine, limits=_LIMITS)), _Issuer(own, self.receipts))
         except BaseException:
             hybrid.close()
             raise
 
-    async def answer(self, path: str, question: dict[str, Any], scope: Scope, receive: Receive, send: Send) -> None:
+    async def answer(self, question: Question, scope: Scope, receive: Receive, send: Send) -> None:
         """By the API's own endpoints."""
         if self._app is None:
             raise WrongMode("The shell is not open; try again in a moment.")
-        body: list[Message] = [{"type": "http.request", "body": msgspec.json.encode(question), "more_body": False}]
+        body: list[Message] = [{"type": "http.request", "body": question.body, "more_body": False}]
 
         async def again() -> Message:
             return body.pop() if body else await receive()
 
-        inner = {**scope, "path": f"/v1{path}", "raw_path": f"/v1{path}".encode(), "root_path": "", "app": None}
+        path = f"/v1{question.path}"
+        inner = {**scope, "path": path, "raw_path": path.encode(), "root_path": "", "app": None}
+        GENERATIONS.set([])
         await self._app(inner, again, send)
 
     async def close(self) -> None:

@@ -21,11 +21,12 @@ from confide.enclave.engines.choosing import Adjusting, Likely
 from confide.enclave.engines.engine import Chosen, EngineFacts, FinishReason, Piece, Prompt, Sampling
 from confide.enclave.engines.prompts import Prompted, Prompts
 from confide.errors import ConfideError, EngineError, IntegrityError, PromptRefused
-from confide.hybrid.client.generation import PaddedStreamer
+from confide.hybrid.client.generation import Generated, PaddedStreamer
 from confide.hybrid.model import HybridModel
 from confide.models.context import longest_context
 from confide.models.ends import end_tokens
 from confide.models.sampling import generation_options
+from confide.proxy.receipts import GENERATIONS
 
 CONVERSATIONS: Final = 8
 """Whose KV caches are kept, at most."""
@@ -87,6 +88,8 @@ class ShellEngine(Prompted):
                 piece = await pieces.get()
                 if isinstance(piece, Exception):
                     raise piece
+                if piece.finish and told.generated is not None:
+                    GENERATIONS.get([]).append(told.generated)
                 yield piece
                 if piece.finish:
                     return
@@ -137,6 +140,7 @@ class ShellEngine(Prompted):
             logits_processor=[told.choosing],
             stopping_criteria=[_Asked(told.stop)],
         )
+        told.generated = self.hybrid.generated
         sequence: list[int] = result.sequences[0].tolist()
         if self._keeps and isinstance(result.past_key_values, DynamicCache):
             self.kept.put(sequence, result.past_key_values)
@@ -254,7 +258,7 @@ class _Choosing(LogitsProcessor):
 class _Told(PaddedStreamer):
     """Hands on what each token adds to the text; after its end as many pieces without text. text: of the answer.
 
-    cached: tokens of the prompt that had been read before.
+    cached: tokens of the prompt that had been read before. generated: what it took, once it is over.
     """
 
     def __init__(
@@ -265,6 +269,7 @@ class _Told(PaddedStreamer):
         self._ends = ends
         self.hand = hand
         self.cached = 0
+        self.generated: Generated | None = None
         self.stop = threading.Event()
         self._prompt = True
 

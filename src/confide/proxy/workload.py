@@ -1,6 +1,7 @@
 """A model in a trusted execution environment: appraised first, then every question is encrypted to the attested key."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,21 +15,24 @@ from starlette.types import Receive, Scope, Send
 
 from confide.client.attested import Standing, verify_workload
 from confide.client.hop import TIMEOUT, server_address, tls_context
+from confide.client.receipts import EXCHANGE, AsyncReceiptedTransport, Exchange, Receipts, grounds_of
 from confide.client.relying_party import RelyingParty
 from confide.client.transport import AsyncEncryptedTransport
 from confide.enclave.api.answer import while_connected
 from confide.enclave.api.events import event
 from confide.enclave.api.problems import MESSAGES, problem
 from confide.errors import ConfideError, KeyChanged, ProtocolError
-from confide.proxy.backend import Backend
+from confide.proxy.backend import Backend, Question
 from confide.proxy.facts import enclave_facts
+from confide.proxy.receipts import is_wrong
 from confide.receipts.receipt import HEADER
 
 _INSIDE: Final = "http://workload.invalid/v1"
 """Stands for the workload above the encrypted channel; the name is never looked up."""
 _MAX_MODELS_BYTES: Final = 1 << 20
-_HANDED_ON: Final = ("content-type", "cache-control", "retry-after", HEADER)
+_HANDED_ON: Final = ("content-type", "cache-control", "retry-after")
 _READ_SECONDS: Final = 600.0
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,8 @@ class WorkloadBackend(Backend):
     def __init__(self, name: str, address: WorkloadAddress, again_seconds: float) -> None:
         super().__init__(name, again_seconds)
         self.address = address
+        self._receipts = Receipts(_INSIDE, self._settled_receipt)
+        self._wrong: tuple[str, ConfideError] | None = None
         self._url = server_address(address.url, insecure_no_tls=address.insecure_no_tls)
         self._party = RelyingParty.configure(address.policy, address.simulated_root, offline=address.offline)
         tls = tls_context(self._url, address.ca)
@@ -77,8 +83,12 @@ class WorkloadBackend(Backend):
 
     def describe(self) -> dict[str, Any]:
         """What the evidence showed."""
-        found = {"mode": "enclave", "url": self.address.url}
-        return found if self._standing is None else found | enclave_facts(self._standing.last, self._party.policy)
+        found: dict[str, Any] = {"mode": "enclave", "url": self.address.url}
+        if self._standing is None:
+            return found
+        verified = self._standing.last
+        receipts = {"promised": grounds_of(verified).keyset is not None, **self.receipts.describe()}
+        return found | enclave_facts(verified, self._party.policy) | {"receipts": receipts}
 
     async def verify(self) -> None:
         if self._standing is None:
@@ -86,14 +96,32 @@ class WorkloadBackend(Backend):
                 Standing, lambda: verify_workload(self._evidence_http, self._url, self._party)
             )
             transport = AsyncEncryptedTransport(self._outer_http, self._url, self._standing)
-            self._http = httpx.AsyncClient(transport=transport, timeout=self._outer_http.timeout)
+            receipted = AsyncReceiptedTransport(transport, self._receipts)
+            self._http = httpx.AsyncClient(transport=receipted, timeout=self._outer_http.timeout)
         else:
             await asyncio.to_thread(self._standing.renew)
+        keyset = grounds_of(self._standing.current).keyset
+        if self._wrong is not None and keyset is not None and keyset.digest == self._wrong[0]:
+            raise self._wrong[1]
+        self._wrong = None
         await self.look()
 
     async def look(self) -> None:
         """By asking for its models, through the channel to the key that was verified."""
         self._served = await self._names()
+
+    def _settled_receipt(self, exchange: Exchange) -> None:
+        """Keep what came of a receipt. Whoever signed a wrong one is asked nothing more while it has the same keys."""
+        error, keyset = exchange.problem, exchange.grounds.keyset
+        if exchange.result is not None:
+            self.receipts.put(exchange.receipt_id, exchange.receipt, exchange.result.verdict())
+        if error is None:
+            return
+        self.receipts.put_problem(exchange.receipt_id, error)
+        _log.warning("An answer of %s was kept back: %s", self.address.url, error)
+        if is_wrong(error) and keyset is not None:
+            self._wrong = keyset.digest, error
+            self.refuse(error)
 
     async def _names(self) -> tuple[str, ...]:
         async with self._inside.stream("GET", f"{_INSIDE}/models", timeout=TIMEOUT) as response:
@@ -110,11 +138,15 @@ class WorkloadBackend(Backend):
             raise ProtocolError("The workload serves no model; ask its operator.")
         return names
 
-    async def answer(self, path: str, question: dict[str, Any], scope: Scope, receive: Receive, send: Send) -> None:
+    async def answer(self, question: Question, scope: Scope, receive: Receive, send: Send) -> None:
         """As the workload answers it. One that has another key by now answered nothing: it is verified, and asked."""
-        asked = question | {"model": self._served[0]} if self.name else question
-        response = await while_connected(Request(scope, receive), self._asked(path, msgspec.json.encode(asked)))
+        path, body = question.path, question.body
+        if self.name:
+            body = msgspec.json.encode({**question.fields, "model": self._served[0]})
+        response = await while_connected(Request(scope, receive), self._asked(path, body))
         headers = {name: response.headers[name] for name in _HANDED_ON if name in response.headers}
+        if EXCHANGE in response.extensions:  # without one, an id is of a receipt that nobody could check
+            headers[HEADER] = response.extensions[EXCHANGE].receipt_id
         await _Streamed(response, headers, self.failed, f"/v1{path}")(scope, receive, send)
 
     async def _asked(self, path: str, body: bytes) -> httpx.Response:
@@ -149,7 +181,11 @@ class WorkloadBackend(Backend):
 
 
 class _Streamed(StreamingResponse):
-    """A workload's answer, part by part; the workload stops when the client goes away."""
+    """A workload's answer, part by part; the workload stops when the client goes away.
+
+    One that is no stream begins with its first part, which mostly is all of it: what is wrong with it, its receipt
+    included, is then an error, and no connection that is cut.
+    """
 
     def __init__(
         self, response: httpx.Response, headers: dict[str, str], failed: Callable[[ConfideError], object], path: str
@@ -158,20 +194,27 @@ class _Streamed(StreamingResponse):
         self._response = response
         self._failed = failed
         self._path = path
+        self._raw = response.aiter_raw()
+        self._streams = "text/event-stream" in response.headers.get("content-type", "")
+        self._first = b""
         super().__init__(self._parts(), response.status_code, headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
+            if not self._streams:
+                self._first = await anext(self._raw, b"")
             await super().__call__(scope, receive, send)
         finally:
             await self._response.aclose()
 
     async def _parts(self) -> AsyncIterator[bytes]:
         try:
-            async for part in self._response.aiter_raw():
+            if self._first:
+                yield self._first
+            async for part in self._raw:
                 yield part
         except ConfideError as error:
             self._failed(error)
-            if "text/event-stream" not in self._response.headers.get("content-type", ""):
+            if not self._streams:
                 raise  # the connection is cut: an answer that is not whole must not look as if it were
             yield event(problem(error, self._path), "error" if self._path == MESSAGES else "")

@@ -28,12 +28,20 @@ class SigningKey(msgspec.Struct, frozen=True):
     public_key: Annotated[str, msgspec.Meta(max_length=1 << 13)]
 
 
+class TlsKey(msgspec.Struct, frozen=True):
+    """A key that TLS ends at inside the workload. spki_sha256: of a certificate's public key. domain: its only host."""
+
+    spki_sha256: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+    domain: Annotated[str, msgspec.Meta(max_length=256)] | None = None
+
+
 class KeysetFields(msgspec.Struct, frozen=True):
     """What is looked at of a keyset. The rest is hashed with it all the same."""
 
     not_after: Instant
     receipt_signing_keys: Annotated[tuple[SigningKey, ...], msgspec.Meta(max_length=_MOST_KEYS)]
     subject: Annotated[str, msgspec.Meta(max_length=1024)] | None = None
+    tls_public_keys: Annotated[tuple[TlsKey, ...], msgspec.Meta(max_length=_MOST_KEYS)] = ()
 
 
 @dataclass(frozen=True)

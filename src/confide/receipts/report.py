@@ -23,11 +23,21 @@ class _Ours(msgspec.Struct, frozen=True):
     collateral: WireCollateral = WireCollateral()
 
 
+_Said = Annotated[str, msgspec.Meta(max_length=1024)] | None
+
+
+class _Source(msgspec.Struct, frozen=True):
+    repo_url: _Said = None
+    repo_commit: _Said = None
+    image_digest: _Said = None
+
+
 class _Attestation(msgspec.Struct, frozen=True):
     tee_type: Word
     workload_keyset: dict[str, Any]
     report_data: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
     evidence: dict[str, Any]
+    source_provenance: _Source | None = None
 
 
 class _Capabilities(msgspec.Struct, frozen=True):
@@ -46,8 +56,10 @@ class Report:
     """A report as its document says it, and nothing about whether its evidence holds.
 
     report_data: 32 bytes in hexadecimal. serving: whatever is not "direct" is an aggregator (appendix B).
-    evidence: None for a form that is not known here.
+    evidence: None for a form that is not known here. source: where the code comes from, in the report's own words.
     """
+
+    api_version: str
 
     keyset: Keyset
     keyset_digest: str
@@ -56,6 +68,7 @@ class Report:
     serving: str
     evidence: Evidence | None
     collateral: Collateral
+    source: str
 
     @classmethod
     def read(cls, data: bytes) -> "Report":
@@ -66,9 +79,12 @@ class Report:
         keyset.canonical  # noqa: B018 - which it must have
         evidence, collateral = _evidence(said)
         serving = fields.service_capabilities.serving
+        source = said.source_provenance or _Source()
+        named = (source.repo_url, source.repo_commit, source.image_digest)
         return cls(
-            keyset, fields.workload_keyset_digest, said.report_data, said.tee_type, serving, evidence, collateral
-        )
+            fields.api_version, keyset, fields.workload_keyset_digest, said.report_data, said.tee_type, serving,
+            evidence, collateral, " ".join(filter(None, named)),
+        )  # fmt: skip
 
 
 def _evidence(said: _Attestation) -> tuple[Evidence | None, Collateral]:

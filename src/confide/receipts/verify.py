@@ -5,17 +5,17 @@ signature, and evidence for the key that made it, are.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from confide.attest.appraise import Verifies, appraise
+from confide.attest.appraise import Verifies
 from confide.attest.bundle import Bundle
-from confide.attest.check import Check, Outcome, check, skipped
-from confide.attest.collateral import Collateral, Provenance
+from confide.attest.check import Check, check, skipped
+from confide.attest.collateral import Collateral
 from confide.attest.explain import verdict
 from confide.attest.policy import AnyPolicy
-from confide.attest.requirements import ReportData, Subject
+from confide.attest.requirements import Subject
 from confide.attest.result import AttestationResult
 from confide.attest.statement import Statement
 from confide.receipts.documents import API_VERSION, digest_of
@@ -24,9 +24,13 @@ from confide.receipts.keyset import PURPOSE, Keyset, report_data
 from confide.receipts.receipt import FORWARDED, RECEIVED, RETURNED, UPSTREAM, Event, Receipt
 from confide.receipts.report import Report
 from confide.receipts.session import AttestedSession
+from confide.receipts.verdict import Verdict
+from confide.receipts.verify_report import appraise_report
 
-_REQUIRED: Final = ("receipt-version", "receipt-events", "receipt-keyset", "receipt-expiry", "receipt-signature")
-_ATTESTED: Final = ("receipt-attestation", "receipt-binding")
+_REQUIRED: Final = frozenset(
+    {"receipt-version", "receipt-events", "receipt-keyset", "receipt-expiry", "receipt-signature"}
+)
+_ATTESTED: Final = frozenset({"receipt-attestation", "receipt-binding"})
 _OURS: Final = "confide receipts 1"
 """What is asked of our own events, of which ACI knows nothing: docs/receipts.md."""
 
@@ -50,36 +54,11 @@ class Grounds:
     aggregator: bool = False
 
 
-@dataclass(frozen=True)
-class ReceiptResult:
-    """The verdict on one receipt."""
+@dataclass(frozen=True, kw_only=True)
+class ReceiptResult(Verdict):
+    """The verdict on one receipt: signature, keyset and evidence have to be checked, bodies need not be."""
 
     receipt: Receipt
-    checks: tuple[Check, ...]
-    simulated: bool
-    pinned: bool
-
-    @property
-    def verified(self) -> bool:
-        """Whether nothing failed, and signature, keyset and evidence were all checked. Bodies need not have been."""
-        required = _REQUIRED if self.pinned else (*_REQUIRED, *_ATTESTED)
-        passed = {one.code for one in self.checks if one.passed}
-        return not self.failures and passed.issuperset(required)
-
-    @property
-    def failures(self) -> tuple[Check, ...]:
-        """The checks that failed."""
-        return tuple(one for one in self.checks if one.outcome is Outcome.FAIL)
-
-    def verdict(self) -> str:
-        """In one line. What is simulated says so first."""
-        kind = "SIMULATED, proves nothing about any hardware: " if self.simulated else ""
-        missing = ", ".join(one.code for one in self.checks if one.outcome is Outcome.SKIPPED)
-        made = sum(one.outcome is not Outcome.SKIPPED for one in self.checks)
-        rest = f"; not checked: {missing}" if missing else ""
-        if self.failures:
-            return f"{kind}refused: {len(self.failures)} of {made} checks failed{rest}"
-        return f"{kind}{'verified' if self.verified else 'not verified'}: all {made} checks passed{rest}"
 
 
 def no_grounds(pinned: str = "") -> Grounds:
@@ -136,19 +115,11 @@ def grounds_of_report(
     )  # fmt: skip
     same = expected[:32].hex() == report.report_data
     bound = check("receipt-binding", expected[:32].hex(), report.report_data, same, _clause("9.1(2)"))
-    attested, simulated = (
-        skipped(
-            "receipt-attestation",
-            _ACCEPTED,
-            f"evidence of {report.tee_type} in this form is not known",
-            _clause("9.1(1)"),
-        ),
-        False,
-    )
-    if report.evidence is not None:
-        asked = replace(policy, requirements=(*policy.requirements, ReportData(expected.hex())))
-        sent = replace(report.collateral, provenance=Provenance(sent=True))
-        result = appraise(verifier, report.evidence, sent if collateral is None else collateral, asked, now)
+    result = appraise_report(report, verifier, policy, now, nonce=nonce, collateral=collateral)
+    if result is None:
+        because = f"evidence of {report.tee_type} in this form is not known"
+        attested, simulated = skipped("receipt-attestation", _ACCEPTED, because, _clause("9.1(1)")), False
+    else:
         attested, simulated = _attestation(result), result.simulated
     aggregator = report.serving != "direct"
     return Grounds(report.keyset, (attested, bound, named), None, simulated, pinned, aggregator)
@@ -160,26 +131,32 @@ def verify_receipt(
     *,
     request: bytes | None = None,
     response: bytes | None = None,
+    returned: str | None = None,
+    receipt_id: str | None = None,
     session: AttestedSession | None = None,
     previous: Receipt | None = None,
 ) -> ReceiptResult:
     """Every check. request, response: the exact bytes, of a stream with all that frames its events.
 
-    session: the one that the receipt names, where an aggregator made it. previous: the receipt before this one.
+    returned: in place of the response, the digest of its bytes, from whoever hashed them on their way. receipt_id: that
+    the answer named. session: the one that the receipt names, where an aggregator made it. previous: the receipt before
+    this one.
     """
     checks = (
         *grounds.checks,
         *_document(receipt),
+        *_named(receipt, receipt_id),
         *_signature(receipt, grounds),
-        _body(receipt, RECEIVED, "receipt-request", "request", request, "9.3(3)"),
-        _body(receipt, RETURNED, "receipt-response", "response", response, "9.3(4)"),
+        _body(receipt, RECEIVED, "receipt-request", "request", _digest(request), "9.3(3)"),
+        _body(receipt, RETURNED, "receipt-response", "response", returned or _digest(response), "9.3(4)"),
         *_rewrite(receipt),
         *_upstream(receipt, grounds, session),
         *_stated(receipt, grounds.statement),
         *_sampling(receipt, grounds.statement, request),
         *_chain(receipt, previous),
     )
-    return ReceiptResult(receipt, checks, grounds.simulated, bool(grounds.pinned))
+    required = _REQUIRED if grounds.pinned else _REQUIRED | _ATTESTED
+    return ReceiptResult(receipt=receipt, checks=checks, required=required, simulated=grounds.simulated)
 
 
 _ACCEPTED: Final = "evidence that the policy accepts"
@@ -206,6 +183,13 @@ def _document(receipt: Receipt) -> Iterator[Check]:
     yield check("receipt-events", expected, ", ".join(kinds) or "none", whole, _clause("7.3 and 7.4"))
 
 
+def _named(receipt: Receipt, receipt_id: str | None) -> Iterator[Check]:
+    """That it is not the one for the same question and answer at another time."""
+    if receipt_id is not None:
+        said = receipt.fields.receipt_id
+        yield check("receipt-id", receipt_id, said, said == receipt_id, _clause("7.1"))
+
+
 def _signature(receipt: Receipt, grounds: Grounds) -> Iterator[Check]:
     fields, keyset = receipt.fields, grounds.keyset
     if keyset is None:
@@ -228,11 +212,14 @@ def _signature(receipt: Receipt, grounds: Grounds) -> Iterator[Check]:
     yield check("receipt-signature", f"a signature by {fields.key_id}", seen, held, _clause("9.3(1)"))
 
 
-def _body(receipt: Receipt, kind: str, code: str, name: str, body: bytes | None, section: str) -> Check:
+def _digest(body: bytes | None) -> str | None:
+    return None if body is None else digest_of(body)
+
+
+def _body(receipt: Receipt, kind: str, code: str, name: str, digest: str | None, section: str) -> Check:
     said = " and ".join(event["body_hash"] for event in receipt.events(kind)) or "none"
-    if body is None:
+    if digest is None:
         return skipped(code, said, f"the {name} was not given", _clause(section))
-    digest = digest_of(body)
     return check(code, said, digest, said == digest, _clause(section))
 
 

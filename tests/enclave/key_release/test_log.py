@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from tests.enclave.key_release.scene import NOW
 
 from confide.attest.check import check
-from confide.broker.log import GENESIS, LOG_NAME, AuditLog, Entry, LogReader, verify
+from confide.broker.log import LOG_NAME, AuditLog, Entry, LogReader, verify
+from confide.disk.chained import GENESIS
 from confide.errors import AuditLogCorrupted, AuditLogInUse, AuditLogUnavailable
 
 

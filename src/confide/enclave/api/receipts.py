@@ -5,8 +5,9 @@ import re
 import secrets
 import time
 from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from threading import Lock
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 from starlette.datastructures import MutableHeaders
@@ -16,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from confide.enclave.workload import Workload
 from confide.errors import UnknownReceipt
-from confide.receipts.documents import API_VERSION
+from confide.receipts.documents import API_VERSION, digest_of
 from confide.receipts.events import chain_event, sampling_event, stated_events
 from confide.receipts.receipt import FORWARDED, HEADER, RECEIVED, RETURNED, Event, Receipt
 
@@ -45,6 +46,20 @@ class _Answer(_Named):
     message: _Named | None = None
 
 
+Finish = Callable[[str, str | None, str], object]
+"""Takes the id of a receipt, that in the answer, and the digest of what went out, and has the receipt made."""
+
+
+class Issuer(Protocol):
+    """Whoever makes receipts."""
+
+    def headers(self, receipt_id: str) -> Mapping[str, str]:
+        """Of an answer that has a receipt."""
+
+    def begin(self, endpoint: str, body: bytes) -> Finish:
+        """A question has come. What it gives is called before the last of the answer leaves, unless it was cut."""
+
+
 class Receipts:
     """Those that a workload made last. Each names the one before, so that none can be left out or put in later."""
 
@@ -56,10 +71,19 @@ class Receipts:
         self._sequence = 0
         self._previous: str | None = None
 
-    @property
-    def keyset_digest(self) -> str:
-        """Of the keys that sign them."""
-        return self._workload.keyset.digest
+    def headers(self, receipt_id: str) -> Mapping[str, str]:
+        """With ACI's own (5.2)."""
+        return {
+            HEADER: receipt_id,
+            "x-receipt-id": receipt_id,
+            "x-aci-version": API_VERSION,
+            "x-aci-keyset-digest": self._workload.keyset.digest,
+        }
+
+    def begin(self, endpoint: str, body: bytes) -> Finish:
+        """Note what came in."""
+        events = self.received(endpoint, body, digest_of(body))
+        return lambda receipt_id, chat_id, returned: self.issue(receipt_id, chat_id, endpoint, events, returned)
 
     def issue(self, receipt_id: str, chat_id: str | None, endpoint: str, events: list[Event], returned: str) -> Receipt:
         """Sign a receipt, and keep it. events: what came in. returned: the digest of what went out."""
@@ -108,7 +132,7 @@ class Receipts:
 class Receipted:
     """ASGI middleware around the API. The header with a receipt's id comes with the answer, the receipt at its end."""
 
-    def __init__(self, app: ASGIApp, receipts: Receipts) -> None:
+    def __init__(self, app: ASGIApp, receipts: Issuer) -> None:
         self._app = app
         self._receipts = receipts
 
@@ -122,11 +146,11 @@ class Receipted:
 class _Exchange:
     """One question and its answer, on their way through."""
 
-    def __init__(self, receipts: Receipts, endpoint: str, receive: Receive, send: Send) -> None:
+    def __init__(self, receipts: Issuer, endpoint: str, receive: Receive, send: Send) -> None:
         self._receipts, self._endpoint = receipts, endpoint
         self._receive, self._send = receive, send
         self._parts: list[bytes] = []
-        self._events: list[Event] | None = None
+        self._finish: Finish | None = None
         self._returned = hashlib.sha256()
         self._id = ""
         self._chat_id: str | None = None
@@ -135,32 +159,28 @@ class _Exchange:
     async def receive(self) -> Message:
         """Hashes what comes in."""
         message = await self._receive()
-        if message["type"] == "http.request" and self._events is None:
+        if message["type"] == "http.request" and self._finish is None:
             self._parts.append(message.get("body", b""))
             if not message.get("more_body", False):
-                body = b"".join(self._parts)
+                self._finish = self._receipts.begin(self._endpoint, b"".join(self._parts))
                 self._parts.clear()
-                digest = f"sha256:{hashlib.sha256(body).hexdigest()}"
-                self._events = self._receipts.received(self._endpoint, body, digest)
         return message
 
     async def send(self, message: Message) -> None:
         """Hashes what goes out. The receipt is there before the last of it."""
-        if message["type"] == "http.response.start" and message["status"] == 200 and self._events is not None:
+        if message["type"] == "http.response.start" and message["status"] == 200 and self._finish is not None:
             self._id = secrets.token_hex(_ID_BYTES)
             headers = MutableHeaders(raw=list(message["headers"]))
-            headers[HEADER] = headers[_ACI_HEADER] = self._id
-            headers["x-aci-version"] = API_VERSION
-            headers["x-aci-keyset-digest"] = self._receipts.keyset_digest
+            headers.update(self._receipts.headers(self._id))
             message = {**message, "headers": headers.raw}
-        elif message["type"] == "http.response.body" and self._id and self._events is not None:
+        elif message["type"] == "http.response.body" and self._id and self._finish is not None:
             body = message.get("body", b"")
             if body and not self._begun:
                 self._begun, self._chat_id = True, _answer_id(body)
             self._returned.update(body)
             if not message.get("more_body", False):
                 returned = f"sha256:{self._returned.hexdigest()}"
-                self._receipts.issue(self._id, self._chat_id, self._endpoint, self._events, returned)
+                self._finish(self._id, self._chat_id, returned)
         await self._send(message)
 
 

@@ -25,7 +25,7 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from confide.errors import ConfideError, PromptTooLong, WrongMode
-from confide.hybrid.client.product import RemoteProduct
+from confide.hybrid.client.product import OnlineTraffic, RemoteProduct
 from confide.models.context import longest_context, require_room
 
 _REFUSED: Final = {
@@ -54,6 +54,14 @@ class Lengths:
     visible_prompt: int
     answer: int
     visible_answer: int
+
+
+@dataclass(frozen=True)
+class Generated:
+    """One generation, and what it took. Every answer in it was right."""
+
+    lengths: Lengths
+    traffic: OnlineTraffic
 
 
 class _Course(StoppingCriteria):
@@ -159,7 +167,7 @@ def _nowhere(text: str, stream_end: bool = False) -> None:
 
 
 class PaddedGeneration:
-    """One call of `generate` on a shell's model."""
+    """One call of `generate` on a shell's model. traffic: what it took, once it is over."""
 
     def __init__(self, model: PreTrainedModel, product: RemoteProduct) -> None:
         self._model = model
@@ -167,6 +175,7 @@ class PaddedGeneration:
         self._course: _Course | None = None
         self._prompt = 0
         self._trimmed: DynamicCache | None = None
+        self.traffic: OnlineTraffic | None = None
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """What `generate` returns; IntegrityError, after the longest padded length, if an answer was wrong.
@@ -183,7 +192,7 @@ class PaddedGeneration:
             if options.get("streamer") is not None:
                 streamer = options["streamer"] = _Muted(options["streamer"], self._product, lambda: self._course)
                 last.callback(streamer.finish)
-            with self._product.generation(last_only=_head(model)), self._watched():
+            with self._product.generation(last_only=_head(model)), self._watched(), self._measured():
                 try:
                     result = generate(model, **options)
                 except Exception as error:
@@ -249,6 +258,14 @@ class PaddedGeneration:
                 yield
         finally:
             del model._get_stopping_criteria
+
+    @contextmanager
+    def _measured(self) -> Iterator[None]:
+        before = copy.copy(self._product.traffic)
+        try:
+            yield
+        finally:
+            self.traffic = self._product.traffic.since(before)
 
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any], course: _Course) -> None:
         """Before the first frame: whether the padded text fits, and how much will be needed."""

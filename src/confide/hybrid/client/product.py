@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Final
 
 import numpy as np
@@ -60,8 +60,8 @@ _log = logging.getLogger(__name__)
 class OnlineTraffic:
     """What went over the wire: payload bytes, padding and retries included, and products that were waited for.
 
-    bytes_ahead: of bytes_up, what was sent before it was needed, for tokens_ahead tokens. last_sent: how the last
-    masked activations that went out begin.
+    bytes_ahead: of bytes_up, what was sent before it was needed, for tokens_ahead tokens. answers_right: of one layer
+    group for one token, each checked. last_sent: how the last masked activations that went out begin.
     """
 
     bytes_up: int = 0
@@ -69,7 +69,14 @@ class OnlineTraffic:
     bytes_ahead: int = 0
     tokens_ahead: int = 0
     round_trips: int = 0
+    answers_right: int = 0
     last_sent: bytes = b""
+
+    def since(self, before: "OnlineTraffic") -> "OnlineTraffic":
+        """What has come to what there was before."""
+        numbers = [one.name for one in fields(self) if one.name != "last_sent"]
+        grown = {name: getattr(self, name) - getattr(before, name) for name in numbers}
+        return OnlineTraffic(**grown, last_sent=self.last_sent)
 
 
 @dataclass(frozen=True)
@@ -255,6 +262,7 @@ class RemoteProduct(Closing):
     def _check(self, group: int, products: Int32Array, part: _Part) -> None:
         """Note the first wrong answer of all; padding is checked like anything else."""
         right = self.groups[group].check(products, part.inputs)
+        self.traffic.answers_right += int(right.sum())
         if self.breach is None and not right.all():
             facts = self.groups[group].group
             token = self._positions[group] + part.place.start + int(right.argmin())

@@ -11,6 +11,7 @@ from typing import Annotated, Final
 
 import msgspec
 
+from confide.audit.log import note
 from confide.disk.files import read_bounded, replace_file, sync_folder
 from confide.disk.home import home, make_home
 from confide.errors import RefusalListDamaged, ServerDistrusted
@@ -67,12 +68,14 @@ class RefusalList:
         if self._folder is None:
             make_home()
         replace_file(self._path, msgspec.json.format(content), mode=0o600)
+        note("distrusted", mode="hybrid", peer=entry.server, model=model_digest)
 
     def clear(self) -> None:
         """Trust everyone again."""
         if self._path.exists():
             self._path.unlink()
             sync_folder(self._path.parent)
+            note("forgiven", mode="hybrid")
 
     def require_trusted(self, server: str, model_digest: str) -> None:
         """ServerDistrusted where the server of this address is on it for this model."""

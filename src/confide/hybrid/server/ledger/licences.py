@@ -3,7 +3,6 @@
 Kept apart from the running server, so that a licence can be made, changed or revoked while it serves.
 """
 
-import hashlib
 import os
 import time
 from base64 import urlsafe_b64encode
@@ -17,6 +16,7 @@ import msgspec
 
 from confide.errors import ConfideError
 from confide.hybrid.server.ledger.store import DATABASE, Row, Store
+from confide.hybrid.wire import licence_digest
 
 KEY_PREFIX: Final = "confide-"
 SECONDS_PER_DAY: Final = 86_400
@@ -93,7 +93,7 @@ class LicenceBook:
     def create(self, name: str, **limits: int | float | None) -> tuple[Licence, str]:
         """A new licence and its key, which cannot be had again. `limits` are fields of Licence."""
         key = _fresh_key()
-        licence = Licence(os.urandom(8), _hash(key), name, int(time.time()), **limits)  # type: ignore[arg-type]
+        licence = Licence(os.urandom(8), licence_digest(key), name, int(time.time()), **limits)  # type: ignore[arg-type]
         with self._store.transaction():
             if self._store.count("licences", name=name):
                 raise ConfideError(f"There is a licence named {name} already; choose another name.")
@@ -113,7 +113,7 @@ class LicenceBook:
 
     def of_key(self, key: str) -> Licence | None:
         """The licence of a bearer key. Keys have 256 random bits, so looking their hash up gives nothing away."""
-        row = self._store.row("licences", key_hash=_hash(key))
+        row = self._store.row("licences", key_hash=licence_digest(key))
         return Licence.from_row(row) if row else None
 
     def by_id(self, licence: bytes) -> Licence | None:
@@ -134,7 +134,7 @@ class LicenceBook:
     def rekey(self, licence: Licence) -> tuple[Licence, str]:
         """Give a licence another key, which cannot be had again; the one it had is nobody's from then on."""
         key = _fresh_key()
-        return self._replaced(licence, {"key_hash": _hash(key)}), key
+        return self._replaced(licence, {"key_hash": licence_digest(key)}), key
 
     def usage(self, licence: Licence | None = None) -> list[Usage]:
         """Tokens by licence and day, oldest first, as of the server's last checkpoint."""
@@ -165,7 +165,3 @@ def licence_book(state: Path) -> Iterator[LicenceBook]:
 
 def _fresh_key() -> str:
     return KEY_PREFIX + urlsafe_b64encode(os.urandom(32)).rstrip(b"=").decode()
-
-
-def _hash(key: str) -> bytes:
-    return hashlib.sha256(b"confide licence key 1\0" + key.encode()).digest()

@@ -102,11 +102,21 @@ function addEnclave(add, chosen, since) {
     `${one.code}: ${one.outcome === "skipped" ? "not made" : one.outcome}`,
     one.outcome === "skipped" ? one.seen : `expected ${one.expected}; saw ${one.seen}`,
   ]));
+  addReceipts(add, chosen.receipts);
   add("age", ago(chosen.age_seconds + since), [["Verified at", chosen.verified_at]]);
   if (runs) {
     const egress = { none: "No way out", open: "Can connect anywhere" }[runs.egress] ?? runs.egress;
     add("runs", egress, [["Self-test", runs.self_test], ["Adapters", runs.adapters.join(", ") || "none"]]);
   }
+}
+
+function addReceipts(add, receipts) {
+  if (!receipts) return;
+  const { promised, held, missing, wrong, last } = receipts;
+  const bad = [missing && `${missing} missing`, wrong && `${wrong} wrong`].filter(Boolean);
+  add("receipts", promised ? [`${held} checked`, ...bad].join(", ") : "None promised", last ? [
+    ["Last", last.verdict], ["At", last.at], ["Number", last.id || "none"],
+  ] : []);
 }
 
 function addHybrid(add, chosen) {
@@ -127,6 +137,7 @@ function addHybrid(add, chosen) {
     ["Most exposed layer", "as the server said when it connected"],
     ["For each token", `up to ${chosen.bits_per_token.toLocaleString("en")} bits of all layers together`],
   ]);
+  addReceipts(add, chosen.receipts);
   const { runs } = chosen;
   if (runs) {
     add("engine", `${runs.engine}, ${chosen.layer_groups} layer groups on the server`);

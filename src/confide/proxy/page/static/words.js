@@ -31,6 +31,12 @@ export const LINES = {
   policy: ["Policy", "What the evidence had to show before anything was sent. What a policy leaves open, nobody checked."],
   checks: ["Checks", "Each single thing that was looked at. One that failed would have stopped your question. One that " +
     "was not made is shown as such: it is not a pass."],
+  receipts: ["Receipts", {
+    enclave: "What the workload signed about each answer: the digests of question and answer, and what made it. The proxy " +
+      "fetches and checks each one before it hands on the answer’s end. One that is missing or wrong stops the answer.",
+    hybrid: "What this proxy itself wrote down and signed about each answer. It is your own record of what was checked, " +
+      "and no word of the server’s.",
+  }],
   age: ["Evidence", "How long ago the workload was last verified. The proxy verifies it again every ten minutes, and at " +
     "once when its key changes."],
   replicas: ["Replicas", "Servers that answer to this name. Each is verified by itself; the first one that is ready " +
