@@ -22,6 +22,7 @@ _GROUPS = (
     "answers",
     "gpus",
     "receipts",
+    "questions",
 )
 
 Target = Callable[[bytes], None]

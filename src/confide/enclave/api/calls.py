@@ -81,6 +81,7 @@ class CallReader:
         self._levels = 0
         self._quoted = self._escaped = False
         self._function = ""
+        self._behind = False  # a call, with nothing but spaces since
         self._state = self._calls if style is OWN else self._start if style is BARE else self._text
         self.called = 0
 
@@ -96,7 +97,7 @@ class CallReader:
     def rest(self) -> str:
         """What was held back, at the end of the answer."""
         held, self._held = self._held, ""
-        return self._visible(held if held.strip(self._style.between + _SPACES) or not self.called else "")
+        return self._visible("" if self._behind and not held.strip(self._style.between + _SPACES) else held)
 
     def with_calls(self, piece: Piece) -> Iterator[Piece]:
         """A piece of the engine's with what it adds to text and calls. The end is a piece of its own, called or not."""
@@ -131,10 +132,12 @@ class CallReader:
         begin = self._style.begin
         place = self._held.find(begin)
         end = place if place >= 0 else len(self._held) - _overlap(self._held, begin)
-        if not self.called or self._held[:end].strip():
+        if self._behind and not self._held[:end].strip():
+            if place >= 0:
+                self._take(end)  # spaces between two calls
+        else:
             shown.append(self._take(end))
-        elif place >= 0:
-            self._take(end)  # spaces between two calls
+            self._behind = False
         if place < 0:
             return False
         self._state = self._calls
@@ -167,10 +170,14 @@ class CallReader:
         style, letter, said = self._style, self._held[self._at], self._held[self._at : self._at + _LONGEST]
         for marker in filter(None, (style.end, style.begin)):
             if said.startswith(marker):
+                if marker == style.end and not self._behind:
+                    return False
                 self._at += len(marker)
                 if marker == style.end:
                     self._take(self._at)
                     self._state = self._text
+                else:
+                    self._behind = False
                 return True
             if marker.startswith(said):
                 return None
@@ -215,12 +222,13 @@ class CallReader:
             parts.append(CallPart(self.called, "", secrets.token_hex(_ID_LETTERS)[:_ID_LETTERS], name))
             parts.append(CallPart(self.called, arguments))
         self.called += 1
+        self._behind = True
         return True
 
     def _is_text(self, shown: list[str]) -> bool:
         """What was taken for a call is text, as far as it has been read."""
         shown.append(self._take(self._at))
-        self._function = ""
+        self._behind, self._function = False, ""
         self._state = self._text if self._style in (TAGGED, LISTED, NAMED) else self._plain
         return True
 
