@@ -6,10 +6,10 @@ Each turns a request into a prompt and its sampling; what all endpoints do with 
 import base64
 import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 from starlette.requests import Request
@@ -176,13 +176,16 @@ def offer_of(tools: Sequence[Tool], *, off: bool, must: bool, named: str | None,
     return None if off or not tools else Offer(tuple(tools), must=must, several=several)
 
 
+_NO_PARAMETERS: Final[Mapping[str, Any]] = {"type": "object", "properties": {}, "additionalProperties": False}
+
+
 def _tool(function: Function) -> Tool:
     return tool_of(function.name, function.description, function.parameters, strict=function.strict)
 
 
-def tool_of(name: str, description: str | None, parameters: dict[str, Any] | None, *, strict: bool | None) -> Tool:
+def tool_of(name: str, description: str | None, parameters: Mapping[str, Any] | None, *, strict: bool | None) -> Tool:
     """A function as requests describe it."""
-    schema = {"type": "object", **(parameters or {"properties": {}})}
+    schema = _NO_PARAMETERS if parameters is None else {"type": "object", **parameters}
     return Tool(name, description or "", schema, strict=bool(strict))
 
 
