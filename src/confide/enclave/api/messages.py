@@ -221,7 +221,9 @@ class MessageShape(BlockShape):
         """As `Shape.whole`."""
         [choice] = choices
         content: list[Object] = [{"type": "text", "text": choice.text}] if choice.text or not choice.calls else []
-        content += [_call(call.id, call.name) | {"input": msgspec.json.decode(call.arguments)} for call in choice.calls]
+        content += [
+            _call(call.id, call.name) | {"input": msgspec.Raw(call.arguments.encode())} for call in choice.calls
+        ]
         return self._head | {"content": content} | _stopped(choice.finish, choice.stop) | {"usage": _usage(usage)}
 
     def failed(self, error: ConfideError) -> Iterable[bytes]:
