@@ -34,7 +34,9 @@ def _follow(form: Form) -> None:
 
 def schema(data: bytes) -> None:
     """A schema of `response_format`, and of a function, and the first letters of an answer."""
-    body = b'{"model":"","messages":[{"role":"user","content":""}],"response_format":{"type":"json_schema","json_schema":'
+    body = (
+        b'{"model":"","messages":[{"role":"user","content":""}],"response_format":{"type":"json_schema","json_schema":'
+    )
     asked = parse(body + b'{"name":"a","schema":' + data + b"}}}", ChatRequest)
     found: Any = asked.response_format
     if asked.response_format is None or found.json_schema.schema is None:

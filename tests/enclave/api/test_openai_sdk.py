@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from pydantic import BaseModel
 
 from confide.enclave.api.answer import Serving
 from confide.enclave.api.app import api_app
@@ -96,7 +97,7 @@ def test_errors_are_openais(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         client.completions.create(model="echo", prompt="word", max_tokens=1000, stream=True)
     assert caught.value.code == "context_length_exceeded"
-    for harmful in ({"top_logprobs": 2}, {"tools": [{"type": "function"}]}, {"presence_penalty": 2.5}):
+    for harmful in ({"top_logprobs": 2}, {"functions": [{"name": "f"}]}, {"presence_penalty": 2.5}):
         with pytest.raises(openai.BadRequestError) as caught:
             client.chat.completions.create(model="echo", messages=MESSAGES, **harmful)
         assert caught.value.param == next(iter(harmful))
@@ -212,6 +213,22 @@ def test_a_form_reaches_the_engine(client: openai.OpenAI, engine: FakeEngine) ->
     assert engine.asked[-1].form is not None
     client.chat.completions.create(model="echo", messages=MESSAGES, response_format={"type": "text"})
     assert engine.asked[-1].form is None
+
+
+class Pair(BaseModel):
+    """As people write them."""
+
+    left: int
+    right: str | None
+
+
+def test_the_sdks_own_forms_are_taken_and_parsed(client: openai.OpenAI) -> None:
+    with serving(api_app(Serving(FakeEngine(says='{"left": 1, "right": null}')))) as url:
+        own = openai.OpenAI(base_url=url + "/v1", api_key="none", max_retries=0)
+        parsed = own.chat.completions.parse(model="echo", messages=MESSAGES, response_format=Pair)
+        assert parsed.choices[0].message.parsed == Pair(left=1, right=None)
+        with own.chat.completions.stream(model="echo", messages=MESSAGES, response_format=Pair) as stream:
+            assert stream.get_final_completion().choices[0].message.parsed == Pair(left=1, right=None)
 
 
 def test_what_an_engine_cannot_do_is_refused_by_name() -> None:

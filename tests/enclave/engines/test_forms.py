@@ -5,6 +5,7 @@ import contextlib
 import json
 import random
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jsonschema
@@ -223,7 +224,7 @@ def test_what_takes_long_to_compile_is_refused(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_an_answer_that_takes_much_memory_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guides, "_LIMITS", guides.LLParserLimits(max_lexer_states=40, verbose_errors=False))
+    monkeypatch.setattr(guides, "LIMITS", guides.LLParserLimits(max_lexer_states=40, verbose_errors=False))
     made = guide({"type": "string", "pattern": "^[ab]*a[ab]{20}c$"})
     made.read('"', ended=False)
     with pytest.raises(RequestRefused):
@@ -270,9 +271,12 @@ def test_a_model_without_the_tokens_for_a_form() -> None:
 
 def test_llama_cpp_that_answers_freely_is_found_out(gguf_bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """As it does where it cannot compile a grammar."""
-    engine: Any = gguf_bench.make()
-    complete = engine._complete
-    monkeypatch.setattr(engine, "_complete", lambda request: complete(request | {"grammar": ""}))
+    complete = gguf_bench.counting.handle_completions
+
+    def freely(request: dict[str, Any], deliver: Callable[[dict[str, Any]], bool]) -> None:
+        complete(request | {"grammar": ""}, deliver)
+
+    monkeypatch.setattr(gguf_bench.counting, "handle_completions", freely)
     with pytest.raises(RequestRefused):
         formed(gguf_bench, {"type": "object"}, 0)
 

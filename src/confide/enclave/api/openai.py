@@ -3,10 +3,10 @@
 import base64
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 from starlette.requests import Request
@@ -152,8 +152,11 @@ def _offer(asked: ChatRequest) -> Offer | None:
     return Offer(tuple(tools), must=choice not in (None, "auto"), several=asked.parallel_tool_calls is not False)
 
 
+_NO_PARAMETERS: Final[Mapping[str, Any]] = {"type": "object", "properties": {}, "additionalProperties": False}
+
+
 def _tool(function: Function) -> Tool:
-    parameters = {"type": "object", **(function.parameters or {"properties": {}})}
+    parameters = _NO_PARAMETERS if function.parameters is None else {"type": "object", **function.parameters}
     return Tool(function.name, function.description or "", parameters, strict=bool(function.strict))
 
 
