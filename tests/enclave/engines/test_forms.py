@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.enclave.engines.conftest import PROMPT, Answer, Bench, answer
 
-from confide.enclave.api.calls import OWN, TAGGED, CallReader, form_of, whole_calls
+from confide.enclave.api.calls import BARE, OWN, TAGGED, CallReader, Style, form_of, whole_calls
 from confide.enclave.engines import guides
 from confide.enclave.engines.engine import Engine, Sampling
 from confide.enclave.engines.forms import MAX_BYTES, MAX_COUNT, MAX_DEPTH, MAX_JOINED, MAX_PATTERNS, Form
@@ -307,20 +307,25 @@ def test_a_call_that_must_be_made_keeps_to_its_function(bench: Bench, several: b
 
 
 @pytest.mark.parametrize(
-    ("text", "kept"),
+    ("style", "text", "kept"),
     [
-        ("<b> and <tool_c", True),
-        ('Well: <tool_call>\n{"name": "send", "arguments": {"n":7}}\n</tool_call>\n<tool_call>', True),
-        ('<tool_call>{"name":"look_up","arguments":{"w":"abc"}}</tool_call> So.', True),
-        ('<tool_call>{"name": "rm', False),
-        ('<tool_call>{"name": "send", "arguments": {"n":77', False),
-        ('<tool_call>{"name": "look_up", "arguments": {"w":"abcd', False),
-        ("<tool_call>send", False),
-        ('<tool_call>{"name": "send", "arguments": {"n":7}} or', False),
+        (TAGGED, "<b> and <tool_c", True),
+        (TAGGED, 'Well: <tool_call>\n{"name": "send", "arguments": {"n":7}}\n</tool_call>\n<tool_call>', True),
+        (TAGGED, '<tool_call>{"name":"look_up","arguments":{"w":"abc"}}</tool_call> So.', True),
+        (TAGGED, '<tool_call>{"name": "rm', False),
+        (TAGGED, '<tool_call>{"name": "send", "arguments": {"n":77', False),
+        (TAGGED, '<tool_call>{"name": "look_up", "arguments": {"w":"abcd', False),
+        (TAGGED, "<tool_call>send", False),
+        (TAGGED, '<tool_call>{"name": "send", "arguments": {"n":7}} or', False),
+        (BARE, "Well, {1}", True),
+        (BARE, '{"name": "send", "parameters": {"n":7}}; {"name":"look_up","parameters":{"w":"abc"}}', True),
+        (BARE, '{"name": "send", "parameters": {"n":77', False),
+        (BARE, '{"name": "send", "arguments": ', False),
+        (BARE, ' {"name": "send", "parameters": {"n":77', False),
     ],
 )
-def test_calls_within_a_text_keep_to_their_functions(text: str, kept: bool) -> None:
-    made = asyncio.run(BYTES.guide(form_of(Offer(TOOLS), TAGGED, "tools")))
+def test_calls_within_a_text_keep_to_their_functions(style: Style, text: str, kept: bool) -> None:
+    made = asyncio.run(BYTES.guide(form_of(Offer(TOOLS), style, "tools")))
     if kept:
         return made.read(text, ended=False)
     with pytest.raises(RequestRefused):
