@@ -36,6 +36,7 @@ class FakeEngine:
         self.facts = EngineFacts("echo", "fake", "none", context, parallel=parallel, cannot=cannot, template=template)
         self.says = says
         self.prompts: list[str] = []
+        self.turns: list[Sequence[Message]] = []
         self.pause = pause
         self.broken = broken
         self.running = 0
@@ -47,6 +48,7 @@ class FakeEngine:
 
     async def read(self, asked: str | Sequence[Message], tools: Sequence[Tool] = ()) -> Prompt:
         if not isinstance(asked, str):
+            self.turns.append(asked)
             asked = " | ".join(f"{message.role}: {message.content}" for message in asked)
             if tools and "tools" not in self.facts.template:
                 raise RequestRefused("No tools here; leave them out.", "tools")

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from starlette.testclient import TestClient
 from tests.enclave.fake_engine import FakeEngine
 from tests.enclave.serving import serving
+from tests.scripted import byte_level, fast
 
 from confide.enclave.api.answer import Serving
 from confide.enclave.api.app import api_app
@@ -30,7 +31,9 @@ from confide.enclave.api.calls import (
     whole_calls,
 )
 from confide.enclave.engines.engine import Message
+from confide.enclave.engines.prompts import Prompts
 from confide.enclave.engines.tools import Offer, Tool, ToolCall
+from confide.errors import RequestRefused
 
 CHAT = "/v1/chat/completions"
 OFFER = Offer((Tool("look_up"), Tool("send")))
@@ -159,6 +162,29 @@ def test_a_conversation_that_tells_of_tools_itself() -> None:
     assert told[2].content == '[{"id":"1","name":"send","arguments":{"a":1}}]'
     assert "done" in told[3].content
     assert told_plainly(turns[1:2], OFFER)[0].role == "system"
+
+
+def test_a_template_gets_calls_and_results_as_it_expects_them() -> None:
+    tokenizer = fast(byte_level())
+    tokenizer.chat_template = (
+        "{% for t in tools %}{{ t.function.name }}:{{ t.function.parameters.type }} {% endfor %}"
+        "{% for m in messages %}{{ m.role }}{{ m.name }}{% for c in m.tool_calls %}"
+        "{{ c.function.name }}({{ c.function.arguments.a.b }}){% endfor %}{{ m.content }};{% endfor %}"
+    )
+    turns = [
+        Message("user", "hi"),
+        Message("assistant", "", (ToolCall("1", "send", '{"a":{"b":7}}'),)),
+        Message("tool", "done", call_id="1"),
+    ]
+    prompts = Prompts(tokenizer, 512, by_text=False)
+    told = prompts.render(turns, OFFER.tools)
+    assert told == "look_up:object send:object userhi;assistantsend(7);toolsenddone;"
+    with pytest.raises(RequestRefused):
+        prompts.render([Message("assistant", "", (ToolCall("1", "send", "[" * 100_000),))])
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    with pytest.raises(RequestRefused) as refusal:
+        prompts.render(turns, OFFER.tools)
+    assert refusal.value.field == "tools"
 
 
 WEATHER = {

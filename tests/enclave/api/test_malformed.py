@@ -14,6 +14,8 @@ from confide.channel.keys import ChannelKey
 from confide.channel.middleware import EncryptedChannel
 from confide.enclave.api.answer import Serving
 from confide.enclave.api.app import api_app
+from confide.enclave.api.messages import CountRequest, MessageRequest
+from confide.enclave.api.responses import ResponseRequest
 from confide.enclave.api.schemas import (
     ChatRequest,
     CompletionRequest,
@@ -29,15 +31,19 @@ from ..fake_engine import FakeEngine
 APP = api_app(Serving(FakeEngine()))
 KEY = ChannelKey()
 CHANNEL = EncryptedChannel(APP, KEY, body_bytes=1 << 20, body_seconds=1)
-PATHS = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/generate", "/chat"]
+PATHS = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages",
+         "/v1/messages/count_tokens", "/generate", "/chat"]  # fmt: skip
 FIELDS = ["model", "messages", "prompt", "query", "input", "history", "stream", "stream_options", "max_tokens",
           "temperature", "top_p", "stop", "seed", "n", "tools", "logprobs", "encoding_format", "role", "content",
           "type", "text", "include_usage", "max_completion_tokens",
           "logit_bias", "top_logprobs", "best_of", "echo", "min_p", "presence_penalty", "5",
-          "response_format", "json_schema", "schema", "name"]  # fmt: skip
+          "response_format", "json_schema", "schema", "name",
+          "instructions", "include", "tool_choice", "call_id", "arguments", "output", "system", "stop_sequences",
+          "input_schema", "tool_use_id", "id", "format"]  # fmt: skip
 LEAVES = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8),
-    st.sampled_from(["echo", "user", "system", "text", "aGk=", "float", 1, 0.5, 10**400]),
+    st.sampled_from(["echo", "user", "system", "text", "aGk=", "float", 1, 0.5, 10**400, "message", "tool_use",
+                     "tool_result", "function_call", "function", "{}"]),
 )  # fmt: skip
 VALUES = st.recursive(
     LEAVES,
@@ -48,6 +54,9 @@ VALID: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"model": "echo", "messages": [{"role": "user", "content": "hi"}]},
     "/v1/completions": {"model": "echo", "prompt": "hi"},
     "/v1/embeddings": {"model": "echo", "input": "hi"},
+    "/v1/responses": {"model": "echo", "input": "hi"},
+    "/v1/messages": {"model": "echo", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 9},
+    "/v1/messages/count_tokens": {"model": "echo", "messages": [{"role": "user", "content": "hi"}]},
     "/generate": {"query": "hi"},
     "/chat": {"prompt": "aGk="},
 }
@@ -65,7 +74,8 @@ def check(path: str, body: bytes) -> None:
     response = post(path, body)
     assert response.status_code == 200 or 400 <= response.status_code < 500
     if response.status_code != 200:
-        assert {"message", "type", "param", "code"} == response.json()["error"].keys()
+        fields = {"message", "type"} if path.startswith("/v1/messages") else {"message", "type", "param", "code"}
+        assert response.json()["error"].keys() == fields
 
 
 @settings(deadline=None, max_examples=100)
@@ -144,7 +154,43 @@ def test_the_field_to_blame_is_named(change: dict[str, Any], field: str) -> None
     assert field.rsplit(".", 1)[-1] in error["message"] or field == "max_tokens"
 
 
-@pytest.mark.parametrize("kind", [ChatRequest, CompletionRequest, EmbeddingRequest, GenerateRequest, PromptRequest])
+HIDDEN = "\x1b[2Jhidden"
+
+
+@pytest.mark.parametrize(
+    ("path", "change"),
+    [
+        ("/v1/chat/completions", {"response_format": {"type": HIDDEN}}),
+        ("/v1/chat/completions", {"messages": [{"role": HIDDEN, "content": "a"}]}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": [{"type": HIDDEN, "text": "a"}]}]}),
+        ("/v1/chat/completions", {"tool_choice": HIDDEN}),
+        ("/v1/responses", {"input": [{"type": HIDDEN}]}),
+        ("/v1/responses", {"text": {"format": {"type": HIDDEN}}}),
+        ("/v1/responses", {"include": [HIDDEN]}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": [{"type": HIDDEN}]}]}),
+        ("/v1/messages", {"tool_choice": {"type": HIDDEN}}),
+        ("/v1/messages", {"system": [{"type": HIDDEN}]}),
+    ],
+)
+def test_no_value_of_a_request_is_in_its_error(path: str, change: dict[str, Any]) -> None:
+    response = post(path, json.dumps(VALID[path] | change).encode())
+    assert response.status_code == 400
+    assert "hidden" not in response.text
+
+
+KINDS = [
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    ResponseRequest,
+    MessageRequest,
+    CountRequest,
+    GenerateRequest,
+    PromptRequest,
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("body", [b"[" * 100_000, b'{"a":' * 100_000, b'"\\ud800"', b"\xff", b"NaN", b"1e999", b""])
 def test_what_parsers_stumble_over(kind: type, body: bytes) -> None:
     with pytest.raises(RequestRefused):

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from pydantic import BaseModel
 
 from confide.enclave.api.answer import Serving
 from confide.enclave.api.app import api_app
@@ -143,9 +144,10 @@ def test_a_stream_is_what_the_whole_answer_is(client: openai.OpenAI) -> None:
 
 
 def test_a_prompt_beyond_the_context_is_refused_before_a_stream_begins(client: openai.OpenAI) -> None:
+    long: Any = [{"role": "user", "content": "word " * 1100}]
     for stream in (False, True):
         with pytest.raises(openai.BadRequestError, match=r"has 1\d{3} tokens, and 999 are taken") as caught:
-            client.chat.completions.create(model="echo", messages=MESSAGES[1:] * 500, stream=stream)
+            client.chat.completions.create(model="echo", messages=long, stream=stream)
         assert caught.value.code == "context_length_exceeded"
 
 
@@ -168,7 +170,7 @@ def test_errors_are_openais(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         client.completions.create(model="echo", prompt="word", max_tokens=1000, stream=True)
     assert caught.value.code == "context_length_exceeded"
-    for harmful in ({"top_logprobs": 2}, {"tools": [{"type": "function"}]}, {"presence_penalty": 2.5}):
+    for harmful in ({"top_logprobs": 2}, {"functions": [{"name": "f"}]}, {"presence_penalty": 2.5}):
         with pytest.raises(openai.BadRequestError) as caught:
             client.chat.completions.create(model="echo", messages=MESSAGES, **harmful)
         assert str(caught.value.param).startswith(next(iter(harmful)))
@@ -284,6 +286,22 @@ def test_a_form_reaches_the_engine(client: openai.OpenAI, engine: FakeEngine) ->
     assert engine.asked[-1].form is not None
     client.chat.completions.create(model="echo", messages=MESSAGES, response_format={"type": "text"})
     assert engine.asked[-1].form is None
+
+
+class Pair(BaseModel):
+    """As people write them."""
+
+    left: int
+    right: str | None
+
+
+def test_the_sdks_own_forms_are_taken_and_parsed(client: openai.OpenAI) -> None:
+    with serving(api_app(Serving(FakeEngine(says='{"left": 1, "right": null}')))) as url:
+        own = openai.OpenAI(base_url=url + "/v1", api_key="none", max_retries=0)
+        parsed = own.chat.completions.parse(model="echo", messages=MESSAGES, response_format=Pair)
+        assert parsed.choices[0].message.parsed == Pair(left=1, right=None)
+        with own.chat.completions.stream(model="echo", messages=MESSAGES, response_format=Pair) as stream:
+            assert stream.get_final_completion().choices[0].message.parsed == Pair(left=1, right=None)
 
 
 def test_what_an_engine_cannot_do_is_refused_by_name() -> None:

@@ -135,6 +135,8 @@ def test_probabilities(client: openai.OpenAI) -> None:
         {"background": True},
         {"truncation": "auto"},
         {"tools": [{"type": "web_search"}]},
+        {"text": {"verbosity": "high"}},
+        {"text": {"format": {"type": "json_schema", "name": "x"}}},
         {"tool_choice": "required"},
         {"prompt": {"id": "pmpt_1"}},
         {"reasoning": {"effort": "high"}},
@@ -143,7 +145,7 @@ def test_probabilities(client: openai.OpenAI) -> None:
         {"stop": "x"},
         {"something_new": 1},
     ],
-    ids=lambda more: next(iter(more)),
+    ids=str,
 )
 def test_what_is_not_offered_is_refused_by_name(plain: TestClient, engine: FakeEngine, more: dict[str, Any]) -> None:
     before = len(engine.asked)
@@ -173,10 +175,14 @@ def test_what_changes_nothing_passes(plain: TestClient, more: dict[str, Any]) ->
         ({"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}, "input_image"),
         ({"role": "user", "content": [{"type": "input_file", "file_id": "x"}]}, "input_file"),
         ({"type": "item_reference", "id": "x"}, "item_reference"),
-        ({"type": "function_call_output", "call_id": "x", "output": "y"}, "function_call_output"),
+        ({"type": "reasoning", "summary": []}, "reasoning"),
         ({"role": "tool", "content": "x"}, "input[0].role"),
+        ({"type": "function_call", "call_id": "x", "name": "y", "arguments": "[]"}, "input[0]"),
+        ({"type": "function_call", "call_id": "x", "name": "y"}, "input[0]"),
+        ({"type": "function_call_output", "call_id": "x", "output": "y", "role": "user"}, "input[0]"),
+        ({"role": "user"}, "input[0]"),
     ],
-    ids=["image", "file", "reference", "tool", "role"],
+    ids=["image", "file", "reference", "reasoning", "role", "arguments", "call", "output", "content"],
 )
 def test_other_items_are_refused_by_name(plain: TestClient, item: dict[str, Any], named: str) -> None:
     refused = plain.post(PATH, json={"model": "echo", "input": [item]})

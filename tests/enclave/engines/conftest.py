@@ -47,12 +47,13 @@ async def answer(engine: Engine, prompt: str, sampling: Sampling) -> Answer:
 class Bench:
     """An engine under test. computed: tokens that it has computed so far, whoever waits for them.
 
-    server: llama.cpp's own, where the engine has one.
+    server: llama.cpp's own, where the engine has one. counting: what stands before it.
     """
 
     make: Callable[[], Engine]
     computed: Callable[[], int]
     server: Any = None
+    counting: Any = None
 
     def run(self, work: Callable[[Engine], Coroutine[Any, Any, T]]) -> T:
         """Run a coroutine with the engine."""
@@ -113,7 +114,7 @@ def gguf_bench(gguf_file: Path) -> Iterator[Bench]:
     with mock.patch.object(xllamacpp, "Server", counted):
         engine = GgufEngine(gguf_file, "demo", threads=1)
     (counting,) = made
-    yield Bench(lambda: engine, lambda: counting.chunks, counting.server)
+    yield Bench(lambda: engine, lambda: counting.chunks, counting.server, counting)
     asyncio.run(engine.close())
 
 

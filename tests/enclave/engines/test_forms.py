@@ -5,6 +5,7 @@ import contextlib
 import json
 import random
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jsonschema
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.enclave.engines.conftest import PROMPT, Answer, Bench, answer
 
-from confide.enclave.api.calls import OWN, TAGGED, CallReader, form_of, whole_calls
+from confide.enclave.api.calls import BARE, OWN, TAGGED, CallReader, Style, form_of, whole_calls
 from confide.enclave.engines import guides
 from confide.enclave.engines.engine import Engine, Sampling
 from confide.enclave.engines.forms import MAX_BYTES, MAX_COUNT, MAX_DEPTH, MAX_JOINED, MAX_PATTERNS, Form
@@ -223,7 +224,7 @@ def test_what_takes_long_to_compile_is_refused(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_an_answer_that_takes_much_memory_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guides, "_LIMITS", guides.LLParserLimits(max_lexer_states=40, verbose_errors=False))
+    monkeypatch.setattr(guides, "LIMITS", guides.LLParserLimits(max_lexer_states=40, verbose_errors=False))
     made = guide({"type": "string", "pattern": "^[ab]*a[ab]{20}c$"})
     made.read('"', ended=False)
     with pytest.raises(RequestRefused):
@@ -270,9 +271,12 @@ def test_a_model_without_the_tokens_for_a_form() -> None:
 
 def test_llama_cpp_that_answers_freely_is_found_out(gguf_bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """As it does where it cannot compile a grammar."""
-    engine: Any = gguf_bench.make()
-    complete = engine._complete
-    monkeypatch.setattr(engine, "_complete", lambda request: complete(request | {"grammar": ""}))
+    complete = gguf_bench.counting.handle_completions
+
+    def freely(request: dict[str, Any], deliver: Callable[[dict[str, Any]], bool]) -> None:
+        complete(request | {"grammar": ""}, deliver)
+
+    monkeypatch.setattr(gguf_bench.counting, "handle_completions", freely)
     with pytest.raises(RequestRefused):
         formed(gguf_bench, {"type": "object"}, 0)
 
@@ -303,20 +307,25 @@ def test_a_call_that_must_be_made_keeps_to_its_function(bench: Bench, several: b
 
 
 @pytest.mark.parametrize(
-    ("text", "kept"),
+    ("style", "text", "kept"),
     [
-        ("<b> and <tool_c", True),
-        ('Well: <tool_call>\n{"name": "send", "arguments": {"n":7}}\n</tool_call>\n<tool_call>', True),
-        ('<tool_call>{"name":"look_up","arguments":{"w":"abc"}}</tool_call> So.', True),
-        ('<tool_call>{"name": "rm', False),
-        ('<tool_call>{"name": "send", "arguments": {"n":77', False),
-        ('<tool_call>{"name": "look_up", "arguments": {"w":"abcd', False),
-        ("<tool_call>send", False),
-        ('<tool_call>{"name": "send", "arguments": {"n":7}} or', False),
+        (TAGGED, "<b> and <tool_c", True),
+        (TAGGED, 'Well: <tool_call>\n{"name": "send", "arguments": {"n":7}}\n</tool_call>\n<tool_call>', True),
+        (TAGGED, '<tool_call>{"name":"look_up","arguments":{"w":"abc"}}</tool_call> So.', True),
+        (TAGGED, '<tool_call>{"name": "rm', False),
+        (TAGGED, '<tool_call>{"name": "send", "arguments": {"n":77', False),
+        (TAGGED, '<tool_call>{"name": "look_up", "arguments": {"w":"abcd', False),
+        (TAGGED, "<tool_call>send", False),
+        (TAGGED, '<tool_call>{"name": "send", "arguments": {"n":7}} or', False),
+        (BARE, "Well, {1}", True),
+        (BARE, '{"name": "send", "parameters": {"n":7}}; {"name":"look_up","parameters":{"w":"abc"}}', True),
+        (BARE, '{"name": "send", "parameters": {"n":77', False),
+        (BARE, '{"name": "send", "arguments": ', False),
+        (BARE, ' {"name": "send", "parameters": {"n":77', False),
     ],
 )
-def test_calls_within_a_text_keep_to_their_functions(text: str, kept: bool) -> None:
-    made = asyncio.run(BYTES.guide(form_of(Offer(TOOLS), TAGGED, "tools")))
+def test_calls_within_a_text_keep_to_their_functions(style: Style, text: str, kept: bool) -> None:
+    made = asyncio.run(BYTES.guide(form_of(Offer(TOOLS), style, "tools")))
     if kept:
         return made.read(text, ended=False)
     with pytest.raises(RequestRefused):

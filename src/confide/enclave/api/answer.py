@@ -161,12 +161,7 @@ async def begin(
 ) -> Answer:
     """An answer whose first piece is there, so that all that can be wrong with the request has been said."""
     started = time.monotonic()
-    facts = serving.engine.facts
-    _require_able(facts, fields, wanted)
-    plan = CallPlan.of(wanted.offer, facts.template, free="response_format" not in facts.cannot)
-    wanted = replace(wanted, form=wanted.form or plan.form)
-    if wanted.form is not None and fields.stop:
-        raise RequestRefused("`stop` could cut an answer that must have a form; leave it out.", "stop")
+    plan, wanted = planned(serving.engine.facts, fields, wanted)
     prompt = await while_connected(request, plan.read(serving.engine, asked))
     prompt_tokens = len(prompt.tokens)
     sampling = replace(_sampling(serving, prompt_tokens, fields, wanted), markers=plan.style.markers)
@@ -179,6 +174,16 @@ async def begin(
     serving.metrics.first_piece.observe(time.monotonic() - started)
     serving.metrics.prompt_tokens.add(prompt_tokens)
     return Answer(prompt_tokens, wanted, first, parts, serving.metrics)
+
+
+def planned(facts: EngineFacts, fields: SamplingFields, wanted: Wanted) -> tuple[CallPlan, Wanted]:
+    """What to do about calls of tools, and what is wanted then. RequestRefused for what an engine cannot do."""
+    _require_able(facts, fields, wanted)
+    plan = CallPlan.of(wanted.offer, facts.template, free="response_format" not in facts.cannot)
+    wanted = replace(wanted, form=wanted.form or plan.form)
+    if wanted.form is not None and fields.stop:
+        raise RequestRefused("`stop` could cut an answer that must have a form; leave it out.", "stop")
+    return plan, wanted
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, _Result]) -> _Result:

@@ -375,7 +375,16 @@ def _tagged_answer(several: bool) -> list[str]:
     ]
 
 
-_ANSWERS: Final[Mapping[Style, Callable[[bool], list[str]]]] = {OWN: _own_answer, TAGGED: _tagged_answer}
+def _bare_answer(several: bool) -> list[str]:
+    more = f'(";" " "? call){{0,{MAX_CALLS - 1}}}' if several else ""
+    return [f"start: text | call {more}", "text: TEXT?", "TEXT: /[^{ \\n\\r\\t](.|\\n)*/"]
+
+
+_ANSWERS: Final[Mapping[Style, Callable[[bool], list[str]]]] = {
+    OWN: _own_answer,
+    TAGGED: _tagged_answer,
+    BARE: _bare_answer,
+}
 
 
 def told_plainly(messages: Sequence[Message], offer: Offer) -> list[Message]:

@@ -25,6 +25,10 @@ def event(data: Any, name: str = "", number: int = 0) -> bytes:
     return line + b" " * (-(len(line) + 2) % _GRAIN) + b"\n\n"
 
 
+KEEP_ALIVE: Final = b":" + b" " * (_GRAIN - 3) + b"\n\n"
+"""A comment in place of an event."""
+
+
 class EventStream(StreamingResponse):
     """Sends events as they come. However it ends, the engine's work on the answer ends with it."""
 

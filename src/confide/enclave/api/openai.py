@@ -6,10 +6,10 @@ Each turns a request into a prompt and its sampling; what all endpoints do with 
 import base64
 import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 from starlette.requests import Request
@@ -153,26 +153,40 @@ def _form(format: PlainFormat | JsonFormat | SchemaFormat | None) -> Form | None
 
 
 def _offer(asked: ChatRequest) -> Offer | None:
-    """What tools may be called, and must be."""
-    choice, tools = asked.tool_choice, [_tool(one.function) for one in asked.tools or ()]
+    choice = asked.tool_choice
+    tools = [_tool(one.function) for one in asked.tools or ()]
+    named = choice.function.name if isinstance(choice, NamedTool) else None
+    must = choice not in (None, "none", "auto")
+    return offer_of(tools, off=choice == "none", must=must, named=named, several=asked.parallel_tool_calls is not False)
+
+
+def offer_of(tools: Sequence[Tool], *, off: bool, must: bool, named: str | None, several: bool) -> Offer | None:
+    """What tools may be called. off: none of them. must: one at least, and `named` alone where it is given.
+
+    RequestRefused for two of one name, and where a call is required of what is not there.
+    """
     if len({tool.name for tool in tools}) < len(tools):
         raise RequestRefused("`tools` has two functions of one name; rename one.", "tools")
-    if isinstance(choice, NamedTool):
-        tools = [tool for tool in tools if tool.name == choice.function.name]
-    if not tools:
-        if choice not in (None, "none", "auto"):
-            raise RequestRefused(
-                "`tool_choice` requires a call of what `tools` does not have; add it there.", "tool_choice"
-            )
-        return None
-    if choice == "none":
-        return None
-    return Offer(tuple(tools), must=choice not in (None, "auto"), several=asked.parallel_tool_calls is not False)
+    if named is not None:
+        tools = [tool for tool in tools if tool.name == named]
+    if must and not tools:
+        raise RequestRefused(
+            "`tool_choice` requires a call of what `tools` does not have; add it there.", "tool_choice"
+        )
+    return None if off or not tools else Offer(tuple(tools), must=must, several=several)
+
+
+_NO_PARAMETERS: Final[Mapping[str, Any]] = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
 def _tool(function: Function) -> Tool:
-    parameters = {"type": "object", **(function.parameters or {"properties": {}})}
-    return Tool(function.name, function.description or "", parameters, strict=bool(function.strict))
+    return tool_of(function.name, function.description, function.parameters, strict=function.strict)
+
+
+def tool_of(name: str, description: str | None, parameters: Mapping[str, Any] | None, *, strict: bool | None) -> Tool:
+    """A function as requests describe it."""
+    schema = _NO_PARAMETERS if parameters is None else {"type": "object", **parameters}
+    return Tool(name, description or "", schema, strict=bool(strict))
 
 
 def _with_usage(asked: StreamFields) -> bool:

@@ -17,11 +17,25 @@ from starlette.responses import Response
 
 from confide.enclave.api.answer import Choice, Serving, Wanted, read
 from confide.enclave.api.events import event
-from confide.enclave.api.openai import require_model, respond
+from confide.enclave.api.openai import offer_of, require_model, respond, tool_of
 from confide.enclave.api.problems import problem
-from confide.enclave.api.schemas import MAX_MESSAGES, MAX_PARTS, SamplingFields
-from confide.enclave.api.shapes import Object, Shape, told
-from confide.enclave.engines.engine import Chosen, FinishReason, Message, Piece
+from confide.enclave.api.schemas import (
+    MAX_MESSAGES,
+    MAX_PARTS,
+    MAX_TOOLS,
+    CallId,
+    Function,
+    FunctionName,
+    JsonFormat,
+    JsonSchema,
+    MadeFunction,
+    PlainFormat,
+    SamplingFields,
+)
+from confide.enclave.api.shapes import BlockShape, Object, told
+from confide.enclave.engines.engine import Chosen, FinishReason, Message
+from confide.enclave.engines.forms import Form
+from confide.enclave.engines.tools import CallPart, Offer, ToolCall
 from confide.errors import ConfideError, RequestRefused
 
 _LOGPROBS: Final = "message.output_text.logprobs"
@@ -42,32 +56,79 @@ class InputPart(msgspec.Struct, forbid_unknown_fields=True):
     prompt_cache_breakpoint: Any = None
 
 
-class InputItem(msgspec.Struct, forbid_unknown_fields=True):
-    """A turn of the conversation; messages are the only items here. id, status and phase are what answers have."""
+_Content = str | Annotated[list[InputPart], Meta(max_length=MAX_PARTS)]
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[InputPart], Meta(max_length=MAX_PARTS)]
-    type: Literal["message"] = "message"
+
+class InputItem(msgspec.Struct, forbid_unknown_fields=True):
+    """A turn of the conversation, a call in an earlier answer, or its result. id, status and phase have no effect."""
+
+    type: Literal["message", "function_call", "function_call_output"] = "message"
+    role: Literal["system", "developer", "user", "assistant"] | None = None
+    content: _Content | None = None
+    call_id: CallId | None = None
+    name: FunctionName | None = None
+    arguments: str | None = None
+    output: _Content | None = None
     id: str | None = None
     status: str | None = None
     phase: str | None = None
+    caller: None = None
+    namespace: None = None
 
-    @property
-    def text(self) -> str:
-        """All parts, joined."""
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+    def __post_init__(self) -> None:
+        given = {name for name in _ITEM_FIELDS if getattr(self, name) is not None}
+        if given != _FIELDS_OF[self.type]:
+            raise ValueError(f"Expected the fields of a {self.type} and no others")
+        if self.name is not None and self.arguments is not None:
+            MadeFunction(self.name, self.arguments)  # whose arguments are a JSON object, or it raises
+
+    def turn(self) -> Message:
+        """As engines take it."""
+        if self.type == "function_call":
+            return Message("assistant", "", (ToolCall(self.call_id or "", self.name or "", self.arguments or ""),))
+        if self.type == "function_call_output":
+            return Message("tool", _joined(self.output), call_id=self.call_id or "")
+        role = "user" if self.role is None else self.role
+        return Message("system" if role == "developer" else role, _joined(self.content))
 
 
-class PlainText(msgspec.Struct, forbid_unknown_fields=True):
-    """Text without a form."""
+_ITEM_FIELDS: Final = ("role", "content", "call_id", "name", "arguments", "output")
+_FIELDS_OF: Final[Mapping[str, set[str]]] = {
+    "message": {"role", "content"},
+    "function_call": {"call_id", "name", "arguments"},
+    "function_call_output": {"call_id", "output"},
+}
 
-    type: Literal["text"] = "text"
+
+def _joined(content: _Content | None) -> str:
+    return content if isinstance(content, str) else "".join(part.text for part in content or ())
+
+
+class ResponseTool(Function, kw_only=True, forbid_unknown_fields=True):
+    """A function that may be called."""
+
+    type: Literal["function"]
+
+
+class ResponseToolChoice(msgspec.Struct, forbid_unknown_fields=True):
+    """The function that is to be called."""
+
+    type: Literal["function"]
+    name: FunctionName
+
+
+class ResponseSchema(JsonSchema, tag_field="type", tag="json_schema", forbid_unknown_fields=True):
+    """JSON by a schema."""
+
+    def __post_init__(self) -> None:
+        if self.schema is None:
+            raise ValueError("Expected `schema`, the form that the text must have")
 
 
 class TextConfig(msgspec.Struct, forbid_unknown_fields=True):
     """What the text is like. verbosity: the usual one alone."""
 
-    format: PlainText | None = None
+    format: PlainFormat | JsonFormat | ResponseSchema | None = None
     verbosity: Literal["medium"] | None = None
 
 
@@ -89,6 +150,9 @@ class ResponseRequest(msgspec.Struct, kw_only=True):
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = None
     text: TextConfig | None = None
+    tools: Annotated[list[ResponseTool], Meta(max_length=MAX_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ResponseToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     store: bool | None = None
     stream: bool | None = None
     stream_options: ResponseStreamOptions | None = None
@@ -110,29 +174,54 @@ class Responses:
         shows = _LOGPROBS in (asked.include or ())
         if asked.top_logprobs and not shows:
             raise RequestRefused(f"`top_logprobs` goes with `{_LOGPROBS}` in `include`; ask for both.", "top_logprobs")
-        wanted = Wanted(logprobs=(asked.top_logprobs or 0) if shows else None, limit="max_output_tokens")
-        shape = ResponseShape(asked, logprobs=shows)
+        form, offer = _form(asked.text), _offer(asked)
+        if form is not None and "response_format" in self.serving.engine.facts.cannot:
+            raise RequestRefused("`text.format` is not offered with this model; leave it out.", "text")
+        wanted = Wanted(1, 1, (asked.top_logprobs or 0) if shows else None, form, offer, "max_output_tokens")
+        shape = ResponseShape(asked, logprobs=shows, calls=offer is not None)
         return await respond(self.serving, request, _turns(asked), fields, wanted, shape, stream=bool(asked.stream))
 
 
 def _turns(asked: ResponseRequest) -> list[Message]:
+    """The conversation. Calls of one answer are one turn of the assistant's."""
     turns = [Message("system", asked.instructions)] if asked.instructions else []
     if isinstance(asked.input, str):
         return [*turns, Message("user", asked.input)]
-    said = [Message("system" if item.role == "developer" else item.role, item.text) for item in asked.input]
-    return turns + said
+    for item in asked.input:
+        turn = item.turn()
+        if turn.calls and turns and turns[-1].role == "assistant":
+            before = turns.pop()
+            turn = Message("assistant", before.content, before.calls + turn.calls)
+        turns.append(turn)
+    return turns
 
 
-class ResponseShape(Shape):
-    """Of /v1/responses: one message of one part, whose text comes in deltas. Events are numbered."""
+def _form(text: TextConfig | None) -> Form | None:
+    if text is None or text.format is None or isinstance(text.format, PlainFormat):
+        return None
+    schema = text.format.schema if isinstance(text.format, ResponseSchema) else None
+    return Form.of_schema({"type": "object"} if schema is None else schema, "text")
 
-    def __init__(self, asked: ResponseRequest, *, logprobs: bool) -> None:
+
+def _offer(asked: ResponseRequest) -> Offer | None:
+    choice = asked.tool_choice
+    tools = [tool_of(one.name, one.description, one.parameters, strict=one.strict) for one in asked.tools or ()]
+    named = choice.name if isinstance(choice, ResponseToolChoice) else None
+    must = choice not in (None, "none", "auto")
+    return offer_of(tools, off=choice == "none", must=must, named=named, several=asked.parallel_tool_calls is not False)
+
+
+class ResponseShape(BlockShape):
+    """Of /v1/responses: its items are a message of one part and calls, which come in deltas. Events are numbered."""
+
+    def __init__(self, asked: ResponseRequest, *, logprobs: bool, calls: bool) -> None:
+        super().__init__(calls=calls)
         self._logprobs = logprobs
-        self._item_id = f"msg_{secrets.token_hex(24)}"
         self._number = 0
-        self._text: list[str] = []
+        self._items: list[Object] = []
+        self._said: list[str] = []
         self._chosen: list[Chosen] = []
-        self._finish: FinishReason | None = None
+        self._reason: FinishReason | None = None
         self._head = {
             "id": f"resp_{secrets.token_hex(24)}",
             "object": "response",
@@ -143,10 +232,10 @@ class ResponseShape(Shape):
             "temperature": 1.0 if asked.temperature is None else asked.temperature,
             "top_p": 1.0 if asked.top_p is None else asked.top_p,
             "top_logprobs": asked.top_logprobs or 0,
-            "text": {"format": {"type": "text"}, "verbosity": "medium"},
-            "tools": [],
-            "tool_choice": "auto",
-            "parallel_tool_calls": True,
+            "text": {"format": _told_format(asked.text), "verbosity": "medium"},
+            "tools": msgspec.to_builtins(asked.tools or []),
+            "tool_choice": msgspec.to_builtins(asked.tool_choice or "auto"),
+            "parallel_tool_calls": asked.parallel_tool_calls is not False,
             "previous_response_id": None,
             "reasoning": {"effort": None, "summary": None},
             "truncation": "disabled",
@@ -158,66 +247,118 @@ class ResponseShape(Shape):
     def whole(self, choices: Sequence[Choice], usage: Object) -> Object:
         """As `Shape.whole`."""
         [choice] = choices
-        self._text, self._chosen, self._finish = [choice.text], list(choice.chosen), choice.finish
+        self._reason = choice.finish
+        if choice.text or not choice.calls:
+            self._items.append(self._message(choice.text, choice.chosen, self._status))
+        self._items += [
+            _call(call.id, call.name, call.arguments, self._status) | {"id": _item_id("fc")} for call in choice.calls
+        ]
         return self._ended(usage)
-
-    def opening(self, usage: Object) -> Iterable[bytes]:
-        """As `Shape.opening`."""
-        begun = self._response("in_progress", [])
-        yield self._event("response.created", response=begun)
-        yield self._event("response.in_progress", response=begun)
-        yield self._event("response.output_item.added", output_index=0, item=self._item("in_progress", []))
-        yield self._event("response.content_part.added", **self._place, part=self._part("", ()))
-
-    def part(self, index: int, piece: Piece) -> Iterable[bytes]:
-        """As `Shape.part`."""
-        self._text.append(piece.text)
-        self._chosen += piece.chosen
-        self._finish = piece.finish
-        shown = told(piece.chosen) if self._logprobs else []
-        yield self._event("response.output_text.delta", **self._place, delta=piece.text, logprobs=shown)
-
-    def closing(self, usage: Object) -> Iterable[bytes]:
-        """As `Shape.closing`."""
-        ended = self._ended(usage)
-        [item] = ended["output"]
-        [part] = item["content"]
-        yield self._event("response.output_text.done", **self._place, text=part["text"], logprobs=part["logprobs"])
-        yield self._event("response.content_part.done", **self._place, part=part)
-        yield self._event("response.output_item.done", output_index=0, item=item)
-        yield self._event(f"response.{ended['status']}", response=ended)
 
     def failed(self, error: ConfideError) -> Iterable[bytes]:
         """As `Shape.failed`."""
+        if self._open:
+            self._items[-1] = self._current("incomplete")
         why = {"code": "server_error", "message": problem(error)["error"]["message"]}
-        output = [self._item("incomplete", [self._part("".join(self._text), self._chosen)])]
-        yield self._event("response.failed", response=self._response("failed", output) | {"error": why})
+        yield self._event("response.failed", response=self._response("failed") | {"error": why})
+
+    def _begin(self, usage: Object) -> Iterable[bytes]:
+        yield self._event("response.created", response=self._response("in_progress"))
+        yield self._event("response.in_progress", response=self._response("in_progress"))
+
+    def _open_text(self) -> Iterable[bytes]:
+        yield from self._add({"id": _item_id("msg"), "type": "message", "role": "assistant", "content": []})
+        yield self._event("response.content_part.added", **self._place, part=self._part("", ()))
+
+    def _text(self, text: str, chosen: Sequence[Chosen]) -> Iterable[bytes]:
+        self._said.append(text)
+        self._chosen += chosen
+        shown = told(chosen) if self._logprobs else []
+        yield self._event("response.output_text.delta", **self._place, delta=text, logprobs=shown)
+
+    def _open_call(self, call: CallPart) -> Iterable[bytes]:
+        yield from self._add(_call(call.id, call.name, "", "in_progress") | {"id": _item_id("fc")})
+
+    def _arguments(self, text: str) -> Iterable[bytes]:
+        self._said.append(text)
+        yield self._event("response.function_call_arguments.delta", **self._item_place, delta=text)
+
+    def _close(self) -> Iterable[bytes]:
+        # Whether an item is whole is known at the end of the answer, of which it is the last one then.
+        item = self._items[-1] = self._current(self._status)
+        if self._open == "text":
+            [part] = item["content"]
+            yield self._event("response.output_text.done", **self._place, text=part["text"], logprobs=part["logprobs"])
+            yield self._event("response.content_part.done", **self._place, part=part)
+        else:
+            named = {"name": item["name"], "arguments": item["arguments"]}
+            yield self._event("response.function_call_arguments.done", **self._item_place, **named)
+        yield self._event("response.output_item.done", output_index=len(self._items) - 1, item=item)
+
+    def _finish(self, reason: FinishReason, stop: str | None) -> None:
+        self._reason = reason
+
+    def _end(self, usage: Object) -> Iterable[bytes]:
+        ended = self._ended(usage)
+        yield self._event(f"response.{ended['status']}", response=ended)
+
+    def _add(self, item: Object) -> Iterable[bytes]:
+        self._said, self._chosen = [], []
+        self._items.append(item | {"status": "in_progress"})
+        yield self._event("response.output_item.added", output_index=len(self._items) - 1, item=self._items[-1])
+
+    def _current(self, status: str) -> Object:
+        """The open item as far as it is made."""
+        item, said = self._items[-1], "".join(self._said)
+        made = {"content": [self._part(said, self._chosen)]} if self._open == "text" else {"arguments": said}
+        return item | made | {"status": status}
+
+    @property
+    def _status(self) -> str:
+        return "incomplete" if self._reason in _INCOMPLETE else "completed"
+
+    @property
+    def _item_place(self) -> Object:
+        return {"item_id": self._items[-1]["id"], "output_index": len(self._items) - 1}
 
     @property
     def _place(self) -> Object:
-        return {"item_id": self._item_id, "output_index": 0, "content_index": 0}
+        return self._item_place | {"content_index": 0}
 
     def _event(self, kind: str, **content: Any) -> bytes:
         number, self._number = self._number, self._number + 1
         return event({"type": kind, "sequence_number": number} | content, kind)
 
     def _ended(self, usage: Object) -> Object:
-        reason = _INCOMPLETE.get(self._finish)
-        status = "completed" if reason is None else "incomplete"
-        output = [self._item(status, [self._part("".join(self._text), self._chosen)])]
+        reason = _INCOMPLETE.get(self._reason)
         details = None if reason is None else {"reason": reason}
-        return self._response(status, output) | {"incomplete_details": details, "usage": _usage(usage)}
+        return self._response(self._status) | {"incomplete_details": details, "usage": _usage(usage)}
 
-    def _response(self, status: str, output: list[Object]) -> Object:
-        ended = {"status": status, "output": output, "error": None, "incomplete_details": None, "usage": None}
-        return self._head | ended
+    def _response(self, status: str) -> Object:
+        ended = {"status": status, "output": list(self._items), "error": None, "incomplete_details": None}
+        return self._head | ended | {"usage": None}
 
-    def _item(self, status: str, content: list[Object]) -> Object:
-        return {"id": self._item_id, "type": "message", "status": status, "role": "assistant", "content": content}
+    def _message(self, text: str, chosen: Sequence[Chosen], status: str) -> Object:
+        content = [self._part(text, chosen)]
+        return {"id": _item_id("msg"), "type": "message", "role": "assistant", "content": content, "status": status}
 
     def _part(self, text: str, chosen: Sequence[Chosen]) -> Object:
         shown = told(chosen) if self._logprobs else []
         return {"type": "output_text", "text": text, "annotations": [], "logprobs": shown}
+
+
+def _item_id(prefix: str) -> str:
+    return f"{prefix}_{secrets.token_hex(24)}"
+
+
+def _call(call_id: str, name: str, arguments: str, status: str) -> Object:
+    return {"type": "function_call", "call_id": call_id, "name": name, "arguments": arguments, "status": status}
+
+
+def _told_format(text: TextConfig | None) -> Object:
+    form = None if text is None else text.format
+    found: Object = msgspec.to_builtins(PlainFormat() if form is None else form)
+    return found
 
 
 def _usage(usage: Object) -> Object:

@@ -350,7 +350,7 @@ def _refused(reason: str, fields: Any) -> RequestRefused:
     reason = reason[: place.start()] if place else reason
     if field and field.endswith(".type") and (kind := _at(fields, field)) in _KINDS:
         return RequestRefused(f"`{kind}` at `{field}` is not offered here; send text.", field)
-    if reason.startswith("Invalid enum value"):
+    if reason.startswith(("Invalid enum value", "Invalid value")):
         reason = "Invalid value"  # and not which
     return RequestRefused(f"{reason}{f' at `{field}`' if field else ''}; correct the request and send it again.", field)
 

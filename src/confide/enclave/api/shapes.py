@@ -5,12 +5,12 @@ import secrets
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Iterable, Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from confide.enclave.api.answer import Answer, Choice
-from confide.enclave.api.events import event
+from confide.enclave.api.events import KEEP_ALIVE, event
 from confide.enclave.api.problems import problem
-from confide.enclave.engines.engine import Chance, Chosen, Piece
+from confide.enclave.engines.engine import Chance, Chosen, FinishReason, Piece
 from confide.enclave.engines.tools import CallPart
 from confide.errors import ConfideError
 
@@ -56,6 +56,91 @@ async def events(answer: Answer, shape: Shape) -> AsyncGenerator[bytes, None]:
         return
     for made in shape.closing(answer.usage()):
         yield made
+
+
+class BlockShape(Shape):
+    """An answer of blocks, texts and calls of tools, one open at a time, as the newer APIs have it.
+
+    Without calls to come its one text is open from the beginning, so that all that is seen of it are its deltas.
+    """
+
+    def __init__(self, *, calls: bool) -> None:
+        """calls: whether there may be calls of tools."""
+        self._may_call = calls
+        self._open: Literal["", "text", "call"] = ""
+
+    def opening(self, usage: Object) -> Iterable[bytes]:
+        """As `Shape.opening`."""
+        yield from self._begin(usage)
+        if not self._may_call:
+            yield from self._to_text()
+
+    def part(self, index: int, piece: Piece) -> Iterable[bytes]:
+        """As `Shape.part`."""
+        made: list[bytes] = []
+        if piece.text or (piece.chosen and self._open == "text"):
+            made += self._to_text()
+            made += self._text(piece.text, piece.chosen)
+        for call in piece.calls:
+            if call.id:
+                made += self._shut()
+                self._open = "call"
+                made += self._open_call(call)
+            if call.arguments:
+                made += self._arguments(call.arguments)
+        if piece.finish:
+            self._finish(piece.finish, piece.stop)
+        return made or self._nothing()
+
+    def closing(self, usage: Object) -> Iterable[bytes]:
+        """As `Shape.closing`."""
+        yield from self._shut()
+        yield from self._end(usage)
+
+    def _to_text(self) -> Iterable[bytes]:
+        if self._open != "text":
+            yield from self._shut()
+            self._open = "text"
+            yield from self._open_text()
+
+    def _shut(self) -> Iterable[bytes]:
+        if self._open:
+            yield from self._close()
+            self._open = ""
+
+    def _nothing(self) -> Iterable[bytes]:
+        """An event that adds nothing, for a piece that does not."""
+        if self._open == "text":
+            return self._text("", ())
+        return self._arguments("") if self._open == "call" else (KEEP_ALIVE,)
+
+    @abstractmethod
+    def _begin(self, usage: Object) -> Iterable[bytes]:
+        """Before the first block."""
+
+    @abstractmethod
+    def _open_text(self) -> Iterable[bytes]: ...
+
+    @abstractmethod
+    def _text(self, text: str, chosen: Sequence[Chosen]) -> Iterable[bytes]: ...
+
+    @abstractmethod
+    def _open_call(self, call: CallPart) -> Iterable[bytes]: ...
+
+    @abstractmethod
+    def _arguments(self, text: str) -> Iterable[bytes]: ...
+
+    @abstractmethod
+    def _close(self) -> Iterable[bytes]:
+        """The end of the open block."""
+
+    @abstractmethod
+    def _finish(self, reason: FinishReason, stop: str | None) -> None:
+        """Why the answer is over; stop as in `Piece`."""
+
+    @abstractmethod
+    def _end(self, usage: Object) -> Iterable[bytes]:
+        """After the last block."""
 
 
 class _OpenAi(Shape):

@@ -21,7 +21,7 @@ from confide.enclave.engines.forms import Form
 
 COMPILE_SECONDS: Final = 0.25
 """Of the processor's time, in which a schema compiles or is refused: llama.cpp stands still while it does the same."""
-_LIMITS: Final = LLParserLimits(max_lexer_states=1 << 15, verbose_errors=False)
+LIMITS: Final = LLParserLimits(max_lexer_states=1 << 15, verbose_errors=False)
 """Of one answer: 32 MB or so. A step has llguidance's own limits, which end it after some hundredths of a second."""
 _SILENT: Final = 0
 _BYTES: Final = tuple(bytes([byte]) for byte in range(256))
@@ -51,7 +51,7 @@ class Guides:
         if self._known is None:
             self._known = self._tokenizer()
         begun = time.thread_time()
-        matcher = LLMatcher(self._known, form.grammar, log_level=_SILENT, limits=_LIMITS)
+        matcher = LLMatcher(self._known, form.grammar, log_level=_SILENT, limits=LIMITS)
         if matcher.is_error() or time.thread_time() - begun > COMPILE_SECONDS:
             raise form.refused()
         return Guide(self._known, matcher, form, self._vocabulary)

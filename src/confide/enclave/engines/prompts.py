@@ -65,7 +65,7 @@ class Prompts:
 
         RequestRefused where the prompt then does not tell of all tools: most templates leave out what they do not know.
         """
-        text = render(self.tokenizer, list(map(_turn, messages)), list(map(_described, tools)))
+        text = render(self.tokenizer, _turns(messages), list(map(_described, tools)))
         if tools and not (self.tokenizer.chat_template and all(tool.name in text for tool in tools)):
             raise RequestRefused(
                 "`tools` are not offered with this model, whose chat template tells it of none; leave them out, or "
@@ -136,19 +136,28 @@ class Prompted:
         return prompt if isinstance(prompt, Prompt) else await self.read(prompt)
 
 
-def _turn(message: Message) -> dict[str, Any]:
-    """A turn as chat templates take it: arguments are objects in these."""
-    turn: dict[str, Any] = {"role": message.role, "content": message.content}
-    if message.calls:
-        turn["tool_calls"] = list(map(_call, message.calls))
-    if message.call_id:
-        turn["tool_call_id"] = message.call_id
-    return turn
+def _turns(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Turns as chat templates take them: arguments are objects in these, and a result names its function."""
+    names = {call.id: call.name for message in messages for call in message.calls}
+    turns = []
+    for message in messages:
+        turn: dict[str, Any] = {"role": message.role, "content": message.content}
+        if message.calls:
+            turn["tool_calls"] = list(map(_call, message.calls))
+        if message.call_id:
+            turn |= {"tool_call_id": message.call_id, "name": names.get(message.call_id, "")}
+        turns.append(turn)
+    return turns
 
 
 def _call(call: ToolCall) -> dict[str, Any]:
-    function = {"name": call.name, "arguments": json.loads(call.arguments)}
-    return {"id": call.id, "type": "function", "function": function}
+    try:
+        arguments = json.loads(call.arguments)
+    except (ValueError, RecursionError):
+        raise RequestRefused(
+            "The arguments of a call are not JSON; send them as the model wrote them.", "messages"
+        ) from None
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}}
 
 
 def _described(tool: Tool) -> dict[str, Any]:
