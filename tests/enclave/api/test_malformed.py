@@ -34,7 +34,7 @@ FIELDS = ["model", "messages", "prompt", "query", "input", "history", "stream", 
           "temperature", "top_p", "stop", "seed", "n", "tools", "logprobs", "encoding_format", "role", "content",
           "type", "text", "include_usage", "max_completion_tokens",
           "logit_bias", "top_logprobs", "best_of", "echo", "min_p", "presence_penalty", "5",
-          "response_format", "json_schema", "schema", "name"]  # fmt: skip
+          "response_format", "json_schema", "schema", "name", "tool_choice", "function", "parameters", "tool_calls"]  # fmt: skip
 LEAVES = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8),
     st.sampled_from(["echo", "user", "system", "text", "aGk=", "float", 1, 0.5, 10**400]),
@@ -113,9 +113,9 @@ OWN = {"type": "object", "x-guidance": {"whitespace_flexible": True}}
         ({"stream": "yes"}, "stream"),
         ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
         ({"messages": []}, "messages"),
-        ({"messages": [{"role": "tool", "content": "a"}]}, "messages[0].role"),
+        ({"messages": [{"role": "function", "content": "a"}]}, "messages[0].role"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0].type"),
-        ({"messages": [{"role": "assistant", "content": "a", "tool_calls": [{}]}]}, "messages[0].tool_calls"),
+        ({"messages": [{"role": "assistant", "content": "a", "tool_calls": [{}]}]}, "messages[0].tool_calls[0]"),
         ({"n": 17}, "n"),
         ({"best_of": 2}, "best_of"),
         ({"echo": True}, "echo"),
