@@ -34,7 +34,8 @@ FIELDS = ["model", "messages", "prompt", "query", "input", "history", "stream", 
           "temperature", "top_p", "stop", "seed", "n", "tools", "logprobs", "encoding_format", "role", "content",
           "type", "text", "include_usage", "max_completion_tokens",
           "logit_bias", "top_logprobs", "best_of", "echo", "min_p", "presence_penalty", "5",
-          "response_format", "json_schema", "schema", "name", "tool_choice", "function", "parameters", "tool_calls"]  # fmt: skip
+          "response_format", "json_schema", "schema", "name", "tool_choice", "function",
+          "parameters", "tool_calls"]  # fmt: skip
 LEAVES = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8),
     st.sampled_from(["echo", "user", "system", "text", "aGk=", "float", 1, 0.5, 10**400]),
