@@ -37,7 +37,7 @@ FIELDS = ["model", "messages", "prompt", "query", "input", "history", "stream", 
           "temperature", "top_p", "stop", "seed", "n", "tools", "logprobs", "encoding_format", "role", "content",
           "type", "text", "include_usage", "max_completion_tokens",
           "logit_bias", "top_logprobs", "best_of", "echo", "min_p", "presence_penalty", "5",
-          "response_format", "json_schema", "schema", "name",
+          "response_format", "json_schema", "schema", "name", "function", "parameters", "tool_calls",
           "instructions", "include", "tool_choice", "call_id", "arguments", "output", "system", "stop_sequences",
           "input_schema", "tool_use_id", "id", "format"]  # fmt: skip
 LEAVES = st.one_of(
@@ -124,6 +124,7 @@ OWN = {"type": "object", "x-guidance": {"whitespace_flexible": True}}
         ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "tool", "content": "a"}]}, "messages[0]"),
+        ({"messages": [{"role": "function", "content": "a"}]}, "messages[0].role"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0].type"),
         ({"messages": [{"role": "assistant", "content": "a", "tool_calls": [{}]}]}, "messages[0].tool_calls[0]"),
         ({"n": 17}, "n"),
