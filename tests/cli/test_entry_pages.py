@@ -15,6 +15,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 STORY = ["own.md", "serve.md", "chat.md", "audit.md", "apps.md"]
 """The owner first, then who serves what the owner gives away, then their users."""
 SIMULATED = {
+    "confide split ./my-llama": "confide split demo --protect attention",
     "./my-llama": "demo",
     "confide keys serve": "confide keys serve --offline",
     "--policy release.toml": "--policy release.toml --simulated-root tee/root.pem",

@@ -41,11 +41,12 @@ def test_systemd_takes_the_unit(tmp_path: Path) -> None:
 
 
 def test_the_image_is_built_of_what_is_there() -> None:
+    # Not ADD, which fetches from anywhere.
     known = {"ARG", "FROM", "RUN", "WORKDIR", "COPY", "ENV", "VOLUME", "USER", "EXPOSE", "STOPSIGNAL"}
     assert {name for name, _ in instructions()} <= known | {
         "ENTRYPOINT",
         "CMD",
-    }  # ADD among others, which fetches from anywhere
+    }
     for sources in all_of("COPY"):
         names = sources.split()[:-1]
         assert names[0].startswith("--from=build") or all((ROOT / name).exists() for name in names), sources
