@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from tests.enclave.fake_engine import FakeEngine
 from tests.enclave.serving import serving
@@ -15,7 +16,12 @@ from confide.attest.check import Outcome
 from confide.attest.configuration import Egress
 from confide.attest.simulated import SimulatedTee
 from confide.cli.app import main
+from confide.client.attested import verify_workload
 from confide.client.enclave import EnclaveSession
+from confide.client.receipts import ReceiptedTransport
+from confide.client.receipts import Receipts as AnswersReceipts
+from confide.client.relying_party import RelyingParty, Verified
+from confide.client.transport import VERIFIED
 from confide.enclave.api.answer import Serving
 from confide.enclave.api.public import public_app
 from confide.enclave.api.receipts import Receipted, Receipts
@@ -104,6 +110,53 @@ def test_the_end_of_a_stream_comes_once_its_receipt_holds(
 
     with pytest.raises(ReceiptRefused):
         asyncio.run(ask())
+
+
+class Parts(httpx.BaseTransport):
+    """Answers with a stream in these parts, whose receipt is missing."""
+
+    def __init__(self, verified: Verified, parts: list[bytes]) -> None:
+        self._verified, self._parts = verified, parts
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            return httpx.Response(404)
+        headers = {"content-type": "text/event-stream", "confide-receipt": "ab" * 24}
+        return httpx.Response(200, headers=headers, stream=Listed(self._parts), extensions={VERIFIED: self._verified})
+
+
+class Listed(httpx.SyncByteStream):
+    def __init__(self, parts: list[bytes]) -> None:
+        self._parts = parts
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from self._parts
+
+
+@pytest.mark.parametrize(
+    ("parts", "seen"),
+    [
+        ([b"data: a\n\n", b"data: b\n\n", b"data: [DONE]\n\n"], b"data: a\n\ndata: b\n\n"),
+        ([b"data: a\n\n", b"data: [DO", b"NE]\n\n"], b"data: a\n\ndata: [DO"),
+        ([b"data: a\n\ndata: [DONE]\n\n", b""], b""),
+        ([b"data: [DONE]\n\n", b": more\n\n"], b""),
+        ([b"data: a\n\n"], b"data: a\n\n"),
+    ],
+    ids=range(5),
+)
+def test_a_stream_is_handed_on_at_once_but_for_what_ends_it(
+    session: EnclaveSession, folder: Path, parts: list[bytes], seen: bytes
+) -> None:
+    with httpx.Client(trust_env=False) as http:
+        verified = verify_workload(http, session.url, RelyingParty.configure(None, folder / "root.pem"))
+    inner = Parts(verified, parts)
+    with httpx.Client(transport=ReceiptedTransport(inner, AnswersReceipts("http://workload.invalid/v1"))) as http:
+        body = {"model": "echo", "prompt": "hello"}
+        with http.stream("POST", "http://workload.invalid/v1/completions", json=body) as answer:
+            got: list[bytes] = []
+            with pytest.raises(ReceiptMissing):
+                got.extend(answer.iter_raw())
+    assert b"".join(got) == seen
 
 
 @pytest.mark.parametrize("promised", [True, False])

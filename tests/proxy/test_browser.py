@@ -103,7 +103,7 @@ def test_a_question_is_edited_and_an_answer_asked_for_again(page: Any, fake: Fak
     ask(page, "eno")
     ask(page, "owt")
     page.click(".message:last-child button[aria-label^='Ask again']")
-    until(page, "document.querySelectorAll('.message').length === 4 && !document.querySelector('.writing')")
+    until(page, "document.querySelectorAll('.message').length === 4 && document.querySelector('#stop').hidden")
     turns = [("user", "eno"), ("assistant", "one"), ("user", "owt")]
     assert [(turn["role"], turn["content"]) for turn in prompts(fake)[-1]] == turns
     # What came after it would be lost, so that is asked first; here both times.
@@ -114,7 +114,7 @@ def test_a_question_is_edited_and_an_answer_asked_for_again(page: Any, fake: Fak
     assert len(answers(page)) == 2
     page.click(".edit button[type=submit]")
     page.click("#confirm-yes")
-    until(page, "document.querySelectorAll('.message').length === 2 && !document.querySelector('.writing')")
+    until(page, "document.querySelectorAll('.message').length === 2 && document.querySelector('#stop').hidden")
     assert answers(page) == ["three"]
     assert prompts(fake)[-1] == [{"role": "user", "content": "eerht"}]
     page.reload()
@@ -241,6 +241,7 @@ def test_each_line_of_the_panel_is_explained(page: Any) -> None:
         "engine",
         "policy",
         "checks",
+        "receipts",
         "age",
         "runs",
         "replicas",

@@ -4,10 +4,10 @@ A workload promises receipts by the keyset in its signed statement. From then on
 """
 
 import hashlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import httpx
 
@@ -33,6 +33,7 @@ MAX_KEPT_BYTES: Final = 4 << 20
 EXCHANGE: Final = "confide_exchange"
 """Among an answer's extensions: its Exchange, if it has to have a receipt."""
 _LONGEST_ID: Final = 256
+_END: Final = b"[DONE]"
 
 
 @dataclass(eq=False)
@@ -189,8 +190,7 @@ class ReceiptedTransport(httpx.BaseTransport):
             answer.close()
             raise
         if exchange is not None:
-            body = cast(httpx.SyncByteStream, answer.stream)
-            answer.stream = _Body(body, exchange, lambda: self._settle(exchange, request))
+            answer.stream = _Body(answer, exchange, lambda: self._settle(exchange, request))
         return answer
 
     def _settle(self, exchange: Exchange, asked: httpx.Request) -> None:
@@ -225,11 +225,10 @@ class AsyncReceiptedTransport(httpx.AsyncBaseTransport):
             await answer.aclose()
             raise
         if exchange is not None:
-            answer.stream = _AsyncBody(cast(httpx.AsyncByteStream, answer.stream), exchange, self, request)
+            answer.stream = _AsyncBody(answer, exchange, lambda: self._settle(exchange, request))
         return answer
 
-    async def settle(self, exchange: Exchange, asked: httpx.Request) -> None:
-        """Ask for the receipt of a whole answer, and check it."""
+    async def _settle(self, exchange: Exchange, asked: httpx.Request) -> None:
         fetched: tuple[int, bytes] | ConfideError
         try:
             answer = await self._inner.handle_async_request(self._receipts.question(exchange, asked))
@@ -246,21 +245,43 @@ class AsyncReceiptedTransport(httpx.AsyncBaseTransport):
         await self._inner.aclose()
 
 
-class _Body(httpx.SyncByteStream):
-    """An answer's parts, each a part late: the last comes once the receipt holds."""
+class _Held:
+    """The end of an answer, until its receipt holds: of a stream what ends it, of all else the last part.
 
-    def __init__(self, inner: httpx.SyncByteStream, exchange: Exchange, settle: Callable[[], None]) -> None:
-        self._inner, self._exchange, self._settle = inner, exchange, settle
+    Who reads a stream reads no further than [DONE]; what comes before is handed on at once.
+    """
+
+    def __init__(self, answer: httpx.Response) -> None:
+        self._streams = "text/event-stream" in answer.headers.get("content-type", "")
+        self._tail = b""
+        self._ending = False
+        self.rest = b""
+
+    def add(self, part: bytes) -> bytes:
+        """What may be handed on by now."""
+        if not self._streams:
+            before, self.rest = self.rest, part
+            return before
+        self._ending = self._ending or _END in self._tail + part
+        self._tail = (self._tail + part)[-len(_END) :]
+        if not self._ending:
+            return part
+        self.rest += part
+        return b""
+
+
+class _Body(httpx.SyncByteStream):
+    def __init__(self, answer: httpx.Response, exchange: Exchange, settle: Callable[[], None]) -> None:
+        self._inner = cast(httpx.SyncByteStream, answer.stream)
+        self._held, self._exchange, self._settle = _Held(answer), exchange, settle
 
     def __iter__(self) -> Iterator[bytes]:
-        held = b""
         for part in filter(None, self._inner):
             self._exchange.take(part)
-            if held:
-                yield held
-            held = part
+            if now := self._held.add(part):
+                yield now
         self._settle()
-        yield held
+        yield self._held.rest
 
     def close(self) -> None:
         self._inner.close()
@@ -268,24 +289,19 @@ class _Body(httpx.SyncByteStream):
 
 class _AsyncBody(httpx.AsyncByteStream):
     def __init__(
-        self,
-        inner: httpx.AsyncByteStream,
-        exchange: Exchange,
-        transport: AsyncReceiptedTransport,
-        asked: httpx.Request,
+        self, answer: httpx.Response, exchange: Exchange, settle: Callable[[], Coroutine[Any, Any, None]]
     ) -> None:
-        self._inner, self._exchange, self._transport, self._asked = inner, exchange, transport, asked
+        self._inner = cast(httpx.AsyncByteStream, answer.stream)
+        self._held, self._exchange, self._settle = _Held(answer), exchange, settle
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        held = b""
         async for part in self._inner:
             if part:
                 self._exchange.take(part)
-                if held:
-                    yield held
-                held = part
-        await self._transport.settle(self._exchange, self._asked)
-        yield held
+                if now := self._held.add(part):
+                    yield now
+        await self._settle()
+        yield self._held.rest
 
     async def aclose(self) -> None:
         await self._inner.aclose()
