@@ -39,7 +39,7 @@ FIELDS = ["model", "messages", "prompt", "query", "input", "history", "stream", 
           "logit_bias", "top_logprobs", "best_of", "echo", "min_p", "presence_penalty", "5",
           "response_format", "json_schema", "schema", "name",
           "instructions", "include", "tool_choice", "call_id", "arguments", "output", "system", "stop_sequences",
-          "input_schema", "tool_use_id", "id", "format"]  # fmt: skip
+          "input_schema", "tool_use_id", "id", "format", "function", "parameters", "tool_calls"]  # fmt: skip
 LEAVES = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8),
     st.sampled_from(["echo", "user", "system", "text", "aGk=", "float", 1, 0.5, 10**400, "message", "tool_use",
@@ -124,6 +124,7 @@ OWN = {"type": "object", "x-guidance": {"whitespace_flexible": True}}
         ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "tool", "content": "a"}]}, "messages[0]"),
+        ({"messages": [{"role": "function", "content": "a"}]}, "messages[0].role"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0].type"),
         ({"messages": [{"role": "assistant", "content": "a", "tool_calls": [{}]}]}, "messages[0].tool_calls[0]"),
         ({"n": 17}, "n"),
