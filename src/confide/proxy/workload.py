@@ -21,7 +21,7 @@ from confide.client.transport import AsyncEncryptedTransport
 from confide.enclave.api.answer import while_connected
 from confide.enclave.api.events import event
 from confide.enclave.api.problems import MESSAGES, problem
-from confide.errors import ConfideError, KeyChanged, ProtocolError
+from confide.errors import ConfideError, KeyChanged, ProtocolError, ReceiptMissing
 from confide.proxy.backend import Backend, Question
 from confide.proxy.facts import enclave_facts
 from confide.proxy.receipts import is_wrong
@@ -147,7 +147,12 @@ class WorkloadBackend(Backend):
         headers = {name: response.headers[name] for name in _HANDED_ON if name in response.headers}
         if EXCHANGE in response.extensions:  # without one, an id is of a receipt that nobody could check
             headers[HEADER] = response.extensions[EXCHANGE].receipt_id
-        await _Streamed(response, headers, self.failed, f"/v1{path}")(scope, receive, send)
+        await _Streamed(response, headers, self._cut, f"/v1{path}")(scope, receive, send)
+
+    def _cut(self, error: ConfideError) -> None:
+        """An answer broke off. One without its receipt may be an accident; of a wrong one `_settled_receipt` has heard."""
+        if not isinstance(error, ReceiptMissing):
+            self.failed(error)
 
     async def _asked(self, path: str, body: bytes) -> httpx.Response:
         try:
