@@ -37,6 +37,7 @@ from confide.errors.base import (
     Unexpected,
     UntrustedCertificate,
 )
+from confide.errors.deploy import DeployError, InvalidImage, InvalidManifest
 from confide.errors.enclave import (
     BROKER_CODES,
     WORKLOAD_CODES,
@@ -138,6 +139,7 @@ __all__ = [
     "ConversationRefused",
     "DamagedFile",
     "DebugEnabled",
+    "DeployError",
     "DisclosureLimit",
     "EgressOpen",
     "EngineError",
@@ -152,6 +154,8 @@ __all__ = [
     "IntegrityError",
     "InvalidActivation",
     "InvalidCertificate",
+    "InvalidImage",
+    "InvalidManifest",
     "InvalidPackage",
     "InvalidPolicy",
     "InvalidSettings",
