@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
+from confide.attest.families.eventlog import REGISTERS
 from confide.attest.requirements import Tdx
 from confide.deploy.predict import events
 from confide.deploy.predict.events import RTMR0, RTMR1, BootEvent
@@ -90,7 +91,7 @@ class DirectBoot:
         measured = registers | {"mrtd": firmware.mrtd(self.page_order), "mrconfigid": self.config_id}
         required = Tdx(
             mrtd=measured["mrtd"].hex(),
-            rtmrs=tuple(registers[name].hex() if name in registers else "" for name in events.REGISTERS),
+            rtmrs=tuple(registers[name].hex() if name in registers else "" for name in REGISTERS),
             mrconfigid=self.config_id.hex(),
         )
         unpredicted = {"rtmr0": f"needs {missing}"} if missing else {}
