@@ -34,7 +34,20 @@ _COMMANDS: Final = (
     "seal",
     "open",
 )
-_GROUPS: Final = ("hint", "demo", "evaluate", "owner", "tls", "licence", "ledger", "attest", "receipt", "tee", "keys")
+_GROUPS: Final = (
+    "hint",
+    "demo",
+    "evaluate",
+    "owner",
+    "tls",
+    "licence",
+    "ledger",
+    "attest",
+    "receipt",
+    "tee",
+    "keys",
+    "deploy",
+)
 
 
 def command_line(arguments: list[str]) -> typer.Typer:

@@ -19,3 +19,4 @@ class InvalidManifest(DeployError):
     """A manifest that is to be checked cannot be read, so nothing can be said of it."""
 
     code = "invalid-manifest"
+    exit_code = 20

@@ -10,13 +10,16 @@ Intel TDX Virtual Firmware Design Guide 1.01, section 8 (which register); EDK2's
 
 import hashlib
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Annotated, Final, Literal
 from uuid import UUID
 
-from confide.attest.families.eventlog import REGISTERS, Event, EventLog, extended
+import msgspec
+
+from confide.attest.families.eventlog import MAX_EVENTS, REGISTERS, Event, EventLog, extended
 from confide.deploy.predict.pe import authenticode
+from confide.errors import InvalidImage
 
 RTMR0, RTMR1, RTMR2 = 1, 2, 3
 """Registers as logs number them."""
@@ -147,8 +150,8 @@ class Difference:
     seen: str | None
 
 
-def differences(events: Sequence[BootEvent], log: EventLog) -> Iterator[Difference]:
-    """What a machine did otherwise than predicted, in the order of the registers.
+def differences(events: Sequence[BootEvent], log: EventLog, among: Collection[str] = REGISTERS) -> Iterator[Difference]:
+    """What a machine did otherwise than predicted, in the order of the registers. among: those that were predicted.
 
     Of each register what both begin with, and what both end with, is left out. Names out of a log are its writer's
     words: make them printable.
@@ -156,6 +159,8 @@ def differences(events: Sequence[BootEvent], log: EventLog) -> Iterator[Differen
     for number, name in enumerate(REGISTERS, 1):
         wanted = [event for event in events if event.register == number]
         found = [event for event in log.events if event.register == number and event.kind != _NO_ACTION]
+        if name not in among:
+            continue
         start = 0
         while start < min(len(wanted), len(found)) and wanted[start].digest == found[start].digest:
             start += 1
@@ -190,3 +195,28 @@ def as_json(events: Sequence[BootEvent]) -> list[Mapping[str, object]]:
         }
         for event in events
     ]
+
+
+class _Entry(msgspec.Struct, frozen=True):
+    """An event of `expected.json`."""
+
+    register: Literal["rtmr0", "rtmr1", "rtmr2", "rtmr3"]
+    name: Annotated[str, msgspec.Meta(max_length=200)]
+    digest: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{96}\Z")]
+
+
+class _Expected(msgspec.Struct, frozen=True):
+    events: Annotated[tuple[_Entry, ...], msgspec.Meta(max_length=MAX_EVENTS)]
+    measurements: dict[str, str]
+
+
+def from_json(content: bytes) -> tuple[tuple[BootEvent, ...], tuple[str, ...]]:
+    """The events of an `expected.json`, and the registers that were predicted. InvalidImage where it is none."""
+    try:
+        found = msgspec.json.decode(content, type=_Expected)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        raise InvalidImage("The file is no expected.json of `confide deploy`; give what it wrote.") from None
+    events = tuple(
+        BootEvent(one.name, REGISTERS.index(one.register) + 1, 0, bytes.fromhex(one.digest)) for one in found.events
+    )
+    return events, tuple(name for name in REGISTERS if name in found.measurements)

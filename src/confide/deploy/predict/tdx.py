@@ -21,6 +21,7 @@ from confide.errors import InvalidImage
 
 MAX_KERNEL_BYTES: Final = 1 << 28
 MAX_INITRD_BYTES: Final = 1 << 31
+MAX_ACPI_BYTES: Final = 4 << 20
 MAX_COMMAND_LINE: Final = 2047
 """Characters: what Linux on x86 takes (COMMAND_LINE_SIZE, with the zero behind it)."""
 
