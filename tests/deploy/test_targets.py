@@ -1,4 +1,4 @@
-"""Each target's files: the same bytes for the same input, passed by our linter, with a policy only where code is named."""
+"""Each target's files: the same bytes for the same input, passed by our linter, a policy only where code is named."""
 
 import base64
 import gzip
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 from lxml import etree
 from tests.deploy import machine
@@ -20,6 +21,7 @@ from tests.deploy.test_predict_snp import firmware as snp_firmware
 from confide.attest.policy import Policy
 from confide.attest.policy_toml import policy_from_toml
 from confide.attest.requirements import AnyOf, Model, NoEgress, Snp, Tdx
+from confide.cli.app import command_line
 from confide.deploy import targets
 from confide.deploy.lint.linter import lint
 from confide.deploy.predict.snp import SnpBoot
@@ -134,6 +136,16 @@ def test_without_the_code_there_is_no_policy(make: Make) -> None:
 def test_a_guest_that_names_no_code_is_refused(guest: Policy) -> None:
     with pytest.raises(DeployError, match="names no code"):
         coco(guest=guest)
+
+
+def test_the_command_is_one_that_confide_serve_takes() -> None:
+    """By the command line's own parser, and it listens beyond this machine only with TLS."""
+    serve = typer.main.get_command(command_line(["serve"])).commands["serve"]  # type: ignore[attr-defined]
+    for words in (SERVICE.command("confide"), SERVICE.command("confide", "--insecure-open-egress")):
+        given = serve.make_context("serve", list(words[2:])).params
+        assert given["packages"] == ["/package"]
+        assert (given["keys"], given["port"]) == (SERVICE.keys, 8470)
+        assert (given["host"], given["ra_tls"], given["insecure_no_tls"]) == ("0.0.0.0", True, False)  # noqa: S104
 
 
 def test_gramine() -> None:

@@ -43,8 +43,8 @@ class Service:
         return cls(SealedPackage.open(package).manifest.model_digest, keys, inside, port)
 
     def command(self, program: str, *further: str) -> tuple[str, ...]:
-        """The words that serve it. The channel to clients is encrypted by itself, so it needs no TLS."""
-        listen = ("--host", "0.0.0.0", "--port", str(self.port))  # noqa: S104 - to be asked from outside is what it is for
+        """The words that serve it. TLS ends in the machine, under a certificate that carries its evidence."""
+        listen = ("--host", "0.0.0.0", "--port", str(self.port), "--ra-tls")  # noqa: S104 - to be asked from outside is what it is for
         return (program, "serve", self.package, "--keys", self.keys, *listen, *further)
 
     def requirements(self, *, egress_closed: bool = True) -> tuple[AnyRequirement, ...]:

@@ -49,7 +49,7 @@ class Deployment:
     policy: Policy | None
 
     def everything(self) -> dict[str, bytes]:
-        """All files to write, those with prediction and policy too. DeployError where our own linter would refuse one."""
+        """All files to write, with prediction and policy. DeployError where our own linter would refuse one."""
         for name, content in self.files.items():
             if name.endswith(_LINTED) and (report := lint(name, content)).refused:
                 raise DeployError(
