@@ -22,6 +22,7 @@ _GROUPS = (
     "answers",
     "gpus",
     "receipts",
+    "deployments",
 )
 
 Target = Callable[[bytes], None]

@@ -150,6 +150,10 @@ def test_warnings_do_not_refuse() -> None:
         assert not report.refused
 
 
+def test_a_policy_that_says_nothing_allows_nothing() -> None:
+    assert lint("a.rego", b"package agent_policy").findings == ()
+
+
 def test_no_value_is_shown() -> None:
     words = "hunter2-of-the-test"
     for name, text in (

@@ -42,9 +42,10 @@ def check_policy(text: str) -> Iterator[Finding]:
         raise InvalidManifest("The policy is not of `package agent_policy`; give the agent's policy.")
     code = re.sub(r"#[^\n]*", "", text)
     heads = list(_HEAD.finditer(code))
-    for head, following in zip(heads, [*heads[1:], None], strict=True):
+    ends = [*(head.start() for head in heads[1:]), len(code)]
+    for head, end in zip(heads, ends, strict=False):  # no head: the end alone
         default, name = head.groups()
-        words = code[head.end() : following.start() if following else len(code)].split(maxsplit=4)[:4]
+        words = code[head.end() : end].split(maxsplit=4)[:4]
         body = " ".join(words)
         if _FALSE.match(body):
             continue

@@ -71,7 +71,7 @@ def read_yaml(text: str) -> list[Any]:
 
     _require_flat(text)
 
-    class Loader(yaml.SafeLoader):
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
         """Without aliases, which make a small file large, and without keys of which only one reader sees the other."""
 
         def compose_node(self, parent: Any, index: Any) -> Any:
