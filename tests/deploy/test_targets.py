@@ -25,7 +25,7 @@ from confide.cli.app import command_line
 from confide.deploy import targets
 from confide.deploy.lint.linter import lint
 from confide.deploy.predict.snp import SnpBoot
-from confide.deploy.predict.tdx import DirectBoot
+from confide.deploy.predict.tdx import AcpiTables, DirectBoot
 from confide.deploy.service import Service
 from confide.deploy.targets import Deployment, Machine
 from confide.errors import ConfideError, DeployError
@@ -50,8 +50,8 @@ def gramine(mrenclave: str | None = "ef" * 32) -> Deployment:
     return targets.gramine(SERVICE, python=python, enclave_gib=64, threads=64, mrenclave=mrenclave)
 
 
-def tdx() -> Deployment:
-    boot = DirectBoot(machine.firmware(), machine.kernel(), LINE, b"initrd", acpi=machine.ACPI)
+def tdx(acpi: AcpiTables | None = machine.ACPI) -> Deployment:
+    boot = DirectBoot(machine.firmware(), machine.kernel(), LINE, b"initrd", acpi=acpi)
     return targets.tdx(SERVICE, Machine(), boot)
 
 
@@ -104,12 +104,13 @@ def test_the_policy_asks_for_model_and_machine(name: str) -> None:
     "make",
     [
         lambda: gramine(None),
+        lambda: tdx(None),
         lambda: targets.systemd(SERVICE, program="/bin/confide", guest=None),
         lambda: targets.container(SERVICE, base=IMAGE, guest=None),
         lambda: coco(guest=None),
         lambda: targets.dstack(SERVICE, image=IMAGE, guest=None),
     ],
-    ids=["gramine", "systemd", "container", "coco", "dstack"],
+    ids=["gramine", "tdx", "systemd", "container", "coco", "dstack"],
 )
 def test_without_the_code_there_is_no_policy(make: Make) -> None:
     """It would accept whatever runs on genuine hardware."""
@@ -117,7 +118,7 @@ def test_without_the_code_there_is_no_policy(make: Make) -> None:
     assert "policy.toml" not in made
     expected = json.loads(made["expected.json"])
     assert expected["policy"] is None
-    assert {"measurement", "mrenclave"} & set(expected["unpredicted"])
+    assert {"measurement", "mrenclave", "rtmr0"} & set(expected["unpredicted"])
 
 
 @pytest.mark.parametrize(

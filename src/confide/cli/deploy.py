@@ -3,7 +3,6 @@
 `lint` exits with 0 where nothing is refused, 10 where something is, and 20 for a file that cannot be read.
 """
 
-import json as jsonlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -92,7 +91,7 @@ def tdx(
     processors: Processors = 16,
     acpi: Annotated[
         Path | None,
-        typer.Option(help="Folder with QEMU's table-loader, rsdp and tables; without it RTMR0 is not predicted."),
+        typer.Option(help="Folder with QEMU's table-loader, rsdp and tables; without it no policy is written."),
     ] = None,
     measured_after: Annotated[
         str, typer.Option(help="How the host has firmware measured: after each `page`, or after each `section`.")
@@ -297,8 +296,7 @@ def _write(made: "Deployment", out: Path, *, json: bool) -> None:
     except OSError as error:
         raise DeployError(f"{out} cannot be written ({error.strerror}); give --out another folder.") from None
     if json:
-        said: dict[str, Any] = {"out": str(out), "files": sorted(written)}
-        output.result(said | jsonlib.loads(written["expected.json"]))
+        output.result({"out": str(out)} | made.expected())
         return
     output.console.print(Text(f"Wrote {', '.join(sorted(written))} to {out}"), soft_wrap=True)
     for name, value in sorted(made.prediction.measurements.items()):
@@ -306,7 +304,7 @@ def _write(made: "Deployment", out: Path, *, json: bool) -> None:
     for name, why in sorted(made.prediction.unpredicted.items()):
         output.console.print(Text(f"{name:<12} not predicted: {why}", "yellow"), soft_wrap=True)
     if made.policy is None:
-        output.note("No policy was written: nothing here names the code that runs, so it would accept any.")
+        output.note("No policy was written: without what is missing above it would accept code that nobody chose.")
 
 
 def _show(report: "Report") -> None:

@@ -55,7 +55,12 @@ class Deployment:
                 raise DeployError(
                     f"{name} would have {report.findings[0].rule.id}; report this as a fault of Confide's."
                 )
-        said = {
+        written = {**self.files, EXPECTED: (json.dumps(self.expected(), indent=2) + "\n").encode()}
+        return written if self.policy is None else {**written, POLICY: to_toml(self.policy).encode()}
+
+    def expected(self) -> dict[str, object]:
+        """What `expected.json` says."""
+        return {
             "confide-deploy": 1,
             "target": self.target,
             "model_digest": self.service.model_digest,
@@ -63,8 +68,6 @@ class Deployment:
             "policy": None if self.policy is None else POLICY,
             "files": {name: hashlib.sha256(content).hexdigest() for name, content in sorted(self.files.items())},
         } | self.prediction.as_json()
-        written = {**self.files, EXPECTED: (json.dumps(said, indent=2) + "\n").encode()}
-        return written if self.policy is None else {**written, POLICY: to_toml(self.policy).encode()}
 
 
 def gramine(service: Service, *, python: str, enclave_gib: int, threads: int, mrenclave: str | None) -> Deployment:
@@ -114,11 +117,15 @@ def command_line(root_hash: str) -> str:
 
 
 def tdx(service: Service, machine: Machine, boot: DirectBoot) -> Deployment:
-    """A domain for a TDX machine that boots directly. boot: its memory and MRCONFIGID are set here."""
+    """A domain for a TDX machine that boots directly. boot: its memory and MRCONFIGID are set here.
+
+    Without ACPI tables there is no policy: they are programs that the kernel runs, and the host would choose them.
+    """
     boot = replace(boot, memory=machine.memory << 30, config_id=service.config_id)
     domain = _domain(service, machine, boot.command_line, "tdx")
     prediction = boot.predict()
-    return Deployment("tdx", service, {"confide.xml": domain}, prediction, prediction.policy(*service.requirements()))
+    policy = None if boot.acpi is None else prediction.policy(*service.requirements())
+    return Deployment("tdx", service, {"confide.xml": domain}, prediction, policy)
 
 
 def snp(service: Service, machine: Machine, boot: SnpBoot, min_tcb: SnpTcb | None) -> Deployment:
