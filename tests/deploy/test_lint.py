@@ -4,6 +4,7 @@ import base64
 import gzip
 import time
 import tomllib
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -94,6 +95,8 @@ REGO = (MANIFESTS / "good/agent.rego").read_text()
         ("a.xml", DOMAIN, "<devices>", "<devices><graphics type='vnc' passwd='x'/>", "password"),
         ("a.xml", DOMAIN, "panic=-1", "--insecure-skip-self-test", "insecure-option"),
         ("a.xml", DOMAIN, "AAEC", "!!!!", "no-config-id"),
+        ("a.xml", DOMAIN, base64.b64encode(bytes(range(48))).decode(), "A" * 64, "no-config-id"),
+        ("a.yaml", COMPOSE, "5c" * 32, "5c" * 31, "image-by-tag"),
         ("a.manifest", MANIFEST, 'HOME = "/tmp"', 'LD_AUDIT = "/x.so"', "ld-preload"),
         ("a.manifest", MANIFEST, 'HOME = "/tmp"', 'MODEL_KEY = "x"', "secret-in-file"),
         ("a.manifest", MANIFEST, '"dcap"', '"none"', "no-sgx-evidence"),
@@ -233,6 +236,34 @@ def test_what_cannot_be_read_is_one_error(name: str, text: str) -> None:
     with pytest.raises(InvalidManifest):
         lint(name, text.encode())
     assert time.process_time() - start < 30
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("a.xml", "<!DOCTYPE domain [<!ENTITY a 'b'>]>" + DOMAIN.replace("qemu'", "&a;'", 1), "document type"),
+        ("a.yaml", COMPOSE.replace("read_only: true", "read_only: &a true\n    tty: *a"), "alias"),
+        ("a.yaml", COMPOSE.replace("read_only: true", "read_only: true\n    read_only: false"), "twice"),
+        ("a.yaml", COMPOSE.replace("read_only: true", "<<: {privileged: true}"), "twice"),
+    ],
+    ids=range(4),
+)
+def test_what_one_reader_would_see_and_another_not(name: str, text: str, reason: str) -> None:
+    with pytest.raises(InvalidManifest, match=reason):
+        lint(name, text.encode())
+
+
+def test_initdata_is_unpacked_no_further_than_a_file_may_be_long() -> None:
+    content = packed(gzip.compress(bytes(1 << 26))).encode()
+    with pytest.raises(InvalidManifest):
+        lint("a.yaml", content)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidManifest):
+            lint("a.yaml", content)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 25
+    finally:
+        tracemalloc.stop()
 
 
 def test_bytes_that_are_no_text() -> None:

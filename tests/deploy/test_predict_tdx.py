@@ -151,6 +151,16 @@ def test_authenticode_leaves_out_checksum_and_signature() -> None:
     assert authenticode(bytes(changed)) != authenticode(plain)
 
 
+def test_what_is_between_sections_and_signature_is_hashed() -> None:
+    """It starts where the headers' and sections' lengths end, and stops where the signature does."""
+    with_more, entry, checksum = machine.kernel() + b"appended", 0x58 + 144, 0x58 + 64
+    left = with_more[:checksum] + with_more[checksum + 4 : entry] + with_more[entry + 8 :]
+    assert authenticode(with_more) == sha384(left)
+    signed = bytearray(with_more + b"signature")
+    signed[entry : entry + 8] = struct.pack("<II", len(with_more), 9)
+    assert authenticode(bytes(signed)) == authenticode(with_more)
+
+
 def test_sections_are_taken_by_their_place_in_the_file() -> None:
     ordered = machine.kernel(sections=((0x200, 0x300), (0x500, 0x100)))
     other = machine.kernel(sections=((0x500, 0x100), (0x200, 0x300)))
@@ -220,6 +230,41 @@ def test_the_kernels_own_measurements() -> None:
     assert boot().predict().measurements["rtmr2"] == register
     alone = sha384(bytes(48), sha384("console=ttyS0 ro\0".encode("utf-16-le")))
     assert boot(initrd=b"").predict().measurements["rtmr2"] == alone
+
+
+def variable_event(vendor: str, name: str) -> bytes:
+    """The digest of a variable that is empty."""
+    return sha384(UUID(vendor).bytes_le, struct.pack("<QQ", len(name), 0), name.encode("utf-16-le"))
+
+
+def test_the_whole_of_rtmr0_and_rtmr1() -> None:
+    """Every event in its order, as OVMF extends them."""
+    everywhere, images = "8be4df61-93ca-11d2-aa0d-00e098032b8c", "d719b2cb-3d3a-4596-a3bc-dad00e67656f"
+    image, separator, acpi = machine.firmware(), sha384(bytes(4)), machine.ACPI
+    first = (
+        sha384(Firmware.parse(image).td_hob(4 * GIGABYTE)),
+        sha384(image[:PAGE]),
+        *(variable_event(everywhere, name) for name in ("SecureBoot", "PK", "KEK")),
+        *(variable_event(images, name) for name in ("db", "dbx")),
+        separator,
+        *(sha384(table) for table in (acpi.loader, acpi.rsdp, acpi.tables)),
+        sha384(b"\0\0"),
+        sha384(ui_option()),
+    )
+    second = (
+        authenticode(machine.kernel()),
+        sha384(b"Calling EFI Application from Boot Option"),
+        separator,
+        sha384(b"Exit Boot Services Invocation"),
+        sha384(b"Exit Boot Services Returned with Success"),
+    )
+    measured = boot().predict().measurements
+    for name, digests in (("rtmr0", first), ("rtmr1", second)):
+        register = bytes(48)
+        for digest in digests:
+            register = sha384(register, digest)
+        assert measured[name] == register
+    assert measured["rtmr3"] == bytes(48)
 
 
 def test_every_input_is_in_the_register_that_it_belongs_to() -> None:
@@ -296,6 +341,12 @@ def test_what_differs_is_named() -> None:
     first = expected[1:]
     (difference,) = events.differences(expected, log_of(first))
     assert (difference.register, difference.expected, difference.seen) == ("rtmr0", "TD HOB", None)
+
+
+def test_registers_that_were_not_predicted_are_not_compared() -> None:
+    made = boot().predict().events
+    assert list(events.differences(made[1:], log_of(made), ("rtmr1", "rtmr2", "rtmr3"))) == []
+    assert list(events.differences(made[1:], log_of(made))) != []
 
 
 @pytest.fixture

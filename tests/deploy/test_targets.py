@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -213,6 +214,13 @@ def test_dstack() -> None:
     assert app["docker_compose_file"].encode() == files["compose.yaml"]
     compose_hash = hashlib.sha256(files["app-compose.json"]).digest()
     assert MAKERS["dstack"]().prediction.measurements["compose_hash"] == compose_hash
+
+
+def test_a_file_that_our_linter_refuses_is_not_written() -> None:
+    made = gramine()
+    bad = made.files["confide.manifest"].replace(b"sgx.debug = false", b"sgx.debug = true")
+    with pytest.raises(DeployError, match="sgx-debug"):
+        replace(made, files={"confide.manifest": bad}).everything()
 
 
 def test_another_model_or_broker_is_another_commitment() -> None:

@@ -17,6 +17,7 @@ MAX_ELEMENTS: Final = 10_000
 MAX_DOCUMENTS: Final = 64
 MAX_DEPTH: Final = 200
 
+_MERGE: Final = "tag:yaml.org,2002:merge"
 _DOCTYPE: Final = "The file has a document type, whose entities could hide anything; remove it."
 
 
@@ -82,9 +83,9 @@ def read_yaml(text: str) -> list[Any]:
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
             made: dict[Any, Any] = {}
             for key, value in node.value:
-                name = self.construct_object(key, deep=True)
-                if not isinstance(name, (str, int, float, bool, type(None))) or name in made or name == "<<":
-                    raise InvalidManifest("A key of the file stands twice, or is none; write each once.")
+                name = None if key.tag == _MERGE else self.construct_object(key, deep=True)
+                if not isinstance(name, (str, int, float)) or name in made:
+                    raise InvalidManifest("A key of the file stands twice, is none, or merges others; write each once.")
                 made[name] = self.construct_object(value, deep=True)
             return made
 
