@@ -126,6 +126,10 @@ REGO = (MANIFESTS / "good/agent.rego").read_text()
         ("a.rego", REGO, "default AllowRequestsFailingPolicy := false", "AllowRequestsFailingPolicy { a }",
          "permissive-policy"),
         ("a.rego", REGO, "default SetPolicyRequest := false", "SetPolicyRequest := input.x", "policy-replaceable"),
+        ("a.rego", REGO, "default SetPolicyRequest := false", 'a := "#"; SetPolicyRequest { true }',
+         "policy-replaceable"),
+        ("a.rego", REGO, "default SetPolicyRequest", "default\n  ExecProcessRequest = true\ndefault SetPolicyRequest",
+         "exec-allowed"),
     ],
 )  # fmt: skip
 def test_each_rule(name: str, text: str, old: str, new: str, rule: str) -> None:
@@ -151,6 +155,23 @@ def test_warnings_do_not_refuse() -> None:
         report = lint(name, text.encode())
         assert [finding.rule.severity for finding in report.findings][-1] is Severity.WARNING
         assert not report.refused
+
+
+def test_names_in_texts_comments_and_references_are_no_rules() -> None:
+    further = """
+    # SetPolicyRequest := true
+    CreateContainerRequest if {
+        print("SetPolicyRequest := true", `ExecProcessRequest { true }`)
+        policy_data.request_defaults.ExecProcessRequest.allowed
+    }
+    """
+    assert found("a.rego", REGO + further) == []
+
+
+def test_texts_that_nothing_closes_are_read_once() -> None:
+    start = time.process_time()
+    lint("a.rego", b'package agent_policy\na := "' + b'\\"' * 100_000)
+    assert time.process_time() - start < 5
 
 
 def test_a_policy_that_says_nothing_allows_nothing() -> None:

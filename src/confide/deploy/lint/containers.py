@@ -22,7 +22,9 @@ _REQUESTS: Final = {
     "CopyFileRequest": rules.HOST_COPIES,
     "ReadStreamRequest": rules.OUTPUT_READABLE,
 }
-_HEAD: Final = re.compile(rf"^[ \t]*(default[ \t]+)?({'|'.join(_REQUESTS)})\b", re.M)
+_HEAD: Final = re.compile(rf"(?<![\w.])(default\s+)?({'|'.join(_REQUESTS)})\b")
+_NO_CODE: Final = re.compile(r"""(?P<text>"(?:[^"\\\n]|\\.)*+"?|`[^`]*+`?)|\#[^\n]*""")
+"""Texts, also such as nothing closes, so that none is read twice; and comments."""
 _FALSE: Final = re.compile(r":?= ?false\b")
 _ALWAYS: Final = re.compile(r"(?::?=|if true\b|(?:if )?\{ ?true ?\})")
 _CONDITIONS: Final = {
@@ -40,7 +42,7 @@ def check_policy(text: str) -> Iterator[Finding]:
     """
     if not re.search(r"^[ \t]*package[ \t]+agent_policy\b", text, re.M):
         raise InvalidManifest("The policy is not of `package agent_policy`; give the agent's policy.")
-    code = re.sub(r"#[^\n]*", "", text)
+    code = _NO_CODE.sub(lambda found: '""' if found["text"] else "", text)
     heads = list(_HEAD.finditer(code))
     ends = [*(head.start() for head in heads[1:]), len(code)]
     for head, end in zip(heads, ends, strict=False):  # no head: the end alone
