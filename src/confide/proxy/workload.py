@@ -147,12 +147,12 @@ class WorkloadBackend(Backend):
         headers = {name: response.headers[name] for name in _HANDED_ON if name in response.headers}
         if EXCHANGE in response.extensions:  # without one, an id is of a receipt that nobody could check
             headers[HEADER] = response.extensions[EXCHANGE].receipt_id
-        await _Streamed(response, headers, self._cut, f"/v1{path}")(scope, receive, send)
+        await _Streamed(response, headers, self.failed, f"/v1{path}")(scope, receive, send)
 
-    def _cut(self, error: ConfideError) -> None:
-        """An answer broke off. One without its receipt may be an accident; of a wrong one `_settled_receipt` has heard."""
+    def failed(self, error: ConfideError) -> None:
+        """As of every backend. A missing receipt may be an accident; `_settled_receipt` has heard of wrong ones."""
         if not isinstance(error, ReceiptMissing):
-            self.failed(error)
+            super().failed(error)
 
     async def _asked(self, path: str, body: bytes) -> httpx.Response:
         try:

@@ -126,7 +126,6 @@ def test_receipts_are_a_chain(client: TestClient) -> None:
         ("/v1/completions", b"{}"),
         ("/v1/completions", b""),
         ("/v1/chat/completions", b'{"model": "other", "messages": [{"role": "user", "content": "x"}]}'),
-        ("/generate", b'{"query": "x"}'),
     ],
 )
 def test_what_was_not_answered_there_has_no_receipt(client: TestClient, path: str, body: bytes) -> None:
