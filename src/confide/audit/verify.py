@@ -21,7 +21,7 @@ from confide.errors import AuditLogCorrupted, AuditLogUnavailable
 from confide.receipts.verdict import Verdict
 
 _CLAUSE: Final = "confide audit log 1"
-"""What is asked of it: docs/audit.md."""
+"""What is asked of it: docs/audit-log.md."""
 _Statement = TypeVar("_Statement", Checkpoint, Retired)
 _REQUIRED: Final = frozenset({"audit-segments", "audit-chain", "audit-signature", "audit-key", "audit-checkpoint"})
 
