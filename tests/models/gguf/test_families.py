@@ -134,6 +134,6 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
 def test_a_variant_that_llama_cpp_computes_otherwise_is_refused(case: str, tmp_path: Path) -> None:
     family, config = REFUSED[case]
     source = random_model(family, config, tmp_path / "model")
-    with pytest.raises(ModelNotSupported, match="llama.cpp"):
+    with pytest.raises(ModelNotSupported, match=r"llama\.cpp"):
         write_gguf(source, tmp_path / "model.gguf", GgufType.F16)
     assert not (tmp_path / "model.gguf").exists()
