@@ -51,7 +51,7 @@ _HEADS: Final = ("token_embd.weight", "output.weight")
 
 
 def write_gguf(source: Source, out: Path, type: GgufType, progress: OnProgress | None = None) -> GgufSummary:
-    """Write a GPT-2 or Llama model with its tokenizer for llama.cpp; `out` appears when all of it is there.
+    """Write a model of a known architecture with its tokenizer for llama.cpp; `out` appears when all of it is there.
 
     Vectors and positions stay float32. Embedding and head, to which few bits do the most harm, have 8 at least. A
     matrix whose rows are no whole blocks stays float16, and one that has weights too large or too small for its type
