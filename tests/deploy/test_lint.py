@@ -79,6 +79,15 @@ MANIFEST = (MANIFESTS / "good/service.manifest").read_text()
 REGO = (MANIFESTS / "good/agent.rego").read_text()
 
 
+POLICY = f"io.katacontainers.config.agent.policy: {base64.b64encode(REGO.encode()).decode()}"
+
+
+def qemu(*words: str) -> str:
+    arguments = "".join(f"<q:arg value='{word}'/>" for word in words)
+    space = "http://libvirt.org/schemas/domain/qemu/1.0"
+    return f"<q:commandline xmlns:q='{space}'>{arguments}</q:commandline></domain>"
+
+
 @pytest.mark.parametrize(
     ("name", "text", "old", "new", "rule"),
     [
@@ -122,6 +131,23 @@ REGO = (MANIFESTS / "good/agent.rego").read_text()
         ("a.service", UNIT, "NoNewPrivileges=yes", "NoNewPrivileges=no", "unhardened"),
         ("a.service", UNIT, "ProtectSystem=strict", "ProtectSystem=full", "unhardened"),
         ("a.service", UNIT, "DynamicUser=yes", "DynamicUser=yes\nPassEnvironment=HOME", "unmeasured-environment"),
+        ("a.xml", DOMAIN, "</domain>", qemu("--acpitable"), "unmeasured-acpi"),
+        ("a.xml", DOMAIN, "</domain>", qemu("-append", "ro init=/bin/sh"), "debugging-kernel"),
+        ("a.xml", DOMAIN, "</domain>", qemu("-virtfs"), "host-files"),
+        ("a.xml", DOMAIN, "</domain>", qemu("-s"), "guest-debug"),
+        ("a.xml", DOMAIN, "</domain>", qemu("-readconfig"), "unmeasured-environment"),
+        ("a.manifest", MANIFEST, "sgx.debug = false", "sgx.debug = false\na = [{ b = [{ insecure__c = true }] }]",
+         "gramine-insecure"),
+        ("a.yaml", POD, "kind: Pod", "kind: PodList\nitems: [{kind: Pod, metadata: {annotations: {" + POLICY + "}}}]",
+         "not-confidential"),
+        ("a.yaml", COMPOSE, "serve, /package", "$COMMAND, /package", "unmeasured-environment"),
+        ("a.yaml", COMPOSE, "tmpfs:", 'volumes: ["${HOME}:/a"]\n    tmpfs:', "unmeasured-environment"),
+        ("a.yaml", COMPOSE, "no-new-privileges:true", "seccomp:unconfined", "privileged"),
+        ("a.yaml", COMPOSE, "tmpfs:", "cgroup: host\n    tmpfs:", "privileged"),
+        ("a.service", UNIT, "ExecStart=", "ExecStart=-+", "root-user"),
+        ("a.service", UNIT, "LimitCORE=0", "LimitCORE=0\nExecStopPost=/usr/sbin/sshd", "ssh"),
+        ("a.rego", REGO, "default SetPolicyRequest := false", "SetPolicyRequest := false { input.a } else := true",
+         "policy-replaceable"),
         ("a.rego", REGO, "default CopyFileRequest := false", "default CopyFileRequest := true", "host-copies"),
         ("a.rego", REGO, "default AllowRequestsFailingPolicy := false", "AllowRequestsFailingPolicy { a }",
          "permissive-policy"),
@@ -155,6 +181,11 @@ def test_warnings_do_not_refuse() -> None:
         report = lint(name, text.encode())
         assert [finding.rule.severity for finding in report.findings][-1] is Severity.WARNING
         assert not report.refused
+
+
+def test_a_dollar_that_stands_for_itself_is_no_variable() -> None:
+    assert found("a.yaml", COMPOSE.replace("serve, /package", "serve, $$HOME, /package")) == []
+    assert found("a.yaml", COMPOSE.replace("serve, /package", "serve, $$$HOME, /package")) != []
 
 
 def test_names_in_texts_comments_and_references_are_no_rules() -> None:
@@ -247,10 +278,12 @@ def packed(content: bytes) -> str:
         ("a.service", "[Service]\nEnvironment='"),
         ("a.rego", "package other"),
         ("a.conf", "x"),
+        ("a.yaml", COMPOSE + "include: [other.yaml]"),
+        ("a.yaml", COMPOSE.replace("read_only: true", "read_only: true\n    extends: {file: other.yaml}")),
         ("a.xml", "\0"),
         ("a.toml", "x" * (reading.MAX_BYTES + 1)),
     ],
-    ids=range(30),
+    ids=range(32),
 )
 def test_what_cannot_be_read_is_one_error(name: str, text: str) -> None:
     start = time.process_time()
