@@ -82,6 +82,11 @@ REGO = (MANIFESTS / "good/agent.rego").read_text()
 POLICY = f"io.katacontainers.config.agent.policy: {base64.b64encode(REGO.encode()).decode()}"
 
 
+AZURE = (MANIFESTS / "good/azuredeploy.json").read_text()
+GOOGLE = (MANIFESTS / "good/instance.json").read_text()
+APP = (MANIFESTS / "good/app-compose.json").read_text()
+
+
 def qemu(*words: str) -> str:
     arguments = "".join(f"<q:arg value='{word}'/>" for word in words)
     space = "http://libvirt.org/schemas/domain/qemu/1.0"
@@ -131,6 +136,25 @@ def qemu(*words: str) -> str:
         ("a.service", UNIT, "NoNewPrivileges=yes", "NoNewPrivileges=no", "unhardened"),
         ("a.service", UNIT, "ProtectSystem=strict", "ProtectSystem=full", "unhardened"),
         ("a.service", UNIT, "DynamicUser=yes", "DynamicUser=yes\nPassEnvironment=HOME", "unmeasured-environment"),
+        ("a.json", AZURE, "ConfidentialVM", "TrustedLaunch", "no-confidential-machine"),
+        ("a.json", AZURE, '"vTpmEnabled": true', '"vTpmEnabled": "yes"', "no-confidential-machine"),
+        ("a.json", AZURE, '"hardwareProfile"', '"osProfile": {"adminPassword": "x"}, "hardwareProfile"', "password"),
+        ("a.json", AZURE, '"hardwareProfile"', '"osProfile": {"customData": "x"}, "hardwareProfile"',
+         "unmeasured-environment"),
+        ("a.json", AZURE, '"hardwareProfile"', '"userData": "x", "hardwareProfile"', "unmeasured-environment"),
+        ("a.json", AZURE, '"hardwareProfile"',
+         '"osProfile": {"linuxConfiguration": {"ssh": {"publicKeys": []}}}, "hardwareProfile"', "ssh"),
+        ("a.json", AZURE, '"name": "confide"', '"name": "confide", "resources": [{"type": "extensions"}, '
+         '{"type": "Microsoft.Compute/virtualMachines/extensions"}]', "unmeasured-environment"),
+        ("a.json", AZURE, '"resources": [', '"resources": [{"type": "a", "properties": {"template": '
+         '{"resources": {"a": {"type": "microsoft.compute/VirtualMachines"}}}}},', "no-confidential-machine"),
+        ("a.json", GOOGLE, '"TDX"', '"SEV"', "no-confidential-machine"),
+        ("a.json", GOOGLE, '"items": [', '"items": [{"key": "ssh-keys", "value": "a"},', "ssh"),
+        ("a.json", GOOGLE, '"items": [', '"items": [{"key": "Startup-Script", "value": "a"},',
+         "unmeasured-environment"),
+        ("a.json", GOOGLE, '"items": [', '"items": [{"key": "api-key", "value": "a"},', "secret-in-file"),
+        ("a.json", APP, '"allowed_envs":[]', '"allowed_envs":["A"]', "unmeasured-environment"),
+        ("a.json", APP, "read_only: true", "privileged: true", "privileged"),
         ("a.xml", DOMAIN, "</domain>", qemu("--acpitable"), "unmeasured-acpi"),
         ("a.xml", DOMAIN, "</domain>", qemu("-append", "ro init=/bin/sh"), "debugging-kernel"),
         ("a.xml", DOMAIN, "</domain>", qemu("-virtfs"), "host-files"),
@@ -176,6 +200,9 @@ def test_warnings_do_not_refuse() -> None:
         ("a.yaml", COMPOSE.replace("    read_only: true\n", "")),
         ("a.service", UNIT.replace("MemorySwapMax=0", "")),
         ("a.rego", REGO.replace("ReadStreamRequest := false", "ReadStreamRequest := true")),
+        ("a.json", AZURE.replace('"enabled": false', '"enabled": true')),
+        ("a.json", GOOGLE.replace('"FALSE"', '"TRUE"')),
+        ("a.json", APP.replace('"public_logs":false', '"public_logs":true')),
         ("a.rego", REGO + "\nExecProcessRequest if {\n  input.a == 1\n}\n"),
     ):
         report = lint(name, text.encode())
@@ -278,12 +305,19 @@ def packed(content: bytes) -> str:
         ("a.service", "[Service]\nEnvironment='"),
         ("a.rego", "package other"),
         ("a.conf", "x"),
+        ("a.json", "{"),
+        ("a.json", "[]"),
+        ("a.json", '{"a": 1, "a": 2}'),
+        ("a.json", '{"a":' * 100_000),
+        ("a.json", '{"machineType": 1}'),
+        ("a.json", '{"docker_compose_file": "a: 1"}'),
+        ("a.json", '{"docker_compose_file": "a: [*b]"}'),
         ("a.yaml", COMPOSE + "include: [other.yaml]"),
         ("a.yaml", COMPOSE.replace("read_only: true", "read_only: true\n    extends: {file: other.yaml}")),
         ("a.xml", "\0"),
         ("a.toml", "x" * (reading.MAX_BYTES + 1)),
     ],
-    ids=range(32),
+    ids=range(39),
 )
 def test_what_cannot_be_read_is_one_error(name: str, text: str) -> None:
     start = time.process_time()
@@ -325,8 +359,11 @@ def test_bytes_that_are_no_text() -> None:
         lint("a.toml", b"\xff\xfe")
 
 
-NAMES = ("a.xml", "a.yaml", "a.toml", "a.service", "a.rego")
-SEEDS: tuple[Callable[[], str], ...] = (lambda: DOMAIN, lambda: POD, lambda: COMPOSE, lambda: MANIFEST, lambda: UNIT)
+NAMES = ("a.xml", "a.yaml", "a.toml", "a.service", "a.rego", "a.json")
+SEEDS: tuple[Callable[[], str], ...] = (
+    *(lambda: DOMAIN, lambda: POD, lambda: COMPOSE, lambda: MANIFEST, lambda: UNIT),
+    *(lambda: AZURE, lambda: GOOGLE, lambda: APP),
+)
 
 
 @settings(max_examples=60, deadline=None)

@@ -6,6 +6,7 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
@@ -118,13 +119,20 @@ def gramine(
 
     if mrenclave is not None and sign_with is not None:
         raise typer.BadParameter("give --mrenclave or --sign-with, not both")
-    options = {"python": python, "enclave_gib": enclave_size, "threads": threads, "prefault": prefault, "amx": amx}
+    make = partial(
+        targets.gramine,
+        service,
+        python=python,
+        enclave_gib=enclave_size,
+        threads=threads,
+        prefault=prefault,
+        amx=amx,
+    )
     if sign_with is not None:
-        manifest = targets.gramine(service, **options).files["confide.manifest"]
-        return targets.gramine(service, **options, mrenclave=gramine_sign.measured(manifest, sign_with))
+        return make(mrenclave=gramine_sign.measured(make().files["confide.manifest"], sign_with))
     if mrenclave is not None:
         require_hex("mrenclave", mrenclave, 32)
-    return targets.gramine(service, **options, mrenclave=None if mrenclave is None else bytes.fromhex(mrenclave))
+    return make(mrenclave=None if mrenclave is None else bytes.fromhex(mrenclave))
 
 
 @_target("tdx")

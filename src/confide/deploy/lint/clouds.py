@@ -12,6 +12,7 @@ from confide.deploy.lint.commands import in_variable, mapping, sequence
 from confide.deploy.lint.containers import check_compose
 from confide.deploy.lint.reading import read_yaml
 from confide.deploy.lint.rules import Finding
+from confide.errors import InvalidManifest
 
 _PROVISIONED: Final = {
     "adminPassword": rules.PASSWORD,
@@ -82,5 +83,7 @@ def check_app(app: Mapping[str, object]) -> Iterator[Finding]:
         yield Finding(rules.UNMEASURED_ENVIRONMENT, "allowed_envs")
     if app.get("public_logs"):
         yield Finding(rules.SERIAL_CONSOLE, "public_logs")
-    for document in read_yaml(str(app.get("docker_compose_file", ""))):
-        yield from check_compose(mapping(document))
+    documents = read_yaml(str(app.get("docker_compose_file", "")))
+    if len(documents) != 1 or not mapping(mapping(documents[0]).get("services")):
+        raise InvalidManifest("The app's docker_compose_file is not one compose file with services; write it anew.")
+    yield from check_compose(mapping(documents[0]))
