@@ -59,7 +59,7 @@ def test_what_the_tool_measures(key: Path, tmp_path: Path) -> None:
         (['head -c 4000 /dev/zero > "$6"'], "wrote no signature"),
         (['head -c 1808 /dev/zero > "$6"'], "no SIGSTRUCT"),
         (['echo > "$6"'], "no SIGSTRUCT"),
-        (["sleep 60"], "does not end"),
+        (["exec sleep 60"], "does not end"),
     ],
     ids=["fails", "nothing", "large", "zeros", "short", "hangs"],
 )

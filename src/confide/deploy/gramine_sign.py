@@ -42,15 +42,18 @@ def measured(manifest: bytes, key: Path) -> bytes:
         source, signature = Path(folder, "confide.manifest"), Path(folder, "confide.sig")
         source.write_bytes(manifest)
         files = ("--manifest", source, "--output", f"{source}.sgx", "--sigfile", signature, "--key", key.absolute())
-        try:
-            ended = subprocess.run(  # noqa: S603 - an absolute path, and no shell
-                [tool, *files], capture_output=True, timeout=SECONDS, check=False, cwd=folder
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise DeployError(f"{TOOL} does not end or start ({printable(str(error))[:200]}); sign by hand.") from None
+        said = Path(folder, "said")
+        with said.open("wb") as words:  # a file, for a program that it leaves behind would keep a pipe open
+            try:
+                ended = subprocess.run(  # noqa: S603 - an absolute path, and no shell
+                    [tool, *files], stdout=subprocess.DEVNULL, stderr=words, timeout=SECONDS, check=False, cwd=folder
+                )
+            except (OSError, subprocess.TimeoutExpired) as error:
+                reason = printable(str(error))[:200]
+                raise DeployError(f"{TOOL} does not end or start ({reason}); sign by hand.") from None
         if ended.returncode:
-            words = printable(ended.stderr.decode("utf-8", "replace")[-300:])
-            raise DeployError(f"{TOOL} does not sign ({words.strip()}); run this where the files are.")
+            reason = printable(said.read_bytes()[-300:].decode("utf-8", "replace")).strip()
+            raise DeployError(f"{TOOL} does not sign ({reason}); run this where the files are.")
         try:
             return mrenclave_of(read_bounded(signature, SIGSTRUCT_BYTES))
         except OSError as error:
