@@ -21,7 +21,7 @@ REASONS: Final = MappingProxyType(
         "one-thread-a-core": "two threads of a core share its units for matrices, and see each other's timing",
         "pinned": "a virtual processor that moves leaves its caches and its node's memory behind",
         "node": "memory of another node is slower, and a guest's memory does not move once it is private",
-        "amx": "without AMX the products take the slower vector units; a machine that lacks it does not start",
+        "amx": "matrices are multiplied in units of their own; without them it is slow, and nobody is told why",
     }
 )
 """Why, by the name of a choice."""
