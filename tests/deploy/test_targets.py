@@ -348,6 +348,16 @@ def test_a_log_whose_words_are_not_what_was_measured() -> None:
         gcp(None, EventLog((event,), {}))
 
 
+def test_a_log_of_another_machine() -> None:
+    """Only registers that are asked for are compared; an empty text leaves one open."""
+    separator = hashlib.sha384(bytes(4)).digest()
+    log = EventLog((Event(2, 0x4, separator, bytes(4)), Event(3, 0x4, separator, bytes(4))), {})
+    register = hashlib.sha384(bytes(48) + separator).hexdigest()
+    assert gcp(Policy.all_of(Tdx(mrtd="01" * 48, rtmrs=("", register, register))), log).policy is not None
+    with pytest.raises(DeployError, match="another rtmr2 than --log"):
+        gcp(Policy.all_of(Tdx(mrtd="01" * 48, rtmrs=("", register, "02" * 48))), log)
+
+
 def tuned(**choices: object) -> Tuning:
     return Tuning.of(**({"huge_pages": False, "prefault": False, "pin": None, "node": None} | choices))  # type: ignore[arg-type]
 
