@@ -247,7 +247,12 @@ def test_no_value_is_shown() -> None:
         report = lint(name, text.encode())
         assert report.refused
         assert words not in str(sarif([report]))
-    for name, text in (("a.yaml", f"password: {words}\n  a: ["), ("a.toml", f'a = "{words}"\nb')):
+    for name, text in (
+        ("a.yaml", f"password: {words}\n  a: ["),
+        ("a.yaml", f"{words}: a: b"),
+        ("a.toml", f'a = "{words}"\nb'),
+        ("a.json", f'{{"a": "{words}" b'),
+    ):
         with pytest.raises(InvalidManifest) as refused:
             lint(name, text.encode())
         assert words not in str(refused.value)
@@ -333,8 +338,9 @@ def test_what_cannot_be_read_is_one_error(name: str, text: str) -> None:
         ("a.yaml", COMPOSE.replace("read_only: true", "read_only: &a true\n    tty: *a"), "alias"),
         ("a.yaml", COMPOSE.replace("read_only: true", "read_only: true\n    read_only: false"), "twice"),
         ("a.yaml", COMPOSE.replace("read_only: true", "<<: {privileged: true}"), "twice"),
+        ("a.json", GOOGLE.replace('"disks"', '"metadata": {}, "disks"'), "twice"),
     ],
-    ids=range(4),
+    ids=range(5),
 )
 def test_what_one_reader_would_see_and_another_not(name: str, text: str, reason: str) -> None:
     with pytest.raises(InvalidManifest, match=reason):
