@@ -54,5 +54,5 @@ def test_what_is_no_command_is_found() -> None:
 
 def test_policies() -> None:
     zeros, azure = (policy_from_toml(text) for text in blocks("toml"))
-    assert code_missing(zeros.requirements) == ""
+    assert "none of them zeros" in code_missing(zeros.requirements)
     assert azure_code_missing(azure.requirements) == ""

@@ -93,7 +93,7 @@ def test_a_generator_without_a_seed_is_a_problem(tmp_path: Path, monkeypatch: py
 
 def test_what_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("MEASURED_BYTES", 1 << 22), ("ROWS", 128), ("COLUMNS", 128)):
-        monkeypatch.setattr(doctor_machine, f"_{name}", value)
+        monkeypatch.setattr(doctor_machine, name, value)
     said = {finding.name: finding for finding in (*measured(tmp_path), *products())}
     assert all(finding.state is State.OK for finding in said.values())
     assert {"first touch", "disk", "products"} <= set(said)
@@ -102,6 +102,6 @@ def test_what_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_disk_that_cannot_be_measured_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor_machine, "_MEASURED_BYTES", 1 << 22)
+    monkeypatch.setattr(doctor_machine, "MEASURED_BYTES", 1 << 22)
     said = {finding.name: finding for finding in measured(tmp_path / "none")}
     assert said["disk"].state is State.PROBLEM

@@ -332,7 +332,9 @@ def lint(
 
 @app.command("compare")
 def compare(
-    expected: Annotated[Path, typer.Argument(help="What `confide deploy tdx` wrote.", metavar="EXPECTED_JSON")],
+    expected: Annotated[
+        Path, typer.Argument(help="What `confide deploy` wrote for tdx or gcp.", metavar="EXPECTED_JSON")
+    ],
     log: Annotated[Path, typer.Argument(help="The CCEL table's log of the machine.", metavar="LOG")],
     json: Json = False,
 ) -> None:
@@ -345,7 +347,7 @@ def compare(
 
     events, registers = from_json(read_file(expected))
     if not registers:
-        raise InvalidImage(f"{expected} predicts no register of a TDX machine; give what `confide deploy tdx` wrote.")
+        raise InvalidImage(f"{expected} predicts no register of a TDX machine; give what was written for tdx or gcp.")
     found = list(differences(events, replay(read_file(log)), registers))
     if json:
         output.result({"differences": [asdict(one) for one in found]})

@@ -28,8 +28,8 @@ _HOST: Final = {"TDX": "sys/module/kvm_intel/parameters/tdx", "SEV-SNP": "sys/mo
 _UNSYNCHRONIZED: Final = 5
 """TIME_ERROR of ntp_adjtime(3)."""
 _TIMEX_BYTES: Final = 256
-_MEASURED_BYTES: Final = 1 << 27
-_ROWS, _COLUMNS, _TOKENS = 4096, 4096, 64
+MEASURED_BYTES: Final = 1 << 27
+ROWS, COLUMNS, TOKENS = 4096, 4096, 64
 _TIMES: Final = 3
 
 
@@ -133,18 +133,18 @@ def products() -> Iterator[Finding]:
     from confide.rlwe.gemm import shortest_run
     from confide.rlwe.packed import fastest
 
-    operations = 2 * _ROWS * _COLUMNS * _TOKENS
+    operations = 2 * ROWS * COLUMNS * TOKENS
     kernel = fastest("")
     if kernel is not None:
-        packed = kernel.pack(torch.ones(_ROWS, _COLUMNS, dtype=torch.int8))
-        digits = torch.ones(_TOKENS, _COLUMNS, dtype=torch.uint8)
+        packed = kernel.pack(torch.ones(ROWS, COLUMNS, dtype=torch.int8))
+        digits = torch.ones(TOKENS, COLUMNS, dtype=torch.uint8)
         seconds = shortest_run(partial(kernel.multiply, packed, digits, 0))
         yield Finding(
             "int8", State.OK, f"{operations / seconds / 1e9:.0f} billion operations a second by {kernel.name}"
         )
     speeds = {}
     for name, kind in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
-        weights, tokens = torch.ones(_ROWS, _COLUMNS, dtype=kind), torch.ones(_COLUMNS, _TOKENS, dtype=kind)
+        weights, tokens = torch.ones(ROWS, COLUMNS, dtype=kind), torch.ones(COLUMNS, TOKENS, dtype=kind)
         speeds[name] = operations / shortest_run(partial(torch.matmul, weights, tokens)) / 1e9
     found = ", ".join(f"{name} {speed:.0f}" for name, speed in speeds.items())
     has = torch.cpu.get_capabilities().get("amx_tile", False)
@@ -161,16 +161,16 @@ def _pages() -> Finding:
         if not hasattr(mmap, advice):
             return Finding("first touch", State.ABSENT, "this system has no huge pages to compare with")
         fastest = min(_first_touch(getattr(mmap, advice)) for _ in range(_TIMES))
-        seconds[name] = fastest * (1 << 30) / _MEASURED_BYTES
+        seconds[name] = fastest * (1 << 30) / MEASURED_BYTES
     found = ", ".join(f"{output.duration(value)} a GiB in {name} pages" for name, value in seconds.items())
     return Finding("first touch", State.OK, found)
 
 
 def _first_touch(advice: int) -> float:
-    with mmap.mmap(-1, _MEASURED_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+    with mmap.mmap(-1, MEASURED_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
         memory.madvise(advice)
         started = time.perf_counter()
-        for at in range(0, _MEASURED_BYTES, mmap.PAGESIZE):
+        for at in range(0, MEASURED_BYTES, mmap.PAGESIZE):
             memory[at] = 1
         return time.perf_counter() - started
 
@@ -183,7 +183,7 @@ def _disk(folder: Path) -> Finding:
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             started = time.perf_counter()
-            for _ in range(_MEASURED_BYTES // len(block)):
+            for _ in range(MEASURED_BYTES // len(block)):
                 file.write(block)
             file.flush()
             os.fsync(file.fileno())

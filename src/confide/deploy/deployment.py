@@ -72,16 +72,16 @@ def in_guest(
     files: Mapping[str, bytes],
     guest: Policy | None,
     prediction: Prediction,
-    names: Callable[[Iterable[AnyRequirement]], str] | None = None,
+    lacks: Callable[[Iterable[AnyRequirement]], str] | None = None,
 ) -> Deployment:
     """A deployment inside a guest's image, which only a policy for that image can name. DeployError if it does not.
 
-    names: says what the policy still has to ask for, in words; empty where it names the code.
+    lacks: what a policy still has to ask for, in words; empty where it names the code. `code_missing` unless given.
     """
     if guest is None:
         unpredicted = {"measurement": _GUEST, **prediction.unpredicted}
         return Deployment(target, service, files, replace(prediction, unpredicted=unpredicted), None)
-    if missing := (names or code_missing)(guest.requirements):
+    if missing := (lacks or code_missing)(guest.requirements):
         raise DeployError(f"The policy of --guest names no code; it has to ask for {missing}.")
     further = (*(() if prediction.requirement is None else (prediction.requirement,)), *service.requirements())
     policy = replace(guest, requirements=(*guest.requirements, *further))
@@ -98,15 +98,16 @@ def code_missing(requirements: Iterable[AnyRequirement]) -> str:
         return azure_code_missing(given)
     if any(isinstance(one, Snp) and one.measurement for one in given):
         return ""
-    return tdx_code_missing(given) and "tdx with mrtd and rtmrs 1 and 2, or for sev-snp with measurement"
+    missing = tdx_code_missing(given)
+    return missing and f"{missing}, or for sev-snp with measurement"
 
 
 def tdx_code_missing(requirements: Iterable[AnyRequirement]) -> str:
-    """The same for machines of TDX: MRTD is firmware, RTMR 1 and 2 are what it started."""
+    """The same for machines of TDX: MRTD is firmware, RTMR 0 has ACPI tables, RTMR 1 and 2 are what was started."""
     for one in requirements:
-        if isinstance(one, Tdx) and one.mrtd and one.rtmrs and all((*one.rtmrs, "", "", "")[1:3]):
+        if isinstance(one, Tdx) and one.mrtd and all(map(_is_named, (*(one.rtmrs or ()), "", "", "")[:3])):
             return ""
-    return "tdx with mrtd and rtmrs 1 and 2"
+    return "tdx with mrtd and rtmrs 0 to 2, none of them zeros"
 
 
 def azure_code_missing(requirements: Iterable[AnyRequirement]) -> str:
@@ -118,7 +119,7 @@ def azure_code_missing(requirements: Iterable[AnyRequirement]) -> str:
     given = list(requirements)
     paravisor = any((isinstance(one, Snp) and one.measurement) or (isinstance(one, Tdx) and one.mrtd) for one in given)
     pcrs = [
-        {index for index, value in (one.pcrs or {}).items() if any(bytes.fromhex(value))}
+        {index for index, value in (one.pcrs or {}).items() if _is_named(value)}
         for one in given
         if isinstance(one, Azure)
     ]
@@ -128,6 +129,11 @@ def azure_code_missing(requirements: Iterable[AnyRequirement]) -> str:
         "azure-cvm with pcrs 4 and 11, or 4, 8 and 9, none of them zeros, and for the paravisor: sev-snp with "
         "measurement, or tdx with mrtd"
     )
+
+
+def _is_named(value: str) -> bool:
+    """Whether a register is asked for that something was measured into; those start with zeros."""
+    return any(bytes.fromhex(value))
 
 
 def rendered(name: str, service: Service, **values: Any) -> bytes:

@@ -94,10 +94,10 @@ def tdx(service: Service, machine: Machine, boot: DirectBoot) -> Deployment:
     Without ACPI tables there is no policy: they are programs that the kernel runs, and the host would choose them.
     """
     boot = replace(boot, memory=machine.memory << 30, config_id=service.config_id)
-    domain = _domain(service, machine, boot.command_line, "tdx")
+    files = {"confide.xml": domain(service, machine, boot.command_line, "tdx")}
     prediction = boot.predict()
     policy = None if boot.acpi is None else prediction.policy(*service.requirements())
-    return Deployment("tdx", service, {"confide.xml": domain}, prediction, policy, machine.tuning.reasons)
+    return Deployment("tdx", service, files, prediction, policy, machine.tuning.reasons)
 
 
 def snp(service: Service, machine: Machine, boot: SnpBoot, min_tcb: SnpTcb | None) -> Deployment:
@@ -105,10 +105,10 @@ def snp(service: Service, machine: Machine, boot: SnpBoot, min_tcb: SnpTcb | Non
     if machine.tuning.amx:
         raise DeployError("AMD's processors have no AMX; leave --amx out.")
     boot = replace(boot, processors=machine.processors, host_data=service.host_data)
-    domain = _domain(service, machine, boot.command_line, "snp", processor=boot.processor)
+    files = {"confide.xml": domain(service, machine, boot.command_line, "snp", processor=boot.processor)}
     prediction = boot.predict(min_tcb)
     policy = prediction.policy(*service.requirements())
-    return Deployment("snp", service, {"confide.xml": domain}, prediction, policy, machine.tuning.reasons)
+    return Deployment("snp", service, files, prediction, policy, machine.tuning.reasons)
 
 
 def systemd(service: Service, *, program: str, guest: Policy | None) -> Deployment:
@@ -201,7 +201,8 @@ def dstack(service: Service, *, image: str, guest: Policy | None) -> Deployment:
     return in_guest("dstack", service, files, guest, prediction)
 
 
-def _domain(service: Service, machine: Machine, line: str, kind: str, processor: str = "") -> bytes:
+def domain(service: Service, machine: Machine, line: str, kind: str, processor: str = "") -> bytes:
+    """A domain of libvirt's. line: the kernel's command line. kind: tdx or snp. processor: its model, for snp."""
     config_id, host_data = (base64.b64encode(one).decode() for one in (service.config_id, service.host_data))
     values = {"machine": machine, "command_line": line, "kind": kind, "processor": processor}
     return rendered("domain.xml", service, **values, config_id=config_id, host_data=host_data)
