@@ -148,6 +148,9 @@ def qemu(*words: str) -> str:
          '{"type": "Microsoft.Compute/virtualMachines/extensions"}]', "unmeasured-environment"),
         ("a.json", AZURE, '"resources": [', '"resources": [{"type": "a", "properties": {"template": '
          '{"resources": {"a": {"type": "microsoft.compute/VirtualMachines"}}}}},', "no-confidential-machine"),
+        ("a.json", AZURE, '"hardwareProfile"', '"OSProfile": {"ADMINpassword": "x"}, "hardwareProfile"', "password"),
+        ("a.json", AZURE, '"resources": [', '"resources": [{"type": "Microsoft.Compute/virtualMachineScaleSets"},',
+         "no-confidential-machine"),
         ("a.json", GOOGLE, '"TDX"', '"SEV"', "no-confidential-machine"),
         ("a.json", GOOGLE, '"items": [', '"items": [{"key": "ssh-keys", "value": "a"},', "ssh"),
         ("a.json", GOOGLE, '"items": [', '"items": [{"key": "Startup-Script", "value": "a"},',
@@ -315,6 +318,8 @@ def packed(content: bytes) -> str:
         ("a.json", '{"a": 1, "a": 2}'),
         ("a.json", '{"a":' * 100_000),
         ("a.json", '{"machineType": 1}'),
+        ("a.json", AZURE.replace('"hardwareProfile"', '"OSprofile": {}, "osProfile": {}, "hardwareProfile"')),
+        ("a.json", AZURE.replace('"resources": [', '"resources": [{"properties": {"templateLink": {"uri": "a"}}},')),
         ("a.json", '{"docker_compose_file": "a: 1"}'),
         ("a.json", '{"docker_compose_file": "a: [*b]"}'),
         ("a.yaml", COMPOSE + "include: [other.yaml]"),
@@ -322,7 +327,7 @@ def packed(content: bytes) -> str:
         ("a.xml", "\0"),
         ("a.toml", "x" * (reading.MAX_BYTES + 1)),
     ],
-    ids=range(39),
+    ids=range(41),
 )
 def test_what_cannot_be_read_is_one_error(name: str, text: str) -> None:
     start = time.process_time()

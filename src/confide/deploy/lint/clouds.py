@@ -33,35 +33,57 @@ _METADATA: Final = {
 _OFF: Final = ("false", "0", "no", "n", "")
 
 
-def check_template(template: Mapping[str, object], above: str = "resources") -> Iterator[Finding]:
-    """Faults of an Azure template, in the resources inside others too."""
+def check_template(template: Mapping[str, object]) -> Iterator[Finding]:
+    """Faults of an Azure template, in the resources inside others too. InvalidManifest where a part is elsewhere."""
+    yield from _resources(mapping(_folded(template)), "resources")
+
+
+def _folded(value: object) -> object:
+    """With all keys in small letters, since Azure does not tell them apart."""
+    if isinstance(value, list):
+        return [_folded(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    made = {str(key).lower(): _folded(one) for key, one in value.items()}
+    if len(made) != len(value):
+        raise InvalidManifest("A key of the file stands twice but for capitals; write each once.")
+    return made
+
+
+def _resources(template: Mapping[str, object], above: str) -> Iterator[Finding]:
     resources = template.get("resources")
     for index, value in enumerate(sequence(resources) or mapping(resources).values()):
         resource, place = mapping(value), f"{above}[{index}]"
         kind, properties = str(resource.get("type", "")).lower(), mapping(resource.get("properties"))
         if kind == "microsoft.compute/virtualmachines":
             yield from _azure_machine(properties, place)
+        if kind == "microsoft.compute/virtualmachinescalesets":
+            yield from _azure_machine(mapping(properties.get("virtualmachineprofile")), place)
         if kind.endswith(("/extensions", "/runcommands")):
-            yield Finding(rules.UNMEASURED_ENVIRONMENT, f"{place} {resource.get('type', '')}")
+            yield Finding(rules.UNMEASURED_ENVIRONMENT, f"{place} {kind}")
+        if "templatelink" in properties:
+            raise InvalidManifest("A part of the template stands in another file (templateLink); write it out.")
         for inner in (resource, mapping(properties.get("template"))):
-            yield from check_template(inner, f"{place}.resources")
+            yield from _resources(inner, f"{place}.resources")
 
 
 def _azure_machine(machine: Mapping[str, object], place: str) -> Iterator[Finding]:
-    security = mapping(machine.get("securityProfile"))
-    if security.get("securityType") != "ConfidentialVM":
+    security = mapping(machine.get("securityprofile"))
+    if security.get("securitytype") != "ConfidentialVM":
         yield Finding(rules.NO_CONFIDENTIAL_MACHINE, f"{place}.securityProfile.securityType")
-    elif mapping(security.get("uefiSettings")).get("vTpmEnabled") is not True:
+    elif mapping(security.get("uefisettings")).get("vtpmenabled") is not True:
         yield Finding(rules.NO_CONFIDENTIAL_MACHINE, f"{place}.securityProfile.uefiSettings.vTpmEnabled")
-    profile = mapping(machine.get("osProfile"))
+    profile = mapping(machine.get("osprofile"))
     for name, rule in _PROVISIONED.items():
-        if profile.get(name):
+        if profile.get(name.lower()):
             yield Finding(rule, f"{place}.osProfile.{name}")
-    if mapping(profile.get("linuxConfiguration")).get("ssh"):
+    if mapping(profile.get("linuxconfiguration")).get("ssh"):
         yield Finding(rules.SSH, f"{place}.osProfile.linuxConfiguration.ssh")
-    if machine.get("userData"):
+    if machine.get("userdata"):
         yield Finding(rules.UNMEASURED_ENVIRONMENT, f"{place}.userData")
-    if mapping(mapping(machine.get("diagnosticsProfile")).get("bootDiagnostics")).get("enabled", False) is not False:
+    if machine.get("extensionprofile"):
+        yield Finding(rules.UNMEASURED_ENVIRONMENT, f"{place}.extensionProfile")
+    if mapping(mapping(machine.get("diagnosticsprofile")).get("bootdiagnostics")).get("enabled", False) is not False:
         yield Finding(rules.SERIAL_CONSOLE, f"{place}.diagnosticsProfile.bootDiagnostics")
 
 
