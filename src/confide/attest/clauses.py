@@ -54,6 +54,8 @@ _BY_CODE: Final[Mapping[str, str]] = MappingProxyType(
         "verifier-service": "RFC 9334, 5.2 (background check) and 8.4 (attestation results)",
         "release-age": "RFC 9334, 10.1; in-toto statement v1",
         "release-measurements": "RFC 9334, 8.3 (reference values)",
+        "score-at-least": "in-toto Attestation Framework 1.0, statement; RFC 9334, 8.4 (attestation results)",
+        "malformed-score": "in-toto Attestation Framework 1.0, statement; DSSE 1.0, protocol",
         "migration-agent": f"{_SNP}, REPORT_ID_MA",
         "signer": f"{_SNP}, SIGNING_KEY",
         "guest-svn": f"{_SNP}, GUEST_SVN",

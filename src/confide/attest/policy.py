@@ -24,6 +24,7 @@ from confide.attest.requirements import (
     Subject,
     TcbAtLeast,
     VerifierService,
+    Witness,
     everywhere,
     name_of,
     services_of,
@@ -112,17 +113,20 @@ def appraise(
     statement: Statement | None = None,
     provenance: Provenance = OWN,
     release: bytes | None = None,
+    scores: bytes | None = None,
+    witness: Witness | None = None,
 ) -> AttestationResult:
     """The verdict on verified claims, or on evidence that could not be verified: then its one check is the error.
 
     family: that of the evidence, for an error has none. statement: what the workload says of itself, if it does.
-    provenance: of the collateral that the claims were verified with. release: what came along of that name.
+    provenance: of the collateral that the claims were verified with. release, scores: what came along of that name.
+    witness: see `Subject`.
     """
     exceptions = policy.exceptions.sentences()
     if isinstance(found, AttestationError):
         failed = check(found.code, "evidence that can be verified", str(found), ok=False)
         return AttestationResult(family or Family.COMPOSITE, now, (failed,), None, exceptions)
-    checks = tuple(policy.checks(Subject(found, now, statement, provenance, release)))
+    checks = tuple(policy.checks(Subject(found, now, statement, provenance, release, scores, witness)))
     return AttestationResult(family or found.family, now, checks, found, exceptions)
 
 
