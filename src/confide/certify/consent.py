@@ -72,14 +72,14 @@ def require_approved(run: Run, consents: Sequence[Consent], owners: Mapping[Role
         fitting = [one for one in consents if one.approval.role is role]
         if len(fitting) != 1 or len(consents) != len(Role):
             raise RunRefused(
-                f"A sealed dataset is measured with one approval of each owner, and {len(fitting)} of {len(consents)} are "
-                f"of the {role}'s; have it made with `confide certify approve`."
+                f"A sealed dataset takes one approval of each owner, and {len(fitting)} of {len(consents)} are for the "
+                f"{role}; have it made with `confide certify approve`."
             )
         (consent,) = fitting
         if consent.run != run or not consent.approval.approves(run):
             raise RunRefused(
-                f"The owner of the {role} approved another run than this one would be; compare both with `confide certify "
-                "run`, and have this one approved."
+                f"The owner of the {role} approved another run than this one would be; describe this one with "
+                "`confide certify run`, and have that approved."
             )
         if consent.approval.owner != owners[role]:
             raise RunRefused(f"Somebody else approved the run than signed the package of the {role}; ask its owner.")

@@ -1,6 +1,6 @@
 """A score of a loaded model on a task, with its interval. Nothing is sampled: the model only says how likely texts are.
 
-Perplexity: e to the mean negative log-likelihood per token, of windows that do not overlap (`confide.evaluate.windows`).
+Perplexity: e to the mean negative log-likelihood per token, of windows that do not overlap (see `evaluate.windows`).
 Accuracy: the share of questions whose right choice is the likeliest, by the summed log-likelihood of its tokens after
 those of the prompt; of equal ones the first. Agreement: the share of a reference's tokens that the model ranks first,
 fed the same tokens before each.

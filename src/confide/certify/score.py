@@ -34,7 +34,6 @@ from confide.enclave.egress import WaysOut
 from confide.enclave.workload import Workload
 from confide.errors import InvalidTask, RunRefused
 from confide.packages.sealed.data import SealedData
-from confide.packages.sealed.key import ModelKey
 from confide.packages.sealed.manifest import WeightsFormat
 from confide.packages.sealed.package import SealedPackage, UnlockedPackage
 
@@ -44,13 +43,14 @@ if TYPE_CHECKING:
 _PROBE: Final = bytes(64)
 """Report data of evidence that speaks for nothing, to see what measures."""
 _SEALED: Final = (
-    "The measurement failed, and a run on a sealed dataset does not say at what; try its task file in the clear."
+    "The measurement failed, and a run on a sealed dataset does not say at what; try the model and the task file "
+    "separately, in the clear."
 )
 
 
 @dataclass(frozen=True)
 class Measurer:
-    """The environment that measures. collateral: for its evidence, which goes into the certificate. name: for people."""
+    """The environment that measures. name: for people. collateral: for its evidence, and for the certificate."""
 
     name: str
     reader: EvidenceReader
@@ -154,8 +154,8 @@ def _require_same(run: Run, here: Run) -> None:
     for field in Run.__struct_fields__:
         if getattr(run, field) != getattr(here, field):
             raise RunRefused(
-                f"The run names another {field} than there is here; describe this one with `confide certify run`, and have "
-                "that approved."
+                f"The run names another {field} than there is here; describe this one with `confide certify run`, and "
+                "have that approved."
             )
 
 
@@ -182,7 +182,7 @@ def _nothing_said() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except Exception:
+    except Exception:  # noqa: BLE001 - its words could be the dataset's
         raise RunRefused(_SEALED) from None
     finally:
         logging.disable(before)
