@@ -20,17 +20,22 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from confide.attest.appraise import Verifies
 from confide.attest.claims import Claims
 from confide.attest.collateral import Collateral
+from confide.attest.collateral_lookup import CollateralSource
 from confide.attest.configuration import Configuration, EngineUsed
 from confide.attest.evidence import Evidence
 from confide.attest.reading.reader import EvidenceReader
+from confide.attest.roots import ProductionRoots
 from confide.attest.scores import PURPOSE, Approval, Metric, Predicate, Role, Run, ScoreCertificate, measured_code
+from confide.attest.simulated import SimulatedTee
 from confide.attest.statement import Statement
+from confide.attest.verifier import Verifier
 from confide.attest.wire import Attested
 from confide.certify.consent import Consent, require_approved, require_owners
 from confide.certify.tasks import read_task
 from confide.enclave.boot import Fetch
 from confide.enclave.configuration import build, own_configuration
 from confide.enclave.egress import WaysOut
+from confide.enclave.tee import Tee
 from confide.enclave.workload import Workload
 from confide.errors import InvalidTask, RunRefused
 from confide.packages.sealed.data import SealedData
@@ -62,6 +67,15 @@ class Measurer:
         return self.verifier.verify(evidence, self.collateral, now)
 
 
+def measurer(tee: Tee, source: CollateralSource) -> Measurer:
+    """Of this environment. source: of collateral, which is asked now; a simulated machine is its own vendor."""
+    sent = tee.collateral()
+    if isinstance(tee.reader, SimulatedTee):
+        return Measurer(tee.name, tee.reader, sent, Verifier(tee.reader.roots()))
+    found = source.find(tee.reader.read(_PROBE), sent)
+    return Measurer(tee.name, tee.reader, Collateral(found.documents, found.members), Verifier(ProductionRoots()))
+
+
 def describe(here: Measurer, model: str, dataset: str, metric: Metric, nonce: str, now: datetime | None = None) -> Run:
     """The run that this environment would make, for owners to approve. model, dataset: digests.
 
@@ -71,6 +85,11 @@ def describe(here: Measurer, model: str, dataset: str, metric: Metric, nonce: st
     if not code:
         raise RunRefused("The evidence here measures no code, so a certificate would say nothing; use another machine.")
     return Run(model, dataset, metric, build(), code, nonce)
+
+
+def dataset_digest(data: SealedData | bytes) -> str:
+    """SHA-256 of a dataset's file, in hexadecimal; of a sealed one as its manifest says."""
+    return data.manifest.dataset if isinstance(data, SealedData) else hashlib.sha256(data).hexdigest()
 
 
 def score(
@@ -95,7 +114,9 @@ def score(
     approval, and what `fetch` raises.
     """
     ways, started = ways or WaysOut(), now()
-    _require_same(run, describe(here, package.manifest.model_digest, _digest(data), run.metric, run.nonce, started))
+    _require_same(
+        run, describe(here, package.manifest.model_digest, dataset_digest(data), run.metric, run.nonce, started)
+    )
     approvals = _approvals(run, package, data, consents)
     if package.manifest.weights is not WeightsFormat.SAFETENSORS:
         raise InvalidTask("A GGUF model is not measured yet; seal its safetensors, or wait for it.")
@@ -167,10 +188,6 @@ def _approvals(
     if consents:
         raise RunRefused("Approvals are for sealed datasets, and this one is in the clear; seal it, or leave them out.")
     return ()
-
-
-def _digest(data: SealedData | bytes) -> str:
-    return data.manifest.dataset if isinstance(data, SealedData) else hashlib.sha256(data).hexdigest()
 
 
 @contextmanager

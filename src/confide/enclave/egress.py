@@ -63,7 +63,8 @@ CALLS: Final = {
 class WaysOut:
     """What this process can still reach. keys, data_keys, upstream: connectors, until they are closed, or None.
 
-    data_keys: to the service that releases the key of a dataset, where that is another one. closed: whether everything else is, which `close_egress` alone says.
+    data_keys: to the service that releases a dataset's key, where it is another one. closed: whether everything else
+    is, which `close_egress` alone says.
     """
 
     keys: Connector | None = None
