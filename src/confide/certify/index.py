@@ -1,7 +1,9 @@
 """A page of models with their verified scores: one HTML file, without scripts and without anything from elsewhere."""
 
+from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from html import escape
 from typing import Final
 
@@ -23,11 +25,13 @@ small { color: var(--dim); display: block; }
 code { font-size: .85em; overflow-wrap: anywhere; }
 .simulated { border: 2px solid var(--bad); color: var(--bad); font-weight: 700; padding: .5rem .75rem; }
 """
+_STYLE_HASH: Final = b64encode(sha256(_STYLE.encode()).digest()).decode()
 _PAGE: Final = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; style-src 'sha256-{hash}'; base-uri 'none'; form-action 'none'">
 <meta name="referrer" content="no-referrer">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Certified scores</title>
@@ -36,8 +40,8 @@ _PAGE: Final = """<!doctype html>
 <body>
 <main>
 <h1>Certified scores</h1>
-{warning}<p>Each score was measured inside a trusted execution environment whose evidence was verified on {day}, against a
-policy with the digest <code>{policy}</code>. This page is not evidence: verify a certificate yourself with
+{warning}<p>Each score was measured inside a trusted execution environment whose evidence was verified on {day}, against
+a policy with the digest <code>{policy}</code>. This page is not evidence: verify a certificate yourself with
 <code>confide certify verify</code>.</p>
 <div class="scroll">
 <table>
@@ -66,11 +70,13 @@ class Listed:
 
 
 def page(listed: Iterable[Listed], day: str, policy: str) -> str:
-    """The page of those that are verified, by task, and the better score first. day: of verification. policy: digest."""
+    """The page of those that are verified, by task, the better score first. day: of that. policy: its digest."""
     good = sorted((one for one in listed if one.verdict.verified), key=_place)
     warning = _WARNING if any(one.verdict.simulated for one in good) else ""
     rows = "\n".join(map(_row, good)) or _NONE
-    return _PAGE.format(style=_STYLE, warning=warning, day=_text(day), policy=_text(policy), rows=rows)
+    return _PAGE.format(
+        style=_STYLE, hash=_STYLE_HASH, warning=warning, day=_text(day), policy=_text(policy), rows=rows
+    )
 
 
 def _place(one: Listed) -> tuple[str, str, str, float, str]:

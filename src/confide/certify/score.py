@@ -114,9 +114,8 @@ def score(
     approval, and what `fetch` raises.
     """
     ways, started = ways or WaysOut(), now()
-    _require_same(
-        run, describe(here, package.manifest.model_digest, dataset_digest(data), run.metric, run.nonce, started)
-    )
+    model = package.manifest.model_digest
+    _require_same(run, describe(here, model, dataset_digest(data), run.metric, run.nonce, started))
     approvals = _approvals(run, package, data, consents)
     if package.manifest.weights is not WeightsFormat.SAFETENSORS:
         raise InvalidTask("A GGUF model is not measured yet; seal its safetensors, or wait for it.")

@@ -56,11 +56,11 @@ def _ordered(
 ) -> Iterator[Check]:
     """Whether it is about what the verifier has in hand."""
     run = certificate.predicate.run
-    asked = (
+    known = (
         ("score-model", model, run.model),
         ("score-dataset", dataset, run.dataset),
         ("score-nonce", nonce, run.nonce),
     )
-    for code, expected, seen in asked:
+    for code, expected, seen in known:
         if expected is not None:
             yield check(code, expected, seen, expected == seen)

@@ -26,7 +26,6 @@ from confide.printable import printable
 
 if TYPE_CHECKING:
     from confide.attest.scores import Run, ScoreCertificate
-    from confide.certify.index import Listed
     from confide.certify.score import Measurer
     from confide.packages.sealed.data import SealedData
 
@@ -362,6 +361,7 @@ def _described(
     from confide.certify.score import dataset_digest, describe, fresh_nonce
     from confide.certify.tasks import read_task
     from confide.packages.sealed.package import SealedPackage
+    from confide.receipts.keyset import is_nonce
 
     if isinstance(data, bytes):
         own = read_task(data).metric
@@ -371,10 +371,9 @@ def _described(
     if metric is None:
         raise typer.BadParameter("a sealed dataset does not say its metric; give --metric")
     model = SealedPackage.open(package).manifest.model_digest
-    try:
-        return describe(here, model, dataset_digest(data), metric, nonce or fresh_nonce())
-    except ValueError:
-        raise typer.BadParameter("--nonce takes 32 bytes in lower-case hexadecimal") from None
+    if nonce is not None and not is_nonce(nonce):
+        raise typer.BadParameter("--nonce takes 32 bytes in lower-case hexadecimal")
+    return describe(here, model, dataset_digest(data), metric, nonce or fresh_nonce())
 
 
 def _create(out: Path, content: bytes) -> None:
@@ -427,7 +426,7 @@ def _show(certificate: "ScoreCertificate") -> None:
         f"{run.metric.value:<12} {score.value:g}  ({score.low:g} to {score.high:g} at {score.confidence:.0%}: "
         f"{score.interval})",
         f"scored       {predicate.counts.scored:,} {predicate.counts.unit} of {predicate.counts.items:,} items",
-        f"measured     {predicate.finished:%Y-%m-%d %H:%M} UTC by Confide {run.harness.version}, {run.harness.digest[:16]}",
+        f"measured     {predicate.finished:%Y-%m-%d %H:%M} UTC, Confide {run.harness.version} {run.harness.digest[:16]}",
     )
     for line in lines:
         output.console.print(Text(printable(line)), soft_wrap=True)
