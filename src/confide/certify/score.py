@@ -166,7 +166,7 @@ def _measured(unlocked: UnlockedPackage, content: bytes, run: Run) -> _Made:
     if tokenizer is None:
         raise InvalidTask("The model was sealed without its tokenizer, which a task's texts take; seal it with one.")
     model = load_model(unlocked, dtype=torch.float32)
-    engine = EngineUsed("transformers", transformers.__version__, {"torch": torch.__version__, "dtype": "f32"})
+    engine = EngineUsed("transformers", transformers.__version__, {"torch": str(torch.__version__), "dtype": "f32"})
     return _Made(task.name, measure(task, model, tokenizer), engine)
 
 

@@ -56,11 +56,8 @@ def _ordered(
 ) -> Iterator[Check]:
     """Whether it is about what the verifier has in hand."""
     run = certificate.predicate.run
-    known = (
-        ("score-model", model, run.model),
-        ("score-dataset", dataset, run.dataset),
-        ("score-nonce", nonce, run.nonce),
-    )
-    for code, expected, seen in known:
+    known = {"model": model, "dataset": dataset, "nonce": nonce}
+    for name, expected in known.items():
         if expected is not None:
-            yield check(code, expected, seen, expected == seen)
+            seen = getattr(run, name)
+            yield check(f"score-{name}", expected, seen, expected == seen)

@@ -426,7 +426,7 @@ def _show(certificate: "ScoreCertificate") -> None:
         f"{run.metric.value:<12} {score.value:g}  ({score.low:g} to {score.high:g} at {score.confidence:.0%}: "
         f"{score.interval})",
         f"scored       {predicate.counts.scored:,} {predicate.counts.unit} of {predicate.counts.items:,} items",
-        f"measured     {predicate.finished:%Y-%m-%d %H:%M} UTC, Confide {run.harness.version} {run.harness.digest[:16]}",
+        f"measured     {predicate.finished:%Y-%m-%d %H:%M}, Confide {run.harness.version} {run.harness.digest[:16]}",
     )
     for line in lines:
         output.console.print(Text(printable(line)), soft_wrap=True)
