@@ -37,7 +37,6 @@ MAX_CERTIFICATE_BYTES: Final = 1 << 19
 MAX_CERTIFICATES: Final = 16
 MAX_SCORES_BYTES: Final = 1 << 20
 
-_CLAUSE: Final = "in-toto Attestation Framework 1.0; DSSE 1.0, protocol"
 _RUN_LABEL: Final = b"confide score run 1\0"
 _APPROVAL_LABEL: Final = b"confide score approval 1\0"
 _CODE: Final = re.compile(r"mrenclave|mrsigner|mrtd|rtmr[0-3]|measurement|pcr[0-9]{1,2}")
@@ -279,33 +278,29 @@ def score_checks(certificate: ScoreCertificate, evidence: AttestationResult, now
     predicate, said = certificate.predicate, certificate.predicate.attested.statement.configuration
     run, harness = predicate.run, None if said is None else said.confide
     signed = certificate.is_signed()
-    yield _check("score-signature", "by the key in the attested statement", "holds" if signed else "fails", signed)
+    yield check("score-signature", "by the key in the attested statement", "holds" if signed else "fails", signed)
     seen = "none stated" if harness is None else _build(harness)
-    yield _check("score-harness", _build(run.harness), f"attested: {seen}", run.harness == harness)
+    yield check("score-harness", _build(run.harness), f"attested: {seen}", run.harness == harness)
     measured = {} if evidence.claims is None else measured_code(evidence.claims)
     same = bool(measured) and measured == run.measurement
-    yield _check("score-measurement", _words(run.measurement), f"attested: {_words(measured)}", same)
+    yield check("score-measurement", _words(run.measurement), f"attested: {_words(measured)}", same)
     yield _approvals(certificate)
     at = f"{_time(predicate.started)} to {_time(predicate.finished)}"
     in_order = predicate.started <= predicate.finished <= now + _FAST_CLOCK
-    yield _check("score-time", f"begun, ended, and then {_time(now)}", at, in_order)
+    yield check("score-time", f"begun, ended, and then {_time(now)}", at, in_order)
 
 
 def _approvals(certificate: ScoreCertificate) -> Check:
     approvals = certificate.predicate.approvals
     if not approvals:
-        return _check("score-approvals", "none, or both owners' of this run", "none: not a blind run", ok=True)
+        return check("score-approvals", "none, or both owners' of this run", "none: not a blind run", ok=True)
     ok = all(certificate.approved_by(role) for role in Role)
     seen = ", ".join(f"{one.role}: {one.owner[:16]}... {_holds(one, certificate)}" for one in approvals)
-    return _check("score-approvals", "none, or both owners' of this run", seen, ok)
+    return check("score-approvals", "none, or both owners' of this run", seen, ok)
 
 
 def _holds(approval: Approval, certificate: ScoreCertificate) -> str:
     return "holds" if approval.approves(certificate.predicate.run) else "is not for this run"
-
-
-def _check(code: str, expected: str, seen: str, ok: bool) -> Check:
-    return check(code, expected, seen, ok, _CLAUSE)
 
 
 def _build(build: Build) -> str:
