@@ -1,7 +1,10 @@
 """`confide certify` as two owners, a host and a user run it, each with what it has."""
 
+import io
 import json
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,9 @@ from confide.broker.app import key_broker_app
 from confide.broker.broker import Broker
 from confide.broker.log import AuditLog
 from confide.broker.store import Conditions, KeyStore
+from confide.cli import main
+from confide.enclave import egress
+from confide.enclave.egress import WaysOut
 from confide.packages.sealed.contents import contents_of
 from confide.packages.sealed.data import SealedData
 from confide.packages.sealed.key import ModelKey
@@ -33,9 +39,22 @@ KEY = ModelKey(b"k" * 32)
 TASK = task_file({**HEADERS[Metric.PERPLEXITY], "context": 32}, {"text": "It was the best of times. " * 8})
 
 
-def answer(*words: object, code: int = 0) -> dict[str, Any]:
-    done = run("certify", *words, "--json")
-    assert done.returncode == code, done.stderr + done.stdout
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def here(*words: object) -> "subprocess.CompletedProcess[str]":
+    """The command in this process."""
+    out = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out):
+        patch.setattr("sys.argv", ["confide", *map(str, words)])
+        with pytest.raises(SystemExit) as left:
+            main()
+    return subprocess.CompletedProcess(words, int(left.value.code or 0), out.getvalue(), "")
+
+
+def answer(*words: object, code: int = 0, by: Run = here) -> dict[str, Any]:
+    done = by("certify", *words, "--json")
+    assert done.returncode == code, done.stdout + done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
@@ -89,7 +108,13 @@ def tee(place: Path) -> tuple[object, ...]:
     return ("--tee", "simulated", "--simulated-tee", place / "tee")
 
 
-def test_two_owners_a_host_and_a_user(place: Path, sealed: SealedData, broker: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("by", [pytest.param(run, id="closed", marks=pytest.mark.slow), pytest.param(here, id="here")])
+def test_two_owners_a_host_and_a_user(
+    place: Path, sealed: SealedData, broker: str, tmp_path: Path, by: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """by: what runs the measurement; only a process of its own can close its ways out, and never opens them again."""
+    if by is here:
+        monkeypatch.setattr(egress, "close_egress", lambda **_: WaysOut(closed=True))
     described, certificate = tmp_path / "run.json", tmp_path / "certificates" / "demo.json"
     certificate.parent.mkdir()
     data = ("--task", place / "data")
@@ -100,7 +125,7 @@ def test_two_owners_a_host_and_a_user(place: Path, sealed: SealedData, broker: s
         assert answer("approve", described, *words, "--out", tmp_path / role)["role"] == role
     approved = ("--run", described, "--approval", tmp_path / "model", "--approval", tmp_path / "data")
     services = ("--keys", broker, "--data-keys", broker.replace("127.0.0.1", "localhost"))
-    made = answer("score", place / "model", *data, *services, *approved, *tee(place), "--out", certificate)
+    made = answer("score", place / "model", *data, *services, *approved, *tee(place), "--out", certificate, by=by)
     assert made["approved_by"] == {"model": str(OWNER.public), "data": str(STRANGER.public)}
     assert 1 < made["score"]["low"] <= made["score"]["value"] <= made["score"]["high"]
 
@@ -111,7 +136,7 @@ def test_two_owners_a_host_and_a_user(place: Path, sealed: SealedData, broker: s
     assert answer("verify", certificate, *trusts, "--nonce", "11" * 32, code=10)["verified"] is False
     assert answer("verify", certificate, *trusts, "--at", "2046-01-01", code=10)["verified"] is False
 
-    shown = run("certify", "verify", certificate, *trusts)
+    shown = here("certify", "verify", certificate, *trusts)
     assert shown.returncode == 0, shown.stderr
     assert "SIMULATED" in shown.stdout
     assert "perplexity" in shown.stdout
@@ -124,26 +149,26 @@ def test_two_owners_a_host_and_a_user(place: Path, sealed: SealedData, broker: s
     assert "approved by both owners" in page
 
 
-def test_what_is_not_as_it_has_to_be_is_said(place: Path, sealed: SealedData, tmp_path: Path) -> None:
+def test_what_is_not_as_it_has_to_be_is_said(
+    place: Path, sealed: SealedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     described, out = tmp_path / "run.json", tmp_path / "out"
     about = ("--task", place / "data", "--keys", "http://127.0.0.1:9", "--out", out, *tee(place))
-    for words, says in (
-        (("run", place / "model", "--task", place / "data", "--out", described, *tee(place)), "--metric"),
-        (("run", place / "model", "--task", "lm-eval:hellaswag", "--out", described, *tee(place)), "lm-eval"),
-        (("score", place / "model", *about), "--run"),
-        (("verify", place / "task.jsonl", "--policy", place / "policy.toml"), "no score certificate"),
+    for words, code, says in (
+        (("run", place / "model", "--task", place / "data", "--out", described, *tee(place)), 2, "--metric"),
+        (("run", place / "model", "--task", "lm-eval:hellaswag", "--out", described, *tee(place)), 1, "lm-eval"),
+        (("score", place / "model", *about), 2, "--run"),
+        (("verify", place / "task.jsonl", "--policy", place / "policy.toml"), 20, "no score certificate"),
     ):
-        done = run("certify", *words)
-        assert done.returncode
-        assert says in " ".join((done.stdout + done.stderr).split())
-        assert "Traceback" not in done.stderr
+        assert says in answer(*words, code=code)["error"]["message"]
     nonce = ("--nonce", "00" * 32)
     answer("run", place / "model", "--task", place / "task.jsonl", "--out", described, *nonce, *tee(place))
-    done = run("certify", "score", place / "model", *about, "--run", described, "--json")
-    assert json.loads(done.stdout)["error"]["code"] == "run-refused"
-    wrong = run(
-        "certify", "approve", described, "--package", place / "data", "--key", place / "model.key",
-        "--owner", place / "data-owner.key", "--out", out, "--json",
+    monkeypatch.setattr(egress, "close_egress", lambda **_: WaysOut(closed=True))
+    refused = answer("score", place / "model", *about, "--run", described, code=1)
+    assert refused["error"]["code"] == "run-refused"
+    wrong = answer(
+        "approve", described, "--package", place / "data", "--key", place / "model.key",
+        "--owner", place / "data-owner.key", "--out", out, code=1,
     )  # fmt: skip
-    assert json.loads(wrong.stdout)["error"]["code"] == "wrong-model-key"
+    assert wrong["error"]["code"] == "wrong-model-key"
     assert not out.exists()
