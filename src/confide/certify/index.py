@@ -18,8 +18,9 @@ body { font: 1rem/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem
 h1 { font-size: 1.5rem; margin: 0 0 .25rem; }
 p { margin: .25rem 0 1rem; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; }
+table { border-collapse: collapse; min-width: 60rem; width: 100%; }
 th, td { border-bottom: 1px solid var(--line); padding: .5rem .75rem .5rem 0; text-align: left; vertical-align: top; }
+td:nth-child(5) { white-space: nowrap; }
 td.number, th.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 small { color: var(--dim); display: block; }
 code { font-size: .85em; overflow-wrap: anywhere; }

@@ -66,12 +66,7 @@ class SealedData:
         owner = OwnerPublicKey.parse(signature.owner)
         require_trusted(folder, owner, trusted)
         require_signed(folder, owner, _statement(content), signature.package)
-        try:
-            manifest = msgspec.json.decode(content, type=DataManifest)
-        except (msgspec.MsgspecError, ValueError, RecursionError):
-            raise InvalidPackage(f"{folder} is no sealed dataset; seal it with `confide certify seal`.") from None
-        if manifest.file.name != _FILE or manifest.file.chunks != chunk_count(manifest.file.size):
-            raise InvalidPackage(f"{folder} contradicts itself, although its owner signed it; seal it again.")
+        manifest = parse_data_manifest(content)
         if surplus := sorted(set(package_files(folder)) - {_FILE + SUFFIX}):
             raise SurplusFile(f"{folder / surplus[0]} is not part of the dataset that its owner sealed; remove it.")
         return cls(folder, manifest, owner)
@@ -90,6 +85,17 @@ class SealedData:
         if hashlib.sha256(content).hexdigest() != manifest.dataset:
             raise SubstitutedContent(f"{self.folder} holds another dataset than its manifest says; seal it again.")
         return content
+
+
+def parse_data_manifest(content: bytes) -> DataManifest:
+    """The manifest in a file's bytes. InvalidPackage for anything else, and for one that contradicts itself."""
+    try:
+        manifest = msgspec.json.decode(content, type=DataManifest)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        raise InvalidPackage("This is no manifest of a sealed dataset; seal it with `confide certify seal`.") from None
+    if manifest.file.name != _FILE or manifest.file.chunks != chunk_count(manifest.file.size):
+        raise InvalidPackage("The manifest of the dataset contradicts itself; seal it again.")
+    return manifest
 
 
 def seal_data(content: bytes, out: Path | str, *, key: ModelKey, owner: OwnerKey) -> DataManifest:
