@@ -20,12 +20,13 @@ from confide.attest.collateral import Collateral
 from confide.attest.collateral_cache import CollateralCache
 from confide.attest.collateral_lookup import VendorCollateral
 from confide.attest.configuration import Build, Configuration
+from confide.attest.defaults import Exceptions
 from confide.attest.evidence import Evidence, Family
 from confide.attest.evidence_files import read_collateral
 from confide.attest.policy import Policy, SimulatedPolicy, appraise
 from confide.attest.policy_toml import any_policy_from_toml, to_toml
 from confide.attest.policy_words import asked, left_open
-from confide.attest.requirements import NoEgress, ScoreAtLeast, Snp, Tdx, all_of, any_of
+from confide.attest.requirements import NoEgress, NotDebug, ScoreAtLeast, Snp, Tdx, all_of, any_of
 from confide.attest.scores import MAX_CERTIFICATES, SCORES, Metric, ScoreCertificate, write_scores
 from confide.attest.simulated import SimulatedTee
 from confide.attest.simulated_vendor import Listing
@@ -214,6 +215,14 @@ def test_whoever_measures_needs_no_score(laboratory: Laboratory) -> None:
     nested = all_of(Tdx(mrtd="11" * 48), laboratory.rule())
     with pytest.raises(InvalidPolicy, match="leave score-at-least out"):
         laboratory.rule(signer=(nested,))
+
+
+def test_what_contradicts_an_exception_is_found_in_the_policy(laboratory: Laboratory) -> None:
+    strict = laboratory.rule(signer=(Tdx(mrtd="11" * 48), NotDebug()))
+    assert SimulatedPolicy((strict,))
+    for rules in ((strict,), (any_of(strict, NoEgress()),)):
+        with pytest.raises(InvalidPolicy, match="allow-debug"):
+            SimulatedPolicy(rules, exceptions=Exceptions(allow_debug=True))
 
 
 # -- as a file, and in words -------------------------------------------------------------------------------------------

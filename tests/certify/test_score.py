@@ -182,6 +182,23 @@ def test_keys_are_closed_before_anything_is_opened(
         score(here, package, TASK, run, Keys(KEY), ways=ways)
 
 
+def test_the_way_to_a_second_key_service_is_stated_and_closed() -> None:
+    closed: list[str] = []
+
+    class Way:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def close(self) -> None:
+            closed.append(self.name)
+
+    ways = WaysOut(data_keys=Way("data"), closed=True)  # type: ignore[arg-type]
+    assert ways.stated is Egress.KEY_SERVICE
+    ways.keys = Way("model")  # type: ignore[assignment]
+    ways.close_keys()
+    assert (closed, ways.stated) == (["model", "data"], Egress.NONE)
+
+
 # -- what is refused before a key is asked for -------------------------------------------------------------------------
 
 

@@ -26,7 +26,7 @@ from confide.broker.app import key_broker_app
 from confide.broker.broker import Broker
 from confide.broker.log import AuditLog
 from confide.broker.store import Conditions, KeyStore
-from confide.cli import main
+from confide.cli import main, serve
 from confide.enclave import egress
 from confide.enclave.egress import WaysOut
 from confide.packages.sealed.contents import contents_of
@@ -172,3 +172,17 @@ def test_what_is_not_as_it_has_to_be_is_said(
     )  # fmt: skip
     assert wrong["error"]["code"] == "wrong-model-key"
     assert not out.exists()
+
+
+def test_a_server_shows_certificates_of_its_own_model_only(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "log_to_standard_error", lambda _form: None)
+    (tmp_path / "other.json").write_bytes(Laboratory(SimulatedTee.open(place / "another")).certificate().write())
+    for file, code, says in (("other.json", 2, "another model"), ("policy.toml", 1, "no score certificate")):
+        path = tmp_path / file if file == "other.json" else place / file
+        done = here(
+            "serve", place / "model", "--keys", "http://127.0.0.1:9", "--certificate", path, *tee(place), "--json"
+        )
+        assert done.returncode == code, done.stdout
+        assert says in json.loads(done.stdout)["error"]["message"]

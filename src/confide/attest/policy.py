@@ -20,6 +20,7 @@ from confide.attest.requirements import (
     AnyRequirement,
     Default,
     NotDebug,
+    ScoreAtLeast,
     Snp,
     Subject,
     TcbAtLeast,
@@ -153,7 +154,13 @@ def _snp_minimum(policy: AnyPolicy, subject: Subject) -> bool | None:
 
 
 def _without_defaults(requirements: tuple[AnyRequirement, ...], exceptions: Exceptions) -> tuple[AnyRequirement, ...]:
-    """They are part of the policy anyway, and then two policies that mean the same are equal."""
+    """They are part of the policy anyway, and then two policies that mean the same are equal.
+
+    Whoever signs a score is held to the same exceptions, so that what contradicts them is found here and not when a
+    certificate comes.
+    """
+    for score in (one for one in everywhere(requirements) if isinstance(one, ScoreAtLeast)):
+        _without_defaults(score.signer, exceptions)
     named = [one for one in requirements if isinstance(one, Default)]
     if exceptions.allow_debug and any(isinstance(one, NotDebug) for one in named):
         raise InvalidPolicy("The policy says both not-debug and allow-debug; decide for one of them.")

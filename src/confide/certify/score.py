@@ -8,7 +8,7 @@ import hashlib
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -102,13 +102,12 @@ def score(
     fetch_data: Fetch | None = None,
     consents: Sequence[Consent] = (),
     ways: WaysOut | None = None,
-    options: Mapping[str, str] | None = None,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> ScoreCertificate:
     """Measure and sign. data: sealed, which takes the consents of both owners, or a task file in the clear.
 
     fetch, fetch_data: get the keys; the second from the owner of the data, the same without. ways: out of this process;
-    those to keys are closed once they are here. options: for the statement, besides the run's digest.
+    those to keys are closed once they are here.
 
     Raises RunRefused before any key is asked for where the run is not what this environment would do or lacks an
     approval, and what `fetch` raises.
@@ -119,7 +118,7 @@ def score(
     approvals = _approvals(run, package, data, consents)
     if package.manifest.weights is not WeightsFormat.SAFETENSORS:
         raise InvalidTask("A GGUF model is not measured yet; seal its safetensors, or wait for it.")
-    configuration = own_configuration({**(options or {}), "tee": here.name, "run": run.digest})
+    configuration = own_configuration({"tee": here.name, "run": run.digest})
     workload = Workload(
         here.reader,
         lambda: here.collateral,
