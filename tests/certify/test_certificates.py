@@ -251,6 +251,14 @@ def test_other_bytes_are_none(data: bytes) -> None:
         ScoreCertificate.read(data)
 
 
+@pytest.mark.parametrize("time", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "1999-12-31T23:59:59Z"])
+@pytest.mark.parametrize("name", ["started", "finished"])
+def test_times_that_lead_beyond_the_calendar_are_none(laboratory: Laboratory, name: str, time: str) -> None:
+    made = laboratory.certificate(**{name: datetime.fromisoformat(time)})
+    with pytest.raises(MalformedScore, match="time"):
+        ScoreCertificate.read(made.write())
+
+
 def test_a_document_holds_several_one_to_a_line(laboratory: Laboratory) -> None:
     two = (laboratory.certificate(), laboratory.certificate(value=40))
     document = write_scores(two)

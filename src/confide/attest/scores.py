@@ -41,6 +41,8 @@ _RUN_LABEL: Final = b"confide score run 1\0"
 _APPROVAL_LABEL: Final = b"confide score approval 1\0"
 _CODE: Final = re.compile(r"mrenclave|mrsigner|mrtd|rtmr[0-3]|measurement|pcr[0-9]{1,2}")
 """The measurements of claims that are of code."""
+_FIRST_YEAR, _LAST_YEAR = 2000, 2200
+"""Near the ends of what a datetime holds, other time zones and periods lead beyond."""
 _FAST_CLOCK: Final = timedelta(minutes=10)
 """How far the clock of a workload may be ahead."""
 
@@ -208,6 +210,9 @@ class ScoreCertificate:
         (subject,) = statement.subject
         if subject.digest.model != statement.predicate.run.model:
             raise MalformedScore("The certificate's subject is another model than its run's; get the file again.")
+        times = (statement.predicate.started, statement.predicate.finished)
+        if not all(_FIRST_YEAR <= at.year <= _LAST_YEAR for at in times):
+            raise MalformedScore("The certificate is of a time when there were no such machines; get the file again.")
         return cls(subject.name, statement.predicate, envelope.payload, envelope.signatures[0].sig)
 
     @classmethod
