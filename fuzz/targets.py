@@ -24,6 +24,7 @@ _GROUPS = (
     "receipts",
     "questions",
     "deployments",
+    "certificates",
 )
 
 Target = Callable[[bytes], None]

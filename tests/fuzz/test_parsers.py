@@ -42,6 +42,7 @@ PARSERS = {
         "open_certificate": "ra-tls",
     },
     "release.py": {"parse_measurements": "release-statement", "verify_release": "release"},
+    "scores.py": {"ScoreCertificate.read": "score-certificate", "read_scores": "score-certificate"},
     "statement.py": {"Statement.decode": "statement"},
     "tokens.py": {"_bundle": "gpu-tokens", "verify_token": "token"},
     "wire.py": {"Attested.decode": "attested", "WireCollateral.thaw": "attested", "WireEvidence.thaw": "attested"},
@@ -95,6 +96,7 @@ NO_PARSERS = {
     "forms.py": {"bounded", "pem", "_exactly"},  # sizes, and certificates by way of read_form
     "ocsp.py": {"_read"},  # by way of the two above
     "ra_tls.py": {"_claims_buffer", "_check_public_key_hash", "_padded", "_bounded", "verify_binding"},
+    "scores.py": {"_signed_by"},  # a signature
     "statement.py": {"Statement.is_bound_by", "same_report_data"},  # comparisons
     "tokens.py": {"_verify", "_current_body", "_signed_body", "_unbundled"},  # by way of verify_token
 }

@@ -127,6 +127,13 @@ def command(
             rich_help_panel=MODEL,
         ),
     ] = None,
+    certificate: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Score certificate of this model, by `confide certify score`, to show with the evidence; repeatable.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
     upstream: Annotated[
         str | None,
         typer.Option(
@@ -216,6 +223,7 @@ def command(
         "ra_tls": ra_tls,
         "tls_name": tls_name,
         "release": release,
+        "certificate": certificate,
         "upstream": upstream,
         "upstream_model": upstream_model,
         "context": context,
