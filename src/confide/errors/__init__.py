@@ -101,10 +101,12 @@ from confide.errors.hybrid import (
     WrongShape,
 )
 from confide.errors.models import (
+    BenchmarkError,
     DamagedFile,
     EvaluationError,
     InvalidActivation,
     InvalidPackage,
+    InvalidResult,
     ModelKeyError,
     ModelNotSupported,
     OutsideCalibration,
@@ -132,6 +134,7 @@ __all__ = [
     "AuditLogCorrupted",
     "AuditLogInUse",
     "AuditLogUnavailable",
+    "BenchmarkError",
     "BudgetExhausted",
     "ChannelBroken",
     "ChannelError",
@@ -163,6 +166,7 @@ __all__ = [
     "InvalidManifest",
     "InvalidPackage",
     "InvalidPolicy",
+    "InvalidResult",
     "InvalidSettings",
     "InvalidSignature",
     "KeyChanged",

@@ -1,0 +1,97 @@
+"""The runs of one cell, in this process: latency through the engine that serves, throughput by beam search."""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Final
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from confide.bench.answers import answering, prompt_of, time_answers, time_beams
+from confide.bench.results import Cell, NotMeasured, Timing
+from confide.bench.worker import Job
+from confide.enclave.engines.engine import Engine
+from confide.enclave.engines.gguf_engine import GgufEngine
+from confide.enclave.engines.transformers_engine import TransformersEngine
+from confide.errors import BenchmarkError, ModelNotSupported
+from confide.models.context import require_room
+from confide.models.ends import end_tokens
+from confide.models.gguf.architectures import find_architecture
+from confide.models.gguf.types import GgufType
+from confide.models.source import Source, open_model
+
+TRANSFORMERS: Final = "transformers"
+LLAMA_CPP: Final = "llama.cpp"
+TORCH_TYPES: Final = {"f32": torch.float32, "bf16": torch.bfloat16}
+GGUF_TYPES: Final = {"bf16": GgufType.BF16, "int8": GgufType.Q8_0}
+DTYPES: Final = ("f32", "bf16", "int8")
+WORKLOADS: Final = ("throughput", "latency")
+
+
+def plan_cells(source: Source, dtypes: list[str], cores: list[int]) -> tuple[list[Cell], list[NotMeasured]]:
+    """Every cell that some engine has, and by name what none has."""
+    cells, missing = [], []
+    for workload in WORKLOADS:
+        for dtype in dtypes:
+            for engine in (TRANSFORMERS, LLAMA_CPP):
+                if reason := _lacks(source, workload, engine, dtype):
+                    missing.append(NotMeasured(workload, engine, dtype, reason))
+                else:
+                    cells += [Cell(workload, engine, dtype, count) for count in cores]
+    return cells, missing
+
+
+def _lacks(source: Source, workload: str, engine: str, dtype: str) -> str:
+    """Why an engine does not have it; empty where it does."""
+    if engine == TRANSFORMERS:
+        return "" if dtype in TORCH_TYPES else f"the transformers engine has no {dtype}"
+    if workload == "throughput":
+        return "llama.cpp has no beam search"
+    if dtype not in GGUF_TYPES:
+        return f"llama.cpp's {dtype} is not among the types that models are written in here"
+    try:
+        find_architecture(source.config)
+    except ModelNotSupported as error:
+        return str(error)
+    return ""
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Those that may end an answer in llama.cpp, which knows some by their names whatever the model's files say."""
+    return tuple(index for index, token in tokenizer.added_tokens_decoder.items() if token.special)
+
+
+def run_cell(job: Job) -> Iterator[Timing]:
+    """Warm up, then measure. BenchmarkError, EngineError and ModelNotSupported where it cannot be."""
+    torch.set_num_threads(job.cell.cores)
+    source, asked = open_model(job.model), job.workload
+    require_room(source.config, asked.prompt, asked.answer)
+    engine, model, ends = _open(job, source)
+    with asyncio.Runner() as runner:
+        prompt = runner.run(prompt_of(engine, asked.prompt))
+        sampling = answering(asked.answer, ends)
+        for number in range(asked.warm_ups + job.runs):
+            if job.cell.workload == "throughput":
+                assert model is not None  # of the one engine that has it
+                timing = time_beams(model, prompt, asked.answer, asked.batch, asked.beams)
+            else:
+                timing = runner.run(time_answers(engine, prompt, sampling, 1))
+            if number >= asked.warm_ups:
+                yield timing
+        runner.run(engine.close())
+
+
+def _open(job: Job, source: Source) -> tuple[Engine, PreTrainedModel | None, tuple[int, ...]]:
+    """The engine; the model, where it is transformers'; and the tokens that would end an answer."""
+    tokenizer = source.load_tokenizer()
+    if tokenizer is None:
+        raise BenchmarkError(f"{source.name} has no tokenizer, which engines need; give a model folder that has one.")
+    room = job.workload.prompt + job.workload.answer
+    if job.gguf is not None:
+        engine = GgufEngine(job.gguf, source.name, context=room, parallel=1, threads=job.cell.cores)
+        return engine, None, special_tokens(tokenizer)
+    if job.workload.device == "cuda" and not torch.cuda.is_available():
+        raise BenchmarkError("torch has no CUDA device here; install its CUDA build, or measure with --device cpu.")
+    model = source.load_model().to(TORCH_TYPES[job.cell.dtype])
+    model.to(torch.device(job.workload.device))
+    return TransformersEngine(model, tokenizer, source.name, room), model, end_tokens(model, tokenizer)
