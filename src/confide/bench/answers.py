@@ -54,7 +54,9 @@ async def _first_token(engine: Engine, prompt: Prompt, sampling: Sampling) -> fl
             first = first or (time.perf_counter() if piece.tokens else 0.0)
             tokens += piece.tokens
     if tokens != sampling.max_tokens:
-        raise BenchmarkError(f"An answer ended after {tokens} of {sampling.max_tokens} tokens; see why, or ask for less.")
+        raise BenchmarkError(
+            f"An answer ended after {tokens} of {sampling.max_tokens} tokens; see why, or ask for less."
+        )
     return first
 
 
@@ -76,7 +78,7 @@ def time_beams(model: PreTrainedModel, prompt: Prompt, answer: int, batch: int, 
     ).cpu()  # a GPU is done only then
     seconds = time.perf_counter() - started
     if tuple(made.shape) != (batch, ids.shape[1] + answer):
-        raise BenchmarkError(f"An answer ended before its {answer} tokens; see why, or ask for less.")
+        raise BenchmarkError(f"An answer ended before its {answer} tokens; try another --answer.")
     return Timing(clock.first - started, seconds, batch * answer)
 
 

@@ -1,23 +1,28 @@
 """The runs of one cell, in this process: latency through the engine that serves, throughput by beam search."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
 from typing import Final
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from confide.bench.answers import answering, prompt_of, time_answers, time_beams
-from confide.bench.results import Cell, NotMeasured, Timing
+from confide.bench.results import Cell, ModelFacts, NotMeasured, Timing
 from confide.bench.worker import Job
 from confide.enclave.engines.engine import Engine
 from confide.enclave.engines.gguf_engine import GgufEngine
 from confide.enclave.engines.transformers_engine import TransformersEngine
 from confide.errors import BenchmarkError, ModelNotSupported
+from confide.evaluate.identity import model_digest
 from confide.models.context import require_room
 from confide.models.ends import end_tokens
 from confide.models.gguf.architectures import find_architecture
 from confide.models.gguf.types import GgufType
+from confide.models.sharing import empty_model
 from confide.models.source import Source, open_model
 
 TRANSFORMERS: Final = "transformers"
@@ -28,7 +33,7 @@ DTYPES: Final = ("f32", "bf16", "int8")
 WORKLOADS: Final = ("throughput", "latency")
 
 
-def plan_cells(source: Source, dtypes: list[str], cores: list[int]) -> tuple[list[Cell], list[NotMeasured]]:
+def plan_cells(source: Source, dtypes: Sequence[str], cores: Sequence[int]) -> tuple[list[Cell], list[NotMeasured]]:
     """Every cell that some engine has, and by name what none has."""
     cells, missing = [], []
     for workload in WORKLOADS:
@@ -56,42 +61,69 @@ def _lacks(source: Source, workload: str, engine: str, dtype: str) -> str:
     return ""
 
 
+def model_facts(source: Source) -> ModelFacts:
+    """Which model it is. EvaluationError where nobody can tell which version of it."""
+    weights = sum(parameter.numel() for parameter in empty_model(source.config).parameters())  # tied ones come once
+    return ModelFacts(Path(source.name).name, model_digest(source), weights)
+
+
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Those that may end an answer in llama.cpp, which knows some by their names whatever the model's files say."""
     return tuple(index for index, token in tokenizer.added_tokens_decoder.items() if token.special)
 
 
 def run_cell(job: Job) -> Iterator[Timing]:
-    """Warm up, then measure. BenchmarkError, EngineError and ModelNotSupported where it cannot be."""
+    """Warm up, then measure. BenchmarkError, EngineError and ModelNotSupported where that cannot be."""
     torch.set_num_threads(job.cell.cores)
-    source, asked = open_model(job.model), job.workload
-    require_room(source.config, asked.prompt, asked.answer)
-    engine, model, ends = _open(job, source)
-    with asyncio.Runner() as runner:
-        prompt = runner.run(prompt_of(engine, asked.prompt))
-        sampling = answering(asked.answer, ends)
-        for number in range(asked.warm_ups + job.runs):
-            if job.cell.workload == "throughput":
-                assert model is not None  # of the one engine that has it
-                timing = time_beams(model, prompt, asked.answer, asked.batch, asked.beams)
-            else:
-                timing = runner.run(time_answers(engine, prompt, sampling, 1))
-            if number >= asked.warm_ups:
-                yield timing
+    source, warm_ups = open_model(job.model), job.workload.warm_ups
+    require_room(source.config, job.workload.prompt, job.workload.answer)
+    runs = _throughput if job.cell.workload == "throughput" else _latency
+    with asyncio.Runner() as runner, closing(runs(job, source, runner)) as timings:
+        yield from islice(timings, warm_ups, warm_ups + job.runs)
+
+
+def _throughput(job: Job, source: Source, runner: asyncio.Runner) -> Generator[Timing, None, None]:
+    """Runs of the stock model's own beam search, without end."""
+    model, asked = _stock_model(job, source), job.workload
+    engine = TransformersEngine(model, _tokenizer(source), source.name)
+    prompt = runner.run(prompt_of(engine, asked.prompt))
+    try:
+        while True:
+            yield time_beams(model, prompt, asked.answer, asked.batch, asked.beams)
+    finally:
         runner.run(engine.close())
 
 
-def _open(job: Job, source: Source) -> tuple[Engine, PreTrainedModel | None, tuple[int, ...]]:
-    """The engine; the model, where it is transformers'; and the tokens that would end an answer."""
-    tokenizer = source.load_tokenizer()
-    if tokenizer is None:
-        raise BenchmarkError(f"{source.name} has no tokenizer, which engines need; give a model folder that has one.")
-    room = job.workload.prompt + job.workload.answer
+def _latency(job: Job, source: Source, runner: asyncio.Runner) -> Generator[Timing, None, None]:
+    """Runs of the engine that serves, one request at a time, without end."""
+    tokenizer, room = _tokenizer(source), job.workload.prompt + job.workload.answer
+    engine: Engine
     if job.gguf is not None:
+        ends = special_tokens(tokenizer)
         engine = GgufEngine(job.gguf, source.name, context=room, parallel=1, threads=job.cell.cores)
-        return engine, None, special_tokens(tokenizer)
+    else:
+        model = _stock_model(job, source)
+        ends = end_tokens(model, tokenizer)
+        engine = TransformersEngine(model, tokenizer, source.name, room)
+    prompt = runner.run(prompt_of(engine, job.workload.prompt))
+    sampling = answering(job.workload.answer, ends)
+    try:
+        while True:
+            yield runner.run(time_answers(engine, prompt, sampling, 1))
+    finally:
+        runner.run(engine.close())
+
+
+def _stock_model(job: Job, source: Source) -> PreTrainedModel:
     if job.workload.device == "cuda" and not torch.cuda.is_available():
         raise BenchmarkError("torch has no CUDA device here; install its CUDA build, or measure with --device cpu.")
     model = source.load_model().to(TORCH_TYPES[job.cell.dtype])
     model.to(torch.device(job.workload.device))
-    return TransformersEngine(model, tokenizer, source.name, room), model, end_tokens(model, tokenizer)
+    return model
+
+
+def _tokenizer(source: Source) -> PreTrainedTokenizerBase:
+    tokenizer = source.load_tokenizer()
+    if tokenizer is None:
+        raise BenchmarkError(f"{source.name} has no tokenizer, which engines need; give a model folder that has one.")
+    return tokenizer

@@ -9,7 +9,7 @@ import platform
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Generic, Literal, TypeVar
 
 import msgspec
 import rfc8785
@@ -19,12 +19,15 @@ from confide.attest.wire import Attested
 from confide.bench.machine import Arm, Count, Machine, Text, shown_arm
 from confide.disk.files import FileTooLarge, read_bounded, replace_file
 from confide.errors import BenchmarkError, InvalidResult
+from confide.evaluate.statistics import Estimate
 from confide.printable import printable
 from confide.version import VERSION
 
 MAX_BYTES: Final = 16 << 20
 MAX_RUNS: Final = 10_000
 MAX_CELLS: Final = 4_096
+LIBRARIES: Final = ("torch", "transformers", "xllamacpp")
+"""That compute."""
 
 Digest = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 Amount = Annotated[float, msgspec.Meta(ge=0, le=1e18)]
@@ -55,11 +58,28 @@ class ModelFacts(Part, frozen=True):
 
 
 class Timing(Part, frozen=True):
-    """One run, in seconds: until the first token, and until the last. tokens: of all its answers together."""
+    """One run, in seconds: until the first token, and until the last. tokens: of all its answers together.
+
+    ValueError for a first token that is not before the last one.
+    """
 
     first: Measured
     seconds: Measured
-    tokens: Annotated[int, msgspec.Meta(ge=1, le=1 << 30)]
+    tokens: Annotated[int, msgspec.Meta(ge=2, le=1 << 30)]
+
+    def __post_init__(self) -> None:
+        if self.first >= self.seconds:
+            raise ValueError("the first token did not come before the last one")
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of the answers, the time for reading prompts included."""
+        return self.tokens / self.seconds
+
+    @property
+    def seconds_per_token(self) -> float:
+        """Between the tokens of one answer alone, the first one's time left out."""
+        return (self.seconds - self.first) / (self.tokens - 1)
 
 
 Timings = Annotated[tuple[Timing, ...], msgspec.Meta(min_length=1, max_length=MAX_RUNS)]
@@ -107,7 +127,7 @@ class Workload(Part, frozen=True):
 
 
 class TeeResult(Part, frozen=True, tag="tee", tag_field="bench"):
-    """What `confide bench tee` found on one machine."""
+    """What `confide bench tee` found on one machine. ValueError for a cell that stands there twice."""
 
     format: Literal[1]
     measured: Annotated[datetime, msgspec.Meta(tz=True)]
@@ -119,6 +139,10 @@ class TeeResult(Part, frozen=True, tag="tee", tag_field="bench"):
     cells: Annotated[tuple[CellRuns, ...], msgspec.Meta(min_length=1, max_length=MAX_CELLS)]
     not_measured: Annotated[tuple[NotMeasured, ...], msgspec.Meta(max_length=MAX_CELLS)]
 
+    def __post_init__(self) -> None:
+        if len({each.cell for each in self.cells}) != len(self.cells):
+            raise ValueError("a cell stands there twice")
+
 
 class Interval(Part, frozen=True):
     """A value and its 95% interval."""
@@ -126,6 +150,16 @@ class Interval(Part, frozen=True):
     value: Amount
     low: Amount
     high: Amount
+
+    @classmethod
+    def of(cls, estimate: Estimate, unit: float = 1.0) -> "Interval":
+        """An estimate in another unit, of which there are so many in its own."""
+        return cls(unit * estimate.value, unit * estimate.low, unit * estimate.high)
+
+    @property
+    def estimate(self) -> Estimate:
+        """As statistics have it."""
+        return Estimate(self.value, self.low, self.high)
 
 
 class QuantizationRow(Part, frozen=True):
@@ -158,6 +192,7 @@ class QuantizationResult(Part, frozen=True, tag="quantization", tag_field="bench
     context: Count
     prompt: Count
     answer: Count
+    threads: Count
     runs: Count
     warm_ups: Count
     text: Digest
@@ -166,37 +201,21 @@ class QuantizationResult(Part, frozen=True, tag="quantization", tag_field="bench
     not_measured: Annotated[tuple[NotMeasured, ...], msgspec.Meta(max_length=MAX_CELLS)]
 
 
-Result = TeeResult | QuantizationResult
+AnyResult = TeeResult | QuantizationResult
+_Found = TypeVar("_Found", TeeResult, QuantizationResult, AnyResult, covariant=True)
 
 
-class ResultFile(Part, frozen=True):
+class ResultFile(Part, Generic[_Found], frozen=True):
     """A result under its digest. attested: the evidence of the machine, which signs the digest, where it has any."""
 
     digest: Digest
-    result: Result
+    result: _Found
     attested: Attested | None = None
 
     @classmethod
-    def make(cls, result: Result, attested: Attested | None = None) -> "ResultFile":
+    def make(cls, result: _Found, attested: Attested | None = None) -> "ResultFile[_Found]":
         """With the digest that it has."""
         return cls(digest_of(result), result, attested)
-
-    @classmethod
-    def read(cls, data: bytes) -> "ResultFile":
-        """A file's content. InvalidResult for anything that `write` did not make, or that was changed since."""
-        if len(data) > MAX_BYTES:
-            raise InvalidResult(f"A file of results has at most {MAX_BYTES >> 20} MiB; this is none.")
-        try:
-            read = msgspec.json.decode(data, type=cls)
-        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            reason = printable(str(error))[:200].rstrip(".")
-            raise InvalidResult(f"This is no file of results ({reason}); get it again from whoever measured.") from None
-        if digest_of(read.result) != read.digest:
-            raise InvalidResult(
-                "These results were changed after they were measured: their digest is another one; get the file again "
-                "from whoever measured."
-            )
-        return read
 
     def write(self, folder: Path) -> Path:
         """As a file of this folder, which is made; its name has the digest's first digits. BenchmarkError if not."""
@@ -211,7 +230,24 @@ class ResultFile(Part, frozen=True):
         return path
 
 
-def read_file(path: Path) -> ResultFile:
+def read_result(data: bytes) -> ResultFile[AnyResult]:
+    """A file's content. InvalidResult for anything that `ResultFile.write` did not make, or that was changed since."""
+    if len(data) > MAX_BYTES:
+        raise InvalidResult(f"A file of results has at most {MAX_BYTES >> 20} MiB; this is none.")
+    try:
+        read = msgspec.json.decode(data, type=ResultFile[AnyResult])
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        reason = printable(str(error))[:200].rstrip(".")
+        raise InvalidResult(f"This is no file of results ({reason}); get it again from whoever measured.") from None
+    if digest_of(read.result) != read.digest:
+        raise InvalidResult(
+            "These results were changed after they were measured: their digest is another one; get the file again "
+            "from whoever measured."
+        )
+    return read
+
+
+def read_file(path: Path) -> ResultFile[AnyResult]:
     """Results from a file. InvalidResult where it cannot be read, is none, or was changed."""
     try:
         data = read_bounded(path, MAX_BYTES)
@@ -220,17 +256,17 @@ def read_file(path: Path) -> ResultFile:
     except OSError as error:
         raise InvalidResult(f"{path} cannot be read ({error.strerror}); name a file that was measured.") from error
     try:
-        return ResultFile.read(data)
+        return read_result(data)
     except InvalidResult as error:
         raise InvalidResult(f"{path}: {error}") from None
 
 
-def digest_of(result: Result) -> str:
+def digest_of(result: AnyResult) -> str:
     """SHA-256 of a result as RFC 8785 writes it, in hexadecimal."""
     return hashlib.sha256(rfc8785.dumps(msgspec.to_builtins(result))).hexdigest()
 
 
-def require_arm(file: ResultFile) -> None:
+def require_arm(file: ResultFile[AnyResult]) -> None:
     """InvalidResult where a result calls its machine a trusted environment, and the evidence in it does not show that.
 
     What calls itself bare, virtual or simulated shows nothing, and is not asked to.
@@ -249,7 +285,7 @@ def require_arm(file: ResultFile) -> None:
         raise InvalidResult(f"These results call their machine {result.arm}, and their evidence is of {shown}.")
 
 
-def this_software(commit: str, *libraries: str) -> Software:
-    """What computes here. libraries: installed distributions, by name."""
-    versions = {name: metadata.version(name) for name in libraries}
+def this_software(commit: str) -> Software:
+    """What computes here. commit: of the checkout, where it is one."""
+    versions = {name: metadata.version(name) for name in LIBRARIES}
     return Software(VERSION, commit, platform.python_version(), versions)

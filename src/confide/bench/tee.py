@@ -14,7 +14,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from confide.bench.cells import GGUF_TYPES, LLAMA_CPP, plan_cells
+from confide.bench.cells import GGUF_TYPES, LLAMA_CPP, model_facts, plan_cells
 from confide.bench.checkout import commit
 from confide.bench.machine import Arm, Environment, Machine, shown_arm
 from confide.bench.results import (
@@ -31,14 +31,11 @@ from confide.bench.results import (
 )
 from confide.bench.worker import Job, measure_apart
 from confide.errors import BenchmarkError
-from confide.evaluate.identity import model_digest
 from confide.evaluate.results import Results, Settings, keep_results
 from confide.models.context import require_room
 from confide.models.gguf.write import write_gguf
-from confide.models.sharing import empty_model
 from confide.models.source import Source
 
-LIBRARIES: Final = ("torch", "transformers", "xllamacpp")
 _PARTIAL: Final = "tee-runs.jsonl"
 
 OnProgress = Callable[[str, int, int], None]
@@ -71,7 +68,7 @@ class Request:
                 "measured; give fewer with --cores."
             )
         require_room(self.source.config, self.workload.prompt, self.workload.answer)
-        return plan_cells(self.source, list(self.dtypes), list(self.cores))
+        return plan_cells(self.source, self.dtypes, self.cores)
 
 
 def measure_tee(
@@ -84,7 +81,7 @@ def measure_tee(
     measure: Measure = measure_apart,
     committed: Callable[[], str] = commit,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
-) -> ResultFile:
+) -> ResultFile[TeeResult]:
     """Measure what an earlier run with the same settings has not, and put it into one result.
 
     out: where runs are kept as they come, so that the same call goes on after an interruption. The machine proves
@@ -92,10 +89,10 @@ def measure_tee(
     `commit` raise, EvaluationError for runs of other settings in `out`, BenchmarkError where a cell cannot be measured.
     """
     gpu = request.workload.device == "cuda"
-    software = this_software(committed(), *LIBRARIES)
+    software = this_software(committed())
     cells, missing = request.plan(machine)
     arm = _arm(environment, machine, "00" * 32, now(), gpu=gpu)
-    model = ModelFacts(Path(request.source.name).name, model_digest(request.source), _weights(request.source))
+    model = model_facts(request.source)
     settings = _settings(request, model, machine, arm, software.commit)
     with keep_results(out / _PARTIAL, Timing, settings) as kept, _files(request.source, cells) as files:
         for cell in cells:
@@ -106,7 +103,10 @@ def measure_tee(
     result = TeeResult(1, now(), arm, machine, software, model, request.workload, runs, tuple(missing))
     attested = environment.attest(digest_of(result))
     file = ResultFile.make(result, attested)
-    if attested is not None and shown_arm(attested, file.digest, result.measured, environment.roots, gpu=gpu) is not arm:
+    if (
+        attested is not None
+        and shown_arm(attested, file.digest, result.measured, environment.roots, gpu=gpu) is not arm
+    ):
         raise BenchmarkError(f"This was a {arm} machine when measuring began, and is none now; measure again.")
     return file
 
@@ -161,11 +161,6 @@ def _settings(request: Request, model: ModelFacts, machine: Machine, arm: Arm, c
         "processor": machine.processor,
         "kernel": machine.kernel,
         "commit": code,
-        **this_software(code, *LIBRARIES).libraries,
+        **this_software(code).libraries,
         **workload,
     }
-
-
-def _weights(source: Source) -> int:
-    """How many the model has; tied ones count once."""
-    return sum(parameter.numel() for parameter in empty_model(source.config).parameters())

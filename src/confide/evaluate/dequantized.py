@@ -50,4 +50,4 @@ def _places(convert: Any, parameter: Tensor) -> Tensor:
 
 def _values(tensor: Any) -> Tensor:
     """In float32, flat."""
-    return torch.from_numpy(dequantize(tensor.data, tensor.tensor_type)).float().reshape(-1)
+    return torch.tensor(dequantize(tensor.data, tensor.tensor_type), dtype=torch.float32).reshape(-1)
