@@ -4,6 +4,7 @@ What a prompt says changes no time, so it is one word over and over. Tokens that
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Iterable
 from contextlib import aclosing
@@ -13,6 +14,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 
+import confide.models.conversation
 from confide.bench.results import Timing
 from confide.enclave.engines.engine import Engine, Prompt, Sampling
 from confide.errors import BenchmarkError
@@ -20,6 +22,11 @@ from confide.errors import BenchmarkError
 _WORDS: Final = (" the", " and", " a", " it", " one", " x", "a", "1")
 """Of which one is a single token in nearly every vocabulary, however often it stands there."""
 _NEVER: Final = -100.0
+
+
+def expect_no_conversations() -> None:
+    """Have nothing said of a missing chat template: prompts here are texts."""
+    logging.getLogger(confide.models.conversation.__name__).setLevel(logging.ERROR)
 
 
 async def prompt_of(engine: Engine, tokens: int) -> Prompt:
@@ -82,7 +89,7 @@ def time_beams(model: PreTrainedModel, prompt: Prompt, answer: int, batch: int, 
     return Timing(clock.first - started, seconds, batch * answer)
 
 
-class _FirstStep(StoppingCriteria):  # type: ignore[misc]
+class _FirstStep(StoppingCriteria):
     """Stops nothing, and notes when the first step was over."""
 
     first = 0.0

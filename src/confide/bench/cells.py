@@ -5,12 +5,12 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, cast
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from confide.bench.answers import answering, prompt_of, time_answers, time_beams
+from confide.bench.answers import answering, expect_no_conversations, prompt_of, time_answers, time_beams
 from confide.bench.results import Cell, ModelFacts, NotMeasured, Timing
 from confide.bench.worker import Job
 from confide.enclave.engines.engine import Engine
@@ -67,6 +67,12 @@ def model_facts(source: Source) -> ModelFacts:
     return ModelFacts(Path(source.name).name, model_digest(source), weights)
 
 
+def in_dtype(source: Source, dtype: torch.dtype, device: str = "cpu") -> PreTrainedModel:
+    """The stock model, computing in another type."""
+    model: Any = source.load_model()
+    return cast(PreTrainedModel, model.to(device, dtype))
+
+
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Those that may end an answer in llama.cpp, which knows some by their names whatever the model's files say."""
     return tuple(index for index, token in tokenizer.added_tokens_decoder.items() if token.special)
@@ -75,6 +81,7 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
 def run_cell(job: Job) -> Iterator[Timing]:
     """Warm up, then measure. BenchmarkError, EngineError and ModelNotSupported where that cannot be."""
     torch.set_num_threads(job.cell.cores)
+    expect_no_conversations()
     source, warm_ups = open_model(job.model), job.workload.warm_ups
     require_room(source.config, job.workload.prompt, job.workload.answer)
     runs = _throughput if job.cell.workload == "throughput" else _latency
@@ -117,9 +124,7 @@ def _latency(job: Job, source: Source, runner: asyncio.Runner) -> Generator[Timi
 def _stock_model(job: Job, source: Source) -> PreTrainedModel:
     if job.workload.device == "cuda" and not torch.cuda.is_available():
         raise BenchmarkError("torch has no CUDA device here; install its CUDA build, or measure with --device cpu.")
-    model = source.load_model().to(TORCH_TYPES[job.cell.dtype])
-    model.to(torch.device(job.workload.device))
-    return model
+    return in_dtype(source, TORCH_TYPES[job.cell.dtype], job.workload.device)
 
 
 def _tokenizer(source: Source) -> PreTrainedTokenizerBase:

@@ -18,8 +18,8 @@ from typing import Final
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from confide.bench.answers import answering, prompt_of, time_answers
-from confide.bench.cells import LLAMA_CPP, TORCH_TYPES, TRANSFORMERS, model_facts, special_tokens
+from confide.bench.answers import answering, expect_no_conversations, prompt_of, time_answers
+from confide.bench.cells import LLAMA_CPP, TORCH_TYPES, TRANSFORMERS, in_dtype, model_facts, special_tokens
 from confide.bench.checkout import commit
 from confide.bench.machine import Machine
 from confide.bench.results import (
@@ -120,6 +120,7 @@ def measure_quantizations(
     out: where results are kept as they come, so that the same call goes on after an interruption; a checkout must then
     be as it was committed. Raises EvaluationError, EngineError, PromptTooLong and BenchmarkError where that cannot be.
     """
+    expect_no_conversations()
     require_room(request.source.config, request.prompt, request.answer)
     software = this_software("" if out is None else committed())
     facts = model_facts(request.source)
@@ -180,7 +181,7 @@ def _candidates(request: Request, weights: int, folder: Path) -> tuple[list[_Can
     """The stock model's types, the reference first, and every type that files for llama.cpp are written in."""
     source, found, missing = request.source, [], []
     for name, dtype in TORCH_TYPES.items():
-        load = partial(_stock, source, dtype)
+        load = partial(in_dtype, source, dtype)
         opened = partial(_transformers, request, load)
         found.append(_Candidate(TRANSFORMERS, name, weights * dtype.itemsize, _cache(load()), opened, load))
     for type in GgufType:
@@ -193,10 +194,6 @@ def _candidates(request: Request, weights: int, folder: Path) -> tuple[list[_Can
         opened, load = partial(_llama_cpp, request, file), partial(dequantized_model, source, file)
         found.append(_Candidate(LLAMA_CPP, type.value, size, context_bytes(file), opened, load))
     return found, missing
-
-
-def _stock(source: Source, dtype: torch.dtype) -> PreTrainedModel:
-    return source.load_model().to(dtype)
 
 
 @torch.inference_mode()

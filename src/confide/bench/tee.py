@@ -5,7 +5,7 @@ and GPU TEEs (IISWC 2025, arXiv 2509.18886): throughput in batches with beam sea
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -45,7 +45,7 @@ OnProgress = Callable[[str, int, int], None]
 class Measure(Protocol):
     """What runs a job; `measure_apart`."""
 
-    def __call__(self, job: Job) -> Iterator[Timing]:
+    def __call__(self, job: Job) -> Generator[Timing, None, None]:
         """Its runs, one after the other."""
         ...
 

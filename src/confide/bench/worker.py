@@ -5,7 +5,7 @@ It takes its cores before torch or llama.cpp start any thread, so that every one
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -30,7 +30,7 @@ class Job:
     runs: int
 
 
-def measure_apart(job: Job) -> Iterator[Timing]:
+def measure_apart(job: Job) -> Generator[Timing, None, None]:
     """The runs of a job, each as soon as it is measured. Closing the iterator ends the process.
 
     Raises BenchmarkError where the cell cannot be measured, with the reason.
