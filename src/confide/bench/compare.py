@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from confide.bench.results import Cell, CellRuns, TeeResult
+from confide.bench.results import Cell, CellRuns, TeeResult, digest_of
 from confide.bench.statistics import Sample
 from confide.errors import BenchmarkError
 from confide.evaluate.statistics import Estimate
@@ -48,6 +48,8 @@ def compare(results: Sequence[TeeResult]) -> Comparison:
         raise BenchmarkError("There is nothing to compare with; give two files of results or more.")
     for other in others:
         _require_same(baseline, other)
+    if len({digest_of(result) for result in results}) < len(results):
+        raise BenchmarkError("One of these results is given twice; name each file once.")
     arms = _labels(results)
     cells = {each.cell: each for each in baseline.cells}
     common = [cell for cell in cells if all(cell in {each.cell for each in other.cells} for other in others)]

@@ -17,6 +17,8 @@ from confide.errors import BenchmarkError, ConfideError
 from confide.printable import printable
 
 _FAILED: Final = "failed"
+_TO_LEAVE: Final = 60.0
+"""Seconds for letting go of a model."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ def measure_apart(job: Job) -> Generator[Timing, None, None]:
             if isinstance(said, tuple):
                 raise BenchmarkError(f"{job.cell.name} cannot be measured: {said[1].rstrip('.')}.")
             yield said
+        process.join(_TO_LEAVE)
     finally:
         process.terminate()
         process.join()

@@ -165,14 +165,13 @@ def compare(
         said = {"baseline": comparison.baseline, "differences": comparison.differences, "rows": rows}
         output.result(said | {"files": list(map(str, written))})
         return
-    table = measuring.table("", "", "mean", "overhead, %", "runs", "dropped")
-    last = None
-    for row in comparison.rows:
-        overhead = "" if row.overhead is None else measuring.percent(row.overhead, 1)
-        scale, unit = _UNITS[row.cell.workload]
-        name = "" if row.cell == last else row.cell.name
-        table.add_row(name, row.arm, f"{row.mean.value * scale:,.1f} {unit}", overhead, str(row.runs), str(row.dropped))
-        last = row.cell
+    table = measuring.table("", "mean", "overhead, %", "runs", "dropped")
+    for cell in dict.fromkeys(row.cell for row in comparison.rows):
+        scale, unit = _UNITS[cell.workload]
+        table.add_row(f"{cell.name}: {unit}")
+        for row in (row for row in comparison.rows if row.cell == cell):
+            overhead = "" if row.overhead is None else measuring.percent(row.overhead, 1)
+            table.add_row(f"  {row.arm}", f"{row.mean.value * scale:,.1f}", overhead, str(row.runs), str(row.dropped))
     output.console.print(table)
     for difference in comparison.differences:
         output.note(f"Besides their protection these machines differ: {difference}.")
@@ -288,13 +287,12 @@ def _show_quantizations(result: "QuantizationResult") -> None:
 def _show_tee(result: "TeeResult") -> None:
     from confide.bench.compare import sample_of
 
-    table = measuring.table("", "mean", "runs", "dropped")
+    table = measuring.table("", "mean", "", "runs", "dropped")
     for measured in result.cells:
-        sample = sample_of(measured)
-        mean, scale, unit = sample.mean(), *_UNITS[measured.cell.workload]
-        low, high = f"{mean.low * scale:,.1f}", f"{mean.high * scale:,.1f}"
-        found = f"{mean.value * scale:,.1f} ({low}, {high}) {unit}"
-        table.add_row(measured.cell.name, found, str(len(measured.runs)), str(sample.dropped))
+        sample, (scale, unit) = sample_of(measured), _UNITS[measured.cell.workload]
+        mean = sample.mean()
+        found = f"{mean.value * scale:,.1f} ({mean.low * scale:,.1f}, {mean.high * scale:,.1f})"
+        table.add_row(measured.cell.name, found, unit, str(len(measured.runs)), str(sample.dropped))
     output.console.print(table)
     output.note(f"This machine: {result.arm}, {result.machine.processor}.")
     if result.arm == "simulated":
@@ -303,7 +301,7 @@ def _show_tee(result: "TeeResult") -> None:
 
 def _show_not_measured(missing: "Sequence[NotMeasured]") -> None:
     for one in missing:
-        output.note(f"Not measured: {one.workload} in {one.engine} {one.dtype}, for {one.reason}")
+        output.note(f"Not measured: {one.workload} in {one.engine} {one.dtype}, because {one.reason.rstrip('.')}.")
 
 
 def _show_written(written: Sequence[Path]) -> None:
