@@ -31,7 +31,7 @@ def system(folder: Path, flags: str | None, virtual: str | None = None) -> tuple
     (folder / "proc/cpuinfo").write_text(lines + "\nprocessor\t: 1\nflags\t\t: hypervisor\n")
     detect = folder / "systemd-detect-virt"
     if virtual is not None:
-        detect.write_text(f"#!/bin/sh\n[ \"$1\" = --vm ] && echo {virtual}\n[ {virtual} != none ]\n")
+        detect.write_text(f'#!/bin/sh\n[ "$1" = --vm ] && echo {virtual}\n[ {virtual} != none ]\n')
         detect.chmod(0o755)
     return folder, detect
 
