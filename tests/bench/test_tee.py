@@ -36,11 +36,11 @@ class Measured:
 
     def __call__(self, job: Job) -> Generator[Timing, None, None]:
         self.jobs.append(job)
-        for run in range(job.runs):
+        for number in range(job.runs):
             if not self.left:
                 raise KeyboardInterrupt
             self.left -= 1
-            yield Timing(0.25, 1.0 + run / 64, 8)
+            yield Timing(0.25, 1.0 + number / 64, 8)
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ def test_a_machine_that_is_another_kind_at_the_end_gives_no_result(
     SimulatedTee.create(tmp_path / "tee")
     arms = iter([Arm.TDX, Arm.SNP])
     monkeypatch.setattr(tee, "shown_arm", lambda *_, **__: next(arms))
-    with pytest.raises(BenchmarkError, match="was a tdx machine.*now it is snp"):
+    with pytest.raises(BenchmarkError, match=r"was a tdx machine.*now it is snp"):
         measure_tee(
             request_, MACHINE, Environment.find(tmp_path / "tee"), tmp_path, measure=Measured(), committed=committed
         )
@@ -183,9 +183,7 @@ def forked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("forked")
 def test_what_goes_wrong_in_the_other_process_is_said_here(tmp_path: Path) -> None:
-    with pytest.raises(
-        BenchmarkError, match=r"latency, transformers f32, 1 core cannot be measured: There is no model"
-    ):
+    with pytest.raises(BenchmarkError, match=r"transformers f32, 1 core cannot be measured: There is no model"):
         next(measure_apart(job(tmp_path)))
 
 
@@ -218,29 +216,12 @@ def test_a_cell_warms_up_and_then_measures(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.slow
 def test_the_whole_command_twice_and_a_comparison(tmp_path: Path) -> None:
-    sizes = [
-        "--prompt",
-        "8",
-        "--answer",
-        "4",
-        "--batch",
-        "2",
-        "--beams",
-        "2",
-        "--warm-ups",
-        "1",
-        "--runs",
-        "2",
-        "--cores",
-        "1",
-        "--dtypes",
-        "f32,int8",
-    ]
+    sizes = "--prompt 8 --answer 4 --batch 2 --beams 2 --warm-ups 1 --runs 2 --cores 1 --dtypes f32,int8"
     done = run("tee", "simulate", "init", tmp_path / "tee")
     assert done.returncode == 0
     found = []
     for options in ([], ["--simulated-tee", tmp_path / "tee"]):
-        done = run("bench", "tee", "demo", *sizes, *options, "--out", tmp_path / f"out{len(options)}", "--json")
+        done = run("bench", "tee", "demo", *sizes.split(), *options, "--out", tmp_path / f"out{len(options)}", "--json")
         said = json.loads(done.stdout)
         if said.get("error", {}).get("code") == "benchmark" and "checkout" in said["error"]["message"]:
             pytest.skip("this checkout is not as it was committed")

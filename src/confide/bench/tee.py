@@ -103,11 +103,12 @@ def measure_tee(
     result = TeeResult(1, now(), arm, machine, software, model, request.workload, runs, tuple(missing))
     attested = environment.attest(digest_of(result))
     file = ResultFile.make(result, attested)
-    if (
-        attested is not None
-        and shown_arm(attested, file.digest, result.measured, environment.roots, gpu=gpu) is not arm
-    ):
-        raise BenchmarkError(f"This was a {arm} machine when measuring began, and is none now; measure again.")
+    if attested is not None:
+        shown = shown_arm(attested, file.digest, result.measured, environment.roots, gpu=gpu)
+        if shown is not arm:
+            raise BenchmarkError(
+                f"This was a {arm} machine when measuring began, and now it is {shown}; measure again."
+            )
     return file
 
 
