@@ -24,6 +24,7 @@ _GROUPS = (
     "receipts",
     "questions",
     "deployments",
+    "results",
 )
 
 Target = Callable[[bytes], None]
