@@ -96,9 +96,17 @@ def test_two_files_are_compared_at_the_command_line(tmp_path: Path, capsys: pyte
     assert all(Path(path).read_bytes().startswith(b"\x89PNG") for path in said["files"])
     bench.compare(files)
     shown = capsys.readouterr()
-    assert "latency, llama.cpp int8, 2 cores: ms a token" in shown.out
+    assert "latency, llama.cpp int8, 2 cores" in shown.out
     assert "…" not in shown.out
     assert "protects nothing" in shown.err
+
+
+def test_what_was_measured_fits_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    bench._show_tee(tee_result(Arm.VM))
+    shown = capsys.readouterr()
+    assert "transformers bf16, 2 cores" in shown.out
+    assert "…" not in shown.out
+    assert "This machine: vm" in shown.err
 
 
 def test_files_that_are_no_measured_machine_are_refused_at_the_command_line(tmp_path: Path) -> None:

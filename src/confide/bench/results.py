@@ -94,9 +94,14 @@ class Cell(Part, frozen=True):
     cores: Annotated[int, msgspec.Meta(ge=1, le=1 << 16)]
 
     @property
+    def place(self) -> str:
+        """Where it is measured, for people."""
+        return f"{self.engine} {self.dtype}, {self.cores} core{'s' if self.cores > 1 else ''}"
+
+    @property
     def name(self) -> str:
-        """For people and files."""
-        return f"{self.workload}, {self.engine} {self.dtype}, {self.cores} core{'s' if self.cores > 1 else ''}"
+        """For people, and for the file that keeps its runs."""
+        return f"{self.workload}, {self.place}"
 
 
 class CellRuns(Part, frozen=True):

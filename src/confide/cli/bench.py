@@ -165,14 +165,14 @@ def compare(
         said = {"baseline": comparison.baseline, "differences": comparison.differences, "rows": rows}
         output.result(said | {"files": list(map(str, written))})
         return
-    table = measuring.table("", "mean", "overhead, %", "runs", "dropped")
     for cell in dict.fromkeys(row.cell for row in comparison.rows):
         scale, unit = _UNITS[cell.workload]
-        table.add_row(f"{cell.name}: {unit}")
+        table = measuring.table("", unit, "overhead, %", "runs", "dropped")
         for row in (row for row in comparison.rows if row.cell == cell):
             overhead = "" if row.overhead is None else measuring.percent(row.overhead, 1)
-            table.add_row(f"  {row.arm}", f"{row.mean.value * scale:,.1f}", overhead, str(row.runs), str(row.dropped))
-    output.console.print(table)
+            table.add_row(row.arm, f"{row.mean.value * scale:,.1f}", overhead, str(row.runs), str(row.dropped))
+        output.console.print(f"[bold]{escape(cell.name)}[/]")
+        output.console.print(table)
     for difference in comparison.differences:
         output.note(f"Besides their protection these machines differ: {difference}.")
     if any(row.arm.startswith("simulated") for row in comparison.rows):
@@ -252,7 +252,7 @@ def _draw(comparison: "Comparison", result: "TeeResult", out: Path) -> list[Path
         groups: dict[str, dict[str, Estimate]] = {}
         for row in comparison.rows:
             if row.cell.workload == workload and row.overhead is not None:
-                groups.setdefault(row.cell.name.removeprefix(f"{workload}, "), {})[row.arm] = row.overhead
+                groups.setdefault(row.cell.place, {})[row.arm] = row.overhead
         if groups:
             path = out / f"{workload}.png"
             draw_overheads(path, result.model.name, f"{words}, against {comparison.baseline}", groups)
@@ -287,13 +287,15 @@ def _show_quantizations(result: "QuantizationResult") -> None:
 def _show_tee(result: "TeeResult") -> None:
     from confide.bench.compare import sample_of
 
-    table = measuring.table("", "mean", "", "runs", "dropped")
-    for measured in result.cells:
-        sample, (scale, unit) = sample_of(measured), _UNITS[measured.cell.workload]
-        mean = sample.mean()
-        found = f"{mean.value * scale:,.1f} ({mean.low * scale:,.1f}, {mean.high * scale:,.1f})"
-        table.add_row(measured.cell.name, found, unit, str(len(measured.runs)), str(sample.dropped))
-    output.console.print(table)
+    for workload, (scale, unit) in _UNITS.items():
+        table = measuring.table("", unit, "runs", "dropped")
+        for measured in (each for each in result.cells if each.cell.workload == workload):
+            sample = sample_of(measured)
+            mean = sample.mean()
+            found = f"{mean.value * scale:,.1f} ({mean.low * scale:,.1f}, {mean.high * scale:,.1f})"
+            table.add_row(measured.cell.place, found, str(len(measured.runs)), str(sample.dropped))
+        output.console.print(f"[bold]{workload}[/]")
+        output.console.print(table)
     output.note(f"This machine: {result.arm}, {result.machine.processor}.")
     if result.arm == "simulated":
         output.note(WARNING)
