@@ -117,7 +117,8 @@ def _quantizations(kept: Sequence[tuple[str, QuantizationResult]]) -> Iterator[s
         yield ""
         yield f"**{one.model.name}**, {one.model.weights:,} weights, {one.measured:%Y-%m-%d}, {one.machine.processor},"
         yield f"{one.threads} threads; prompts of {one.prompt} tokens, answers of {one.answer}, {one.runs} runs;"
-        yield f"context of {one.context}; perplexity over {one.scored_tokens:,} tokens ([file](../benchmarks/results/{name})):"
+        yield f"context of {one.context}; perplexity over {one.scored_tokens:,} tokens"
+        yield f"([file](../benchmarks/results/{name})):"
         yield ""
         batches = list(one.rows[0].tokens_per_second)
         rates = [f"tokens/s, {batch} at once" for batch in batches]
