@@ -4,6 +4,10 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from confide.attest.collateral import Collateral
+from confide.attest.evidence import Evidence, Family
+from confide.attest.statement import Statement
+from confide.attest.wire import Attested
 from confide.bench.compare import compare
 from confide.bench.machine import Arm, Machine
 from confide.bench.results import (
@@ -33,11 +37,11 @@ def bench_result(data: bytes) -> None:
         compare([read.result, _tee(2.0)])
 
 
-def _tee(seconds: float) -> TeeResult:
+def _tee(seconds: float, arm: Arm = Arm.VM) -> TeeResult:
     return TeeResult(
         1,
         datetime(2026, 11, 29, tzinfo=UTC),
-        Arm.VM,
+        arm,
         *_PLACE,
         Workload(4, 4, 1, 1, 0, "cpu"),
         (CellRuns(Cell("latency", "llama.cpp", "int8", 1), (Timing(0.5, seconds, 4), Timing(0.5, seconds + 1, 4))),),
@@ -59,7 +63,8 @@ def _quantization() -> QuantizationResult:
 
 
 def _files() -> list[bytes]:
-    made = [ResultFile.make(_tee(1.0)), ResultFile.make(_quantization())]
+    shown = Attested.make(Evidence(Family.TDX, b"\4\0\2\0"), Statement("00" * 32), Collateral({"dcap": b"{}"}))
+    made = [ResultFile.make(_tee(1.0)), ResultFile.make(_tee(1.0, Arm.TDX), shown), ResultFile.make(_quantization())]
     return [msgspec.json.encode(file) for file in made]
 
 

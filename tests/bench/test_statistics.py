@@ -1,9 +1,12 @@
 """What is far out is dropped and counted, and a ratio's interval holds the true ratio as often as it says."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
 from confide.bench import statistics
+from confide.bench.results import MAX_RUNS
 from confide.bench.statistics import Sample
 
 
@@ -41,3 +44,12 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say(monkeypatch: pytest
         found = slow.over(fast)
         held += found.low <= 0.1 <= found.high
     assert 51 <= held < 60
+
+
+def test_the_most_runs_of_a_file_take_little_memory() -> None:
+    many = Sample(tuple(np.random.default_rng(1).normal(2, 0.1, MAX_RUNS)), 0)
+    tracemalloc.start()
+    many.over(many)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 4 << 20

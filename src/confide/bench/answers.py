@@ -62,7 +62,7 @@ async def _first_token(engine: Engine, prompt: Prompt, sampling: Sampling) -> fl
             tokens += piece.tokens
     if tokens != sampling.max_tokens:
         raise BenchmarkError(
-            f"An answer ended after {tokens} of {sampling.max_tokens} tokens; see why, or ask for less."
+            f"An answer has {tokens} tokens where {sampling.max_tokens} were asked for; try another --answer."
         )
     return first
 

@@ -189,7 +189,7 @@ def _candidates(request: Request, weights: int, folder: Path) -> tuple[list[_Can
         try:
             size = write_gguf(source, file, type).size
         except ModelNotSupported as error:
-            missing.append(NotMeasured("latency", LLAMA_CPP, type.value, str(error)))
+            missing.append(NotMeasured("quantization", LLAMA_CPP, type.value, str(error)))
             continue
         opened, load = partial(_llama_cpp, request, file), partial(dequantized_model, source, file)
         found.append(_Candidate(LLAMA_CPP, type.value, size, context_bytes(file), opened, load))
@@ -224,9 +224,11 @@ def _measure_speed(
         batch: [run for run in range(request.runs) if speeds.get(_speed(candidate, batch), run) is None]
         for batch in BATCHES
     }
-    if any(lacking.values()):
-        with asyncio.Runner() as runner:
-            engine, ends = candidate.open()
+    if not any(lacking.values()):
+        return
+    with asyncio.Runner() as runner:
+        engine, ends = candidate.open()
+        try:
             prompt = runner.run(prompt_of(engine, request.prompt))
             sampling = answering(request.answer, ends)
             for batch, runs in lacking.items():
@@ -237,6 +239,7 @@ def _measure_speed(
                     speeds.add(_speed(candidate, batch), run, timing)
                     if progress:
                         progress(_speed(candidate, batch), run + 1, request.runs)
+        finally:
             runner.run(engine.close())
 
 

@@ -23,8 +23,9 @@ from confide.evaluate.statistics import Estimate
 from confide.printable import printable
 from confide.version import VERSION
 
-MAX_BYTES: Final = 16 << 20
-MAX_RUNS: Final = 10_000
+MAX_BYTES: Final = 8 << 20
+MAX_RUNS: Final = 1_000
+"""Of a cell. Intervals take a time and memory in proportion to it."""
 MAX_CELLS: Final = 4_096
 LIBRARIES: Final = ("torch", "transformers", "xllamacpp")
 """That compute."""

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from confide.evaluate.statistics import CONFIDENCE, Estimate
 
 MOST_DEVIATIONS: Final = 3.0
-RESAMPLES: Final = 10_000
+RESAMPLES: Final = 2_000
+_CHUNK: Final = 100
+"""Resamples taken at a time, which bounds the memory."""
 _SEED: Final = 20_240_229
 """Fixed, so that the same runs have the same intervals."""
 
@@ -52,7 +54,8 @@ class Sample:
         """Means of RESAMPLES resamples."""
         values = np.asarray(self.values, np.float64)
         even = np.full(len(values), 1 / len(values))
-        return generator.multinomial(len(values), even, size=RESAMPLES) @ values / len(values)
+        parts = (generator.multinomial(len(values), even, size=_CHUNK) @ values for _ in range(RESAMPLES // _CHUNK))
+        return np.concatenate(list(parts)) / len(values)
 
 
 def _estimate(value: float, draws: NDArray[np.float64]) -> Estimate:

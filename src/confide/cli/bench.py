@@ -26,10 +26,10 @@ app = typer.Typer(name="bench", help="Measure what a model costs here, and compa
 Model = Annotated[str, typer.Argument(help="`demo`, a local Hugging Face folder, or a hub id.")]
 Prompt = Annotated[int, typer.Option(help="Tokens of each prompt.", min=1)]
 Answer = Annotated[int, typer.Option(help="Tokens of each answer.", min=2)]
-Runs = Annotated[int, typer.Option(help="Runs that count.", min=1, max=10_000)]
+Runs = Annotated[int, typer.Option(help="Runs that count.", min=1, max=1_000)]
 Context = Annotated[int | None, typer.Option(help="Tokens in a window of text; the model's, up to 2048.", min=2)]
 MaxWindows = Annotated[int | None, typer.Option("--windows", help="Use only so many windows, from the start.", min=2)]
-WarmUps = Annotated[int, typer.Option("--warm-ups", help="Runs before them, which do not.", min=0, max=10_000)]
+WarmUps = Annotated[int, typer.Option("--warm-ups", help="Runs before them, which do not.", min=0, max=1_000)]
 
 
 _UNITS: Final = {"throughput": (1.0, "tokens/s"), "latency": (1e3, "ms a token")}
