@@ -50,7 +50,7 @@ def _tee(seconds: float, arm: Arm = Arm.VM) -> TeeResult:
 
 
 _PLACE = (
-    Machine("A CPU", 2, 1 << 30, "6.18", "kvm"),
+    Machine("A CPU", 2, 1 << 30, "6.18", "kvm", 0.5),
     Software("0.1.0", "0c" * 20, "3.11.7", {"torch": "2.13.0"}),
     ModelFacts("demo", "d1" * 32, 100),
 )

@@ -112,11 +112,13 @@ def _quantizations(kept: Sequence[tuple[str, QuantizationResult]]) -> Iterator[s
     yield from ("## Types of weights", "")
     yield "`confide bench quantization`. Size is that of the weights, memory that of a full context's keys and values;"
     yield "first and next token are of one request alone; perplexity is that of the weights, with its interval of 95%."
-    yield "None of these has an aim."
+    yield "None of these has an aim. A load as high as the number of cores says that others had the machine too: times"
+    yield "are then far from what it can do, and size, memory and perplexity are what they are."
     for name, one in kept:
         yield ""
         yield f"**{one.model.name}**, {one.model.weights:,} weights, {one.measured:%Y-%m-%d}, {one.machine.processor},"
-        yield f"{one.threads} threads; prompts of {one.prompt} tokens, answers of {one.answer}, {one.runs} runs;"
+        yield f"{one.threads} threads on {one.machine.cores} cores, load {one.machine.load:.1f} before; prompts of"
+        yield f"{one.prompt} tokens, answers of {one.answer}, {one.runs} runs;"
         yield f"context of {one.context}; perplexity over {one.scored_tokens:,} tokens"
         yield f"([file](../benchmarks/results/{name})):"
         yield ""

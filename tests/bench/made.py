@@ -20,7 +20,7 @@ from confide.bench.results import (
 )
 
 AT = datetime(2026, 11, 29, 20, 30, 1, 123456, tzinfo=UTC)
-MACHINE = Machine("A Fine CPU (avx512_vnni)", 4, 1 << 34, "6.18.0", "")
+MACHINE = Machine("A Fine CPU (avx512_vnni)", 4, 1 << 34, "6.18.0", "", 0.25)
 SOFTWARE = Software("0.1.0", "0c" * 20, "3.11.7", {"torch": "2.13.0", "transformers": "5.20.0", "xllamacpp": "1"})
 MODEL = ModelFacts("demo", "d1" * 32, 5_918_720)
 WORKLOAD = Workload(1024, 128, 6, 4, 10, "cpu")

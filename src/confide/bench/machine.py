@@ -64,13 +64,17 @@ _PROCESSORS: Final = {Family.SNP: Arm.SNP, Family.TDX: Arm.TDX, Family.SGX: Arm.
 
 
 class Machine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What measures. cores: that this process may use. memory: bytes. virtual: who says it is virtual, or empty."""
+    """What measures. cores: that this process may use. memory: bytes. virtual: who says it is virtual, or empty.
+
+    load: processes that wanted a core in the minute before; as many as there are cores, and others were measured along.
+    """
 
     processor: Text
     cores: Count
     memory: Count
     kernel: Text
     virtual: Text
+    load: Annotated[float, msgspec.Meta(ge=0, le=1e6)]
 
 
 def this_machine(root: Path = Path("/"), detect_virt: Path = DETECT_VIRT) -> Machine:
@@ -84,6 +88,7 @@ def this_machine(root: Path = Path("/"), detect_virt: Path = DETECT_VIRT) -> Mac
         memory=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         kernel=platform.release(),
         virtual=_virtual(root, detect_virt),
+        load=round(os.getloadavg()[0], 2),
     )
 
 

@@ -17,6 +17,7 @@ from confide.cli.tee import WARNING
 
 if TYPE_CHECKING:
     from confide.bench.compare import Comparison
+    from confide.bench.machine import Machine
     from confide.bench.results import AnyResult, Cell, NotMeasured, QuantizationResult, ResultFile, TeeResult
     from confide.bench.tee import OnProgress
     from confide.evaluate.statistics import Estimate
@@ -278,7 +279,7 @@ def _show_quantizations(result: "QuantizationResult") -> None:
     table.caption = "first, next token: ms; x: tokens a second by so many requests at once"
     output.console.print(table)
     output.note(
-        f"{result.machine.processor}, {result.machine.cores} cores; prompts of {result.prompt} tokens and answers of "
+        f"{_described(result.machine)}; prompts of {result.prompt} tokens and answers of "
         f"{result.answer}, {result.runs} runs; memory for a context of {result.context} tokens; perplexity over "
         f"{result.scored_tokens:,} tokens, with intervals of 95%."
     )
@@ -296,9 +297,14 @@ def _show_tee(result: "TeeResult") -> None:
             table.add_row(measured.cell.place, found, str(len(measured.runs)), str(sample.dropped))
         output.console.print(f"[bold]{workload}[/]")
         output.console.print(table)
-    output.note(f"This machine: {result.arm}, {result.machine.processor}.")
+    output.note(f"This machine: {result.arm}, {_described(result.machine)}.")
     if result.arm == "simulated":
         output.note(WARNING)
+
+
+def _described(machine: "Machine") -> str:
+    busy = ", which was busy with other things" if machine.load >= machine.cores else ""
+    return f"{machine.processor}, {machine.cores} cores, load {machine.load:.1f}{busy}"
 
 
 def _show_not_measured(missing: "Sequence[NotMeasured]") -> None:
