@@ -77,7 +77,7 @@ def test_plots_are_drawn(tmp_path: Path) -> None:
 
 
 def test_the_table_fits_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    bench._show_quantizations(quantization_result())
+    bench.show_quantizations(quantization_result())
     shown = capsys.readouterr().out
     assert "1.50 (1.25, 2.00)" in shown
     assert "…" not in shown
@@ -102,7 +102,7 @@ def test_two_files_are_compared_at_the_command_line(tmp_path: Path, capsys: pyte
 
 
 def test_what_was_measured_fits_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    bench._show_tee(tee_result(Arm.VM))
+    bench.show_tee(tee_result(Arm.VM))
     shown = capsys.readouterr()
     assert "transformers bf16, 2 cores" in shown.out
     assert "…" not in shown.out

@@ -189,7 +189,7 @@ def test_what_goes_wrong_in_the_other_process_is_said_here(tmp_path: Path) -> No
 
 @pytest.mark.usefixtures("forked")
 def test_a_process_that_dies_is_no_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(worker, "_work", lambda *_: os._exit(9))
+    monkeypatch.setattr(worker, "work", lambda *_: os._exit(9))
     with pytest.raises(BenchmarkError, match="ended with 9"):
         next(measure_apart(job(tmp_path)))
 

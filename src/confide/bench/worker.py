@@ -39,7 +39,7 @@ def measure_apart(job: Job) -> Generator[Timing, None, None]:
     """
     context = get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(theirs, job), daemon=True)
+    process = context.Process(target=work, args=(theirs, job), daemon=True)
     process.start()
     theirs.close()
     try:
@@ -59,7 +59,8 @@ def measure_apart(job: Job) -> Generator[Timing, None, None]:
         ours.close()
 
 
-def _work(out: Connection, job: Job) -> None:
+def work(out: Connection, job: Job) -> None:
+    """In that process: send each run, or what went wrong."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this decides
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: job.cell.cores])
     try:

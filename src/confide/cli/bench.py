@@ -83,7 +83,7 @@ def quantization(
     if json:
         output.result(_as_json(file, written))
         return
-    _show_quantizations(file.result)
+    show_quantizations(file.result)
     _show_not_measured(file.result.not_measured)
     _show_written(written)
 
@@ -129,7 +129,7 @@ def tee(
     if json:
         output.result(_as_json(file, [path]))
         return
-    _show_tee(file.result)
+    show_tee(file.result)
     _show_not_measured(file.result.not_measured)
     _show_written([path])
 
@@ -261,7 +261,8 @@ def _draw(comparison: "Comparison", result: "TeeResult", out: Path) -> list[Path
     return written
 
 
-def _show_quantizations(result: "QuantizationResult") -> None:
+def show_quantizations(result: "QuantizationResult") -> None:
+    """A table, as wide as any terminal."""
     batches = list(result.rows[0].tokens_per_second)
     table = measuring.table("", "size", "context", "first", "next", *(f"x{batch}" for batch in batches), "perplexity")
     for engine in dict.fromkeys(row.engine for row in result.rows):
@@ -285,7 +286,8 @@ def _show_quantizations(result: "QuantizationResult") -> None:
     )
 
 
-def _show_tee(result: "TeeResult") -> None:
+def show_tee(result: "TeeResult") -> None:
+    """A table for each workload, and what machine it was."""
     from confide.bench.compare import sample_of
 
     for workload, (scale, unit) in _UNITS.items():
