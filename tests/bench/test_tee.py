@@ -15,7 +15,7 @@ from tests.cli.command import run
 
 from confide.attest.simulated import SimulatedTee
 from confide.bench import cells, tee, worker
-from confide.bench.cells import plan_cells, run_cell
+from confide.bench.cells import doubling, plan_cells, run_cell
 from confide.bench.machine import Arm, Environment
 from confide.bench.results import Cell, Timing, Workload, read_file, require_arm
 from confide.bench.tee import Request, measure_tee
@@ -158,7 +158,7 @@ def test_more_cores_than_there_are_and_longer_texts_than_fit_are_refused(request
 
 
 def test_what_an_engine_lacks_is_said_by_name(request_: Request) -> None:
-    found, missing = plan_cells(request_.source, ("bf16", "int8"), (1,))
+    found, missing = plan_cells(request_.source, "cpu", ("bf16", "int8"), (1,))
     assert [(cell.workload, cell.engine, cell.dtype) for cell in found] == [
         ("throughput", "transformers", "bf16"),
         ("latency", "transformers", "bf16"),
@@ -169,6 +169,17 @@ def test_what_an_engine_lacks_is_said_by_name(request_: Request) -> None:
         "llama.cpp has no beam search"
     ] * 2
     assert {one.reason for one in missing if one.engine == "transformers"} == {"the transformers engine has no int8"}
+
+
+def test_what_a_gpu_computes_is_not_mixed_with_what_the_processor_does(request_: Request) -> None:
+    found, missing = plan_cells(request_.source, "cuda", ("bf16", "int8"), (1,))
+    assert {cell.engine for cell in found} == {"transformers"}
+    assert "llama.cpp computes on the processor alone here" in {one.reason for one in missing}
+
+
+@pytest.mark.parametrize(("most", "counts"), [(1, (1,)), (2, (1, 2)), (6, (1, 2, 4, 6)), (8, (1, 2, 4, 8))])
+def test_cores_are_doubled_up_to_all(most: int, counts: tuple[int, ...]) -> None:
+    assert doubling(most) == counts
 
 
 def job(model: Path, runs: int = 2) -> Job:

@@ -33,25 +33,29 @@ DTYPES: Final = ("f32", "bf16", "int8")
 WORKLOADS: Final = ("throughput", "latency")
 
 
-def plan_cells(source: Source, dtypes: Sequence[str], cores: Sequence[int]) -> tuple[list[Cell], list[NotMeasured]]:
-    """Every cell that some engine has, and by name what none has."""
+def plan_cells(
+    source: Source, device: str, dtypes: Sequence[str], cores: Sequence[int]
+) -> tuple[list[Cell], list[NotMeasured]]:
+    """Every cell that some engine has on a device, and by name what none has."""
     cells, missing = [], []
     for workload in WORKLOADS:
         for dtype in dtypes:
             for engine in (TRANSFORMERS, LLAMA_CPP):
-                if reason := _lacks(source, workload, engine, dtype):
+                if reason := _lacks(source, device, workload, engine, dtype):
                     missing.append(NotMeasured(workload, engine, dtype, reason))
                 else:
                     cells += [Cell(workload, engine, dtype, count) for count in cores]
     return cells, missing
 
 
-def _lacks(source: Source, workload: str, engine: str, dtype: str) -> str:
+def _lacks(source: Source, device: str, workload: str, engine: str, dtype: str) -> str:
     """Why an engine does not have it; empty where it does."""
     if engine == TRANSFORMERS:
         return "" if dtype in TORCH_TYPES else f"the transformers engine has no {dtype}"
     if workload == "throughput":
         return "llama.cpp has no beam search"
+    if device != "cpu":
+        return "llama.cpp computes on the processor alone here"
     if dtype not in GGUF_TYPES:
         return f"llama.cpp's {dtype} is not among the types that models are written in here"
     try:
@@ -59,6 +63,11 @@ def _lacks(source: Source, workload: str, engine: str, dtype: str) -> str:
     except ModelNotSupported as error:
         return str(error)
     return ""
+
+
+def doubling(most: int) -> tuple[int, ...]:
+    """1, its doubles up to a number, and that number."""
+    return tuple(sorted({most, *(1 << power for power in range(most.bit_length()))}))
 
 
 def model_facts(source: Source) -> ModelFacts:

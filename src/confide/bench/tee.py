@@ -68,7 +68,7 @@ class Request:
                 "measured; give fewer with --cores."
             )
         require_room(self.source.config, self.workload.prompt, self.workload.answer)
-        return plan_cells(self.source, self.dtypes, self.cores)
+        return plan_cells(self.source, self.workload.device, self.dtypes, self.cores)
 
 
 def measure_tee(

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from confide.cli import measuring, output
-from confide.cli.options import Json, Offline
+from confide.cli.options import Json
 from confide.cli.tee import WARNING
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def tee(
     simulated_tee: Annotated[
         Path | None, typer.Option(help="A folder of `confide tee simulate init`, to try things out; proves nothing.")
     ] = None,
-    offline: Offline = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Take vendors' collateral from the cache.")] = False,
     json: Json = False,
 ) -> None:
     """Throughput and latency on this machine, whose kind is found out and attested.
@@ -197,8 +197,10 @@ def _dtypes(text: str) -> tuple[str, ...]:
 
 
 def _cores(text: str | None, most: int) -> tuple[int, ...]:
+    from confide.bench.cells import doubling
+
     if text is None:
-        return tuple(sorted({most, *(1 << power for power in range(most.bit_length()))}))
+        return doubling(most)
     if not re.fullmatch(r"[1-9]\d{0,4}(,[1-9]\d{0,4})*", text):
         raise typer.BadParameter("--cores takes numbers from 1 up, separated by commas, such as 1,2,4")
     return tuple(sorted({int(part) for part in text.split(",")}))
