@@ -176,12 +176,31 @@ def test_an_environment_that_fails_is_not_a_machine_without_one() -> None:
         environment.attest(NONCE)
 
 
-def test_no_environment_has_no_evidence() -> None:
-    def nothing(kind: TeeKind, folder: Path | None) -> Tee:
-        assert (kind, folder) == (TeeKind.AUTO, None)
-        raise NoTrustedEnvironment("There is none.")
+def nothing(kind: TeeKind, folder: Path | None) -> Tee:
+    assert (kind, folder) == (TeeKind.AUTO, None)
+    raise NoTrustedEnvironment("There is none.")
 
-    assert Environment.find(opened=nothing).attest(NONCE) is None
+
+@pytest.mark.parametrize("flags", ["fpu avx2", "fpu hypervisor", "fpu sev sev_snp"], ids=["bare", "vm", "snp-host"])
+def test_no_environment_has_no_evidence(flags: str, tmp_path: Path) -> None:
+    root, _ = system(tmp_path, flags)
+    assert Environment.find(opened=nothing, root=root).attest(NONCE) is None
+
+
+@pytest.mark.parametrize("flags", ["fpu hypervisor tdx_guest", "fpu hypervisor sev sev_snp"], ids=["tdx", "snp"])
+def test_an_environment_that_hides_its_evidence_is_no_plain_machine(flags: str, tmp_path: Path) -> None:
+    root, _ = system(tmp_path, flags)
+    with pytest.raises(BenchmarkError, match=r"processor flag .*run as root"):
+        Environment.find(opened=nothing, root=root)
+
+
+@pytest.mark.parametrize("device", ["tdx_guest", "sev-guest", "attestation"])
+def test_nor_is_one_with_a_device_that_may_not_be_read(device: str, tmp_path: Path) -> None:
+    root, _ = system(tmp_path, "fpu hypervisor")
+    (root / "dev").mkdir()
+    (root / "dev" / device).touch()
+    with pytest.raises(BenchmarkError, match=f"/dev/{device}"):
+        Environment.find(opened=nothing, root=root)
 
 
 def test_the_command_cannot_name_an_arm() -> None:

@@ -35,6 +35,8 @@ Text = Annotated[str, msgspec.Meta(max_length=1024)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 DETECT_VIRT: Final = Path("/usr/bin/systemd-detect-virt")
 _NOT_VIRTUAL: Final = "none"
+_GUEST_FLAGS: Final = ("tdx_guest", "sev_snp")
+_DEVICES: Final = ("dev/tdx_guest", "dev/tdx-guest", "dev/sev-guest", "dev/attestation")
 _SECONDS: Final = 10
 _CURRENT_OR_NOT: Final = Exceptions(
     allow_tcb=tuple(status for status in TcbStatus if status not in (TcbStatus.UP_TO_DATE, TcbStatus.REVOKED)),
@@ -120,6 +122,18 @@ def _virtual(root: Path, detect_virt: Path) -> str:
     return ""
 
 
+def _trace(root: Path) -> str:
+    """What the system has of an environment whether or not its evidence can be read; empty where there is nothing.
+
+    A host's processor may have the flags as well; only in a virtual machine do they say what that machine is.
+    """
+    flags = _cpuinfo(root).get("flags", "").split()
+    found = [flag for flag in _GUEST_FLAGS if flag in flags and "hypervisor" in flags]
+    if found:
+        return f"the processor flag {found[0]}"
+    return next((f"/{device}" for device in _DEVICES if (root / device).exists()), "")
+
+
 def _cpuinfo(root: Path) -> dict[str, str]:
     """The first processor's lines of /proc/cpuinfo, by their names."""
     try:
@@ -144,16 +158,23 @@ class Environment:
         *,
         offline: bool = False,
         opened: Callable[[TeeKind, Path | None], Tee] = open_tee,
+        root: Path = Path("/"),
     ) -> "Environment":
         """Look for one. simulated: the folder of a simulated one, which is then all that is looked at.
 
-        offline: take vendors' collateral from the cache.
+        offline: take vendors' collateral from the cache. root: of the file system with /proc and /dev. Raises
+        BenchmarkError where the system speaks of an environment that gives no evidence.
         """
         if simulated is not None:
             return cls(opened(TeeKind.SIMULATED, simulated), offline)
         try:
             return cls(opened(TeeKind.AUTO, None), offline)
-        except NoTrustedEnvironment:
+        except NoTrustedEnvironment as error:
+            if trace := _trace(root):
+                raise BenchmarkError(
+                    f"There is {trace}, so this is a trusted environment, and it gives no evidence; run as root, and "
+                    f"outside of any container that hides it. {error}"
+                ) from error
             return cls(None, offline)
 
     def attest(self, nonce: str) -> Attested | None:
