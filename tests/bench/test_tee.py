@@ -157,6 +157,13 @@ def test_more_cores_than_there_are_and_longer_texts_than_fit_are_refused(request
         measure_tee(paper, MACHINE, NOWHERE, tmp_path, measure=Measured(), committed=committed)
 
 
+def test_nothing_to_measure_is_no_result(request_: Request, tmp_path: Path) -> None:
+    workload = msgspec.structs.replace(SMALL, device="cuda")
+    asked = Request(request_.source, workload, ("int8",), (1,), 5)
+    with pytest.raises(BenchmarkError, match=r"No engine has any of these types .*no int8"):
+        measure_tee(asked, MACHINE, NOWHERE, tmp_path, measure=Measured(), committed=committed)
+
+
 def test_what_an_engine_lacks_is_said_by_name(request_: Request) -> None:
     found, missing = plan_cells(request_.source, "cpu", ("bf16", "int8"), (1,))
     assert [(cell.workload, cell.engine, cell.dtype) for cell in found] == [

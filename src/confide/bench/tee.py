@@ -61,14 +61,20 @@ class Request:
     runs: int
 
     def plan(self, machine: Machine) -> tuple[list[Cell], list[NotMeasured]]:
-        """The cells. BenchmarkError for cores that are not here, PromptTooLong for a model with less context."""
+        """The cells. PromptTooLong for a model with less context; BenchmarkError for cores that are not here, and where
+        no engine has anything of what is asked for.
+        """
         if max(self.cores) > machine.cores:
             raise BenchmarkError(
                 f"This process may use {machine.cores} of the machine's cores, and {max(self.cores)} are to be "
                 "measured; give fewer with --cores."
             )
         require_room(self.source.config, self.workload.prompt, self.workload.answer)
-        return plan_cells(self.source, self.workload.device, self.dtypes, self.cores)
+        cells, missing = plan_cells(self.source, self.workload.device, self.dtypes, self.cores)
+        if not cells:
+            reasons = "; ".join(dict.fromkeys(one.reason for one in missing))
+            raise BenchmarkError(f"No engine has any of these types ({reasons}); give others with --dtypes.")
+        return cells, missing
 
 
 def measure_tee(

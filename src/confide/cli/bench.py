@@ -31,8 +31,6 @@ Runs = Annotated[int, typer.Option(help="Runs that count.", min=1, max=1_000)]
 Context = Annotated[int | None, typer.Option(help="Tokens in a window of text; the model's, up to 2048.", min=2)]
 MaxWindows = Annotated[int | None, typer.Option("--windows", help="Use only so many windows, from the start.", min=2)]
 WarmUps = Annotated[int, typer.Option("--warm-ups", help="Runs before them, which do not.", min=0, max=1_000)]
-
-
 _UNITS: Final = {"throughput": (1.0, "tokens/s"), "latency": (1e3, "ms a token")}
 
 
@@ -46,10 +44,8 @@ def quantization(
     answer: Answer = 64,
     runs: Runs = 5,
     warm_ups: WarmUps = 1,
-    context: Annotated[
-        int | None, typer.Option(help="Tokens in a window of text; the model's, up to 2048.", min=2)
-    ] = None,
-    windows: Annotated[int | None, typer.Option(help="Use only so many windows, from the start.", min=2)] = None,
+    context: Context = None,
+    windows: MaxWindows = None,
     threads: Annotated[int | None, typer.Option(help="Of the processor; all without.", min=1)] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the result and its plot, to go on in after an interruption.")
