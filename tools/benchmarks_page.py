@@ -111,8 +111,8 @@ def _figures(kept: Sequence[tuple[str, Figures]]) -> Iterator[str]:
 def _quantizations(kept: Sequence[tuple[str, QuantizationResult]]) -> Iterator[str]:
     yield from ("## Types of weights", "")
     yield "`confide bench quantization`. Size is that of the weights, memory that of a full context's keys and values;"
-    yield "first and next token are of one request alone; perplexity is that of the weights, with its interval of 95%, and"
-    yield "says nothing where weights are random, of a shape that is measured for its speed."
+    yield "first and next token are of one request alone; perplexity is that of the weights, with its interval of 95%."
+    yield "It says nothing where weights are random, of a shape that is measured for its speed."
     yield "None of these has an aim. A load as high as the number of cores says that others had the machine too: times"
     yield "are then far from what it can do, and size, memory and perplexity are what they are."
     for name, one in kept:
@@ -134,7 +134,7 @@ def _quantizations(kept: Sequence[tuple[str, QuantizationResult]]) -> Iterator[s
                 f"{row.context_memory / 1e6:,.1f}",
                 f"{row.first_ms.value:,.0f}",
                 f"{row.ms_per_token.value:,.1f}",
-                *(f"{row.tokens_per_second[batch].value:,.0f}" for batch in batches),
+                *(f"{row.tokens_per_second[batch].value:,.1f}" for batch in batches),
                 f"{row.perplexity.value:,.2f} ({row.perplexity.low:,.2f}, {row.perplexity.high:,.2f})",
             )
 

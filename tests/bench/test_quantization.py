@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from tests.bench.made import MACHINE, quantization_result, tee_result
@@ -10,7 +11,7 @@ from tests.bench.made import MACHINE, quantization_result, tee_result
 from confide.bench import quantization
 from confide.bench.machine import Arm
 from confide.bench.quantization import Request, measure_quantizations
-from confide.bench.results import ResultFile
+from confide.bench.results import Interval, ResultFile
 from confide.cli import bench
 from confide.enclave.engines.gguf_engine import context_bytes
 from confide.errors import BenchmarkError, InvalidResult, PromptTooLong
@@ -77,9 +78,15 @@ def test_plots_are_drawn(tmp_path: Path) -> None:
 
 
 def test_the_table_fits_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    bench.show_quantizations(quantization_result())
+    made = quantization_result()
+    large = Interval(4964.09, 4666.19, 15281.07)
+    row = msgspec.structs.replace(
+        made.rows[0], engine="transformers", size=412_700_000, first_ms=large, ms_per_token=large, perplexity=large
+    )
+    bench.show_quantizations(msgspec.structs.replace(made, rows=(row, made.rows[0])))
     shown = capsys.readouterr().out
     assert "1.50 (1.25, 2.00)" in shown
+    assert "4,964 (4,666, 15,281)" in shown
     assert "…" not in shown
 
 

@@ -262,20 +262,19 @@ def _draw(comparison: "Comparison", result: "TeeResult", out: Path) -> list[Path
 def show_quantizations(result: "QuantizationResult") -> None:
     """A table, as wide as any terminal."""
     batches = list(result.rows[0].tokens_per_second)
-    table = measuring.table("", "size", "context", "first", "next", *(f"x{batch}" for batch in batches), "perplexity")
+    table = measuring.table("", "size", "cache", "first", "next", *(f"x{batch}" for batch in batches), "perplexity")
     for engine in dict.fromkeys(row.engine for row in result.rows):
         table.add_row(engine)
         for row in (row for row in result.rows if row.engine == engine):
             table.add_row(
-                f"  {row.quantization}",
+                f" {row.quantization}",
                 output.megabytes(row.size),
                 output.megabytes(row.context_memory),
-                f"{row.first_ms.value:,.0f}",
-                f"{row.ms_per_token.value:,.1f}",
-                *(f"{row.tokens_per_second[batch].value:,.0f}" for batch in batches),
-                f"{row.perplexity.value:,.2f} ({row.perplexity.low:,.2f}, {row.perplexity.high:,.2f})",
+                *map(_brief, (row.first_ms.value, row.ms_per_token.value)),
+                *(_brief(row.tokens_per_second[batch].value) for batch in batches),
+                f"{_brief(row.perplexity.value)} ({_brief(row.perplexity.low)}, {_brief(row.perplexity.high)})",
             )
-    table.caption = "first, next token: ms; x: tokens a second by so many requests at once"
+    table.caption = "cache: of a full context; first, next token: ms; x8: tokens a second, 8 at once"
     output.console.print(table)
     output.note(
         f"{_described(result.machine)}; prompts of {result.prompt} tokens and answers of "
@@ -300,6 +299,11 @@ def show_tee(result: "TeeResult") -> None:
     output.note(f"This machine: {result.arm}, {_described(result.machine)}.")
     if result.arm == "simulated":
         output.note(WARNING)
+
+
+def _brief(value: float) -> str:
+    """Three digits at least, and none behind the point where there are as many before it."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
 def _described(machine: "Machine") -> str:
