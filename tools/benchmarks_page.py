@@ -32,6 +32,13 @@ own, and the day it was measured. `moonshot` and `yes` say which of its two aims
 """
 
 
+_ABOUT_WEIGHTS: Final = """`confide bench quantization`. Size is that of the weights, memory that of a full context's keys
+and values; first and next token are of one request alone. Perplexity is that of the weights, with its interval of 95%;
+the ratio to f32 is of the same windows, and so far better known. Both say nothing where weights are random, of a shape
+that is measured for its speed. None of these has an aim. A load as high as the number of cores says that others had the
+machine too: times are then far from what it can do, and size, memory and perplexity are what they are."""
+
+
 class _Machine(msgspec.Struct):
     processor: Annotated[str, msgspec.Meta(max_length=256)]
 
@@ -110,22 +117,21 @@ def _figures(kept: Sequence[tuple[str, Figures]]) -> Iterator[str]:
 
 def _quantizations(kept: Sequence[tuple[str, QuantizationResult]]) -> Iterator[str]:
     yield from ("## Types of weights", "")
-    yield "`confide bench quantization`. Size is that of the weights, memory that of a full context's keys and values;"
-    yield "first and next token are of one request alone; perplexity is that of the weights, with its interval of 95%."
-    yield "It says nothing where weights are random, of a shape that is measured for its speed."
-    yield "None of these has an aim. A load as high as the number of cores says that others had the machine too: times"
-    yield "are then far from what it can do, and size, memory and perplexity are what they are."
+    yield _ABOUT_WEIGHTS
     for name, one in kept:
         yield ""
-        yield f"**{one.model.name}**, {one.model.weights:,} weights, {one.measured:%Y-%m-%d}, {one.machine.processor},"
-        yield f"{one.threads} threads on {one.machine.cores} cores, load {one.machine.load:.1f} before; prompts of"
-        yield f"{one.prompt} tokens, answers of {one.answer}, {one.runs} runs;"
-        yield f"context of {one.context}; perplexity over {one.scored_tokens:,} tokens"
-        yield f"([file](../benchmarks/results/{name})):"
+        yield (
+            f"**{one.model.name}**, {one.model.weights:,} weights, {one.measured:%Y-%m-%d}, {one.machine.processor}, "
+            f"{one.threads} threads on {one.machine.cores} cores, load {one.machine.load:.1f} before; prompts of "
+            f"{one.prompt} tokens, answers of {one.answer}, {one.runs} runs; context of {one.context}; perplexity over "
+            f"{one.scored_tokens:,} tokens ([file](../benchmarks/results/{name})):"
+        )
         yield ""
         batches = list(one.rows[0].tokens_per_second)
         rates = [f"tokens/s, {batch} at once" for batch in batches]
-        yield from _table("engine", "weights", "size, MB", "memory, MB", "first, ms", "next, ms", *rates, "perplexity")
+        yield from _table(
+            "engine", "weights", "size, MB", "memory, MB", "first, ms", "next, ms", *rates, "perplexity", "ratio to f32"
+        )
         for row in one.rows:
             yield _row(
                 row.engine,
@@ -136,6 +142,7 @@ def _quantizations(kept: Sequence[tuple[str, QuantizationResult]]) -> Iterator[s
                 f"{row.ms_per_token.value:,.1f}",
                 *(f"{row.tokens_per_second[batch].value:,.1f}" for batch in batches),
                 f"{row.perplexity.value:,.2f} ({row.perplexity.low:,.2f}, {row.perplexity.high:,.2f})",
+                f"{row.ratio.value:.4f} ({row.ratio.low:.4f}, {row.ratio.high:.4f})",
             )
 
 

@@ -73,7 +73,7 @@ def test_a_text_that_does_not_fit_is_refused_before_anything_is_written(asked: R
 def test_plots_are_drawn(tmp_path: Path) -> None:
     one = Estimate(0.1, 0.05, 0.2)
     draw_overheads(tmp_path / "a.png", "demo", "lost", {"bf16, 1 core": {"tdx": one, "vm": one}, "int8": {"vm": one}})
-    draw_quantizations(tmp_path / "b.png", "demo", {"q8_0": (one, one), "q4_0": (one, one)})
+    draw_quantizations(tmp_path / "b.png", "demo", {str(index): (one, one) for index in range(9)}, 66.0)
     assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in ("a.png", "b.png"))
 
 

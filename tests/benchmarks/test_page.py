@@ -60,7 +60,9 @@ def test_results_of_the_command_are_in_the_page_and_changed_ones_are_not(tmp_pat
     ResultFile.make(quantization_result()).write(folder)
     made = page(tmp_path)
     assert "| vm | throughput, transformers bf16, 2 cores | 25." in made
-    assert "| llama.cpp | q8_0 | 6.0 | 3.1 | 2 | 1.5 | 1.5 | 1.5 | 1.50 (1.25, 2.00) |" in made
+    assert (
+        "| llama.cpp | q8_0 | 6.0 | 3.1 | 2 | 1.5 | 1.5 | 1.5 | 1.50 (1.25, 2.00) | 1.5000 (1.2500, 2.0000) |" in made
+    )
     path.write_bytes(path.read_bytes().replace(b"A Fine CPU", b"A Fast CPU"))
     with pytest.raises(InvalidResult, match="were changed"):
         page(tmp_path)

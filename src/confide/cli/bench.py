@@ -236,9 +236,10 @@ def _plot_quantizations(file: "ResultFile[QuantizationResult]", out: Path) -> Pa
     result = file.result
     path = out / f"quantization-{file.digest[:16]}.png"
     points = {
-        f"{row.engine} {row.quantization}": (row.ms_per_token.estimate, row.perplexity.estimate) for row in result.rows
+        f"{row.engine} {row.quantization}": (row.ms_per_token.estimate, row.ratio.estimate) for row in result.rows
     }
-    draw_quantizations(path, f"{result.model.name}, {result.machine.processor}", points)
+    reference = result.rows[0].perplexity.value
+    draw_quantizations(path, f"{result.model.name}, {result.machine.processor}", points, reference)
     return path
 
 

@@ -96,16 +96,24 @@ def draw_overheads(path: Path, title: str, y: str, groups: Mapping[str, Mapping[
         axes.set_xticks(range(len(groups)), [name.replace(", ", "\n") for name in groups], fontsize="small")
 
 
-def draw_quantizations(path: Path, title: str, points: Mapping[str, tuple[Estimate, Estimate]]) -> None:
-    """Perplexity against milliseconds per token, both with their intervals, a point for each type of weights."""
-    with _chart(path, title, "ms per token, one request alone", "perplexity (lower is better)", _WHISKERS) as axes:
-        for (name, (time, quality)), colour in zip(points.items(), itertools.cycle(_COLOURS), strict=False):
+def draw_quantizations(
+    path: Path, title: str, points: Mapping[str, tuple[Estimate, Estimate]], reference: float
+) -> None:
+    """Perplexity against milliseconds per token for each type of weights; points: the time, and the ratio to fp32.
+
+    Intervals of perplexity are those of the ratio, as in `draw_perplexity_sweep`. reference: fp32's perplexity.
+    """
+    note = f"{_WHISKERS}, of perplexity that of the ratio to fp32"
+    marks = itertools.product("osD^", _COLOURS)
+    with _chart(path, title, "ms per token, one request alone", "perplexity (lower is better)", note) as axes:
+        for (name, (time, ratio)), (marker, colour) in zip(points.items(), marks, strict=False):
+            quality = _in_units_of(reference, ratio)
             axes.errorbar(
                 time.value,
                 quality.value,
                 xerr=[[time.value - time.low], [time.high - time.value]],
                 yerr=[[quality.value - quality.low], [quality.high - quality.value]],
-                fmt="o",
+                fmt=marker,
                 color=colour,
                 label=name,
                 capsize=2,
