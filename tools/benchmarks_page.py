@@ -35,7 +35,7 @@ own, and the day it was measured. `moonshot` and `yes` say which of its two aims
 _ABOUT_WEIGHTS: Final = """\
 `confide bench quantization`. Size is that of the weights, memory that of a full context's keys and values; first and
 next token are of one request alone. Perplexity is that of the weights, with its interval of 95%; the ratio to f32 is of
-the same windows, and so far better known. Both say nothing where weights are random, of a shape that is measured for its
+the same windows, and so far better known. Both say nothing where weights are random, of a shape measured for its
 speed. None of these has an aim. A load as high as the number of cores says that others had the machine too: times are
 then far from what it can do, and size, memory and perplexity are what they are."""
 
