@@ -25,6 +25,7 @@ _GROUPS = (
     "questions",
     "deployments",
     "certificates",
+    "results",
 )
 
 Target = Callable[[bytes], None]

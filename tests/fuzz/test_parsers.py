@@ -14,6 +14,7 @@ import confide
 
 ATTEST = Path(confide.__file__).parent / "attest"
 RECEIPTS = ATTEST.parent / "receipts"
+RESULTS = ATTEST.parent / "bench" / "results.py"
 PARSERS = {
     "bundle.py": {"Bundle.read": "bundle"},
     "cbor.py": {"decode": "nitro-document"},
@@ -66,6 +67,7 @@ PARSERS = {
         "verify_quote": "tpm-signature",
     },
     "reading/tpm.py": {"parse_registers": "tpm-registers"},
+    "../bench/results.py": {"read_result": "bench-result"},
     "../receipts/client.py": {"ClientReceipt.read": "client-receipt"},
     "../receipts/client_key.py": {"parse_key": "client-key"},
     "../receipts/documents.py": {"read_document": "receipt", "read_json": "report"},
@@ -106,7 +108,7 @@ CASES = [(module, name, target) for module, found in PARSERS.items() for name, t
 
 @functools.cache
 def reached(target: str) -> frozenset[tuple[str, str]]:
-    """The functions of both packages, by module and name, that this target calls for its kept inputs."""
+    """The functions of these packages, by module and name, that this target calls for its kept inputs."""
     found: set[tuple[str, str]] = set()
     names = _names()
 
@@ -138,8 +140,10 @@ def _names() -> dict[tuple[str, int], tuple[str, str]]:
 
 
 def _functions() -> Iterator[tuple[str, str, ast.FunctionDef]]:
-    for path in sorted([*ATTEST.rglob("*.py"), *RECEIPTS.rglob("*.py")]):
-        module = path.relative_to(ATTEST).as_posix() if path.is_relative_to(ATTEST) else f"../receipts/{path.name}"
+    for path in sorted([*ATTEST.rglob("*.py"), *RECEIPTS.rglob("*.py"), RESULTS]):
+        module = (
+            path.relative_to(ATTEST).as_posix() if path.is_relative_to(ATTEST) else f"../{path.parent.name}/{path.name}"
+        )
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.FunctionDef):
                 yield module, node.name, node

@@ -38,6 +38,7 @@ _GROUPS: Final = (
     "hint",
     "demo",
     "evaluate",
+    "bench",
     "owner",
     "tls",
     "licence",

@@ -104,10 +104,12 @@ from confide.errors.hybrid import (
     WrongShape,
 )
 from confide.errors.models import (
+    BenchmarkError,
     DamagedFile,
     EvaluationError,
     InvalidActivation,
     InvalidPackage,
+    InvalidResult,
     ModelKeyError,
     ModelNotSupported,
     OutsideCalibration,
@@ -135,6 +137,7 @@ __all__ = [
     "AuditLogCorrupted",
     "AuditLogInUse",
     "AuditLogUnavailable",
+    "BenchmarkError",
     "BudgetExhausted",
     "ChannelBroken",
     "ChannelError",
@@ -166,6 +169,7 @@ __all__ = [
     "InvalidManifest",
     "InvalidPackage",
     "InvalidPolicy",
+    "InvalidResult",
     "InvalidSettings",
     "InvalidSignature",
     "InvalidTask",
