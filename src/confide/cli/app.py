@@ -5,12 +5,15 @@ import logging
 import os
 import sys
 import traceback
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
+from typer.core import TyperOption
 
 from confide.cli import output
 from confide.cli.explain import explained
+from confide.cli.settings import configure, origin
 from confide.extras import named_extras
 from confide.logs import TextLines
 from confide.printable import printable
@@ -48,6 +51,7 @@ _GROUPS: Final = (
     "tee",
     "keys",
     "deploy",
+    "config",
 )
 
 
@@ -61,7 +65,14 @@ def command_line(arguments: list[str]) -> typer.Typer:
         pretty_exceptions_enable=False,
         callback=_options,
     )
-    named = next((argument for argument in arguments if not argument.startswith("-")), "")
+    words = iter(arguments)
+    named = ""
+    for word in words:
+        if word == "--config":
+            next(words, "")
+        elif not word.startswith("-"):
+            named = word
+            break
     verbs = (*_COMMANDS, *_GROUPS)
     for verb in [named] if named in verbs else verbs:
         module = importlib.import_module(f"confide.cli.{verb}")
@@ -73,12 +84,20 @@ def command_line(arguments: list[str]) -> typer.Typer:
 
 
 def _options(
+    ctx: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version, and leave.")] = False,
     debug: Annotated[
         bool, typer.Option("--debug", help="Show where an error was raised; goes before or after any command.")
     ] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="Goes before a service: the TOML file of its settings; config.toml in your Confide folder without."
+        ),
+    ] = None,
 ) -> None:
     """Private language models on machines nobody has to trust."""
+    configure(ctx, config)
 
 
 def main() -> None:
@@ -131,7 +150,19 @@ def _is_usage(error: Exception) -> bool:
 
 
 def _show_usage(error: Any, *, as_json: bool) -> None:
+    where = _given_elsewhere(error)
     if as_json:
-        output.result({"error": {"code": "usage", "message": printable(error.format_message())}})
-    else:
-        error.show()
+        output.result({"error": {"code": "usage", "message": printable(error.format_message()) + where}})
+        return
+    error.show()
+    if where:
+        output.note(where.strip())
+
+
+def _given_elsewhere(error: Any) -> str:
+    """A sentence for a value that nobody sees on the command line."""
+    context, parameter = getattr(error, "ctx", None), getattr(error, "param", None)
+    if context is None or not isinstance(parameter, TyperOption):
+        return ""
+    source, where = origin(context, parameter)
+    return f" The value is given by {where}." if where and source != "flag" else ""
