@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import typer
+from tools.settings_table import PAGE, page
 from typer.core import TyperCommand
 
 from confide.cli import main
@@ -75,6 +76,7 @@ def test_one_that_is_named_takes_the_place_of_the_users_own(home: Path, tmp_path
     found = of("serve", file=other)
     assert found["port"] == (4, "file", str(other))
     assert found["parallel"] == (None, "default", "")
+    assert of("serve", file=Path(os.devnull))["port"] == (8470, "default", "")
 
 
 def test_a_working_directory_has_no_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,8 +243,10 @@ def test_serve_asks_that_of_a_sealed_model(confide: Run, tmp_path: Path, monkeyp
     (tmp_path / "manifest.json").write_text('{"kind": "sealed-model"}')
     monkeypatch.setenv("CONFIDE_SERVE_HOST", "127.0.0.1")
     assert answer(confide, "serve", tmp_path, code=1)["error"]["code"] == "settings"
-    monkeypatch.delenv("CONFIDE_SERVE_HOST")
-    assert answer(confide, "serve", tmp_path, "--host", "127.0.0.1", code=1)["error"]["code"] != "settings"
+
+
+def test_the_page_has_every_setting() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(), "run python tools/settings_table.py"
 
 
 # -- the commands ------------------------------------------------------------------------------------------------
@@ -299,3 +303,19 @@ def test_a_password_of_a_proxy_is_no_flag(confide: Run, monkeypatch: pytest.Monk
     monkeypatch.setenv("CONFIDE_CHAT_PROXY", "http://me:hush@gate:1")
     for arguments in (("chat", "ws://127.0.0.1:1", "--once", "x"), ("config", "show", "chat")):
         assert "hush" not in confide(*arguments, code=2)
+
+
+def test_shells_are_told_what_can_follow(monkeypatch: pytest.MonkeyPatch, confide: Run) -> None:
+    """By the command itself, of which a script is made for each shell."""
+    for shell in ("bash", "zsh", "fish"):
+        monkeypatch.setenv("_CONFIDE_COMPLETE", f"source_{shell}")
+        assert f"_CONFIDE_COMPLETE=complete_{shell}" in confide()
+    monkeypatch.setenv("_CONFIDE_COMPLETE", "complete_bash")
+    for words, cursor, offered in (
+        ("confide keys serve --tls-", "3", ["--tls-cert", "--tls-key"]),
+        ("confide ser", "1", ["serve"]),
+        ("confide serve --log ", "3", ["text", "json"]),
+    ):
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", cursor)
+        assert confide().split() == offered

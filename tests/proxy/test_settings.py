@@ -112,7 +112,7 @@ def test_any_bytes_are_settings_or_refused(tmp_path_factory: pytest.TempPathFact
         (ModelSettings(url="https://x", patience=0), "patience: a url"),
         (ModelSettings(shell="x", server="wss://y", policy="p"), "policy: a shell"),
         (ModelSettings(shell="x", server="wss://y", offline=True), "offline: a shell"),
-        (ModelSettings(shell="x", server="wss://y", licence_file="/no/such"), "no file with a licence"),
+        (ModelSettings(shell="x", server="wss://y", licence_file="/no/such"), "cannot be read"),
     ],
 )
 def test_what_does_not_go_together(model: ModelSettings, words: str) -> None:

@@ -61,7 +61,6 @@ def command_line(arguments: list[str]) -> typer.Typer:
         name="confide",
         help="Private language models on machines nobody has to trust.",
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
         callback=_options,
     )
@@ -115,7 +114,7 @@ def main() -> None:
             return
         with named_extras():
             code = (
-                command_line(arguments)(standalone_mode=False) or 0
+                command_line(_typed() or arguments)(prog_name="confide", standalone_mode=False) or 0
             )  # of a typer.Exit, and 130 for what was a KeyboardInterrupt
         if code == _INTERRUPTED:
             output.note("Interrupted; a hint is kept as far as it was made, and the same command goes on from there.")
@@ -136,6 +135,13 @@ def main() -> None:
         problem = explained(error)
         output.error(problem, as_json=as_json)
         sys.exit(problem.exit_code)
+
+
+def _typed() -> list[str]:
+    """The words before the cursor, where this process is a shell's question of what can follow them."""
+    if "_CONFIDE_COMPLETE" not in os.environ:
+        return []
+    return (os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS", "")).split()[1:]
 
 
 def _show_version(*, as_json: bool) -> None:

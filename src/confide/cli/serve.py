@@ -233,9 +233,9 @@ def command(
     named = _named(packages)
     package = next(iter(named.values()))
     if len(named) == 1 and read_kind(package) is PackageKind.SEALED:
+        require_chosen(ctx)
         from confide.cli.serve_model import ModelOptions, serve_model
 
-        require_chosen(ctx)
         _require_unset(layers, "a sealed model")
         serve_model(package, listening, ModelOptions(**model), json=json)  # type: ignore[arg-type]
         return
