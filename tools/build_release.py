@@ -54,7 +54,7 @@ def _unpack(archive: bytes, folder: Path) -> None:
     with tarfile.open(fileobj=io.BytesIO(archive)) as files:
         for member in files:
             member.mode = _mode(member)
-            files.extract(member, folder, filter="tar")
+            files.extract(member, folder, filter="data")
 
 
 def _plain(archive: bytes, epoch: int) -> bytes:
