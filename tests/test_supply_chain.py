@@ -119,14 +119,11 @@ def test_it_is_installed_where_there_is_no_network(tmp_path: Path) -> None:
     if subprocess.run(fetch, env=PYPI, check=False).returncode:
         pytest.skip("the wheels cannot be had from here")
     (tmp_path / "requirements.txt").write_text("".join(requirements(wheels)))
-    script = """
+    install = """
         set -e
         [ "$(tail -n +3 /proc/net/dev | cut -d: -f1 | tr -d ' ')" = lo ]  # and that is down
-        python -m venv there
         there/bin/python -m pip install --quiet --no-index --find-links wheels --no-deps --require-hashes \\
-            --requirement requirements.txt
-        there/bin/python -m pip check
-        there/bin/confide config show chat --json
+            --force-reinstall --requirement requirements.txt
     """
     environment = PYPI | {"CONFIDE_HOME": str(tmp_path), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     environment.pop("PYTHONPATH", None)
@@ -135,13 +132,15 @@ def test_it_is_installed_where_there_is_no_network(tmp_path: Path) -> None:
         inside = ["unshare", "--net", "bash", "-c", script]
         return subprocess.run(inside, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
 
-    done = run(script)
+    done = run(
+        f"python -m venv there; {install} there/bin/python -m pip check; there/bin/confide config show chat --json"
+    )
     assert done.returncode == 0, done.stderr
     assert "No broken requirements" in done.stdout
     assert json.loads(done.stdout.splitlines()[-1])["services"]["chat"]
     # A wheel that was changed on the way is not installed.
     changed = next(wheels.glob("httpx-*.whl"))
     changed.write_bytes(changed.read_bytes() + b"\0")
-    done = run(script.replace("there", "elsewhere"))
+    done = run(install)
     assert done.returncode != 0
     assert "DO NOT MATCH THE HASHES" in done.stderr
