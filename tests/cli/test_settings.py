@@ -123,6 +123,7 @@ def test_paths_of_a_file_are_beside_it_and_lists_are_lists(tmp_path: Path, monke
         (HEAD + "[serve]\nport = [1]\n", "text or a number"),
         (HEAD + f"[serve]\nport = 0x{'f' * 5000}\n", "text or a number"),
         (HEAD + "[serve]\nport = 1979-05-27\n", "text or a number"),
+        (HEAD + '[serve]\nkeys = "a\\u0000b"\n', "text or a number"),
         (HEAD + "[serve]\nra-tls = 'yes'\n", "true or false"),
         (HEAD + "[serve]\ntls-name = 'a'\n", "as a list"),
         (HEAD + "[serve\n", "cannot be understood"),
@@ -130,7 +131,7 @@ def test_paths_of_a_file_are_beside_it_and_lists_are_lists(tmp_path: Path, monke
         (HEAD + f"[serve]\nname = {'[' * 900}\n", "cannot be understood"),
         (HEAD + "#" * 70_000, "cannot be taken"),
     ],
-    ids=range(22),
+    ids=range(23),
 )
 def test_what_is_no_setting_is_refused(home: Path, text: str, words: str) -> None:
     (home / "config.toml").write_text(text)
@@ -300,6 +301,8 @@ def test_a_password_of_a_proxy_is_no_flag(confide: Run, monkeypatch: pytest.Monk
     refused = confide("chat", "ws://127.0.0.1:1", "--proxy", "http://me:hush@gate:1", code=2)
     assert "CONFIDE_HTTP_PROXY_PASSWORD" in refused
     assert "hush" not in refused
+    for proxy in ("me:hush@gate", "http://me:h//ush@gate", "socks5://me:hush@gate"):
+        assert "CONFIDE_HTTP" in confide("chat", "ws://127.0.0.1:1", "--proxy", proxy, code=2)
     monkeypatch.setenv("CONFIDE_CHAT_PROXY", "http://me:hush@gate:1")
     for arguments in (("chat", "ws://127.0.0.1:1", "--once", "x"), ("config", "show", "chat")):
         assert "hush" not in confide(*arguments, code=2)

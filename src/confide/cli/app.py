@@ -158,7 +158,7 @@ def _is_usage(error: Exception) -> bool:
 def _show_usage(error: Any, *, as_json: bool) -> None:
     where = _given_elsewhere(error)
     if as_json:
-        output.result({"error": {"code": "usage", "message": printable(error.format_message()) + where}})
+        output.result({"error": {"code": "usage", "message": printable(error.format_message() + where)}})
         return
     error.show()
     if where:

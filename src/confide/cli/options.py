@@ -22,7 +22,8 @@ Ca = Annotated[
 
 
 def _without_password(proxy: str | None) -> str | None:
-    if proxy and ":" in proxy.rpartition("@")[0].removeprefix("http://"):
+    before = (proxy or "").rpartition("@")[0]
+    if ":" in (before.partition("//")[2] or before):
         raise typer.BadParameter(
             f"a password here can be read by others; give http://user@host:port, and the password in "
             f"{variable(HTTP_PROXY_PASSWORD)} or as the credential {HTTP_PROXY_PASSWORD}"

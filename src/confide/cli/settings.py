@@ -103,7 +103,7 @@ class SettingsFile:
 
     def _word(self, option: TyperOption, value: object, place: str) -> str:
         number = not isinstance(value, bool) and isinstance(value, int | float) and not abs(value) >= _MAX_NUMBER
-        if not number and not isinstance(value, str):
+        if not number and (not isinstance(value, str) or "\0" in value):
             raise InvalidSettings(f"{place}, which takes a text or a number; write one.")
         if option.type_descriptor.is_path and self.path is not None:
             return str(self.path.resolve().parent / str(value))
