@@ -29,7 +29,7 @@ def page() -> str:
 
 
 def _tables() -> Iterator[str]:
-    yield "\nMade from the commands by `python tools/settings_table.py`; a test compares.\n"
+    yield "\nMade from the commands by `PYTHONPATH=. python tools/settings_table.py`; a test compares.\n"
     root = typer.main.get_command(command_line([]))
     for service in SERVICES:
         command = command_of(root, service)

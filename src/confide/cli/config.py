@@ -28,7 +28,7 @@ def show(
         list[str] | None,
         typer.Argument(
             help=f"One of {', '.join(SERVICES)}, and the flags it would be started with; all of them without.",
-            metavar="[SERVICE [FLAG]...]",
+            metavar="SERVICE [FLAG]",
         ),
     ] = None,
     json: Json = False,
