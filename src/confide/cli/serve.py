@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from confide.cli.options import InsecureNoTls, Json
+from confide.cli.settings import require_chosen
 from confide.enclave.tee import TeeKind
 from confide.logs import JsonLines, TextLines
 from confide.net.loopback import require_loopback
@@ -50,6 +51,7 @@ class Listening:
 
 
 def command(
+    ctx: typer.Context,
     packages: Annotated[
         list[str],
         typer.Argument(
@@ -239,6 +241,7 @@ def command(
     named = _named(packages)
     package = next(iter(named.values()))
     if len(named) == 1 and read_kind(package) is PackageKind.SEALED:
+        require_chosen(ctx)
         from confide.cli.serve_model import ModelOptions, serve_model
 
         _require_unset(layers, "a sealed model")
