@@ -20,6 +20,7 @@ from confide.cli.options import (
     Licence,
     Offline,
     Proxy,
+    Replicas,
     SimulatedRoot,
     UserPolicy,
     require_text,
@@ -50,6 +51,7 @@ def command(
         bool, typer.Option("--ra-tls", help="TLS ends inside the workload, whose certificate carries evidence.")
     ] = False,
     offline: Offline = False,
+    replicas: Replicas = None,
     shell: Annotated[
         Path | None, typer.Option(help="For a layer server: the client folder that `confide split` wrote.")
     ] = None,
@@ -78,6 +80,8 @@ def command(
         "ra_tls": ra_tls,
         "offline": offline,
     }
+    if replicas is not None:  # which a layer server has not
+        evidence["replicas"] = replicas
     hybrid: dict[str, Any] = {"shell": shell, "licence": licence} if shell else {}
     if hybrid:
         hybrid["progress"] = not json

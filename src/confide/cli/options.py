@@ -37,6 +37,12 @@ Licence = Annotated[
 UserPolicy = Annotated[
     Path | None, typer.Option(help="TOML: what evidence must show; without: genuine, not debugged, up to date.")
 ]
+Replicas = Annotated[
+    int | None,
+    typer.Option(
+        help="Workloads that a balancer at the address may hand requests to, each verified; 1 without.", min=1, max=16
+    ),
+]
 SimulatedRoot = Annotated[
     Path | None, typer.Option(help="Root of simulated hardware, to try things out: it protects nothing.")
 ]

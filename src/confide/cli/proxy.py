@@ -12,7 +12,18 @@ import typer
 
 from confide.cli import output
 from confide.cli.files import read_file
-from confide.cli.options import Ca, Checks, InsecureNoTls, Json, Licence, Offline, Proxy, SimulatedRoot, UserPolicy
+from confide.cli.options import (
+    Ca,
+    Checks,
+    InsecureNoTls,
+    Json,
+    Licence,
+    Offline,
+    Proxy,
+    Replicas,
+    SimulatedRoot,
+    UserPolicy,
+)
 from confide.errors import ConfideError, InsecureConnection, ProxyNotRunning
 from confide.net.loopback import is_loopback
 
@@ -34,6 +45,7 @@ def command(
     policy: UserPolicy = None,
     simulated_root: SimulatedRoot = None,
     offline: Offline = False,
+    replicas: Replicas = None,
     server: Annotated[str | None, typer.Option(help="For a client folder: the layer server's address.")] = None,
     owner: Annotated[
         str | None, typer.Option(help="For a client folder: the public key that must have signed it.")
@@ -74,6 +86,7 @@ def command(
         "policy": _text(policy),
         "simulated_root": _text(simulated_root),
         "offline": offline,
+        "replicas": replicas,
         "server": server,
         "owner": owner,
         "checks": _text(checks),

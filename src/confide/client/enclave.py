@@ -12,12 +12,13 @@ import httpx
 from confide.attest.configuration import Configuration
 from confide.attest.policy import AnyPolicy
 from confide.attest.result import AttestationResult
-from confide.client.attested import Standing, verify_workload
+from confide.client.attested import verify_workload
 from confide.client.hop import LONG_TIMEOUT, TIMEOUT, server_address, tls_context
 from confide.client.ra_tls import AsyncAttestedTlsTransport, AttestedTlsTransport, unauthenticated_context
 from confide.client.receipts import AsyncReceiptedTransport, ReceiptedTransport, Receipts, save_receipt
-from confide.client.relying_party import RelyingParty
+from confide.client.relying_party import RelyingParty, Verified
 from confide.client.session import Pieces, Session
+from confide.client.standing import Standing
 from confide.client.transport import AsyncEncryptedTransport, EncryptedTransport
 from confide.errors import (
     WORKLOAD_CODES,
@@ -32,7 +33,7 @@ from confide.errors import (
 from confide.net.patience import asked_for
 from confide.printable import quoted
 from confide.receipts.verify import ReceiptResult
-from confide.trust.enclave import ENCRYPTED, TLS, enclave_trust
+from confide.trust.enclave import ENCRYPTED, TLS, enclave_trust, replicas_trust
 from confide.trust.statement import TrustStatement
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class EnclaveSession(Session):
         ra_tls: bool = False,
         insecure_no_tls: bool = False,
         offline: bool = False,
+        replicas: int = 1,
     ) -> None:
         """url: where the workload or its gateway is. policy, simulated_root, attestation_keys, offline: see
         RelyingParty.
@@ -74,20 +76,25 @@ class EnclaveSession(Session):
         ca: PEM file of the authorities to trust for TLS that ends at a gateway; the system's without. ra_tls: TLS ends
         inside the workload, and its certificate's evidence takes the place of an authority; requests then go through
         that alone, where they are otherwise encrypted to the workload's key whatever is in between.
-        insecure_no_tls: allow http beyond this machine, where requests are encrypted as everywhere.
+        insecure_no_tls: allow http beyond this machine, where requests are encrypted as everywhere. replicas: how many
+        workloads a balancer at this address may hand requests to, at most 16 (ValueError). Each is verified under the
+        policy before anything is encrypted to it. With more than one, a new key does not stop the session: whoever has
+        it is verified, and a request that only came to replicas that cannot read it is made anew.
         """
         self.url = server_address(url, insecure_no_tls=insecure_no_tls)
         if ra_tls and urlsplit(self.url).scheme != "https":
             raise InsecureConnection(f"{url} is not an https address, and RA-TLS is TLS; write https://host:port.")
         if ra_tls and ca:
             raise WrongMode("RA-TLS trusts evidence and no authority; leave ca out, or connect without ra_tls.")
+        if ra_tls and replicas != 1:
+            raise WrongMode("RA-TLS ends at one workload; leave replicas out, or connect without ra_tls.")
         self._party = RelyingParty.configure(policy, simulated_root, attestation_keys, offline=offline)
         self._ra_tls = ra_tls
         self._tls = unauthenticated_context() if ra_tls else tls_context(self.url, ca)
         self._receipts = Receipts(self._base_url)
         self._http = httpx.Client(verify=self._tls, timeout=TIMEOUT, trust_env=False)
         try:
-            self._standing = Standing(lambda: verify_workload(self._http, self.url, self._party))
+            self._standing = Standing(lambda: verify_workload(self._http, self.url, self._party), replicas)
         except BaseException:
             self._http.close()
             raise
@@ -113,7 +120,15 @@ class EnclaveSession(Session):
     @property
     def trust(self) -> TrustStatement:
         """Who can see prompt, weights and output, under which assumption."""
-        return enclave_trust(self.result, TLS if self._ra_tls else ENCRYPTED, self.configuration)
+        channel = TLS if self._ra_tls else ENCRYPTED
+        met = self._standing.replicas or (self._standing.last,)
+        each = [enclave_trust(one.result, channel, one.statement.configuration) for one in met]
+        return replicas_trust(each, self._standing.limit)
+
+    @property
+    def replicas(self) -> tuple[Verified, ...]:
+        """The workloads behind the address that are relied on, as far as they were met; each was verified by itself."""
+        return self._standing.replicas
 
     def verify(self) -> AttestationResult:
         """Verify the workload again, with a new nonce, and rely on the key that it has now.

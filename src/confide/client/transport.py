@@ -5,6 +5,7 @@ workload's one address for such requests. What comes out is the answer that the 
 frame. Statuses of the outer hop are errors here, and never answers.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from typing import Final
 
@@ -19,13 +20,14 @@ from confide.channel.encryption import (
     ResponseHead,
     decode_head,
 )
-from confide.client.attested import Standing
 from confide.client.hop import MAX_REFUSAL_BYTES, aread_bounded, read_bounded, receiving, refusal, sending
-from confide.client.relying_party import Verified
-from confide.errors import ConfideError, KeyChanged
+from confide.client.standing import Delivery, Standing
+from confide.errors import KeyChanged
 
 VERIFIED: Final = "confide_verified"
 """Among an answer's extensions: what was verified of whoever could read the question, and made this answer."""
+TO: Final = "confide_to"
+"""Among a request's extensions: the one replica, verified, that can answer it."""
 _HEADERS: Final = {"Content-Type": MEDIA_TYPE, "Accept": MEDIA_TYPE, "Accept-Encoding": "identity"}
 _OF_THE_HOP: Final = frozenset({"host", "connection", "content-length", "transfer-encoding", "accept-encoding"})
 """Compression is left out since lengths would then say something about texts."""
@@ -39,22 +41,37 @@ class EncryptedTransport(httpx.BaseTransport):
         self._http, self._url, self._standing = http, url + PATH, standing
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """ChannelError, ConnectionLost or ServerBusy where there is no answer of the workload's."""
-        verified = self._standing.current
+        """ChannelError, ConnectionLost or ServerBusy where there is no answer of the workload's.
+
+        A request that only came to replicas that cannot read it is made anew, for one that was verified.
+        """
+        delivery = Delivery(self._standing, request.extensions.get(TO))
+        content = request.read()
+        while True:
+            try:
+                return self._delivered(request, content, delivery)
+            except KeyChanged as error:
+                delivery.refused(error)
+
+    def _delivered(self, request: httpx.Request, content: bytes, delivery: Delivery) -> httpx.Response:
+        verified = delivery.verified
         exchange = EncryptedExchange(verified.key)
-        body = exchange.request(_head(request), request.read())
-        outer = self._http.build_request("POST", self._url, content=body, headers=_HEADERS, timeout=_timeout(request))
+        body = exchange.request(_head(request), content)
+        outer = self._http.build_request(
+            "POST", self._url, content=body, headers=_outer_headers(delivery), timeout=_timeout(request)
+        )
         with sending():
             answer = self._http.send(outer, stream=True, follow_redirects=False)
         try:
             if answer.status_code != httpx.codes.OK:
                 body = read_bounded(answer, MAX_REFUSAL_BYTES)
-                raise _refused(self._standing, verified, answer, body)
+                raise refusal(answer.status_code, body, answer.headers.get("retry-after"))
             frames = _frames(answer, exchange.reader)
             head = decode_head(next(frames), ResponseHead)
         except BaseException:
             answer.close()
             raise
+        delivery.answered()
         return httpx.Response(
             head.status, headers=list(head.headers), stream=_Body(frames, answer), extensions={VERIFIED: verified}
         )
@@ -68,22 +85,37 @@ class AsyncEncryptedTransport(httpx.AsyncBaseTransport):
         self._http, self._url, self._standing = http, url + PATH, standing
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """ChannelError, ConnectionLost or ServerBusy where there is no answer of the workload's."""
-        verified = self._standing.current
+        """ChannelError, ConnectionLost or ServerBusy where there is no answer of the workload's.
+
+        A request that only came to replicas that cannot read it is made anew, for one that was verified.
+        """
+        delivery = Delivery(self._standing, request.extensions.get(TO))
+        content = await request.aread()
+        while True:
+            try:
+                return await self._delivered(request, content, delivery)
+            except KeyChanged as error:
+                await asyncio.to_thread(delivery.refused, error)
+
+    async def _delivered(self, request: httpx.Request, content: bytes, delivery: Delivery) -> httpx.Response:
+        verified = delivery.verified
         exchange = EncryptedExchange(verified.key)
-        body = exchange.request(_head(request), await request.aread())
-        outer = self._http.build_request("POST", self._url, content=body, headers=_HEADERS, timeout=_timeout(request))
+        body = exchange.request(_head(request), content)
+        outer = self._http.build_request(
+            "POST", self._url, content=body, headers=_outer_headers(delivery), timeout=_timeout(request)
+        )
         with sending():
             answer = await self._http.send(outer, stream=True, follow_redirects=False)
         try:
             if answer.status_code != httpx.codes.OK:
                 body = await aread_bounded(answer, MAX_REFUSAL_BYTES)
-                raise _refused(self._standing, verified, answer, body)
+                raise refusal(answer.status_code, body, answer.headers.get("retry-after"))
             frames = _aframes(answer, exchange.reader)
             head = decode_head(await anext(frames), ResponseHead)
         except BaseException:
             await answer.aclose()
             raise
+        delivery.answered()
         return httpx.Response(
             head.status, headers=list(head.headers), stream=_AsyncBody(frames, answer), extensions={VERIFIED: verified}
         )
@@ -131,12 +163,9 @@ def _head(request: httpx.Request) -> RequestHead:
     return RequestHead(request.method, request.url.raw_path.decode("ascii"), headers)
 
 
+def _outer_headers(delivery: Delivery) -> dict[str, str]:
+    return _HEADERS | ({"Connection": "close"} if delivery.anew else {})
+
+
 def _timeout(request: httpx.Request) -> httpx.Timeout:
     return httpx.Timeout(**request.extensions["timeout"])
-
-
-def _refused(standing: Standing, verified: Verified, answer: httpx.Response, body: bytes) -> ConfideError:
-    error = refusal(answer.status_code, body, answer.headers.get("retry-after"))
-    if isinstance(error, KeyChanged):
-        standing.withdraw(verified)
-    return error

@@ -13,17 +13,18 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from confide.client.attested import Standing, verify_workload
+from confide.client.attested import verify_workload
 from confide.client.hop import TIMEOUT, server_address, tls_context
 from confide.client.receipts import EXCHANGE, AsyncReceiptedTransport, Exchange, Receipts, grounds_of
-from confide.client.relying_party import RelyingParty
+from confide.client.relying_party import RelyingParty, Verified
+from confide.client.standing import MAX_REPLICAS, Standing
 from confide.client.transport import AsyncEncryptedTransport
 from confide.enclave.api.answer import while_connected
 from confide.enclave.api.events import event
 from confide.enclave.api.problems import MESSAGES, problem
 from confide.errors import ConfideError, KeyChanged, ProtocolError
 from confide.proxy.backend import Backend, Question
-from confide.proxy.facts import enclave_facts
+from confide.proxy.facts import enclave_facts, replicas_facts
 from confide.proxy.receipts import is_wrong
 from confide.receipts.receipt import HEADER
 
@@ -45,6 +46,7 @@ class WorkloadAddress:
     ca: Path | str | None = None
     offline: bool = False
     insecure_no_tls: bool = False
+    replicas: int = 1
 
 
 class _Model(msgspec.Struct, frozen=True):
@@ -65,7 +67,8 @@ class WorkloadBackend(Backend):
         super().__init__(name, again_seconds)
         self.address = address
         self._receipts = Receipts(_INSIDE, self._settled_receipt)
-        self._wrong: tuple[str, ConfideError] | None = None
+        self._wrong: dict[str, ConfideError] = {}
+        """What was wrong with receipts, by the keyset of whoever signed them."""
         self._url = server_address(address.url, insecure_no_tls=address.insecure_no_tls)
         self._party = RelyingParty.configure(address.policy, address.simulated_root, offline=address.offline)
         tls = tls_context(self._url, address.ca)
@@ -88,23 +91,26 @@ class WorkloadBackend(Backend):
             return found
         verified = self._standing.last
         receipts = {"promised": grounds_of(verified).keyset is not None, **self.receipts.describe()}
-        return found | enclave_facts(verified, self._party.policy) | {"receipts": receipts}
+        found |= enclave_facts(verified, self._party.policy) | {"receipts": receipts}
+        return found if self._standing.limit == 1 else found | replicas_facts(self._standing)
 
     async def verify(self) -> None:
         if self._standing is None:
-            self._standing = await asyncio.to_thread(
-                Standing, lambda: verify_workload(self._evidence_http, self._url, self._party)
-            )
+            self._standing = await asyncio.to_thread(Standing, self._appraised, self.address.replicas)
             transport = AsyncEncryptedTransport(self._outer_http, self._url, self._standing)
             receipted = AsyncReceiptedTransport(transport, self._receipts)
             self._http = httpx.AsyncClient(transport=receipted, timeout=self._outer_http.timeout)
         else:
             await asyncio.to_thread(self._standing.renew)
-        keyset = grounds_of(self._standing.current).keyset
-        if self._wrong is not None and keyset is not None and keyset.digest == self._wrong[0]:
-            raise self._wrong[1]
-        self._wrong = None
         await self.look()
+
+    def _appraised(self) -> Verified:
+        """Whichever replica the balancer picks; not one that signed a wrong receipt, while it has the same keys."""
+        verified = verify_workload(self._evidence_http, self._url, self._party)
+        keyset = grounds_of(verified).keyset
+        if keyset is not None and keyset.digest in self._wrong:
+            raise self._wrong[keyset.digest]
+        return verified
 
     async def look(self) -> None:
         """By asking for its models, through the channel to the key that was verified."""
@@ -120,7 +126,9 @@ class WorkloadBackend(Backend):
         self.receipts.put_problem(exchange.receipt_id, error)
         _log.warning("An answer of %s was kept back: %s", self.address.url, error)
         if is_wrong(error) and keyset is not None:
-            self._wrong = keyset.digest, error
+            self._wrong[keyset.digest] = error
+            while len(self._wrong) > MAX_REPLICAS:
+                del self._wrong[next(iter(self._wrong))]
             self.refuse(error)
 
     async def _names(self) -> tuple[str, ...]:
