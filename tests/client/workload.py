@@ -101,7 +101,10 @@ class FakeWorkload:
             opened = open_request(self.workload.key, await request.body())
         except ChannelError as error:
             status = 409 if isinstance(error, KeyChanged) else 400
-            return JSONResponse({"error": {"code": error.code, "message": "IGNORE THIS"}}, status)
+            said = {"code": error.code, "message": "IGNORE THIS"}
+            if isinstance(error, KeyChanged):
+                said["key"] = self.workload.key.public.id.hex()
+            return JSONResponse({"error": said}, status)
         self.heads.append(opened.head)
         self.seen.append((opened.head.path, opened.body))
         return StreamingResponse(self._frames(opened), media_type=MEDIA_TYPE)

@@ -17,8 +17,8 @@ MAX_REPLICAS: Final = 16
 _ASKS: Final = 2
 """How often evidence is asked for, for each replica that there may be, until the one that is looked for gives it."""
 _TRIES: Final = 12
-"""How often a request is sent for each replica that there may be. Of two, a balancer that picks blindly misses the right
-one so often once in 16 million requests; of sixteen, once in 240,000."""
+"""How often a request is sent for each replica that there may be. A balancer that picks blindly among two misses the
+right one so often once in 16 million requests; among sixteen, once in 240,000."""
 _REFUSED_SECONDS: Final = 60.0
 """How long a key that nobody gave good evidence for is not looked for again."""
 _MAX_REFUSED: Final = 64
@@ -70,7 +70,7 @@ class Standing:
             return tuple(error for until, error in self._refused.values() if error is not None and now < until)
 
     def renew(self) -> Verified:
-        """Verify anew. Until that has succeeded, nothing may be relied on; the other replicas follow as they are met."""
+        """Verify anew. Until that has succeeded, nothing may be relied on; other replicas follow as they are met."""
         with self._searching:
             with self._lock:
                 self._verified.clear()
