@@ -23,6 +23,7 @@ _GROUPS = (
     "gpus",
     "receipts",
     "questions",
+    "deployments",
 )
 
 Target = Callable[[bytes], None]

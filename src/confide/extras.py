@@ -17,6 +17,7 @@ EXTRAS: Final[Mapping[str, str]] = MappingProxyType(
         "pynvml": "gpu",
         "sigstore": "sigstore",
         "peft": "adapters",
+        **dict.fromkeys(("jinja2", "sevsnpmeasure", "yaml"), "deploy"),
     }
 )
 """By the module that is imported: the extra of `pyproject.toml` that has it."""

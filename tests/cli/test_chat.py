@@ -169,7 +169,7 @@ def typed(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
 
 def test_lines_are_kept_for_their_user_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     typed(monkeypatch, "abc", "^C", " hushed", "", "de\udcfff")
-    assert list(chat._lines(History(tmp_path))) == ["abc", None, " hushed", "", "de\ufffdf"]
+    assert list(chat.typed_lines(History(tmp_path))) == ["abc", None, " hushed", "", "de\ufffdf"]
     kept = History(tmp_path)
     assert kept.lines == ["abc", "de\ufffdf"]
     assert not kept.path.stat().st_mode & 0o077
@@ -207,7 +207,7 @@ def test_nothing_is_kept_where_others_could_read_or_write(
         History(home)
     monkeypatch.setenv("CONFIDE_HOME", str(home))
     monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
-    assert chat._history() is None
+    assert chat.open_history() is None
     assert "is not kept" in capsys.readouterr().err
     assert not (home / "elsewhere").exists()
 
@@ -215,7 +215,7 @@ def test_nothing_is_kept_where_others_could_read_or_write(
 def test_what_comes_from_a_program_is_not_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CONFIDE_HOME", str(tmp_path / "home"))
     monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: False))
-    assert chat._history() is None
+    assert chat.open_history() is None
     assert not (tmp_path / "home").exists()
 
 

@@ -74,6 +74,7 @@ _BY_CODE: Final[Mapping[str, str]] = MappingProxyType(
         "no-trusted-environment": "RFC 9334, 3.1 (attesting environment)",
         "outside-validity": "RFC 5280, 6.1.3 and 6.3.3; Intel PCS v4, nextUpdate",
         "receipt-refused": "ACI aci/1, 9.3 (verify the response)",
+        "receipt-missing": "ACI aci/1, 9.3 (verify the response)",
         "revoked": "RFC 5280, 6.3.3",
         "unknown-root": "RFC 5280, 6.1.1; RFC 9334, 7.4 (trust anchors)",
         "unknown-tcb": "Intel PCS v4, tcbLevels",

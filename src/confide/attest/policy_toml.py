@@ -2,11 +2,10 @@
 
 A file says which kind it is, and each kind has a reader of its own: no production setting takes a simulated policy.
 Policies come from strangers too, inside bundles, so reading is linear in their size: Python's TOML reader takes the
-square of the parts of a dotted key, and `_require_shallow` refuses those before it sees them.
+square of the parts of a dotted key, and `require_shallow` refuses those before it sees them.
 """
 
 import hashlib
-import re
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -16,29 +15,12 @@ from confide.attest.defaults import Exceptions
 from confide.attest.policy import AnyPolicy, Policy, SimulatedPolicy
 from confide.attest.requirements import AnyRequirement
 from confide.errors import InvalidPolicy
+from confide.shallow_toml import require_shallow
 
 MAX_POLICY_BYTES: Final = 1 << 17
-MAX_KEY_PARTS: Final = 8
-"""Of a dotted key or a table's name; this format needs two."""
-
 MAX_MARKS: Final = 2000
-"""Keys, tables, arrays and inline tables: each costs the reader far more than a character of a text does."""
 
-_OPENING: Final = frozenset("=[{")
 _TOO_LARGE: Final = f"A policy has at most {MAX_POLICY_BYTES >> 10} KiB; shorten its lists."
-_TOKEN: Final = re.compile(
-    r"(?P<string>"
-    r'"""(?:[^"\\]|\\.|"{1,2}(?!"))*+"""(?:"{1,2}(?!"))?'
-    r"|'''(?:[^']|'{1,2}(?!'))*+'''(?:'{1,2}(?!'))?"
-    r'|"(?:[^"\\\n]|\\[^\n])*+"'
-    r"|'[^'\n]*+')"
-    r"|(?P<comment>\#[^\n]*+)"
-    r"|(?P<dot>\.)"
-    r"|(?P<mark>[=\[\]{},\n])"
-    r"""|(?P<other>[^"'\#.=\[\]{},\n]++)""",
-    re.DOTALL,
-)
-"""TOML 1.0, as far as it takes to tell a dot of a key from any other. Possessive: never back over what was matched."""
 
 
 class _Document(Exceptions, frozen=True, forbid_unknown_fields=True, omit_defaults=True, rename="kebab", kw_only=True):
@@ -99,30 +81,9 @@ def any_policy_from_toml(text: str) -> AnyPolicy:
 def _read(text: str) -> _Document:
     if len(text) > MAX_POLICY_BYTES:
         raise InvalidPolicy(_TOO_LARGE)
-    _require_shallow(text)
+    require_shallow(text, "The policy", InvalidPolicy, MAX_MARKS)
     try:
         return msgspec.toml.decode(text, type=_Document)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         reason = f"The policy cannot be understood: {str(error)[:300]}. Correct that place"
         raise InvalidPolicy(f"{reason}; `require` names each requirement.") from None
-
-
-def _require_shallow(text: str) -> None:
-    """InvalidPolicy for a key of more than MAX_KEY_PARTS, for too many of them, or a quote that nothing closes."""
-    dots = at = marks = 0
-    while at < len(text):
-        token = _TOKEN.match(text, at)
-        if token is None:
-            line = text.count("\n", 0, at) + 1
-            raise InvalidPolicy(f"The policy opens a quote on line {line} that is never closed; close it.")
-        at = token.end()
-        match token.lastgroup:
-            case "dot":
-                dots += 1
-            case "mark":
-                dots = 0
-                marks += token.group() in _OPENING
-        if dots >= MAX_KEY_PARTS:
-            raise InvalidPolicy(f"A key of the policy has more than {MAX_KEY_PARTS} parts; write it as tables.")
-        if marks > MAX_MARKS:
-            raise InvalidPolicy(f"The policy has more than {MAX_MARKS} keys and tables; no policy needs so many.")

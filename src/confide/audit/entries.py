@@ -8,6 +8,7 @@ from typing import Annotated, Final, Literal, TypeVar
 import msgspec
 import rfc8785
 
+from confide.disk.files import read_bounded
 from confide.receipts.client_key import ClientKey, signed_by
 
 PURPOSE: Final = b"confide client audit log 1\0"
@@ -108,6 +109,14 @@ def read_statement(data: bytes, kind: type[_Statement]) -> _Statement | None:
     try:
         return msgspec.json.decode(data, type=kind) if len(data) <= MAX_STATEMENT_BYTES else None
     except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+
+
+def read_statement_file(path: Path, kind: type[_Statement]) -> _Statement | None:
+    """The same from a file; None also for one that is too large or cannot be read."""
+    try:
+        return read_statement(read_bounded(path, MAX_STATEMENT_BYTES), kind)
+    except OSError:
         return None
 
 

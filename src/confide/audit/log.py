@@ -23,7 +23,6 @@ from confide.audit.entries import (
     MAX_CODES,
     MAX_LINE_BYTES,
     MAX_PEER,
-    MAX_STATEMENT_BYTES,
     PURPOSE,
     Checkpoint,
     Entry,
@@ -31,7 +30,7 @@ from confide.audit.entries import (
     Retired,
     is_signed,
     read_entry,
-    read_statement,
+    read_statement_file,
     segment_name,
     segments,
     sign,
@@ -238,11 +237,7 @@ class AuditLog:
 
     def _statement(self, name: str, kind: Any) -> Any:
         """A statement that this user's key has signed; None for anything else."""
-        try:
-            with (self.folder / name).open("rb") as file:
-                found = read_statement(file.read(MAX_STATEMENT_BYTES + 1), kind)
-        except OSError:
-            return None
+        found = read_statement_file(self.folder / name, kind)
         return found if found is not None and found.public_key == self._key.public and is_signed(found) else None
 
     def _write(self, log: str, place: Place, entry: Entry) -> Place:

@@ -7,12 +7,12 @@ from typing import Final, TypeVar
 
 from confide.attest.check import Check, check, skipped
 from confide.audit.entries import (
-    MAX_STATEMENT_BYTES,
     Checkpoint,
     Entry,
     Retired,
     is_signed,
     read_statement,
+    read_statement_file,
     segment_name,
 )
 from confide.audit.log import CHECKPOINT, RETIRED, Place, segments_of, walk
@@ -21,7 +21,7 @@ from confide.errors import AuditLogCorrupted, AuditLogUnavailable
 from confide.receipts.verdict import Verdict
 
 _CLAUSE: Final = "confide audit log 1"
-"""What is asked of it: docs/audit.md."""
+"""What is asked of it: docs/audit-log.md."""
 _Statement = TypeVar("_Statement", Checkpoint, Retired)
 _REQUIRED: Final = frozenset({"audit-segments", "audit-chain", "audit-signature", "audit-key", "audit-checkpoint"})
 
@@ -41,9 +41,9 @@ def verify_log(folder: Path, key: str | None = None, kept: bytes | None = None) 
     state of all of it. AuditLogUnavailable where there is nothing to be read.
     """
     numbers = segments_of(folder)
-    checkpoint = _read(folder / CHECKPOINT, Checkpoint)
+    checkpoint = read_statement_file(folder / CHECKPOINT, Checkpoint)
     retired_there = (folder / RETIRED).exists()
-    retired = _read(folder / RETIRED, Retired) if retired_there else None
+    retired = read_statement_file(folder / RETIRED, Retired) if retired_there else None
     log = "" if checkpoint is None else checkpoint.log
     checks: list[Check] = []
     start = Place(0, 0, 0, GENESIS.hex())
@@ -88,7 +88,7 @@ def verify_log(folder: Path, key: str | None = None, kept: bytes | None = None) 
 def entries(folder: Path) -> Iterator[Entry]:
     """What is there, oldest first, held against its chain: AuditLogCorrupted where that breaks, AuditLogUnavailable."""
     numbers = segments_of(folder)
-    retired = _read(folder / RETIRED, Retired)
+    retired = read_statement_file(folder / RETIRED, Retired)
     start = Place(0, 0, 0, GENESIS.hex())
     if retired is not None:
         start = Place(retired.segment, 0, retired.entries, retired.head)
@@ -150,14 +150,6 @@ def _counted(
 
 def _by(checkpoint: Checkpoint | None, retired: Retired) -> bool:
     return checkpoint is not None and checkpoint.public_key == retired.public_key
-
-
-def _read(path: Path, kind: type[_Statement]) -> _Statement | None:
-    try:
-        with path.open("rb") as file:
-            return read_statement(file.read(MAX_STATEMENT_BYTES + 1), kind)
-    except OSError:
-        return None
 
 
 def _listed(numbers: list[int]) -> str:

@@ -47,6 +47,7 @@ _GROUPS: Final = (
     "audit",
     "tee",
     "keys",
+    "deploy",
 )
 
 

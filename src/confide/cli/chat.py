@@ -97,7 +97,7 @@ def command(
         else:
             output.console.print(headline(session), soft_wrap=True)
             output.console.print(Text(HELP, "dim"))
-            chat.run(_lines(_history() if history else None))
+            chat.run(typed_lines(open_history() if history else None))
 
 
 class Chat:
@@ -279,7 +279,7 @@ def _joined(lines: Iterable[str | None]) -> Iterator[tuple[str, bool]]:
         output.note(f"The last lines did not end with {_FENCE}, and were not sent.")
 
 
-def _history() -> History | None:
+def open_history() -> History | None:
     """Where lines are kept, at a terminal; what stands against it is said."""
     if not sys.stdin.isatty():
         return None
@@ -292,7 +292,7 @@ def _history() -> History | None:
     return kept
 
 
-def _lines(history: History | None) -> Iterator[str | None]:
+def typed_lines(history: History | None) -> Iterator[str | None]:
     """What is typed; None for a line that was interrupted. With the keys of a shell where Python has readline."""
     with suppress(ImportError):
         import readline  # input() uses it once it is imported

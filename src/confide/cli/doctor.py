@@ -51,6 +51,7 @@ ROLES: Final = {
     "server": "serve layers, serve sealed models",
     "adapters": "merge LoRA adapters into models before they are split",
     "attention": "encrypted attention",
+    "deploy": "write, predict and check deployments",
     "evaluate": "plots of what is evaluated",
     "gpu": "evidence of NVIDIA GPUs",
     "sigstore": "releases that a build service signed",

@@ -17,7 +17,7 @@ def command(
     type: Annotated[GgufType, typer.Option(help="16, 8.5, 5.5 or 4.5 bits a weight.")] = GgufType.Q8_0,
     json: Json = False,
 ) -> None:
-    """Write a GPT-2 or Llama model as GGUF, in fewer bits."""
+    """Write a GPT-2, Llama, Qwen 2 or Qwen 3 model as GGUF, in fewer bits."""
     from confide.models.gguf.write import write_gguf
     from confide.models.source import open_model
 

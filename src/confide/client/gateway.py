@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from confide.client.hop import MAX_REFUSAL_BYTES, read_bounded, refusal, sending
 from confide.errors import MalformedReceipt
+from confide.errors.certificates import PARSE_ERRORS
 from confide.receipts.report import MAX_REPORT_BYTES
 from confide.receipts.verify_report import Channel
 
@@ -43,6 +44,6 @@ def _channel(answer: httpx.Response, url: str) -> Channel | None:
     try:
         key = x509.load_der_x509_certificate(certificate).public_key()
         spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    except ValueError:
+    except PARSE_ERRORS:
         raise MalformedReceipt("The gateway's certificate cannot be read; check the address.") from None
     return Channel(urlsplit(url).hostname or "", hashlib.sha256(spki).hexdigest())

@@ -38,6 +38,7 @@ from confide.errors.base import (
     Unexpected,
     UntrustedCertificate,
 )
+from confide.errors.deploy import DeployError, InvalidImage, InvalidManifest
 from confide.errors.enclave import (
     BROKER_CODES,
     WORKLOAD_CODES,
@@ -143,6 +144,7 @@ __all__ = [
     "ConversationRefused",
     "DamagedFile",
     "DebugEnabled",
+    "DeployError",
     "DisclosureLimit",
     "EgressOpen",
     "EngineError",
@@ -157,6 +159,8 @@ __all__ = [
     "IntegrityError",
     "InvalidActivation",
     "InvalidCertificate",
+    "InvalidImage",
+    "InvalidManifest",
     "InvalidPackage",
     "InvalidPolicy",
     "InvalidSettings",

@@ -217,6 +217,16 @@ def test_an_answer_that_breaks_off_has_failed() -> None:
             client.responses.create(model="echo", input="one")
 
 
+def test_tokens_of_any_usual_length_have_events_of_one_length(plain: TestClient) -> None:
+    words = " ".join("x" * length for length in range(1, 41))
+    for path, asked in ((PATH, {"input": words}), ("/v1/messages", {"messages": [{"role": "user", "content": words}],
+                                                                    "max_tokens": 99})):  # fmt: skip
+        stream = plain.post(path, json={"model": "echo", "stream": True} | asked)
+        deltas = [block for block in stream.content.split(b"\n\n") if b"text.delta" in block or b"text_delta" in block]
+        assert len(deltas) == 43
+        assert len({len(block) for block in deltas}) == 1
+
+
 def test_events_have_names_and_hide_the_lengths_of_deltas(plain: TestClient) -> None:
     stream = plain.post(PATH, json={"model": "echo", "input": "a bb ccc", "stream": True})
     assert stream.headers["content-type"].startswith("text/event-stream")

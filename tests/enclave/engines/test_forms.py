@@ -247,7 +247,7 @@ def test_a_text_is_held_against_its_form() -> None:
 
 
 def test_tokens_that_are_no_text_end_an_answer_or_never_come() -> None:
-    tokens = [b"<end>", b'"', b"<special>", b"ab", b"", b'"']  # the last ones: padding, and a second name for one
+    tokens = [b"<end>", b'"', b"x", b"ab", b"", b'"']  # the last ones: padding, and a second name for one
     made = asyncio.run(
         Guides(tokens.__getitem__, 6, [2], [0]).guide(Form.of_schema({"type": "string", "maxLength": 4}, "a"))
     )

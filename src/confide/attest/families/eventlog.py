@@ -9,7 +9,7 @@ Sources: TCG PC Client Platform Firmware Profile Specification 1.06, section 10 
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -113,7 +113,8 @@ def replay(log: bytes) -> EventLog:
         if len(events) == MAX_EVENTS:
             raise MalformedEvidence(f"The event log has more than {MAX_EVENTS} events; fetch it again.")
         events.append(_event(reader, sizes))
-    return EventLog(tuple(events), _extend(events))
+    steps = ((event.register, event.digest) for event in events if event.kind != _NO_ACTION)
+    return EventLog(tuple(events), extended(steps))
 
 
 def _digest_sizes(reader: Reader) -> dict[int, int]:
@@ -161,11 +162,12 @@ def _digest(reader: Reader, sizes: Mapping[int, int]) -> tuple[int, bytes]:
     return algorithm, reader.take(sizes[algorithm])
 
 
-def _extend(events: list[Event]) -> dict[str, bytes]:
-    """Every register starts with zeros, and becomes SHA-384 of itself and the next digest."""
+def extended(steps: Iterable[tuple[int, bytes]]) -> dict[str, bytes]:
+    """The registers after these digests, each with its register (1 for RTMR0), 48 bytes each by name.
+
+    Every register starts with zeros, and becomes SHA-384 of itself and the next digest.
+    """
     registers = [bytes(_SHA384_BYTES)] * len(REGISTERS)
-    for event in events:
-        if event.kind != _NO_ACTION:
-            at = event.register - 1
-            registers[at] = hashlib.sha384(registers[at] + event.digest).digest()
+    for register, digest in steps:
+        registers[register - 1] = hashlib.sha384(registers[register - 1] + digest).digest()
     return dict(zip(REGISTERS, registers, strict=True))

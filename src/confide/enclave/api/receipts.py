@@ -27,7 +27,11 @@ ENDPOINTS: Final = (
     "/v1/embeddings",
     "/v1/responses",
     "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/generate",
+    "/chat",
 )
+"""All that are asked by POST: a client that was promised receipts takes no such answer without one."""
 _ACI_HEADER: Final = "x-receipt-id"
 _KEPT: Final = 4096
 _ID_BYTES: Final = 24

@@ -38,6 +38,8 @@ from confide.enclave.engines.forms import Form
 from confide.enclave.engines.tools import CallPart, Offer, ToolCall
 from confide.errors import ConfideError, RequestRefused
 
+_ID_BYTES: Final = 12
+"""Short, so that a delta has room for any token's text before its event becomes longer than others."""
 _LOGPROBS: Final = "message.output_text.logprobs"
 _INCOMPLETE: Final[Mapping[FinishReason | None, str]] = {
     "length": "max_output_tokens",
@@ -223,7 +225,7 @@ class ResponseShape(BlockShape):
         self._chosen: list[Chosen] = []
         self._reason: FinishReason | None = None
         self._head = {
-            "id": f"resp_{secrets.token_hex(24)}",
+            "id": f"resp_{secrets.token_hex(_ID_BYTES)}",
             "object": "response",
             "created_at": int(time.time()),
             "model": asked.model,
@@ -348,7 +350,7 @@ class ResponseShape(BlockShape):
 
 
 def _item_id(prefix: str) -> str:
-    return f"{prefix}_{secrets.token_hex(24)}"
+    return f"{prefix}_{secrets.token_hex(_ID_BYTES)}"
 
 
 def _call(call_id: str, name: str, arguments: str, status: str) -> Object:

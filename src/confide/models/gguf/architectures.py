@@ -1,34 +1,65 @@
 """What llama.cpp calls the architectures it shares with transformers, and how their weights differ in the file."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 import torch
-from gguf import MODEL_ARCH, GGUFWriter, get_tensor_name_map
+from gguf import MODEL_ARCH, GGUFWriter, RopeScalingType, get_tensor_name_map
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from confide.errors import ModelNotSupported
 
 _ROPE_FREQS: Final = "rope_freqs.weight"
-_FIXED_ROPE: Final = ("default", "linear", "llama3")
-"""Rotary embeddings whose frequencies do not depend on the text's length."""
+
+Numbers = Mapping[Callable[[GGUFWriter, Any], None], str]
+"""How the writer is told a number, and the configuration's field that has it."""
+
+_SHAPE: Final[Numbers] = {
+    GGUFWriter.add_vocab_size: "vocab_size",
+    GGUFWriter.add_context_length: "max_position_embeddings",
+    GGUFWriter.add_embedding_length: "hidden_size",
+    GGUFWriter.add_block_count: "num_hidden_layers",
+    GGUFWriter.add_feed_forward_length: "intermediate_size",
+    GGUFWriter.add_head_count: "num_attention_heads",
+}
+_GROUPED: Final[Numbers] = {**_SHAPE, GGUFWriter.add_head_count_kv: "num_key_value_heads"}
+_RMS: Final[Numbers] = {**_GROUPED, GGUFWriter.add_layer_norm_rms_eps: "rms_norm_eps"}
+
+
+def _nothing(_: GGUFWriter, __: PreTrainedConfig) -> None:
+    pass
+
+
+def _as_it_is(_: str, weight: Tensor, __: PreTrainedConfig) -> Tensor:
+    return weight
 
 
 @dataclass(frozen=True)
 class Architecture:
     """One of them.
 
-    describe: writes the model's shape as metadata; ModelNotSupported for a variant that llama.cpp computes otherwise.
-    convert: a weight as the file has it, from its name and the model's configuration.
-    added: tensors that have no counterpart among the weights.
+    numbers: of the model's shape. computed: the values of the configuration's fields with which llama.cpp computes what
+    transformers does. describe: writes what else is to say; ModelNotSupported for a variant that llama.cpp computes
+    otherwise. convert: a weight as the file has it, from its name and the model's configuration. added: tensors that
+    have no counterpart among the weights.
     """
 
     arch: MODEL_ARCH
-    describe: Callable[[GGUFWriter, PreTrainedConfig], None]
-    convert: Callable[[str, Tensor, PreTrainedConfig], Tensor]
-    added: Callable[[PreTrainedModel], dict[str, Tensor]]
+    numbers: Numbers
+    computed: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
+    describe: Callable[[GGUFWriter, PreTrainedConfig], None] = _nothing
+    convert: Callable[[str, Tensor, PreTrainedConfig], Tensor] = _as_it_is
+    added: Callable[[PreTrainedModel], dict[str, Tensor]] = lambda _: {}
+
+    def write_facts(self, writer: GGUFWriter, config: PreTrainedConfig) -> None:
+        """The model's shape as metadata. ModelNotSupported for a variant that llama.cpp computes otherwise."""
+        for name, values in self.computed.items():
+            _require(config, name, getattr(config, name, None), values)
+        for add, name in self.numbers.items():
+            add(writer, getattr(config, name))
+        self.describe(writer, config)
 
     def tensors(self, model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
         """Names and values for the file. A head that is tied to the embedding is not repeated."""
@@ -43,22 +74,54 @@ class Architecture:
 def find_architecture(config: PreTrainedConfig) -> Architecture:
     """By transformers' model_type. Raises ModelNotSupported for all others."""
     if (found := _ARCHITECTURES.get(config.model_type)) is None:
+        *others, last = _ARCHITECTURES
         raise ModelNotSupported(
-            f"The architecture {config.model_type!r} cannot be written as GGUF here, only "
-            f"{' and '.join(_ARCHITECTURES)}; convert the model with llama.cpp's own convert_hf_to_gguf.py, or "
-            "serve it unquantized."
+            f"The architecture {config.model_type!r} cannot be written as GGUF here, only {', '.join(others)} and "
+            f"{last}; convert the model with llama.cpp's own convert_hf_to_gguf.py, or serve it unquantized."
         )
     return found
 
 
+def _require(config: PreTrainedConfig, name: str, found: object, values: tuple[object, ...]) -> None:
+    if found not in values:
+        raise ModelNotSupported(
+            f"llama.cpp computes {config.model_type} with {name} = {' or '.join(map(repr, values))}, and this model "
+            f"has {found!r}; serve it unquantized."
+        )
+
+
+def _head_dim(config: PreTrainedConfig) -> int:
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def _describe_heads(writer: GGUFWriter, config: PreTrainedConfig) -> None:
+    """Heads of a width of their own, and their rotations."""
+    writer.add_key_length(_head_dim(config))
+    writer.add_value_length(_head_dim(config))
+    _describe_rope(writer, config, config.rope_parameters)
+
+
+def _describe_rope(
+    writer: GGUFWriter,
+    config: PreTrainedConfig,
+    rope: Mapping[str, Any],
+    types: tuple[str, ...] = ("default", "linear"),
+) -> None:
+    """Rotary embeddings whose frequencies do not depend on the text's length, of all of a head or its first part."""
+    if rope["rope_type"] not in types:
+        raise ModelNotSupported(
+            f"Rotary embeddings of the type {rope['rope_type']!r} cannot be written as GGUF here; convert the model "
+            "with llama.cpp's own convert_hf_to_gguf.py."
+        )
+    writer.add_rope_dimension_count(int(_head_dim(config) * rope.get("partial_rotary_factor", 1)))
+    writer.add_rope_freq_base(rope["rope_theta"])
+    if rope["rope_type"] == "linear":
+        writer.add_rope_scaling_type(RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope["factor"])
+
+
 def _describe_gpt2(writer: GGUFWriter, config: PreTrainedConfig) -> None:
-    _require(config, activation_function="gelu_new", scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False)
-    writer.add_context_length(config.n_positions)
-    writer.add_embedding_length(config.n_embd)
-    writer.add_block_count(config.n_layer)
     writer.add_feed_forward_length(config.n_inner or 4 * config.n_embd)
-    writer.add_head_count(config.n_head)
-    writer.add_layer_norm_eps(config.layer_norm_epsilon)
 
 
 def _convert_gpt2(name: str, weight: Tensor, _: PreTrainedConfig) -> Tensor:
@@ -68,25 +131,11 @@ def _convert_gpt2(name: str, weight: Tensor, _: PreTrainedConfig) -> Tensor:
 
 
 def _describe_llama(writer: GGUFWriter, config: PreTrainedConfig) -> None:
-    _require(config, hidden_act="silu")
     rope = config.rope_parameters
-    if rope["rope_type"] not in _FIXED_ROPE or rope.get("partial_rotary_factor", 1) != 1:
-        raise ModelNotSupported(
-            f"Rotary embeddings of the type {rope['rope_type']!r} cannot be written as GGUF here; convert the model "
-            "with llama.cpp's own convert_hf_to_gguf.py."
-        )
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
+    _require(config, "partial_rotary_factor", rope.get("partial_rotary_factor", 1), (1,))
     writer.add_key_length(config.head_dim)
     writer.add_value_length(config.head_dim)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_rope_freq_base(rope["rope_theta"])
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    _describe_rope(writer, config, rope, ("default", "linear", "llama3"))
 
 
 def _convert_llama(name: str, weight: Tensor, config: PreTrainedConfig) -> Tensor:
@@ -96,24 +145,38 @@ def _convert_llama(name: str, weight: Tensor, config: PreTrainedConfig) -> Tenso
 
 
 def _rope_frequencies(model: PreTrainedModel) -> dict[str, Tensor]:
-    """By what each rotary frequency is divided, where the model scales them. Shape [head_dim / 2], float32."""
+    """By what each rotary frequency is divided, where it differs between them. Shape [head_dim / 2], float32."""
     config = model.config
+    if config.rope_parameters["rope_type"] != "llama3":
+        return {}
     scaled = model.get_buffer("model.rotary_emb.inv_freq")
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-    factors = config.rope_parameters["rope_theta"] ** -exponents / scaled
-    return {} if config.rope_parameters["rope_type"] == "default" else {_ROPE_FREQS: factors}
+    return {_ROPE_FREQS: config.rope_parameters["rope_theta"] ** -exponents / scaled}
 
 
-def _require(config: PreTrainedConfig, **standard: object) -> None:
-    for field, value in standard.items():
-        if (found := getattr(config, field)) != value:
-            raise ModelNotSupported(
-                f"llama.cpp computes {config.model_type} with {field} = {value!r}, and this model has {found!r}; "
-                "serve it unquantized."
-            )
+def _describe_qwen(writer: GGUFWriter, config: PreTrainedConfig) -> None:
+    _require(config, "layer_types", sorted(set(config.layer_types)), (["full_attention"],))
+    _describe_heads(writer, config)
 
 
 _ARCHITECTURES: Final = {
-    "gpt2": Architecture(MODEL_ARCH.GPT2, _describe_gpt2, _convert_gpt2, lambda _: {}),
-    "llama": Architecture(MODEL_ARCH.LLAMA, _describe_llama, _convert_llama, _rope_frequencies),
+    "gpt2": Architecture(
+        MODEL_ARCH.GPT2,
+        {add: name for add, name in _SHAPE.items() if name not in ("vocab_size", "intermediate_size")}
+        | {GGUFWriter.add_layer_norm_eps: "layer_norm_epsilon"},
+        {
+            "activation_function": ("gelu_new",),
+            "scale_attn_weights": (True,),
+            "scale_attn_by_inverse_layer_idx": (False,),
+        },
+        _describe_gpt2,
+        _convert_gpt2,
+    ),
+    "llama": Architecture(
+        MODEL_ARCH.LLAMA, _RMS, {"hidden_act": ("silu",)}, _describe_llama, _convert_llama, _rope_frequencies
+    ),
+    "qwen2": Architecture(MODEL_ARCH.QWEN2, _RMS, {"hidden_act": ("silu",)}, _describe_qwen),
+    "qwen3": Architecture(
+        MODEL_ARCH.QWEN3, _RMS, {"hidden_act": ("silu",), "attention_bias": (False,)}, _describe_qwen
+    ),
 }

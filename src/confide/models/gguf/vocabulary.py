@@ -10,10 +10,12 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from confide.errors import ModelNotSupported
 
-_LLAMA3_SPLIT: Final = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_SPLITS: Final = {
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|" + digits + r"| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+": name
+    for digits, name in ((r"\p{N}{1,3}", "llama-bpe"), (r"\p{N}", "qwen2"))
+}
+"""By the expression that cuts a text: what llama.cpp calls it. They differ in how many digits stay together."""
 _SPACE: Final = "\u2581"
 """How SentencePiece writes a space."""
 _BYTE: Final = re.compile(r"<0x[0-9A-F]{2}>")
@@ -123,8 +125,8 @@ def _merges(description: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _pre_tokenizer(description: dict[str, Any]) -> str:
-    """llama.cpp's name for how a text is cut before BPE."""
-    if description["normalizer"] is None:
+    """llama.cpp's name for how a text is cut before BPE. It composes no characters (NFC), as few texts need it."""
+    if description["normalizer"] in (None, {"type": "NFC"}):
         match description["pre_tokenizer"]:
             case {"type": "ByteLevel", "use_regex": True, "add_prefix_space": False}:
                 return "gpt-2"
@@ -134,9 +136,9 @@ def _pre_tokenizer(description: dict[str, Any]) -> str:
                     {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False},
                     {"type": "ByteLevel", "use_regex": False, "add_prefix_space": False},
                 ],
-            } if pattern == _LLAMA3_SPLIT:
-                return "llama-bpe"
-    raise ModelNotSupported(_other("its tokenizer cuts text in another way than GPT-2's and Llama 3's"))
+            } if pattern in _SPLITS:
+                return _SPLITS[pattern]
+    raise ModelNotSupported(_other("its tokenizer cuts text in another way than those of GPT-2, Llama 3 and Qwen 2"))
 
 
 def _other(reason: str) -> str:

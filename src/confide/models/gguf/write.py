@@ -35,6 +35,8 @@ class GgufSummary:
 
 
 _KEPT_F32: Final = ("position_embd.weight", "rope_freqs.weight")
+_WHOLE: Final = (GgufType.F16, GgufType.BF16)
+"""Types of single weights, not of blocks."""
 _NUMPY: Final = {GGMLQuantizationType.F32: np.float32, GGMLQuantizationType.F16: np.float16}
 _BLOCK: Final = 32
 _LEVELS: Final = {
@@ -49,7 +51,7 @@ _HEADS: Final = ("token_embd.weight", "output.weight")
 
 
 def write_gguf(source: Source, out: Path, type: GgufType, progress: OnProgress | None = None) -> GgufSummary:
-    """Write a GPT-2 or Llama model with its tokenizer for llama.cpp; `out` appears when all of it is there.
+    """Write a model of a known architecture with its tokenizer for llama.cpp; `out` appears when all of it is there.
 
     Vectors and positions stay float32. Embedding and head, to which few bits do the most harm, have 8 at least. A
     matrix whose rows are no whole blocks stays float16, and one that has weights too large or too small for its type
@@ -60,9 +62,9 @@ def write_gguf(source: Source, out: Path, type: GgufType, progress: OnProgress |
     writer = GGUFWriter(None, MODEL_ARCH_NAMES[architecture.arch])
     writer.add_name(Path(source.name).name)
     writer.add_file_type(LlamaFileType[f"MOSTLY_{type.name}"])
-    if type is not GgufType.F16:
+    if type not in _WHOLE:
         writer.add_quantization_version(GGML_QUANT_VERSION)
-    architecture.describe(writer, source.config)
+    architecture.write_facts(writer, source.config)
     tokenizer = source.load_tokenizer()
     write_vocabulary(writer, tokenizer, source.config.vocab_size)
     model = source.load_model()
@@ -89,7 +91,7 @@ def _storage(name: str, tensor: Tensor, type: GgufType) -> GGMLQuantizationType:
         return GGMLQuantizationType.F32
     kind = GGMLQuantizationType[type.name]
     wide = (GGMLQuantizationType.F16, GGMLQuantizationType.F32)
-    if name in _HEADS and type is not GgufType.F16:
+    if name in _HEADS and type not in _WHOLE:
         kind = GGMLQuantizationType.Q8_0
     return next(one for one in (kind, *wide) if _holds(tensor, one))
 
@@ -104,7 +106,7 @@ def _holds(tensor: Tensor, kind: GGMLQuantizationType) -> bool:
     A float16 ends at 65,504, and below 1e-7 there is none but zero. It is each weight, or else the scale of a block,
     which is the largest weight of the block over the levels that the type has.
     """
-    if kind is GGMLQuantizationType.F32:
+    if kind in (GGMLQuantizationType.F32, GGMLQuantizationType.BF16):
         return True
     block, _ = GGML_QUANT_SIZES[kind]
     if kind is not GGMLQuantizationType.F16 and tensor.shape[-1] % block:

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from confide.disk.files import read_bounded
+from confide.disk.files import FileTooLarge, read_bounded
 from confide.errors import LedgerElsewhere
 from confide.hybrid.server.ledger.store import DATABASE
 from confide.packages.manifest import MANIFEST_NAME
@@ -60,10 +60,11 @@ def _remembered(package: Path) -> Path | None:
     if not path.is_file():
         return None
     try:
-        content = read_bounded(path, _MAX_PATH)
+        folder = os.fsdecode(read_bounded(path, _MAX_PATH)).rstrip("\n")
+    except FileTooLarge:
+        folder = ""
     except OSError as error:
         raise LedgerElsewhere(f"{path} cannot be read ({error.strerror}); it says where the ledger is.") from error
-    folder = os.fsdecode(content).rstrip("\n")
     if "\0" in folder or not os.path.isabs(folder):
         raise LedgerElsewhere(f"{path} does not hold the path of a state folder; remove it, and give --state.")
     return Path(folder)

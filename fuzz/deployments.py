@@ -1,0 +1,89 @@
+"""What machines are deployed with, in files of anybody: manifests that are checked, and images that are measured."""
+
+import struct
+from collections.abc import Callable
+from uuid import UUID
+
+from confide.deploy.lint.linter import lint, sarif
+from confide.deploy.predict.events import from_json
+from confide.deploy.predict.pe import authenticode
+from confide.deploy.predict.tdvf import Firmware
+
+_NAMES = ("a.manifest", "a.xml", "a.yaml", "a.rego", "a.service")
+
+
+def deployment_file(data: bytes) -> None:
+    """A manifest of each kind; the first byte says which."""
+    if data:
+        sarif([lint(_NAMES[data[0] % len(_NAMES)], data[1:])])
+
+
+def firmware(data: bytes) -> None:
+    """A firmware file, measured; of small ones alone, for a file says how much memory it wants."""
+    found = Firmware.parse(data)
+    if sum(section.size for section in found.sections) < 1 << 20:
+        found.mrtd()
+    found.td_hob(1 << 32)
+
+
+def kernel(data: bytes) -> None:
+    """A kernel, measured."""
+    authenticode(data)
+
+
+def expected(data: bytes) -> None:
+    """An expected.json."""
+    from_json(data)
+
+
+def _firmware() -> bytes:
+    sections = b"".join(
+        struct.pack("<IIQQII", 0, size, address, 4096, kind, measured)
+        for address, size, kind, measured in ((0x1000, 64, 0, 1), (0x2000, 0, 1, 0), (0x809000, 0, 2, 0))
+    )
+    metadata = b"TDVF" + struct.pack("<III", 16 + len(sections), 1, 3) + sections
+    body = bytes(64) + metadata
+    entry = struct.pack("<IH", 0, 22) + UUID("e47a6535-984a-4798-865e-4685a7bf8ec2").bytes_le
+    footer = struct.pack("<H", len(entry) + 18) + UUID("96b582de-1fb2-45f7-baea-a366c55a082d").bytes_le
+    length = len(body) + len(entry) + len(footer) + 32
+    entry = struct.pack("<I", length - 64) + entry[4:]
+    return body + entry + footer + bytes(32)
+
+
+def _kernel() -> bytes:
+    image = bytearray(0x400)
+    image[:2], image[0x3C:0x40] = b"MZ", struct.pack("<I", 0x40)
+    image[0x40:0x58] = b"PE\0\0" + struct.pack("<HHIIIHH", 0x8664, 1, 0, 0, 0, 160, 0x22)
+    image[0x58:0x5A] = struct.pack("<H", 0x20B)
+    image[0x94:0x98], image[0xC4:0xC8] = struct.pack("<I", 0x200), struct.pack("<I", 6)
+    image[0xF8:0x120] = struct.pack("<8sIIIIIIHHI", b".text", 0x200, 0x200, 0x200, 0x200, 0, 0, 0, 0, 0)
+    return bytes(image)
+
+
+def _files() -> list[bytes]:
+    texts = (
+        "loader.insecure__use_host_env = true\nsgx.debug = true\nloader.env = { A = { passthrough = true } }",
+        "<domain><os><cmdline>init=/bin/sh</cmdline></os><launchSecurity type='tdx'><policy>1</policy></launchSecurity>"
+        "<devices><disk><source file='a'/></disk></devices></domain>",
+        "services:\n  a:\n    image: b:1\n    environment: [C]\n    ports: ['22:22']",
+        "package agent_policy\ndefault ExecProcessRequest := true\nCopyFileRequest if { input.a }",
+        "[Service]\nExecStart=/bin/a --insecure-b\nEnvironment='API_KEY=c' D=e\n",
+    )
+    pod = "apiVersion: v1\nkind: Pod\nspec:\n  containers:\n    - {image: a, env: [{name: B, valueFrom: {}}]}\n"
+    return [*(bytes([index]) + text.encode() for index, text in enumerate(texts)), b"\2" + pod.encode()]
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "deployment-file": deployment_file,
+    "deployment-expected": expected,
+    "firmware": firmware,
+    "kernel": kernel,
+}
+SEEDS: dict[str, Callable[[], list[bytes]]] = {
+    "deployment-file": _files,
+    "deployment-expected": lambda: [
+        b'{"events": [{"register": "rtmr1", "name": "kernel", "digest": "' + b"ab" * 48 + b'"}], "measurements": {}}'
+    ],
+    "firmware": lambda: [_firmware()],
+    "kernel": lambda: [_kernel()],
+}

@@ -1,0 +1,117 @@
+"""Which kind of file it is, what is wrong with it, and the report for machines (SARIF).
+
+Source: OASIS, Static Analysis Results Interchange Format (SARIF) 2.1.0.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any, Final
+from urllib.parse import quote
+
+from confide.deploy.lint import containers, domain, gramine, units
+from confide.deploy.lint.commands import mapping
+from confide.deploy.lint.reading import read_toml, read_unit, read_xml, read_yaml, text_of
+from confide.deploy.lint.rules import RULES, Finding, Severity
+from confide.errors import InvalidManifest
+from confide.version import VERSION
+
+_KINDS: Final = (
+    "a Gramine manifest or initdata (.toml, .manifest), a domain (.xml), pods or a compose file (.yaml), "
+    "an agent policy (.rego) or a unit (.service)"
+)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found in a file, in its order. kind: what it was read as."""
+
+    name: str
+    kind: str
+    findings: tuple[Finding, ...]
+
+    @property
+    def refused(self) -> bool:
+        """Whether anything is an error; warnings alone let it pass."""
+        return any(finding.rule.severity is Severity.ERROR for finding in self.findings)
+
+
+def lint(name: str, content: bytes) -> Report:
+    """Look for faults in a file. InvalidManifest where it is none of the known kinds, or cannot be read."""
+    try:
+        text = text_of(content)
+        kind, findings = _findings(PurePath(name), text)
+        return Report(name, kind, tuple(dict.fromkeys(findings)))
+    except InvalidManifest as error:
+        raise InvalidManifest(f"{name}: {error}") from None
+
+
+def _findings(path: PurePath, text: str) -> tuple[str, Iterator[Finding]]:
+    match path.suffix:
+        case ".service":
+            return "a unit", units.check(read_unit(text))
+        case ".xml":
+            return "a domain", domain.check(read_xml(text))
+        case ".rego":
+            return "an agent policy", containers.check_policy(text)
+        case ".toml" | ".manifest" | ".template" | ".sgx":
+            return _toml(text)
+        case ".yaml" | ".yml":
+            return _yaml(text)
+    raise InvalidManifest(f"it is not known what this is; give {_KINDS}.")
+
+
+def _toml(text: str) -> tuple[str, Iterator[Finding]]:
+    if "{{" in text or "{%" in text:
+        raise InvalidManifest("It is a template; render it with `gramine-manifest` and check what comes out.")
+    document = read_toml(text)
+    if isinstance(document.get("data"), dict) and "algorithm" in document:
+        return "initdata", containers.check_initdata(document)
+    if not any(isinstance(document.get(name), dict) for name in ("loader", "sgx", "libos")):
+        raise InvalidManifest("It is neither a Gramine manifest nor initdata; give one of them.")
+    return "a Gramine manifest", gramine.check(document)
+
+
+def _yaml(text: str) -> tuple[str, Iterator[Finding]]:
+    documents = read_yaml(text)
+    if len(documents) == 1 and isinstance(mapping(documents[0]).get("services"), dict):
+        return "a compose file", containers.check_compose(mapping(documents[0]))
+    if documents and all("apiVersion" in mapping(one) and "kind" in mapping(one) for one in documents):
+        return "Kubernetes objects", (found for one in documents for found in containers.check_object(one))
+    raise InvalidManifest("It has neither services nor Kubernetes objects; give a compose file or pods.")
+
+
+def sarif(reports: Iterable[Report]) -> dict[str, Any]:
+    """The reports as one SARIF log."""
+    ids = sorted(RULES)
+    described = [
+        {
+            "id": name,
+            "shortDescription": {"text": RULES[name].sentence},
+            "help": {"text": f"Source: {RULES[name].source}."},
+            "defaultConfiguration": {"level": RULES[name].severity.value},
+        }
+        for name in ids
+    ]
+    results = [
+        {
+            "ruleId": finding.rule.id,
+            "ruleIndex": ids.index(finding.rule.id),
+            "level": finding.rule.severity.value,
+            "message": {"text": f"{finding.place}: {finding.rule.sentence}"},
+            "locations": [
+                {
+                    "physicalLocation": {"artifactLocation": {"uri": quote(report.name)}},
+                    "logicalLocations": [{"fullyQualifiedName": finding.place}],
+                }
+            ],
+        }
+        for report in reports
+        for finding in report.findings
+    ]
+    driver = {"name": "confide deploy lint", "version": VERSION, "rules": described}
+    return {
+        "$schema": "https://json.schemastore.org/sarif-2.1.0.json",
+        "version": "2.1.0",
+        "runs": [{"tool": {"driver": driver}, "columnKind": "unicodeCodePoints", "results": results}],
+    }

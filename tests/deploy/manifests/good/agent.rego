@@ -1,0 +1,9 @@
+package agent_policy
+
+default AllowRequestsFailingPolicy := false
+default CopyFileRequest := false
+default CreateContainerRequest := true
+default ExecProcessRequest := false
+default ReadStreamRequest := false
+default SetPolicyRequest := false
+default StartContainerRequest := true

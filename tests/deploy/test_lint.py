@@ -1,0 +1,352 @@
+"""The linter's verdict on files that are good, on files with one fault each, and on what tries to break its parsers."""
+
+import base64
+import gzip
+import time
+import tomllib
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from confide.deploy.lint import containers, gramine, reading
+from confide.deploy.lint.linter import lint, sarif
+from confide.deploy.lint.rules import RULES, Severity
+from confide.errors import ConfideError, InvalidManifest
+
+MANIFESTS = Path(__file__).parent / "manifests"
+GOOD = sorted(path.name for path in (MANIFESTS / "good").iterdir())
+VERDICTS: dict[str, str] = tomllib.loads((MANIFESTS / "verdicts.toml").read_text())
+
+
+def found(name: str, content: bytes | str) -> list[str]:
+    """The rules that were broken, errors only."""
+    report = lint(name, content.encode() if isinstance(content, str) else content)
+    return [finding.rule.id for finding in report.findings if finding.rule.severity is Severity.ERROR]
+
+
+def test_there_are_twenty_of_each() -> None:
+    assert len(GOOD) >= 20
+    assert len(VERDICTS) >= 20
+    assert sorted(VERDICTS) == sorted(path.name for path in (MANIFESTS / "bad").iterdir())
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_good_files_pass(name: str) -> None:
+    report = lint(name, (MANIFESTS / "good" / name).read_bytes())
+    assert found(name, (MANIFESTS / "good" / name).read_bytes()) == []
+    assert not report.refused
+
+
+@pytest.mark.parametrize("name", sorted(VERDICTS))
+def test_a_fault_is_found_and_nothing_else(name: str) -> None:
+    assert found(name, (MANIFESTS / "bad" / name).read_bytes()) == [VERDICTS[name]]
+    assert lint(name, (MANIFESTS / "bad" / name).read_bytes()).refused
+
+
+def test_a_published_manifest_has_eight_faults() -> None:
+    assert sorted(found("published.manifest", (MANIFESTS / "published.manifest").read_bytes())) == [
+        "allowed-files",
+        "aslr-off",
+        "host-arguments",
+        "host-environment",
+        "ld-preload",
+        "sgx-debug",
+        "unchecked-pointers",
+        "untrusted-memory",
+    ]
+
+
+def test_a_published_domain_has_five_faults() -> None:
+    assert sorted(found("published.xml", (MANIFESTS / "published.xml").read_bytes())) == [
+        "mutable-disk",
+        "no-config-id",
+        "password",
+        "ssh",
+        "unmeasured-acpi",
+    ]
+
+
+DOMAIN = (MANIFESTS / "good/tdx.xml").read_text()
+SNP = (MANIFESTS / "good/snp.xml").read_text()
+POD = (MANIFESTS / "good/pod.yaml").read_text()
+COMPOSE = (MANIFESTS / "good/compose.yaml").read_text()
+UNIT = (MANIFESTS / "good/confide.service").read_text()
+MANIFEST = (MANIFESTS / "good/service.manifest").read_text()
+REGO = (MANIFESTS / "good/agent.rego").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "old", "new", "rule"),
+    [
+        ("a.xml", DOMAIN, "0x10000000", "0x10000001", "guest-debug"),
+        ("a.xml", SNP, "0x30000", "0xb0000", "guest-debug"),
+        ("a.xml", DOMAIN, "type='tdx'", "type='sev'", "no-tee"),
+        ("a.xml", DOMAIN, "roothash=", "x=", "unmeasured-root"),
+        ("a.xml", DOMAIN, "<kernel>/srv/confide/vmlinuz</kernel>", "", "unmeasured-kernel"),
+        ("a.xml", DOMAIN, "panic=-1", "nokaslr", "debugging-kernel"),
+        ("a.xml", DOMAIN, "panic=-1", "systemd.debug-shell=1", "debugging-kernel"),
+        ("a.xml", DOMAIN, "panic=-1", "systemd.set_credential=a:b", "unmeasured-environment"),
+        ("a.xml", DOMAIN, "<devices>", "<sysinfo type='fwcfg'/><devices>", "unmeasured-environment"),
+        ("a.xml", DOMAIN, "<devices>", "<devices><filesystem/>", "host-files"),
+        ("a.xml", DOMAIN, "<devices>", "<devices><graphics type='vnc' passwd='x'/>", "password"),
+        ("a.xml", DOMAIN, "panic=-1", "--insecure-skip-self-test", "insecure-option"),
+        ("a.xml", DOMAIN, "AAEC", "!!!!", "no-config-id"),
+        ("a.xml", DOMAIN, base64.b64encode(bytes(range(48))).decode(), "A" * 64, "no-config-id"),
+        ("a.yaml", COMPOSE, "5c" * 32, "5c" * 31, "image-by-tag"),
+        ("a.manifest", MANIFEST, 'HOME = "/tmp"', 'LD_AUDIT = "/x.so"', "ld-preload"),
+        ("a.manifest", MANIFEST, 'HOME = "/tmp"', 'MODEL_KEY = "x"', "secret-in-file"),
+        ("a.manifest", MANIFEST, '"dcap"', '"none"', "no-sgx-evidence"),
+        ("a.manifest", MANIFEST, "sgx.debug = false", 'sgx.file_check_policy = "allow_all_but_log"', "file-checks-off"),
+        ("a.manifest", MANIFEST, "sgx.debug = false", "libos.check_invalid_pointers = false", "unchecked-pointers"),
+        ("a.manifest", MANIFEST, "--insecure-open-egress", "--insecure-skip-self-test", "insecure-option"),
+        ("a.yaml", POD, "kata-qemu-tdx", "kata-qemu", "not-confidential"),
+        ("a.yaml", POD, "allowPrivilegeEscalation: false", "privileged: true", "privileged"),
+        ("a.yaml", POD, "  containers:", "  volumes: [{name: a, hostPath: {path: /}}]\n  containers:", "privileged"),
+        ("a.yaml", POD, "  containers:", "  hostPID: true\n  containers:", "privileged"),
+        ("a.yaml", POD, "httpGet: {path: /health, port: 8470}", "exec: {command: [ls]}", "exec-allowed"),
+        ("a.yaml", POD, "      env:", "      envFrom: [{secretRef: {name: a}}]\n      env:", "unmeasured-environment"),
+        ("a.yaml", POD, "OMP_NUM_THREADS", "API_TOKEN", "secret-in-file"),
+        ("a.yaml", POD, "  annotations:", "  annotations:\n    io.katacontainers.config.hypervisor.kernel_params: a",
+         "guest-overridden"),
+        ("a.yaml", COMPOSE, "read_only: true", "privileged: true\n    read_only: true", "privileged"),
+        ("a.yaml", COMPOSE, "tmpfs:", 'volumes: ["/:/host"]\n    tmpfs:', "privileged"),
+        ("a.yaml", COMPOSE, "8470:8470", "2222:22", "ssh"),
+        ("a.yaml", COMPOSE, "read_only: true", "env_file: .env\n    read_only: true", "unmeasured-environment"),
+        ("a.yaml", COMPOSE, "serve, /package", "/usr/sbin/sshd, /package", "ssh"),
+        ("a.service", UNIT, "DynamicUser=yes", "User=root", "root-user"),
+        ("a.service", UNIT, "LimitCORE=0", "LimitCORE=infinity", "core-dumps"),
+        ("a.service", UNIT, "NoNewPrivileges=yes", "NoNewPrivileges=no", "unhardened"),
+        ("a.service", UNIT, "ProtectSystem=strict", "ProtectSystem=full", "unhardened"),
+        ("a.service", UNIT, "DynamicUser=yes", "DynamicUser=yes\nPassEnvironment=HOME", "unmeasured-environment"),
+        ("a.rego", REGO, "default CopyFileRequest := false", "default CopyFileRequest := true", "host-copies"),
+        ("a.rego", REGO, "default AllowRequestsFailingPolicy := false", "AllowRequestsFailingPolicy { a }",
+         "permissive-policy"),
+        ("a.rego", REGO, "default SetPolicyRequest := false", "SetPolicyRequest := input.x", "policy-replaceable"),
+        ("a.rego", REGO, "default SetPolicyRequest := false", 'a := "#"; SetPolicyRequest { true }',
+         "policy-replaceable"),
+        ("a.rego", REGO, "default SetPolicyRequest", "default\n  ExecProcessRequest = true\ndefault SetPolicyRequest",
+         "exec-allowed"),
+    ],
+)  # fmt: skip
+def test_each_rule(name: str, text: str, old: str, new: str, rule: str) -> None:
+    assert old in text
+    assert found(name, text) == []
+    assert found(name, text.replace(old, new, 1)) == [rule]
+
+
+def test_a_rule_that_is_never_broken_here_is_none() -> None:
+    """Every rule of severity error is in one of the tables above."""
+    source = Path(__file__).read_text() + (MANIFESTS / "verdicts.toml").read_text()
+    assert [name for name in RULES if RULES[name].severity is Severity.ERROR and f'"{name}"' not in source] == []
+
+
+def test_warnings_do_not_refuse() -> None:
+    for name, text in (
+        ("a.manifest", MANIFEST.replace('"error"', '"debug"')),
+        ("a.yaml", COMPOSE.replace("    read_only: true\n", "")),
+        ("a.service", UNIT.replace("MemorySwapMax=0", "")),
+        ("a.rego", REGO.replace("ReadStreamRequest := false", "ReadStreamRequest := true")),
+        ("a.rego", REGO + "\nExecProcessRequest if {\n  input.a == 1\n}\n"),
+    ):
+        report = lint(name, text.encode())
+        assert [finding.rule.severity for finding in report.findings][-1] is Severity.WARNING
+        assert not report.refused
+
+
+def test_names_in_texts_comments_and_references_are_no_rules() -> None:
+    further = """
+    # SetPolicyRequest := true
+    CreateContainerRequest if {
+        print("SetPolicyRequest := true", `ExecProcessRequest { true }`)
+        policy_data.request_defaults.ExecProcessRequest.allowed
+    }
+    """
+    assert found("a.rego", REGO + further) == []
+
+
+def test_texts_that_nothing_closes_are_read_once() -> None:
+    start = time.process_time()
+    lint("a.rego", b'package agent_policy\na := "' + b'\\"' * 100_000)
+    assert time.process_time() - start < 5
+
+
+def test_a_policy_that_says_nothing_allows_nothing() -> None:
+    assert lint("a.rego", b"package agent_policy").findings == ()
+
+
+def test_no_value_is_shown() -> None:
+    words = "hunter2-of-the-test"
+    for name, text in (
+        ("a.service", UNIT.replace("OMP_NUM_THREADS=16", f"API_TOKEN={words}")),
+        ("a.manifest", MANIFEST.replace('HOME = "/tmp"', f'PASSWORD = "{words}"')),
+        ("a.yaml", POD.replace("OMP_NUM_THREADS", "PASSWORD").replace('"16"', words)),
+        ("a.xml", DOMAIN.replace("<devices>", f"<devices><graphics passwd='{words}'/>")),
+    ):
+        report = lint(name, text.encode())
+        assert report.refused
+        assert words not in str(sarif([report]))
+    for name, text in (("a.yaml", f"password: {words}\n  a: ["), ("a.toml", f'a = "{words}"\nb')):
+        with pytest.raises(InvalidManifest) as refused:
+            lint(name, text.encode())
+        assert words not in str(refused.value)
+
+
+def test_places_are_printable() -> None:
+    text = MANIFEST + '"\\u001b[2J\\u202e" = { insecure__x = true }\n'
+    (finding,) = [one for one in lint("a.manifest", text.encode()).findings if one.rule.id == "gramine-insecure"]
+    assert finding.place.isprintable()
+
+
+# -- parsers -----------------------------------------------------------------------------------------------------------
+
+
+def laughs() -> str:
+    entities = "".join(f"<!ENTITY l{n} '{f'&l{n - 1};' * 10}'>" for n in range(1, 10))
+    return f"<?xml version='1.0'?><!DOCTYPE domain [<!ENTITY l0 'lol'>{entities}]><domain><name>&l9;</name></domain>"
+
+
+INITDATA = "io.katacontainers.config.hypervisor.cc_init_data: "
+
+
+def packed(content: bytes) -> str:
+    return POD[: POD.index(INITDATA)] + INITDATA + base64.b64encode(content).decode() + POD[POD.index("\nspec:") :]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.xml", laughs()),
+        ("a.xml", "<!DOCTYPE domain SYSTEM 'file:///etc/passwd'><domain/>"),
+        ("a.xml", "<domain>" + "<a>" * 5000),
+        ("a.xml", "<domain>" + "<a/>" * 20_000 + "</domain>"),
+        ("a.xml", "<network/>"),
+        ("a.xml", DOMAIN.replace("0x10000000", "many")),
+        ("a.yaml", "a: &a [x]\nb: *a"),
+        ("a.yaml", "a: 1\na: 2"),
+        ("a.yaml", "services: {a: {image: x}}\n<<: {b: 1}"),
+        ("a.yaml", "[" * 5_000),
+        ("a.yaml", "- " * 60_000),
+        ("a.yaml", "!!python/object/apply:os.system [id]"),
+        ("a.yaml", "---\n" * 100),
+        ("a.yaml", "key: value"),
+        ("a.yaml", ""),
+        ("a.yaml", packed(b"no gzip")),
+        ("a.yaml", packed(gzip.compress(bytes(1 << 26)))),
+        ("a.yaml", packed(gzip.compress(b"a = 1")[:-4])),
+        ("a.yaml", POD.replace(INITDATA, INITDATA + "!")),
+        ("a.toml", "a" + ".a" * 100_000 + " = 1"),
+        ("a.toml", "a = " + "[" * 100_000),
+        ("a.toml", "a = 1"),
+        ("a.manifest", 'loader.argv = ["{{ execdir }}/python"]'),
+        ("a.service", "[Unit]\nDescription=a"),
+        ("a.service", "ExecStart=/bin/true"),
+        ("a.service", "[Service]\nEnvironment='"),
+        ("a.rego", "package other"),
+        ("a.conf", "x"),
+        ("a.xml", "\0"),
+        ("a.toml", "x" * (reading.MAX_BYTES + 1)),
+    ],
+    ids=range(30),
+)
+def test_what_cannot_be_read_is_one_error(name: str, text: str) -> None:
+    start = time.process_time()
+    with pytest.raises(InvalidManifest):
+        lint(name, text.encode())
+    assert time.process_time() - start < 30
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("a.xml", "<!DOCTYPE domain [<!ENTITY a 'b'>]>" + DOMAIN.replace("qemu'", "&a;'", 1), "document type"),
+        ("a.yaml", COMPOSE.replace("read_only: true", "read_only: &a true\n    tty: *a"), "alias"),
+        ("a.yaml", COMPOSE.replace("read_only: true", "read_only: true\n    read_only: false"), "twice"),
+        ("a.yaml", COMPOSE.replace("read_only: true", "<<: {privileged: true}"), "twice"),
+    ],
+    ids=range(4),
+)
+def test_what_one_reader_would_see_and_another_not(name: str, text: str, reason: str) -> None:
+    with pytest.raises(InvalidManifest, match=reason):
+        lint(name, text.encode())
+
+
+def test_initdata_is_unpacked_no_further_than_a_file_may_be_long() -> None:
+    content = packed(gzip.compress(bytes(1 << 26))).encode()
+    with pytest.raises(InvalidManifest):
+        lint("a.yaml", content)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidManifest):
+            lint("a.yaml", content)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 25
+    finally:
+        tracemalloc.stop()
+
+
+def test_bytes_that_are_no_text() -> None:
+    with pytest.raises(InvalidManifest):
+        lint("a.toml", b"\xff\xfe")
+
+
+NAMES = ("a.xml", "a.yaml", "a.toml", "a.service", "a.rego")
+SEEDS: tuple[Callable[[], str], ...] = (lambda: DOMAIN, lambda: POD, lambda: COMPOSE, lambda: MANIFEST, lambda: UNIT)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(NAMES), st.sampled_from(SEEDS), st.integers(0, 1500), st.binary(max_size=40), st.integers(0, 200)
+)
+def test_any_file_is_judged_or_refused(name: str, seed: Callable[[], str], at: int, data: bytes, cut: int) -> None:
+    content = seed().encode()
+    try:
+        report = lint(name, content[:at] + data + content[at + cut :])
+    except ConfideError:
+        return
+    assert all(finding.place.isprintable() for finding in report.findings)
+
+
+VALUES = st.recursive(
+    st.one_of(st.booleans(), st.integers(), st.sampled_from(["", "a", "--insecure-a"])),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(st.sampled_from(["env", "argv", "mounts", "debug", "type", "insecure__a"]), inner, max_size=2)
+    ),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sampled_from(["loader", "sgx", "fs", "libos"]), VALUES)
+def test_values_of_any_type(table: str, value: object) -> None:
+    """A key may hold anything: checks look only where they expect something."""
+    list(gramine.check({table: value}))
+    list(containers.check_compose({"services": {"a": value, "b": {"environment": value, "ports": value}}}))
+    list(containers.check_object({"kind": "Pod", "spec": {"containers": [value, {"env": value}], "volumes": value}}))
+
+
+# -- the report --------------------------------------------------------------------------------------------------------
+
+
+def test_sarif() -> None:
+    reports = [lint(name, (MANIFESTS / "bad" / name).read_bytes()) for name in sorted(VERDICTS)]
+    log = sarif(reports)
+    assert log["version"] == "2.1.0"
+    (run,) = log["runs"]
+    described = run["tool"]["driver"]["rules"]
+    assert [rule["id"] for rule in described] == sorted(RULES)
+    assert len(run["results"]) >= len(VERDICTS)
+    for result in run["results"]:
+        assert described[result["ruleIndex"]]["id"] == result["ruleId"]
+        assert result["level"] in ("error", "warning")
+        assert result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"]
+
+
+def test_every_rule_says_why_and_where_from() -> None:
+    for name, rule in RULES.items():
+        assert rule.id == name
+        assert rule.sentence.endswith(".")
+        assert rule.source
