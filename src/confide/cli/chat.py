@@ -42,8 +42,12 @@ _FENCE = '"""'
 
 
 def command(
-    url: Annotated[
-        str, typer.Argument(help="https:// for a model in a trusted environment, wss:// for a layer server.")
+    urls: Annotated[
+        list[str],
+        typer.Argument(
+            help="https:// for a model in a trusted environment, several for its replicas; wss:// for a layer server.",
+            metavar="URL...",
+        ),
     ],
     policy: UserPolicy = None,
     simulated_root: SimulatedRoot = None,
@@ -87,7 +91,7 @@ def command(
         hybrid["progress"] = not json
     if proxy is not None:  # which a model in a trusted environment does not take
         hybrid["proxy"] = proxy
-    with connect(url, **evidence, **hybrid, ca=ca, insecure_no_tls=insecure_no_tls) as session:
+    with connect(urls, **evidence, **hybrid, ca=ca, insecure_no_tls=insecure_no_tls) as session:
         chat = Chat(session, system, max_tokens)
         if json:
             output.result({"text": "".join(chat.pieces(once or "")), **describe(session)})
@@ -204,7 +208,9 @@ class Chat:
         from confide.client.enclave import EnclaveSession
 
         if isinstance(self._session, EnclaveSession):
-            show(self._session.verify())
+            self._session.verify()
+            for one in self._session.replicas:
+                show(one.result)
         output.console.print(Text(str(self._session.trust)), soft_wrap=True)
         output.console.print(headline(self._session, self._model), soft_wrap=True)
 
@@ -236,6 +242,8 @@ def headline(session: "Session", model: str = "") -> Text:
     for name in ("tee", "root", "protection", "model", "model_digest"):
         if about[name]:
             line.append(f"   {name.replace('_', ' ')} ", "dim").append(printable(about[name]))
+    if about["replicas"]["at_most"] > 1:
+        line.append("   replicas ", "dim").append("{verified} verified of at most {at_most}".format(**about["replicas"]))
     return line
 
 
@@ -246,7 +254,8 @@ def describe(session: "Session", model: str = "") -> dict[str, Any]:
 
     about = {"protection": session.trust.protection, "model": model or session.model}
     if not isinstance(session, EnclaveSession):
-        return {"verified": False, "simulated": False, "tee": "", "root": "", "model_digest": "", **about}
+        nothing = {"verified": False, "simulated": False, "tee": "", "root": "", "model_digest": ""}
+        return {**nothing, **about, "replicas": {"verified": 0, "at_most": 1}}
     result = session.result
     return {
         "verified": result.trusted,
@@ -255,6 +264,7 @@ def describe(session: "Session", model: str = "") -> dict[str, Any]:
         "root": root_of(result),
         "model_digest": session.model_digest,
         **about,
+        "replicas": {"verified": len(session.replicas), "at_most": session.most_replicas},
     }
 
 

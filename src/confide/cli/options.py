@@ -40,7 +40,9 @@ UserPolicy = Annotated[
 Replicas = Annotated[
     int | None,
     typer.Option(
-        help="Workloads that a balancer at the address may hand requests to, each verified; 1 without.", min=1, max=16
+        help="Workloads that a balancer at each address may hand requests to; 1 without. Each is verified.",
+        min=1,
+        max=16,
     ),
 ]
 SimulatedRoot = Annotated[

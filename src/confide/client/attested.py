@@ -3,6 +3,7 @@
 import secrets
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Final
@@ -57,7 +58,7 @@ def verify_workload(
                 raise
             busy = error
         else:
-            return _appraised(party, url, attested, nonce)
+            return replace(_appraised(party, url, attested, nonce), url=url)
         sleep(pause(attempt, busy.retry_seconds if isinstance(busy, ServerBusy) else 0.0))
     raise ValueError("There is at least one attempt.")
 

@@ -1,6 +1,6 @@
 """A session with a model inside a trusted execution environment: verified first, and only then sent anything."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -52,14 +52,14 @@ class EnclaveSession(Session):
     Opening one verifies the workload and raises AttestationRefused where the policy does not accept it. When the
     workload says that it has another key, everything is refused with KeyChanged until `verify` succeeds. Where the
     workload's statement promises receipts, the end of an answer comes once its receipt holds: ReceiptMissing,
-    MalformedReceipt or ReceiptRefused where it does not. Nothing is sent a second time unasked: the clients of the
-    OpenAI SDK are made with max_retries=0, since a cut or changed answer is something to know about, and errors of the
-    channel come through them as they are.
+    MalformedReceipt or ReceiptRefused where it does not. Nothing that one workload got is sent to it a second time
+    unasked: the clients of the OpenAI SDK are made with max_retries=0, since a cut or changed answer is something to
+    know about, and errors of the channel come through them as they are.
     """
 
     def __init__(
         self,
-        url: str,
+        url: str | Sequence[str],
         *,
         policy: AnyPolicy | Path | str | None = None,
         simulated_root: Path | str | None = None,
@@ -70,37 +70,44 @@ class EnclaveSession(Session):
         offline: bool = False,
         replicas: int = 1,
     ) -> None:
-        """url: where the workload or its gateway is. policy, simulated_root, attestation_keys, offline: see
-        RelyingParty.
+        """url: where the workload or its gateway is, or several addresses of replicas, of which the first that holds is
+        asked first. policy, simulated_root, attestation_keys, offline: see RelyingParty.
 
         ca: PEM file of the authorities to trust for TLS that ends at a gateway; the system's without. ra_tls: TLS ends
         inside the workload, and its certificate's evidence takes the place of an authority; requests then go through
         that alone, where they are otherwise encrypted to the workload's key whatever is in between.
         insecure_no_tls: allow http beyond this machine, where requests are encrypted as everywhere. replicas: how many
-        workloads a balancer at this address may hand requests to, at most 16 (ValueError). Each is verified under the
-        policy before anything is encrypted to it. With more than one, a new key does not stop the session: whoever has
-        it is verified, and a request that only came to replicas that cannot read it is made anew.
+        workloads a balancer may hand requests to at each address; at most 16 in all (ValueError).
+
+        Each replica is verified under the policy before anything is encrypted to it. With more than one, a new key does
+        not stop the session: whoever has it is verified. A request that came to a replica that cannot read it, or that
+        nobody began to answer, is made anew for one that was verified; once an answer has begun it never is.
         """
-        self.url = server_address(url, insecure_no_tls=insecure_no_tls)
-        if ra_tls and urlsplit(self.url).scheme != "https":
+        given = [url] if isinstance(url, str) else list(url)
+        self.urls = tuple(dict.fromkeys(server_address(one, insecure_no_tls=insecure_no_tls) for one in given))
+        encrypted = [one for one in self.urls if urlsplit(one).scheme == "https"]
+        if ra_tls and (replicas != 1 or len(self.urls) != 1):
+            raise WrongMode(
+                "RA-TLS ends at one workload: behind a balancer the next connection, for a receipt as well, may end at "
+                "another. Give one address without replicas, or connect without ra_tls, which encrypts to each replica."
+            )
+        if ra_tls and not encrypted:
             raise InsecureConnection(f"{url} is not an https address, and RA-TLS is TLS; write https://host:port.")
         if ra_tls and ca:
             raise WrongMode("RA-TLS trusts evidence and no authority; leave ca out, or connect without ra_tls.")
-        if ra_tls and replicas != 1:
-            raise WrongMode("RA-TLS ends at one workload; leave replicas out, or connect without ra_tls.")
         self._party = RelyingParty.configure(policy, simulated_root, attestation_keys, offline=offline)
         self._ra_tls = ra_tls
-        self._tls = unauthenticated_context() if ra_tls else tls_context(self.url, ca)
+        self._tls = unauthenticated_context() if ra_tls else tls_context((encrypted or [""])[0], ca)
         self._receipts = Receipts(self._base_url)
         self._http = httpx.Client(verify=self._tls, timeout=TIMEOUT, trust_env=False)
         try:
-            self._standing = Standing(lambda: verify_workload(self._http, self.url, self._party), replicas)
+            self._standing = Standing(lambda one: verify_workload(self._http, one, self._party), self.urls, replicas)
         except BaseException:
             self._http.close()
             raise
 
     def __repr__(self) -> str:
-        return f"EnclaveSession({self.url!r}, {self.result.family.value})"
+        return f"EnclaveSession({', '.join(map(repr, self.urls))}, {self.result.family.value})"
 
     @property
     def result(self) -> AttestationResult:
@@ -127,11 +134,16 @@ class EnclaveSession(Session):
 
     @property
     def replicas(self) -> tuple[Verified, ...]:
-        """The workloads behind the address that are relied on, as far as they were met; each was verified by itself."""
+        """The workloads that are relied on, as far as they were met, each verified by itself; who answered last is last."""
         return self._standing.replicas
 
+    @property
+    def most_replicas(self) -> int:
+        """How many there may be, at all addresses."""
+        return self._standing.limit
+
     def verify(self) -> AttestationResult:
-        """Verify the workload again, with a new nonce, and rely on the key that it has now.
+        """Verify the workload again, with a new nonce, and rely on the key that it has now. So too each replica.
 
         AttestationRefused where it is not trusted any more; the session then refuses everything.
         """
@@ -165,7 +177,7 @@ class EnclaveSession(Session):
         transport = (
             AttestedTlsTransport(self._party, self._standing)
             if self._ra_tls
-            else EncryptedTransport(self._http, self.url, self._standing)
+            else EncryptedTransport(self._http, self._standing)
         )
         return httpx.Client(transport=ReceiptedTransport(transport, self._receipts), timeout=LONG_TIMEOUT)
 
@@ -196,7 +208,7 @@ class EnclaveSession(Session):
         transport = (
             AsyncAttestedTlsTransport(self._party, self._standing)
             if self._ra_tls
-            else AsyncEncryptedTransport(self._async_http, self.url, self._standing)
+            else AsyncEncryptedTransport(self._async_http, self._standing)
         )
         receipted = AsyncReceiptedTransport(transport, self._receipts)
         http: Any = httpx.AsyncClient(transport=receipted, timeout=LONG_TIMEOUT)
@@ -208,7 +220,7 @@ class EnclaveSession(Session):
 
     @property
     def _base_url(self) -> str:
-        return f"{self.url if self._ra_tls else _INSIDE}/v1"
+        return f"{self.urls[0] if self._ra_tls else _INSIDE}/v1"
 
     def generate(self, text: str, **options: Any) -> str:
         """How the text goes on. options: those of the OpenAI API's completions, such as max_tokens or temperature."""

@@ -36,7 +36,7 @@ from confide.errors import AttestationError, AttestationRefused, ChannelRefused,
 class Verified:
     """A workload that the policy accepts. collateral: what its evidence was verified with.
 
-    policy: what was asked, the nonce included.
+    policy: what was asked, the nonce included. url: where it answered.
     """
 
     key: ChannelPublicKey
@@ -45,6 +45,7 @@ class Verified:
     evidence: Evidence
     collateral: Collateral
     policy: AnyPolicy
+    url: str = ""
 
 
 @dataclass(frozen=True)

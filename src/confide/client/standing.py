@@ -1,21 +1,30 @@
-"""What is verified of a workload at present: of each replica that answers at its address, and which of them is asked.
+"""What is verified of a workload at present: of each replica that answers at its addresses, and which of them is asked.
 
-A balancer may hand any request to any replica, and each replica has a channel key of its own. A request is encrypted to
-one verified replica; any other that gets it can read nothing, says which key it has, and the request is made anew.
-What a refusal says is nobody's word: it only leads to another try, or to a verification.
+A balancer may hand any request to any replica behind its address, and each replica has a channel key of its own. A
+request is encrypted to one verified replica; any other that gets it can read nothing, says which key it has, and the
+request is made anew. What a refusal says is nobody's word: it only leads to another try, or to a verification.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from threading import Lock
 from typing import Final
 
 from confide.client.relying_party import Verified
-from confide.errors import AttestationError, ConfideError, KeyChanged
+from confide.errors import (
+    PASSING,
+    AttestationError,
+    ConfideError,
+    ConnectionLost,
+    GatewayError,
+    KeyChanged,
+    ServerBusy,
+    ServerSilent,
+)
 
 MAX_REPLICAS: Final = 16
 _ASKS: Final = 2
-"""How often evidence is asked for, for each replica that there may be, until the one that is looked for gives it."""
+"""How often evidence is asked for, for each replica behind a balancer, until the one that is looked for gives it."""
 _TRIES: Final = 12
 """How often a request is sent for each replica that there may be. A balancer that picks blindly among two misses the
 right one so often once in 16 million requests; among sixteen, once in 240,000."""
@@ -27,19 +36,20 @@ _MAX_REFUSED: Final = 64
 class Standing:
     """The replicas that are verified. With one: nothing any more once it has another key, until it is verified again.
 
-    last: the last that held, for showing it; `current` is for relying on it.
+    limit: how many there may be, and per_address of them, at each. last: the last that held, for showing it; `current`
+    is for relying on it.
     """
 
-    def __init__(self, verify: Callable[[], Verified], replicas: int = 1) -> None:
-        """Verifies one of them for the first time.
+    def __init__(self, verify: Callable[[str], Verified], urls: Sequence[str], replicas: int = 1) -> None:
+        """Verifies one of them for the first time; the others follow as they are met.
 
-        verify: appraises whichever the balancer picks; raises where it is not to be trusted. replicas: how many there
-        may be, at most MAX_REPLICAS; ValueError otherwise.
+        verify: appraises whoever answers at an address; raises where it is not to be trusted. urls: the addresses, at
+        least one. replicas: how many a balancer may have behind each; MAX_REPLICAS in all at most, ValueError if not.
         """
-        if not 1 <= replicas <= MAX_REPLICAS:
-            raise ValueError(f"replicas is from 1 to {MAX_REPLICAS}.")
-        self.limit = replicas
-        self._verify = verify
+        self.limit = replicas * len(urls)
+        if not 1 <= self.limit <= MAX_REPLICAS:
+            raise ValueError(f"There are 1 to {MAX_REPLICAS} replicas, at all addresses; see `replicas`.")
+        self._verify, self._urls, self.per_address = verify, tuple(urls), replicas
         self._lock = Lock()
         self._searching = Lock()
         self._verified: dict[bytes, Verified] = {}
@@ -70,47 +80,70 @@ class Standing:
             return tuple(error for until, error in self._refused.values() if error is not None and now < until)
 
     def renew(self) -> Verified:
-        """Verify anew. Until that has succeeded, nothing may be relied on; other replicas follow as they are met."""
+        """Verify anew: one, and with it each that was relied on before and still answers. It is asked first as before.
+
+        Until one holds nothing may be relied on. What is wrong with the first that is refused is raised if none does;
+        where none is refused, why none answers.
+        """
         with self._searching:
             with self._lock:
+                before = tuple(self._verified.values())
                 self._verified.clear()
                 self._refused.clear()
-            for left in reversed(range(self._asks)):
-                try:
-                    verified = self._verify()
-                except AttestationError:
-                    if not left:
-                        raise
-                else:
-                    self._add(verified)
-                    return verified
-            raise AssertionError("There is at least one attempt.")
+            problems = list[ConfideError]()
+            for url in self._urls:
+                problem = self._search(url)
+                if problem is None:
+                    break
+                problems.append(problem)
+            else:
+                raise next((one for one in problems if isinstance(one, AttestationError)), problems[0])
+            for one in before if self.limit > 1 else ():
+                if self.with_key(one.key.id) is None:
+                    self._search(one.url, one.key.id)
+                self.answered(one.key.id)
+            return self.current
 
-    def find(self, key_id: bytes) -> None:
-        """Verify the replica with this key, if there is one, and others that answer meanwhile. No error if not."""
+    def find(self, url: str, key_id: bytes) -> None:
+        """Verify the replica with this key, if it answers there, and others that do meanwhile. No error if not."""
         with self._searching:
             if self._is_settled(key_id):
                 return
-            problem: ConfideError | None = None
-            for _ in range(self._asks):
-                try:
-                    verified = self._verify()
-                except AttestationError as error:
-                    problem = error
-                    continue
-                except ConfideError:
-                    break  # nobody there, or too busy: what is verified already can be asked all the same
-                self._add(verified)
-                if verified.key.id == key_id:
-                    return
+            problem = self._search(url, key_id)
+            if self.with_key(key_id) is not None or isinstance(problem, PASSING):
+                return
             with self._lock:
                 self._refused[key_id] = time.monotonic() + _REFUSED_SECONDS, problem
                 while len(self._refused) > _MAX_REFUSED:
                     del self._refused[next(iter(self._refused))]
 
-    @property
-    def _asks(self) -> int:
-        return 1 if self.limit == 1 else _ASKS * self.limit
+    def elsewhere(self, lost: Sequence[str]) -> Verified | None:
+        """One that may be relied on at another address than these: that was met before, or is verified now."""
+        with self._searching:
+            for url in self._urls:
+                if url not in lost and not self.at(url):
+                    self._search(url)
+            return next((one for one in reversed(self.replicas) if one.url not in lost), None)
+
+    def at(self, url: str) -> int:
+        """How many were met at an address, and may be relied on."""
+        return sum(one.url == url for one in self.replicas)
+
+    def _search(self, url: str, key_id: bytes | None = None) -> ConfideError | None:
+        """Verify whoever answers there, until it is the one with this key, or anybody without one. The last error."""
+        problem: ConfideError | None = None
+        for _ in range(1 if self.per_address == 1 else _ASKS * self.per_address):
+            try:
+                verified = self._verify(url)
+            except ConfideError as error:
+                problem = error
+                if not isinstance(error, AttestationError) or isinstance(error, PASSING):
+                    break  # it is the same for all of them
+            else:
+                self._add(verified)
+                if key_id in (None, verified.key.id):
+                    return None
+        return problem
 
     def _is_settled(self, key_id: bytes) -> bool:
         with self._lock:
@@ -122,20 +155,20 @@ class Standing:
         with self._lock:
             self._verified.pop(verified.key.id, None)
             self._verified[verified.key.id] = self.last = verified
-            while len(self._verified) > self.limit:
-                del self._verified[next(iter(self._verified))]
+            there = [key_id for key_id, one in self._verified.items() if one.url == verified.url]
+            for key_id in there[: -self.per_address]:
+                del self._verified[key_id]
 
     def with_key(self, key_id: bytes) -> Verified | None:
         """The verified replica that has this key."""
         with self._lock:
             return self._verified.get(key_id)
 
-    def answered(self, verified: Verified) -> None:
+    def answered(self, key_id: bytes) -> None:
         """The next request goes where this answer came from: the conversation's cache is there."""
         with self._lock:
-            if self._verified.get(verified.key.id) is verified:
-                del self._verified[verified.key.id]
-                self._verified[verified.key.id] = verified
+            if (verified := self._verified.pop(key_id, None)) is not None:
+                self._verified[key_id] = verified
 
     def withdraw(self, verified: Verified) -> None:
         """Rely on this no more. A verification that came later stands."""
@@ -145,7 +178,7 @@ class Standing:
 
 
 class Delivery:
-    """One request on its way: whom it is encrypted to, try after try, until that replica gets it.
+    """One request on its way: whom it is encrypted to, try after try, until an answer begins.
 
     verified: whom. anew: whether to leave the connection after this try, for a balancer that picks once for each.
     """
@@ -160,31 +193,51 @@ class Delivery:
         self._tries = _TRIES * standing.limit
         self._searches = standing.limit
         self._refusals = 0
-        self._refuser: bytes | None = None
+        self._lost: list[str] = []
 
-    def refused(self, error: KeyChanged) -> None:
-        """A replica got it that it was not for. Raises where that is the end; otherwise it may be sent again.
-
-        The same key again is right where replicas take turns; the refusing one's where it refuses twice, or where the
-        first is not reached in as many tries as there are replicas.
-        """
+    def failed(self, error: ConfideError) -> None:
+        """No answer has begun. Raises where that is the end; otherwise the request may be made anew, for `verified`."""
         if self._standing.limit == 1:
-            self._standing.withdraw(self.verified)
+            if isinstance(error, KeyChanged):
+                self._standing.withdraw(self.verified)
             raise error
         self._tries -= 1
+        if isinstance(error, KeyChanged):
+            self._refused(error)
+        elif isinstance(error, ConnectionLost | GatewayError | ServerBusy) and not self._bound:
+            self._away(error)
+        else:
+            raise error
+
+    def _refused(self, error: KeyChanged) -> None:
+        """A replica got it that it was not for.
+
+        The same key again is right where replicas take turns; that of whoever refused it where the first is not reached
+        in as many tries as there are replicas.
+        """
+        url = self.verified.url
         if self._standing.with_key(error.key_id) is None and self._searches:
             self._searches -= 1
-            self._standing.find(error.key_id)
-        if self._tries == 0:
+            self._standing.find(url, error.key_id)
+        if self._tries <= 0:
             raise self._given_up() from error
-        self.anew = error.key_id == self._refuser
-        self._refuser = error.key_id
         self._refusals += 1
+        self.anew = self._refusals > 1
         other = self._standing.with_key(error.key_id)
-        if self._bound or other is None:
-            return
-        if self.anew or self._refusals >= max(2, len(self._standing.replicas)):
-            self.verified, self._refusals = other, 0
+        if other is not None and not self._bound and self._refusals >= self._standing.at(url):
+            self._go_to(other)
+
+    def _away(self, error: ConfideError) -> None:
+        """Nobody answered, or has the time: another address is next, or whoever a balancer picks now."""
+        self._lost.append(self.verified.url)
+        other = self._standing.elsewhere(self._lost)
+        if other is not None:
+            self._go_to(other)
+        elif isinstance(error, ServerBusy | ServerSilent) or self._lost.count(self.verified.url) >= self._standing.per_address:
+            raise error
+
+    def _go_to(self, other: Verified) -> None:
+        self.verified, self._refusals, self.anew = other, 0, False
 
     def _given_up(self) -> ConfideError:
         problems = self._standing.problems
@@ -197,4 +250,4 @@ class Delivery:
 
     def answered(self) -> None:
         """It was taken, and an answer begins."""
-        self._standing.answered(self.verified)
+        self._standing.answered(self.verified.key.id)

@@ -7,7 +7,7 @@ frame. Statuses of the outer hop are errors here, and never answers.
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from typing import Final
+from typing import Any, Final
 
 import httpx
 
@@ -22,7 +22,7 @@ from confide.channel.encryption import (
 )
 from confide.client.hop import MAX_REFUSAL_BYTES, aread_bounded, read_bounded, receiving, refusal, sending
 from confide.client.standing import Delivery, Standing
-from confide.errors import KeyChanged
+from confide.errors import ConfideError
 
 VERIFIED: Final = "confide_verified"
 """Among an answer's extensions: what was verified of whoever could read the question, and made this answer."""
@@ -36,36 +36,40 @@ _OF_THE_HOP: Final = frozenset({"host", "connection", "content-length", "transfe
 class EncryptedTransport(httpx.BaseTransport):
     """For httpx.Client."""
 
-    def __init__(self, http: httpx.Client, url: str, standing: Standing) -> None:
+    def __init__(self, http: httpx.Client, standing: Standing) -> None:
         """http: for the outer hop, and still the caller's to close."""
-        self._http, self._url, self._standing = http, url + PATH, standing
+        self._http, self._standing = http, standing
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """ChannelError, ConnectionLost or ServerBusy where there is no answer of the workload's.
 
-        A request that only came to replicas that cannot read it is made anew, for one that was verified.
+        A request that no answer has begun to is made anew, for a replica that was verified; see Delivery.
         """
         delivery = Delivery(self._standing, request.extensions.get(TO))
         content = request.read()
         while True:
+            exchange = EncryptedExchange(delivery.verified.key)
+            body = exchange.request(_head(request), content)
             try:
-                return self._delivered(request, content, delivery)
-            except KeyChanged as error:
-                delivery.refused(error)
+                answer = self._sent(self._http.build_request("POST", **_outer(delivery, request), content=body))
+            except ConfideError as error:
+                delivery.failed(error)
+                continue
+            return self._begun(answer, exchange, delivery)
 
-    def _delivered(self, request: httpx.Request, content: bytes, delivery: Delivery) -> httpx.Response:
-        verified = delivery.verified
-        exchange = EncryptedExchange(verified.key)
-        body = exchange.request(_head(request), content)
-        outer = self._http.build_request(
-            "POST", self._url, content=body, headers=_outer_headers(delivery), timeout=_timeout(request)
-        )
+    def _sent(self, outer: httpx.Request) -> httpx.Response:
         with sending():
             answer = self._http.send(outer, stream=True, follow_redirects=False)
+        if answer.status_code == httpx.codes.OK:
+            return answer
         try:
-            if answer.status_code != httpx.codes.OK:
-                body = read_bounded(answer, MAX_REFUSAL_BYTES)
-                raise refusal(answer.status_code, body, answer.headers.get("retry-after"))
+            body = read_bounded(answer, MAX_REFUSAL_BYTES)
+            raise refusal(answer.status_code, body, answer.headers.get("retry-after"))
+        finally:
+            answer.close()
+
+    def _begun(self, answer: httpx.Response, exchange: EncryptedExchange, delivery: Delivery) -> httpx.Response:
+        try:
             frames = _frames(answer, exchange.reader)
             head = decode_head(next(frames), ResponseHead)
         except BaseException:
@@ -73,43 +77,47 @@ class EncryptedTransport(httpx.BaseTransport):
             raise
         delivery.answered()
         return httpx.Response(
-            head.status, headers=list(head.headers), stream=_Body(frames, answer), extensions={VERIFIED: verified}
+            head.status, headers=list(head.headers), stream=_Body(frames, answer), extensions={VERIFIED: delivery.verified}
         )
 
 
 class AsyncEncryptedTransport(httpx.AsyncBaseTransport):
     """For httpx.AsyncClient."""
 
-    def __init__(self, http: httpx.AsyncClient, url: str, standing: Standing) -> None:
+    def __init__(self, http: httpx.AsyncClient, standing: Standing) -> None:
         """http: for the outer hop, and still the caller's to close."""
-        self._http, self._url, self._standing = http, url + PATH, standing
+        self._http, self._standing = http, standing
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """ChannelError, ConnectionLost or ServerBusy where there is no answer of the workload's.
 
-        A request that only came to replicas that cannot read it is made anew, for one that was verified.
+        A request that no answer has begun to is made anew, for a replica that was verified; see Delivery.
         """
         delivery = Delivery(self._standing, request.extensions.get(TO))
         content = await request.aread()
         while True:
+            exchange = EncryptedExchange(delivery.verified.key)
+            body = exchange.request(_head(request), content)
             try:
-                return await self._delivered(request, content, delivery)
-            except KeyChanged as error:
-                await asyncio.to_thread(delivery.refused, error)
+                answer = await self._sent(self._http.build_request("POST", **_outer(delivery, request), content=body))
+            except ConfideError as error:
+                await asyncio.to_thread(delivery.failed, error)  # it may verify another replica
+                continue
+            return await self._begun(answer, exchange, delivery)
 
-    async def _delivered(self, request: httpx.Request, content: bytes, delivery: Delivery) -> httpx.Response:
-        verified = delivery.verified
-        exchange = EncryptedExchange(verified.key)
-        body = exchange.request(_head(request), content)
-        outer = self._http.build_request(
-            "POST", self._url, content=body, headers=_outer_headers(delivery), timeout=_timeout(request)
-        )
+    async def _sent(self, outer: httpx.Request) -> httpx.Response:
         with sending():
             answer = await self._http.send(outer, stream=True, follow_redirects=False)
+        if answer.status_code == httpx.codes.OK:
+            return answer
         try:
-            if answer.status_code != httpx.codes.OK:
-                body = await aread_bounded(answer, MAX_REFUSAL_BYTES)
-                raise refusal(answer.status_code, body, answer.headers.get("retry-after"))
+            body = await aread_bounded(answer, MAX_REFUSAL_BYTES)
+            raise refusal(answer.status_code, body, answer.headers.get("retry-after"))
+        finally:
+            await answer.aclose()
+
+    async def _begun(self, answer: httpx.Response, exchange: EncryptedExchange, delivery: Delivery) -> httpx.Response:
+        try:
             frames = _aframes(answer, exchange.reader)
             head = decode_head(await anext(frames), ResponseHead)
         except BaseException:
@@ -117,7 +125,7 @@ class AsyncEncryptedTransport(httpx.AsyncBaseTransport):
             raise
         delivery.answered()
         return httpx.Response(
-            head.status, headers=list(head.headers), stream=_AsyncBody(frames, answer), extensions={VERIFIED: verified}
+            head.status, headers=list(head.headers), stream=_AsyncBody(frames, answer), extensions={VERIFIED: delivery.verified}
         )
 
 
@@ -163,9 +171,11 @@ def _head(request: httpx.Request) -> RequestHead:
     return RequestHead(request.method, request.url.raw_path.decode("ascii"), headers)
 
 
-def _outer_headers(delivery: Delivery) -> dict[str, str]:
-    return _HEADERS | ({"Connection": "close"} if delivery.anew else {})
+def _outer(delivery: Delivery, request: httpx.Request) -> dict[str, Any]:
+    """Where to send it, how, and how long to wait."""
+    return {
+        "url": delivery.verified.url + PATH,
+        "headers": _HEADERS | ({"Connection": "close"} if delivery.anew else {}),
+        "timeout": httpx.Timeout(**request.extensions["timeout"]),
+    }
 
-
-def _timeout(request: httpx.Request) -> httpx.Timeout:
-    return httpx.Timeout(**request.extensions["timeout"])

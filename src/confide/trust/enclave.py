@@ -54,14 +54,15 @@ def enclave_trust(
 
 
 def replicas_trust(each: Sequence[TrustStatement], limit: int) -> TrustStatement:
-    """Of one address with up to `limit` workloads behind it, any of which may answer. each: of those met, at least one.
+    """Of a model with up to `limit` replicas, any of which may answer. each: of those that were verified, at least one.
 
     Who can see something of any of them can see it, and all that they rest on has to hold.
     """
     if limit == 1:
         return each[0]
     who = (
-        f"whoever runs the balancer picks who answers; behind it {len(each)} of at most {limit} replicas were verified"
+        f"which of up to {limit} replicas answers, which networks and balancers pick; {len(each)} were verified so far, "
+        "each by itself, and nothing is encrypted to any other"
     )
     leaks = dict.fromkeys(leak for one in each for leak in one.leaks)
     return TrustStatement(
