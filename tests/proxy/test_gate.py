@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.responses import JSONResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope
 from tests import hostile
 from tests.proxy.local import PAGE, STOP, proxied, settled
 
@@ -45,12 +45,12 @@ class Echo(Backend):
     async def look(self) -> None:
         pass
 
-    async def answer(self, question: Question, scope: Scope, receive: Receive, send: Send) -> None:
+    async def begin(self, question: Question, scope: Scope, receive: Receive) -> ASGIApp:
         fields = dict(question.fields)
         if fields.get("prompt") == "fail":
             raise ValueError(f"the {fields['secret']} prompt")
         assert json.loads(question.body) == fields
-        await JSONResponse({"path": question.path, "question": fields})(scope, receive, send)
+        return JSONResponse({"path": question.path, "question": fields})
 
     async def close(self) -> None:
         pass

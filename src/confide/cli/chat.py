@@ -243,7 +243,9 @@ def headline(session: "Session", model: str = "") -> Text:
         if about[name]:
             line.append(f"   {name.replace('_', ' ')} ", "dim").append(printable(about[name]))
     if about["replicas"]["at_most"] > 1:
-        line.append("   replicas ", "dim").append("{verified} verified of at most {at_most}".format(**about["replicas"]))
+        line.append("   replicas ", "dim").append(
+            "{verified} verified of at most {at_most}".format(**about["replicas"])
+        )
     return line
 
 

@@ -3,7 +3,6 @@
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Final
@@ -58,7 +57,7 @@ def verify_workload(
                 raise
             busy = error
         else:
-            return replace(_appraised(party, url, attested, nonce), url=url)
+            return _appraised(party, url, attested, nonce)
         sleep(pause(attempt, busy.retry_seconds if isinstance(busy, ServerBusy) else 0.0))
     raise ValueError("There is at least one attempt.")
 
@@ -66,7 +65,7 @@ def verify_workload(
 def _appraised(party: RelyingParty, url: str, attested: Attested, nonce: str) -> Verified:
     """The verdict, which stands in the audit log, if this user keeps one, before anything follows from it."""
     try:
-        verified = party.appraise(attested, nonce, datetime.now(UTC))
+        verified = party.appraise(attested, nonce, datetime.now(UTC), url)
     except AttestationError as error:
         if is_kept():
             codes = error.checks if isinstance(error, AttestationRefused) else ()

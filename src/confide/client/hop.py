@@ -109,11 +109,9 @@ def sending() -> Iterator[None]:
 
 @contextmanager
 def receiving() -> Iterator[None]:
-    """The same for an answer that has begun: where it ends early, it was cut."""
+    """The same for an answer that has begun: where it ends early or stops, it was cut."""
     try:
         yield
-    except httpx.TimeoutException as error:
-        raise _silent() from error
     except httpx.TransportError as error:
         raise ChannelBroken(
             "The connection broke in the middle of an answer; what came before may be incomplete. Send it again."

@@ -78,10 +78,10 @@ class RelyingParty:
         roots = SimulatedRoots(dict.fromkeys(Family, root), enrolled)
         return cls(Verifier(roots), _simulated(policy), _SimulatedVendor())
 
-    def appraise(self, attested: Attested, nonce: str, now: datetime) -> Verified:
+    def appraise(self, attested: Attested, nonce: str, now: datetime, url: str = "") -> Verified:
         """AttestationRefused, with every check that failed, unless the hardware signed a statement made for this nonce.
 
-        Beyond what the policy asks for, that statement must hold a channel key.
+        Beyond what the policy asks for, that statement must hold a channel key. url: where the workload answered.
         """
         evidence, statement = attested.evidence.thaw(), attested.statement
         policy = replace(self.policy, requirements=(*self.policy.requirements, Fresh(nonce)))
@@ -98,7 +98,7 @@ class RelyingParty:
             self.source.learn(result.claims, collateral.provenance)
         if key is None or not result.trusted:
             raise refused(result)
-        return Verified(key, statement, result, evidence, collateral, policy)
+        return Verified(key, statement, result, evidence, collateral, policy, url)
 
     def freeze(self, verified: Verified) -> Bundle:
         """What was verified, and with what, to be verified again years later."""

@@ -110,7 +110,7 @@ class Standing:
             if self._is_settled(key_id):
                 return
             problem = self._search(url, key_id)
-            if self.with_key(key_id) is not None or isinstance(problem, PASSING):
+            if self.with_key(key_id) is not None or (problem is not None and not _is_refusal(problem)):
                 return
             with self._lock:
                 self._refused[key_id] = time.monotonic() + _REFUSED_SECONDS, problem
@@ -137,8 +137,8 @@ class Standing:
                 verified = self._verify(url)
             except ConfideError as error:
                 problem = error
-                if not isinstance(error, AttestationError) or isinstance(error, PASSING):
-                    break  # it is the same for all of them
+                if not _is_refusal(error):
+                    break
             else:
                 self._add(verified)
                 if key_id in (None, verified.key.id):
@@ -175,6 +175,11 @@ class Standing:
         with self._lock:
             if self._verified.get(verified.key.id) is verified:
                 del self._verified[verified.key.id]
+
+
+def _is_refusal(error: ConfideError) -> bool:
+    """Whether evidence was refused, where another replica's may hold. Anything else is the same for all of them."""
+    return isinstance(error, AttestationError) and not isinstance(error, PASSING)
 
 
 class Delivery:
@@ -233,7 +238,10 @@ class Delivery:
         other = self._standing.elsewhere(self._lost)
         if other is not None:
             self._go_to(other)
-        elif isinstance(error, ServerBusy | ServerSilent) or self._lost.count(self.verified.url) >= self._standing.per_address:
+        elif (
+            isinstance(error, ServerBusy | ServerSilent)
+            or self._lost.count(self.verified.url) >= self._standing.per_address
+        ):
             raise error
 
     def _go_to(self, other: Verified) -> None:

@@ -77,7 +77,10 @@ class EncryptedTransport(httpx.BaseTransport):
             raise
         delivery.answered()
         return httpx.Response(
-            head.status, headers=list(head.headers), stream=_Body(frames, answer), extensions={VERIFIED: delivery.verified}
+            head.status,
+            headers=list(head.headers),
+            stream=_Body(frames, answer),
+            extensions={VERIFIED: delivery.verified},
         )
 
 
@@ -125,7 +128,10 @@ class AsyncEncryptedTransport(httpx.AsyncBaseTransport):
             raise
         delivery.answered()
         return httpx.Response(
-            head.status, headers=list(head.headers), stream=_AsyncBody(frames, answer), extensions={VERIFIED: delivery.verified}
+            head.status,
+            headers=list(head.headers),
+            stream=_AsyncBody(frames, answer),
+            extensions={VERIFIED: delivery.verified},
         )
 
 
@@ -178,4 +184,3 @@ def _outer(delivery: Delivery, request: httpx.Request) -> dict[str, Any]:
         "headers": _HEADERS | ({"Connection": "close"} if delivery.anew else {}),
         "timeout": httpx.Timeout(**request.extensions["timeout"]),
     }
-

@@ -3,7 +3,6 @@
 A workload and a server chose some of the words; each is one printable line here. Nothing of a conversation is in it.
 """
 
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -11,20 +10,23 @@ from confide.attest.configuration import Configuration
 from confide.attest.explain import verdict
 from confide.attest.policy import AnyPolicy
 from confide.attest.policy_words import asked, left_open
-from confide.client.relying_party import Verified
 from confide.client.standing import Standing
 from confide.printable import printable
 from confide.rlwe.parameters import ANSWER_BITS
 from confide.trust.enclave import ENCRYPTED, enclave_trust, replicas_trust, root_of
-from confide.trust.statement import TrustStatement
 
 if TYPE_CHECKING:
     from confide.hybrid.model import HybridModel
 
 
-def enclave_facts(verified: Verified, policy: AnyPolicy) -> dict[str, Any]:
-    """Of a workload that was appraised under a policy. age_seconds: since then, by this machine's clock."""
+def enclave_facts(standing: Standing, policy: AnyPolicy) -> dict[str, Any]:
+    """Of a workload that was appraised under a policy, the last one of several. age_seconds: since then, by this
+    machine's clock. replicas: those that are relied on, who answered last at the end, and why others are not.
+    """
+    verified = standing.last
     result, statement = verified.result, verified.statement
+    met = standing.replicas or (verified,)
+    each = [enclave_trust(one.result, ENCRYPTED, one.statement.configuration) for one in met]
     members = result.claims.everyone() if result.claims else ()
     return {
         "family": result.family.value,
@@ -55,24 +57,7 @@ def enclave_facts(verified: Verified, policy: AnyPolicy) -> dict[str, Any]:
             "leaves_open": [printable(sentence) for sentence in left_open(policy)],
             "exceptions": [printable(sentence) for sentence in result.exceptions],
         },
-        "trust": str(trust_of([verified], 1)),
-        "runs": _runs(statement.configuration),
-    }
-
-
-def trust_of(met: Sequence[Verified], limit: int) -> TrustStatement:
-    """Of an address with up to `limit` workloads behind it, of which these were met."""
-    each = [enclave_trust(one.result, ENCRYPTED, one.statement.configuration) for one in met]
-    return replicas_trust(each, limit)
-
-
-def replicas_facts(standing: Standing) -> dict[str, Any]:
-    """Of an address with several workloads behind it: those that are relied on, who answered last at the end; and why
-    others are not.
-    """
-    met = standing.replicas
-    return {
-        "trust": str(trust_of(met or (standing.last,), standing.limit)),
+        "trust": str(replicas_trust(each, standing.limit)),
         "replicas": {
             "at_most": standing.limit,
             "verified": [
@@ -82,10 +67,11 @@ def replicas_facts(standing: Standing) -> dict[str, Any]:
                     "verified_at": one.result.at.astimezone(UTC).isoformat(timespec="seconds"),
                     "model_digest": printable(one.statement.model_digest),
                 }
-                for one in met
+                for one in standing.replicas
             ],
             "refused": [printable(str(error)) for error in standing.problems],
         },
+        "runs": _runs(statement.configuration),
     }
 
 

@@ -11,7 +11,7 @@ import httpx
 import msgspec
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from confide.client.attested import verify_workload
 from confide.client.hop import TIMEOUT, server_address, tls_context
@@ -24,7 +24,7 @@ from confide.enclave.api.events import event
 from confide.enclave.api.problems import MESSAGES, problem
 from confide.errors import ConfideError, KeyChanged, ProtocolError, ReceiptMissing
 from confide.proxy.backend import Backend, Question
-from confide.proxy.facts import enclave_facts, replicas_facts
+from confide.proxy.facts import enclave_facts
 from confide.proxy.receipts import is_wrong
 from confide.receipts.receipt import HEADER
 
@@ -91,22 +91,21 @@ class WorkloadBackend(Backend):
             return found
         verified = self._standing.last
         receipts = {"promised": grounds_of(verified).keyset is not None, **self.receipts.describe()}
-        found |= enclave_facts(verified, self._party.policy) | {"receipts": receipts}
-        return found if self._standing.limit == 1 else found | replicas_facts(self._standing)
+        return found | enclave_facts(self._standing, self._party.policy) | {"receipts": receipts}
 
     async def verify(self) -> None:
         if self._standing is None:
-            self._standing = await asyncio.to_thread(Standing, self._appraised, self.address.replicas)
-            transport = AsyncEncryptedTransport(self._outer_http, self._url, self._standing)
+            self._standing = await asyncio.to_thread(Standing, self._appraised, [self._url], self.address.replicas)
+            transport = AsyncEncryptedTransport(self._outer_http, self._standing)
             receipted = AsyncReceiptedTransport(transport, self._receipts)
             self._http = httpx.AsyncClient(transport=receipted, timeout=self._outer_http.timeout)
         else:
             await asyncio.to_thread(self._standing.renew)
         await self.look()
 
-    def _appraised(self) -> Verified:
+    def _appraised(self, url: str) -> Verified:
         """Whichever replica the balancer picks; not one that signed a wrong receipt, while it has the same keys."""
-        verified = verify_workload(self._evidence_http, self._url, self._party)
+        verified = verify_workload(self._evidence_http, url, self._party)
         keyset = grounds_of(verified).keyset
         if keyset is not None and keyset.digest in self._wrong:
             raise self._wrong[keyset.digest]
@@ -146,7 +145,7 @@ class WorkloadBackend(Backend):
             raise ProtocolError("The workload serves no model; ask its operator.")
         return names
 
-    async def answer(self, question: Question, scope: Scope, receive: Receive, send: Send) -> None:
+    async def begin(self, question: Question, scope: Scope, receive: Receive) -> ASGIApp:
         """As the workload answers it. One that has another key by now answered nothing: it is verified, and asked."""
         path, body = question.path, question.body
         if self.name:
@@ -155,7 +154,7 @@ class WorkloadBackend(Backend):
         headers = {name: response.headers[name] for name in _HANDED_ON if name in response.headers}
         if EXCHANGE in response.extensions:  # without one, an id is of a receipt that nobody could check
             headers[HEADER] = response.extensions[EXCHANGE].receipt_id
-        await _Streamed(response, headers, self.failed, f"/v1{path}")(scope, receive, send)
+        return _Streamed(response, headers, self.failed, f"/v1{path}")
 
     def failed(self, error: ConfideError) -> None:
         """As of every backend. A missing receipt may be an accident; `_settled_receipt` has heard of wrong ones."""

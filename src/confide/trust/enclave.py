@@ -61,8 +61,8 @@ def replicas_trust(each: Sequence[TrustStatement], limit: int) -> TrustStatement
     if limit == 1:
         return each[0]
     who = (
-        f"which of up to {limit} replicas answers, which networks and balancers pick; {len(each)} were verified so far, "
-        "each by itself, and nothing is encrypted to any other"
+        f"which of up to {limit} replicas answers, which networks and balancers pick; {len(each)} were verified so "
+        "far, each by itself, and nothing is encrypted to any other"
     )
     leaks = dict.fromkeys(leak for one in each for leak in one.leaks)
     return TrustStatement(
