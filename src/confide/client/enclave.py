@@ -134,7 +134,7 @@ class EnclaveSession(Session):
 
     @property
     def replicas(self) -> tuple[Verified, ...]:
-        """The workloads that are relied on, as far as they were met, each verified by itself. The last answered last."""
+        """The workloads that are relied on, as far as they were met, each verified by itself; the last answered."""
         return self._standing.replicas
 
     @property
