@@ -3,58 +3,30 @@
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from starlette.applications import Starlette
-from starlette.responses import JSONResponse, Response
-from starlette.types import Receive, Scope, Send
-from tests.client.workload import MODEL, FakeWorkload, serving, simulated
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from tests.client.workload import MODEL, Balanced, FakeWorkload, another, serving, simulated
 
+import confide
 from confide.attest.policy import SimulatedPolicy
 from confide.attest.requirements import Model
-from confide.attest.simulated import SimulatedTee
 from confide.channel.keys import ChannelKey
 from confide.client.enclave import EnclaveSession
 from confide.client.standing import MAX_REPLICAS
-from confide.enclave.workload import Workload
-from confide.errors import AttestationRefused, KeyChanged, WrongMode
+from confide.errors import AttestationRefused, ChannelBroken, GatewayError, KeyChanged, ServerBusy, WrongMode
 
 GOOD, BAD = "ab" * 32, "cd" * 32
 POLICY = SimulatedPolicy.all_of(Model(GOOD))
 
 
-@dataclass
-class Balanced(FakeWorkload):
-    """Takes turns among replicas. pick: whose turn it is, by how many requests came before."""
-
-    replicas: list[FakeWorkload] = field(default_factory=list)
-    pick: Callable[[int], int] = lambda count: count
-    count: int = 0
-
-    def app(self) -> Starlette:
-        apps: dict[int, Starlette] = {}
-
-        async def balance(scope: Scope, receive: Receive, send: Send) -> None:
-            one = self.replicas[self.pick(self.count) % len(self.replicas)]
-            self.count += 1
-            await apps.setdefault(id(one), one.app())(scope, receive, send)
-
-        return balance  # type: ignore[return-value]
-
-
-def another(folder: Path, digest: str = GOOD) -> FakeWorkload:
-    tee = SimulatedTee.open(folder)
-    return FakeWorkload(Workload(tee, tee.collateral, model_digest=digest))
-
-
 @pytest.fixture
 def balanced(tmp_path: Path) -> Iterator[Balanced]:
     first = simulated(tmp_path / "tee", model_digest=GOOD)
-    fake = Balanced(first.workload, replicas=[first, another(tmp_path / "tee")])
+    fake = Balanced(first.workload, replicas=[first, another(tmp_path / "tee", GOOD)])
     with serving(fake):
         yield fake
 
@@ -71,7 +43,8 @@ def test_requests_that_take_turns_are_all_answered(balanced: Balanced, tmp_path:
             assert opened.generate(f"{index} x") == f"{index} x"[::-1]
             assert opened.receipt().verified
         assert len(opened.replicas) == 2
-        assert "2 of at most 2 replicas" in str(opened.trust) or opened.result.simulated
+        assert "up to 2 replicas answers" in str(opened.trust)
+        assert "2 were verified so far" in str(opened.trust)
     assert sum(len(one.prompts) for one in balanced.replicas) == count + 1  # and its names, once
 
 
@@ -124,7 +97,7 @@ def test_one_that_starts_anew_is_verified_anew(balanced: Balanced, tmp_path: Pat
 
 
 def test_no_more_are_relied_on_than_were_allowed(balanced: Balanced, tmp_path: Path) -> None:
-    balanced.replicas += [another(tmp_path / "tee"), another(tmp_path / "tee")]
+    balanced.replicas += [another(tmp_path / "tee", GOOD), another(tmp_path / "tee", GOOD)]
     with session(balanced, tmp_path) as opened:
         for _ in range(6):
             with contextlib.suppress(KeyChanged):  # the receipt's replica may be the one too many
@@ -169,6 +142,146 @@ def test_a_number_that_cannot_be(balanced: Balanced, tmp_path: Path, replicas: i
         session(balanced, tmp_path, replicas)
 
 
-def test_tls_in_the_workload_has_one_end() -> None:
-    with pytest.raises(WrongMode, match="replicas"):
-        EnclaveSession("https://127.0.0.1:9", ra_tls=True, replicas=2)
+@pytest.mark.parametrize("options", [{"replicas": 2}, {"url": ["https://127.0.0.1:9", "https://127.0.0.1:10"]}])
+def test_tls_in_the_workload_has_one_end(options: dict[str, Any]) -> None:
+    with pytest.raises(WrongMode, match="Give one address without replicas"):
+        EnclaveSession(**{"url": "https://127.0.0.1:9", "ra_tls": True, **options})
+
+
+# -- several addresses -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def both(tmp_path: Path) -> Iterator[list[FakeWorkload]]:
+    """Two replicas, each at an address of its own."""
+    with (
+        serving(simulated(tmp_path / "tee", model_digest=GOOD)) as first,
+        serving(another(tmp_path / "tee", GOOD)) as second,
+    ):
+        yield [first, second]
+
+
+def connected(both: list[FakeWorkload], folder: Path, **options: Any) -> EnclaveSession:
+    urls = [one.url for one in both]
+    opened = confide.connect(urls, policy=POLICY, simulated_root=folder / "tee" / "root.pem", **options)
+    assert isinstance(opened, EnclaveSession)
+    return opened
+
+
+def gone() -> Response:
+    return PlainTextResponse("Bad gateway", 502)
+
+
+def busy() -> Response:
+    return PlainTextResponse("Too much to do", 503)
+
+
+def test_of_several_addresses_the_first_is_asked_and_the_others_are_left_alone(
+    both: list[FakeWorkload], tmp_path: Path
+) -> None:
+    with connected(both, tmp_path) as opened:
+        assert [opened.generate("abc") for _ in range(3)] == ["cba"] * 3
+        assert [one.url for one in opened.replicas] == [both[0].url]
+        assert "up to 2 replicas answers" in str(opened.trust)
+        assert "1 were verified" in str(opened.trust)
+    assert both[0].seen.count("/attestation") == 1
+    assert both[1].seen == []
+
+
+@pytest.mark.parametrize("away", [gone, busy], ids=["gone", "busy"])
+@pytest.mark.parametrize("asked", ["openai", "async_openai"])
+def test_before_an_answer_begins_another_address_takes_over(
+    both: list[FakeWorkload], tmp_path: Path, away: Callable[[], Response], asked: str
+) -> None:
+    async def ask(opened: EnclaveSession) -> str:
+        async with opened:
+            return (await opened.async_openai.completions.create(model=MODEL, prompt="abc")).choices[0].text
+
+    with connected(both, tmp_path) as opened:
+        assert opened.generate("abc") == "cba"
+        both[0].outer = away
+        assert (opened.generate("abc") if asked == "openai" else asyncio.run(ask(opened))) == "cba"
+        assert both[1].seen[0] == "/attestation"  # before anything was encrypted to it
+        seen = len(both[0].seen)
+        both[0].outer = None
+        if asked == "openai":
+            assert opened.generate("abc") == "cba"  # where the conversation's cache is by now
+            assert both[0].seen[seen:] == []
+            opened.verify()
+            assert opened.generate("abc") == "cba"
+            assert both[0].seen[seen:] == ["/attestation"]
+            assert len(both[1].prompts) == 3
+
+
+def test_one_that_is_not_there_at_all_is_passed_over(both: list[FakeWorkload], tmp_path: Path) -> None:
+    with serving(another(tmp_path / "tee", GOOD)) as closed:
+        pass
+    with connected([closed, *both], tmp_path) as opened:
+        assert opened.generate("abc") == "cba"
+        assert [one.url for one in opened.replicas] == [both[0].url]
+
+
+@pytest.mark.parametrize("ends", ["cut", "changed", "no answer", "silent"])
+def test_once_an_answer_has_begun_nobody_else_is_asked(both: list[FakeWorkload], tmp_path: Path, ends: str) -> None:
+    async def nothing() -> AsyncIterator[bytes]:
+        await asyncio.sleep(60)
+        yield b""
+
+    with connected(both, tmp_path) as opened:
+        assert opened.generate("abc") == "cba"
+        match ends:
+            case "cut":
+                both[0].alter = lambda frames: frames[:2]
+            case "changed":
+                both[0].alter = lambda frames: [frames[0][:-1] + bytes([frames[0][-1] ^ 1]), *frames[1:]]
+            case "no answer":
+                both[0].outer = lambda: PlainTextResponse("Welcome")
+            case _:
+                both[0].outer = lambda: StreamingResponse(nothing())
+        with pytest.raises(ChannelBroken):
+            opened.generate("a secret", timeout=0.5)
+    assert both[1].seen == []
+
+
+def test_nothing_is_encrypted_to_an_address_that_the_policy_refuses(both: list[FakeWorkload], tmp_path: Path) -> None:
+    both[1].workload.model_digest = BAD
+    with connected(both, tmp_path) as opened:
+        assert opened.generate("abc") == "cba"
+        both[0].outer = gone
+        with pytest.raises(GatewayError):
+            opened.generate("a secret")
+        assert [one.url for one in opened.replicas] == [both[0].url]
+    assert set(both[1].seen) == {"/attestation"}
+
+
+def test_one_at_its_own_address_that_starts_anew_is_verified_anew(both: list[FakeWorkload], tmp_path: Path) -> None:
+    with connected(both, tmp_path) as opened:
+        assert opened.generate("abc") == "cba"
+        both[0].restart()
+        assert opened.generate("abc") == "cba"
+        assert [one.url for one in opened.replicas] == [both[0].url]
+        both[0].restart()
+        both[0].workload.model_digest = BAD
+        with pytest.raises(AttestationRefused):
+            opened.generate("a secret")
+        assert "secret" not in str(both[0].seen)
+
+
+@pytest.mark.parametrize("away", [gone, busy], ids=["gone", "busy"])
+def test_where_nobody_answers_it_is_said(
+    both: list[FakeWorkload], tmp_path: Path, away: Callable[[], Response]
+) -> None:
+    with connected(both, tmp_path) as opened:
+        for one in both:
+            one.outer = away
+        with pytest.raises((GatewayError, ServerBusy)):
+            opened.generate("abc")
+        assert [one.seen.count("/encrypted") for one in both] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "targets", [[], ["https://a.example", "wss://b.example"], ["wss://a.example", "wss://b.example"]]
+)
+def test_other_lists_of_addresses_are_refused(targets: list[str]) -> None:
+    with pytest.raises(WrongMode, match="several addresses"):
+        confide.connect(targets)

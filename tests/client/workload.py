@@ -21,6 +21,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from confide.attest.simulated import SimulatedTee
 from confide.attest.wire import Attested
@@ -203,6 +204,31 @@ def simulated(folder: Path, **about: Any) -> FakeWorkload:
     """On a simulated machine that is made in this folder."""
     tee = SimulatedTee.create(folder)
     return FakeWorkload(Workload(tee, tee.collateral, **about))
+
+
+@dataclass
+class Balanced(FakeWorkload):
+    """Takes turns among replicas. pick: whose turn it is, by how many requests came before."""
+
+    replicas: list[FakeWorkload] = field(default_factory=list)
+    pick: Callable[[int], int] = lambda count: count
+    count: int = 0
+
+    def app(self) -> Starlette:
+        apps: dict[int, Starlette] = {}
+
+        async def balance(scope: Scope, receive: Receive, send: Send) -> None:
+            one = self.replicas[self.pick(self.count) % len(self.replicas)]
+            self.count += 1
+            await apps.setdefault(id(one), one.app())(scope, receive, send)
+
+        return balance  # type: ignore[return-value]
+
+
+def another(folder: Path, digest: str) -> FakeWorkload:
+    """On the simulated machine of this folder, with a model of this digest."""
+    tee = SimulatedTee.open(folder)
+    return FakeWorkload(Workload(tee, tee.collateral, model_digest=digest))
 
 
 @contextmanager
