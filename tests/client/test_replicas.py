@@ -96,6 +96,17 @@ def test_one_that_starts_anew_is_verified_anew(balanced: Balanced, tmp_path: Pat
         assert len(opened.replicas) == 2
 
 
+def test_a_receipt_is_asked_of_whoever_answered_and_of_nobody_else(balanced: Balanced, tmp_path: Path) -> None:
+    with session(balanced, tmp_path) as opened:
+        assert opened.generate("abc") == "cba"
+        (home,) = (index for index, one in enumerate(balanced.replicas) if len(one.receipts) == 1)
+        begun = balanced.count
+        # The other one gets the question for the receipt so often that any further question would be for it.
+        balanced.pick = lambda count: home if count == begun or count > begun + 3 else 1 - home
+        assert opened.generate("abc") == "cba"
+        assert opened.receipt().verified
+
+
 def test_no_more_are_relied_on_than_were_allowed(balanced: Balanced, tmp_path: Path) -> None:
     balanced.replicas += [another(tmp_path / "tee", GOOD), another(tmp_path / "tee", GOOD)]
     with session(balanced, tmp_path) as opened:

@@ -1,9 +1,10 @@
 """The proxy before a model in a trusted environment: what is sent when, what is refused, and what stands in between."""
 
+import asyncio
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import anthropic
 import httpx
 import openai
 import pytest
-from starlette.responses import JSONResponse, PlainTextResponse
+from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from tests.client.workload import MODEL, Balanced, FakeWorkload, another, serving, simulated
 from tests.enclave.fake_engine import FakeEngine
 from tests.enclave.serving import serving as serving_app
@@ -462,6 +463,23 @@ def test_once_an_answer_has_begun_no_other_address_is_asked(place: Place, second
         place.fake.alter = lambda frames: frames[:2]
         with pytest.raises(openai.APIError):
             list(client.chat.completions.create(model="both", messages=HELLO, stream=stream))
+        assert [path for path, _ in second.prompts] == ["/v1/models"]
+
+
+def test_an_answer_that_stops_at_its_beginning_is_asked_of_nobody_else(
+    place: Place, second: FakeWorkload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nothing() -> AsyncIterator[bytes]:
+        await asyncio.sleep(60)
+        yield b""
+
+    monkeypatch.setattr("confide.proxy.workload._READ_SECONDS", 0.5)
+    with proxied(lambda: both(place, second)) as url, sdk(url, max_retries=0) as client:
+        all_ready(url)
+        place.fake.outer = lambda: StreamingResponse(nothing())
+        with pytest.raises(openai.APIStatusError) as caught:
+            client.completions.create(model="both", prompt="abc")
+        assert caught.value.code == "channel-broken"
         assert [path for path, _ in second.prompts] == ["/v1/models"]
 
 
