@@ -64,7 +64,7 @@ def nginx(folder: Path, configuration: str, **places: object) -> Iterator[int]:
 def balanced(folder: Path, ports: Sequence[int], method: str = "") -> Iterator[str]:
     """The address of a balancer before these. method: how it picks, in nginx's words; in turns without."""
     servers = [method, *(f"server 127.0.0.1:{port};" for port in ports)]
-    with nginx(folder, BALANCER, servers=" ".join(servers)) as port:
+    with nginx(folder, BALANCER, servers="\n".join(servers)) as port:
         yield f"http://127.0.0.1:{port}"
 
 

@@ -242,6 +242,8 @@ def _status(*, json: bool) -> None:
         )
         if "reason" in backend:
             output.note(backend["reason"])
+        for reason in backend.get("replicas", {}).get("refused", []):
+            output.note(f"A replica is not relied on: {reason}")
         if "trust" in backend:
             output.console.print(escape(printable(backend["trust"], keep="\n")))
 

@@ -130,7 +130,7 @@ class NonceRefused(ConfideError):
 
 
 class AuditLogInUse(ConfideError):
-    """Another process writes an audit log."""
+    """Another process keeps an audit log locked, or there is one already."""
 
     code = "audit-log-in-use"
 

@@ -1,5 +1,6 @@
 """Two servers behind a real balancer: what a session sends, to whom, and how often it verifies."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,6 +22,9 @@ from ..nginx import balanced
 from ..serving import serving
 
 COUNT = 12
+PAGE = Path(__file__).parents[3] / "docs" / "serving.md"
+KEPT = re.findall(r"^upstream replicas {\n(.*?)^ +server ", PAGE.read_text(), re.DOTALL | re.MULTILINE)[0]
+"""How the documentation has nginx pick."""
 
 
 @dataclass
@@ -74,13 +78,13 @@ def test_in_turns_each_replica_is_verified_once_and_one_of_them_answers(tmp_path
 
 
 def test_a_balancer_that_keeps_a_client_has_nothing_sent_twice(tmp_path: Path) -> None:
-    with behind_nginx(tmp_path, "ip_hash;") as behind, behind.session() as session:
+    with behind_nginx(tmp_path, KEPT) as behind, behind.session() as session:
         for index in range(COUNT):
             assert session.chat(f"word {index}") == f"You said: user: word {index}"
         assert behind.requests() == {"/attestation 200": 1, "/encrypted 200": 1 + 2 * COUNT}
 
 
-@pytest.mark.parametrize("method", ["", "ip_hash;"], ids=["in turns", "kept"])
+@pytest.mark.parametrize("method", ["", KEPT], ids=["in turns", "kept"])
 def test_one_that_stops_is_replaced_without_an_error(tmp_path: Path, method: str) -> None:
     with behind_nginx(tmp_path, method) as behind, behind.session() as session:
         for index in range(2 * COUNT):
