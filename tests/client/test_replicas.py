@@ -87,6 +87,31 @@ def test_one_that_is_away_is_replaced(balanced: Balanced, tmp_path: Path, pick: 
         assert [opened.generate("abc") for _ in range(3)] == ["cba"] * 3
 
 
+def gone() -> Response:
+    return PlainTextResponse("Bad gateway", 502)
+
+
+def busy() -> Response:
+    return PlainTextResponse("Too much to do", 503)
+
+
+@pytest.mark.parametrize("away", [gone, busy], ids=["gone", "busy"])
+def test_one_whose_place_a_balancer_takes_is_replaced(
+    balanced: Balanced, tmp_path: Path, away: Callable[[], Response]
+) -> None:
+    with session(balanced, tmp_path) as opened:
+        assert opened.generate("abc") == "cba"
+        (home,) = (one for one in balanced.replicas if one.receipts)
+        home.outer = away
+        assert [opened.generate("abc") for _ in range(4)] == ["cba"] * 4
+        for one in balanced.replicas:
+            one.outer = away
+        seen = sum(one.seen.count("/encrypted") for one in balanced.replicas)
+        with pytest.raises((GatewayError, ServerBusy)):
+            opened.generate("abc")
+        assert sum(one.seen.count("/encrypted") for one in balanced.replicas) - seen == 4
+
+
 def test_one_that_starts_anew_is_verified_anew(balanced: Balanced, tmp_path: Path) -> None:
     with session(balanced, tmp_path) as opened:
         for one in (*balanced.replicas, *balanced.replicas):
@@ -177,14 +202,6 @@ def connected(both: list[FakeWorkload], folder: Path, **options: Any) -> Enclave
     opened = confide.connect(urls, policy=POLICY, simulated_root=folder / "tee" / "root.pem", **options)
     assert isinstance(opened, EnclaveSession)
     return opened
-
-
-def gone() -> Response:
-    return PlainTextResponse("Bad gateway", 502)
-
-
-def busy() -> Response:
-    return PlainTextResponse("Too much to do", 503)
 
 
 def test_of_several_addresses_the_first_is_asked_and_the_others_are_left_alone(

@@ -433,6 +433,24 @@ def test_a_replica_that_the_policy_refuses_is_told_nothing(balanced: Balanced, t
     assert "model: expected" in status["replicas"]["refused"][0]
 
 
+def test_a_replica_that_signs_a_wrong_receipt_is_asked_nothing_more_and_the_other_goes_on(
+    balanced: Balanced, tmp_path: Path
+) -> None:
+    with proxied(lambda: [behind(balanced, tmp_path)]) as url, sdk(url, max_retries=0) as client:
+        settled(url, "ready")
+        assert client.completions.create(model=MODEL, prompt="abc").choices[0].text == "cba"
+        (cheat,) = (one for one in balanced.replicas if one.receipts)
+        cheat.receipt = lambda signed: cheat.receipts[f"{0:048x}"]  # that of the first answer, for all
+        with pytest.raises(openai.PermissionDeniedError):
+            client.completions.create(model=MODEL, prompt="def")
+        settled(url, "ready")
+        asked = len(cheat.heads)
+        for _ in range(3):
+            assert client.completions.create(model=MODEL, prompt="abc").choices[0].text == "cba"
+        assert len(cheat.heads) == asked
+        assert "does not hold" in " ".join(status_of(url)["replicas"]["refused"])
+
+
 @pytest.fixture
 def second(place: Place, tmp_path: Path) -> Iterator[FakeWorkload]:
     """Another replica, at an address of its own."""
@@ -473,7 +491,7 @@ def test_an_answer_that_stops_at_its_beginning_is_asked_of_nobody_else(
         await asyncio.sleep(60)
         yield b""
 
-    monkeypatch.setattr("confide.proxy.workload._READ_SECONDS", 0.5)
+    monkeypatch.setattr("confide.proxy.workload.READ_SECONDS", 0.5)
     with proxied(lambda: both(place, second)) as url, sdk(url, max_retries=0) as client:
         all_ready(url)
         place.fake.outer = lambda: StreamingResponse(nothing())

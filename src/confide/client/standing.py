@@ -24,7 +24,8 @@ from confide.errors import (
 
 MAX_REPLICAS: Final = 16
 _ASKS: Final = 2
-"""How often evidence is asked for, for each replica behind a balancer, until the one that is looked for gives it."""
+"""How often a balancer is asked for evidence, for each replica behind it, until the one that is looked for gives it. So
+often it may answer a request itself, too, or nobody may."""
 _TRIES: Final = 12
 """How often a request is sent for each replica that there may be. A balancer that picks blindly among two misses the
 right one so often once in 16 million requests; among sixteen, once in 240,000."""
@@ -36,8 +37,8 @@ _MAX_REFUSED: Final = 64
 class Standing:
     """The replicas that are verified. With one: nothing any more once it has another key, until it is verified again.
 
-    limit: how many there may be, and per_address of them, at each. last: the last that held, for showing it; `current`
-    is for relying on it.
+    limit: how many there may be, at all addresses. asks: how often one address is asked for what fails. last: the last
+    that held, for showing it; `current` is for relying on it.
     """
 
     def __init__(self, verify: Callable[[str], Verified], urls: Sequence[str], replicas: int = 1) -> None:
@@ -49,7 +50,8 @@ class Standing:
         self.limit = replicas * len(urls)
         if not 1 <= self.limit <= MAX_REPLICAS:
             raise ValueError(f"There are 1 to {MAX_REPLICAS} replicas, at all addresses; see `replicas`.")
-        self._verify, self._urls, self.per_address = verify, tuple(urls), replicas
+        self._verify, self._urls, self._per_address = verify, tuple(urls), replicas
+        self.asks = 1 if replicas == 1 else _ASKS * replicas
         self._lock = Lock()
         self._searching = Lock()
         self._verified: dict[bytes, Verified] = {}
@@ -132,7 +134,7 @@ class Standing:
     def _search(self, url: str, key_id: bytes | None = None) -> ConfideError | None:
         """Verify whoever answers there, until it is the one with this key, or anybody without one. The last error."""
         problem: ConfideError | None = None
-        for _ in range(1 if self.per_address == 1 else _ASKS * self.per_address):
+        for _ in range(self.asks):
             try:
                 verified = self._verify(url)
             except ConfideError as error:
@@ -156,7 +158,7 @@ class Standing:
             self._verified.pop(verified.key.id, None)
             self._verified[verified.key.id] = self.last = verified
             there = [key_id for key_id, one in self._verified.items() if one.url == verified.url]
-            for key_id in there[: -self.per_address]:
+            for key_id in there[: -self._per_address]:
                 del self._verified[key_id]
 
     def with_key(self, key_id: bytes) -> Verified | None:
@@ -209,7 +211,7 @@ class Delivery:
         self._tries -= 1
         if isinstance(error, KeyChanged):
             self._refused(error)
-        elif isinstance(error, ConnectionLost | GatewayError | ServerBusy) and not self._bound:
+        elif isinstance(error, ConnectionLost | GatewayError | ServerBusy):
             self._away(error)
         else:
             raise error
@@ -233,16 +235,17 @@ class Delivery:
             self._go_to(other)
 
     def _away(self, error: ConfideError) -> None:
-        """Nobody answered, or has the time: another address is next, or whoever a balancer picks now."""
+        """Nobody answered, or had the time. Another address is next; without one a balancer is asked again, for it may
+        pick anew. What only one can answer stays with that one.
+        """
         self._lost.append(self.verified.url)
-        other = self._standing.elsewhere(self._lost)
+        other = None if self._bound else self._standing.elsewhere(self._lost)
         if other is not None:
             self._go_to(other)
-        elif (
-            isinstance(error, ServerBusy | ServerSilent)
-            or self._lost.count(self.verified.url) >= self._standing.per_address
-        ):
+        elif isinstance(error, ServerSilent) or self._lost.count(self.verified.url) >= self._standing.asks:
             raise error
+        else:
+            self._refusals += 1
 
     def _go_to(self, other: Verified) -> None:
         self.verified, self._refusals, self.anew = other, 0, False

@@ -32,7 +32,8 @@ _INSIDE: Final = "http://workload.invalid/v1"
 """Stands for the workload above the encrypted channel; the name is never looked up."""
 _MAX_MODELS_BYTES: Final = 1 << 20
 _HANDED_ON: Final = ("content-type", "cache-control", "retry-after")
-_READ_SECONDS: Final = 600.0
+READ_SECONDS: Final = 600.0
+"""How long an answer may give nothing: who waits in line for one hears nothing meanwhile."""
 _log = logging.getLogger(__name__)
 
 
@@ -73,7 +74,7 @@ class WorkloadBackend(Backend):
         self._party = RelyingParty.configure(address.policy, address.simulated_root, offline=address.offline)
         tls = tls_context(self._url, address.ca)
         self._evidence_http = httpx.Client(verify=tls, timeout=TIMEOUT, trust_env=False)
-        timeout = httpx.Timeout(TIMEOUT.connect, read=_READ_SECONDS)
+        timeout = httpx.Timeout(TIMEOUT.connect, read=READ_SECONDS)
         self._outer_http = httpx.AsyncClient(verify=tls, timeout=timeout, trust_env=False)
         self._standing: Standing | None = None
         self._http: httpx.AsyncClient | None = None
