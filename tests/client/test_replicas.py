@@ -16,8 +16,17 @@ from confide.attest.policy import SimulatedPolicy
 from confide.attest.requirements import Model
 from confide.channel.keys import ChannelKey
 from confide.client.enclave import EnclaveSession
-from confide.client.standing import MAX_REPLICAS
-from confide.errors import AttestationRefused, ChannelBroken, GatewayError, KeyChanged, ServerBusy, WrongMode
+from confide.client.relying_party import Verified
+from confide.client.standing import MAX_REPLICAS, Delivery, Standing
+from confide.errors import (
+    AttestationRefused,
+    ChannelBroken,
+    ConfideError,
+    GatewayError,
+    KeyChanged,
+    ServerBusy,
+    WrongMode,
+)
 
 GOOD, BAD = "ab" * 32, "cd" * 32
 POLICY = SimulatedPolicy.all_of(Model(GOOD))
@@ -85,6 +94,29 @@ def test_one_that_is_away_is_replaced(balanced: Balanced, tmp_path: Path, pick: 
         assert opened.generate("abc") == "cba"
         balanced.pick = pick
         assert [opened.generate("abc") for _ in range(3)] == ["cba"] * 3
+
+
+@pytest.mark.parametrize("error", [KeyChanged("", bytes(32)), GatewayError("")], ids=["refused", "gone"])
+@pytest.mark.parametrize("bound", [False, True], ids=["any", "bound"])
+def test_a_request_on_its_way_goes_to_nobody_who_is_relied_on_no_more(
+    balanced: Balanced, tmp_path: Path, error: ConfideError, bound: bool
+) -> None:
+    with session(balanced, tmp_path) as opened:
+        (verified,) = opened.replicas
+    verdicts: list[Verified | AttestationRefused] = [verified]
+
+    def verify(_url: str) -> Verified:
+        if isinstance(verdict := verdicts[-1], AttestationRefused):
+            raise verdict
+        return verdict
+
+    standing = Standing(verify, [verified.url], replicas=2)
+    delivery = Delivery(standing, verified if bound else None)
+    verdicts.append(AttestationRefused("Its firmware is out of date by now."))
+    with pytest.raises(AttestationRefused):
+        standing.renew()
+    with pytest.raises(type(error) if bound else KeyChanged):
+        delivery.failed(error)
 
 
 def gone() -> Response:

@@ -82,7 +82,7 @@ class Standing:
             return tuple(error for until, error in self._refused.values() if error is not None and now < until)
 
     def renew(self) -> Verified:
-        """Verify anew: one, and with it each that was relied on before and still answers. It is asked first as before.
+        """Verify anew: one, and with it each that was relied on before and still answers; who answered last stays last.
 
         Until one holds nothing may be relied on. What is wrong with the first that is refused is raised if none does;
         where none is refused, why none answers.
@@ -215,6 +215,10 @@ class Delivery:
             self._away(error)
         else:
             raise error
+        if self._standing.with_key(self.verified.key.id) is None:  # relied on no more since the last try
+            if self._bound:
+                raise error
+            self._go_to(self._standing.current)
 
     def _refused(self, error: KeyChanged) -> None:
         """A replica got it that it was not for.
