@@ -52,9 +52,9 @@ class EnclaveSession(Session):
     Opening one verifies the workload and raises AttestationRefused where the policy does not accept it. When the
     workload says that it has another key, everything is refused with KeyChanged until `verify` succeeds. Where the
     workload's statement promises receipts, the end of an answer comes once its receipt holds: ReceiptMissing,
-    MalformedReceipt or ReceiptRefused where it does not. Nothing that one workload got is sent to it a second time
-    unasked: the clients of the OpenAI SDK are made with max_retries=0, since a cut or changed answer is something to
-    know about, and errors of the channel come through them as they are.
+    MalformedReceipt or ReceiptRefused where it does not. To a workload without replicas nothing is sent a second time
+    unasked, and nowhere once an answer has begun: the clients of the OpenAI SDK are made with max_retries=0, since a
+    cut or changed answer is something to know about, and errors of the channel come through them as they are.
     """
 
     def __init__(
@@ -92,7 +92,9 @@ class EnclaveSession(Session):
                 "another. Give one address without replicas, or connect without ra_tls, which encrypts to each replica."
             )
         if ra_tls and not encrypted:
-            raise InsecureConnection(f"{url} is not an https address, and RA-TLS is TLS; write https://host:port.")
+            raise InsecureConnection(
+                f"{self.urls[0]} is not an https address, and RA-TLS is TLS; write https://host:port."
+            )
         if ra_tls and ca:
             raise WrongMode("RA-TLS trusts evidence and no authority; leave ca out, or connect without ra_tls.")
         self._party = RelyingParty.configure(policy, simulated_root, attestation_keys, offline=offline)
