@@ -45,7 +45,7 @@ def session(fake: FakeWorkload, folder: Path, replicas: int = 2, **options: Any)
     return EnclaveSession(fake.url, policy=POLICY, simulated_root=root, replicas=replicas, **options)
 
 
-@pytest.mark.parametrize("count", [20, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [8, pytest.param(1000, marks=pytest.mark.slow)])
 def test_requests_that_take_turns_are_all_answered(balanced: Balanced, tmp_path: Path, count: int) -> None:
     with session(balanced, tmp_path) as opened:
         for index in range(count):

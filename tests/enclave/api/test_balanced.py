@@ -21,7 +21,7 @@ from ..fake_engine import FakeEngine
 from ..nginx import balanced
 from ..serving import serving
 
-COUNT = 12
+COUNT = 6
 PAGE = Path(__file__).parents[3] / "docs" / "serving.md"
 KEPT = re.findall(r"^upstream replicas {\n(.*?)^ +server ", PAGE.read_text(), re.DOTALL | re.MULTILINE)[0]
 """How the documentation has nginx pick."""
