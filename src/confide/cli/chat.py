@@ -20,6 +20,7 @@ from confide.cli.options import (
     LicenceFile,
     Offline,
     Proxy,
+    Replicas,
     SimulatedRoot,
     UserPolicy,
     licence_key,
@@ -42,8 +43,12 @@ _FENCE = '"""'
 
 
 def command(
-    url: Annotated[
-        str, typer.Argument(help="https:// for a model in a trusted environment, wss:// for a layer server.")
+    urls: Annotated[
+        list[str],
+        typer.Argument(
+            help="https:// for a model in a trusted environment, several for its replicas; wss:// for a layer server.",
+            metavar="URL...",
+        ),
     ],
     policy: UserPolicy = None,
     simulated_root: SimulatedRoot = None,
@@ -51,6 +56,7 @@ def command(
         bool, typer.Option("--ra-tls", help="TLS ends inside the workload, whose certificate carries evidence.")
     ] = False,
     offline: Offline = False,
+    replicas: Replicas = None,
     shell: Annotated[
         Path | None, typer.Option(help="For a layer server: the client folder that `confide split` wrote.")
     ] = None,
@@ -79,12 +85,14 @@ def command(
         "ra_tls": ra_tls,
         "offline": offline,
     }
+    if replicas is not None:  # which a layer server has not
+        evidence["replicas"] = replicas
     hybrid: dict[str, Any] = {"shell": shell, "licence": licence_key(licence_file)} if shell else {}
     if hybrid:
         hybrid["progress"] = not json
     if proxy is not None:  # which a model in a trusted environment does not take
         hybrid["proxy"] = proxy
-    with connect(url, **evidence, **hybrid, ca=ca, insecure_no_tls=insecure_no_tls) as session:
+    with connect(urls, **evidence, **hybrid, ca=ca, insecure_no_tls=insecure_no_tls) as session:
         chat = Chat(session, system, max_tokens)
         if json:
             output.result({"text": "".join(chat.pieces(once or "")), **describe(session)})
@@ -201,7 +209,9 @@ class Chat:
         from confide.client.enclave import EnclaveSession
 
         if isinstance(self._session, EnclaveSession):
-            show(self._session.verify())
+            self._session.verify()
+            for one in self._session.replicas:
+                show(one.result)
         output.console.print(Text(str(self._session.trust)), soft_wrap=True)
         output.console.print(headline(self._session, self._model), soft_wrap=True)
 
@@ -233,6 +243,10 @@ def headline(session: "Session", model: str = "") -> Text:
     for name in ("tee", "root", "protection", "model", "model_digest"):
         if about[name]:
             line.append(f"   {name.replace('_', ' ')} ", "dim").append(printable(about[name]))
+    if about["replicas"]["at_most"] > 1:
+        line.append("   replicas ", "dim").append(
+            "{verified} verified of at most {at_most}".format(**about["replicas"])
+        )
     return line
 
 
@@ -243,7 +257,8 @@ def describe(session: "Session", model: str = "") -> dict[str, Any]:
 
     about = {"protection": session.trust.protection, "model": model or session.model}
     if not isinstance(session, EnclaveSession):
-        return {"verified": False, "simulated": False, "tee": "", "root": "", "model_digest": "", **about}
+        nothing = {"verified": False, "simulated": False, "tee": "", "root": "", "model_digest": ""}
+        return {**nothing, **about, "replicas": {"verified": 0, "at_most": 1}}
     result = session.result
     return {
         "verified": result.trusted,
@@ -252,6 +267,7 @@ def describe(session: "Session", model: str = "") -> dict[str, Any]:
         "root": root_of(result),
         "model_digest": session.model_digest,
         **about,
+        "replicas": {"verified": len(session.replicas), "at_most": session.most_replicas},
     }
 
 

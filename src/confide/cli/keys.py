@@ -136,7 +136,7 @@ def change(
     Conditions(old.conditions.model_digest, new, root)  # refuses what does not belong together before it is logged
     leave_entry(place, entry)
     stored = store.change(identity, new, root)
-    with suppress(AuditLogInUse):  # a broker that runs writes it, before the next key leaves
+    with suppress(AuditLogInUse):  # a broker writes it then, before the next key leaves
         AuditLog(place, now).close()
     if root:
         output.messages.print(f"[bold red]{WARNING}[/]")

@@ -55,6 +55,14 @@ LicenceFile = Annotated[
 UserPolicy = Annotated[
     Path | None, typer.Option(help="TOML: what evidence must show; without: genuine, not debugged, up to date.")
 ]
+Replicas = Annotated[
+    int | None,
+    typer.Option(
+        help="Workloads that a balancer at each address may hand requests to; 1 without. Each is verified.",
+        min=1,
+        max=16,
+    ),
+]
 SimulatedRoot = Annotated[
     Path | None, typer.Option(help="Root of simulated hardware, to try things out: it protects nothing.")
 ]

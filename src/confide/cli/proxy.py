@@ -21,6 +21,7 @@ from confide.cli.options import (
     LicenceFile,
     Offline,
     Proxy,
+    Replicas,
     SimulatedRoot,
     UserPolicy,
     licence_key,
@@ -46,6 +47,7 @@ def command(
     policy: UserPolicy = None,
     simulated_root: SimulatedRoot = None,
     offline: Offline = False,
+    replicas: Replicas = None,
     server: Annotated[str | None, typer.Option(help="For a client folder: the layer server's address.")] = None,
     owner: Annotated[
         str | None, typer.Option(help="For a client folder: the public key that must have signed it.")
@@ -86,6 +88,7 @@ def command(
         "policy": _text(policy),
         "simulated_root": _text(simulated_root),
         "offline": offline,
+        "replicas": replicas,
         "server": server,
         "owner": owner,
         "checks": _text(checks),
@@ -240,6 +243,8 @@ def _status(*, json: bool) -> None:
         )
         if "reason" in backend:
             output.note(backend["reason"])
+        for reason in backend.get("replicas", {}).get("refused", []):
+            output.note(f"A replica is not relied on: {reason}")
         if "trust" in backend:
             output.console.print(escape(printable(backend["trust"], keep="\n")))
 

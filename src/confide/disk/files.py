@@ -5,8 +5,11 @@ import fcntl
 import os
 import stat
 import tempfile
+import time
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO, BinaryIO, Final
+
+_LOCK_PAUSE: Final = 0.01
 
 
 class FileTooLarge(OSError):
@@ -108,9 +111,21 @@ def open_own(path: Path, flags: int = os.O_RDONLY) -> int:
 def hold_folder(folder: Path) -> IO[str] | None:
     """A lock on a folder, held until it is closed; None where another process has it."""
     lock = (folder / "lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not lock_file(lock.fileno()):
         lock.close()
         return None
     return lock
+
+
+def lock_file(descriptor: int, seconds: float = 0.0) -> bool:
+    """Lock an open file until it is unlocked or closed; False where another process has it, and keeps it so long."""
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                return False
+            time.sleep(_LOCK_PAUSE)
+        else:
+            return True

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from confide.client.options import HybridOptions
+from confide.client.standing import MAX_REPLICAS
 from confide.disk.files import read_bounded
 from confide.disk.home import home
 from confide.disk.secrets import read_secret
@@ -36,6 +37,7 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, ren
     policy: _Text | None = None
     simulated_root: _Text | None = None
     offline: bool = False
+    replicas: Annotated[int, Meta(ge=1, le=MAX_REPLICAS)] | None = None
     shell: _Text | None = None
     server: _Text | None = None
     owner: _Text | None = None
@@ -109,7 +111,12 @@ def _backend(model: ModelSettings, licence: str) -> Backend:
         "proxy": model.proxy,
         "patience": model.patience is not None,
     }
-    of_enclave = {"policy": model.policy, "simulated-root": model.simulated_root, "offline": model.offline}
+    of_enclave = {
+        "policy": model.policy,
+        "simulated-root": model.simulated_root,
+        "offline": model.offline,
+        "replicas": model.replicas,
+    }
     if model.url is not None:
         _require_none(of_hybrid, "a url is a model in a trusted environment")
         address = WorkloadAddress(
@@ -119,6 +126,7 @@ def _backend(model: ModelSettings, licence: str) -> Backend:
             ca=model.ca,
             offline=model.offline,
             insecure_no_tls=model.insecure_no_tls,
+            replicas=model.replicas or 1,
         )
         return WorkloadBackend(model.name, address, AGAIN_SECONDS)
     if model.shell is None or model.server is None:
