@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from tests.cli.command import run
-from tests.client.workload import MODEL, FakeWorkload, serving, simulated
+from tests.client.workload import MODEL, Balanced, FakeWorkload, another, serving, simulated
 from tests.enclave.fake_engine import FakeEngine
 from tests.enclave.serving import serving as serving_app
 
@@ -67,7 +67,30 @@ def test_once_for_machines(fake: FakeWorkload, root: Path) -> None:
         "root": "a simulated root",
         "model": MODEL,
         "model_digest": DIGEST,
+        "replicas": {"verified": 1, "at_most": 1},
     }
+
+
+def test_replicas_are_in_view_and_each_is_verified_again(
+    fake: FakeWorkload, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    balanced = Balanced(fake.workload, replicas=[fake, another(root.parent, DIGEST)])
+    with serving(balanced), confide.connect(balanced.url, simulated_root=root, replicas=2) as session:
+        Chat(session).run(["abc", "/verify"])
+    out = capsys.readouterr().out
+    assert "cba\n" in out
+    assert out.count("channel-key") == 2  # a table of checks for each
+    assert "2 verified of at most 2" in out
+    assert "which of up to 2 replicas answers" in out
+
+
+def test_several_addresses_and_the_options_of_replicas(fake: FakeWorkload, root: Path) -> None:
+    options = ("--simulated-root", root, "--replicas", 2, "--once", "hello", "--json")
+    done = run("chat", fake.url, fake.url.replace("127.0.0.1", "localhost"), *options)
+    assert json.loads(done.stdout)["replicas"] == {"verified": 1, "at_most": 4}
+    refused = run("chat", fake.url.replace("http", "https"), "--ra-tls", "--replicas", 2, "--once", "hello", "--json")
+    error = json.loads(refused.stdout)["error"]
+    assert (error["code"], "RA-TLS ends at one workload" in error["message"]) == ("wrong-mode", True)
 
 
 def test_what_is_not_trusted_is_told_nothing(fake: FakeWorkload, root: Path, tmp_path: Path) -> None:

@@ -9,12 +9,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
 from msgspec.json import encode
 from tests.cli.command import run, serving
 from tests.enclave.examined import examined
+from tests.enclave.nginx import balanced
 
 import confide
 from confide.attest.policy import Policy, SimulatedPolicy
@@ -138,6 +140,20 @@ def test_an_answer_has_a_receipt_that_names_the_weights_in_memory(place: Place, 
         assert session.configuration.weights is not None
         (weights,) = result.receipt.events("confide.weights")
         assert weights["digest"] == session.configuration.weights.digest
+
+
+@pytest.mark.slow  # tests/enclave/api/test_balanced.py has two servers in this process
+def test_a_thousand_requests_to_two_behind_a_balancer(place: Place, tmp_path: Path) -> None:
+    with place.serving("safetensors") as first, place.serving("safetensors") as second:
+        ports = [urlsplit(str(one["url"])).port or 0 for one in (first, second)]
+        with balanced(tmp_path / "nginx", ports) as url, place.connect({"url": url}, replicas=2) as session:
+            answers = {session.generate(PROMPT, max_tokens=1, temperature=0) for _ in range(1000)}
+            assert session.receipt().verified
+            assert len(session.replicas) == 2
+        log = (tmp_path / "nginx" / "access.log").read_text()
+    assert len(answers) == 1
+    assert log.count("GET /attestation") <= 4
+    assert log.count('POST /encrypted HTTP/1.1" 200') == 1 + 2 * 1000
 
 
 def _options(place: Place) -> dict[str, str]:

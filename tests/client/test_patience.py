@@ -29,7 +29,7 @@ class Crowded:
         http = httpx.Client(transport=httpx.MockTransport(self))
         return verify_workload(http, "https://x.example", self, self.pauses.append)  # type: ignore[arg-type]
 
-    def appraise(self, evidence: bytes, nonce: str, _now: object) -> tuple[bytes, str]:
+    def appraise(self, evidence: bytes, nonce: str, _now: object, _url: str) -> tuple[bytes, str]:
         return evidence, nonce
 
 

@@ -148,7 +148,7 @@ def test_a_stream_is_handed_on_at_once_but_for_what_ends_it(
     session: EnclaveSession, folder: Path, parts: list[bytes], seen: bytes
 ) -> None:
     with httpx.Client(trust_env=False) as http:
-        verified = verify_workload(http, session.url, RelyingParty.configure(None, folder / "root.pem"))
+        verified = verify_workload(http, session.urls[0], RelyingParty.configure(None, folder / "root.pem"))
     inner = Parts(verified, parts)
     with httpx.Client(transport=ReceiptedTransport(inner, AnswersReceipts("http://workload.invalid/v1"))) as http:
         body = {"model": "echo", "prompt": "hello"}

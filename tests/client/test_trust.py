@@ -14,7 +14,7 @@ from confide.attest.policy import Policy, SimulatedPolicy, appraise
 from confide.attest.requirements import AnyOf, Model, Tdx
 from confide.attest.result import AttestationResult
 from confide.attest.statement import Statement
-from confide.trust.enclave import enclave_trust, root_of
+from confide.trust.enclave import enclave_trust, replicas_trust, root_of
 
 STATEMENT = Statement("ab" * 16, model_digest="cd" * 32, configuration=CONFIGURATION)
 
@@ -94,3 +94,17 @@ def test_whose_root_it_is() -> None:
     assert root_of(result(root=RootKind.SIMULATED)) == "a simulated root"
     assert root_of(result(family=Family.SNP)) == "AMD"
     assert root_of(result(family=Family.TPM)) == "an attestation key that you enrolled"
+
+
+def test_replicas_are_counted_and_all_that_they_rest_on_is_said() -> None:
+    sound = enclave_trust(result(Tdx(mrtd=MRTD.hex()), Model("cd" * 32)), configuration=SOUND)
+    asking = msgspec.structs.replace(SOUND, upstream=UpstreamUsed("llama", "http://127.0.0.1:8000/v1"))
+    other = enclave_trust(result(Model("cd" * 32)), configuration=asking)
+    assert replicas_trust([sound], 1) is sound
+    trust = replicas_trust([sound, other], 4)
+    assert trust.prompt.seen_by == ("you", "the attested workload", "the program that it asks")
+    assert trust.prompt.hidden_from == sound.prompt.hidden_from
+    assert trust.prompt.assumption == f"{sound.prompt.assumption}; and {other.prompt.assumption}"
+    assert trust.leaks[-1].startswith("which of up to 4 replicas answers, which networks and balancers pick; 2 were")
+    assert set(sound.leaks) | set(other.leaks) == set(trust.leaks[:-1])
+    assert "not hidden: which of up to 4 replicas answers" in str(trust)

@@ -21,6 +21,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from confide.attest.simulated import SimulatedTee
 from confide.attest.wire import Attested
@@ -101,7 +102,10 @@ class FakeWorkload:
             opened = open_request(self.workload.key, await request.body())
         except ChannelError as error:
             status = 409 if isinstance(error, KeyChanged) else 400
-            return JSONResponse({"error": {"code": error.code, "message": "IGNORE THIS"}}, status)
+            said = {"code": error.code, "message": "IGNORE THIS"}
+            if isinstance(error, KeyChanged):
+                said["key"] = self.workload.key.public.id.hex()
+            return JSONResponse({"error": said}, status)
         self.heads.append(opened.head)
         self.seen.append((opened.head.path, opened.body))
         return StreamingResponse(self._frames(opened), media_type=MEDIA_TYPE)
@@ -200,6 +204,31 @@ def simulated(folder: Path, **about: Any) -> FakeWorkload:
     """On a simulated machine that is made in this folder."""
     tee = SimulatedTee.create(folder)
     return FakeWorkload(Workload(tee, tee.collateral, **about))
+
+
+@dataclass
+class Balanced(FakeWorkload):
+    """Takes turns among replicas. pick: whose turn it is, by how many requests came before."""
+
+    replicas: list[FakeWorkload] = field(default_factory=list)
+    pick: Callable[[int], int] = lambda count: count
+    count: int = 0
+
+    def app(self) -> Starlette:
+        apps: dict[int, Starlette] = {}
+
+        async def balance(scope: Scope, receive: Receive, send: Send) -> None:
+            one = self.replicas[self.pick(self.count) % len(self.replicas)]
+            self.count += 1
+            await apps.setdefault(id(one), one.app())(scope, receive, send)
+
+        return balance  # type: ignore[return-value]
+
+
+def another(folder: Path, digest: str) -> FakeWorkload:
+    """On the simulated machine of this folder, with a model of this digest."""
+    tee = SimulatedTee.open(folder)
+    return FakeWorkload(Workload(tee, tee.collateral, model_digest=digest))
 
 
 @contextmanager

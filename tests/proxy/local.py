@@ -43,9 +43,18 @@ def proxied(make: Callable[[], Sequence[Backend]], keys: Sequence[str] = (), por
         listener.close()
 
 
-def settled(url: str, state: str, seconds: float = 60) -> None:
+def settled(url: str, state: str) -> None:
     """Wait until the first backend is in a state."""
-    until = time.monotonic() + seconds
-    while (found := httpx.get(f"{url}/health", trust_env=False).json()["backends"][0]["state"]) != state:
+    _until(url, lambda states: states[0] == state)
+
+
+def all_ready(url: str) -> None:
+    """Wait until every backend is."""
+    _until(url, lambda states: set(states) == {"ready"})
+
+
+def _until(url: str, holds: Callable[[list[str]], bool]) -> None:
+    until = time.monotonic() + 60
+    while not holds(found := [one["state"] for one in httpx.get(f"{url}/health", trust_env=False).json()["backends"]]):
         assert time.monotonic() < until, found
         time.sleep(0.02)

@@ -312,6 +312,11 @@ def verified() -> dict[str, Any]:
         "trust": "prompt: seen by you",
         "checks": [{"code": "debug", "outcome": "pass", "expected": "off", "seen": "off"}],
         "policy": {"asks": ["debugging off"], "leaves_open": [], "exceptions": []},
+        "replicas": {
+            "at_most": 4,
+            "verified": [{"channel_key": f"{n}f" * 32, "verified_at": "2026-01-01T00:00:00+00:00"} for n in (1, 2)],
+            "refused": ["The workload is not trusted."],
+        },
         "runs": {
             "confide": "1",
             "engine": "llama.cpp 7",
@@ -355,7 +360,10 @@ def test_what_is_verified_and_what_is_encrypted_say_so(page: Any) -> None:
     assert values["engine"] == "llama.cpp 7"
     assert values["quantization"] == "q8_0"
     assert values["age"] == "1 minute ago"
-    assert values["replicas"] == "1 of 2 ready"
+    assert values["replicas"] == "1 of 2 ready; 2 of at most 4 verified"
+    told_of = page.text_content(".line[data-line=replicas] dl")
+    assert "key 1f1f1f1f1f1f1f1f…" in told_of
+    assert "The workload is not trusted." in told_of
     assert values["runs"] == "No way out"
     page.select_option("#model", "small")
     page.wait_for_selector(".line[data-line=last]")

@@ -10,18 +10,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.responses import JSONResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope
 from tests import hostile
-from tests.proxy.local import PAGE, STOP, proxied, settled
+from tests.proxy.local import PAGE, STOP, all_ready, proxied, settled
 
 from confide.enclave.api.problems import problem_response
 from confide.errors import (
     PASSING,
     REFUSING,
+    AttestationRefused,
     BudgetExhausted,
+    ChannelBroken,
     ConfideError,
     EvidenceUnavailable,
+    IntegrityError,
+    KeyChanged,
     PromptTooLong,
+    ReceiptMissing,
+    ReceiptRefused,
     ServerBusy,
     UnknownModel,
 )
@@ -45,12 +51,12 @@ class Echo(Backend):
     async def look(self) -> None:
         pass
 
-    async def answer(self, question: Question, scope: Scope, receive: Receive, send: Send) -> None:
+    async def begin(self, question: Question, scope: Scope, receive: Receive) -> ASGIApp:
         fields = dict(question.fields)
         if fields.get("prompt") == "fail":
             raise ValueError(f"the {fields['secret']} prompt")
         assert json.loads(question.body) == fields
-        await JSONResponse({"path": question.path, "question": fields})(scope, receive, send)
+        return JSONResponse({"path": question.path, "question": fields})
 
     async def close(self) -> None:
         pass
@@ -233,3 +239,27 @@ def after(error: ConfideError) -> State:
     backend.state = State.READY
     backend.failed(error)
     return backend.state
+
+
+class Failing(Echo):
+    """Has nothing begun to answer, for a reason."""
+
+    reason: ConfideError
+
+    async def begin(self, question: Question, scope: Scope, receive: Receive) -> ASGIApp:
+        raise self.reason
+
+
+NOT_BEGUN = (*PASSING, AttestationRefused, KeyChanged)
+"""What says that nothing was answered."""
+OTHERS = (BudgetExhausted, ChannelBroken, ReceiptMissing, ReceiptRefused, IntegrityError)
+
+
+@pytest.mark.parametrize("kind", [*NOT_BEGUN, *OTHERS], ids=code_of)
+def test_another_model_of_the_name_is_asked_only_where_nothing_was_answered(kind: type[ConfideError]) -> None:
+    failing = Failing("both", 3600)
+    failing.reason = kind("It does not work.")
+    with proxied(lambda: [failing, Failing("another", 3600), Echo("both", 3600)]) as url:
+        all_ready(url)
+        asked = httpx.post(f"{url}/v1/completions", json={"model": "both", "prompt": "x"}, trust_env=False)
+    assert asked.is_success is (kind in NOT_BEGUN)

@@ -1,9 +1,10 @@
 """The proxy before a model in a trusted environment: what is sent when, what is refused, and what stands in between."""
 
+import asyncio
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,11 @@ import anthropic
 import httpx
 import openai
 import pytest
-from starlette.responses import JSONResponse, PlainTextResponse
-from tests.client.workload import MODEL, FakeWorkload, serving, simulated
+from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from tests.client.workload import MODEL, Balanced, FakeWorkload, another, serving, simulated
 from tests.enclave.fake_engine import FakeEngine
 from tests.enclave.serving import serving as serving_app
-from tests.proxy.local import proxied, settled
+from tests.proxy.local import all_ready, proxied, settled
 
 from confide.attest.policy import SimulatedPolicy
 from confide.attest.policy_toml import to_toml
@@ -386,3 +387,129 @@ def test_what_was_verified_can_be_seen(place: Place) -> None:
     assert (status["mode"], status["simulated"], status["model_digest"]) == ("enclave", True, DIGEST)
     assert {check["outcome"] for check in status["checks"]} <= {"pass", "skipped"}
     assert "protection" in status["trust"]
+
+
+@pytest.fixture
+def balanced(tmp_path: Path) -> Iterator[Balanced]:
+    first = simulated(tmp_path / "tee", model_digest=DIGEST)
+    with serving(Balanced(first.workload, replicas=[first, another(tmp_path / "tee", DIGEST)])) as fake:
+        assert isinstance(fake, Balanced)
+        yield fake
+
+
+def behind(fake: Balanced, root: Path, **options: Any) -> WorkloadBackend:
+    return Place(fake, root / "tee" / "root.pem").backend(replicas=2, **options)
+
+
+def test_replicas_behind_one_address_take_turns_and_a_conversation_stays(balanced: Balanced, tmp_path: Path) -> None:
+    with proxied(lambda: [behind(balanced, tmp_path)]) as url, sdk(url, max_retries=0) as client:
+        settled(url, "ready")
+        for stream in (False, True) * 4:
+            asked = client.chat.completions.create(model=MODEL, messages=HELLO, stream=stream)
+            said = "".join(part.choices[0].delta.content or "" for part in asked) if stream else ""  # type: ignore[union-attr]
+            assert (said or asked.choices[0].message.content) == "olleh"  # type: ignore[union-attr]
+        status = status_of(url)
+    asked_of = [sum(path == "/v1/chat/completions" for path, _ in one.prompts) for one in balanced.replicas]
+    assert sorted(asked_of) == [0, 8]
+    keys = {one.workload.key.public.id.hex() for one in balanced.replicas}
+    assert {one["channel_key"] for one in status["replicas"]["verified"]} == keys
+    assert (status["replicas"]["at_most"], status["replicas"]["refused"]) == (2, [])
+    assert "which of up to 2 replicas answers, which networks and balancers pick; 2 were verified" in status["trust"]
+    assert sum(one.seen.count("/attestation") for one in balanced.replicas) <= 4
+
+
+def test_a_replica_that_the_policy_refuses_is_told_nothing(balanced: Balanced, tmp_path: Path) -> None:
+    balanced.replicas[1] = bad = another(tmp_path / "tee", "cd" * 32)
+    policy = tmp_path / "policy.toml"
+    policy.write_text(to_toml(SimulatedPolicy.all_of(Model(DIGEST))))
+    with proxied(lambda: [behind(balanced, tmp_path, policy=policy)]) as url, sdk(url, max_retries=0) as client:
+        settled(url, "ready")
+        for _ in range(6):
+            assert client.completions.create(model=MODEL, prompt="abc").choices[0].text == "cba"
+        status = status_of(url)
+    assert "/encrypted" in bad.seen
+    assert bad.heads == []
+    assert len(status["replicas"]["verified"]) == 1
+    assert "model: expected" in status["replicas"]["refused"][0]
+
+
+def test_a_replica_that_signs_a_wrong_receipt_is_asked_nothing_more_and_the_other_goes_on(
+    balanced: Balanced, tmp_path: Path
+) -> None:
+    with proxied(lambda: [behind(balanced, tmp_path)]) as url, sdk(url, max_retries=0) as client:
+        settled(url, "ready")
+        assert client.completions.create(model=MODEL, prompt="abc").choices[0].text == "cba"
+        (cheat,) = (one for one in balanced.replicas if one.receipts)
+        cheat.receipt = lambda signed: cheat.receipts[f"{0:048x}"]  # that of the first answer, for all
+        with pytest.raises(openai.PermissionDeniedError):
+            client.completions.create(model=MODEL, prompt="def")
+        settled(url, "ready")
+        asked = len(cheat.heads)
+        for _ in range(3):
+            assert client.completions.create(model=MODEL, prompt="abc").choices[0].text == "cba"
+        assert len(cheat.heads) == asked
+        assert "does not hold" in " ".join(status_of(url)["replicas"]["refused"])
+
+
+@pytest.fixture
+def second(place: Place, tmp_path: Path) -> Iterator[FakeWorkload]:
+    """Another replica, at an address of its own."""
+    with serving(another(tmp_path / "tee", DIGEST)) as fake:
+        yield fake
+
+
+def both(place: Place, second: FakeWorkload, **options: Any) -> list[WorkloadBackend]:
+    return [place.backend("both"), Place(second, place.root).backend("both", **options)]
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_before_an_answer_begins_the_next_address_is_asked(place: Place, second: FakeWorkload, stream: bool) -> None:
+    with proxied(lambda: both(place, second)) as url, sdk(url, max_retries=0) as client:
+        all_ready(url)
+        place.fake.outer = lambda: PlainTextResponse("gone", 502)
+        asked = client.chat.completions.create(model="both", messages=HELLO, stream=stream)
+        said = "".join(part.choices[0].delta.content or "" for part in asked) if stream else ""  # type: ignore[union-attr]
+        assert (said or asked.choices[0].message.content) == "olleh"  # type: ignore[union-attr]
+    assert second.seen[0] == "/attestation"
+    assert place.fake.seen.count("/encrypted") >= 2
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_once_an_answer_has_begun_no_other_address_is_asked(place: Place, second: FakeWorkload, stream: bool) -> None:
+    with proxied(lambda: both(place, second)) as url, sdk(url, max_retries=0) as client:
+        all_ready(url)
+        place.fake.alter = lambda frames: frames[:2]
+        with pytest.raises(openai.APIError):
+            list(client.chat.completions.create(model="both", messages=HELLO, stream=stream))
+        assert [path for path, _ in second.prompts] == ["/v1/models"]
+
+
+def test_an_answer_that_stops_at_its_beginning_is_asked_of_nobody_else(
+    place: Place, second: FakeWorkload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nothing() -> AsyncIterator[bytes]:
+        await asyncio.sleep(60)
+        yield b""
+
+    monkeypatch.setattr("confide.proxy.workload.READ_SECONDS", 0.5)
+    with proxied(lambda: both(place, second)) as url, sdk(url, max_retries=0) as client:
+        all_ready(url)
+        place.fake.outer = lambda: StreamingResponse(nothing())
+        with pytest.raises(openai.APIStatusError) as caught:
+            client.completions.create(model="both", prompt="abc")
+        assert caught.value.code == "channel-broken"
+        assert [path for path, _ in second.prompts] == ["/v1/models"]
+
+
+def test_an_address_that_the_policy_refuses_takes_over_for_nobody(
+    place: Place, second: FakeWorkload, tmp_path: Path
+) -> None:
+    policy = tmp_path / "policy.toml"
+    policy.write_text(to_toml(SimulatedPolicy.all_of(Model("cd" * 32))))
+    with proxied(lambda: both(place, second, policy=policy)) as url, sdk(url, max_retries=0) as client:
+        settled(url, "ready")
+        place.fake.outer = lambda: PlainTextResponse("gone", 502)
+        with pytest.raises(openai.APIStatusError) as caught:
+            client.chat.completions.create(model="both", messages=HELLO)
+        assert caught.value.status_code == 502
+    assert set(second.seen) == {"/attestation"}

@@ -6,12 +6,10 @@ checkpoint is signed. The order is: the line, and only then the checkpoint that 
 line more than was counted, and never one less.
 """
 
-import fcntl
 import os
 import re
 import secrets
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -37,7 +35,7 @@ from confide.audit.entries import (
     write_statement,
 )
 from confide.disk.chained import GENESIS, next_line, read_line
-from confide.disk.files import create_file, replace_file, sync_folder
+from confide.disk.files import create_file, lock_file, replace_file, sync_folder
 from confide.disk.home import home, make_home
 from confide.errors import AuditLogCorrupted, AuditLogInUse, AuditLogUnavailable
 from confide.printable import printable
@@ -48,7 +46,6 @@ CHECKPOINT: Final = "checkpoint.json"
 RETIRED: Final = "retired.json"
 _LOCK: Final = "lock"
 LOCK_SECONDS: Final = 10.0
-_LOCK_PAUSE: Final = 0.01
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _CODE: Final = re.compile(r"[a-z0-9-]{1,64}")
 
@@ -287,17 +284,10 @@ class AuditLog:
         except OSError as error:
             raise _unavailable(self.folder, error) from error
         try:
-            until = time.monotonic() + LOCK_SECONDS
-            while True:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > until:
-                        raise AuditLogInUse(
-                            f"Another program of yours has held {self.folder} for {LOCK_SECONDS:.0f} seconds; find it."
-                        ) from None
-                    time.sleep(_LOCK_PAUSE)
+            if not lock_file(lock, LOCK_SECONDS):
+                raise AuditLogInUse(
+                    f"Another program of yours has held {self.folder} for {LOCK_SECONDS:.0f} seconds; find it."
+                )
             yield
         finally:
             os.close(lock)

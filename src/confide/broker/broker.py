@@ -27,7 +27,7 @@ _MAX_WORDS: Final = 512
 
 @dataclass(frozen=True)
 class Broker:
-    """One owner's keys, log, and judgement. Safe for several threads."""
+    """One owner's keys, log, and judgement. Safe for several threads. Others may share keys and log, and no nonces."""
 
     store: KeyStore
     log: AuditLog
@@ -54,7 +54,7 @@ class Broker:
             failed = check(UnknownModelKey.code, "a key that is kept here", request.key, ok=False)
             self.log.append(msgspec.structs.replace(entry, failed=(failed,)))
             raise
-        self.log.take_left()  # a change of this key's policy stands before what was decided under it
+        self.log.take_left(now)  # a change of this key's policy stands before what was decided under it
         policy = policy_digest(stored.conditions.policy)
         entry = msgspec.structs.replace(entry, model=stored.conditions.model_digest, policy=policy)
         result = self.appraiser.appraise(attested, stored.conditions, nonce, now)

@@ -5,14 +5,18 @@ line that is changed, removed or moved breaks the chain from there on. Lines cut
 whole: that is found only with the hash of a later line, the head, kept somewhere else. And whoever can write the file
 can write all of it anew; against that, too, a head kept elsewhere helps. A last line without its end is what a crash
 leaves; its answer never left.
+
+Several processes may write one log. Each takes the file's lock for a line, follows the chain over what the others wrote
+since, and only then adds to it.
 """
 
+import fcntl
 import logging
 import os
 import secrets
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -25,10 +29,11 @@ import rfc8785
 from confide.attest.check import Check
 from confide.attest.wire import Record
 from confide.disk.chained import GENESIS, next_line, read_line
-from confide.disk.files import create_file, hold_folder, sync_folder
+from confide.disk.files import create_file, lock_file, sync_folder
 from confide.errors import AuditLogCorrupted, AuditLogInUse, AuditLogUnavailable
 
 LOG_NAME: Final = "audit.jsonl"
+LOCK_SECONDS: Final = 10.0
 _PURPOSE: Final = b"confide audit log 1\0"
 _LEFT: Final = "entry-"
 _log = logging.getLogger(__name__)
@@ -75,21 +80,24 @@ class Line(Record, frozen=True):
 
 @dataclass
 class LogReader:
-    """Reads a log from its beginning, and checks it on the way.
+    """Reads a log from its beginning, or on from where it was, and checks it on the way.
 
-    Of what was read so far: entries, and head, the hash of the last line. torn: bytes of a torn line at the end.
+    Of what was read so far: entries, head, the hash of the last line, and offset, the bytes up to its end. torn: bytes
+    of a torn line after that.
     """
 
     path: Path
     entries: int = 0
     head: str = GENESIS.hex()
+    offset: int = 0
     torn: int = 0
 
     def __iter__(self) -> Iterator[Line]:
-        """The lines. AuditLogCorrupted at the first that is not what was written in its place.
+        """The lines from there on. AuditLogCorrupted at the first that is not what was written in its place.
 
         AuditLogUnavailable where the file is missing or cannot be read.
         """
+        self.torn = 0
         for raw in self._raw_lines():
             if not raw.endswith(b"\n"):
                 self.torn = len(raw)
@@ -100,13 +108,17 @@ class LogReader:
                     f"Line {self.entries + 1} of {self.path} is not what was written there, or lines before it are "
                     "missing; keep the file for an investigation, and trust nothing from this line on."
                 )
-            self.entries += 1
-            self.head = line.hash
+            self.passed(line.hash, len(raw))
             yield line
+
+    def passed(self, head: str, size: int) -> None:
+        """One line more is read, of so many bytes, or was just written."""
+        self.entries, self.head, self.offset = self.entries + 1, head, self.offset + size
 
     def _raw_lines(self) -> Iterator[bytes]:
         try:
             with self.path.open("rb") as file:
+                file.seek(self.offset)
                 yield from file
         except OSError as error:
             raise AuditLogUnavailable(
@@ -141,84 +153,109 @@ def leave_entry(folder: Path, entry: Entry) -> None:
 
 
 class AuditLog:
-    """The log of one folder, open for writing. One process at a time; safe for several threads.
-
-    head: the hash of the last line, in hexadecimal, to keep elsewhere.
-    """
+    """The log of one folder, open for writing. Safe for several processes and threads."""
 
     def __init__(self, folder: Path, now: datetime) -> None:
         """Checks all of it, and cuts off a torn last line. AuditLogInUse, AuditLogCorrupted, AuditLogUnavailable."""
         self.path = folder / LOG_NAME
-        self._lock, self._taking = Lock(), Lock()
-        held = hold_folder(folder)
-        if held is None:
-            raise AuditLogInUse(f"Another process releases keys from {folder}; stop it first, or use another folder.")
-        self._held = held
+        self._chain = LogReader(self.path)
+        self._lock = Lock()
+        self._file = self._open()
         try:
-            self._file = self._open()
-            chain = verify(self.path)
-            self.head = chain.head
-            self._offset = os.fstat(self._file).st_size - chain.torn
-            if chain.torn:
-                _log.warning("The last line of %s was torn by a crash; its answer never left. Cut off.", self.path)
-                os.ftruncate(self._file, self._offset)
-                self.append(Entry(now, "recovered", recovered=chain.torn))
-            self.take_left()
+            self.take_left(now)
         except BaseException:
-            held.close()
+            self.close()
             raise
+
+    @property
+    def head(self) -> str:
+        """The hash of the last line that this process has seen, in hexadecimal, to keep elsewhere."""
+        return self._chain.head
 
     def append(self, entry: Entry) -> None:
         """Write an entry and wait for the disk. AuditLogUnavailable, and no trace of it, where that fails.
 
-        AuditLogCorrupted where the file is not the one that this process left.
+        AuditLogCorrupted where the file is not one that processes like this left. AuditLogInUse where another has it
+        for too long.
         """
-        with self._lock:
-            written = rfc8785.dumps(msgspec.to_builtins(entry))
-            line = next_line(_PURPOSE, self.head, written)
-            data = line.write()
-            self._require_ours()
-            try:
-                if os.write(self._file, data) != len(data):
-                    raise OSError("short write")
-                os.fsync(self._file)
-            except OSError as error:
-                with suppress(OSError):  # what stays then is found before the next entry
-                    os.ftruncate(self._file, self._offset)
-                raise AuditLogUnavailable(
-                    f"The log {self.path} cannot be written ({error.strerror or error}); make room on its disk. "
-                    "No key leaves without its line."
-                ) from error
-            self.head, self._offset = line.hash, self._offset + len(data)
+        with self._locked(entry.at):
+            self._write(entry)
 
-    def take_left(self) -> None:
+    def take_left(self, now: datetime) -> None:
         """Write what `leave_entry` has left, oldest first. AuditLogCorrupted for what is no entry."""
-        with self._taking:
+        with self._locked(now):
             for path in sorted(self.path.parent.glob(f"{_LEFT}*.json")):
                 try:
                     entry = msgspec.json.decode(path.read_bytes(), type=Entry)
                 except (OSError, ValueError, RecursionError) as error:
                     raise AuditLogCorrupted(f"{path} is no entry for the log; look into it, and remove it.") from error
-                self.append(entry)
+                self._write(entry)
                 path.unlink()
                 sync_folder(path.parent)
+
+    @contextmanager
+    def _locked(self, now: datetime) -> Iterator[None]:
+        """Nobody else writes meanwhile, and the chain's head is that of the file's end."""
+        with self._lock:
+            # The lock is on the file that is written, not on one beside it that could be another by then.
+            if not lock_file(self._file, LOCK_SECONDS):
+                raise AuditLogInUse(
+                    f"Another process has held {self.path} for {LOCK_SECONDS:.0f} seconds; find it. No key leaves "
+                    "without its line."
+                )
+            try:
+                self._catch_up(now)
+                yield
+            finally:
+                fcntl.flock(self._file, fcntl.LOCK_UN)
+
+    def _catch_up(self, now: datetime) -> None:
+        """Follow the chain over what other processes wrote, and cut off what a crash of one of them left."""
+        self._require_ours()
+        for _ in self._chain:
+            pass
+        if torn := self._chain.torn:
+            _log.warning("The last line of %s was torn by a crash; its answer never left. Cut off.", self.path)
+            try:
+                os.ftruncate(self._file, self._chain.offset)
+            except OSError as error:
+                raise self._unwritable(error) from error
+            self._write(Entry(now, "recovered", recovered=torn))
+
+    def _write(self, entry: Entry) -> None:
+        line = next_line(_PURPOSE, self._chain.head, rfc8785.dumps(msgspec.to_builtins(entry)))
+        data = line.write()
+        try:
+            if os.write(self._file, data) != len(data):
+                raise OSError("short write")
+            os.fsync(self._file)
+        except OSError as error:
+            with suppress(OSError):  # what stays then is read, or cut off, before the next entry
+                os.ftruncate(self._file, self._chain.offset)
+            raise self._unwritable(error) from error
+        self._chain.passed(line.hash, len(data))
+
+    def _unwritable(self, error: OSError) -> AuditLogUnavailable:
+        return AuditLogUnavailable(
+            f"The log {self.path} cannot be written ({error.strerror or error}); make room on its disk. No key leaves "
+            "without its line."
+        )
 
     def _require_ours(self) -> None:
         opened = os.fstat(self._file)
         try:
-            same = os.path.samestat(opened, self.path.stat()) and opened.st_size == self._offset
+            same = os.path.samestat(opened, self.path.stat()) and opened.st_size >= self._chain.offset
         except OSError:
             same = False
         if not same:
             raise AuditLogCorrupted(
-                f"{self.path} was removed or written to by somebody else, or a failed write could not be undone; "
-                "look into it, then start again. No key leaves until then."
+                f"{self.path} was removed, replaced or cut by somebody else; look into it, then start again. No key "
+                "leaves until then."
             )
 
     def close(self) -> None:
-        """Let another process have it."""
+        """Write no more."""
         os.close(self._file)
-        self._held.close()
 
     def _open(self) -> int:
         try:

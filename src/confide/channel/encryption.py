@@ -168,7 +168,9 @@ def open_request(key: ChannelKey, data: bytes) -> OpenedRequest:
     if magic != _MAGIC:
         raise ChannelRefused("This is no encrypted request; send what `confide.connect` makes.")
     if key_id != key.public.id:
-        raise KeyChanged("The workload has another key than the one this was encrypted to; verify it again.")
+        raise KeyChanged(
+            "The workload has another key than the one this was encrypted to; verify it again.", key.public.id
+        )
     start = _OPENING.size + length
     encrypted = data[_OPENING.size : start]
     secret = key.decrypt(encrypted, _info(key_id, issued))

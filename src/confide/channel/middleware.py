@@ -180,7 +180,10 @@ def _receive(body: bytes, outer: Receive) -> Receive:
 
 
 def _refusal(error: ConfideError) -> Response:
-    content = msgspec.json.encode({"error": {"code": error.code, "message": str(error)}})
+    said = {"code": error.code, "message": str(error)}
+    if isinstance(error, KeyChanged):
+        said["key"] = error.key_id.hex()  # by which a client knows one replica from another
+    content = msgspec.json.encode({"error": said})
     status = _STATUS.get(type(error), 400)
     headers = {"cache-control": "no-store"} | ({"retry-after": "1"} if status == 429 else {})
     return Response(content, status, headers, media_type="application/json")

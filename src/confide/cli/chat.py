@@ -17,11 +17,13 @@ from confide.cli.options import (
     Ca,
     InsecureNoTls,
     Json,
-    Licence,
+    LicenceFile,
     Offline,
     Proxy,
+    Replicas,
     SimulatedRoot,
     UserPolicy,
+    licence_key,
     require_text,
 )
 from confide.disk.files import create_file
@@ -41,8 +43,12 @@ _FENCE = '"""'
 
 
 def command(
-    url: Annotated[
-        str, typer.Argument(help="https:// for a model in a trusted environment, wss:// for a layer server.")
+    urls: Annotated[
+        list[str],
+        typer.Argument(
+            help="https:// for a model in a trusted environment, several for its replicas; wss:// for a layer server.",
+            metavar="URL...",
+        ),
     ],
     policy: UserPolicy = None,
     simulated_root: SimulatedRoot = None,
@@ -50,10 +56,11 @@ def command(
         bool, typer.Option("--ra-tls", help="TLS ends inside the workload, whose certificate carries evidence.")
     ] = False,
     offline: Offline = False,
+    replicas: Replicas = None,
     shell: Annotated[
         Path | None, typer.Option(help="For a layer server: the client folder that `confide split` wrote.")
     ] = None,
-    licence: Licence = "",
+    licence_file: LicenceFile = None,
     once: Annotated[str | None, typer.Option(help="Say this, print the answer, and leave.", metavar="TEXT")] = None,
     system: Annotated[str, typer.Option(help="How the model should behave.", metavar="TEXT")] = "",
     max_tokens: Annotated[int | None, typer.Option(help="Tokens of an answer at most.", min=1)] = None,
@@ -78,12 +85,14 @@ def command(
         "ra_tls": ra_tls,
         "offline": offline,
     }
-    hybrid: dict[str, Any] = {"shell": shell, "licence": licence} if shell else {}
+    if replicas is not None:  # which a layer server has not
+        evidence["replicas"] = replicas
+    hybrid: dict[str, Any] = {"shell": shell, "licence": licence_key(licence_file)} if shell else {}
     if hybrid:
         hybrid["progress"] = not json
     if proxy is not None:  # which a model in a trusted environment does not take
         hybrid["proxy"] = proxy
-    with connect(url, **evidence, **hybrid, ca=ca, insecure_no_tls=insecure_no_tls) as session:
+    with connect(urls, **evidence, **hybrid, ca=ca, insecure_no_tls=insecure_no_tls) as session:
         chat = Chat(session, system, max_tokens)
         if json:
             output.result({"text": "".join(chat.pieces(once or "")), **describe(session)})
@@ -200,7 +209,9 @@ class Chat:
         from confide.client.enclave import EnclaveSession
 
         if isinstance(self._session, EnclaveSession):
-            show(self._session.verify())
+            self._session.verify()
+            for one in self._session.replicas:
+                show(one.result)
         output.console.print(Text(str(self._session.trust)), soft_wrap=True)
         output.console.print(headline(self._session, self._model), soft_wrap=True)
 
@@ -232,6 +243,10 @@ def headline(session: "Session", model: str = "") -> Text:
     for name in ("tee", "root", "protection", "model", "model_digest"):
         if about[name]:
             line.append(f"   {name.replace('_', ' ')} ", "dim").append(printable(about[name]))
+    if about["replicas"]["at_most"] > 1:
+        line.append("   replicas ", "dim").append(
+            "{verified} verified of at most {at_most}".format(**about["replicas"])
+        )
     return line
 
 
@@ -242,7 +257,8 @@ def describe(session: "Session", model: str = "") -> dict[str, Any]:
 
     about = {"protection": session.trust.protection, "model": model or session.model}
     if not isinstance(session, EnclaveSession):
-        return {"verified": False, "simulated": False, "tee": "", "root": "", "model_digest": "", **about}
+        nothing = {"verified": False, "simulated": False, "tee": "", "root": "", "model_digest": ""}
+        return {**nothing, **about, "replicas": {"verified": 0, "at_most": 1}}
     result = session.result
     return {
         "verified": result.trusted,
@@ -251,6 +267,7 @@ def describe(session: "Session", model: str = "") -> dict[str, Any]:
         "root": root_of(result),
         "model_digest": session.model_digest,
         **about,
+        "replicas": {"verified": len(session.replicas), "at_most": session.most_replicas},
     }
 
 

@@ -1,11 +1,10 @@
-"""Asking a workload for evidence, and what is verified of it at present."""
+"""Asking a workload for evidence, and appraising what it shows."""
 
 import secrets
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from hashlib import sha256
-from threading import Lock
 from typing import Final
 
 import httpx
@@ -17,7 +16,7 @@ from confide.attest.wire import MAX_ATTESTED_BYTES, Attested
 from confide.audit.log import is_kept, note
 from confide.client.hop import MAX_REFUSAL_BYTES, may_pass, read_bounded, refusal, sending
 from confide.client.relying_party import RelyingParty, Verified
-from confide.errors import AttestationError, AttestationRefused, ConfideError, KeyChanged, ServerBusy
+from confide.errors import AttestationError, AttestationRefused, ConfideError, ServerBusy
 from confide.net.patience import pause
 
 PATH: Final = "/attestation"
@@ -66,7 +65,7 @@ def verify_workload(
 def _appraised(party: RelyingParty, url: str, attested: Attested, nonce: str) -> Verified:
     """The verdict, which stands in the audit log, if this user keeps one, before anything follows from it."""
     try:
-        verified = party.appraise(attested, nonce, datetime.now(UTC))
+        verified = party.appraise(attested, nonce, datetime.now(UTC), url)
     except AttestationError as error:
         if is_kept():
             codes = error.checks if isinstance(error, AttestationRefused) else ()
@@ -84,38 +83,3 @@ def _appraised(party: RelyingParty, url: str, attested: Attested, nonce: str) ->
             simulated=verified.result.simulated,
         )
     return verified
-
-
-class Standing:
-    """What is verified of a workload: nothing any more once it has another key, until it is verified again."""
-
-    def __init__(self, verify: Callable[[], Verified]) -> None:
-        """Verifies it for the first time."""
-        self._verify = verify
-        self._lock = Lock()
-        self._current: Verified | None = None
-        self.last = self.renew()
-        """The last that held, for showing it; `current` is for relying on it."""
-
-    @property
-    def current(self) -> Verified:
-        """What may be relied on. KeyChanged where there is nothing."""
-        with self._lock:
-            if self._current is None:
-                raise KeyChanged("The workload is not verified any more; nothing is sent until verify() succeeds.")
-            return self._current
-
-    def renew(self) -> Verified:
-        """Verify it again. Until that has succeeded, nothing may be relied on."""
-        with self._lock:
-            self._current = None
-        verified = self._verify()
-        with self._lock:
-            self._current = self.last = verified
-        return verified
-
-    def withdraw(self, verified: Verified) -> None:
-        """Rely on this no more. A verification that came later stands."""
-        with self._lock:
-            if self._current is verified:
-                self._current = None

@@ -1,6 +1,6 @@
 """One way in to every protection: what is behind an address or a folder says which session it gets."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 from urllib.parse import urlsplit
@@ -11,7 +11,7 @@ from confide.errors import WrongMode
 from confide.extras import named_extras
 
 
-def connect(target: str | Path, **options: Unpack[ConnectOptions]) -> Session:
+def connect(target: str | Path | Sequence[str], **options: Unpack[ConnectOptions]) -> Session:
     """Open a session with a confidential model.
 
         with confide.connect("https://models.example", policy="policy.toml") as session:
@@ -19,22 +19,26 @@ def connect(target: str | Path, **options: Unpack[ConnectOptions]) -> Session:
             print(session.chat("Good morning"))
 
     target: http:// or https:// is a workload in a trusted execution environment, with the options of EnclaveSession; it
-    is appraised before anything of a prompt is sent. ws:// or wss:// is a layer server of the hybrid mode and needs
-    `shell`, the client's folder; or give the folder, with the address as `server`; its other options are those of
-    HybridModel.from_shell. What cannot be had raises, and so does an option of the other protection; no protection is
-    ever replaced by another one.
+    is appraised before anything of a prompt is sent. Several such addresses are replicas of one model. ws:// or wss://
+    is a layer server of the hybrid mode and needs `shell`, the client's folder; or give the folder, with the address as
+    `server`; its other options are those of HybridModel.from_shell. What cannot be had raises, and so does an option of
+    the other protection; no protection is ever replaced by another one.
     """
     if unknown := [name for name in options if name not in ConnectOptions.__annotations__]:
         raise TypeError(f"connect() has no option {' or '.join(unknown)}")
-    scheme = urlsplit(str(target)).scheme
-    if scheme in ("http", "https"):
+    targets = [str(target)] if isinstance(target, str | Path) else list(target)
+    schemes = {urlsplit(one).scheme for one in targets}
+    if schemes and schemes <= {"http", "https"}:
         own = _of(EnclaveOptions, options)
         from confide.client.enclave import EnclaveSession
 
-        return EnclaveSession(str(target), **own)
+        return EnclaveSession(targets, **own)
+    if len(targets) != 1:
+        raise WrongMode("Only models in trusted environments have several addresses, all of http or https; give one.")
+    (scheme,) = schemes
     is_address = scheme in ("ws", "wss")
-    shell = options.pop("shell", None) if is_address else target
-    server = str(target) if is_address else options.pop("server", None)
+    shell = options.pop("shell", None) if is_address else targets[0]
+    server = targets[0] if is_address else options.pop("server", None)
     if shell is None or server is None:
         raise WrongMode(
             "The hybrid mode needs both the client's folder (shell) and the layer server's address (server); for a "

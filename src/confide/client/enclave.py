@@ -1,6 +1,6 @@
 """A session with a model inside a trusted execution environment: verified first, and only then sent anything."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -12,12 +12,13 @@ import httpx
 from confide.attest.configuration import Configuration
 from confide.attest.policy import AnyPolicy
 from confide.attest.result import AttestationResult
-from confide.client.attested import Standing, verify_workload
+from confide.client.attested import verify_workload
 from confide.client.hop import LONG_TIMEOUT, TIMEOUT, server_address, tls_context
 from confide.client.ra_tls import AsyncAttestedTlsTransport, AttestedTlsTransport, unauthenticated_context
 from confide.client.receipts import AsyncReceiptedTransport, ReceiptedTransport, Receipts, save_receipt
-from confide.client.relying_party import RelyingParty
+from confide.client.relying_party import RelyingParty, Verified
 from confide.client.session import Pieces, Session
+from confide.client.standing import Standing
 from confide.client.transport import AsyncEncryptedTransport, EncryptedTransport
 from confide.errors import (
     WORKLOAD_CODES,
@@ -32,7 +33,7 @@ from confide.errors import (
 from confide.net.patience import asked_for
 from confide.printable import quoted
 from confide.receipts.verify import ReceiptResult
-from confide.trust.enclave import ENCRYPTED, TLS, enclave_trust
+from confide.trust.enclave import ENCRYPTED, TLS, enclave_trust, replicas_trust
 from confide.trust.statement import TrustStatement
 
 if TYPE_CHECKING:
@@ -51,14 +52,14 @@ class EnclaveSession(Session):
     Opening one verifies the workload and raises AttestationRefused where the policy does not accept it. When the
     workload says that it has another key, everything is refused with KeyChanged until `verify` succeeds. Where the
     workload's statement promises receipts, the end of an answer comes once its receipt holds: ReceiptMissing,
-    MalformedReceipt or ReceiptRefused where it does not. Nothing is sent a second time unasked: the clients of the
-    OpenAI SDK are made with max_retries=0, since a cut or changed answer is something to know about, and errors of the
-    channel come through them as they are.
+    MalformedReceipt or ReceiptRefused where it does not. To a workload without replicas nothing is sent a second time
+    unasked, and nowhere once an answer has begun: the clients of the OpenAI SDK are made with max_retries=0, since a
+    cut or changed answer is something to know about, and errors of the channel come through them as they are.
     """
 
     def __init__(
         self,
-        url: str,
+        url: str | Sequence[str],
         *,
         policy: AnyPolicy | Path | str | None = None,
         simulated_root: Path | str | None = None,
@@ -67,33 +68,48 @@ class EnclaveSession(Session):
         ra_tls: bool = False,
         insecure_no_tls: bool = False,
         offline: bool = False,
+        replicas: int = 1,
     ) -> None:
-        """url: where the workload or its gateway is. policy, simulated_root, attestation_keys, offline: see
-        RelyingParty.
+        """url: where the workload or its gateway is, or several addresses of replicas, of which the first that holds is
+        asked first. policy, simulated_root, attestation_keys, offline: see RelyingParty.
 
         ca: PEM file of the authorities to trust for TLS that ends at a gateway; the system's without. ra_tls: TLS ends
         inside the workload, and its certificate's evidence takes the place of an authority; requests then go through
         that alone, where they are otherwise encrypted to the workload's key whatever is in between.
-        insecure_no_tls: allow http beyond this machine, where requests are encrypted as everywhere.
+        insecure_no_tls: allow http beyond this machine, where requests are encrypted as everywhere. replicas: how many
+        workloads a balancer may hand requests to at each address; at most 16 in all (ValueError).
+
+        Each replica is verified under the policy before anything is encrypted to it. With more than one, a new key does
+        not stop the session: whoever has it is verified. A request that came to a replica that cannot read it, or that
+        nobody began to answer, is made anew for one that was verified; once an answer has begun it never is.
         """
-        self.url = server_address(url, insecure_no_tls=insecure_no_tls)
-        if ra_tls and urlsplit(self.url).scheme != "https":
-            raise InsecureConnection(f"{url} is not an https address, and RA-TLS is TLS; write https://host:port.")
+        given = [url] if isinstance(url, str) else list(url)
+        self.urls = tuple(dict.fromkeys(server_address(one, insecure_no_tls=insecure_no_tls) for one in given))
+        encrypted = [one for one in self.urls if urlsplit(one).scheme == "https"]
+        if ra_tls and (replicas != 1 or len(self.urls) != 1):
+            raise WrongMode(
+                "RA-TLS ends at one workload: behind a balancer the next connection, for a receipt as well, may end at "
+                "another. Give one address without replicas, or connect without ra_tls, which encrypts to each replica."
+            )
+        if ra_tls and not encrypted:
+            raise InsecureConnection(
+                f"{self.urls[0]} is not an https address, and RA-TLS is TLS; write https://host:port."
+            )
         if ra_tls and ca:
             raise WrongMode("RA-TLS trusts evidence and no authority; leave ca out, or connect without ra_tls.")
         self._party = RelyingParty.configure(policy, simulated_root, attestation_keys, offline=offline)
         self._ra_tls = ra_tls
-        self._tls = unauthenticated_context() if ra_tls else tls_context(self.url, ca)
+        self._tls = unauthenticated_context() if ra_tls else tls_context((encrypted or [""])[0], ca)
         self._receipts = Receipts(self._base_url)
         self._http = httpx.Client(verify=self._tls, timeout=TIMEOUT, trust_env=False)
         try:
-            self._standing = Standing(lambda: verify_workload(self._http, self.url, self._party))
+            self._standing = Standing(lambda one: verify_workload(self._http, one, self._party), self.urls, replicas)
         except BaseException:
             self._http.close()
             raise
 
     def __repr__(self) -> str:
-        return f"EnclaveSession({self.url!r}, {self.result.family.value})"
+        return f"EnclaveSession({', '.join(map(repr, self.urls))}, {self.result.family.value})"
 
     @property
     def result(self) -> AttestationResult:
@@ -113,10 +129,23 @@ class EnclaveSession(Session):
     @property
     def trust(self) -> TrustStatement:
         """Who can see prompt, weights and output, under which assumption."""
-        return enclave_trust(self.result, TLS if self._ra_tls else ENCRYPTED, self.configuration)
+        channel = TLS if self._ra_tls else ENCRYPTED
+        met = self._standing.replicas or (self._standing.last,)
+        each = [enclave_trust(one.result, channel, one.statement.configuration) for one in met]
+        return replicas_trust(each, self._standing.limit)
+
+    @property
+    def replicas(self) -> tuple[Verified, ...]:
+        """The workloads that are relied on, as far as they were met, each verified by itself; the last answered."""
+        return self._standing.replicas
+
+    @property
+    def most_replicas(self) -> int:
+        """How many there may be, at all addresses."""
+        return self._standing.limit
 
     def verify(self) -> AttestationResult:
-        """Verify the workload again, with a new nonce, and rely on the key that it has now.
+        """Verify the workload again, with a new nonce, and rely on the key that it has now. So too each replica.
 
         AttestationRefused where it is not trusted any more; the session then refuses everything.
         """
@@ -150,7 +179,7 @@ class EnclaveSession(Session):
         transport = (
             AttestedTlsTransport(self._party, self._standing)
             if self._ra_tls
-            else EncryptedTransport(self._http, self.url, self._standing)
+            else EncryptedTransport(self._http, self._standing)
         )
         return httpx.Client(transport=ReceiptedTransport(transport, self._receipts), timeout=LONG_TIMEOUT)
 
@@ -181,7 +210,7 @@ class EnclaveSession(Session):
         transport = (
             AsyncAttestedTlsTransport(self._party, self._standing)
             if self._ra_tls
-            else AsyncEncryptedTransport(self._async_http, self.url, self._standing)
+            else AsyncEncryptedTransport(self._async_http, self._standing)
         )
         receipted = AsyncReceiptedTransport(transport, self._receipts)
         http: Any = httpx.AsyncClient(transport=receipted, timeout=LONG_TIMEOUT)
@@ -193,7 +222,7 @@ class EnclaveSession(Session):
 
     @property
     def _base_url(self) -> str:
-        return f"{self.url if self._ra_tls else _INSIDE}/v1"
+        return f"{self.urls[0] if self._ra_tls else _INSIDE}/v1"
 
     def generate(self, text: str, **options: Any) -> str:
         """How the text goes on. options: those of the OpenAI API's completions, such as max_tokens or temperature."""

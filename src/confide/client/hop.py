@@ -3,6 +3,7 @@
 What it says with its status is turned into a typed error here, and never into an answer of the workload's.
 """
 
+import re
 import socket
 import ssl
 import time
@@ -40,12 +41,14 @@ LONG_TIMEOUT: Final = httpx.Timeout(600.0, connect=CONNECT_SECONDS)
 """For the model's answers: who waits in line for one hears nothing meanwhile."""
 MAX_REFUSAL_BYTES: Final = 64 << 10
 _BUSY: Final = (429, 503)
+_KEY_ID: Final = re.compile(r"[0-9a-f]{64}")
 _CHANNEL_ERRORS: Final[Mapping[str, tuple[type[ConfideError], str]]] = MappingProxyType(
     {
         KeyChanged.code: (
             KeyChanged,
-            "The workload has another key than the one that was verified. Nothing was answered, and nothing more is "
-            "sent until it is verified again: call verify().",
+            "The workload has another key than the one that was verified: it was restarted, or several replicas answer "
+            "here, and `replicas` says how many. Nothing was answered, and nothing more is sent until it is verified "
+            "again: call verify().",
         ),
         ChannelRefused.code: (
             ChannelRefused,
@@ -63,6 +66,7 @@ _CHANNEL_ERRORS: Final[Mapping[str, tuple[type[ConfideError], str]]] = MappingPr
 
 class _Error(msgspec.Struct, frozen=True):
     code: str
+    key: str = ""
 
 
 class _Refusal(msgspec.Struct, frozen=True):
@@ -105,11 +109,9 @@ def sending() -> Iterator[None]:
 
 @contextmanager
 def receiving() -> Iterator[None]:
-    """The same for an answer that has begun: where it ends early, it was cut."""
+    """The same for an answer that has begun: where it ends early or stops, it was cut."""
     try:
         yield
-    except httpx.TimeoutException as error:
-        raise _silent() from error
     except httpx.TransportError as error:
         raise ChannelBroken(
             "The connection broke in the middle of an answer; what came before may be incomplete. Send it again."
@@ -122,11 +124,13 @@ def refusal(status: int, body: bytes, retry_after: str | None = None) -> Confide
     retry_after: that header.
     """
     try:
-        code = msgspec.json.decode(body, type=_Refusal).error.code
+        said = msgspec.json.decode(body, type=_Refusal).error
     except (msgspec.MsgspecError, ValueError, RecursionError):
-        code = ""
-    if code in _CHANNEL_ERRORS:
-        kind, message = _CHANNEL_ERRORS[code]
+        said = _Error("")
+    if said.code in _CHANNEL_ERRORS:
+        kind, message = _CHANNEL_ERRORS[said.code]
+        if kind is KeyChanged:
+            return KeyChanged(message, bytes.fromhex(said.key) if _KEY_ID.fullmatch(said.key) else b"")
         return kind(message)
     if status in _BUSY:
         return ServerBusy(

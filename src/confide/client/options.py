@@ -16,6 +16,7 @@ class EnclaveOptions(TypedDict, total=False):
     attestation_keys: Iterable[str]
     ra_tls: bool
     offline: bool
+    replicas: int
     ca: Path | str | None
     insecure_no_tls: bool
 

@@ -14,9 +14,9 @@ from typing import cast
 import httpx
 
 from confide.attest.ra_tls import open_certificate, verify_binding
-from confide.client.attested import Standing
 from confide.client.hop import receiving, sending
 from confide.client.relying_party import RelyingParty
+from confide.client.standing import Standing
 from confide.client.transport import VERIFIED
 from confide.enclave.workload import TLS_PURPOSE
 from confide.errors import KeyChanged, WrongBinding

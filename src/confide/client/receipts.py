@@ -15,7 +15,7 @@ from confide.attest.bundle import Bundle
 from confide.audit.log import note
 from confide.client.hop import aread_bounded, read_bounded
 from confide.client.relying_party import Verified
-from confide.client.transport import VERIFIED
+from confide.client.transport import TO, VERIFIED
 from confide.disk.files import create_file
 from confide.errors import (
     ConfideError,
@@ -139,8 +139,8 @@ class Receipts:
         return exchange
 
     def question(self, exchange: Exchange, asked: httpx.Request) -> httpx.Request:
-        """How to ask for a receipt, with the patience that the question itself had."""
-        extensions = {"timeout": asked.extensions["timeout"]}
+        """How to ask the replica that answered for the receipt, with the patience that the question itself had."""
+        extensions = {"timeout": asked.extensions["timeout"], TO: exchange.verified}
         return httpx.Request("GET", f"{self._base_url}/aci/receipts/{exchange.receipt_id}", extensions=extensions)
 
     def settle(self, exchange: Exchange, fetched: tuple[int, bytes] | ConfideError) -> None:

@@ -36,7 +36,7 @@ from confide.errors import AttestationError, AttestationRefused, ChannelRefused,
 class Verified:
     """A workload that the policy accepts. collateral: what its evidence was verified with.
 
-    policy: what was asked, the nonce included.
+    policy: what was asked, the nonce included. url: where it answered.
     """
 
     key: ChannelPublicKey
@@ -45,6 +45,7 @@ class Verified:
     evidence: Evidence
     collateral: Collateral
     policy: AnyPolicy
+    url: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,10 +78,10 @@ class RelyingParty:
         roots = SimulatedRoots(dict.fromkeys(Family, root), enrolled)
         return cls(Verifier(roots), _simulated(policy), _SimulatedVendor())
 
-    def appraise(self, attested: Attested, nonce: str, now: datetime) -> Verified:
+    def appraise(self, attested: Attested, nonce: str, now: datetime, url: str = "") -> Verified:
         """AttestationRefused, with every check that failed, unless the hardware signed a statement made for this nonce.
 
-        Beyond what the policy asks for, that statement must hold a channel key.
+        Beyond what the policy asks for, that statement must hold a channel key. url: where the workload answered.
         """
         evidence, statement = attested.evidence.thaw(), attested.statement
         policy = replace(self.policy, requirements=(*self.policy.requirements, Fresh(nonce)))
@@ -97,7 +98,7 @@ class RelyingParty:
             self.source.learn(result.claims, collateral.provenance)
         if key is None or not result.trusted:
             raise refused(result)
-        return Verified(key, statement, result, evidence, collateral, policy)
+        return Verified(key, statement, result, evidence, collateral, policy, url)
 
     def freeze(self, verified: Verified) -> Bundle:
         """What was verified, and with what, to be verified again years later."""

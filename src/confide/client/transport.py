@@ -5,8 +5,9 @@ workload's one address for such requests. What comes out is the answer that the 
 frame. Statuses of the outer hop are errors here, and never answers.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
-from typing import Final
+from typing import Any, Final
 
 import httpx
 
@@ -19,13 +20,14 @@ from confide.channel.encryption import (
     ResponseHead,
     decode_head,
 )
-from confide.client.attested import Standing
 from confide.client.hop import MAX_REFUSAL_BYTES, aread_bounded, read_bounded, receiving, refusal, sending
-from confide.client.relying_party import Verified
-from confide.errors import ConfideError, KeyChanged
+from confide.client.standing import Delivery, Standing
+from confide.errors import ConfideError
 
 VERIFIED: Final = "confide_verified"
 """Among an answer's extensions: what was verified of whoever could read the question, and made this answer."""
+TO: Final = "confide_to"
+"""Among a request's extensions: the one replica, verified, that can answer it."""
 _HEADERS: Final = {"Content-Type": MEDIA_TYPE, "Accept": MEDIA_TYPE, "Accept-Encoding": "identity"}
 _OF_THE_HOP: Final = frozenset({"host", "connection", "content-length", "transfer-encoding", "accept-encoding"})
 """Compression is left out since lengths would then say something about texts."""
@@ -34,58 +36,102 @@ _OF_THE_HOP: Final = frozenset({"host", "connection", "content-length", "transfe
 class EncryptedTransport(httpx.BaseTransport):
     """For httpx.Client."""
 
-    def __init__(self, http: httpx.Client, url: str, standing: Standing) -> None:
+    def __init__(self, http: httpx.Client, standing: Standing) -> None:
         """http: for the outer hop, and still the caller's to close."""
-        self._http, self._url, self._standing = http, url + PATH, standing
+        self._http, self._standing = http, standing
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """ChannelError, ConnectionLost or ServerBusy where there is no answer of the workload's."""
-        verified = self._standing.current
-        exchange = EncryptedExchange(verified.key)
-        body = exchange.request(_head(request), request.read())
-        outer = self._http.build_request("POST", self._url, content=body, headers=_HEADERS, timeout=_timeout(request))
+        """ChannelError, ConnectionLost or ServerBusy where there is no answer of the workload's.
+
+        A request that no answer has begun to is made anew, for a replica that was verified; see Delivery.
+        """
+        delivery = Delivery(self._standing, request.extensions.get(TO))
+        content = request.read()
+        while True:
+            exchange = EncryptedExchange(delivery.verified.key)
+            body = exchange.request(_head(request), content)
+            try:
+                answer = self._sent(self._http.build_request("POST", **_outer(delivery, request), content=body))
+            except ConfideError as error:
+                delivery.failed(error)
+                continue
+            return self._begun(answer, exchange, delivery)
+
+    def _sent(self, outer: httpx.Request) -> httpx.Response:
         with sending():
             answer = self._http.send(outer, stream=True, follow_redirects=False)
+        if answer.status_code == httpx.codes.OK:
+            return answer
         try:
-            if answer.status_code != httpx.codes.OK:
-                body = read_bounded(answer, MAX_REFUSAL_BYTES)
-                raise _refused(self._standing, verified, answer, body)
+            body = read_bounded(answer, MAX_REFUSAL_BYTES)
+            raise refusal(answer.status_code, body, answer.headers.get("retry-after"))
+        finally:
+            answer.close()
+
+    def _begun(self, answer: httpx.Response, exchange: EncryptedExchange, delivery: Delivery) -> httpx.Response:
+        try:
             frames = _frames(answer, exchange.reader)
             head = decode_head(next(frames), ResponseHead)
         except BaseException:
             answer.close()
             raise
+        delivery.answered()
         return httpx.Response(
-            head.status, headers=list(head.headers), stream=_Body(frames, answer), extensions={VERIFIED: verified}
+            head.status,
+            headers=list(head.headers),
+            stream=_Body(frames, answer),
+            extensions={VERIFIED: delivery.verified},
         )
 
 
 class AsyncEncryptedTransport(httpx.AsyncBaseTransport):
     """For httpx.AsyncClient."""
 
-    def __init__(self, http: httpx.AsyncClient, url: str, standing: Standing) -> None:
+    def __init__(self, http: httpx.AsyncClient, standing: Standing) -> None:
         """http: for the outer hop, and still the caller's to close."""
-        self._http, self._url, self._standing = http, url + PATH, standing
+        self._http, self._standing = http, standing
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """ChannelError, ConnectionLost or ServerBusy where there is no answer of the workload's."""
-        verified = self._standing.current
-        exchange = EncryptedExchange(verified.key)
-        body = exchange.request(_head(request), await request.aread())
-        outer = self._http.build_request("POST", self._url, content=body, headers=_HEADERS, timeout=_timeout(request))
+        """ChannelError, ConnectionLost or ServerBusy where there is no answer of the workload's.
+
+        A request that no answer has begun to is made anew, for a replica that was verified; see Delivery.
+        """
+        delivery = Delivery(self._standing, request.extensions.get(TO))
+        content = await request.aread()
+        while True:
+            exchange = EncryptedExchange(delivery.verified.key)
+            body = exchange.request(_head(request), content)
+            try:
+                answer = await self._sent(self._http.build_request("POST", **_outer(delivery, request), content=body))
+            except ConfideError as error:
+                await asyncio.to_thread(delivery.failed, error)  # it may verify another replica
+                continue
+            return await self._begun(answer, exchange, delivery)
+
+    async def _sent(self, outer: httpx.Request) -> httpx.Response:
         with sending():
             answer = await self._http.send(outer, stream=True, follow_redirects=False)
+        if answer.status_code == httpx.codes.OK:
+            return answer
         try:
-            if answer.status_code != httpx.codes.OK:
-                body = await aread_bounded(answer, MAX_REFUSAL_BYTES)
-                raise _refused(self._standing, verified, answer, body)
+            body = await aread_bounded(answer, MAX_REFUSAL_BYTES)
+            raise refusal(answer.status_code, body, answer.headers.get("retry-after"))
+        finally:
+            await answer.aclose()
+
+    async def _begun(self, answer: httpx.Response, exchange: EncryptedExchange, delivery: Delivery) -> httpx.Response:
+        try:
             frames = _aframes(answer, exchange.reader)
             head = decode_head(await anext(frames), ResponseHead)
         except BaseException:
             await answer.aclose()
             raise
+        delivery.answered()
         return httpx.Response(
-            head.status, headers=list(head.headers), stream=_AsyncBody(frames, answer), extensions={VERIFIED: verified}
+            head.status,
+            headers=list(head.headers),
+            stream=_AsyncBody(frames, answer),
+            extensions={VERIFIED: delivery.verified},
         )
 
 
@@ -131,12 +177,10 @@ def _head(request: httpx.Request) -> RequestHead:
     return RequestHead(request.method, request.url.raw_path.decode("ascii"), headers)
 
 
-def _timeout(request: httpx.Request) -> httpx.Timeout:
-    return httpx.Timeout(**request.extensions["timeout"])
-
-
-def _refused(standing: Standing, verified: Verified, answer: httpx.Response, body: bytes) -> ConfideError:
-    error = refusal(answer.status_code, body, answer.headers.get("retry-after"))
-    if isinstance(error, KeyChanged):
-        standing.withdraw(verified)
-    return error
+def _outer(delivery: Delivery, request: httpx.Request) -> dict[str, Any]:
+    """Where to send it, how, and how long to wait."""
+    return {
+        "url": delivery.verified.url + PATH,
+        "headers": _HEADERS | ({"Connection": "close"} if delivery.anew else {}),
+        "timeout": httpx.Timeout(**request.extensions["timeout"]),
+    }

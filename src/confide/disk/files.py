@@ -5,8 +5,11 @@ import fcntl
 import os
 import stat
 import tempfile
+import time
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO, BinaryIO, Final
+
+_LOCK_PAUSE: Final = 0.01
 
 
 class FileTooLarge(OSError):
@@ -28,6 +31,17 @@ def read_private(path: Path, limit: int) -> bytes:
     with path.open("rb") as file:
         if os.fstat(file.fileno()).st_mode & (stat.S_IRWXG | stat.S_IRWXO):
             raise FileOpenToOthers(errno.EACCES, "others on this machine can reach it", str(path))
+        return _bounded(file, path, limit)
+
+
+def read_guarded(path: Path, limit: int) -> bytes:
+    """The same of a file that others may read; FileOpenToOthers where anybody but this user and root can change it."""
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        facts = os.fstat(file.fileno())
+        if facts.st_uid not in (0, os.geteuid()) or facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise FileOpenToOthers(errno.EACCES, "others on this machine can change it", str(path))
+        if not stat.S_ISREG(facts.st_mode):
+            raise OSError(errno.EINVAL, "it is no file", str(path))
         return _bounded(file, path, limit)
 
 
@@ -97,9 +111,21 @@ def open_own(path: Path, flags: int = os.O_RDONLY) -> int:
 def hold_folder(folder: Path) -> IO[str] | None:
     """A lock on a folder, held until it is closed; None where another process has it."""
     lock = (folder / "lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not lock_file(lock.fileno()):
         lock.close()
         return None
     return lock
+
+
+def lock_file(descriptor: int, seconds: float = 0.0) -> bool:
+    """Lock an open file until it is unlocked or closed; False where another process has it, and keeps it so long."""
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                return False
+            time.sleep(_LOCK_PAUSE)
+        else:
+            return True

@@ -29,6 +29,11 @@ class KeyChanged(ChannelError):
 
     code = "key-changed"
 
+    def __init__(self, message: str, key_id: bytes = b"") -> None:
+        """key_id: of the key that it has now, by the word of whoever answered; empty where that is not said."""
+        super().__init__(message)
+        self.key_id = key_id
+
 
 class GatewayError(ChannelError):
     """Something before the workload answered in its place: a proxy, a login page, another server."""
@@ -125,7 +130,7 @@ class NonceRefused(ConfideError):
 
 
 class AuditLogInUse(ConfideError):
-    """Another process writes an audit log."""
+    """Another process keeps an audit log locked, or there is one already."""
 
     code = "audit-log-in-use"
 

@@ -12,12 +12,12 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from confide.enclave.api.failures import Outlet
 from confide.enclave.api.openai import json_response
 from confide.enclave.api.problems import HANDLERS, problem_response
-from confide.errors import RequestRefused, UnknownModel, UnknownReceipt
+from confide.errors import PASSING, AttestationRefused, KeyChanged, RequestRefused, UnknownModel, UnknownReceipt
 from confide.net.body import Bodies
 from confide.proxy.backend import Backend, Question, State
 from confide.proxy.page.page import page_routes
@@ -25,6 +25,8 @@ from confide.proxy.page.page import page_routes
 MAX_BODY_BYTES: Final = 8 << 20
 _BODY_SECONDS: Final = 30.0
 _BODIES_BYTES: Final = 64 << 20
+_NOT_BEGUN: Final = (*PASSING, AttestationRefused, KeyChanged)
+"""Errors that only come before an answer has begun: another backend may be asked the same."""
 
 
 class ProxyApp:
@@ -109,7 +111,22 @@ class ProxyApp:
     def _names(self) -> list[str]:
         return list(dict.fromkeys(name for backend in self._backends for name in backend.models))
 
-    async def choose(self, name: str) -> Backend:
+    async def begin(self, question: Question, name: str, scope: Scope, receive: Receive) -> ASGIApp:
+        """An answer of a backend of this name. While none has begun, the next one that is ready is asked instead."""
+        tried: list[Backend] = []
+        backend = await self._choose(name)
+        while True:
+            try:
+                return await backend.begin(question, scope, receive)
+            except _NOT_BEGUN:
+                tried.append(backend)
+                others = (one for one in self._backends if name in one.models and one.state is State.READY)
+                other = next((one for one in others if one not in tried), None)
+                if other is None:
+                    raise
+                backend = other
+
+    async def _choose(self, name: str) -> Backend:
         """A backend that answers to this name and is ready; the first one listed that is."""
         if not any(name in backend.models for backend in self._backends):
             # What a backend serves under names of its own is known once it is verified.
@@ -145,9 +162,9 @@ class _Endpoint:
         name = fields.get("model")
         if not isinstance(name, str):
             raise RequestRefused("A question names its model; /v1/models lists them.", "model")
-        backend = await self._proxy.choose(name)
         question = Question("/" + scope["path"].removeprefix("/v1/"), body, fields)
-        await backend.answer(question, scope, receive, send)
+        answer = await self._proxy.begin(question, name, scope, receive)
+        await answer(scope, receive, send)
 
 
 def _fields(body: bytes) -> dict[str, Any]:

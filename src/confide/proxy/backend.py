@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope
 
 from confide.errors import PASSING, REFUSING, ChannelBroken, ConfideError, KeyChanged, ServerBusy, ServerFault
 from confide.proxy.receipts import ReceiptShelf
@@ -65,8 +65,11 @@ class Backend(ABC):
         """What was verified, and who can see what, for people."""
 
     @abstractmethod
-    async def answer(self, question: Question, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a question, once `ready` has returned."""
+    async def begin(self, question: Question, scope: Scope, receive: Receive) -> ASGIApp:
+        """Have a question answered, once `ready` has returned; gives what sends the answer.
+
+        What is raised is raised before an answer has begun: another backend may be asked then, and never later.
+        """
 
     @abstractmethod
     async def verify(self) -> None:

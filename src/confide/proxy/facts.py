@@ -10,19 +10,23 @@ from confide.attest.configuration import Configuration
 from confide.attest.explain import verdict
 from confide.attest.policy import AnyPolicy
 from confide.attest.policy_words import asked, left_open
-from confide.client.relying_party import Verified
+from confide.client.standing import Standing
 from confide.printable import printable
 from confide.rlwe.parameters import ANSWER_BITS
-from confide.trust.enclave import ENCRYPTED, enclave_trust, root_of
+from confide.trust.enclave import ENCRYPTED, enclave_trust, replicas_trust, root_of
 
 if TYPE_CHECKING:
     from confide.hybrid.model import HybridModel
 
 
-def enclave_facts(verified: Verified, policy: AnyPolicy) -> dict[str, Any]:
-    """Of a workload that was appraised under a policy. age_seconds: since then, by this machine's clock."""
+def enclave_facts(standing: Standing, policy: AnyPolicy) -> dict[str, Any]:
+    """Of a workload that was appraised under a policy, the last one of several. age_seconds: since then, by this
+    machine's clock. replicas: those that are relied on, who answered last at the end, and why others are not.
+    """
+    verified = standing.last
     result, statement = verified.result, verified.statement
-    trust = enclave_trust(result, ENCRYPTED, statement.configuration)
+    met = standing.replicas or (verified,)
+    each = [enclave_trust(one.result, ENCRYPTED, one.statement.configuration) for one in met]
     members = result.claims.everyone() if result.claims else ()
     return {
         "family": result.family.value,
@@ -53,7 +57,20 @@ def enclave_facts(verified: Verified, policy: AnyPolicy) -> dict[str, Any]:
             "leaves_open": [printable(sentence) for sentence in left_open(policy)],
             "exceptions": [printable(sentence) for sentence in result.exceptions],
         },
-        "trust": str(trust),
+        "trust": str(replicas_trust(each, standing.limit)),
+        "replicas": {
+            "at_most": standing.limit,
+            "verified": [
+                {
+                    "channel_key": one.key.id.hex(),
+                    "family": one.result.family.value,
+                    "verified_at": one.result.at.astimezone(UTC).isoformat(timespec="seconds"),
+                    "model_digest": printable(one.statement.model_digest),
+                }
+                for one in standing.replicas
+            ],
+            "refused": [printable(str(error)) for error in standing.problems],
+        },
         "runs": _runs(statement.configuration),
     }
 

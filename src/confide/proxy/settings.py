@@ -8,8 +8,10 @@ import msgspec
 from msgspec import Meta
 
 from confide.client.options import HybridOptions
+from confide.client.standing import MAX_REPLICAS
 from confide.disk.files import read_bounded
 from confide.disk.home import home
+from confide.disk.secrets import read_secret
 from confide.errors import InvalidSettings
 from confide.net.http_proxy import HttpProxy
 from confide.proxy.backend import Backend
@@ -35,6 +37,7 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, ren
     policy: _Text | None = None
     simulated_root: _Text | None = None
     offline: bool = False
+    replicas: Annotated[int, Meta(ge=1, le=MAX_REPLICAS)] | None = None
     shell: _Text | None = None
     server: _Text | None = None
     owner: _Text | None = None
@@ -65,6 +68,8 @@ def read_settings(path: Path) -> list[ModelSettings]:
         models = msgspec.toml.decode(content, type=_Document).model
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise InvalidSettings(f"{path} cannot be understood: {str(error)[:300]}. Correct that place.") from None
+    if any(model.insecure_no_tls for model in models):
+        raise InvalidSettings(f"{path} has insecure-no-tls, which is only ever a flag; give --insecure-no-tls instead.")
     base = path.resolve().parent
     return [_placed(model, base) for model in models]
 
@@ -106,7 +111,12 @@ def _backend(model: ModelSettings, licence: str) -> Backend:
         "proxy": model.proxy,
         "patience": model.patience is not None,
     }
-    of_enclave = {"policy": model.policy, "simulated-root": model.simulated_root, "offline": model.offline}
+    of_enclave = {
+        "policy": model.policy,
+        "simulated-root": model.simulated_root,
+        "offline": model.offline,
+        "replicas": model.replicas,
+    }
     if model.url is not None:
         _require_none(of_hybrid, "a url is a model in a trusted environment")
         address = WorkloadAddress(
@@ -116,6 +126,7 @@ def _backend(model: ModelSettings, licence: str) -> Backend:
             ca=model.ca,
             offline=model.offline,
             insecure_no_tls=model.insecure_no_tls,
+            replicas=model.replicas or 1,
         )
         return WorkloadBackend(model.name, address, AGAIN_SECONDS)
     if model.shell is None or model.server is None:
@@ -139,7 +150,4 @@ def _require_none(foreign: Mapping[str, object], because: str) -> None:
 def _licence(model: ModelSettings, otherwise: str) -> str:
     if model.licence_file is None:
         return otherwise
-    try:
-        return Path(model.licence_file).read_text(encoding="ascii").strip()[:4096]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidSettings(f"{model.licence_file} is no file with a licence key; ask the model's owner.") from error
+    return read_secret(Path(model.licence_file))

@@ -137,9 +137,10 @@ class ShellBackend(Backend):
             hybrid.close()
             raise
 
-    async def answer(self, question: Question, scope: Scope, receive: Receive, send: Send) -> None:
-        """By the API's own endpoints."""
-        if self._app is None:
+    async def begin(self, question: Question, scope: Scope, receive: Receive) -> ASGIApp:
+        """By the API's own endpoints, which answer what goes wrong as well: tokens may be spent by then."""
+        app = self._app
+        if app is None:
             raise WrongMode("The shell is not open; try again in a moment.")
         body: list[Message] = [{"type": "http.request", "body": question.body, "more_body": False}]
 
@@ -148,8 +149,12 @@ class ShellBackend(Backend):
 
         path = f"/v1{question.path}"
         inner = {**scope, "path": path, "raw_path": path.encode(), "root_path": "", "app": None}
-        GENERATIONS.set([])
-        await self._app(inner, again, send)
+
+        async def answer(_scope: Scope, _receive: Receive, send: Send) -> None:
+            GENERATIONS.set([])
+            await app(inner, again, send)
+
+        return answer
 
     async def close(self) -> None:
         """Close the connection to the layer server."""

@@ -11,12 +11,13 @@ import httpx
 import msgspec
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from confide.client.attested import Standing, verify_workload
+from confide.client.attested import verify_workload
 from confide.client.hop import TIMEOUT, server_address, tls_context
 from confide.client.receipts import EXCHANGE, AsyncReceiptedTransport, Exchange, Receipts, grounds_of
-from confide.client.relying_party import RelyingParty
+from confide.client.relying_party import RelyingParty, Verified
+from confide.client.standing import MAX_REPLICAS, Standing
 from confide.client.transport import AsyncEncryptedTransport
 from confide.enclave.api.answer import while_connected
 from confide.enclave.api.events import event
@@ -31,7 +32,8 @@ _INSIDE: Final = "http://workload.invalid/v1"
 """Stands for the workload above the encrypted channel; the name is never looked up."""
 _MAX_MODELS_BYTES: Final = 1 << 20
 _HANDED_ON: Final = ("content-type", "cache-control", "retry-after")
-_READ_SECONDS: Final = 600.0
+READ_SECONDS: Final = 600.0
+"""How long an answer may give nothing: who waits in line for one hears nothing meanwhile."""
 _log = logging.getLogger(__name__)
 
 
@@ -45,6 +47,7 @@ class WorkloadAddress:
     ca: Path | str | None = None
     offline: bool = False
     insecure_no_tls: bool = False
+    replicas: int = 1
 
 
 class _Model(msgspec.Struct, frozen=True):
@@ -65,12 +68,13 @@ class WorkloadBackend(Backend):
         super().__init__(name, again_seconds)
         self.address = address
         self._receipts = Receipts(_INSIDE, self._settled_receipt)
-        self._wrong: tuple[str, ConfideError] | None = None
+        self._wrong: dict[str, ConfideError] = {}
+        """What was wrong with receipts, by the keyset of whoever signed them."""
         self._url = server_address(address.url, insecure_no_tls=address.insecure_no_tls)
         self._party = RelyingParty.configure(address.policy, address.simulated_root, offline=address.offline)
         tls = tls_context(self._url, address.ca)
         self._evidence_http = httpx.Client(verify=tls, timeout=TIMEOUT, trust_env=False)
-        timeout = httpx.Timeout(TIMEOUT.connect, read=_READ_SECONDS)
+        timeout = httpx.Timeout(TIMEOUT.connect, read=READ_SECONDS)
         self._outer_http = httpx.AsyncClient(verify=tls, timeout=timeout, trust_env=False)
         self._standing: Standing | None = None
         self._http: httpx.AsyncClient | None = None
@@ -88,23 +92,25 @@ class WorkloadBackend(Backend):
             return found
         verified = self._standing.last
         receipts = {"promised": grounds_of(verified).keyset is not None, **self.receipts.describe()}
-        return found | enclave_facts(verified, self._party.policy) | {"receipts": receipts}
+        return found | enclave_facts(self._standing, self._party.policy) | {"receipts": receipts}
 
     async def verify(self) -> None:
         if self._standing is None:
-            self._standing = await asyncio.to_thread(
-                Standing, lambda: verify_workload(self._evidence_http, self._url, self._party)
-            )
-            transport = AsyncEncryptedTransport(self._outer_http, self._url, self._standing)
+            self._standing = await asyncio.to_thread(Standing, self._appraised, [self._url], self.address.replicas)
+            transport = AsyncEncryptedTransport(self._outer_http, self._standing)
             receipted = AsyncReceiptedTransport(transport, self._receipts)
             self._http = httpx.AsyncClient(transport=receipted, timeout=self._outer_http.timeout)
         else:
             await asyncio.to_thread(self._standing.renew)
-        keyset = grounds_of(self._standing.current).keyset
-        if self._wrong is not None and keyset is not None and keyset.digest == self._wrong[0]:
-            raise self._wrong[1]
-        self._wrong = None
         await self.look()
+
+    def _appraised(self, url: str) -> Verified:
+        """Whichever replica the balancer picks; not one that signed a wrong receipt, while it has the same keys."""
+        verified = verify_workload(self._evidence_http, url, self._party)
+        keyset = grounds_of(verified).keyset
+        if keyset is not None and keyset.digest in self._wrong:
+            raise self._wrong[keyset.digest]
+        return verified
 
     async def look(self) -> None:
         """By asking for its models, through the channel to the key that was verified."""
@@ -120,7 +126,9 @@ class WorkloadBackend(Backend):
         self.receipts.put_problem(exchange.receipt_id, error)
         _log.warning("An answer of %s was kept back: %s", self.address.url, error)
         if is_wrong(error) and keyset is not None:
-            self._wrong = keyset.digest, error
+            self._wrong[keyset.digest] = error
+            while len(self._wrong) > MAX_REPLICAS:
+                del self._wrong[next(iter(self._wrong))]
             self.refuse(error)
 
     async def _names(self) -> tuple[str, ...]:
@@ -138,7 +146,7 @@ class WorkloadBackend(Backend):
             raise ProtocolError("The workload serves no model; ask its operator.")
         return names
 
-    async def answer(self, question: Question, scope: Scope, receive: Receive, send: Send) -> None:
+    async def begin(self, question: Question, scope: Scope, receive: Receive) -> ASGIApp:
         """As the workload answers it. One that has another key by now answered nothing: it is verified, and asked."""
         path, body = question.path, question.body
         if self.name:
@@ -147,7 +155,7 @@ class WorkloadBackend(Backend):
         headers = {name: response.headers[name] for name in _HANDED_ON if name in response.headers}
         if EXCHANGE in response.extensions:  # without one, an id is of a receipt that nobody could check
             headers[HEADER] = response.extensions[EXCHANGE].receipt_id
-        await _Streamed(response, headers, self.failed, f"/v1{path}")(scope, receive, send)
+        return _Streamed(response, headers, self.failed, f"/v1{path}")
 
     def failed(self, error: ConfideError) -> None:
         """As of every backend. A missing receipt may be an accident; `_settled_receipt` has heard of wrong ones."""

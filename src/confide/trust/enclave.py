@@ -1,7 +1,7 @@
 """The trust statement of a workload in a trusted execution environment, from what was checked of it."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
@@ -51,6 +51,34 @@ def enclave_trust(
         "hidden from the machine's owner as well if they were sealed for this workload, which evidence does not say",
     )
     return TrustStatement("enclave", mine, weights, mine, (*_leaks(result), *_of_what_runs(configuration)))
+
+
+def replicas_trust(each: Sequence[TrustStatement], limit: int) -> TrustStatement:
+    """Of a model with up to `limit` replicas, any of which may answer. each: of those that were verified, at least one.
+
+    Who can see something of any of them can see it, and all that they rest on has to hold.
+    """
+    if limit == 1:
+        return each[0]
+    who = (
+        f"which of up to {limit} replicas answers, which networks and balancers pick; {len(each)} were verified so "
+        "far, each by itself, and nothing is encrypted to any other"
+    )
+    leaks = dict.fromkeys(leak for one in each for leak in one.leaks)
+    return TrustStatement(
+        each[0].protection,
+        _of_any([one.prompt for one in each]),
+        _of_any([one.weights for one in each]),
+        _of_any([one.output for one in each]),
+        (*leaks, who),
+    )
+
+
+def _of_any(each: Sequence[Exposure]) -> Exposure:
+    readers = dict.fromkeys(name for one in each for name in one.seen_by)
+    hidden = [name for name in each[0].hidden_from if all(name in one.hidden_from for one in each)]
+    assumptions = dict.fromkeys(one.assumption for one in each)
+    return Exposure(tuple(readers), tuple(hidden), "; and ".join(assumptions))
 
 
 def root_of(result: AttestationResult) -> str:

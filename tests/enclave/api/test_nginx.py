@@ -2,9 +2,6 @@
 
 import base64
 import json
-import shutil
-import socket
-import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,9 +19,9 @@ from confide.net.tls import client_context, make_certificates
 
 from ..encrypted_client import asking, attested_key
 from ..fake_engine import FakeEngine
+from ..nginx import nginx
 from ..serving import Relay, eventually, serving
 
-NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 SECRET = "xyzzy"
 PROMPT = f"the word is {SECRET} " * 5
 CONFIGURATION = """
@@ -74,30 +71,13 @@ class Proxied:
 
 @pytest.fixture
 def proxied(tmp_path: Path) -> Iterator[Proxied]:
-    if NGINX is None:
-        pytest.skip("nginx is not installed; `make system-deps` installs it.")
     tee, engine, folder = SimulatedTee.create(tmp_path / "tee"), FakeEngine(), tmp_path / "nginx"
     ca, _, _ = make_certificates([]).write(folder)
     with serving(public_app(Workload(tee, tee.collateral), Serving(engine))) as url:
-        with Relay(urlsplit(url).port or 0) as relay, socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-            free.close()
-            (folder / "nginx.conf").write_text(CONFIGURATION.format(folder=folder, port=port, target=relay.port))
-            command = [NGINX, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", str(folder / "error.log")]
-            process = subprocess.Popen(command)
-            try:
-                eventually(lambda: process.poll() is not None or listens(port))
-                address = f"https://127.0.0.1:{port}"
-                with httpx.Client(base_url=address, verify=client_context(ca)) as client:
-                    yield Proxied(client, tee, engine, relay, folder)
-            finally:
-                process.terminate()
-                process.wait(10)
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as attempt:
-        return attempt.connect_ex(("127.0.0.1", port)) == 0
+        with Relay(urlsplit(url).port or 0) as relay, nginx(folder, CONFIGURATION, target=relay.port) as port:
+            address = f"https://127.0.0.1:{port}"
+            with httpx.Client(base_url=address, verify=client_context(ca)) as client:
+                yield Proxied(client, tee, engine, relay, folder)
 
 
 def test_a_proxy_sees_nothing(proxied: Proxied) -> None:

@@ -99,7 +99,9 @@ def test_an_old_request_is_refused() -> None:
 def test_another_key_is_told() -> None:
     codes: list[str] = []
     sent = EncryptedExchange(ChannelKey().public).request(HEAD)
-    refused(post(channel(on_refusal=codes.append), sent), 409, "key-changed")
+    response = post(channel(on_refusal=codes.append), sent)
+    refused(response, 409, "key-changed")
+    assert response.json()["error"]["key"] == KEY.public.id.hex()
     assert codes == ["key-changed"]
 
 

@@ -381,7 +381,7 @@ def test_a_changed_policy_counts_at_once_and_is_in_the_log_before_what_it_decide
     assert [entry.event for entry in entries] == ["released", "changed", "refused"]
     assert entries[1] == changed
     assert (entries[0].policy, entries[2].policy) == (changed.replaced, changed.policy)
-    scene.broker.log.take_left()
+    scene.broker.log.take_left(NOW)
     assert len(list(LogReader(scene.folder / LOG_NAME))) == 3  # once
     kept = scene.store.get(KEY.id)
     assert (kept.key, kept.conditions.model_digest, kept.conditions.policy) == (KEY, before.model_digest, stricter)

@@ -1,9 +1,14 @@
 """The log: whatever is done to a line is found, and what a crash leaves is told from it."""
 
 import errno
+import fcntl
 import hashlib
+import multiprocessing
 import os
+import signal
+from collections.abc import Callable
 from datetime import timedelta
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import msgspec
@@ -142,11 +147,86 @@ def test_a_damaged_log_is_not_written_to(whole: list[bytes], path: Path) -> None
     AuditLog(path.parent, NOW).close()  # nothing holds the folder any more
 
 
-def test_one_process_at_a_time(tmp_path: Path) -> None:
+def test_two_that_write_one_log_follow_each_other(tmp_path: Path) -> None:
+    first, second = AuditLog(tmp_path, NOW), AuditLog(tmp_path, NOW)
+    for number, log in enumerate([first, first, second, first, second, second]):
+        log.append(entry(number))
+        assert verify(tmp_path / LOG_NAME).head == log.head
+    assert [line.entry for line in LogReader(tmp_path / LOG_NAME)] == [entry(number) for number in range(6)]
+    first.close()
+    second.close()
+
+
+@pytest.mark.parametrize("count", [20, pytest.param(1000, marks=pytest.mark.slow)])
+def test_two_processes_write_one_chain(tmp_path: Path, count: int) -> None:
+    """At once, and each its own in order."""
+    together = multiprocessing.get_context("fork").Barrier(2)
+    processes = [writing(tmp_path, first, count, wait=together.wait) for first in (0, 5000)]
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    numbers = [int(line.entry.key, 16) for line in LogReader(tmp_path / LOG_NAME)]
+    assert [number for number in numbers if number < 5000] == list(range(count))
+    assert [number for number in numbers if number >= 5000] == list(range(5000, 5000 + count))
+
+
+@pytest.mark.parametrize("dies", ["write", "fsync"])
+def test_one_that_is_killed_while_it_writes_loses_nothing_that_was_answered(tmp_path: Path, dies: str) -> None:
+    other = AuditLog(tmp_path, NOW)
+    other.append(entry(50))
+    killed = writing(tmp_path, 0, 3, dies)
+    killed.join(60)
+    assert killed.exitcode == -signal.SIGKILL
+    other.append(entry(51))  # by a process that ran all the while
+    other.close()
+    left = entry(3) if dies == "fsync" else Entry(entry(51).at, "recovered", recovered=10)
+    entries = [line.entry for line in LogReader(tmp_path / LOG_NAME)]
+    assert entries == [entry(50), *map(entry, range(3)), left, entry(51)]
+    verify(tmp_path / LOG_NAME, other.head)
+
+
+def writing(
+    folder: Path, first: int, count: int, dies: str = "", wait: Callable[[], object] = lambda: None
+) -> BaseProcess:
+    """A process that writes entries from a number on, once `wait` returns.
+
+    dies: at which call it is killed, at one entry more. A `write` has written ten bytes by then, and before an `fsync`
+    all are written.
+    """
+
+    def write() -> None:
+        log, real = AuditLog(folder, NOW), os.write
+        wait()
+        for number in range(first, first + count):
+            log.append(entry(number))
+
+        def die(file: int, data: bytes = b"") -> None:
+            real(file, data[:10])
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        if dies:
+            setattr(os, dies, die)
+            log.append(entry(first + count))
+
+    process = multiprocessing.get_context("fork").Process(target=write)
+    process.start()
+    return process
+
+
+def test_a_log_that_another_process_does_not_let_go_of_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     log = AuditLog(tmp_path, NOW)
-    with pytest.raises(AuditLogInUse):
-        AuditLog(tmp_path, NOW)
+    monkeypatch.setattr("confide.broker.log.LOCK_SECONDS", 0.05)
+    with (tmp_path / LOG_NAME).open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(AuditLogInUse, match="find it"):
+            log.append(entry(1))
+        with pytest.raises(AuditLogInUse):
+            AuditLog(tmp_path, NOW)
+    log.append(entry(2))
     log.close()
+    assert [line.entry for line in LogReader(tmp_path / LOG_NAME)] == [entry(2)]
 
 
 @pytest.mark.parametrize("failing", ["write", "fsync"])
@@ -168,7 +248,7 @@ def test_a_full_disk_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [line.entry for line in LogReader(tmp_path / LOG_NAME)] == [entry(1), entry(3)]
 
 
-@pytest.mark.parametrize("how", ["removed", "appended", "replaced"])
+@pytest.mark.parametrize("how", ["removed", "appended", "replaced", "cut"])
 def test_a_log_that_is_meddled_with_takes_no_more(tmp_path: Path, how: str) -> None:
     log, path = AuditLog(tmp_path, NOW), tmp_path / LOG_NAME
     log.append(entry(1))
@@ -178,11 +258,14 @@ def test_a_log_that_is_meddled_with_takes_no_more(tmp_path: Path, how: str) -> N
             path.unlink()
         case "appended":
             path.write_bytes(content + content)
+        case "cut":
+            path.write_bytes(content[:-10])
         case _:
             path.unlink()
             path.write_bytes(content)
-    with pytest.raises(AuditLogCorrupted, match="start again"):
-        log.append(entry(2))
+    for _ in range(2):
+        with pytest.raises(AuditLogCorrupted, match="Line 2 of" if how == "appended" else "start again"):
+            log.append(entry(2))
     log.close()
 
 

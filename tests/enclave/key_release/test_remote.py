@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -102,6 +103,28 @@ def test_over_loopback_and_after_a_kill(
     printed = capfd.readouterr()
     assert KEY.raw.hex() not in printed.out + printed.err
     assert "POST" not in printed.out + printed.err  # no access log
+
+
+@pytest.mark.slow  # test_log.py has two processes that write one log, without brokers around them
+def test_two_brokers_for_one_log_of_which_one_is_killed(
+    tmp_path: Path, tee: SimulatedTee, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("confide.broker.store.SCRYPT_COST", SCRYPT_COST)  # as the processes have it
+    folder = tmp_path / "keys"
+    KeyStore.create(folder, PASSPHRASE).add(KEY, simulated(tee), NOW)
+    workloads = [Workload(tee, tee.collateral, model_digest=MODEL) for _ in range(2)]
+    with serving(folder) as (broker, first), serving(folder) as (_, second), ThreadPoolExecutor() as pool:
+        until_killed = pool.submit(fetch_until_lost, first, workloads[0])
+        for count in range(60):
+            assert fetch_key(second, KEY.id, workloads[1], attempts=1) == KEY
+            if count == 30:
+                broker.kill()
+        released = 60 + until_killed.result(60)
+    entries = [line.entry for line in LogReader(folder / LOG_NAME)]
+    assert len({entry.nonce for entry in entries if entry.event == "released"}) in (released, released + 1)
+    assert {entry.event for entry in entries} <= {"released", "recovered"}
+    assert released > 60
+    verify(folder / LOG_NAME)
 
 
 # -- retries, with a broker that says what it is told ------------------------------------------------------------

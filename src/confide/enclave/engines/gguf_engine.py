@@ -349,6 +349,11 @@ def _read_facts(path: Path) -> tuple[str, int, str, int]:
     return architecture, context, file_type.name.removeprefix("MOSTLY_").removeprefix("ALL_").lower(), cache
 
 
+def context_bytes(path: Path) -> int:
+    """Of a GGUF file, what a token of context takes in memory. EngineError where it is no language model's."""
+    return _read_facts(path)[3]
+
+
 def _number(fields: Mapping[str, Any], name: str) -> int | None:
     """A number of the metadata; of an array, one for each layer, the largest."""
     if name not in fields:

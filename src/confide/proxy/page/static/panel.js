@@ -67,8 +67,14 @@ export function linesOf({ all, chosen }, since) {
   if (stands && chosen.mode === "enclave") addEnclave(add, chosen, since);
   if (stands && chosen.mode === "hybrid") addHybrid(add, chosen);
   const ready = all.filter((one) => one.state === "ready").length;
-  add("replicas", all.length === 1 ? "None: one server" : `${ready} of ${all.length} ready`,
-    all.map((one) => [one.url, one.reason ? `${one.state}: ${one.reason}` : one.state]));
+  const behind = stands && chosen.replicas?.at_most > 1 ? chosen.replicas : null;
+  const met = behind && `${behind.verified.length} of at most ${behind.at_most} verified`;
+  const alone = behind ? null : "None: one server";
+  add("replicas", [all.length === 1 ? alone : `${ready} of ${all.length} ready`, met].filter(Boolean).join("; "), [
+    ...all.map((one) => [one.url, one.reason ? `${one.state}: ${one.reason}` : one.state]),
+    ...(behind?.verified ?? []).map((one) => ["Verified", `key ${short(one.channel_key)}, at ${one.verified_at}`]),
+    ...(behind?.refused ?? []).map((one) => ["Refused", one]),
+  ]);
   add("server", chosen.url);
   if (stands && chosen.trust) add("trust", "In full", chosen.trust.split("\n").map(split));
   return lines;

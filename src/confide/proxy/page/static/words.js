@@ -39,8 +39,9 @@ export const LINES = {
   }],
   age: ["Evidence", "How long ago the workload was last verified. The proxy verifies it again every ten minutes, and at " +
     "once when its key changes."],
-  replicas: ["Replicas", "Servers that answer to this name. Each is verified by itself; the first one that is ready " +
-    "answers."],
+  replicas: ["Replicas", "Servers that answer to this name, and those behind a balancer at one address. Each is verified " +
+    "by itself before anything is encrypted to it. The first address that is ready answers; if it does not begin to, the " +
+    "next one is asked."],
   runs: ["Also stated", "What else the measured code says of itself: whether it can open connections to elsewhere, and " +
     "whether it computed known answers rightly."],
   trust: ["Who sees what", "The whole of it: who can see the prompt, the weights and the answer, and what that rests on."],
