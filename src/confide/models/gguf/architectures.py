@@ -61,14 +61,21 @@ class Architecture:
             add(writer, getattr(config, name))
         self.describe(writer, config)
 
-    def tensors(self, model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-        """Names and values for the file. A head that is tied to the embedding is not repeated."""
-        names = get_tensor_name_map(self.arch, model.config.num_hidden_layers)
-        yield from self.added(model).items()
-        for name, parameter in model.named_parameters():  # tied ones come once
-            if (known := names.get_name(name, try_suffixes=(".weight", ".bias"))) is None:
+    def names(self, model: PreTrainedModel) -> dict[str, str]:
+        """What the file calls each parameter. A head that is tied to the embedding is not repeated."""
+        known = get_tensor_name_map(self.arch, model.config.num_hidden_layers)
+        names = {}
+        for name, _ in model.named_parameters():  # tied ones come once
+            if (found := known.get_name(name, try_suffixes=(".weight", ".bias"))) is None:
                 raise ModelNotSupported(f"llama.cpp has no place for {name}; use a model of the stock architecture.")
-            yield known, self.convert(name, parameter.detach(), model.config)
+            names[name] = found
+        return names
+
+    def tensors(self, model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+        """Names and values for the file."""
+        yield from self.added(model).items()
+        for name, known in self.names(model).items():
+            yield known, self.convert(name, model.get_parameter(name).detach(), model.config)
 
 
 def find_architecture(config: PreTrainedConfig) -> Architecture:
