@@ -108,7 +108,7 @@ def test_sizes_are_those_of_the_types(files: Callable[[GgufType], GgufSummary]) 
         assert summary.parameters == blocks + embedding + positions + vectors
         overheads.add(round((summary.size - payload) / 1024))
     assert len(overheads) == 1
-    assert 0 < overheads.pop() < 200
+    assert 0 < overheads.pop() < 300
 
 
 def test_metadata_says_what_is_inside(files: Callable[[GgufType], GgufSummary]) -> None:
@@ -276,8 +276,8 @@ def test_what_llama_cpp_computes_otherwise_is_refused(tmp_path: Path) -> None:
 
 
 def test_unknown_architectures_and_models_without_tokenizer_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "mpt"}')
-    with pytest.raises(ModelNotSupported, match="mpt"):
+    (tmp_path / "config.json").write_text('{"model_type": "bloom"}')
+    with pytest.raises(ModelNotSupported, match="bloom"):
         write_gguf(open_model(str(tmp_path)), tmp_path / "model.gguf", GgufType.F16)
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     with pytest.raises(ModelNotSupported, match="tokenizer"):

@@ -19,7 +19,7 @@ from confide.models.gguf.architectures import Architecture, find_architecture
 from confide.models.gguf.ggml import Floats, quantize_blocks
 from confide.models.gguf.mixture import WHOLE, Mixture, is_matrix
 from confide.models.gguf.types import GgufType
-from confide.models.gguf.vocabulary import write_ends, write_vocabulary
+from confide.models.gguf.vocabulary import name_for, write_ends, write_vocabulary
 from confide.models.linear import named_linear
 from confide.models.source import Source
 
@@ -66,12 +66,12 @@ def write_gguf(
         )
     architecture = find_architecture(source.config)
     writer = GGUFWriter(None, MODEL_ARCH_NAMES[architecture.arch])
-    writer.add_name(Path(source.name).name)
+    tokenizer = source.load_tokenizer()
+    writer.add_name(name_for(tokenizer, Path(source.name).name))
     writer.add_file_type(LlamaFileType[f"MOSTLY_{type.name}"])
     if type not in WHOLE:
         writer.add_quantization_version(GGML_QUANT_VERSION)
     architecture.write_facts(writer, source.config)
-    tokenizer = source.load_tokenizer()
     write_vocabulary(writer, tokenizer, source.config.vocab_size)
     model = source.load_model()
     write_ends(writer, end_tokens(model, tokenizer))
