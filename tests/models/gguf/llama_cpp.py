@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import xllamacpp.xllamacpp
+import xllamacpp
 
 
 class _Parameters(ctypes.Structure):

@@ -118,7 +118,7 @@ def sampled(file: Path, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, An
         return False
 
     with mock.patch.object(xllamacpp, "Server", caught):
-        engine = GgufEngine(file, "model", threads=1, parallel=1, tokenizer=tokenizer)
+        engine = GgufEngine(file, "model", threads=1, parallel=1)
     servers[0].handle_completions(request, deliver)
     asyncio.run(engine.close())
     return entries

@@ -1,5 +1,6 @@
 """Tokenizers of every family: llama.cpp makes the same tokens of a text as transformers."""
 
+import asyncio
 import json
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -14,7 +15,8 @@ from tests.models.gguf.llama_cpp import LlamaTokenizer, tokenizer_of
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from confide.errors import ModelNotSupported
+from confide.enclave.engines.gguf_engine import GgufEngine
+from confide.errors import EngineError, ModelNotSupported
 from confide.models.gguf.types import GgufType
 from confide.models.gguf.vocabulary import name_for, write_vocabulary
 from confide.models.gguf.write import write_gguf
@@ -207,6 +209,27 @@ def test_the_same_tokens_for_real_text_and_for_characters_of_all_scripts(
         texts.append(" ".join(f"a{character} {character}1" for character in characters[start : start + 100]))
     for text in map(composed, texts):
         assert mine.encode(text) == theirs(text)["input_ids"]
+
+
+def test_whoever_serves_the_file_counts_with_the_models_own_tokenizer(tmp_path: Path) -> None:
+    """Of GPT-NeoX too, which transformers does not read from a GGUF file. A damaged description is refused."""
+    source = saved(neox(), tmp_path / "model", "GPTNeoXTokenizer")
+    file = write_gguf(source, tmp_path / "model.gguf", GgufType.F16).path
+    tokenizer = source.load_tokenizer()
+    assert tokenizer is not None
+    engine = GgufEngine(file, "model", threads=1, parallel=1)
+
+    async def read(text: str) -> list[int]:
+        return list((await engine.read(text)).tokens)
+
+    for text in (SCRIPTS, "two  spaces", "<|endoftext|> e\u0301"):
+        assert asyncio.run(read(text)) == tokenizer(text)["input_ids"]
+    asyncio.run(engine.close())
+    content = file.read_bytes()
+    assert content.count(b'"type":"BPE"') == 1
+    file.write_bytes(content.replace(b'"type":"BPE"', b'"type":"XYZ"'))
+    with pytest.raises(EngineError, match="description of its tokenizer is damaged"):
+        GgufEngine(file, "model", threads=1, parallel=1)
 
 
 def described(tokenizer: Tokenizer) -> None:

@@ -52,9 +52,7 @@ class GgufEngine(Prompted):
     name: the model's in the API. context: tokens of each request at most, and no more than the model's own; as many as
     there is memory for where not given. parallel: how many requests are computed at once; each has its own memory, and
     more wait. threads: all cores where not given; fewer are
-    better where others compute too, since llama.cpp's threads spin while they wait for each other. tokenizer: for an
-    architecture whose tokenizer transformers cannot read from a GGUF file; for counts and templates alone, since
-    llama.cpp reads prompts with the file's.
+    better where others compute too, since llama.cpp's threads spin while they wait for each other.
     Raises EngineError where llama.cpp cannot load the file.
     """
 
@@ -66,15 +64,12 @@ class GgufEngine(Prompted):
         context: int | None = None,
         parallel: int = PARALLEL,
         threads: int | None = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         file = _read(path)
         fitting = _fitting_context(
             min(file.context, context or file.context), parallel * file.token_bytes, given=bool(context)
         )
-        prompts = Prompts(
-            tokenizer or file.tokenizer or _read_tokenizer(path, file.architecture), fitting, by_text=True
-        )
+        prompts = Prompts(file.tokenizer or _read_tokenizer(path, file.architecture), fitting, by_text=True)
         threads = threads or len(os.sched_getaffinity(0))
         super().__init__(_facts(name, file.quantization, prompts, file.context, threads, parallel), prompts)
         self._server = _load(path, self._prompts.context, parallel, threads)
@@ -453,7 +448,8 @@ def _read_tokenizer(path: Path, architecture: str) -> PreTrainedTokenizerBase:
         )
     except (ValueError, KeyError, OSError, NotImplementedError) as error:
         raise EngineError(
-            f"transformers cannot read the tokenizer of a {architecture} model from its GGUF file; hand one in."
+            f"transformers cannot read the tokenizer of a {architecture} model from its GGUF file; make the file with "
+            "`confide quantize`, which puts the tokenizer's own description in."
         ) from error
     return tokenizer
 

@@ -63,7 +63,7 @@ def _quantize(library: ctypes.CDLL, values: Floats, kind: GGMLQuantizationType, 
 @cache
 def _library() -> ctypes.CDLL:
     with named_extras():
-        import xllamacpp.xllamacpp
+        import xllamacpp
     try:
         library = ctypes.CDLL(xllamacpp.xllamacpp.__file__)
         quantize, validate = library.ggml_quantize_chunk, library.ggml_validate_row_data
