@@ -19,7 +19,10 @@ def command(
     calibrate: Calibrate = None,
     json: Json = False,
 ) -> None:
-    """Write a GPT-2, Llama, Qwen 2 or Qwen 3 model as GGUF, in fewer bits."""
+    """Write a model as GGUF for llama.cpp, in fewer bits.
+
+    Of GPT-2, Llama, Qwen 2 and 3, Gemma 2 and 3, Phi-3, GPT-NeoX, Falcon or MPT.
+    """
     from confide.models.gguf.write import write_gguf
     from confide.models.source import open_model
 
@@ -41,13 +44,14 @@ def command(
                 "tensors": summary.tensors,
                 "parameters": summary.parameters,
                 "bytes": summary.size,
+                "context": summary.context,
                 "wider": summary.wider,
             }
         )
         return
     output.console.print(
         f"Wrote {summary.parameters:,} parameters as {summary.type}: {output.megabytes(summary.size)} "
-        f"in [bold]{escape(str(summary.path))}[/]"
+        f"in [bold]{escape(str(summary.path))}[/], for {summary.context:,} tokens of context"
     )
     for kind in dict.fromkeys(summary.wider.values()):
         first, *more = (name for name, found in summary.wider.items() if found == kind)

@@ -31,7 +31,7 @@ OnProgress = Callable[[int, int], object]
 class GgufSummary:
     """What was written.
 
-    size: of the file in bytes. wider: the types of the matrices that got more bits than the type's name promises.
+    size: of the file in bytes. context: tokens of prompt and answer that it is for. wider: the types of the matrices that got more bits than the type's name promises.
     """
 
     path: Path
@@ -39,6 +39,7 @@ class GgufSummary:
     tensors: int
     parameters: int
     size: int
+    context: int
     wider: dict[str, str]
 
 
@@ -95,6 +96,7 @@ def write_gguf(
         tensors=len(tensors),
         parameters=sum(tensor.numel() for tensor in tensors.values()),
         size=out.stat().st_size,
+        context=architecture.context(source.config),
         wider={
             name: kind.name.lower()
             for name, kind in storage.items()
