@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.measure import Figure, write
+from benchmarks.measure import Figure, children, proportional_bytes, write
 from confide.attention import cost, reference
 from confide.attention.client import AttentionClient
 from confide.attention.plaintexts import Plaintexts
@@ -134,18 +134,9 @@ class PeakMemory:
         self._thread.join()
 
     def _sample(self) -> None:
-        children = Path(f"/proc/self/task/{os.getpid()}/children")
         while not self._ended.wait(0.25):
-            processes = [str(os.getpid()), *children.read_text().split()]
-            self.gib = max(self.gib, sum(map(_proportional_kib, processes)) / 2**20)
-
-
-def _proportional_kib(process: str) -> int:
-    try:
-        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
-    except OSError:  # it ended meanwhile
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
+            taken = proportional_bytes(str(os.getpid())) + sum(map(proportional_bytes, children()))
+            self.gib = max(self.gib, taken / 2**30)
 
 
 def _command() -> None:

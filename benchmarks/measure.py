@@ -52,6 +52,20 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
+def children() -> list[str]:
+    """The processes that this one started, by number."""
+    return Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+
+
+def proportional_bytes(process: str) -> int:
+    """A process's memory now; pages that others share count in part (PSS). 0 once it has ended."""
+    try:
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:")), 0)
+
+
 def results() -> Path:
     """The folder for this machine's processor: figures of two processors are never mixed."""
     folder = _RESULTS / re.sub(r"[^a-z0-9]+", "-", _processor().lower()).strip("-")

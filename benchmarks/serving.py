@@ -13,16 +13,19 @@ import numpy as np
 import uvloop
 from picows import WSFrame, WSListener, WSMsgType, WSTransport, ws_connect
 
-from benchmarks.measure import Figure, write
-from benchmarks.shapes import GPT2_SMALL, serving, split_shape
+from benchmarks.measure import Figure, children, proportional_bytes, write
+from benchmarks.shapes import GPT2_SMALL, SplitModel, serving, split_shape
 from confide.errors import UnknownBlock
 from confide.hybrid import wire
+from confide.hybrid.server.ledger.licences import licence_book
+from confide.hybrid.server.limits import Limits
 from confide.packages.manifest import Manifest, read_manifest
 from confide.rlwe.parameters import PLANES, RING_DEGREE
 
 CLIENTS = (1, 4, 16)
 TOKENS = {1: 40, 4: 30, 16: 24}
 ROUNDS = 3
+SECONDS_STILL = 5
 
 
 @dataclass
@@ -47,7 +50,7 @@ def main() -> list[Figure]:
         manifest = read_manifest(model.server)
         with serving(model.server) as url:
             loads = [_rounds(url, manifest, model.licence, clients) for clients in CLIENTS]
-    figures = _figures(loads)
+        figures = [*_figures(loads), _memory(model, manifest)]
     write("serving", figures)
     return figures
 
@@ -62,6 +65,40 @@ def _figures(loads: list[Load]) -> list[Figure]:
     return [
         Figure("16 clients' throughput / one client's", ratio, "ratio", 4, 8, "; ".join(lines), higher_is_better=True)
     ]
+
+
+def _memory(model: SplitModel, manifest: Manifest) -> Figure:
+    """What a server keeps for a client that has sent it p0 of as many tokens as it will work for ahead."""
+    most = Limits()
+    with licence_book(model.server / "state") as book:
+        keys = [book.create(f"client {number}", disclosure=None)[1] for number in range(CLIENTS[-1])]
+    with serving(model.server) as url:
+        before, after = uvloop.run(_filled(url, manifest, keys))
+    detail = (
+        f"{CLIENTS[-1]} clients, each with all of its work ahead; granted are {most.ahead_bytes >> 20} MiB of that and "
+        f"{most.bytes_in_flight >> 20} MiB in flight; the server without clients takes {before / 1e6:,.0f} MB"
+    )
+    return Figure("server memory for a connected client", (after - before) / len(keys) / 1e6, "MB", 40, 10, detail)
+
+
+async def _filled(url: str, manifest: Manifest, keys: list[str]) -> tuple[int, int]:
+    """Bytes of the server's process before its clients come, and once no more is made ahead for them."""
+    (server,) = children()
+    before = taken = proportional_bytes(server)
+    players = [_Player(_recording(manifest, 0), _hello(manifest, key), asyncio.Event()) for key in keys]
+    for player in players:
+        await _connect(url, player)
+        await player.greeted.wait()
+        player.send_ahead(wire.MAX_BLOCK_TOKENS)
+    still = 0
+    while still < SECONDS_STILL:
+        await asyncio.sleep(1)
+        now = proportional_bytes(server)
+        still = 0 if abs(now - taken) > 1 << 20 else still + 1
+        taken = now
+    for player in players:
+        player.leave()
+    return before, taken
 
 
 def _rounds(url: str, manifest: Manifest, key: str, clients: int) -> Load:
@@ -95,16 +132,23 @@ def _recording(manifest: Manifest, tokens: int) -> _Recording:
     return _Recording(wire.encode(wire.Ahead(0, wire.payload(p0))), requests)
 
 
-async def _replay(url: str, manifest: Manifest, key: str, recordings: list[_Recording]) -> Load:
-    hello = wire.encode(
+def _hello(manifest: Manifest, key: str) -> bytes:
+    return wire.encode(
         wire.Hello(
             wire.PROTOCOL_VERSION, wire.SCHEME, bytes.fromhex(manifest.model_digest), manifest.table_digest(), key
         )
     )
+
+
+async def _connect(url: str, player: "_Player") -> None:
+    await ws_connect(lambda: player, url + wire.PATH, max_frame_size=wire.MAX_FRAME)
+
+
+async def _replay(url: str, manifest: Manifest, key: str, recordings: list[_Recording]) -> Load:
     start = asyncio.Event()
-    players = [_Player(recording, hello, start) for recording in recordings]
+    players = [_Player(recording, _hello(manifest, key), start) for recording in recordings]
     for player in players:
-        await ws_connect(lambda player=player: player, url + wire.PATH, max_frame_size=wire.MAX_FRAME)  # type: ignore[misc]
+        await _connect(url, player)
     await asyncio.gather(*(player.greeted.wait() for player in players))
     started = time.perf_counter()
     start.set()
@@ -142,17 +186,26 @@ class _Player(WSListener):
             self._send_next()
         else:
             assert isinstance(message, wire.Welcome)
+            self._ahead_tokens = message.ahead_tokens
             self.greeted.set()
 
     def begin(self) -> None:
         self._transport.send(WSMsgType.BINARY, self._recording.ahead)
         self._send_next()
 
+    def send_ahead(self, most: int) -> None:
+        """Zeros for p0, of as many tokens as the server works for ahead."""
+        p0 = bytes(min(most, self._ahead_tokens) * PLANES * RING_DEGREE)
+        self._transport.send(WSMsgType.BINARY, wire.encode(wire.Ahead(0, p0)))
+
+    def leave(self) -> None:
+        self._transport.disconnect()
+
     def _send_next(self) -> None:
         bare, self._whole = next(self._requests, (None, b""))
         if bare is None:
             self.done.set()
-            self._transport.disconnect()
+            self.leave()
             return
         self._sent = time.perf_counter()
         self._transport.send(WSMsgType.BINARY, bare)

@@ -3,9 +3,7 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from .command import run
+from . import command
 
 
 def confide(*arguments: object, check: int = 0) -> subprocess.CompletedProcess[str]:
-    done = run(*arguments)
+    done = command.run(*arguments)
     assert done.returncode == check, done.stderr
     assert "Traceback" not in done.stderr
     return done
@@ -71,15 +69,9 @@ def fresh(parts: dict[str, Any], tmp_path: Path) -> Path:
 
 @contextmanager
 def serving(*arguments: object, log: Path | None = None) -> Iterator[str]:
-    command = [sys.executable, "-m", "confide", "serve", *map(str, arguments), "--port", "0", "--json"]
-    with (log or Path(os.devnull)).open("w") as errors:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
-    assert process.stdout is not None
-    ready = json.loads(process.stdout.readline())
-    assert {model["groups"] for model in ready["models"]} == {4}
-    yield ready["url"]
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(20) in (0, -signal.SIGTERM)
+    with command.serving("serve", *arguments, "--port", "0", log=log) as ready:
+        assert {model["groups"] for model in ready["models"]} == {4}
+        yield ready["url"]
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +184,7 @@ def test_generation_says_what_padding_costs(
     if multiple != "full":
         return
     bodies = ("--request", kept / "request", "--response", kept / "response")
-    command = (
+    words = (
         "receipt",
         "verify",
         kept / "receipt.json",
@@ -202,15 +194,15 @@ def test_generation_says_what_padding_costs(
         "--owner",
         parts["owner"],
     )
-    unknown = answer(*command, check=10)
+    unknown = answer(*words, check=10)
     assert not unknown["verified"]  # whoever made it
     key = answer("receipt", "key")["public_key"]
-    found = answer(*command, "--client-key", key)
+    found = answer(*words, "--client-key", key)
     assert (found["verified"], found["made_by"]) == (True, "client")
     outcomes = {one["code"]: one["outcome"] for one in found["checks"]}
     assert {code for code, outcome in outcomes.items() if outcome != "pass"} == {"client-server"}
     (kept / "response").write_bytes(b"other")
-    assert not answer(*command, "--client-key", key, check=10)["verified"]
+    assert not answer(*words, "--client-key", key, check=10)["verified"]
     assert (
         "a workload's receipt" in confide("receipt", "verify", kept / "receipt.json", "--bundle", kept, check=30).stderr
     )

@@ -6,14 +6,15 @@ import secrets
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
 import pytest
 from msgspec.json import encode
-from tests.cli.command import run
+from tests.cli.command import run, serving
+from tests.enclave.examined import examined
 
 import confide
 from confide.attest.policy import Policy, SimulatedPolicy
@@ -21,11 +22,9 @@ from confide.attest.reading.detect import detect
 from confide.attest.requirements import NoEgress, NotDebug, NoUpstream, Options, Quantization, SelfTest, Weights
 from confide.attest.simulated import SimulatedTee
 from confide.broker.store import Conditions, KeyStore
-from confide.cli.demo.process import serving
 from confide.cli.demo.tampering import flip_byte
 from confide.cli.keys import PASSPHRASE_VARIABLE
 from confide.client.enclave import EnclaveSession
-from confide.enclave.boot import examine
 from confide.errors import AttestationRefused
 from confide.models.source import open_model
 from confide.packages.sealed.contents import contents_of
@@ -39,10 +38,11 @@ GREEDY = {"max_tokens": 12, "temperature": 0}
 
 @dataclass(frozen=True)
 class Place:
-    """An owner's machine and a simulated one, with two sealed models and one whose key nobody here gets."""
+    """An owner's machine and a simulated one, with a sealed model, and one whose key nobody here gets."""
 
     folder: Path
-    broker: str
+    store: KeyStore
+    broker: str = ""
 
     @property
     def root(self) -> Path:
@@ -58,6 +58,11 @@ class Place:
         with serving("serve", str(self.folder / package), *self.options(), *options, environment=environment) as server:
             yield server
 
+    def seal(self, name: str, model: str, policy: Policy | SimulatedPolicy, trusted: bytes | None) -> None:
+        key = ModelKey.generate()
+        manifest = seal_model(contents_of(model), self.folder / name, key=key, owner=OWNER, examine=examined(model))
+        self.store.add(key, Conditions(manifest.model_digest, policy, trusted), datetime.now(UTC))
+
     def connect(self, server: dict[str, object], **options: object) -> EnclaveSession:
         session = confide.connect(str(server["url"]), simulated_root=self.root, **options)
         assert isinstance(session, EnclaveSession)
@@ -68,27 +73,22 @@ class Place:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp("place")
     SimulatedTee.create(folder / "tee")
-    root = (folder / "tee" / "root.pem").read_bytes()
     passphrase = secrets.token_hex(8)
-    store = KeyStore.create(folder / "keys", passphrase)
-    done = run("quantize", "demo", "--type", "q8_0", "--out", folder / "demo.gguf", "--json")
-    assert done.returncode == 0, done.stderr
-    lenient, strict = SimulatedPolicy.all_of(NotDebug()), Policy.all_of(NotDebug())
-    for name, model, policy, trusted in (
-        ("safetensors", "demo", lenient, root),
-        ("gguf", str(folder / "demo.gguf"), lenient, root),
-        ("strict", "demo", strict, None),
-    ):
-        key = ModelKey.generate()
-        manifest = seal_model(contents_of(model), folder / name, key=key, owner=OWNER, examine=examine)
-        store.add(key, Conditions(manifest.model_digest, policy, trusted), datetime.now(UTC))
+    made = Place(folder, KeyStore.create(folder / "keys", passphrase))
+    made.seal("safetensors", "demo", SimulatedPolicy.all_of(NotDebug()), made.root.read_bytes())
+    made.seal("strict", "demo", Policy.all_of(NotDebug()), None)
     broker = ("keys", "serve", "--folder", str(folder / "keys"), "--port", "0", "--offline")
     with serving(*broker, environment={PASSPHRASE_VARIABLE: passphrase}) as announced:
-        yield Place(folder, str(announced["url"]))
+        yield replace(made, broker=str(announced["url"]))
 
 
 @pytest.fixture(scope="module", params=["safetensors", pytest.param("gguf", marks=pytest.mark.slow)])
 def server(request: pytest.FixtureRequest, place: Place) -> Iterator[dict[str, object]]:
+    if request.param == "gguf":
+        done = run("quantize", "demo", "--type", "q8_0", "--out", place.folder / "demo.gguf", "--json")
+        assert done.returncode == 0, done.stderr
+        lenient = SimulatedPolicy.all_of(NotDebug())
+        place.seal("gguf", str(place.folder / "demo.gguf"), lenient, place.root.read_bytes())
     with place.serving(request.param) as announced:
         yield announced
 

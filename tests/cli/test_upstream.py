@@ -12,8 +12,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.cli.command import run
+from tests.cli.command import run, serving
 from tests.enclave.engines.openai_server import openai_server
+from tests.enclave.examined import examined
 from tests.enclave.fake_engine import FakeEngine
 from tests.enclave.serving import eventually
 
@@ -23,9 +24,7 @@ from confide.attest.requirements import Model, NoEgress, NoUpstream, SelfTest
 from confide.attest.simulated import SimulatedTee
 from confide.broker.log import LOG_NAME
 from confide.broker.store import Conditions, KeyStore
-from confide.cli.demo.process import serving
 from confide.cli.keys import PASSPHRASE_VARIABLE
-from confide.enclave.boot import examine
 from confide.enclave.engines.transformers_engine import TransformersEngine
 from confide.errors import AttestationRefused, EngineUnavailable
 from confide.models.source import open_model
@@ -65,7 +64,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     digest = ""
     for name in ("strict", "allowed"):
         key = ModelKey.generate()
-        manifest = seal_model(contents_of("demo"), folder / name, key=key, owner=OWNER, examine=examine)
+        manifest = seal_model(contents_of("demo"), folder / name, key=key, owner=OWNER, examine=examined("demo"))
         digest = manifest.model_digest
         asked = [Model(digest, allow_upstream=NAME)] if name == "allowed" else []
         policy = SimulatedPolicy.all_of(*asked)

@@ -1,12 +1,10 @@
 """The examples run as they stand, each as a program of its own."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from tests.cli.command import run_script
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 LAST_LINES = {
@@ -17,10 +15,7 @@ LAST_LINES = {
 
 
 def run(script: Path) -> list[str]:
-    # Idle threads of one process must not spin while the other computes.
-    environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
-    command = [sys.executable, str(script)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment, check=False)
+    done = run_script(script)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 

@@ -1,6 +1,7 @@
 """The proxy before a shell: the model runs here, its conversations are remembered, and their ends are not seen."""
 
 import json
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -306,7 +307,7 @@ def cheated(made: Made, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cheated]:
 
 def refused_for(answer: httpx.Response, words: str) -> None:
     error = answer.json()["error"]
-    assert (answer.status_code, error["type"]) == (403, "permission_error")
+    assert (answer.status_code, error["type"]) == (403, "permission_error"), error
     assert words in error["message"]
 
 
@@ -340,6 +341,28 @@ def test_a_wrong_answer_counts_after_whoever_asked_has_left(cheated: Cheated) ->
         next(answer.iter_lines())
     settled(cheated.url, "refused")
     refused_for(cheated.ask(), "server")
+
+
+def test_a_wrong_answer_is_the_reason_before_whoever_asked_hears_of_it(
+    cheated: Cheated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed, add = threading.Event(), RefusalList.add
+
+    def late(self: RefusalList, *what: Any) -> None:
+        assert listed.wait(60)
+        add(self, *what)
+
+    monkeypatch.setattr(RefusalList, "add", late)
+    cheated.server.tamper = FromFrame(0)
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(cheated.ask)
+        try:
+            settled(cheated.url, "refused")  # by looking: the model is closed already, and the question unanswered
+            refused_for(cheated.ask(), "is not what this model gives")
+            assert not asking.done()
+        finally:
+            listed.set()
+        refused_for(asking.result(), "is not what this model gives")
 
 
 def test_a_wrong_answer_counts_where_the_list_cannot_be_written(

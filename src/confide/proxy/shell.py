@@ -106,8 +106,13 @@ class ShellBackend(Backend):
 
     async def look(self) -> None:
         """By a ping, where no question is under way."""
-        if self._engine is not None:
+        if self._engine is None:
+            return
+        try:
             await asyncio.to_thread(self._engine.hybrid.product.require_server)
+        except IntegrityError as wrong:  # before whoever asked has come to say so
+            self._wrong = wrong
+            raise
 
     def _failed(self, error: ConfideError) -> None:
         if isinstance(error, IntegrityError):

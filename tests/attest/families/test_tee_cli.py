@@ -1,18 +1,12 @@
 """`confide tee simulate`."""
 
 import json
-import subprocess
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
+from tests.cli.command import run
+
 from confide.attest.simulated import SimulatedTee
-
-CONFIDE = [sys.executable, "-c", "from confide.cli import main; main()"]
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*CONFIDE, *arguments], capture_output=True, text=True, check=False)
 
 
 def test_it_makes_a_machine_and_warns(tmp_path: Path) -> None:

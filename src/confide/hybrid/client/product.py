@@ -170,15 +170,18 @@ class RemoteProduct(Closing):
             return torch.from_numpy(result[: len(given)]).to(x.device)
 
     def _require_usable(self) -> None:
-        """Before anything is waited for: whoever holds the lock may not be in this process."""
+        """Before anything is waited for: whoever holds the lock may not be in this process.
+
+        A wrong answer closes the product, and is the reason to tell then.
+        """
         if self._pid != os.getpid():
             raise ModelClosed(
                 "This model was opened by the process that this one was forked from, and one secret must not serve "
                 "two; open it again with from_shell in each process."
             )
-        self._link.require_open()
         if self._over:
             raise self._over
+        self._link.require_open()
 
     def _visible_tokens(self, group: int, tokens: int) -> int:
         """A prompt is padded; a step of decoding, one token for each sequence, shows nothing but that."""
