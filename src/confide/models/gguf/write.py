@@ -31,7 +31,8 @@ OnProgress = Callable[[int, int], object]
 class GgufSummary:
     """What was written.
 
-    size: of the file in bytes. context: tokens of prompt and answer that it is for. wider: the types of the matrices that got more bits than the type's name promises.
+    size: of the file in bytes. context: tokens of prompt and answer that it is for. wider: the types of the matrices
+    that got more bits than the mixture has for them.
     """
 
     path: Path
