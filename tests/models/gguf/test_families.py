@@ -196,6 +196,10 @@ def _converted(family: str, name: str, weight: torch.Tensor, config: PreTrainedC
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama-no-heads": ("llama", GROUPED | {"num_key_value_heads": 0}),
+    "llama-huge": ("llama", GROUPED | {"intermediate_size": 2**40}),
+    "gemma3-no-window": ("gemma3_text", GROUPED | GEMMA | {"sliding_window": 0}),
+    "phi3-window-below-0": ("phi3", GROUPED | {"sliding_window": -1}),
     "qwen2-sliding": ("qwen2", GROUPED | {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
     "qwen2-yarn": ("qwen2", GROUPED | {"rope_parameters": LINEAR | {"rope_type": "yarn"}}),
     "qwen3-bias": ("qwen3", GROUPED | {"attention_bias": True}),

@@ -1,6 +1,9 @@
 """Which matrix gets which type, and that none is given one that has no room for it."""
 
+import ctypes
 from collections import Counter
+from unittest import mock
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -11,6 +14,8 @@ from gguf.quants import dequantize, quantize
 from hypothesis import given
 from hypothesis import strategies as st
 
+from confide.errors import ConfideError
+from confide.models.gguf import ggml
 from confide.models.gguf.ggml import quantize_blocks
 from confide.models.gguf.mixture import Mixture
 from confide.models.gguf.types import GgufType
@@ -145,3 +150,17 @@ def test_ggml_and_the_gguf_library_write_the_same_blocks(kind: Kind) -> None:
     weights = np.random.default_rng(5).standard_normal((8, 256)).astype(np.float32)
     mine, theirs = (dequantize(write(weights, kind), kind) for write in (quantize_blocks, quantize))
     assert (mine != theirs).mean() < 0.01  # halves are rounded either way
+
+
+class Library:
+    """One that has ggml's functions and does nothing in them, but says so."""
+
+    def __init__(self, written: int) -> None:
+        self.ggml_quantize_chunk = Mock(return_value=written)
+        self.ggml_validate_row_data = Mock(return_value=True)
+
+
+def test_a_library_that_does_not_quantize_is_found_at_once() -> None:
+    for library in (Library(0), Library(210), object()):  # a block of Q6_K has 210 bytes, which stay zeros
+        with mock.patch.object(ctypes, "CDLL", return_value=library), pytest.raises(ConfideError, match="xllamacpp"):
+            ggml._library.__wrapped__()

@@ -13,6 +13,8 @@ from confide.errors import ModelNotSupported
 from confide.models.context import longest_context
 
 _ROPE_FREQS: Final = "rope_freqs.weight"
+_LARGEST: Final = 2**31
+"""Above all numbers of a model's shape; the file holds them in 32 bits."""
 
 Numbers = Mapping[Callable[[GGUFWriter, Any], None], str]
 """How the writer is told a number, and the configuration's field that has it."""
@@ -64,7 +66,9 @@ class Architecture:
         """Tokens for which llama.cpp computes what transformers does. ModelNotSupported where nothing says how many."""
         if (longest := longest_context(config)) is None:
             raise ModelNotSupported("The model's configuration does not say for how long a text it was made; add it.")
-        return min(longest, (self.window and getattr(config, self.window)) or longest)
+        if self.window and getattr(config, self.window) is not None:
+            longest = min(longest, int(_positive(config, self.window)))
+        return longest
 
     def write_facts(self, writer: GGUFWriter, config: PreTrainedConfig) -> None:
         """The model's shape as metadata. ModelNotSupported for a variant that llama.cpp computes otherwise."""
@@ -72,7 +76,7 @@ class Architecture:
             _require(config, name, getattr(config, name, None), values)
         writer.add_context_length(self.context(config))
         for add, name in self.numbers.items():
-            add(writer, getattr(config, name))
+            add(writer, _positive(config, name))
         self.describe(writer, config)
 
     def names(self, model: PreTrainedModel) -> dict[str, str]:
@@ -109,6 +113,17 @@ def _require(config: PreTrainedConfig, name: str, found: object, values: tuple[o
             f"llama.cpp computes {config.model_type} with {name} = {' or '.join(map(repr, values))}, and this model "
             f"has {found!r}; serve it unquantized."
         )
+
+
+def _positive(config: PreTrainedConfig, name: str) -> float:
+    """A number of the configuration, as the file holds numbers. ModelNotSupported for what is none."""
+    value = getattr(config, name, None)
+    if type(value) not in (int, float) or not 0 < value < _LARGEST:
+        raise ModelNotSupported(
+            f"llama.cpp needs a {name} above 0 of a {config.model_type} model, and this one has {value!r}; get an "
+            "undamaged copy, or serve it unquantized."
+        )
+    return float(value) if type(value) is float else int(value)
 
 
 def _head_dim(config: PreTrainedConfig) -> int:
@@ -181,10 +196,8 @@ def _describe_qwen(writer: GGUFWriter, config: PreTrainedConfig) -> None:
 
 
 def _describe_gemma2(writer: GGUFWriter, config: PreTrainedConfig) -> None:
-    _require(config, "attn_logit_softcapping", type(config.attn_logit_softcapping), (float, int))
-    _require(config, "final_logit_softcapping", type(config.final_logit_softcapping), (float, int))
-    writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
-    writer.add_final_logit_softcapping(config.final_logit_softcapping)
+    writer.add_attn_logit_softcapping(_positive(config, "attn_logit_softcapping"))
+    writer.add_final_logit_softcapping(_positive(config, "final_logit_softcapping"))
     _describe_windows(writer, config, every=2, large=46)
     _describe_heads(writer, config)
 
@@ -204,14 +217,17 @@ def _describe_windows(writer: GGUFWriter, config: PreTrainedConfig, every: int, 
 
     large: the layers of that one size of the family whose attention llama.cpp scales by the hidden width of a head.
     """
-    types = [
-        "sliding_attention" if (layer + 1) % every else "full_attention" for layer in range(config.num_hidden_layers)
-    ]
-    _require(config, "layer_types", config.layer_types, (types,))
-    is_large = config.num_hidden_layers == large
+    layers = config.num_hidden_layers
+    full = [layer for layer, type in enumerate(config.layer_types) if type == "full_attention"]
+    if full != list(range(every - 1, layers, every)):
+        raise ModelNotSupported(
+            f"In llama.cpp one of every {every} layers of {config.model_type} sees all tokens, and the others a window "
+            "of them; this model has another order: serve it unquantized."
+        )
+    is_large = layers == large
     width = config.hidden_size // config.num_attention_heads if is_large else _head_dim(config)
     _require(config, "query_pre_attn_scalar", config.query_pre_attn_scalar, (width,))
-    writer.add_sliding_window(config.sliding_window)
+    writer.add_sliding_window(int(_positive(config, "sliding_window")))
 
 
 def _convert_gemma(name: str, weight: Tensor, _: PreTrainedConfig) -> Tensor:
