@@ -9,7 +9,7 @@ from unittest import mock
 import pytest
 import torch
 import xllamacpp
-from gguf import GGUFWriter
+from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -22,7 +22,9 @@ from transformers.models.falcon.modeling_falcon import FalconAttention
 
 from confide.enclave.engines.gguf_engine import GgufEngine
 from confide.errors import ModelNotSupported
+from confide.models.gguf import write
 from confide.models.gguf.architectures import find_architecture
+from confide.models.gguf.ggml import Bytes, Floats, quantize_blocks
 from confide.models.gguf.types import GgufType
 from confide.models.gguf.write import write_gguf
 from confide.models.source import DEMO_FOLDER, Source, open_model
@@ -167,6 +169,28 @@ def test_a_family_has_the_same_probabilities_in_llama_cpp(
     agreement, difference = compare(source, entries, lead=0.01 if type is GgufType.F16 else 0.05)
     assert agreement > 0.99
     assert difference < 0.005
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=() if case == "falcon-40b" else pytest.mark.slow) for case in FAMILIES]
+)
+def test_a_calibration_text_weighs_every_matrix_but_embedding_and_head(case: str, tmp_path: Path) -> None:
+    family, config = FAMILIES[case]
+    source = random_model(family, config, tmp_path / "model")
+    weighed = list[tuple[int, ...]]()
+
+    def note(values: Floats, kind: GGMLQuantizationType, importance: Floats | None = None) -> Bytes:
+        assert importance is not None
+        assert importance.min() > 0
+        assert importance.mean() == pytest.approx(1, rel=1e-3)
+        weighed.append(values.shape)
+        return quantize_blocks(values, kind, importance)
+
+    with mock.patch.object(write, "quantize_blocks", note):
+        file = write_gguf(source, tmp_path / "model.gguf", GgufType.Q4_0, texts=[torch.arange(50)]).path
+    kinds = {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(file).tensors if len(tensor.shape) > 1}
+    assert {name for name, kind in kinds.items() if kind != "Q4_0"} <= {"token_embd.weight", "output.weight"}
+    assert len(weighed) == list(kinds.values()).count("Q4_0")
 
 
 def test_fused_queries_keys_and_values_are_parted_as_transformers_parts_them() -> None:

@@ -211,6 +211,21 @@ def test_the_same_tokens_for_real_text_and_for_characters_of_all_scripts(
         assert mine.encode(text) == theirs(text)["input_ids"]
 
 
+def test_of_llamas_prefix_only_a_space_at_the_beginning_and_special_tokens_make_a_difference(tmp_path: Path) -> None:
+    """As docs/serving.md says it."""
+    tokenizer = phi3(keeping=("<unk>", "<s>", "</s>", "<|endoftext|>", "<|user|>", "<|end|>", "<|assistant|>"))
+    tokenizer.normalizer = None
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, "first", split=False)
+    source = saved(tokenizer, tmp_path / "model")
+    space = tokenizer.token_to_id(SPACE)
+    with tokenizer_of(write_gguf(source, tmp_path / "model.gguf", GgufType.F16).path) as mine:
+        for text in ((DOCS / "serving.md").read_text(), SCRIPTS):
+            assert mine.encode(text) == tokenizer.encode(text).ids
+        assert mine.encode(" =") == [tokenizer.token_to_id(2 * SPACE), *tokenizer.encode("=").ids[1:]]
+        assert tokenizer.encode("<|user|>=").ids == [token for token in mine.encode("<|user|>=") if token != space]
+        assert mine.encode("<|user|>=").count(space) == 1
+
+
 def test_whoever_serves_the_file_counts_with_the_models_own_tokenizer(tmp_path: Path) -> None:
     """Of GPT-NeoX too, which transformers does not read from a GGUF file. A damaged description is refused."""
     source = saved(neox(), tmp_path / "model", "GPTNeoXTokenizer")

@@ -218,8 +218,8 @@ def _describe_windows(writer: GGUFWriter, config: PreTrainedConfig, every: int, 
     large: the layers of that one size of the family whose attention llama.cpp scales by the hidden width of a head.
     """
     layers = config.num_hidden_layers
-    full = [layer for layer, type in enumerate(config.layer_types) if type == "full_attention"]
-    if full != list(range(every - 1, layers, every)):
+    order = ["sliding_attention"] * (every - 1) + ["full_attention"]
+    if config.layer_types != [order[layer % every] for layer in range(layers)]:
         raise ModelNotSupported(
             f"In llama.cpp one of every {every} layers of {config.model_type} sees all tokens, and the others a window "
             "of them; this model has another order: serve it unquantized."
