@@ -38,6 +38,12 @@ def seven_billion(tmp_path_factory: pytest.TempPathFactory) -> Source:
     return of_config(LLAMA_7B, tmp_path_factory.mktemp("llama-7b"))
 
 
+@pytest.fixture(scope="module")
+def near(seven_billion: Source) -> list[Outlook]:
+    """With a server on this machine."""
+    return planned(seven_billion)
+
+
 def planned(source: Source, network: Network | None = None, tokens: int = 4096, prompt: int = 16) -> list[Outlook]:
     return make_plan(source, RATES, network or Network(), tokens=tokens, prompt=prompt)
 
@@ -46,8 +52,8 @@ def codes(found: list[plan.Warned]) -> dict[str, tuple[str, ...]]:
     return {warned.code: warned.choices for warned in found}
 
 
-def test_seven_billion_parameters_are_counted_without_weights(seven_billion: Source) -> None:
-    found = {one.choice.name: one for one in planned(seven_billion)}
+def test_seven_billion_parameters_are_counted_without_weights(near: list[Outlook]) -> None:
+    found = {one.choice.name: one for one in near}
     assert list(found) == ["one layer", "attention", "mlp", "all", "all,lm_head"]
     assert found["all"].choice.cut.protected_weights == 32 * (4 * 4096**2 + 3 * 4096 * 11008)
     assert found["all"].share == pytest.approx(6_476_005_376 / 6_738_415_616)
@@ -75,7 +81,7 @@ def test_seven_billion_parameters_get_every_warning(seven_billion: Source) -> No
     assert "511 of 4,096 tokens" in found[-1].message
 
 
-def test_work_ahead_that_takes_longer_than_tokens_is_said(seven_billion: Source) -> None:
+def test_work_ahead_that_takes_longer_than_tokens_is_said(seven_billion: Source, near: list[Outlook]) -> None:
     rates = replace(RATES, ahead=GroupRate(0, 1e-5, 0, 0))
     [said] = [
         one
@@ -84,11 +90,10 @@ def test_work_ahead_that_takes_longer_than_tokens_is_said(seven_billion: Source)
     ]
     assert "all" in said.choices
     assert "more cores" in said.message
-    assert "work-ahead" not in codes(warnings(planned(seven_billion), Network(), 1))
+    assert "work-ahead" not in codes(warnings(near, Network(), 1))
 
 
-def test_a_slow_token_is_blamed_on_what_makes_it_slow(seven_billion: Source) -> None:
-    near = planned(seven_billion)
+def test_a_slow_token_is_blamed_on_what_makes_it_slow(seven_billion: Source, near: list[Outlook]) -> None:
     far = Network(round_trip=1.0)
     [waits] = [one for one in warnings(planned(seven_billion, far), far, 1) if one.code == "slow-token"]
     slow_machine = [replace(one, token=replace(one.token, seconds=60.0)) for one in near]

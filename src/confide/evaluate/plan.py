@@ -20,7 +20,7 @@ from confide.evaluate.cost_model import (
 )
 from confide.evaluate.skeleton import time_skeleton
 from confide.models.context import require_room
-from confide.models.linear import is_tied, linear_weights
+from confide.models.linear import first_tied, linear_weights
 from confide.models.roles import ModelLayers, find_layers
 from confide.models.source import Source
 
@@ -82,7 +82,7 @@ def protection_choices(layers: ModelLayers) -> list[Choice]:
     if layers.experts:
         words = ["attention"]
     else:
-        words += ["all", "all,lm_head"] if head and not is_tied(layers.model, head[0]) else ["all"]
+        words += ["all", "all,lm_head"] if head and not first_tied(layers.model, head) else ["all"]
     named = [("one layer", first), *zip(words, words, strict=True)]
     return [Choice(name, protect, _cut(layers, protect)) for name, protect in named]
 

@@ -1,5 +1,8 @@
 """What counts as a linear layer: a matrix times the input, plus a bias, and nothing else."""
 
+from collections import Counter
+from collections.abc import Iterable
+
 from torch import Tensor, nn
 from transformers.models.falcon.modeling_falcon import FalconLinear
 from transformers.pytorch_utils import Conv1D
@@ -33,7 +36,7 @@ def named_linear(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if type(module) in LINEAR_TYPES}
 
 
-def is_tied(model: nn.Module, layer: str) -> bool:
-    """Whether a layer's matrix is another module's too, such as the embedding's."""
-    weights = model.get_parameter(f"{layer}.weight")
-    return sum(given is weights for _, given in model.named_parameters(remove_duplicate=False)) > 1
+def first_tied(model: nn.Module, layers: Iterable[str]) -> str | None:
+    """The first of these layers whose matrix is another module's too, such as the embedding's."""
+    uses = Counter(id(given) for _, given in model.named_parameters(remove_duplicate=False))
+    return next((layer for layer in layers if uses[id(model.get_parameter(f"{layer}.weight"))] > 1), None)

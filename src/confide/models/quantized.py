@@ -91,9 +91,7 @@ class QuantizedModel:
         moments: of the layers of less than 8 bits, see `calibration.collect`. Raises ModelNotSupported for weights that
         cannot be protected, InsecureParameters where a layer's rows are too long.
         """
-        for group in chosen:
-            for layer in group.layers:
-                require_untied(model, layer)
+        require_untied(model, (layer for group in chosen for layer in group.layers))
         _use_cache(model)
         quantized = cls(model, profile)
         for done, group in enumerate(chosen, start=1):

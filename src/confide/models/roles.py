@@ -6,7 +6,7 @@ thereby a round trip, `sharing` finds out.
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Final, Literal, get_args
@@ -14,7 +14,7 @@ from typing import Final, Literal, get_args
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from confide.errors import ConfideError, ModelNotSupported
-from confide.models.linear import is_tied, named_linear
+from confide.models.linear import first_tied, named_linear
 from confide.models.sharing import expert_blocks, shared_inputs, tried_model
 
 Kind = Literal["attention", "mlp", "lm_head"]
@@ -141,9 +141,7 @@ class ModelLayers:
                 f"No layer's name matches {protect!r}; they look like {self.groups[0].layers[0]}. "
                 "Use all, attention, mlp, lm_head or another regular expression."
             )
-        for group in chosen:
-            for layer in group.layers:
-                require_untied(self.model, layer)
+        require_untied(self.model, (layer for group in chosen for layer in group.layers))
         return chosen
 
     def _asks_for_experts(self, protect: str, wanted: Callable[[str], object]) -> bool:
@@ -188,9 +186,9 @@ def find_layers(config: PreTrainedConfig) -> ModelLayers:
     return ModelLayers(model, groups, kinds, experts)
 
 
-def require_untied(model: PreTrainedModel, layer: str) -> None:
-    """ModelNotSupported for a layer whose matrix is the embedding's too, which the client must hold."""
-    if is_tied(model, layer):
+def require_untied(model: PreTrainedModel, layers: Iterable[str]) -> None:
+    """ModelNotSupported where one of the layers' matrix is the embedding's too, which the client must hold."""
+    if layer := first_tied(model, layers):
         raise ModelNotSupported(
             f"{layer} cannot be protected in this model: its matrix is the input embedding's too, which the client "
             "holds to look tokens up. Leave it out of --protect, or use a model whose embeddings are not tied."
