@@ -62,6 +62,23 @@ def test_answers_are_those_of_the_model(session: Session, demo: HybridModel) -> 
     assert session.generate("The old man ", max_tokens=6) == expected
 
 
+def test_a_turn_sends_what_is_new(session: Session, demo: HybridModel) -> None:
+    assert isinstance(session, HybridSession)
+    told = [{"role": "user", "content": "Once upon a time there was a king who had three sons and a golden bird " * 4}]
+
+    def sent(messages: list[dict[str, str]]) -> int:
+        before = session.hybrid.traffic.bytes_up - session.hybrid.traffic.bytes_ahead
+        answer = session.chat(messages, max_tokens=3)
+        assert answer == demo.chat(messages, max_new_tokens=3, do_sample=False, pad_token_id=0)
+        messages.append({"role": "assistant", "content": answer.strip()})
+        return session.hybrid.traffic.bytes_up - session.hybrid.traffic.bytes_ahead - before
+
+    first = sent(told)
+    assert sent([*told, {"role": "user", "content": "and then"}]) < first / 2
+    other = [{"role": "user", "content": "A tailor went into the wood one day, as he had nothing to eat, and " * 4}]
+    assert sent(other) > first / 2
+
+
 def test_sampling_follows_its_seed(session: Session) -> None:
     options = {"max_tokens": 6, "temperature": 2.0, "top_p": 0.95}
     first, again, other = (session.generate("The old", seed=seed, **options) for seed in (1, 1, 2))

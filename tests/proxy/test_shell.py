@@ -12,13 +12,11 @@ import anthropic
 import httpx
 import openai
 import pytest
-import torch
 from tests.hybrid.client.fake import FakeServer, FromFrame
 from tests.hybrid.client.fake import serving as fake_serving
 from tests.hybrid.server.world import serving
 from tests.owners import OWNER
 from tests.proxy.local import proxied, settled
-from transformers import DynamicCache
 
 from confide import HybridModel
 from confide.attest.check import Outcome
@@ -29,7 +27,6 @@ from confide.hybrid.server.service import LayerService
 from confide.models.split import SplitSummary
 from confide.packages.server_package import ServerPackage
 from confide.proxy.shell import ShellAddress, ShellBackend
-from confide.proxy.shell_engine import CONVERSATIONS, KeptConversations
 from confide.receipts.client import ClientReceipt, verify_client_receipt
 from confide.receipts.client_key import ClientKey
 from confide.receipts.receipt import Receipt
@@ -417,62 +414,3 @@ def test_a_server_that_goes_away_meanwhile_is_not_called_ready(cheated: Cheated)
     cheated.server.before = lambda _: None
     settled(cheated.url, "ready")
     assert cheated.ask().status_code == 200
-
-
-# -- conversations that are kept ------------------------------------------------------------------------------
-
-
-def cache(tokens: int) -> DynamicCache:
-    made = DynamicCache()
-    made.update(torch.arange(float(tokens)).view(1, 1, tokens, 1), torch.zeros(1, 1, tokens, 1), 0)
-    return made
-
-
-def held(found: DynamicCache) -> list[float]:
-    length = int(found.get_seq_length())
-    return found.layers[0].keys.flatten().tolist() if length else []
-
-
-def test_a_conversation_goes_on_with_its_own_cache() -> None:
-    kept = KeptConversations(100)
-    kept.put([1, 2, 3, 4, 5], cache(4))  # the last token has not been read
-    assert kept.tokens == 4
-    assert held(kept.take([1, 2, 3, 4, 5, 6])) == [0, 1, 2, 3]
-    assert kept.tokens == 0
-    assert held(kept.take([1, 2, 3, 4, 5, 6])) == []
-
-
-def test_a_branch_leaves_the_other_conversation_as_it_was() -> None:
-    kept = KeptConversations(100)
-    kept.put([1, 2, 3, 4, 5, 6], cache(6))
-    branch = kept.take([1, 2, 9])
-    assert held(branch) == [0, 1]
-    branch.crop(-1)
-    assert held(kept.take([1, 2, 3, 4, 5, 6, 7])) == [0, 1, 2, 3, 4, 5]
-
-
-def test_the_last_token_of_a_prompt_is_always_read() -> None:
-    kept = KeptConversations(100)
-    kept.put([1, 2, 3], cache(3))
-    assert held(kept.take([1, 2, 3])) == [0, 1]
-
-
-def test_the_oldest_go_first() -> None:
-    kept = KeptConversations(10)
-    kept.put([1, 2, 3, 4], cache(4))
-    kept.put([5, 6, 7, 8], cache(4))
-    kept.put([9, 10, 11, 12], cache(4))
-    assert kept.tokens == 8
-    assert held(kept.take([1, 2, 3, 4, 5])) == []
-    kept.put(list(range(11)), cache(11))  # too long to be kept at all
-    assert kept.tokens == 8
-    many = KeptConversations(1000)
-    for first in range(CONVERSATIONS + 3):
-        many.put([first, 1], cache(2))
-    assert many.tokens == 2 * CONVERSATIONS
-
-
-def test_nothing_said_is_in_a_representation() -> None:
-    kept = KeptConversations(100)
-    kept.put([123, 456], cache(2))
-    assert repr(kept) == "KeptConversations(1, <hidden>)"

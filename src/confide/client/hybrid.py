@@ -15,7 +15,9 @@ from confide.client.options import HybridOptions
 from confide.client.own_receipts import OwnReceipts, save_own_receipt, stock_sampling
 from confide.client.session import Pieces, Session
 from confide.errors import UnknownModel, UnknownReceipt, WrongMode
+from confide.hybrid.conversations import KeptConversations
 from confide.hybrid.model import HybridModel
+from confide.models.context import DEFAULT_CONTEXT, longest_context
 from confide.models.sampling import generation_options
 from confide.receipts.client import ClientReceipt, ClientReceiptResult, verify_client_receipt
 from confide.receipts.client_key import ClientKey
@@ -52,6 +54,8 @@ class HybridSession(Session):
         sampling = stock_sampling(self.hybrid, greedy=True, max_tokens=DEFAULT_MAX_TOKENS)
         self._receipts = OwnReceipts(key, self.hybrid, self._name, msgspec.structs.replace(sampling, top_p=1.0))
         self._last: _Kept | None = None
+        config = self.hybrid.model.config
+        self._conversations = KeptConversations(config, 4 * (longest_context(config) or DEFAULT_CONTEXT))
 
     @property
     def trust(self) -> TrustStatement:
@@ -70,20 +74,14 @@ class HybridSession(Session):
 
     def generate(self, text: str, **options: Any) -> str:
         """How the text goes on. options: max_tokens, temperature, top_p and seed; greedy without a temperature."""
-        tokenizer: Any = self.hybrid.tokenizer
-        if tokenizer is None:
-            raise WrongMode("This model came without a tokenizer; use `hybrid.generate` with token ids.")
-        inputs = tokenizer(text, return_tensors="pt")
         asked = _request({"prompt": text}, options)
-
-        sequence = self.hybrid.generate(**inputs, **self._generation(options))[0, inputs["input_ids"].shape[1] :]
-        answer = str(tokenizer.decode(sequence, skip_special_tokens=True))
+        answer = self._continued(text, **self._generation(options))
         self._keep("generate", asked, answer)
         return answer
 
     def _answer(self, messages: list[dict[str, str]], options: dict[str, Any]) -> str:
         asked = _request({"messages": messages}, options)
-        answer = self.hybrid.chat(messages, **self._generation(options))
+        answer = self._continued(messages, **self._generation(options))
         self._keep("chat", asked, answer)
         return answer
 
@@ -91,10 +89,21 @@ class HybridSession(Session):
         asked, generation = _request({"messages": messages}, options), self._generation(options)
 
         def run(**streamed: Any) -> None:
-            answer = self.hybrid.chat(messages, **streamed, **generation)
+            answer = self._continued(messages, **streamed, **generation)
             self._keep("chat", asked, answer)
 
         return _pieces(self.hybrid, run)
+
+    def _continued(self, prompt: str | list[dict[str, str]], **generation: Any) -> str:
+        """How it goes on. What it has in common with what came before is neither read again nor sent."""
+        inputs = self.hybrid.prompt(prompt)
+        (tokens,) = inputs["input_ids"].tolist()
+        cache = self._conversations.take(tokens)
+        result = self.hybrid.generate(**inputs, **generation, past_key_values=cache, return_dict_in_generate=True)
+        (sequence,) = result.sequences.tolist()
+        self._conversations.put(sequence, result.past_key_values)
+        tokenizer: Any = self.hybrid.tokenizer
+        return str(tokenizer.decode(sequence[len(tokens) :], skip_special_tokens=True))
 
     def _keep(self, endpoint: str, asked: bytes, answer: str) -> None:
         """Make the receipt of an answer that this thread has just had made."""
@@ -154,7 +163,8 @@ class HybridSession(Session):
         raise WrongMode("In the hybrid mode the model runs in this process; use generate and chat of the session.")
 
     def close(self) -> None:
-        """Close the connection and forget all pads; any later use raises ModelClosed."""
+        """Close the connection and forget pads and conversations; any later use raises ModelClosed."""
+        self._conversations.clear()
         self.hybrid.close()
 
 

@@ -231,14 +231,26 @@ class HybridModel(Closing):
         messages: such as [{"role": "user", "content": "..."}]. WrongMode where there is no tokenizer,
         ConversationRefused where the template refuses.
         """
-        tokenizer = self.tokenizer
-        if tokenizer is None:
-            raise WrongMode("This model came without a tokenizer; use generate, with token ids.")
+        inputs = self.prompt(messages)
+        sequence = self.generate(**inputs, **options)[0, inputs["input_ids"].shape[1] :]
+        return str(self._require_tokenizer().decode(sequence, skip_special_tokens=True))
+
+    def prompt(self, messages: str | list[dict[str, str]]) -> dict[str, Tensor]:
+        """What `generate` takes for a text, or for a conversation by the tokenizer's chat template or a plain one.
+
+        input_ids and attention_mask, both (1, tokens). Raises what `chat` raises.
+        """
+        tokenizer = self._require_tokenizer()
+        if isinstance(messages, str):
+            return cast(dict[str, Tensor], dict(tokenizer(messages, return_tensors="pt")))
         text = render(tokenizer, messages)
         inputs = tokenizer(text, add_special_tokens=not tokenizer.chat_template, return_tensors="pt")
-        given = cast(dict[str, Tensor], dict(inputs))
-        sequence = self.generate(**given, **options)[0, given["input_ids"].shape[1] :]
-        return str(tokenizer.decode(sequence, skip_special_tokens=True))
+        return cast(dict[str, Tensor], dict(inputs))
+
+    def _require_tokenizer(self) -> PreTrainedTokenizerBase:
+        if self.tokenizer is None:
+            raise WrongMode("This model came without a tokenizer; use generate, with token ids.")
+        return self.tokenizer
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """transformers' forward pass. On a server: IntegrityError when it is over, if an answer was wrong."""

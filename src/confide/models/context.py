@@ -1,8 +1,13 @@
 """How long a text a model takes."""
 
+from typing import Final
+
 from transformers import PreTrainedConfig
 
 from confide.errors import PromptTooLong
+
+DEFAULT_CONTEXT: Final = 2048
+"""Tokens to reckon with for a model that nothing limits."""
 
 
 def longest_context(config: PreTrainedConfig) -> int | None:

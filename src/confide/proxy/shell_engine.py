@@ -5,16 +5,14 @@ asked: the end of a text must not be seen from what this process does next.
 """
 
 import asyncio
-import copy
 import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, cast
 
 import torch
 import transformers
 from torch import Tensor
-from transformers import DynamicCache, LogitsProcessor, PreTrainedTokenizerFast, StoppingCriteria
+from transformers import LogitsProcessor, PreTrainedTokenizerFast, StoppingCriteria
 
 from confide.enclave.engines.answer_text import AnswerText, TokenBytes
 from confide.enclave.engines.choosing import Adjusting, Likely
@@ -22,15 +20,12 @@ from confide.enclave.engines.engine import Chosen, EngineFacts, FinishReason, Pi
 from confide.enclave.engines.prompts import Prompted, Prompts
 from confide.errors import ConfideError, EngineError, IntegrityError, PromptRefused
 from confide.hybrid.client.generation import Generated, PaddedStreamer
+from confide.hybrid.conversations import KeptConversations
 from confide.hybrid.model import HybridModel
-from confide.models.context import longest_context
+from confide.models.context import DEFAULT_CONTEXT, longest_context
 from confide.models.ends import end_tokens
 from confide.models.sampling import generation_options
 from confide.proxy.receipts import GENERATIONS
-
-CONVERSATIONS: Final = 8
-"""Whose KV caches are kept, at most."""
-_DEFAULT_CONTEXT: Final = 2048
 
 
 class ShellEngine(Prompted):
@@ -50,7 +45,7 @@ class ShellEngine(Prompted):
         tokenizer = hybrid.tokenizer
         if tokenizer is None or not tokenizer.is_fast:
             raise EngineError(f"{name} came without a fast tokenizer; split a model that has a tokenizer.json.")
-        context = longest_context(hybrid.model.config) or _DEFAULT_CONTEXT
+        context = longest_context(hybrid.model.config) or DEFAULT_CONTEXT
         prompts = Prompts(tokenizer, context, by_text=False)
         facts = EngineFacts(
             name,
@@ -70,7 +65,7 @@ class ShellEngine(Prompted):
         self._ends = frozenset(end_tokens(hybrid.model, tokenizer))
         self._on_failure = on_failure
         self._turn = threading.Lock()
-        self.kept = KeptConversations(cached_tokens or 4 * context)
+        self.kept = KeptConversations(hybrid.model.config, cached_tokens or 4 * context)
 
     async def generate(self, prompt: str | Prompt, sampling: Sampling) -> AsyncGenerator[Piece, None]:
         """An answer, a token at a time; pieces without text until the padded length, and then the last one."""
@@ -123,7 +118,7 @@ class ShellEngine(Prompted):
             torch.seed()
         else:
             torch.manual_seed(sampling.seed)
-        cache = self.kept.take(tokens) if self._keeps else None
+        cache = self.kept.take(tokens)
         chance = generation_options(sampling.temperature, top_p=sampling.top_p)
         if chance["do_sample"]:
             chance["top_k"] = sampling.top_k  # also 0, which leaves none out, where transformers' own default is 50
@@ -142,15 +137,9 @@ class ShellEngine(Prompted):
         )
         told.generated = self.hybrid.generated
         sequence: list[int] = result.sequences[0].tolist()
-        if self._keeps and isinstance(result.past_key_values, DynamicCache):
-            self.kept.put(sequence, result.past_key_values)
+        self.kept.put(sequence, result.past_key_values)
         ended = told.text.stopped or sequence[-1] in self._ends
         told.finish("stop" if ended else "length")
-
-    @property
-    def _keeps(self) -> bool:
-        """Whether this model's cache can be cut to what two prompts have in common."""
-        return not any(DynamicCache(config=self.hybrid.model.config).is_sliding)
 
     async def embed(self, texts: Sequence[str | Prompt]) -> list[list[float]]:
         """PromptRefused: the padded generation is what hides a text's length, and an embedding has none."""
@@ -168,68 +157,6 @@ class ShellEngine(Prompted):
         """Close the connection, and forget everything."""
         self.kept.clear()
         await asyncio.to_thread(self.hybrid.close)
-
-
-@dataclass
-class _Kept:
-    tokens: list[int]
-    cache: DynamicCache
-
-
-class KeptConversations:
-    """KV caches of conversations, by their tokens; the oldest go first. most_tokens: of all together.
-
-    One thread at a time.
-    """
-
-    def __init__(self, most_tokens: int) -> None:
-        self._most_tokens = most_tokens
-        self._kept: list[_Kept] = []
-
-    def __repr__(self) -> str:
-        return f"KeptConversations({len(self._kept)}, <hidden>)"
-
-    @property
-    def tokens(self) -> int:
-        """Tokens kept, of all conversations."""
-        return sum(len(kept.tokens) for kept in self._kept)
-
-    def take(self, prompt: Sequence[int]) -> DynamicCache:
-        """A cache of the longest beginning of the prompt that is known, at least its last token left out.
-
-        A conversation that goes on gives its own; one that the prompt branches off from keeps it, and a copy is cut.
-        """
-        most = len(prompt) - 1
-        best = max(self._kept, key=lambda kept: _common(kept.tokens, prompt), default=None)
-        common = min(most, _common(best.tokens, prompt)) if best is not None else 0
-        if best is None or not common:
-            return DynamicCache()
-        if common >= len(best.tokens) - 1:
-            self._kept.remove(best)
-            cache = best.cache
-        else:
-            cache = copy.deepcopy(best.cache)
-        cache.crop(common - int(cache.get_seq_length()))  # by how much, as a negative number
-        return cache
-
-    def put(self, sequence: list[int], cache: DynamicCache) -> None:
-        """Keep a cache that has read all of a sequence but its last token, or less."""
-        tokens = sequence[: int(cache.get_seq_length())]
-        if len(tokens) > self._most_tokens:
-            return
-        self._kept.append(_Kept(tokens, cache))
-        while len(self._kept) > CONVERSATIONS or self.tokens > self._most_tokens:
-            self._kept.pop(0)
-
-    def clear(self) -> None:
-        """Forget all of them."""
-        self._kept.clear()
-
-
-def _common(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many tokens both begin with."""
-    pairs = zip(left, right, strict=False)
-    return next((index for index, (one, other) in enumerate(pairs) if one != other), min(len(left), len(right)))
 
 
 class _Choosing(LogitsProcessor):
