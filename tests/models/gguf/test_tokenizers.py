@@ -55,9 +55,12 @@ def byte_level(cut: pre_tokenizers.PreTokenizer, *, nfc: bool = False, whole: bo
         vocab_size=800, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), special_tokens=["<|endoftext|>"]
     )
     tokenizer.train_from_iterator(corpus(), trainer)
-    description = json.loads(tokenizer.to_str())
-    vocabulary = description["model"]["vocab"]
-    return changed(tokenizer, vocab=vocabulary | {"\u0120xyzzy": len(vocabulary)})  # which no merges lead to
+    return with_token(tokenizer, "\u0120xyzzy")  # which no merges lead to
+
+
+def with_token(tokenizer: Tokenizer, token: str) -> Tokenizer:
+    vocabulary = json.loads(tokenizer.to_str())["model"]["vocab"]
+    return changed(tokenizer, vocab=vocabulary | {token: len(vocabulary)})
 
 
 def split(pattern: str) -> pre_tokenizers.PreTokenizer:
@@ -141,6 +144,7 @@ KINDS = {
     "neox-mpt": Kind(neox, own="GPTNeoXTokenizer"),
     "falcon": Kind(falcon),
     "gemma": Kind(gemma, "<start_of_turn>", "GemmaTokenizer"),
+    "gemma-equal-scores": Kind(lambda: merged(gemma(), by_length), "<start_of_turn>"),
     "phi-3": Kind(phi3, "<|user|>"),
 }
 
@@ -285,12 +289,26 @@ OTHERS: dict[str, Callable[[], Tokenizer]] = {
     "gemma-folded": lambda: normalized(
         gemma(), normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(" ", SPACE)])
     ),
+    "gemma-long-token": lambda: with_token(gemma(), "=" * 600),
+    "gemma-runs-come-again": lambda: merged(gemma(), lambda merges: [*merges[1:], merges[0]]),
     "gemma-whole-words": lambda: changed(gemma(), ignore_merges=True),
     "gemma-missing-pair": lambda: merged(gemma(), lambda merges: merges[:-1]),
     "gemma-other-order": lambda: merged(gemma(), lambda merges: merges[::2] + merges[1::2]),
     "gemma-runs-from-the-right": lambda: merged(gemma(), lambda merges: sorted(merges, key=run_order)),
     "metaspace-across": lambda: cut(normalized(gemma(), normalizers.Sequence([])), pre_tokenizers.Metaspace(SPACE)),
 }
+
+
+def by_length(merges: list[list[str]]) -> list[list[str]]:
+    """As transformers orders the ways to pieces that share a score, which the runs do in Gemma's models."""
+    runs = [merge for merge in merges if "".join(merge) in RUNS]
+    for character in ("\n", SPACE):
+        yielded = [merge for merge in runs if character in merge[0]]
+        merges = [
+            *sorted(yielded, key=lambda merge: (-len(merge[0]), -len(merge[1]))),
+            *(merge for merge in merges if merge not in yielded),
+        ]
+    return merges
 
 
 def run_order(merge: list[str]) -> tuple[int, int]:

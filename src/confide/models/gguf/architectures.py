@@ -118,12 +118,12 @@ def _require(config: PreTrainedConfig, name: str, found: object, values: tuple[o
 def _positive(config: PreTrainedConfig, name: str) -> float:
     """A number of the configuration, as the file holds numbers. ModelNotSupported for what is none."""
     value = getattr(config, name, None)
-    if type(value) not in (int, float) or not 0 < value < _LARGEST:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < _LARGEST:
         raise ModelNotSupported(
             f"llama.cpp needs a {name} above 0 of a {config.model_type} model, and this one has {value!r}; get an "
             "undamaged copy, or serve it unquantized."
         )
-    return float(value) if type(value) is float else int(value)
+    return value
 
 
 def _head_dim(config: PreTrainedConfig) -> int:

@@ -35,6 +35,8 @@ _SPACES: Final = {"type": "Replace", "pattern": {"String": " "}, "content": _SPA
 _PREFIX: Final = {"type": "Prepend", "prepend": _SPACE}
 _BYTE: Final = re.compile(r"<0x[0-9A-F]{2}>")
 _UNREACHABLE: Final = -1e9
+_LONGEST: Final = 512
+"""Characters of a token; those of known models have up to 32."""
 _PHI3: Final = re.compile(r"phi-?3", re.IGNORECASE)
 _NAMED: Final = re.compile(r"phi-?3|modern-bert", re.IGNORECASE)
 """What in a model's name changes how llama.cpp's src/llama-vocab.cpp reads text after special tokens."""
@@ -149,17 +151,23 @@ def _ranks(description: dict[str, Any]) -> dict[str, int]:
 
     llama.cpp joins whatever two tokens make a third, and knows one rank for all ways to it. ModelNotSupported where
     that is not what the merges say: where a pair is missing, or the ways to a token do not follow each other. Runs of
-    one character may have theirs mixed, if those with the longest left side come first: then both grow from the left.
+    one character may have theirs mixed, if they come with the longest left side first: then both grow from the left.
     """
     merges = _merges(description)
     vocabulary = description["model"]["vocab"].keys()
+    if max(map(len, vocabulary)) > _LONGEST:
+        raise ModelNotSupported(_other(f"its tokenizer has tokens of more than {_LONGEST} characters"))
     rank: dict[str, int] = {}
-    last = ("", "")
+    newest, last, falling = "", ("", ""), False
     for left, right in merges:
         made, before = left + right, "".join(last)
-        if rank.setdefault(made, len(rank)) < rank.get(before, 0) and not (
-            len({*made, *before}) == 1 and made[1:] in vocabulary and (len(left), len(right)) < tuple(map(len, last))
-        ):
+        if before[:1] == made[:1] and len({*made, *before}) == 1:
+            falling = falling and (len(left), len(right)) < tuple(map(len, last))
+        else:
+            falling = len({*made}) == 1
+        if made not in rank:
+            rank[made], newest = len(rank), made
+        elif made != newest and not (falling and len({*made, *newest}) == 1 and made[1:] in vocabulary):
             raise ModelNotSupported(_other("its tokenizer's merges have no scores that would give their order"))
         last = left, right
     known = set(merges)

@@ -63,7 +63,7 @@ def write_gguf(
     """
     if texts and type not in _WEIGHED:
         raise ConfideError(
-            f"A text has nothing to tell about {type}, whose blocks are rounded one way; leave --calibrate out, or "
+            f"A text has nothing to tell about {type}, which rounds all weights alike; leave --calibrate out, or "
             f"choose {', '.join(_WEIGHED)}."
         )
     architecture = find_architecture(source.config)
