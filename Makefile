@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: system-deps demo clients test test-all mutate fuzz lint bench
+.PHONY: system-deps demo clients test test-all mutate fuzz lint bench man hashes sbom dist
 .DEFAULT_GOAL := demo
 
 $(READY): pyproject.toml constraints.txt
@@ -58,6 +58,25 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# A manual page for each command, in build/man.
+man: $(READY)
+	PYTHONPATH=. $(BIN)/python tools/man_pages.py build/man
+
+# The SHA-256 of every wheel that is pinned, after a change of constraints.txt. Of the wheels that everybody gets, and not
+# of those that this machine has in a folder.
+hashes: $(READY)
+	mkdir -p build
+	env -u PIP_FIND_LINKS PIP_CONFIG_FILE=/dev/null $(BIN)/python -m pip install --quiet --dry-run --ignore-installed \
+		--no-deps --only-binary :all: --report build/wheels.json --requirement constraints.txt
+	PYTHONPATH=. $(BIN)/python tools/wheel_hashes.py build/wheels.json
+
+# What a release consists of: docs/release.md.
+sbom: $(READY)
+	PYTHONPATH=. $(BIN)/python tools/sbom.py dist/confide.cdx.json
+
+dist: $(READY)
+	PYTHONPATH=. $(BIN)/python tools/build_release.py dist
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks

@@ -8,7 +8,10 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+
+from confide.bench.machine import processor
 
 _RESULTS = Path(__file__).with_name("results")
 
@@ -68,22 +71,16 @@ def proportional_bytes(process: str) -> int:
 
 def results() -> Path:
     """The folder for this machine's processor: figures of two processors are never mixed."""
-    folder = _RESULTS / re.sub(r"[^a-z0-9]+", "-", _processor().lower()).strip("-")
+    folder = _RESULTS / re.sub(r"[^a-z0-9]+", "-", processor().lower()).strip("-")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def write(name: str, figures: list[Figure], **details: object) -> None:
     """Write one question's figures, and what else is to be kept of it, to results/PROCESSOR/NAME.json."""
-    machine = {"processor": _processor(), "cores": os.cpu_count(), "python": platform.python_version()}
-    content = {"machine": machine, "figures": [asdict(figure) | {"reached": figure.reached} for figure in figures]}
+    machine = {"processor": processor(), "cores": os.cpu_count(), "python": platform.python_version()}
+    today = datetime.now(UTC).date().isoformat()
+    rows = [asdict(figure) | {"reached": figure.reached} for figure in figures]
+    content: dict[str, object] = {"machine": machine, "measured": today, "figures": rows}
     content |= details
     (results() / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    flags = next((line for line in lines if line.startswith("flags")), "")
-    name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
-    features = [name for name in ("avx512_vnni", "avx_vnni", "amx_int8") if f" {name}" in flags]
-    return f"{name} ({', '.join(features) or 'no int8 extension'})"

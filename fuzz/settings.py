@@ -1,4 +1,4 @@
-"""What people give on the command line: addresses, token ids, files of certificates."""
+"""What people give on the command line: addresses, token ids, files of certificates, settings and secrets."""
 
 import functools
 from collections.abc import Callable
@@ -6,7 +6,10 @@ from unittest import mock
 
 import typer
 
+from confide.cli.app import command_line
 from confide.cli.generate import parse_ids
+from confide.cli.settings import SERVICES, SettingsFile, command_of
+from confide.disk.secrets import read_secret
 from confide.hybrid.client.connection import LayerConnection
 from confide.hybrid.client.dial import Dial
 from confide.hybrid.client.refusals import FILE_NAME, Breach, RefusalList
@@ -67,6 +70,30 @@ def certificate(data: bytes) -> None:
     server_context(*paths)
 
 
+@functools.cache
+def _commands() -> object:
+    return typer.main.get_command(command_line([]))
+
+
+def settings_file(data: bytes) -> None:
+    """`--config`, for each service."""
+    path = scratch("settings") / "config.toml"
+    path.write_bytes(data)
+    file = SettingsFile.read(path)
+    for service in SERVICES:
+        found = file.defaults(service, command_of(_commands(), service))
+        if any(name.startswith("insecure") for name in found):
+            raise AssertionError("a file weakened a protection")
+
+
+def secret(data: bytes) -> None:
+    """A file such as `--licence-file`, or a credential."""
+    path = scratch("secret") / "licence"
+    path.write_bytes(data)
+    if not read_secret(path).isprintable():
+        raise AssertionError("a secret of several lines was taken")
+
+
 def distrusted(data: bytes) -> None:
     """A person's refusal list."""
     folder = scratch("distrusted")
@@ -90,6 +117,8 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "authorities": authorities,
     "certificate": certificate,
     "distrusted": distrusted,
+    "settings-file": settings_file,
+    "secret": secret,
 }
 SEEDS: dict[str, Callable[[], list[bytes]]] = {
     "address": lambda: [b"127.0.0.1:8470", b"wss://layers.example.com:443", b"http://[::1]:80/path?query#x", b"u:p@h"],
@@ -97,4 +126,10 @@ SEEDS: dict[str, Callable[[], list[bytes]]] = {
     "authorities": lambda: [_certificates()[0]],
     "certificate": _seeds_of_certificate,
     "distrusted": _seeds_of_distrusted,
+    "settings-file": lambda: [
+        b'confide-config = 1\n[serve]\nport = 1\ntls-name = ["a"]\nra-tls = true\n[keys.serve]\nlog = "json"\n',
+        b"confide-config = 1\n[chat]\ninsecure-no-tls = true\n",
+        b"confide-config = 1\n[proxy]\npatience = 1e400\n",
+    ],
+    "secret": lambda: [b"confide-key\n", b"\xff", b"a\nb"],
 }

@@ -24,6 +24,8 @@ _GROUPS = (
     "receipts",
     "questions",
     "deployments",
+    "certificates",
+    "results",
 )
 
 Target = Callable[[bytes], None]

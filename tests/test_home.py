@@ -18,3 +18,18 @@ def test_a_home_that_cannot_be_made_is_a_clear_error(tmp_path: Path, monkeypatch
     monkeypatch.setenv("CONFIDE_HOME", str(tmp_path / "file" / "home"))
     with pytest.raises(ConfideError, match="CONFIDE_HOME"):
         make_home()
+
+
+def test_a_relative_home_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be another one in each folder that a program is started in."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("CONFIDE_HOME")
+    monkeypatch.setenv("XDG_CONFIG_HOME", "here")
+    assert home() == tmp_path / ".config" / "confide"
+    monkeypatch.setenv("CONFIDE_HOME", "here")
+    with pytest.raises(ConfideError, match="absolute"):
+        home()
+    monkeypatch.delenv("CONFIDE_HOME")
+    monkeypatch.setenv("HOME", "here")
+    with pytest.raises(ConfideError, match="absolute"):
+        home()

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from benchmarks.peers.layer import Layer
 from benchmarks.peers.measurement import Measurement, Traffic
+from benchmarks.peers.published import PUBLISHED
 
 BARS = {
     "lone token": lambda measurement: measurement.lone.seconds,
@@ -42,6 +43,14 @@ def table(layer: Layer, measurements: list[Measurement]) -> Table:
             f"{side.error:.1e}" if side.error else "exact",
             f"{side.lone.cores:.1f}",
         )
+    return result
+
+
+def published_table() -> Table:
+    """What others publish, which nobody ran here."""
+    result = Table("who", "what", "their figure", "their hardware", "not comparable", "doubt", "source")
+    for one in PUBLISHED:
+        result.add_row(one.who, one.what, one.figure, one.hardware, one.apart, one.doubt, one.address)
     return result
 
 

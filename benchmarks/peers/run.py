@@ -14,6 +14,7 @@ from benchmarks.measure import Figure, results, write
 from benchmarks.peers import clear, environment, ours, report
 from benchmarks.peers.layer import Layer
 from benchmarks.peers.measurement import Measurement
+from benchmarks.peers.published import PUBLISHED
 
 SHAPES = ((6144, 2048), (2304, 768))
 PROGRAMS = ("glwe", "ckks_vector", "ckks_diagonals")
@@ -29,7 +30,9 @@ def main() -> list[Figure]:
         Console(width=170).print(report.table(layer, sides[layer.name]))
         figures += _figures(layer, mine, glwe)
     as_json = {name: [asdict(side) for side in measured] for name, measured in sides.items()}
-    write("peers", figures, load_before=load, torch_threads=threads, sides=as_json)
+    published = [asdict(one) for one in PUBLISHED]
+    write("peers", figures, load_before=load, torch_threads=threads, sides=as_json, published=published)
+    Console(width=170).print(report.published_table())
     report.plot(sides, results() / "peers.png")
     return figures
 

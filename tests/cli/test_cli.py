@@ -26,6 +26,13 @@ def answer(*arguments: object, check: int = 0) -> dict[str, Any]:
     return output
 
 
+def kept(folder: Path, key: str) -> tuple[str, Path]:
+    """The option that gives a licence key."""
+    path = folder / f"key-{len(list(folder.iterdir()))}"
+    path.write_text(f"{key}\n")
+    return "--licence-file", path
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny GPT-2 without a tokenizer."""
@@ -149,7 +156,7 @@ def test_a_server_with_tls_may_be_public(parts: dict[str, Any], tmp_path: Path) 
     tls = ("--tls-cert", files["certificate"], "--tls-key", files["key"], "--state", tmp_path / "state")
     with serving(fresh(parts, tmp_path), "--host", "0.0.0.0", *tls) as url:  # noqa: S104
         assert url.startswith("wss://0.0.0.0:")
-        server = ("--server", url.replace("0.0.0.0", "localhost"), "--licence", key)  # noqa: S104
+        server = ("--server", url.replace("0.0.0.0", "localhost"), *kept(tmp_path, key))  # noqa: S104
         generate = ("generate", parts["client"], "--prompt-ids", "5", "--max-new-tokens", 2, "--patience", 5)
         assert answer(*generate, *server, check=1)["error"]["code"] == "untrusted-certificate"
         assert answer(*generate, *server, "--ca", files["ca"])["generated_tokens"] <= 2
@@ -364,7 +371,7 @@ def test_a_server_wants_a_licence_and_counts_what_it_used(
     with serving(*arguments, log=log) as url:
         where = (parts["client"], "--server", url)
         generate = ("generate", *where, "--prompt-ids", "5,6,7", "--max-new-tokens", 4)
-        for wrong in ((), ("--licence", "confide-wrong")):
+        for wrong in ((), kept(tmp_path, "confide-wrong")):
             assert answer(*generate, *wrong, check=1)["error"]["code"] == "licence-refused"
         monkeypatch.setenv("CONFIDE_LICENCE", key)
         generated = answer(*generate)["generated_tokens"]
@@ -410,7 +417,7 @@ def test_a_ledger_is_backed_up_while_serving_and_restored_after(parts: dict[str,
     state, saved = tmp_path / "state", tmp_path / "backup"
     state.mkdir()
     key = answer("licence", "create", state, "--name", "reader", "--lift-disclosure")["key"]
-    arguments = (parts["client"], "--licence", key, "--prompt-ids", "5", "--max-new-tokens", 2)
+    arguments = (parts["client"], *kept(tmp_path, key), "--prompt-ids", "5", "--max-new-tokens", 2)
     package = fresh(parts, tmp_path)
     with serving(package, "--state", state) as url:
         assert answer("generate", *arguments, "--server", url)["generated_tokens"]
@@ -478,21 +485,22 @@ def test_the_demo_reports_everything_it_shows() -> None:
     assert left.stdout == ""
 
 
-def test_a_licensee_asks_what_a_licence_allows(parts: dict[str, Any], url: str) -> None:
+def test_a_licensee_asks_what_a_licence_allows(parts: dict[str, Any], url: str, tmp_path: Path) -> None:
     made = answer(
         "licence", "create", parts["server"], "--name", "asks", "--tokens", 500, "--days", 30, "--disclosure", 50
     )
-    status = answer("licence", "status", parts["client"], "--server", url, "--licence", made["key"])
+    asked = ("licence", "status", parts["client"], "--server", url)
+    status = answer(*asked, *kept(tmp_path, made["key"]))
     assert status["tokens_left"] == 500
     assert status["answers_left"] > 0
     assert status["expires"] == made["expires"]
     assert status["disclosure_limit"] == 50
-    shown = confide("licence", "status", parts["client"], "--server", url, "--licence", made["key"])
+    shown = confide(*asked, *kept(tmp_path, made["key"]))
     assert "500" in shown.stdout
     assert "As the server at ws://" in shown.stderr
     renewed = answer("licence", "rekey", parts["server"], "asks")
     assert renewed["id"] == made["id"]
-    refused = answer("licence", "status", parts["client"], "--server", url, "--licence", made["key"], check=1)
+    refused = answer(*asked, *kept(tmp_path, made["key"]), check=1)
     assert refused["error"]["code"] == "licence-refused"
-    again = answer("licence", "status", parts["client"], "--server", url, "--licence", renewed["key"])
+    again = answer(*asked, *kept(tmp_path, renewed["key"]))
     assert again["tokens_left"] == 500

@@ -146,7 +146,7 @@ def test_the_proxy_needs_no_torch(
     models = tmp_path / "models.toml"
     shell = '\n[[model]]\nname = "shell"\nshell = "client"\nserver = "ws://127.0.0.1:1"\n'
     models.write_text(f'confide-proxy = 1\n[[model]]\nurl = "{running.url}"\nsimulated-root = "{root}"\n{shell}')
-    started = command(tmp_path, missing, "proxy", "--config", str(models), "--port", "0", "--json")
+    started = command(tmp_path, missing, "proxy", "--models", str(models), "--port", "0", "--json")
     with subprocess.Popen(started, stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout is not None

@@ -14,6 +14,7 @@ import confide
 
 ATTEST = Path(confide.__file__).parent / "attest"
 RECEIPTS = ATTEST.parent / "receipts"
+RESULTS = ATTEST.parent / "bench" / "results.py"
 PARSERS = {
     "bundle.py": {"Bundle.read": "bundle"},
     "cbor.py": {"decode": "nitro-document"},
@@ -42,6 +43,7 @@ PARSERS = {
         "open_certificate": "ra-tls",
     },
     "release.py": {"parse_measurements": "release-statement", "verify_release": "release"},
+    "scores.py": {"ScoreCertificate.read": "score-certificate", "read_scores": "score-certificate"},
     "statement.py": {"Statement.decode": "statement"},
     "tokens.py": {"_bundle": "gpu-tokens", "verify_token": "token"},
     "wire.py": {"Attested.decode": "attested", "WireCollateral.thaw": "attested", "WireEvidence.thaw": "attested"},
@@ -65,6 +67,7 @@ PARSERS = {
         "verify_quote": "tpm-signature",
     },
     "reading/tpm.py": {"parse_registers": "tpm-registers"},
+    "../bench/results.py": {"read_result": "bench-result"},
     "../receipts/client.py": {"ClientReceipt.read": "client-receipt"},
     "../receipts/client_key.py": {"parse_key": "client-key"},
     "../receipts/documents.py": {"read_document": "receipt", "read_json": "report"},
@@ -95,6 +98,7 @@ NO_PARSERS = {
     "forms.py": {"bounded", "pem", "_exactly"},  # sizes, and certificates by way of read_form
     "ocsp.py": {"_read"},  # by way of the two above
     "ra_tls.py": {"_claims_buffer", "_check_public_key_hash", "_padded", "_bounded", "verify_binding"},
+    "scores.py": {"_signed_by"},  # a signature
     "statement.py": {"Statement.is_bound_by", "same_report_data"},  # comparisons
     "tokens.py": {"_verify", "_current_body", "_signed_body", "_unbundled"},  # by way of verify_token
 }
@@ -104,7 +108,7 @@ CASES = [(module, name, target) for module, found in PARSERS.items() for name, t
 
 @functools.cache
 def reached(target: str) -> frozenset[tuple[str, str]]:
-    """The functions of both packages, by module and name, that this target calls for its kept inputs."""
+    """The functions of these packages, by module and name, that this target calls for its kept inputs."""
     found: set[tuple[str, str]] = set()
     names = _names()
 
@@ -136,8 +140,10 @@ def _names() -> dict[tuple[str, int], tuple[str, str]]:
 
 
 def _functions() -> Iterator[tuple[str, str, ast.FunctionDef]]:
-    for path in sorted([*ATTEST.rglob("*.py"), *RECEIPTS.rglob("*.py")]):
-        module = path.relative_to(ATTEST).as_posix() if path.is_relative_to(ATTEST) else f"../receipts/{path.name}"
+    for path in sorted([*ATTEST.rglob("*.py"), *RECEIPTS.rglob("*.py"), RESULTS]):
+        module = (
+            path.relative_to(ATTEST).as_posix() if path.is_relative_to(ATTEST) else f"../{path.parent.name}/{path.name}"
+        )
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.FunctionDef):
                 yield module, node.name, node

@@ -156,3 +156,11 @@ def test_what_is_no_proxy_is_refused_without_being_shown(url: str) -> None:
 def test_a_password_is_in_no_representation() -> None:
     dial = Dial("wss://a:1", proxy="http://ada:s3cret@proxy:1")
     assert "s3cret" not in repr(dial) + repr(dial.http_proxy)
+
+
+def test_a_user_without_password_has_that_of_its_own_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONFIDE_HTTP_PROXY_PASSWORD", "hush")
+    assert HttpProxy.parse("http://me@gate:1").credentials == "me:hush"
+    assert HttpProxy.parse("http://me:other@gate:1").credentials == "me:other"
+    assert HttpProxy.parse("http://gate:1").credentials == ""
+    assert "hush" not in repr(HttpProxy.parse("http://me@gate:1"))

@@ -81,6 +81,7 @@ def test_a_file_can_say_what_sessions_can_be_told() -> None:
         "confide-proxy = 2\n[[model]]\nurl = 'https://x'",
         "confide-proxy = 1",
         "confide-proxy = 1\n[[model]]\nurl = 'https://x'\npolice = 'policy.toml'",
+        "confide-proxy = 1\n[[model]]\nurl = 'http://x'\ninsecure-no-tls = true",
         "confide-proxy = 1\n[[model]]\nurl = ''",
         "confide-proxy = 1\n" + "[[model]]\nurl = 'https://x'\n" * 65,
         "[" * 10_000,
@@ -111,7 +112,7 @@ def test_any_bytes_are_settings_or_refused(tmp_path_factory: pytest.TempPathFact
         (ModelSettings(url="https://x", patience=0), "patience: a url"),
         (ModelSettings(shell="x", server="wss://y", policy="p"), "policy: a shell"),
         (ModelSettings(shell="x", server="wss://y", offline=True), "offline: a shell"),
-        (ModelSettings(shell="x", server="wss://y", licence_file="/no/such"), "no file with a licence"),
+        (ModelSettings(shell="x", server="wss://y", licence_file="/no/such"), "cannot be read"),
     ],
 )
 def test_what_does_not_go_together(model: ModelSettings, words: str) -> None:
@@ -130,7 +131,7 @@ def test_what_is_no_proxy_is_said_before_anything_starts() -> None:
     [
         ("https://models.example", "--patience", "0"),
         ("./client", "--server", "wss://layers.example", "--policy", "policy.toml"),
-        ("--config", "proxy.toml", "--policy", "policy.toml"),
+        ("--models", "proxy.toml", "--policy", "policy.toml"),
         ("--policy", "policy.toml"),
     ],
     ids=" ".join,

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         ProductionRoot,
         Quantization,
         ReportData,
+        ScoreAtLeast,
         SelfTest,
         Sgx,
         SignedRelease,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
         any_of,
     )
     from confide.attest.result import AttestationResult
+    from confide.attest.scores import Metric
 
 _MODULES: Final = {
     "AllOf": "requirements",
@@ -66,6 +68,7 @@ _MODULES: Final = {
     "Exceptions": "defaults",
     "FmspcIn": "requirements",
     "Fresh": "requirements",
+    "Metric": "scores",
     "Model": "requirements",
     "Nitro": "requirements",
     "NoAdapters": "requirements",
@@ -82,6 +85,7 @@ _MODULES: Final = {
     "ProductionRoot": "requirements",
     "Quantization": "requirements",
     "ReportData": "requirements",
+    "ScoreAtLeast": "requirements",
     "SelfTest": "requirements",
     "Sgx": "requirements",
     "SignedRelease": "requirements",
@@ -114,6 +118,7 @@ __all__ = [
     "Exceptions",
     "FmspcIn",
     "Fresh",
+    "Metric",
     "Model",
     "Nitro",
     "NoAdapters",
@@ -130,6 +135,7 @@ __all__ = [
     "ProductionRoot",
     "Quantization",
     "ReportData",
+    "ScoreAtLeast",
     "SelfTest",
     "Sgx",
     "SignedRelease",

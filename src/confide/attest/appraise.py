@@ -1,15 +1,19 @@
 """From evidence to a verdict: verify it here or take a named service's word, then hold the claims against a policy."""
 
+from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from typing import Protocol
 
 from confide.attest.claims import Claims
-from confide.attest.collateral import Collateral
+from confide.attest.collateral import OWN, Collateral, Provenance
 from confide.attest.evidence import Evidence, Family
-from confide.attest.policy import AnyPolicy
+from confide.attest.policy import AnyPolicy, SimulatedPolicy
 from confide.attest.policy import appraise as appraise_claims
 from confide.attest.release import RELEASE
+from confide.attest.requirements import AnyRequirement, Fresh, Model
 from confide.attest.result import AttestationResult
+from confide.attest.scores import SCORES, ScoreCertificate
 from confide.attest.statement import Statement
 from confide.attest.tokens import verify_token
 from confide.errors import AttestationError
@@ -46,7 +50,30 @@ def appraise(
         statement=statement,
         provenance=collateral.provenance,
         release=collateral.documents.get(RELEASE),
+        scores=collateral.documents.get(SCORES),
+        witness=partial(appraise_score, verifier, policy),
     )
+
+
+def appraise_score(
+    verifier: Verifies,
+    policy: AnyPolicy,
+    certificate: ScoreCertificate,
+    signer: tuple[AnyRequirement, ...],
+    at: datetime | None = None,
+) -> AttestationResult:
+    """The verdict on the evidence in a certificate: made for its run and its model, by whoever `signer` asks for.
+
+    policy: whose kind and exceptions count. at: instead of when the certificate says that it was made, which must lie
+    in the validity of its collateral. Whoever measured chose that collateral, so that for Intel's a policy names the
+    evaluation; a simulated machine is its own vendor.
+    """
+    attested, run = certificate.predicate.attested, certificate.predicate.run
+    asked = replace(policy, requirements=(*signer, Fresh(run.digest), Model(run.model)), version="")
+    provenance = OWN if isinstance(policy, SimulatedPolicy) else Provenance(sent=True)
+    collateral = replace(attested.collateral.thaw(), provenance=provenance)
+    when = at or certificate.predicate.finished
+    return appraise(verifier, attested.evidence.thaw(), collateral, asked, when, statement=attested.statement)
 
 
 def verified(

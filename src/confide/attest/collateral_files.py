@@ -2,7 +2,8 @@
 
 Certificates, lists and keys come as DER, PEM (also URL-encoded, as in Intel's headers), hexadecimal or base64; DCAP's
 collateral as one JSON of QuoteCollateralV3, or as Intel's own answers, from which that JSON is put together: TCB info,
-QE identity, both lists, and the certificates of both issuer chains. NVIDIA's manifests are XML, a release is JSON.
+QE identity, both lists, and the certificates of both issuer chains. NVIDIA's manifests are XML, a release
+and a score certificate are JSON.
 """
 
 import json
@@ -21,6 +22,7 @@ from confide.attest.collateral_sources import signed_text
 from confide.attest.families import nvidia_json
 from confide.attest.forms import bounded, from_base64, octets, pem, read_object
 from confide.attest.release import RELEASE
+from confide.attest.scores import PAYLOAD_TYPE, SCORES, ScoreCertificate, write_scores
 from confide.errors import MalformedEvidence, WrongCollateral
 from confide.errors.certificates import PARSE_ERRORS
 
@@ -44,6 +46,7 @@ class _Found:
     alone: list[x509.Certificate] = field(default_factory=list)
     lists: list[x509.CertificateRevocationList] = field(default_factory=list)
     signed: dict[str, tuple[str, str]] = field(default_factory=dict)
+    scores: list[ScoreCertificate] = field(default_factory=list)
 
     def put(self, name: str, document: bytes) -> None:
         """A document that there is one of."""
@@ -63,6 +66,8 @@ def gather(files: Iterable[bytes]) -> Collateral:
             )
     if found.signed:
         found.put("dcap", _dcap(found))
+    if found.scores:
+        found.put(SCORES, write_scores(found.scores))
     for one in found.lists:
         found.put("crl", one.public_bytes(Encoding.DER))
     _name_certificates(found)
@@ -87,6 +92,9 @@ def _sort_json(data: bytes, found: _Found) -> None:
     document = read_object(data)
     if str(document.get("mediaType", "")).startswith(_SIGSTORE_BUNDLE):
         found.put(RELEASE, data)
+        return
+    if document.get("payloadType") == PAYLOAD_TYPE:
+        found.scores.append(ScoreCertificate.read(data))
         return
     if document.keys() >= _DCAP_KEYS:
         found.put("dcap", data)

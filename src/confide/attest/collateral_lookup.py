@@ -30,8 +30,10 @@ from confide.attest.families.azure import HclReport
 from confide.attest.families.snp import Report
 from confide.attest.release import RELEASE
 from confide.attest.roots import ProductionRoots, Roots
+from confide.attest.scores import SCORES
 from confide.errors import AttestationError, MalformedEvidence, WrongCollateral
 
+_OWN: Final = frozenset({RELEASE, SCORES})
 _EMPTY_TABLE: Final = bytes(24)
 _UNNAMED: Final = (Product.MILAN, Product.GENOA)
 """Where to look for the chip of a report of version 2, which does not say what made it: AMD knows each chip once."""
@@ -75,12 +77,13 @@ class VendorCollateral:
     def find(self, evidence: Evidence, sent: Collateral) -> Collateral:
         """As `find_collateral`, with the newest evaluation known; offline what was sent, if there is any.
 
-        A release is nobody's collateral but the workload's own, and goes along: the policy says who has to sign it.
+        A release and scores are nobody's collateral but the workload's own, and go along: the policy says who has to
+        have signed them.
         """
-        documents = dict(sent.documents)
-        release = documents.pop(RELEASE, None)
-        found = self._find(evidence, replace(sent, documents=documents))
-        return found if release is None else replace(found, documents={**found.documents, RELEASE: release})
+        own = {name: document for name, document in sent.documents.items() if name in _OWN}
+        theirs = {name: document for name, document in sent.documents.items() if name not in _OWN}
+        found = self._find(evidence, replace(sent, documents=theirs))
+        return replace(found, documents={**found.documents, **own}) if own else found
 
     def _find(self, evidence: Evidence, sent: Collateral) -> Collateral:
         newest = max(filter(None, map(self.cache.newest_evaluation, _platforms(evidence))), default=None)

@@ -20,10 +20,12 @@ from confide.attest.requirements import (
     AnyRequirement,
     Default,
     NotDebug,
+    ScoreAtLeast,
     Snp,
     Subject,
     TcbAtLeast,
     VerifierService,
+    Witness,
     everywhere,
     name_of,
     services_of,
@@ -112,17 +114,20 @@ def appraise(
     statement: Statement | None = None,
     provenance: Provenance = OWN,
     release: bytes | None = None,
+    scores: bytes | None = None,
+    witness: Witness | None = None,
 ) -> AttestationResult:
     """The verdict on verified claims, or on evidence that could not be verified: then its one check is the error.
 
     family: that of the evidence, for an error has none. statement: what the workload says of itself, if it does.
-    provenance: of the collateral that the claims were verified with. release: what came along of that name.
+    provenance: of the collateral that the claims were verified with. release, scores: what came along of that name.
+    witness: see `Subject`.
     """
     exceptions = policy.exceptions.sentences()
     if isinstance(found, AttestationError):
         failed = check(found.code, "evidence that can be verified", str(found), ok=False)
         return AttestationResult(family or Family.COMPOSITE, now, (failed,), None, exceptions)
-    checks = tuple(policy.checks(Subject(found, now, statement, provenance, release)))
+    checks = tuple(policy.checks(Subject(found, now, statement, provenance, release, scores, witness)))
     return AttestationResult(family or found.family, now, checks, found, exceptions)
 
 
@@ -149,7 +154,13 @@ def _snp_minimum(policy: AnyPolicy, subject: Subject) -> bool | None:
 
 
 def _without_defaults(requirements: tuple[AnyRequirement, ...], exceptions: Exceptions) -> tuple[AnyRequirement, ...]:
-    """They are part of the policy anyway, and then two policies that mean the same are equal."""
+    """They are part of the policy anyway, and then two policies that mean the same are equal.
+
+    Whoever signs a score is held to the same exceptions, so that what contradicts them is found here and not when a
+    certificate comes.
+    """
+    for score in (one for one in everywhere(requirements) if isinstance(one, ScoreAtLeast)):
+        _without_defaults(score.signer, exceptions)
     named = [one for one in requirements if isinstance(one, Default)]
     if exceptions.allow_debug and any(isinstance(one, NotDebug) for one in named):
         raise InvalidPolicy("The policy says both not-debug and allow-debug; decide for one of them.")

@@ -13,7 +13,7 @@ import rfc8785
 
 from confide.attest.defaults import Exceptions
 from confide.attest.policy import AnyPolicy, Policy, SimulatedPolicy
-from confide.attest.requirements import AnyRequirement
+from confide.attest.requirements import AnyRequirement, ScoreAtLeast
 from confide.errors import InvalidPolicy
 from confide.shallow_toml import require_shallow
 
@@ -24,12 +24,20 @@ _TOO_LARGE: Final = f"A policy has at most {MAX_POLICY_BYTES >> 10} KiB; shorten
 
 
 class _Document(Exceptions, frozen=True, forbid_unknown_fields=True, omit_defaults=True, rename="kebab", kw_only=True):
-    """format: of this file. all: the requirements, each a table whose `require` names it."""
+    """format: of this file. all: the requirements, each a table whose `require` names it. score_at_least: more of them,
+    of that kind alone.
+    """
 
     format: Literal[1] = msgspec.field(name="confide-policy")
     kind: Literal["production", "simulated"]
     version: Annotated[str, msgspec.Meta(max_length=256)] = ""
     all: tuple[AnyRequirement, ...] = ()
+    score_at_least: tuple[ScoreAtLeast, ...] = ()
+
+    @property
+    def requirements(self) -> tuple[AnyRequirement, ...]:
+        """All of them."""
+        return (*self.all, *self.score_at_least)
 
     @property
     def exceptions(self) -> Exceptions:
@@ -60,7 +68,7 @@ def policy_from_toml(text: str) -> Policy:
     document = _read(text)
     if document.kind != "production":
         raise InvalidPolicy("This policy is for simulated hardware and trusts none that is real; choose another one.")
-    return Policy(document.all, document.version, document.exceptions)
+    return Policy(document.requirements, document.version, document.exceptions)
 
 
 def simulated_policy_from_toml(text: str) -> SimulatedPolicy:
@@ -68,14 +76,14 @@ def simulated_policy_from_toml(text: str) -> SimulatedPolicy:
     document = _read(text)
     if document.kind != "simulated":
         raise InvalidPolicy("This policy is for real hardware, and the evidence is simulated; choose another one.")
-    return SimulatedPolicy(document.all, document.version, document.exceptions)
+    return SimulatedPolicy(document.requirements, document.version, document.exceptions)
 
 
 def any_policy_from_toml(text: str) -> AnyPolicy:
     """Read a policy of either kind, for those who keep both and hold them apart by their types. InvalidPolicy."""
     document = _read(text)
     made = Policy if document.kind == "production" else SimulatedPolicy
-    return made(document.all, document.version, document.exceptions)
+    return made(document.requirements, document.version, document.exceptions)
 
 
 def _read(text: str) -> _Document:

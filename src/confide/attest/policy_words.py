@@ -1,28 +1,25 @@
 """A policy in sentences: what it asks for, what it does without, and what it leaves open."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 from confide.attest.policy import AnyPolicy, SimulatedPolicy
 from confide.attest.requirements import (
-    AllOf,
-    AnyOf,
     AnyRequirement,
     Azure,
     Fresh,
     Model,
-    Nitro,
     Nvidia,
     ReportData,
     Requirement,
+    ScoreAtLeast,
     Sgx,
     Snp,
     Tdx,
-    Tpm,
     VerifierService,
+    all_ways,
     everywhere,
+    measures_code,
 )
-
-Tells = Callable[[Requirement], bool]
 
 
 def asked(policy: AnyPolicy) -> Iterator[str]:
@@ -48,7 +45,7 @@ def asked(policy: AnyPolicy) -> Iterator[str]:
 
 def names_code(policy: AnyPolicy) -> bool:
     """Whether every way to satisfy the policy takes measured code that it names."""
-    return _all_ways(policy.requirements, _measures_code)
+    return all_ways(policy.requirements, measures_code)
 
 
 def left_open(policy: AnyPolicy) -> Iterator[str]:
@@ -56,10 +53,20 @@ def left_open(policy: AnyPolicy) -> Iterator[str]:
     asks = policy.requirements
     if not names_code(policy):
         yield "any code on such hardware is trusted: name measurements (mrtd, measurement, mrenclave)"
-    if not _all_ways(asks, lambda one: isinstance(one, Fresh | ReportData)):
+    if not all_ways(asks, lambda one: isinstance(one, Fresh | ReportData)):
         yield "evidence of any date is trusted where nobody adds a nonce, as sessions and key brokers do: name fresh"
-    if not _all_ways(asks, lambda one: isinstance(one, Model)):
+    if not all_ways(asks, lambda one: isinstance(one, Model)):
         yield "any model may be served: name model"
+    yield from _open_in(asks)
+    for score in (one for one in everywhere(asks) if isinstance(one, ScoreAtLeast)):
+        yield from (f"score-at-least, who measured: {hole}" for hole in _open_in(score.signer))
+        real = not isinstance(policy, SimulatedPolicy) and not policy.exceptions.min_tcb_evaluation
+        if real and any(isinstance(one, Sgx | Tdx | Azure) for one in everywhere(score.signer)):
+            yield "score-at-least: no certificate by Intel's hardware passes until min-tcb-evaluation names a number"
+
+
+def _open_in(asks: tuple[AnyRequirement, ...]) -> Iterator[str]:
+    """In what single requirements ask for."""
     for one in dict.fromkeys(everywhere(asks)):
         match one:
             case Snp():
@@ -105,7 +112,7 @@ def _open_in_sgx(one: Sgx) -> Iterator[str]:
 
 
 def _open_in_azure(one: Azure, asks: Iterable[AnyRequirement]) -> Iterator[str]:
-    if not _all_ways(asks, _measures_machine):
+    if not all_ways(asks, _measures_machine):
         yield (
             "azure-cvm: any paravisor is trusted, one too that makes up what its virtual TPM signs: name the paravisor "
             "as well, with sev-snp's measurement or tdx's mrtd"
@@ -115,31 +122,4 @@ def _open_in_azure(one: Azure, asks: Iterable[AnyRequirement]) -> Iterator[str]:
 
 
 def _measures_machine(one: Requirement) -> bool:
-    return isinstance(one, Snp | Tdx) and _measures_code(one)
-
-
-def _measures_code(one: Requirement) -> bool:
-    match one:
-        case Sgx():
-            return one.mrenclave is not None or one.mrsigner is not None
-        case Tdx():
-            return one.mrtd is not None or one.rtmrs is not None
-        case Snp():
-            return one.measurement is not None or one.id_key_digest is not None or one.author_key_digest is not None
-        case Tpm() | Nitro():
-            return one.pcrs is not None
-        case _:
-            return False
-
-
-def _all_ways(requirements: Iterable[AnyRequirement], tells: Tells) -> bool:
-    """Whether this is asked for whichever alternative evidence takes."""
-    return any(_every_way(one, tells) for one in requirements)
-
-
-def _every_way(one: AnyRequirement, tells: Tells) -> bool:
-    if isinstance(one, AllOf):
-        return _all_ways(one.of, tells)
-    if isinstance(one, AnyOf):
-        return all(_every_way(choice, tells) for choice in one.of)
-    return tells(one)
+    return isinstance(one, Snp | Tdx) and measures_code(one)

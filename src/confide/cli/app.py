@@ -5,12 +5,15 @@ import logging
 import os
 import sys
 import traceback
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
+from typer.core import TyperOption
 
 from confide.cli import output
 from confide.cli.explain import explained
+from confide.cli.settings import configure, origin
 from confide.extras import named_extras
 from confide.logs import TextLines
 from confide.printable import printable
@@ -38,6 +41,7 @@ _GROUPS: Final = (
     "hint",
     "demo",
     "evaluate",
+    "bench",
     "owner",
     "tls",
     "licence",
@@ -47,7 +51,9 @@ _GROUPS: Final = (
     "audit",
     "tee",
     "keys",
+    "certify",
     "deploy",
+    "config",
 )
 
 
@@ -57,11 +63,17 @@ def command_line(arguments: list[str]) -> typer.Typer:
         name="confide",
         help="Private language models on machines nobody has to trust.",
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
         callback=_options,
     )
-    named = next((argument for argument in arguments if not argument.startswith("-")), "")
+    words = iter(arguments)
+    named = ""
+    for word in words:
+        if word == "--config":
+            next(words, "")
+        elif not word.startswith("-"):
+            named = word
+            break
     verbs = (*_COMMANDS, *_GROUPS)
     for verb in [named] if named in verbs else verbs:
         module = importlib.import_module(f"confide.cli.{verb}")
@@ -73,12 +85,20 @@ def command_line(arguments: list[str]) -> typer.Typer:
 
 
 def _options(
+    ctx: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version, and leave.")] = False,
     debug: Annotated[
         bool, typer.Option("--debug", help="Show where an error was raised; goes before or after any command.")
     ] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="Goes before a service: the TOML file of its settings; config.toml in your Confide folder without."
+        ),
+    ] = None,
 ) -> None:
     """Private language models on machines nobody has to trust."""
+    configure(ctx, config)
 
 
 def main() -> None:
@@ -96,7 +116,7 @@ def main() -> None:
             return
         with named_extras():
             code = (
-                command_line(arguments)(standalone_mode=False) or 0
+                command_line(_typed() or arguments)(prog_name="confide", standalone_mode=False) or 0
             )  # of a typer.Exit, and 130 for what was a KeyboardInterrupt
         if code == _INTERRUPTED:
             output.note("Interrupted; a hint is kept as far as it was made, and the same command goes on from there.")
@@ -119,6 +139,13 @@ def main() -> None:
         sys.exit(problem.exit_code)
 
 
+def _typed() -> list[str]:
+    """The words before the cursor, where this process is a shell's question of what can follow them."""
+    if "_CONFIDE_COMPLETE" not in os.environ:
+        return []
+    return (os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS", "")).split()[1:]
+
+
 def _show_version(*, as_json: bool) -> None:
     if as_json:
         output.result({"version": VERSION})
@@ -131,7 +158,19 @@ def _is_usage(error: Exception) -> bool:
 
 
 def _show_usage(error: Any, *, as_json: bool) -> None:
+    where = _given_elsewhere(error)
     if as_json:
-        output.result({"error": {"code": "usage", "message": printable(error.format_message())}})
-    else:
-        error.show()
+        output.result({"error": {"code": "usage", "message": printable(error.format_message() + where)}})
+        return
+    error.show()
+    if where:
+        output.note(where.strip())
+
+
+def _given_elsewhere(error: Any) -> str:
+    """A sentence for a value that nobody sees on the command line."""
+    context, parameter = getattr(error, "ctx", None), getattr(error, "param", None)
+    if context is None or not isinstance(parameter, TyperOption):
+        return ""
+    source, where = origin(context, parameter)
+    return f" The value is given by {where}." if where and source != "flag" else ""

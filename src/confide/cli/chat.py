@@ -17,11 +17,12 @@ from confide.cli.options import (
     Ca,
     InsecureNoTls,
     Json,
-    Licence,
+    LicenceFile,
     Offline,
     Proxy,
     SimulatedRoot,
     UserPolicy,
+    licence_key,
     require_text,
 )
 from confide.disk.files import create_file
@@ -53,7 +54,7 @@ def command(
     shell: Annotated[
         Path | None, typer.Option(help="For a layer server: the client folder that `confide split` wrote.")
     ] = None,
-    licence: Licence = "",
+    licence_file: LicenceFile = None,
     once: Annotated[str | None, typer.Option(help="Say this, print the answer, and leave.", metavar="TEXT")] = None,
     system: Annotated[str, typer.Option(help="How the model should behave.", metavar="TEXT")] = "",
     max_tokens: Annotated[int | None, typer.Option(help="Tokens of an answer at most.", min=1)] = None,
@@ -78,7 +79,7 @@ def command(
         "ra_tls": ra_tls,
         "offline": offline,
     }
-    hybrid: dict[str, Any] = {"shell": shell, "licence": licence} if shell else {}
+    hybrid: dict[str, Any] = {"shell": shell, "licence": licence_key(licence_file)} if shell else {}
     if hybrid:
         hybrid["progress"] = not json
     if proxy is not None:  # which a model in a trusted environment does not take

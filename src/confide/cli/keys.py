@@ -1,10 +1,9 @@
 """`confide keys`: a model owner's keys, who gets them, and the log of who asked."""
 
-import os
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
 import typer
@@ -16,6 +15,7 @@ from confide.cli.options import InsecureNoTls, Json
 from confide.cli.serve import LogFormat, log_to_standard_error
 from confide.cli.tee import WARNING
 from confide.disk.home import home, make_home
+from confide.disk.secrets import KEYS_PASSPHRASE, find_secret, variable
 from confide.errors import AuditLogInUse, InvalidPolicy, KeyStoreError
 from confide.net.loopback import require_loopback
 from confide.printable import printable
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from confide.broker.store import KeyStore, StoredKey
     from confide.packages.sealed.key import ModelKey
 
-PASSPHRASE_VARIABLE = "CONFIDE_KEYS_PASSPHRASE"  # noqa: S105 - where it is, not what it is
+PASSPHRASE_VARIABLE: Final = variable(KEYS_PASSPHRASE)
 
 app = typer.Typer(name="keys", help="Release model keys to attested workloads.", no_args_is_help=True)
 log = typer.Typer(name="log", help="The log of who asked for keys, and what was decided.", no_args_is_help=True)
@@ -314,10 +314,13 @@ def _store(folder: Path | None, *, make: bool = False) -> "KeyStore":
 
 
 def _passphrase(*, new: bool = False) -> str:
-    if passphrase := os.environ.get(PASSPHRASE_VARIABLE):
-        return passphrase
+    if passphrase := find_secret(KEYS_PASSPHRASE):
+        return passphrase.text
     if not sys.stdin.isatty():
-        raise KeyStoreError(f"Model keys are kept under a passphrase; set {PASSPHRASE_VARIABLE}, or use a terminal.")
+        raise KeyStoreError(
+            f"Model keys are kept under a passphrase; give it as the credential {KEYS_PASSPHRASE} or in "
+            f"{PASSPHRASE_VARIABLE}, or use a terminal."
+        )
     text = "New passphrase for model keys" if new else "Passphrase of the model keys"
     entered: str = typer.prompt(text, hide_input=True, confirmation_prompt=new, err=True)
     return entered

@@ -14,8 +14,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from confide.cli import output
-from confide.cli.options import Ca, InsecureNoTls, Json, Proxy, ServerFolder, Shell, TrustedOwner
-from confide.cli.options import Licence as LicenceKey
+from confide.cli.options import (
+    Ca,
+    InsecureNoTls,
+    Json,
+    LicenceFile,
+    Proxy,
+    ServerFolder,
+    Shell,
+    TrustedOwner,
+    licence_key,
+)
 from confide.errors import ConfideError
 from confide.hybrid.server.ledger.licences import (
     DEFAULT_DISCLOSURE,
@@ -165,7 +174,7 @@ def rekey(server: ServerFolder, name: Name, json: Json = False) -> None:
 def status(
     shell: Shell,
     server: Annotated[str, typer.Option(help="Address of the layer server.")],
-    licence: LicenceKey = "",
+    licence_file: LicenceFile = None,
     owner: TrustedOwner = None,
     ca: Ca = None,
     proxy: Proxy = None,
@@ -177,7 +186,7 @@ def status(
     from confide.hybrid.client.dial import Dial
 
     release = open_package(shell, PackageKind.SHELL, accepted_owners(owner)).release
-    dial = Dial(server, licence, ca, insecure_no_tls=insecure_no_tls, proxy=proxy)
+    dial = Dial(server, licence_key(licence_file), ca, insecure_no_tls=insecure_no_tls, proxy=proxy)
     with LayerConnection(dial, release, other_keys(release.owner) if owner is None else ()) as connection:
         allowance = connection.welcome.allowance
     if json:

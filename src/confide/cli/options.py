@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from confide.disk.secrets import HTTP_PROXY_PASSWORD, LICENCE, find_secret, read_secret, variable
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 Shell = Annotated[Path, typer.Argument(help="The client folder that `confide split` wrote.", metavar="SHELL")]
 OwnerFile = Annotated[
@@ -17,11 +19,24 @@ TrustedOwner = Annotated[
 Ca = Annotated[
     Path | None, typer.Option(help="PEM file of the authorities to trust at a wss:// address; the system's without.")
 ]
+
+
+def _without_password(proxy: str | None) -> str | None:
+    before = (proxy or "").rpartition("@")[0]
+    if ":" in (before.partition("//")[2] or before):
+        raise typer.BadParameter(
+            f"a password here can be read by others; give http://user@host:port, and the password in "
+            f"{variable(HTTP_PROXY_PASSWORD)} or as the credential {HTTP_PROXY_PASSWORD}"
+        )
+    return proxy
+
+
 Proxy = Annotated[
     str | None,
     typer.Option(
-        help="HTTP proxy to reach the layer server through, http://[user:password@]host:port; what the environment "
-        "names is not used."
+        help="HTTP proxy to reach the layer server through, http://[user@]host:port; what the environment names as "
+        "one is not used.",
+        callback=_without_password,
     ),
 ]
 Patience = Annotated[
@@ -31,8 +46,11 @@ Checks = Annotated[Path | None, typer.Option(help="Check vectors of the model; S
 InsecureNoTls = Annotated[
     bool, typer.Option("--insecure-no-tls", help="Allow a plain connection beyond this machine. Not for production.")
 ]
-Licence = Annotated[
-    str, typer.Option(envvar="CONFIDE_LICENCE", show_default=False, help="The licence key that the model's owner gave.")
+LicenceFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="File with the licence key of the model's owner; CONFIDE_LICENCE or the credential `licence` without."
+    ),
 ]
 UserPolicy = Annotated[
     Path | None, typer.Option(help="TOML: what evidence must show; without: genuine, not debugged, up to date.")
@@ -46,6 +64,14 @@ Offline = Annotated[
 ServerFolder = Annotated[
     Path, typer.Argument(help="The layer server's package folder, or its --state folder.", metavar="SERVER")
 ]
+
+
+def licence_key(file: Path | None) -> str:
+    """The licence key of a file that the user names, else the one that is found; empty where there is none."""
+    if file is not None:
+        return read_secret(file)
+    found = find_secret(LICENCE)
+    return found.text if found else ""
 
 
 def require_text(text: str, what: str) -> None:

@@ -1,6 +1,5 @@
 """`confide owner`: the key that signs a model's packages, and the keys of others that this machine trusts."""
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -11,13 +10,13 @@ from rich.markup import escape
 from confide.cli import output
 from confide.cli.options import Json, OwnerFile
 from confide.disk.home import make_home
+from confide.disk.secrets import OWNER_PASSPHRASE, find_secret
 from confide.errors import OwnerKeyError
 from confide.packages.owner import (
-    PASSPHRASE_VARIABLE,
     OwnerKey,
     OwnerPublicKey,
     default_key_path,
-    passphrase_from_environment,
+    unattended_passphrase,
 )
 from confide.packages.signing import STATEMENTS_NAME
 from confide.packages.succession import (
@@ -240,8 +239,8 @@ def _default_path() -> Path:
 
 
 def _passphrase(*, new: bool = False) -> str:
-    if PASSPHRASE_VARIABLE in os.environ or not sys.stdin.isatty():
-        return passphrase_from_environment()
+    if not sys.stdin.isatty() or find_secret(OWNER_PASSPHRASE):
+        return unattended_passphrase()
     text = "New passphrase" if new else "Passphrase of the owner key"
     entered: str = typer.prompt(text, hide_input=True, confirmation_prompt=new, err=True)
     return entered

@@ -8,11 +8,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import typer
 
 from confide.cli import output
 from confide.cli.files import read_file
-from confide.cli.options import Ca, Checks, InsecureNoTls, Json, Licence, Offline, Proxy, SimulatedRoot, UserPolicy
+from confide.cli.options import (
+    Ca,
+    Checks,
+    InsecureNoTls,
+    Json,
+    LicenceFile,
+    Offline,
+    Proxy,
+    SimulatedRoot,
+    UserPolicy,
+    licence_key,
+)
 from confide.errors import ConfideError, InsecureConnection, ProxyNotRunning
 from confide.net.loopback import is_loopback
 
@@ -38,7 +50,7 @@ def command(
     owner: Annotated[
         str | None, typer.Option(help="For a client folder: the public key that must have signed it.")
     ] = None,
-    licence: Licence = "",
+    licence_file: LicenceFile = None,
     checks: Checks = None,
     proxy: Proxy = None,
     patience: Annotated[
@@ -46,7 +58,7 @@ def command(
         typer.Option(help="For a client folder: seconds that a question waits for a server that goes away.", min=0),
     ] = None,
     name: Annotated[str, typer.Option(help="What programs call the model; its own name without.")] = "",
-    config: Annotated[Path | None, typer.Option(help="TOML file of models; that of `confide setup` without.")] = None,
+    models: Annotated[Path | None, typer.Option(help="TOML file of models; that of `confide setup` without.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = 8790,
     key_file: Annotated[
@@ -68,8 +80,8 @@ def command(
         return
     from confide.proxy.settings import ModelSettings, default_path, read_settings
 
-    if config is None and not targets and server is None and default_path().exists():
-        config = default_path()
+    if models is None and not targets and server is None and default_path().exists():
+        models = default_path()
     own: dict[str, Any] = {
         "policy": _text(policy),
         "simulated_root": _text(simulated_root),
@@ -81,9 +93,8 @@ def command(
         "patience": patience,
         "name": name,
         "ca": _text(ca),
-        "insecure_no_tls": insecure_no_tls,
     }
-    if config is not None:
+    if models is not None:
         foreign = [
             f"--{option.replace('_', '-')}"
             for option, value in own.items()
@@ -91,17 +102,19 @@ def command(
         ]
         if targets or foreign:
             what = " and ".join([*foreign, "an address"] if targets else foreign)
-            raise typer.BadParameter(f"give either a file of models, {config}, or {what}")
-        models = read_settings(config)
+            raise typer.BadParameter(f"give either a file of models, {models}, or {what}")
+        served = read_settings(models)
     else:
         if server is not None and len(targets or ()) != 1:
             raise typer.BadParameter("--server goes with one client folder")
         place = "url" if server is None else "shell"
-        models = [ModelSettings(**own | {place: target}) for target in targets or []]
-        if not models:
+        served = [ModelSettings(**own | {place: target}) for target in targets or []]
+        if not served:
             raise typer.BadParameter(
-                "give an address, a client folder with --server, or --config; or answer `confide setup` once"
+                "give an address, a client folder with --server, or --models; or answer `confide setup` once"
             )
+    if insecure_no_tls:
+        served = [msgspec.structs.replace(one, insecure_no_tls=True) for one in served]
     key = "" if key_file is None else read_file(key_file).decode("ascii", "replace").strip()
     if not is_loopback(host) and not (key and tls_cert and tls_key):
         raise InsecureConnection(
@@ -122,7 +135,7 @@ def command(
             output.console.print(f"A page to chat on: [bold]{page}[/]", soft_wrap=True)
         output.note("`confide proxy status` shows the page's address and what was verified. Ctrl-C stops it.")
 
-    serve(models, licence, (host, port), announce, key, (tls_cert, tls_key))
+    serve(served, licence_key(licence_file), (host, port), announce, key, (tls_cert, tls_key))
 
 
 def serve(
@@ -195,8 +208,6 @@ def _start_in_background(*, json: bool) -> None:
         process.wait(_START_SECONDS)
         said = log.read_bytes()[-2000:].decode("utf-8", "replace").strip()
         raise ConfideError(f"The proxy did not start; {said or line.decode('utf-8', 'replace').strip()}")
-    import msgspec
-
     found = msgspec.json.decode(line, type=dict[str, Any])
     if json:
         output.result(found)

@@ -51,7 +51,7 @@ def command(
     require_absent(out)
     contents = contents_of(model)
     signer = read_or_make_key(owner)
-    model_key = _read_or_make(key)
+    model_key = read_or_make(key)
     ask = partial(examine, prompts=_lines(prompts)) if prompts else examine
     with output.counting_bytes("sealing", contents.size, quiet=json) as on_chunk:
         manifest = seal_model(
@@ -107,7 +107,8 @@ def _lines(path: Path) -> list[str]:
     return lines
 
 
-def _read_or_make(path: Path) -> ModelKey:
+def read_or_make(path: Path) -> ModelKey:
+    """The key in a file, made on first use."""
     if path.exists():
         return ModelKey.read(path)
     key = ModelKey.generate()

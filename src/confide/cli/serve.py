@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from confide.cli.options import InsecureNoTls, Json
+from confide.cli.settings import require_chosen
 from confide.enclave.tee import TeeKind
 from confide.logs import JsonLines, TextLines
 from confide.net.loopback import require_loopback
@@ -50,6 +51,7 @@ class Listening:
 
 
 def command(
+    ctx: typer.Context,
     packages: Annotated[
         list[str],
         typer.Argument(
@@ -124,6 +126,13 @@ def command(
         Path | None,
         typer.Option(
             help="Sigstore bundle over the measurements of this build, to send along with the evidence.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    certificate: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Score certificate of this model, by `confide certify score`, to show with the evidence; repeatable.",
             rich_help_panel=MODEL,
         ),
     ] = None,
@@ -216,6 +225,7 @@ def command(
         "ra_tls": ra_tls,
         "tls_name": tls_name,
         "release": release,
+        "certificate": certificate,
         "upstream": upstream,
         "upstream_model": upstream_model,
         "context": context,
@@ -231,6 +241,7 @@ def command(
     named = _named(packages)
     package = next(iter(named.values()))
     if len(named) == 1 and read_kind(package) is PackageKind.SEALED:
+        require_chosen(ctx)
         from confide.cli.serve_model import ModelOptions, serve_model
 
         _require_unset(layers, "a sealed model")

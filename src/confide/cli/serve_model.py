@@ -39,6 +39,7 @@ class ModelOptions:
     ra_tls: bool
     tls_name: list[str] | None
     release: Path | None
+    certificate: list[Path] | None
     upstream: str | None
     upstream_model: str | None
     context: int | None
@@ -79,6 +80,7 @@ class ModelOptions:
         """Those that were given and change what the server does, for its statement. tee: as it was found."""
         given = asdict(self) | {
             "tls_name": None,  # what it is called changes nothing
+            "certificate": None,  # nor does what others measured
             "tee": tee,
             "tls_cert": listening.tls_cert,
             "insecure_no_tls": listening.insecure_no_tls,
@@ -121,7 +123,8 @@ def serve_model(package: Path, listening: Listening, options: ModelOptions, *, j
     upstream, settings, limits = _upstream(options), options.engine(), options.limits()
     release = None if options.release is None else read_file(options.release)
     configuration = own_configuration(options.stated(tee.name, listening))
-    workload = Workload(tee.reader, tee.collateral, configuration=configuration, release=release)
+    scores = _scores(options.certificate, sealed.manifest.model_digest) if options.certificate else None
+    workload = Workload(tee.reader, tee.collateral, configuration=configuration, release=release, scores=scores)
     own_tls = RaTls(workload, options.tls_name or ()) if options.ra_tls else None
     tls = own_tls.context if own_tls else listening.tls()
     with contextlib.ExitStack() as stack:
@@ -210,6 +213,17 @@ def _announce(url: str, workload: "Workload", facts: "EngineFacts", tee: "Tee", 
     run = configuration.self_test
     tested = f"{run.outcome}, {run.tokens} known tokens" if run.tokens else run.outcome
     output.console.print(f"Self-test  {tested}   egress  {configuration.egress}", soft_wrap=True)
+
+
+def _scores(certificates: list[Path], model: str) -> bytes:
+    """The document of these certificates, which have to be of this model."""
+    from confide.attest.scores import ScoreCertificate, write_scores
+
+    found = [ScoreCertificate.read(read_file(path)) for path in certificates]
+    for path, one in zip(certificates, found, strict=True):
+        if one.predicate.run.model != model:
+            raise typer.BadParameter(f"{path} certifies another model than the one that is served")
+    return write_scores(found)
 
 
 def _context(facts: "EngineFacts") -> str:

@@ -31,6 +31,17 @@ def read_private(path: Path, limit: int) -> bytes:
         return _bounded(file, path, limit)
 
 
+def read_guarded(path: Path, limit: int) -> bytes:
+    """The same of a file that others may read; FileOpenToOthers where anybody but this user and root can change it."""
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        facts = os.fstat(file.fileno())
+        if facts.st_uid not in (0, os.geteuid()) or facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise FileOpenToOthers(errno.EACCES, "others on this machine can change it", str(path))
+        if not stat.S_ISREG(facts.st_mode):
+            raise OSError(errno.EINVAL, "it is no file", str(path))
+        return _bounded(file, path, limit)
+
+
 def _bounded(file: BinaryIO, path: Path, limit: int) -> bytes:
     content = file.read(limit + 1)
     if len(content) > limit:

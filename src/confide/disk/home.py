@@ -7,11 +7,18 @@ from confide.errors import ConfideError
 
 
 def home() -> Path:
-    """CONFIDE_HOME, else `confide` in the user's configuration folder. It need not exist."""
+    """CONFIDE_HOME, else `confide` in the user's configuration folder. It need not exist.
+
+    ConfideError for one that would be another folder wherever a program is started.
+    """
     if chosen := os.environ.get("CONFIDE_HOME"):
-        return Path(chosen)
-    configuration = os.environ.get("XDG_CONFIG_HOME")
-    return (Path(configuration) if configuration else Path.home() / ".config") / "confide"
+        folder = Path(chosen)
+    else:
+        configuration = Path(os.environ.get("XDG_CONFIG_HOME", ""))  # a relative one counts as none, as XDG has it
+        folder = (configuration if configuration.is_absolute() else Path.home() / ".config") / "confide"
+    if not folder.is_absolute():
+        raise ConfideError(f"Your Confide folder {folder} is no absolute path; set CONFIDE_HOME to one that is.")
+    return folder
 
 
 def make_home() -> Path:

@@ -109,6 +109,12 @@ class MalformedReceipt(AttestationError):
     code = "malformed-receipt"
 
 
+class MalformedScore(AttestationError):
+    """A score certificate is truncated, oversized or not what it should be."""
+
+    code = "malformed-score"
+
+
 class ReceiptMissing(AttestationError):
     """The workload's statement promises a receipt for every answer, and this answer has none."""
 
@@ -119,6 +125,18 @@ class ReceiptRefused(AttestationError):
     """A receipt is not for this answer, or not by the workload that was verified."""
 
     code = "receipt-refused"
+
+
+class RunRefused(ConfideError):
+    """A run that measures a model is not made: an approval is missing, or what would run is not what was approved."""
+
+    code = "run-refused"
+
+
+class InvalidTask(ConfideError):
+    """A task file is not one, or asks for what cannot be measured on this model."""
+
+    code = "invalid-task"
 
 
 class InvalidPolicy(ConfideError):

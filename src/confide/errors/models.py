@@ -87,6 +87,18 @@ class EvaluationError(ConfideError):
     code = "evaluation"
 
 
+class BenchmarkError(ConfideError):
+    """Something cannot be measured here and now, or results cannot be compared with one another."""
+
+    code = "benchmark"
+
+
+class InvalidResult(ConfideError):
+    """A file of measured results is none, was changed, or claims a machine that its evidence does not show."""
+
+    code = "invalid-result"
+
+
 class WrongMode(ConfideError):
     """A model is asked for what its mode does not have."""
 

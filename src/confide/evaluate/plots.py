@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Told apart with any colour vision: M. Okabe and K. Ito, Color Universal Design, 2008."""
+_SHADED = "shaded: 95% confidence"
+_WHISKERS = "whiskers: 95% confidence"
 _LOG_FROM = 4
 """A chart whose values exceed the reference by more than this factor has a logarithmic axis."""
 
@@ -24,7 +26,8 @@ def draw_perplexity_sweep(path: Path, title: str, points: Mapping[int, Perplexit
 
     Intervals are those of the ratio to fp32: what this text says of the difference, whatever its own difficulty.
     """
-    with _chart(path, title, "bits of a weight", "perplexity (lower is better)", "of the ratio to fp32") as axes:
+    note = f"{_SHADED} of the ratio to fp32"
+    with _chart(path, title, "bits of a weight", "perplexity (lower is better)", note) as axes:
         _line(axes, {bits: _in_units_of(reference, of.ratio) for bits, of in points.items()}, "quantized", _COLOURS[0])
         axes.axhline(reference, color="black", linestyle="--", linewidth=1, label=f"fp32: {reference:.2f}")
         if max(of.perplexity.value for of in points.values()) > _LOG_FROM * reference:
@@ -77,6 +80,46 @@ def draw_attention_bits(path: Path, title: str, curves: Mapping[str, Mapping[int
             _shares(axes, sorted(next(iter(by_k.values()))))
 
 
+def draw_overheads(path: Path, title: str, y: str, groups: Mapping[str, Mapping[str, Estimate]]) -> None:
+    """Bars of shares for each group, such as a type of weights on so many cores: one for each machine, by its name."""
+    machines = list(dict.fromkeys(machine for of in groups.values() for machine in of))
+    width = 0.8 / len(machines)
+    with _chart(path, title, "", y, _WHISKERS) as axes:
+        for index, (machine, colour) in enumerate(zip(machines, itertools.cycle(_COLOURS), strict=False)):
+            at = [(place, of[machine]) for place, of in enumerate(groups.values()) if machine in of]
+            places = [place + (index - (len(machines) - 1) / 2) * width for place, _ in at]
+            spread = [[one.value - one.low for _, one in at], [one.high - one.value for _, one in at]]
+            values = [one.value for _, one in at]
+            axes.bar(places, values, width, yerr=spread, color=colour, label=machine, capsize=3, alpha=0.85)
+        axes.axhline(0, color="black", linewidth=1)
+        axes.yaxis.set_major_formatter("{x:.0%}")
+        axes.set_xticks(range(len(groups)), [name.replace(", ", "\n") for name in groups], fontsize="small")
+
+
+def draw_quantizations(
+    path: Path, title: str, points: Mapping[str, tuple[Estimate, Estimate]], reference: float
+) -> None:
+    """Perplexity against milliseconds per token for each type of weights; points: the time, and the ratio to fp32.
+
+    Intervals of perplexity are those of the ratio, as in `draw_perplexity_sweep`. reference: fp32's perplexity.
+    """
+    note = f"{_WHISKERS}, of perplexity that of the ratio to fp32"
+    marks = itertools.product("osD^", _COLOURS)
+    with _chart(path, title, "ms per token, one request alone", "perplexity (lower is better)", note) as axes:
+        for (name, (time, ratio)), (marker, colour) in zip(points.items(), marks, strict=False):
+            quality = _in_units_of(reference, ratio)
+            axes.errorbar(
+                time.value,
+                quality.value,
+                xerr=[[time.value - time.low], [time.high - time.value]],
+                yerr=[[quality.value - quality.low], [quality.high - quality.value]],
+                fmt=marker,
+                color=colour,
+                label=name,
+                capsize=2,
+            )
+
+
 def _in_units_of(unit: float, of: Estimate) -> Estimate:
     return Estimate(unit * of.value, unit * of.low, unit * of.high)
 
@@ -103,14 +146,14 @@ def _logarithmic(axes: "Axes") -> None:
 
 
 @contextmanager
-def _chart(path: Path, title: str, x: str, y: str, shaded: str = "") -> Iterator["Axes"]:
-    with _panels(path, "", (title,), x, y, shaded) as (axes,):
+def _chart(path: Path, title: str, x: str, y: str, note: str = _SHADED) -> Iterator["Axes"]:
+    with _panels(path, "", (title,), x, y, note) as (axes,):
         yield axes
 
 
 @contextmanager
 def _panels(
-    path: Path, title: str, panels: Sequence[str], x: str, y: str, shaded: str = ""
+    path: Path, title: str, panels: Sequence[str], x: str, y: str, note: str = _SHADED
 ) -> Iterator[Sequence["Axes"]]:
     """Charts side by side with one scale and one legend; panels: their titles."""
     # Imported here, since it takes a while, and without pyplot, which would want a display and keep global state.
@@ -125,7 +168,6 @@ def _panels(
         axes.spines[["top", "right"]].set_visible(False)
     all_axes[0].set_ylabel(y)
     figure.suptitle(title)
-    note = f"shaded: 95% confidence {shaded}".rstrip()
     # Below the chart, where it covers no point.
     figure.legend(
         *all_axes[0].get_legend_handles_labels(),

@@ -54,18 +54,32 @@ def cut_windows(
 
     Raises EvaluationError where that leaves fewer than two, of which no interval could be computed.
     """
+    return _enough(_cut(text, tokenizer, context, max_tokens)[:max_windows], context)
+
+
+def cut_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, context: int) -> Windows:
+    """The windows of several texts, none of which reaches from one into the next. Raises EvaluationError as above."""
+    return _enough([part for text in texts for part in _cut(text, tokenizer, context)], context)
+
+
+def _cut(
+    text: str, tokenizer: PreTrainedTokenizerBase, context: int, max_tokens: int | None = None
+) -> list[tuple[int, ...]]:
     # verbose=False: that the text is longer than the model's context is just why it is cut.
     tokens = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][:max_tokens]
-    start = _start_of_text(tokenizer)
+    start = start_of_text(tokenizer)
     stride = context - len(start)
     parts = [(*start, *tokens[first : first + stride]) for first in range(0, len(tokens), stride)]
-    ids = tuple(part for part in parts if len(part) > 1)[:max_windows]
-    if len(ids) < 2:
+    return [part for part in parts if len(part) > 1]
+
+
+def _enough(parts: Sequence[tuple[int, ...]], context: int) -> Windows:
+    if len(parts) < 2:
         raise EvaluationError(
-            f"That is {len(ids)} window of up to {context} tokens, and an interval needs two or better twenty; "
+            f"That is {len(parts)} window of up to {context} tokens, and an interval needs two or better twenty; "
             "use a longer text, a smaller --context, or more --windows or --max-tokens."
         )
-    return Windows(context, ids)
+    return Windows(context, tuple(parts))
 
 
 def model_context(config: PreTrainedConfig, asked: int | None = None) -> int:
@@ -81,6 +95,7 @@ def model_context(config: PreTrainedConfig, asked: int | None = None) -> int:
     return asked
 
 
-def _start_of_text(tokenizer: PreTrainedTokenizerBase) -> Sequence[int]:
+def start_of_text(tokenizer: PreTrainedTokenizerBase) -> Sequence[int]:
+    """The token that the tokenizer puts before every text, if it does."""
     first = tokenizer("")["input_ids"][:1]
     return first if first == [tokenizer.bos_token_id] else []

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final, Self
 from urllib.parse import unquote, urlsplit
 
+from confide.disk.secrets import HTTP_PROXY_PASSWORD, find_secret
 from confide.errors import ConnectionLost, ProtocolError, ServerSilent
 
 MAX_ANSWER: Final = 1 << 13
@@ -31,7 +32,10 @@ class HttpProxy:
 
     @classmethod
     def parse(cls, url: str) -> Self:
-        """Of http://[user:password@]host:port. ProtocolError for anything else."""
+        """Of http://[user[:password]@]host:port; a user without password has that of HTTP_PROXY_PASSWORD.
+
+        Raises ProtocolError for anything else, InvalidSettings as `find_secret` does.
+        """
         try:
             parts = urlsplit(url)
             host, port = parts.hostname or "", parts.port or _DEFAULT_PORT
@@ -42,6 +46,8 @@ class HttpProxy:
             credentials.encode()
         except ValueError as error:  # without the address, which may hold a password
             raise ProtocolError("A proxy is given as http://host:port, or http://user:password@host:port.") from error
+        if credentials and ":" not in credentials and (password := find_secret(HTTP_PROXY_PASSWORD)):
+            credentials = f"{credentials}:{password.text}"
         return cls(host, port, credentials)
 
     def connect(self, host: str, port: int, seconds: float) -> socket.socket:

@@ -52,6 +52,7 @@ class PackageKind(StrEnum):
     SHELL = "hybrid-shell"
     SERVER = "hybrid-server"
     SEALED = "sealed-model"
+    DATA = "sealed-data"
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

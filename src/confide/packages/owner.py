@@ -4,7 +4,6 @@ Needs neither torch nor transformers.
 """
 
 import hashlib
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,11 +16,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from confide.disk.files import FileOpenToOthers, FileTooLarge, create_file, read_private
 from confide.disk.home import home
+from confide.disk.secrets import OWNER_PASSPHRASE, find_secret, variable
 from confide.errors import OwnerKeyError
 from confide.rlwe.streams import derive_key
 
 KEY_NAME: Final = "owner.key"
-PASSPHRASE_VARIABLE: Final = "CONFIDE_OWNER_PASSPHRASE"  # noqa: S105 - where it is, not what it is
 PUBLIC_BYTES: Final = 32
 _MAX_KEY_FILE: Final = 1 << 14
 _ENCRYPTED: Final = b"-----BEGIN ENCRYPTED PRIVATE KEY-----"
@@ -75,12 +74,15 @@ class OwnerPublicKey:
         return True
 
 
-def passphrase_from_environment() -> str:
-    """The passphrase of programs that run unattended. OwnerKeyError where none is set."""
-    passphrase = os.environ.get(PASSPHRASE_VARIABLE)
-    if not passphrase:
-        raise OwnerKeyError(f"The owner key needs its passphrase; set {PASSPHRASE_VARIABLE}, or use a terminal.")
-    return passphrase
+def unattended_passphrase() -> str:
+    """The passphrase of programs that run unattended. OwnerKeyError where none is given."""
+    passphrase = find_secret(OWNER_PASSPHRASE)
+    if passphrase is None:
+        raise OwnerKeyError(
+            f"The owner key needs its passphrase; give it as the credential {OWNER_PASSPHRASE} or in "
+            f"{variable(OWNER_PASSPHRASE)}, or use a terminal."
+        )
+    return passphrase.text
 
 
 class OwnerKey:
@@ -99,7 +101,7 @@ class OwnerKey:
         return cls(Ed25519PrivateKey.generate())
 
     @classmethod
-    def read(cls, path: Path, passphrase: Callable[[], str] = passphrase_from_environment) -> Self:
+    def read(cls, path: Path, passphrase: Callable[[], str] = unattended_passphrase) -> Self:
         """The key of a file; `passphrase` is asked only where the file is encrypted. OwnerKeyError if it is no key."""
         content = _read_private(path)
         secret = passphrase().encode() if _ENCRYPTED in content else None

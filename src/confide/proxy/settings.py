@@ -10,6 +10,7 @@ from msgspec import Meta
 from confide.client.options import HybridOptions
 from confide.disk.files import read_bounded
 from confide.disk.home import home
+from confide.disk.secrets import read_secret
 from confide.errors import InvalidSettings
 from confide.net.http_proxy import HttpProxy
 from confide.proxy.backend import Backend
@@ -65,6 +66,8 @@ def read_settings(path: Path) -> list[ModelSettings]:
         models = msgspec.toml.decode(content, type=_Document).model
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise InvalidSettings(f"{path} cannot be understood: {str(error)[:300]}. Correct that place.") from None
+    if any(model.insecure_no_tls for model in models):
+        raise InvalidSettings(f"{path} has insecure-no-tls, which is only ever a flag; give --insecure-no-tls instead.")
     base = path.resolve().parent
     return [_placed(model, base) for model in models]
 
@@ -139,7 +142,4 @@ def _require_none(foreign: Mapping[str, object], because: str) -> None:
 def _licence(model: ModelSettings, otherwise: str) -> str:
     if model.licence_file is None:
         return otherwise
-    try:
-        return Path(model.licence_file).read_text(encoding="ascii").strip()[:4096]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidSettings(f"{model.licence_file} is no file with a licence key; ask the model's owner.") from error
+    return read_secret(Path(model.licence_file))

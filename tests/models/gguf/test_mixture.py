@@ -15,8 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from confide.errors import ConfideError
-from confide.models.gguf import ggml
-from confide.models.gguf.ggml import quantize_blocks
+from confide.models.gguf.ggml import find_library, quantize_blocks
 from confide.models.gguf.mixture import Mixture
 from confide.models.gguf.types import GgufType
 
@@ -161,6 +160,7 @@ class Library:
 
 
 def test_a_library_that_does_not_quantize_is_found_at_once() -> None:
+    find_library.cache_clear()
     for library in (Library(0), Library(210), object()):  # a block of Q6_K has 210 bytes, which stay zeros
         with mock.patch.object(ctypes, "CDLL", return_value=library), pytest.raises(ConfideError, match="xllamacpp"):
-            ggml._library.__wrapped__()
+            quantize_blocks(np.ones((1, 256), np.float32), Kind.Q6_K)

@@ -4,14 +4,17 @@ Digests and other bytes are texts in hexadecimal, as every tool prints them. A r
 answers with checks; it never raises, and what is absent from the claims has failed.
 """
 
-from confide.attest.requirements.base import Requirement, Subject, name_of
+from confide.attest.requirements.base import Requirement, Subject, Witness, name_of
 from confide.attest.requirements.composition import (
     AllOf,
     AnyOf,
     AnyRequirement,
+    ScoreAtLeast,
     all_of,
+    all_ways,
     any_of,
     everywhere,
+    measures_code,
     services_of,
 )
 from confide.attest.requirements.configuration import (
@@ -73,6 +76,7 @@ __all__ = [
     "Quantization",
     "ReportData",
     "Requirement",
+    "ScoreAtLeast",
     "SelfTest",
     "Sgx",
     "SignedRelease",
@@ -85,9 +89,12 @@ __all__ = [
     "Tpm",
     "VerifierService",
     "Weights",
+    "Witness",
     "all_of",
+    "all_ways",
     "any_of",
     "everywhere",
+    "measures_code",
     "name_of",
     "services_of",
 ]

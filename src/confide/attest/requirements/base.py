@@ -2,10 +2,10 @@
 
 import hmac
 import re
-from collections.abc import Iterator, Sized
+from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -15,6 +15,14 @@ from confide.attest.collateral import OWN, Provenance
 from confide.attest.evidence import Family
 from confide.attest.statement import Statement
 from confide.errors import InvalidPolicy
+
+if TYPE_CHECKING:
+    from confide.attest.requirements.composition import AnyRequirement
+    from confide.attest.result import AttestationResult
+    from confide.attest.scores import ScoreCertificate
+
+Witness = Callable[["ScoreCertificate", tuple["AnyRequirement", ...]], "AttestationResult"]
+"""Whoever appraises the subject: the verdict on a score certificate's evidence, for the time when that was made."""
 
 _HEX: Final = re.compile(r"(?:[0-9a-f]{2})+")
 ABSENT: Final = "absent"
@@ -27,8 +35,8 @@ _UNITS: Final = {"d": "days", "h": "hours", "m": "minutes"}
 class Subject:
     """What is appraised: verified claims, at a time, with what the workload says of itself if it said anything.
 
-    provenance: of the collateral that the claims were verified with. release: the document of that name, see `release`,
-    not yet believed.
+    provenance: of the collateral that the claims were verified with. release, scores: the documents of these names, see
+    the modules so called, not yet believed. witness: who appraises what certificates hold; without, none counts.
     """
 
     claims: Claims
@@ -36,6 +44,8 @@ class Subject:
     statement: Statement | None = None
     provenance: Provenance = OWN
     release: bytes | None = None
+    scores: bytes | None = None
+    witness: Witness | None = None
 
     def of(self, *families: Family) -> tuple[Claims, ...]:
         """The claims of these families, members of a composite included."""

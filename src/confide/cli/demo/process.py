@@ -17,7 +17,7 @@ _SECONDS_TO_STOP = 10
 def serving(*arguments: str, environment: Mapping[str, str] | None = None) -> Iterator[dict[str, Any]]:
     """Run `confide ARGUMENTS --json`; yields what it announces, its address among it, and stops it in the end."""
     process = subprocess.Popen(  # noqa: S603 - our own command
-        [sys.executable, "-m", "confide", *arguments, "--json"],
+        [sys.executable, "-m", "confide", "--config", os.devnull, *arguments, "--json"],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL if environment else None,
         text=True,

@@ -409,6 +409,11 @@ def _own_tokenizer(fields: Mapping[str, Any]) -> PreTrainedTokenizerBase | None:
     )
 
 
+def context_bytes(path: Path) -> int:
+    """Of a GGUF file, what a token of context takes in memory. EngineError where it is no language model's."""
+    return _read(path).token_bytes
+
+
 def _number(fields: Mapping[str, Any], name: str) -> int | None:
     """A number of the metadata; of an array, one for each layer, the largest."""
     if name not in fields:

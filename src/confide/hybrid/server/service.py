@@ -118,7 +118,7 @@ class LayerService:
         if not self._licences_optional:
             raise LicenceRefused(
                 "This server answers licensed clients only; ask the model's owner for a key, and give it with "
-                "--licence or in CONFIDE_LICENCE."
+                "--licence-file or in CONFIDE_LICENCE."
             )
         return self.ledger.anonymous(self.model_digest)
 

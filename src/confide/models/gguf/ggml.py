@@ -32,7 +32,7 @@ def quantize_blocks(values: Floats, kind: GGMLQuantizationType, importance: Floa
     float32 (columns,), positive; all the same without. Returns uint8 (rows, bytes of a row).
     Raises NotInstalled without xllamacpp, ConfideError where its library does not do this.
     """
-    return _quantize(_library(), values, kind, importance)
+    return _quantize(find_library(), values, kind, importance)
 
 
 def _quantize(library: ctypes.CDLL, values: Floats, kind: GGMLQuantizationType, importance: Floats | None) -> Bytes:
@@ -61,7 +61,8 @@ def _quantize(library: ctypes.CDLL, values: Floats, kind: GGMLQuantizationType, 
 
 
 @cache
-def _library() -> ctypes.CDLL:
+def find_library() -> ctypes.CDLL:
+    """xllamacpp's library, tried. Raises as `quantize_blocks`."""
     with named_extras():
         import xllamacpp
     try:

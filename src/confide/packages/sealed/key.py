@@ -4,6 +4,7 @@ Needs neither torch nor transformers.
 """
 
 import hashlib
+import hmac
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from confide.errors import ModelKeyError
 KEY_BYTES: Final = 32
 _ID_BYTES: Final = 16
 _ID_LABEL: Final = b"confide model key id 1\0"
+_VOUCH_LABEL: Final = b"confide vouching by model key 1\0"
 _FILE_LABEL: Final = b"confide sealed file 1\0"
 
 
@@ -68,6 +70,11 @@ class ModelKey:
     def id(self) -> str:
         """32 hexadecimal digits of a labelled SHA-256: says which key it is, and nothing else about it."""
         return hashlib.sha256(_ID_LABEL + self.raw).digest()[:_ID_BYTES].hex()
+
+    def vouch(self, statement: bytes) -> bytes:
+        """32 bytes that only holders of the key can make for a statement: HMAC-SHA256 under a key derived for that."""
+        key = HKDF(SHA256(), KEY_BYTES, salt=None, info=_VOUCH_LABEL).derive(self.raw)
+        return hmac.digest(key, statement, "sha256")
 
     def file_key(self, salt: bytes, index: int, name: str) -> bytes:
         """The AES-256 key of one file: HKDF-SHA256 (RFC 5869) under the package's salt, 32 bytes.

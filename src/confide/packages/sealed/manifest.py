@@ -102,7 +102,7 @@ class SealedManifest(Record, frozen=True):
         return [file.name for file in self.files if file.name.endswith(f".{self.weights}")]
 
 
-class _Signature(Record, frozen=True):
+class SealedSignature(Record, frozen=True):
     """Who signed a sealed package, and the signature, in hexadecimal."""
 
     owner: Digest
@@ -122,7 +122,7 @@ def write_signed(folder: Path, manifest: SealedManifest, owner: OwnerKey) -> Non
     """Write the manifest and its owner's signature over it."""
     content = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
     (folder / MANIFEST_NAME).write_bytes(content)
-    write_signature(folder, _Signature(str(owner.public), owner.sign(_statement(content)).hex()))
+    write_signature(folder, SealedSignature(str(owner.public), owner.sign(_statement(content)).hex()))
 
 
 def read_signed(
@@ -135,7 +135,7 @@ def read_signed(
     """
     path = folder / MANIFEST_NAME
     content = read_package_file(path, MAX_MANIFEST_BYTES)
-    signature = read_signature(folder / SIGNATURE_NAME, _Signature)
+    signature = read_signature(folder / SIGNATURE_NAME, SealedSignature)
     owner = OwnerPublicKey.parse(signature.owner)
     require_trusted(folder, owner, trusted)
     require_signed(folder, owner, _statement(content), signature.package)

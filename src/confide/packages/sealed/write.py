@@ -50,7 +50,7 @@ def seal_model(
     """
     out = Path(out)
     salt = os.urandom(_SALT_BYTES)
-    with _draft(out) as draft:
+    with draft_folder(out) as draft:
         files = tuple(
             _seal_path(path, draft, name, key.file_key(salt, index, name), on_chunk)
             for index, (name, path) in enumerate(contents.files.items())
@@ -70,7 +70,7 @@ def seal_model(
         write_signed(draft, manifest, owner)
         if examine and (answers := examine(SealedPackage.open(draft).unlock(key))):
             content, file_key = answers.encode(), key.file_key(salt, len(files), FILE_NAME)
-            sealed = _seal_file(io.BytesIO(content), len(content), Path(FILE_NAME), draft, FILE_NAME, file_key)
+            sealed = seal_file(io.BytesIO(content), len(content), Path(FILE_NAME), draft, FILE_NAME, file_key)
             manifest = msgspec.structs.replace(manifest, known_answers=sealed)
             write_signed(draft, manifest, owner)
         draft.rename(out)
@@ -84,7 +84,7 @@ def require_absent(out: Path) -> None:
 
 
 @contextmanager
-def _draft(out: Path) -> Iterator[Path]:
+def draft_folder(out: Path) -> Iterator[Path]:
     """A folder beside the final one, to be renamed to it; otherwise gone in the end."""
     require_absent(out)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -99,10 +99,10 @@ def _draft(out: Path) -> Iterator[Path]:
 
 def _seal_path(path: Path, draft: Path, name: str, key: bytes, on_chunk: OnChunk | None) -> SealedFile:
     with path.open("rb") as source:
-        return _seal_file(source, os.fstat(source.fileno()).st_size, path, draft, name, key, on_chunk)
+        return seal_file(source, os.fstat(source.fileno()).st_size, path, draft, name, key, on_chunk)
 
 
-def _seal_file(
+def seal_file(
     source: BinaryIO, size: int, path: Path, draft: Path, name: str, key: bytes, on_chunk: OnChunk | None = None
 ) -> SealedFile:
     """path: of the source, for an error."""

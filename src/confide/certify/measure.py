@@ -1,0 +1,104 @@
+"""A score of a loaded model on a task, with its interval. Nothing is sampled: the model only says how likely texts are.
+
+Perplexity: e to the mean negative log-likelihood per token, of windows that do not overlap (see `evaluate.windows`).
+Accuracy: the share of questions whose right choice is the likeliest, by the summed log-likelihood of its tokens after
+those of the prompt; of equal ones the first. Agreement: the share of a reference's tokens that the model ranks first,
+fed the same tokens before each.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from confide.attest.scores import Counts, Metric, Sampling, Score
+from confide.certify.tasks import Continuation, Item, Passage, Question, Task
+from confide.errors import InvalidTask
+from confide.evaluate.logits import window_logits
+from confide.evaluate.perplexity import measure_loss
+from confide.evaluate.statistics import CONFIDENCE, RESAMPLES, SEED, Estimate, mean_per_token, wilson
+from confide.evaluate.windows import cut_texts, model_context, start_of_text
+
+_BOOTSTRAP: Final = f"percentile bootstrap over {{}}, {RESAMPLES} resamples, seed {SEED}"
+_Kind = TypeVar("_Kind", bound=Item)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A score, how the model was asked, and how much was."""
+
+    score: Score
+    sampling: Sampling
+    counts: Counts
+
+
+def measure(task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Measured:
+    """The score. InvalidTask where an item does not fit the model or two are needed; EvaluationError where it fails."""
+    context = model_context(model.config, task.context)
+    if task.metric is Metric.PERPLEXITY:
+        return _perplexity(task, model, tokenizer, context)
+    if len(task.items) < 2:
+        raise InvalidTask("One item has no interval; give two, or better a hundred.")
+    if task.metric is Metric.ACCURACY:
+        questions = _items(task, Question)
+        right = sum(_answer(one, model, tokenizer, context) == one.answer for one in questions)
+        score = _score(wilson(right, len(questions)), "Wilson's score interval for independent items")
+        sampling = Sampling("none: log-likelihood of each choice after its prompt", context, 0)
+        return Measured(score, sampling, Counts(len(questions), len(questions), "items"))
+    pairs = [_agreeing(one, model, tokenizer, context) for one in _items(task, Continuation)]
+    hits, tokens = [hit for hit, _ in pairs], [total for _, total in pairs]
+    score = _score(mean_per_token(hits, tokens), _BOOTSTRAP.format("items"))
+    sampling = Sampling("none: first choices, fed the reference's tokens", context, SEED)
+    return Measured(score, sampling, Counts(len(pairs), sum(tokens), "tokens"))
+
+
+def _perplexity(task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context: int) -> Measured:
+    windows = cut_texts([one.text for one in _items(task, Passage)], tokenizer, context)
+    losses = [measure_loss(model, window) for window in windows.ids]
+    mean = mean_per_token([loss.nll for loss in losses], [loss.tokens for loss in losses])
+    score = _score(mean.exp(), _BOOTSTRAP.format("windows"))
+    sampling = Sampling("none: log-likelihood of each token after those before it", context, SEED)
+    return Measured(score, sampling, Counts(len(task.items), windows.scored_tokens, "tokens"))
+
+
+def _answer(question: Question, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context: int) -> int:
+    likely = []
+    for choice in question.choices:
+        ids, scored = _encode(question.prompt, choice, tokenizer, context)
+        logits = window_logits(model, ids)[-scored:].double()
+        targets = torch.tensor(ids[-scored:], device=logits.device)
+        likely.append(-float(torch.nn.functional.cross_entropy(logits, targets, reduction="sum")))
+    return likely.index(max(likely))
+
+
+def _agreeing(
+    pair: Continuation, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context: int
+) -> tuple[int, int]:
+    """How many tokens of the reference the model ranks first, and of how many."""
+    ids, scored = _encode(pair.prompt, pair.reference, tokenizer, context)
+    first = window_logits(model, ids)[-scored:].argmax(-1)
+    return int((first == torch.tensor(ids[-scored:], device=first.device)).sum()), scored
+
+
+def _encode(prompt: str, rest: str, tokenizer: PreTrainedTokenizerBase, context: int) -> tuple[Sequence[int], int]:
+    """The tokens of both, each made for itself, and how many are of the second."""
+    before = [*start_of_text(tokenizer), *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
+    scored = tokenizer(rest, add_special_tokens=False)["input_ids"]
+    if not before or not scored or len(before) + len(scored) > context:
+        raise InvalidTask(
+            f"An item of the task has no tokens, or with its prompt more than the {context} of a window; change it, or "
+            "give a larger context."
+        )
+    return [*before, *scored], len(scored)
+
+
+def _items(task: Task, kind: type[_Kind]) -> list[_Kind]:
+    return [item for item in task.items if isinstance(item, kind)]
+
+
+def _score(found: Estimate, interval: str) -> Score:
+    """To six digits: more say nothing, and would be room for something else to leave with them."""
+    value, low, high = (float(f"{number:.6g}") for number in (found.value, found.low, found.high))
+    return Score(value, low, high, CONFIDENCE, interval)
