@@ -7,24 +7,35 @@ import typer
 from rich.markup import escape
 
 from confide.cli import output
-from confide.cli.options import Json
+from confide.cli.calibration import calibration_texts
+from confide.cli.options import Calibrate, Json
 from confide.models.gguf.types import GgufType
 
 
 def command(
     model: Annotated[str, typer.Argument(help="`demo`, a local Hugging Face folder, or a hub id.")],
     out: Annotated[Path, typer.Option(help="The GGUF file to write.", dir_okay=False)],
-    type: Annotated[GgufType, typer.Option(help="16, 8.5, 5.5 or 4.5 bits a weight.")] = GgufType.Q8_0,
+    type: Annotated[GgufType, typer.Option(help="Bits of most weights; see docs/serving.md.")] = GgufType.Q8_0,
+    calibrate: Calibrate = None,
     json: Json = False,
 ) -> None:
-    """Write a GPT-2, Llama, Qwen 2 or Qwen 3 model as GGUF, in fewer bits."""
+    """Write a model as GGUF for llama.cpp, in fewer bits.
+
+    Of GPT-2, Llama, Qwen 2 and 3, Gemma 2 and 3, Phi-3, GPT-NeoX, Falcon or MPT.
+    """
     from confide.models.gguf.write import write_gguf
     from confide.models.source import open_model
 
     output.quiet_transformers()
     source = open_model(model)
     with output.messages.status("reading the model") as status:
-        summary = write_gguf(source, out, type, lambda done, total: status.update(f"wrote {done} of {total} tensors"))
+        summary = write_gguf(
+            source,
+            out,
+            type,
+            lambda done, total: status.update(f"wrote {done} of {total} tensors"),
+            calibration_texts(source, calibrate),
+        )
     if json:
         output.result(
             {
@@ -33,13 +44,16 @@ def command(
                 "tensors": summary.tensors,
                 "parameters": summary.parameters,
                 "bytes": summary.size,
-                "wider": list(summary.wider),
+                "context": summary.context,
+                "wider": summary.wider,
             }
         )
         return
     output.console.print(
         f"Wrote {summary.parameters:,} parameters as {summary.type}: {output.megabytes(summary.size)} "
-        f"in [bold]{escape(str(summary.path))}[/]"
+        f"in [bold]{escape(str(summary.path))}[/], for {summary.context:,} tokens of context"
     )
-    if summary.wider:
-        output.note(f"{len(summary.wider)} matrices have more bits, such as {summary.wider[0]}.")
+    for kind in dict.fromkeys(summary.wider.values()):
+        first, *more = (name for name, found in summary.wider.items() if found == kind)
+        others = f" and {len(more)} more" if more else ""
+        output.note(f"Written as {kind}, since rows or weights do not fit {type}: {first}{others}.")

@@ -1,17 +1,20 @@
 """Calibration: what a model's linear layers read while it runs on given text, for rounding to few bits.
 
-The moments say which weights matter, and which make up for each other; see `quantize_weights`.
+The moments say which weights matter, and which make up for each other; see `quantize_weights`. Their diagonal alone is
+what llama.cpp calls an importance matrix.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from confide.errors import ConfideError, InvalidActivation
+from confide.models.context import longest_context
 from confide.models.linear import linear_weights
 from confide.models.roles import LayerGroup
 
@@ -22,7 +25,16 @@ OnTokens = Callable[[int], None]
 """Called with the tokens that the model has run on so far."""
 
 
-@torch.no_grad()
+_CONTEXT: Final = 512
+"""Tokens at most that are run at a time; what a layer reads hardly depends on more."""
+
+
+def cut(model: PreTrainedModel, texts: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Texts, token ids int64 (..., tokens), in pieces that the model has the context for."""
+    context = min(longest_context(model.config) or _CONTEXT, _CONTEXT)
+    return (part for ids in texts for part in ids.split(context, dim=-1) if part.numel())
+
+
 def collect(
     model: PreTrainedModel, chosen: Sequence[LayerGroup], inputs: Iterable[Tensor], progress: OnTokens | None = None
 ) -> Moments:
@@ -35,8 +47,34 @@ def collect(
     Raises ConfideError without any token, InvalidActivation where an activation is not finite.
     """
     sums = [_zeros(model, group) for group in chosen]
+    # a group's layers share their inputs, so the first stands for all
+    adders = {group.layers[0]: partial(_add_moments, total) for group, total in zip(chosen, sums, strict=True)}
+    _run(model, adders, sums, inputs, progress)
+    return {layer: mean for group, mean in zip(chosen, sums, strict=True) for layer in group.layers}
+
+
+def collect_squares(
+    model: PreTrainedModel, layers: Iterable[str], inputs: Iterable[Tensor], progress: OnTokens | None = None
+) -> dict[str, Tensor]:
+    """As `collect`, of linear layers: by their names the mean square of each column, float32 (columns,)."""
+    sums = {
+        layer: torch.zeros(linear_weights(model.get_submodule(layer)).shape[1], device=model.device) for layer in layers
+    }
+    _run(model, {layer: partial(_add_squares, total) for layer, total in sums.items()}, sums.values(), inputs, progress)
+    return sums
+
+
+@torch.no_grad()
+def _run(
+    model: PreTrainedModel,
+    adders: Mapping[str, Callable[[Tensor], object]],
+    sums: Collection[Tensor],
+    inputs: Iterable[Tensor],
+    progress: OnTokens | None,
+) -> None:
+    """Add what layers read, float32 (tokens, columns), to sums, which become means over tokens."""
     tokens = 0
-    with _noted(model, chosen, sums):
+    with _noted(model, adders):
         for ids in inputs:
             model(input_ids=ids.reshape(-1, ids.shape[-1]).to(model.device), use_cache=False)
             tokens += ids.numel()
@@ -50,7 +88,6 @@ def collect(
         )
     for total in sums:
         total /= tokens
-    return {layer: mean for group, mean in zip(chosen, sums, strict=True) for layer in group.layers}
 
 
 def _zeros(model: PreTrainedModel, group: LayerGroup) -> Tensor:
@@ -59,15 +96,21 @@ def _zeros(model: PreTrainedModel, group: LayerGroup) -> Tensor:
 
 
 @contextmanager
-def _noted(model: PreTrainedModel, chosen: Sequence[LayerGroup], sums: Sequence[Tensor]) -> Iterator[None]:
-    """Meanwhile each group's inputs are added to its sum. Its layers share them, so the first stands for all."""
+def _noted(model: PreTrainedModel, adders: Mapping[str, Callable[[Tensor], object]]) -> Iterator[None]:
+    """Meanwhile each layer's inputs are handed to its adder."""
+
+    def read(add: Callable[[Tensor], object], _: nn.Module, args: tuple[Tensor, ...]) -> None:
+        add(args[0].reshape(-1, args[0].shape[-1]).float())
+
     with ExitStack() as hooks:
-        for group, total in zip(chosen, sums, strict=True):
-            layer = model.get_submodule(group.layers[0])
-            hooks.enter_context(layer.register_forward_pre_hook(partial(_add, total)))
+        for layer, add in adders.items():
+            hooks.enter_context(model.get_submodule(layer).register_forward_pre_hook(partial(read, add)))
         yield
 
 
-def _add(total: Tensor, _: nn.Module, args: tuple[Tensor, ...]) -> None:
-    x = args[0].reshape(-1, len(total)).float()
+def _add_moments(total: Tensor, x: Tensor) -> None:
     total.addmm_(x.t(), x)
+
+
+def _add_squares(total: Tensor, x: Tensor) -> None:
+    total.add_(x.square().sum(0))

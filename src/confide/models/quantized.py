@@ -13,8 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from confide.errors import ConfideError, InsecureParameters, ModelNotSupported
-from confide.models.calibration import Moments, OnTokens, collect
-from confide.models.context import longest_context
+from confide.models.calibration import Moments, OnTokens, collect, cut
 from confide.models.head import quantize_head
 from confide.models.linear import forget_weights, linear_weights
 from confide.models.precision import Recipe
@@ -26,9 +25,6 @@ from confide.packages.entropy import row_entropy
 from confide.packages.manifest import Group, Layer
 from confide.packages.server_package import row_norms
 from confide.rlwe.parameters import RING_DEGREE, Parameters, Profile
-
-CALIBRATION_CONTEXT = 512
-"""Tokens at most that are run at a time when calibrating; what a layer reads hardly depends on more."""
 
 _PARTS = (1, 2, 4, 8, 16)
 """Into how many groups the columns of one are cut, at most."""
@@ -166,9 +162,7 @@ def calibrate(
     few = [group for group in chosen if any(_has_few_bits(recipe, layer) for layer in group.layers)]
     if not few:
         raise ConfideError("No layer has less than 8 bits, where calibrating helps; give fewer bits, or no texts.")
-    context = longest_context(model.config) or CALIBRATION_CONTEXT
-    windows = (part for ids in texts for part in ids.split(min(context, CALIBRATION_CONTEXT), dim=-1) if part.numel())
-    return collect(model, few, windows, progress)
+    return collect(model, few, cut(model, texts), progress)
 
 
 def _has_few_bits(recipe: Recipe, layer: str) -> bool:

@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from shutil import copy
 
@@ -29,9 +30,10 @@ def demo() -> Source:
 
 
 @pytest.fixture(scope="module")
-def files(demo: Source, tmp_path_factory: pytest.TempPathFactory) -> dict[GgufType, GgufSummary]:
+def files(demo: Source, tmp_path_factory: pytest.TempPathFactory) -> Callable[[GgufType], GgufSummary]:
+    """The demo model in a type, written once."""
     folder = tmp_path_factory.mktemp("gguf")
-    return {type: write_gguf(demo, folder / f"{type}.gguf", type) for type in GgufType}
+    return cache(lambda type: write_gguf(demo, folder / f"{type}.gguf", type))
 
 
 def llama_cpp(file: Path, prompts: Sequence[str], tokens: int) -> list[str]:
@@ -77,31 +79,40 @@ def agreement(expected: dict[str, str], file: Path) -> float:
 
 
 @pytest.mark.slow  # the types have quicker tests, one by one
-def test_few_bits_still_choose_the_same_next_tokens(demo: Source, files: dict[GgufType, GgufSummary]) -> None:
+def test_few_bits_still_choose_the_same_next_tokens(demo: Source, files: Callable[[GgufType], GgufSummary]) -> None:
     expected = next_tokens(demo)
-    assert agreement(expected, files[GgufType.F16].path) == 1
-    assert agreement(expected, files[GgufType.Q8_0].path) >= 0.95
-    assert agreement(expected, files[GgufType.Q5_0].path) >= 0.8
-    assert agreement(expected, files[GgufType.Q4_0].path) >= 0.7
+    assert agreement(expected, files(GgufType.F16).path) == 1
+    assert agreement(expected, files(GgufType.Q8_0).path) >= 0.95
+    assert agreement(expected, files(GgufType.Q6_K).path) >= 0.95
+    assert agreement(expected, files(GgufType.Q5_K_M).path) >= 0.9
+    assert agreement(expected, files(GgufType.Q5_0).path) >= 0.8
+    assert agreement(expected, files(GgufType.Q4_K_M).path) >= 0.8
+    assert agreement(expected, files(GgufType.Q4_0).path) >= 0.7
 
 
-def test_sizes_are_those_of_the_types(files: dict[GgufType, GgufSummary]) -> None:
+def test_sizes_are_those_of_the_types(files: Callable[[GgufType], GgufSummary]) -> None:
     blocks, embedding, positions = 6 * 12 * 256 * 256, 4096 * 256, 512 * 256
     vectors = 6 * (4 * 256 + 3 * 256 + 256 + 4 * 256 + 256) + 2 * 256
-    bits = {GgufType.F16: (16, 16), GgufType.Q8_0: (8.5, 8.5), GgufType.Q5_0: (5.5, 8.5), GgufType.Q4_0: (4.5, 8.5)}
+    bits = {
+        GgufType.F16: (16, 16),
+        GgufType.Q8_0: (8.5, 8.5),
+        GgufType.Q6_K: (6.5625, 6.5625),
+        GgufType.Q5_0: (5.5, 8.5),
+        GgufType.Q4_0: (4.5, 8.5),
+    }
     overheads = set()
     for type, (matrix, embedded) in bits.items():
         payload = (blocks * matrix + embedding * embedded) / 8 + 4 * (positions + vectors)
-        summary = files[type]
+        summary = files(type)
         assert summary.size == summary.path.stat().st_size
         assert summary.parameters == blocks + embedding + positions + vectors
         overheads.add(round((summary.size - payload) / 1024))
     assert len(overheads) == 1
-    assert 0 < overheads.pop() < 200
+    assert 0 < overheads.pop() < 300
 
 
-def test_metadata_says_what_is_inside(files: dict[GgufType, GgufSummary]) -> None:
-    reader = GGUFReader(files[GgufType.Q4_0].path)
+def test_metadata_says_what_is_inside(files: Callable[[GgufType], GgufSummary]) -> None:
+    reader = GGUFReader(files(GgufType.Q4_0).path)
     facts = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("tokenizer.ggml.")}
     assert facts["general.architecture"] == "gpt2"
     assert facts["general.file_type"] == 2
@@ -113,7 +124,32 @@ def test_metadata_says_what_is_inside(files: dict[GgufType, GgufSummary]) -> Non
     assert kinds["blk.0.attn_qkv.weight"] == GGMLQuantizationType.Q4_0
     assert kinds["token_embd.weight"] == GGMLQuantizationType.Q8_0
     assert kinds["position_embd.weight"] == kinds["blk.0.attn_norm.weight"] == GGMLQuantizationType.F32
-    assert files[GgufType.Q4_0].wider == ("token_embd.weight",)
+    assert files(GgufType.Q4_0).wider == {}
+
+
+def test_a_calibration_text_moves_the_errors_to_where_they_matter_least(
+    demo: Source, files: Callable[[GgufType], GgufSummary], tmp_path: Path
+) -> None:
+    tokenizer, model = demo.load_tokenizer(), demo.load_model()
+    assert tokenizer is not None
+    ids = tokenizer(TEXT * 8, return_tensors="pt").input_ids
+    calibrated = write_gguf(demo, tmp_path / "calibrated.gguf", GgufType.Q4_K_M, texts=[ids])
+    read = list[torch.Tensor]()
+    layer = model.get_submodule("transformer.h.2.mlp.c_fc")
+    layer.register_forward_pre_hook(lambda _, args: read.append(args[0].detach()))
+    model(ids)
+    costs = read[0].reshape(-1, 256).square().mean(0).numpy()
+    weights = layer.get_parameter("weight").detach().T.numpy()
+
+    def error(file: Path) -> float:
+        written = next(one for one in GGUFReader(file).tensors if one.name == "blk.2.ffn_up.weight")
+        assert written.tensor_type is GGMLQuantizationType.Q4_K
+        return float(((dequantize(written.data, written.tensor_type) - weights) ** 2 * costs).mean())
+
+    assert error(calibrated.path) < 0.95 * error(files(GgufType.Q4_K_M).path)
+    for type in (GgufType.F16, GgufType.BF16, GgufType.Q8_0):
+        with pytest.raises(ConfideError, match="--calibrate"):
+            write_gguf(demo, tmp_path / "model.gguf", type, texts=[ids])
 
 
 LLAMA_SHAPE = {
@@ -220,6 +256,7 @@ def test_a_trained_llama_with_sentencepiece_tells_the_same_story(test_data: Path
     q8 = write_gguf(source, tmp_path / "q8_0.gguf", GgufType.Q8_0)
     assert all("ffn_down" in name for name in q8.wider)  # 172 wide: no whole number of blocks
     assert len(q8.wider) == 5
+    assert set(q8.wider.values()) == {"f16"}
     assert agreement(next_tokens(source), q8.path) >= 0.9
 
 
@@ -239,8 +276,8 @@ def test_what_llama_cpp_computes_otherwise_is_refused(tmp_path: Path) -> None:
 
 
 def test_unknown_architectures_and_models_without_tokenizer_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "mpt"}')
-    with pytest.raises(ModelNotSupported, match="mpt"):
+    (tmp_path / "config.json").write_text('{"model_type": "bloom"}')
+    with pytest.raises(ModelNotSupported, match="bloom"):
         write_gguf(open_model(str(tmp_path)), tmp_path / "model.gguf", GgufType.F16)
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     with pytest.raises(ModelNotSupported, match="tokenizer"):
@@ -263,33 +300,17 @@ def test_a_file_appears_whole_or_not_at_all(demo: Source, tmp_path: Path) -> Non
         write_gguf(demo, tmp_path / "missing" / "model.gguf", GgufType.Q8_0)
 
 
-@pytest.mark.parametrize(
-    ("type", "value", "stored"),
-    [
-        (GgufType.F16, 70_000.0, "F32"),
-        (GgufType.F16, 65_504.0, "F16"),
-        (GgufType.F16, 1e-8, "F32"),
-        (GgufType.Q8_0, 1e-7, "F32"),
-        (GgufType.Q8_0, 4e-6, "F16"),
-        (GgufType.Q8_0, 1e-3, "Q8_0"),
-        (GgufType.Q8_0, 70_000.0, "Q8_0"),
-        (GgufType.Q8_0, 1e7, "F32"),
-        (GgufType.Q5_0, 2e6, "F32"),
-        (GgufType.Q4_0, 1e6, "F32"),
-        (GgufType.Q4_0, 0.0, "Q4_0"),
-    ],
-)
-def test_a_matrix_that_its_type_has_no_room_for_gets_a_wider_one(
+@pytest.mark.parametrize(("type", "value", "stored"), [(GgufType.F16, 70_000.0, "f32"), (GgufType.Q8_0, 4e-6, "f16")])
+def test_a_matrix_that_its_type_has_no_room_for_is_written_wider_and_named(
     type: GgufType, value: float, stored: str, tmp_path: Path
 ) -> None:
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=10_000, n_positions=32, n_embd=32, n_layer=1, n_head=1))
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=4096, n_positions=32, n_embd=32, n_layer=1, n_head=1))
     with torch.no_grad():
         model.transformer.h[0].mlp.c_fc.weight[:, 5] = value  # one row of the file's matrix
     model.save_pretrained(tmp_path)
     copy(DEMO_FOLDER / "tokenizer.json", tmp_path)
     summary = write_gguf(open_model(str(tmp_path)), tmp_path / "model.gguf", type)
+    assert summary.wider == {"blk.0.ffn_up.weight": stored}
     written = next(one for one in GGUFReader(summary.path).tensors if one.name == "blk.0.ffn_up.weight")
-    assert written.tensor_type.name == stored
-    assert ("blk.0.ffn_up.weight" in summary.wider) == (stored != type.name)
-    row = dequantize(written.data, written.tensor_type)[5]
-    assert row == pytest.approx([value] * 32, rel=0.26)
+    assert written.tensor_type.name.lower() == stored
+    assert dequantize(written.data, written.tensor_type)[5] == pytest.approx([value] * 32, rel=0.01)

@@ -17,7 +17,7 @@ import socket
 import stat
 import tempfile
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 import xllamacpp
-from gguf import GGUFReader, LlamaFileType
+from gguf import GGUFReader, Keys, LlamaFileType
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from confide.enclave.engines.answer_text import HeldTokens, TokenBytes
@@ -51,9 +52,7 @@ class GgufEngine(Prompted):
     name: the model's in the API. context: tokens of each request at most, and no more than the model's own; as many as
     there is memory for where not given. parallel: how many requests are computed at once; each has its own memory, and
     more wait. threads: all cores where not given; fewer are
-    better where others compute too, since llama.cpp's threads spin while they wait for each other. tokenizer: for an
-    architecture whose tokenizer transformers cannot read from a GGUF file; for counts and templates alone, since
-    llama.cpp reads prompts with the file's.
+    better where others compute too, since llama.cpp's threads spin while they wait for each other.
     Raises EngineError where llama.cpp cannot load the file.
     """
 
@@ -65,17 +64,16 @@ class GgufEngine(Prompted):
         context: int | None = None,
         parallel: int = PARALLEL,
         threads: int | None = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
-        architecture, own_context, quantization, token_bytes = _read_facts(path)
+        file = _read(path)
         fitting = _fitting_context(
-            min(own_context, context or own_context), parallel * token_bytes, given=bool(context)
+            min(file.context, context or file.context), parallel * file.token_bytes, given=bool(context)
         )
-        prompts = Prompts(tokenizer or _read_tokenizer(path, architecture), fitting, by_text=True)
+        prompts = Prompts(file.tokenizer or _read_tokenizer(path, file.architecture), fitting, by_text=True)
         threads = threads or len(os.sched_getaffinity(0))
-        super().__init__(_facts(name, quantization, prompts, own_context, threads, parallel), prompts)
+        super().__init__(_facts(name, file.quantization, prompts, file.context, threads, parallel), prompts)
         self._server = _load(path, self._prompts.context, parallel, threads)
-        self._held = _find_in_memory(path)
+        self._held = _find_in_memory(path, file.tensors)
         added = prompts.tokenizer.added_tokens_decoder
         self._specials = [str(token) for token in added.values() if token.special]
         self._ends = frozenset(index for index, token in added.items() if token.special)
@@ -216,6 +214,33 @@ def _guides(tokenizer: PreTrainedTokenizerBase) -> Guides:
 
 
 @dataclass(frozen=True)
+class _Stored:
+    """A tensor of the file. type: GGUF's. shape: fastest dimension first, as in the file. start, size: in bytes."""
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    start: int
+    size: int
+
+
+@dataclass(frozen=True)
+class _File:
+    """A GGUF file but for its weights.
+
+    context: the model's own, in tokens. token_bytes: of KV cache for each token of context. tokenizer: where the file
+    has the description that transformers knows, beside llama.cpp's.
+    """
+
+    architecture: str
+    context: int
+    quantization: str
+    token_bytes: int
+    tokenizer: PreTrainedTokenizerBase | None
+    tensors: tuple[_Stored, ...]
+
+
+@dataclass(frozen=True)
 class _Held:
     """A tensor of the file where it lies in memory. type: GGUF's. shape: fastest dimension first, as in the file."""
 
@@ -230,7 +255,7 @@ class _Held:
         return memoryview((ctypes.c_ubyte * self.bytes).from_address(self.address))
 
 
-def _find_in_memory(path: Path) -> tuple[_Held, ...]:
+def _find_in_memory(path: Path, tensors: Iterable[_Stored]) -> tuple[_Held, ...]:
     """The tensors of a loaded file. EngineError if it is not mapped whole: then what is held cannot be known."""
     status = path.stat()
     device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
@@ -241,14 +266,14 @@ def _find_in_memory(path: Path) -> tuple[_Held, ...]:
             start, end = (int(address, 16) for address in span.split("-"))
             mappings.append((int(offset, 16), start, end - start))
     held = []
-    for tensor in GGUFReader(path).tensors:
-        place, size = int(tensor.data_offset), int(tensor.n_bytes)
+    for tensor in tensors:
+        end = tensor.start + tensor.size
         starts = [
-            start - offset for offset, start, length in mappings if offset <= place <= place + size <= offset + length
+            start - offset for offset, start, length in mappings if offset <= tensor.start <= end <= offset + length
         ]
         if not starts:
             raise EngineError("llama.cpp does not hold the weights as they are in the file; use the pinned xllamacpp.")
-        held.append(_Held(tensor.name, tensor.tensor_type.name, tuple(map(int, tensor.shape)), starts[0] + place, size))
+        held.append(_Held(tensor.name, tensor.type, tensor.shape, starts[0] + tensor.start, tensor.size))
     return tuple(held)
 
 
@@ -334,24 +359,59 @@ def _require_numbers(choice: dict[str, Any]) -> None:
             )
 
 
-def _read_facts(path: Path) -> tuple[str, int, str, int]:
-    """Of a GGUF file: architecture, context, quantization, and bytes of KV cache for each token of context."""
+def _read(path: Path) -> _File:
     try:
-        fields = GGUFReader(path).fields
+        reader = GGUFReader(path)
+        fields = reader.fields
         architecture = str(fields["general.architecture"].contents())
-        context = int(fields[f"{architecture}.context_length"].contents())
         file_type = LlamaFileType(fields["general.file_type"].contents())
-        cache = _cache_bytes(lambda name: _number(fields, f"{architecture}.{name}"))
+        return _File(
+            architecture=architecture,
+            context=int(fields[f"{architecture}.context_length"].contents()),
+            quantization=file_type.name.removeprefix("MOSTLY_").removeprefix("ALL_").lower(),
+            token_bytes=_cache_bytes(lambda name: _number(fields, f"{architecture}.{name}")),
+            tokenizer=_own_tokenizer(fields),
+            tensors=tuple(
+                _Stored(
+                    one.name,
+                    one.tensor_type.name,
+                    tuple(map(int, one.shape)),
+                    int(one.data_offset),
+                    int(one.n_bytes),
+                )
+                for one in reader.tensors
+            ),
+        )
     except (OSError, ValueError, KeyError, IndexError, OverflowError, TypeError) as error:
         raise EngineError(
             f"{path} is not a GGUF file of a language model; make one with `confide quantize`."
         ) from error
-    return architecture, context, file_type.name.removeprefix("MOSTLY_").removeprefix("ALL_").lower(), cache
+
+
+def _own_tokenizer(fields: Mapping[str, Any]) -> PreTrainedTokenizerBase | None:
+    """From the description that the GGUF specification calls tokenizer.huggingface.json, if there is one."""
+    if Keys.Tokenizer.HF_JSON not in fields:
+        return None
+    names = {name: f"tokenizer.ggml.{name}_token_id" for name in ("bos", "eos", "unknown")}
+    ids = {name: int(fields[key].contents()) for name, key in names.items() if key in fields}
+    template = fields.get(Keys.Tokenizer.CHAT_TEMPLATE)
+    try:
+        backend = Tokenizer.from_str(str(fields[Keys.Tokenizer.HF_JSON].contents()))
+    except Exception as error:  # the library raises what it stumbles over
+        raise EngineError("The GGUF file's own description of its tokenizer is damaged; get the file again.") from error
+    special = {name: backend.id_to_token(token) for name, token in ids.items()}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=special.get("bos"),
+        eos_token=special.get("eos"),
+        unk_token=special.get("unknown"),
+        chat_template=str(template.contents()) if template else None,
+    )
 
 
 def context_bytes(path: Path) -> int:
     """Of a GGUF file, what a token of context takes in memory. EngineError where it is no language model's."""
-    return _read_facts(path)[3]
+    return _read(path).token_bytes
 
 
 def _number(fields: Mapping[str, Any], name: str) -> int | None:
@@ -393,7 +453,8 @@ def _read_tokenizer(path: Path, architecture: str) -> PreTrainedTokenizerBase:
         )
     except (ValueError, KeyError, OSError, NotImplementedError) as error:
         raise EngineError(
-            f"transformers cannot read the tokenizer of a {architecture} model from its GGUF file; hand one in."
+            f"transformers cannot read the tokenizer of a {architecture} model from its GGUF file; make the file with "
+            "`confide quantize`, which puts the tokenizer's own description in."
         ) from error
     return tokenizer
 

@@ -5,38 +5,80 @@ import re
 from collections.abc import Sequence
 from typing import Any, Final
 
-from gguf import GGUFWriter, TokenType
+from gguf import GGUFWriter, Keys, TokenType
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from confide.errors import ModelNotSupported
 
-_SPLITS: Final = {
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|" + digits + r"| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+": name
-    for digits, name in ((r"\p{N}{1,3}", "llama-bpe"), (r"\p{N}", "qwen2"))
+_CUTS: Final = {
+    (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|" + digits + r"| ?[^\s\p{L}\p{N}]+[\r\n]*"
+        r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+        whole,
+    ): name
+    for digits, whole, name in (
+        (r"\p{N}{1,3}", True, "llama-bpe"),
+        (r"\p{N}{1,3}", False, "dbrx"),
+        (r"\p{N}", False, "qwen2"),
+    )
 }
-"""By the expression that cuts a text: what llama.cpp calls it. They differ in how many digits stay together."""
+"""By the expression that cuts a text, and whether a word that is a token is taken without merging: llama.cpp's name."""
+_FALCON: Final = [
+    {"type": "Punctuation", "behavior": "Contiguous"},
+    {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+    {"type": "Digits", "individual_digits": False},
+    {"type": "Split", "pattern": {"Regex": "[0-9][0-9][0-9]"}, "behavior": "Isolated", "invert": False},
+]
 _SPACE: Final = "\u2581"
 """How SentencePiece writes a space."""
+_SPACES: Final = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
+_PREFIX: Final = {"type": "Prepend", "prepend": _SPACE}
 _BYTE: Final = re.compile(r"<0x[0-9A-F]{2}>")
 _UNREACHABLE: Final = -1e9
+_LONGEST: Final = 512
+"""Characters of a token; those of known models have up to 32."""
+_PHI3: Final = re.compile(r"phi-?3", re.IGNORECASE)
+_NAMED: Final = re.compile(r"phi-?3|modern-bert", re.IGNORECASE)
+"""What in a model's name changes how llama.cpp's src/llama-vocab.cpp reads text after special tokens."""
+_PHI3_KEEPS: Final = frozenset(("<unk>", "<s>", "<|endoftext|>"))
+"""Of a model that is named Phi-3, the special tokens after which it keeps white space; it drops it after all others."""
 
 
 def write_vocabulary(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase | None, rows: int) -> None:
     """Write a tokenizer as metadata. rows: of the embedding; those past the tokenizer's tokens become unused ones.
 
+    The tokenizer's own description comes along, so that whoever serves the file counts tokens with the same one.
     Raises ModelNotSupported where there is no tokenizer, or none of a form that llama.cpp computes alike.
     """
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ModelNotSupported("A GGUF file needs the tokenizer inside; put the model's tokenizer.json beside it.")
-    description = json.loads(tokenizer.backend_tokenizer.to_str())
+    text = tokenizer.backend_tokenizer.to_str()
+    description = json.loads(text)
     if description["model"]["type"] != "BPE":
         raise ModelNotSupported(_other(f"its tokenizer is of the type {description['model']['type']}"))
+    _require_plain(description["model"])
+    writer.add_string(Keys.Tokenizer.HF_JSON, text)
     if description["model"]["byte_fallback"]:
         _write_sentencepiece(writer, tokenizer, description, rows)
     else:
         _write_byte_level(writer, description, rows)
     _write_special(writer, tokenizer)
+
+
+def name_for(tokenizer: PreTrainedTokenizerBase | None, name: str) -> str:
+    """A model's name as the file has it, by which llama.cpp decides whether special tokens swallow white space.
+
+    ModelNotSupported for a tokenizer whose tokens do so in another way than Phi-3's.
+    """
+    added = tokenizer.added_tokens_decoder.values() if tokenizer is not None else ()
+    if any(token.lstrip or token.single_word for token in added):
+        raise ModelNotSupported(_other("a special token of it depends on what stands before it"))
+    if not any(token.rstrip for token in added):
+        return "model" if _NAMED.search(name) else name
+    contents = {token.content for token in added}
+    if not contents >= _PHI3_KEEPS | {"</s>"} or any(token.rstrip == (token.content in _PHI3_KEEPS) for token in added):
+        raise ModelNotSupported(_other("special tokens of it swallow white space in another way than those of Phi-3"))
+    return name if _PHI3.search(name) else f"phi-3 {name}"
 
 
 def write_ends(writer: GGUFWriter, ends: Sequence[int]) -> None:
@@ -64,28 +106,76 @@ def _write_sentencepiece(
     writer: GGUFWriter, tokenizer: PreTrainedTokenizerFast, description: dict[str, Any], rows: int
 ) -> None:
     """llama.cpp joins the pair with the best score of what comes out, which is the order of the merges."""
-    pre = description["pre_tokenizer"]
-    if pre and pre["type"] != "Metaspace":
-        raise ModelNotSupported(_other(f"its tokenizer splits text by {pre['type']}"))
+    prefixed = _is_prefixed(description)
     tokens, types = _tokens(description, rows)
-    rank: dict[str, int] = {}
-    for left, right in _merges(description):
-        rank.setdefault(left + right, len(rank))
+    rank = _ranks(description)
     unknown = description["model"]["unk_token"]
     for index, token in enumerate(tokens):
         if _BYTE.fullmatch(token):
             types[index] = TokenType.BYTE
         elif token == unknown:
             types[index] = TokenType.UNKNOWN
-    first = tokenizer.backend_tokenizer.encode("a", add_special_tokens=False).tokens[0]
+    if any(f"<0x{byte:02X}>" not in description["model"]["vocab"] for byte in range(256)):
+        raise ModelNotSupported(_other("its tokenizer has no token for some bytes"))
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")
     writer.add_token_list(tokens)
     writer.add_token_scores([-float(rank[token]) if token in rank else _UNREACHABLE for token in tokens])
     writer.add_token_types(types)
-    writer.add_add_space_prefix(first.startswith(_SPACE))
+    writer.add_add_space_prefix(prefixed)
     if tokenizer.unk_token_id is not None:
         writer.add_unk_token_id(tokenizer.unk_token_id)
+
+
+def _is_prefixed(description: dict[str, Any]) -> bool:
+    """Whether a text gets a space in front. ModelNotSupported for a text that is changed or cut in another way."""
+    match description["normalizer"], description["pre_tokenizer"]:
+        case {"type": "Sequence", "normalizers": [first, second]}, None if (first, second) == (_PREFIX, _SPACES):
+            return True
+        case normalizer, None if normalizer == _SPACES:
+            return False
+        case (
+            normalizer,
+            {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False},
+        ) if normalizer == _SPACES:  # cuts nothing: no spaces are left
+            return False
+        case None, {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": scheme, "split": split}:
+            if split and any(_SPACE in (left + right)[1:] for left, right in _merges(description)):
+                raise ModelNotSupported(_other("its tokenizer cuts text at spaces and has tokens across them"))
+            return bool(scheme != "never")
+    raise ModelNotSupported(_other("its tokenizer cuts or changes text in another way than SentencePiece"))
+
+
+def _ranks(description: dict[str, Any]) -> dict[str, int]:
+    """By what comes out of a merge: its rank.
+
+    llama.cpp joins whatever two tokens make a third, and knows one rank for all ways to it. ModelNotSupported where
+    that is not what the merges say: where a pair is missing, or the ways to a token do not follow each other. Runs of
+    one character may have theirs mixed, if they come with the longest left side first: then both grow from the left.
+    """
+    merges = _merges(description)
+    vocabulary = description["model"]["vocab"].keys()
+    if max(map(len, vocabulary)) > _LONGEST:
+        raise ModelNotSupported(_other(f"its tokenizer has tokens of more than {_LONGEST} characters"))
+    rank: dict[str, int] = {}
+    newest, last, falling = "", ("", ""), False
+    for left, right in merges:
+        made, before = left + right, "".join(last)
+        if before[:1] == made[:1] and len({*made, *before}) == 1:
+            falling = falling and (len(left), len(right)) < tuple(map(len, last))
+        else:
+            falling = len({*made}) == 1
+        if made not in rank:
+            rank[made], newest = len(rank), made
+        elif made != newest and not (falling and len({*made, *newest}) == 1 and made[1:] in vocabulary):
+            raise ModelNotSupported(_other("its tokenizer's merges have no scores that would give their order"))
+        last = left, right
+    known = set(merges)
+    for token in vocabulary - {added["content"] for added in description["added_tokens"]}:
+        ways = ((token[:cut], token[cut:]) for cut in range(1, len(token)))
+        if any(left in vocabulary and right in vocabulary and (left, right) not in known for left, right in ways):
+            raise ModelNotSupported(_other("its tokenizer does not join all pairs of tokens that make another"))
+    return rank
 
 
 def _write_special(writer: GGUFWriter, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -126,19 +216,41 @@ def _merges(description: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _pre_tokenizer(description: dict[str, Any]) -> str:
     """llama.cpp's name for how a text is cut before BPE. It composes no characters (NFC), as few texts need it."""
+    whole = description["model"]["ignore_merges"]
     if description["normalizer"] in (None, {"type": "NFC"}):
         match description["pre_tokenizer"]:
-            case {"type": "ByteLevel", "use_regex": True, "add_prefix_space": False}:
+            case {"type": "ByteLevel", "use_regex": True, "add_prefix_space": False} if not whole:
                 return "gpt-2"
+            case {"type": "Sequence", "pretokenizers": steps} if steps == _FALCON and not whole:
+                _require_digits_apart(description)
+                return "falcon"
             case {
                 "type": "Sequence",
                 "pretokenizers": [
                     {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False},
                     {"type": "ByteLevel", "use_regex": False, "add_prefix_space": False},
                 ],
-            } if pattern in _SPLITS:
-                return _SPLITS[pattern]
-    raise ModelNotSupported(_other("its tokenizer cuts text in another way than those of GPT-2, Llama 3 and Qwen 2"))
+            } if (pattern, whole) in _CUTS:
+                return _CUTS[pattern, whole]
+    raise ModelNotSupported(
+        _other("its tokenizer cuts text in another way than those of GPT-2, Llama 3, Phi-4, Qwen 2 and Falcon")
+    )
+
+
+def _require_digits_apart(description: dict[str, Any]) -> None:
+    """Falcon's cuts digits from all else, llama.cpp only where three stand together: no token may have both."""
+    for left, right in _merges(description):
+        if len({character.isnumeric() for character in left + right}) > 1:
+            raise ModelNotSupported(_other("its tokenizer cuts text at digits and has tokens across them"))
+
+
+def _require_plain(model: dict[str, Any]) -> None:
+    """BPE without what llama.cpp does not know: chance, and marks at a word's beginning or end."""
+    for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if model[name]:
+            raise ModelNotSupported(_other(f"its tokenizer has a {name}"))
+    if model["byte_fallback"] and model["ignore_merges"]:
+        raise ModelNotSupported(_other("its tokenizer takes words whole"))
 
 
 def _other(reason: str) -> str:

@@ -1,21 +1,26 @@
 """A model as one GGUF file, one tensor at a time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGML_QUANT_VERSION, MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFWriter, LlamaFileType
+from gguf import GGML_QUANT_VERSION, MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFWriter, LlamaFileType
 from gguf.quants import quant_shape_to_byte_shape, quantize
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from confide.disk.files import name_file
 from confide.errors import ConfideError
+from confide.models.calibration import collect_squares, cut
 from confide.models.ends import end_tokens
-from confide.models.gguf.architectures import find_architecture
+from confide.models.gguf.architectures import Architecture, find_architecture
+from confide.models.gguf.ggml import Floats, quantize_blocks
+from confide.models.gguf.mixture import WHOLE, Mixture, is_matrix
 from confide.models.gguf.types import GgufType
-from confide.models.gguf.vocabulary import write_ends, write_vocabulary
+from confide.models.gguf.vocabulary import name_for, write_ends, write_vocabulary
+from confide.models.linear import named_linear
 from confide.models.source import Source
 
 OnProgress = Callable[[int, int], object]
@@ -24,99 +29,100 @@ OnProgress = Callable[[int, int], object]
 
 @dataclass(frozen=True)
 class GgufSummary:
-    """What was written. size: of the file in bytes. wider: matrices that got more bits than asked for."""
+    """What was written.
+
+    size: of the file in bytes. context: tokens of prompt and answer that it is for. wider: the types of the matrices
+    that got more bits than the mixture has for them.
+    """
 
     path: Path
     type: GgufType
     tensors: int
     parameters: int
     size: int
-    wider: tuple[str, ...]
+    context: int
+    wider: dict[str, str]
 
 
-_KEPT_F32: Final = ("position_embd.weight", "rope_freqs.weight")
-_WHOLE: Final = (GgufType.F16, GgufType.BF16)
-"""Types of single weights, not of blocks."""
 _NUMPY: Final = {GGMLQuantizationType.F32: np.float32, GGMLQuantizationType.F16: np.float16}
-_BLOCK: Final = 32
-_LEVELS: Final = {
-    GGMLQuantizationType.F16: 1,
-    GGMLQuantizationType.Q8_0: 127,
-    GGMLQuantizationType.Q5_0: 16,
-    GGMLQuantizationType.Q4_0: 8,
-}
-_TOLERATED: Final = (1 / 4, 1 / 100)
-"""How far the scale of a block may be off, and a float16 that is the largest of 32 weights."""
-_HEADS: Final = ("token_embd.weight", "output.weight")
+_READ_ONLY: Final = (GGMLQuantizationType.Q6_K, GGMLQuantizationType.Q5_K, GGMLQuantizationType.Q4_K)
+"""What the `gguf` library does not write."""
+_WEIGHED: Final = (GgufType.Q6_K, GgufType.Q5_K_M, GgufType.Q5_0, GgufType.Q4_K_M, GgufType.Q4_0)
+"""Types whose scales ggml chooses by what errors cost."""
 
 
-def write_gguf(source: Source, out: Path, type: GgufType, progress: OnProgress | None = None) -> GgufSummary:
+def write_gguf(
+    source: Source, out: Path, type: GgufType, progress: OnProgress | None = None, texts: Sequence[Tensor] = ()
+) -> GgufSummary:
     """Write a model of a known architecture with its tokenizer for llama.cpp; `out` appears when all of it is there.
 
-    Vectors and positions stay float32. Embedding and head, to which few bits do the most harm, have 8 at least. A
-    matrix whose rows are no whole blocks stays float16, and one that has weights too large or too small for its type
-    gets a wider one. Raises ModelNotSupported for other models, ConfideError where
-    `out` cannot be written.
+    See `Mixture` for which tensor gets which type. texts: token ids, int64 (..., tokens), on which the model is run to
+    learn how much an error in each column of its matrices costs.
+    Raises ModelNotSupported for other models, ConfideError where `out` cannot be written and where texts are given for
+    a type that makes no use of them, NotInstalled where the type needs xllamacpp.
     """
+    if texts and type not in _WEIGHED:
+        raise ConfideError(
+            f"A text has nothing to tell about {type}, which rounds all weights alike; leave --calibrate out, or "
+            f"choose {', '.join(_WEIGHED)}."
+        )
     architecture = find_architecture(source.config)
     writer = GGUFWriter(None, MODEL_ARCH_NAMES[architecture.arch])
-    writer.add_name(Path(source.name).name)
+    tokenizer = source.load_tokenizer()
+    writer.add_name(name_for(tokenizer, Path(source.name).name))
     writer.add_file_type(LlamaFileType[f"MOSTLY_{type.name}"])
-    if type not in _WHOLE:
+    if type not in WHOLE:
         writer.add_quantization_version(GGML_QUANT_VERSION)
     architecture.write_facts(writer, source.config)
-    tokenizer = source.load_tokenizer()
     write_vocabulary(writer, tokenizer, source.config.vocab_size)
     model = source.load_model()
     write_ends(writer, end_tokens(model, tokenizer))
     tensors = dict(architecture.tensors(model))
-    storage = {name: _storage(name, tensor, type) for name, tensor in tensors.items()}
+    importance = _importance(model, architecture, texts) if texts else {}
+    mixture = Mixture(
+        type=type,
+        arch=architecture.arch,
+        layers=model.config.num_hidden_layers,
+        shared=_shares_heads(model.config),
+        names=tensors.keys(),
+    )
+    storage = {name: mixture.stored(name, tensor) for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
         _announce(writer, name, tensor, storage[name])
-    _write(writer, tensors, storage, out, progress or (lambda *_: None))
+    contents = (_stored(tensor, storage[name], importance.get(name)) for name, tensor in tensors.items())
+    _write(writer, contents, len(tensors), out, progress or (lambda *_: None))
     return GgufSummary(
         path=out,
         type=type,
         tensors=len(tensors),
         parameters=sum(tensor.numel() for tensor in tensors.values()),
         size=out.stat().st_size,
-        wider=tuple(
-            name for name, kind in storage.items() if kind.name != type.name and _is_matrix(name, tensors[name])
-        ),
+        context=architecture.context(source.config),
+        wider={
+            name: kind.name.lower()
+            for name, kind in storage.items()
+            if is_matrix(name, tensors[name]) and kind is not mixture.planned(name, tensors[name].shape[-1])
+        },
     )
 
 
-def _storage(name: str, tensor: Tensor, type: GgufType) -> GGMLQuantizationType:
-    if not _is_matrix(name, tensor):
-        return GGMLQuantizationType.F32
-    kind = GGMLQuantizationType[type.name]
-    wide = (GGMLQuantizationType.F16, GGMLQuantizationType.F32)
-    if name in _HEADS and type not in _WHOLE:
-        kind = GGMLQuantizationType.Q8_0
-    return next(one for one in (kind, *wide) if _holds(tensor, one))
+def _shares_heads(config: PreTrainedConfig) -> bool:
+    return bool(getattr(config, "num_key_value_heads", config.num_attention_heads) != config.num_attention_heads)
 
 
-def _is_matrix(name: str, tensor: Tensor) -> bool:
-    return tensor.ndim > 1 and name not in _KEPT_F32
+def _importance(model: PreTrainedModel, architecture: Architecture, texts: Sequence[Tensor]) -> dict[str, Floats]:
+    """By the file's names of matrices: the mean squares of what each column is multiplied by, 1 on average.
 
-
-def _holds(tensor: Tensor, kind: GGMLQuantizationType) -> bool:
-    """Whether a type has room for the largest and the smallest blocks of a matrix.
-
-    A float16 ends at 65,504, and below 1e-7 there is none but zero. It is each weight, or else the scale of a block,
-    which is the largest weight of the block over the levels that the type has.
+    None is less than a millionth, so that no column is free. Head and embedding have none, as in llama.cpp's imatrix.
     """
-    if kind in (GGMLQuantizationType.F32, GGMLQuantizationType.BF16):
-        return True
-    block, _ = GGML_QUANT_SIZES[kind]
-    if kind is not GGMLQuantizationType.F16 and tensor.shape[-1] % block:
-        return False
-    flat = tensor.detach().float().reshape(-1)
-    blocks = nn.functional.pad(flat, (0, -len(flat) % _BLOCK)).reshape(-1, _BLOCK)
-    largest = blocks.abs().amax(1) / _LEVELS[kind]
-    stored = largest.half().float()
-    off = (stored - largest).abs()
-    return bool((off <= _TOLERATED[kind is GGMLQuantizationType.F16] * largest).all())
+    head = model.get_output_embeddings()
+    layers = {layer: module for layer, module in named_linear(model).items() if module is not head}
+    squares = collect_squares(model, layers, cut(model, texts))
+    names = architecture.names(model)
+    return {
+        names[f"{layer}.weight"]: (mean / mean.mean().clamp_min(1e-30)).clamp_min(1e-6).numpy()
+        for layer, mean in squares.items()
+    }
 
 
 def _announce(writer: GGUFWriter, name: str, tensor: Tensor, kind: GGMLQuantizationType) -> None:
@@ -132,8 +138,8 @@ def _announce(writer: GGUFWriter, name: str, tensor: Tensor, kind: GGMLQuantizat
 
 def _write(
     writer: GGUFWriter,
-    tensors: dict[str, Tensor],
-    storage: dict[str, GGMLQuantizationType],
+    contents: Iterable[np.ndarray[tuple[int, ...], np.dtype[np.generic]]],
+    count: int,
     out: Path,
     progress: OnProgress,
 ) -> None:
@@ -142,9 +148,9 @@ def _write(
         writer.write_header_to_file(draft)
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for done, (name, tensor) in enumerate(tensors.items(), 1):
-            writer.write_tensor_data(_stored(tensor, storage[name]))
-            progress(done, len(tensors))
+        for done, content in enumerate(contents, 1):
+            writer.write_tensor_data(content)
+            progress(done, count)
         writer.flush()
         name_file(draft, out)
     except OSError as error:
@@ -156,6 +162,12 @@ def _write(
         draft.unlink(missing_ok=True)
 
 
-def _stored(tensor: Tensor, kind: GGMLQuantizationType) -> "np.ndarray[tuple[int, ...], np.dtype[np.generic]]":
+def _stored(
+    tensor: Tensor, kind: GGMLQuantizationType, importance: Floats | None
+) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
     values = tensor.float().contiguous().numpy()
-    return values.astype(_NUMPY[kind], copy=False) if kind in _NUMPY else quantize(values, kind)
+    if kind in _NUMPY:
+        return values.astype(_NUMPY[kind], copy=False)
+    if kind in _READ_ONLY or importance is not None:
+        return quantize_blocks(values, kind, importance)
+    return quantize(values, kind)
