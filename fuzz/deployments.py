@@ -9,7 +9,7 @@ from confide.deploy.predict.events import from_json
 from confide.deploy.predict.pe import authenticode
 from confide.deploy.predict.tdvf import Firmware
 
-_NAMES = ("a.manifest", "a.xml", "a.yaml", "a.rego", "a.service")
+_NAMES = ("a.manifest", "a.xml", "a.yaml", "a.rego", "a.service", "a.json")
 
 
 def deployment_file(data: bytes) -> None:
@@ -68,9 +68,15 @@ def _files() -> list[bytes]:
         "services:\n  a:\n    image: b:1\n    environment: [C]\n    ports: ['22:22']",
         "package agent_policy\ndefault ExecProcessRequest := true\nCopyFileRequest if { input.a }",
         "[Service]\nExecStart=/bin/a --insecure-b\nEnvironment='API_KEY=c' D=e\n",
+        '{"$schema": "deploymentTemplate.json#", "resources": [{"type": "Microsoft.Compute/virtualMachines", '
+        '"properties": {"securityProfile": {"securityType": "ConfidentialVM"}, "userData": "a"}, '
+        '"resources": [{"type": "/extensions"}]}]}',
     )
+    instance = '{"machineType": "a", "disks": [], "metadata": {"items": [{"key": "ssh-keys", "value": "a"}]}}'
+    app = '{"docker_compose_file": "services: {a: {image: b, extends: c}}", "allowed_envs": ["D"]}'
     pod = "apiVersion: v1\nkind: Pod\nspec:\n  containers:\n    - {image: a, env: [{name: B, valueFrom: {}}]}\n"
-    return [*(bytes([index]) + text.encode() for index, text in enumerate(texts)), b"\2" + pod.encode()]
+    further = (b"\2" + pod.encode(), b"\5" + instance.encode(), b"\5" + app.encode())
+    return [*(bytes([index]) + text.encode() for index, text in enumerate(texts)), *further]
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from tests.attest.families.test_eventlog import log_of
 from tests.deploy import machine
+from tests.deploy.test_gramine_sign import sigstruct
 from tests.deploy.test_lint import MANIFESTS
 from tests.deploy.test_predict_snp import firmware as snp_firmware
+from tests.deploy.test_targets import AZURE_IMAGE
 from tests.owners import OWNER
 
 from confide.attest.policy_toml import policy_from_toml
@@ -124,6 +126,7 @@ def test_those_in_a_guest(package: Path, capsys: pytest.CaptureFixture[str], mon
         ("systemd",),
         ("container", "--base", *image),
         ("coco", "--image", *image, "--agent-policy", rego, "--runtime", "kata-qemu-snp"),
+        ("helm", "--image", *image, "--agent-policy", rego, "--runtime", "kata-qemu-snp"),
         ("dstack", "--image", *image),
     ):
         out = package.parent / words[0]
@@ -134,6 +137,46 @@ def test_those_in_a_guest(package: Path, capsys: pytest.CaptureFixture[str], mon
     line = ("systemd", package, "--out", package.parent / "x", *KEYS, "--guest", guest)
     assert run(capsys, monkeypatch, *line)[0] == 1
     assert not (package.parent / "x").exists()
+
+
+def test_gramine_is_measured_by_its_tool(
+    package: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = package.parent / "bin/gramine-sgx-sign"
+    tool.parent.mkdir()
+    (package.parent / "sig").write_bytes(sigstruct())
+    tool.write_text(f'#!/bin/sh\ngrep -q preheat_enclave "$2" && cp {package.parent}/sig "$6"\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tool.parent}:/usr/bin:/bin")
+    out, key = package.parent / "out", package.parent / "initrd"
+    line = ("gramine", package, "--out", out, *KEYS, "--sign-with", key)
+    assert run(capsys, monkeypatch, *line, "--mrenclave", "00" * 32)[0] == 2
+    code, shown, _ = run(capsys, monkeypatch, *line, "--prefault")
+    assert code == 0
+    assert bytes(range(32)).hex() in shown
+    assert "prefault" in shown
+    (required, *_) = policy_from_toml((out / "policy.toml").read_text()).requirements
+    assert required.mrenclave == bytes(range(32)).hex()  # type: ignore[union-attr]
+
+
+def test_machines_at_vendors(
+    package: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = package.parent / "log"
+    log.write_bytes(log_of([(2, 0x4, bytes(4))]))
+    for words in (
+        ("azure", "--image", AZURE_IMAGE, "--size", "Standard_DC16as_v5", "--no-secure-boot"),
+        ("gcp", "--image", "projects/a/global/images/b", "--zone", "europe-west4-a", "--log", log),
+    ):
+        out = package.parent / words[0]
+        code, shown, err = run(capsys, monkeypatch, words[0], package, "--out", out, *KEYS, *words[1:])
+        assert code == 0, err
+        assert "the vendor's, and no file at hand says it" in shown
+        assert "No policy was written" in err
+    template = json.loads((package.parent / "azure/azuredeploy.json").read_text())
+    security = template["resources"][0]["properties"]["securityProfile"]
+    assert security["uefiSettings"] == {"secureBootEnabled": False, "vTpmEnabled": True}
+    assert run(capsys, monkeypatch, "compare", package.parent / "gcp/expected.json", log)[0] == 0
 
 
 def test_lint(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -79,6 +79,20 @@ MANIFEST = (MANIFESTS / "good/service.manifest").read_text()
 REGO = (MANIFESTS / "good/agent.rego").read_text()
 
 
+POLICY = f"io.katacontainers.config.agent.policy: {base64.b64encode(REGO.encode()).decode()}"
+
+
+AZURE = (MANIFESTS / "good/azuredeploy.json").read_text()
+GOOGLE = (MANIFESTS / "good/instance.json").read_text()
+APP = (MANIFESTS / "good/app-compose.json").read_text()
+
+
+def qemu(*words: str) -> str:
+    arguments = "".join(f"<q:arg value='{word}'/>" for word in words)
+    space = "http://libvirt.org/schemas/domain/qemu/1.0"
+    return f"<q:commandline xmlns:q='{space}'>{arguments}</q:commandline></domain>"
+
+
 @pytest.mark.parametrize(
     ("name", "text", "old", "new", "rule"),
     [
@@ -122,6 +136,45 @@ REGO = (MANIFESTS / "good/agent.rego").read_text()
         ("a.service", UNIT, "NoNewPrivileges=yes", "NoNewPrivileges=no", "unhardened"),
         ("a.service", UNIT, "ProtectSystem=strict", "ProtectSystem=full", "unhardened"),
         ("a.service", UNIT, "DynamicUser=yes", "DynamicUser=yes\nPassEnvironment=HOME", "unmeasured-environment"),
+        ("a.json", AZURE, "ConfidentialVM", "TrustedLaunch", "no-confidential-machine"),
+        ("a.json", AZURE, '"vTpmEnabled": true', '"vTpmEnabled": "yes"', "no-confidential-machine"),
+        ("a.json", AZURE, '"hardwareProfile"', '"osProfile": {"adminPassword": "x"}, "hardwareProfile"', "password"),
+        ("a.json", AZURE, '"hardwareProfile"', '"osProfile": {"customData": "x"}, "hardwareProfile"',
+         "unmeasured-environment"),
+        ("a.json", AZURE, '"hardwareProfile"', '"userData": "x", "hardwareProfile"', "unmeasured-environment"),
+        ("a.json", AZURE, '"hardwareProfile"',
+         '"osProfile": {"linuxConfiguration": {"ssh": {"publicKeys": []}}}, "hardwareProfile"', "ssh"),
+        ("a.json", AZURE, '"name": "confide"', '"name": "confide", "resources": [{"type": "extensions"}, '
+         '{"type": "Microsoft.Compute/virtualMachines/extensions"}]', "unmeasured-environment"),
+        ("a.json", AZURE, '"resources": [', '"resources": [{"type": "a", "properties": {"template": '
+         '{"resources": {"a": {"type": "microsoft.compute/VirtualMachines"}}}}},', "no-confidential-machine"),
+        ("a.json", AZURE, '"hardwareProfile"', '"OSProfile": {"ADMINpassword": "x"}, "hardwareProfile"', "password"),
+        ("a.json", AZURE, '"resources": [', '"resources": [{"type": "Microsoft.Compute/virtualMachineScaleSets"},',
+         "no-confidential-machine"),
+        ("a.json", GOOGLE, '"TDX"', '"SEV"', "no-confidential-machine"),
+        ("a.json", GOOGLE, '"items": [', '"items": [{"key": "ssh-keys", "value": "a"},', "ssh"),
+        ("a.json", GOOGLE, '"items": [', '"items": [{"key": "Startup-Script", "value": "a"},',
+         "unmeasured-environment"),
+        ("a.json", GOOGLE, '"items": [', '"items": [{"key": "api-key", "value": "a"},', "secret-in-file"),
+        ("a.json", APP, '"allowed_envs":[]', '"allowed_envs":["A"]', "unmeasured-environment"),
+        ("a.json", APP, "read_only: true", "privileged: true", "privileged"),
+        ("a.xml", DOMAIN, "</domain>", qemu("--acpitable"), "unmeasured-acpi"),
+        ("a.xml", DOMAIN, "</domain>", qemu("-append", "ro init=/bin/sh"), "debugging-kernel"),
+        ("a.xml", DOMAIN, "</domain>", qemu("-virtfs"), "host-files"),
+        ("a.xml", DOMAIN, "</domain>", qemu("-s"), "guest-debug"),
+        ("a.xml", DOMAIN, "</domain>", qemu("-readconfig"), "unmeasured-environment"),
+        ("a.manifest", MANIFEST, "sgx.debug = false", "sgx.debug = false\na = [{ b = [{ insecure__c = true }] }]",
+         "gramine-insecure"),
+        ("a.yaml", POD, "kind: Pod", "kind: PodList\nitems: [{kind: Pod, metadata: {annotations: {" + POLICY + "}}}]",
+         "not-confidential"),
+        ("a.yaml", COMPOSE, "serve, /package", "$COMMAND, /package", "unmeasured-environment"),
+        ("a.yaml", COMPOSE, "tmpfs:", 'volumes: ["${HOME}:/a"]\n    tmpfs:', "unmeasured-environment"),
+        ("a.yaml", COMPOSE, "no-new-privileges:true", "seccomp:unconfined", "privileged"),
+        ("a.yaml", COMPOSE, "tmpfs:", "cgroup: host\n    tmpfs:", "privileged"),
+        ("a.service", UNIT, "ExecStart=", "ExecStart=-+", "root-user"),
+        ("a.service", UNIT, "LimitCORE=0", "LimitCORE=0\nExecStopPost=/usr/sbin/sshd", "ssh"),
+        ("a.rego", REGO, "default SetPolicyRequest := false", "SetPolicyRequest := false { input.a } else := true",
+         "policy-replaceable"),
         ("a.rego", REGO, "default CopyFileRequest := false", "default CopyFileRequest := true", "host-copies"),
         ("a.rego", REGO, "default AllowRequestsFailingPolicy := false", "AllowRequestsFailingPolicy { a }",
          "permissive-policy"),
@@ -150,11 +203,19 @@ def test_warnings_do_not_refuse() -> None:
         ("a.yaml", COMPOSE.replace("    read_only: true\n", "")),
         ("a.service", UNIT.replace("MemorySwapMax=0", "")),
         ("a.rego", REGO.replace("ReadStreamRequest := false", "ReadStreamRequest := true")),
+        ("a.json", AZURE.replace('"enabled": false', '"enabled": true')),
+        ("a.json", GOOGLE.replace('"FALSE"', '"TRUE"')),
+        ("a.json", APP.replace('"public_logs":false', '"public_logs":true')),
         ("a.rego", REGO + "\nExecProcessRequest if {\n  input.a == 1\n}\n"),
     ):
         report = lint(name, text.encode())
         assert [finding.rule.severity for finding in report.findings][-1] is Severity.WARNING
         assert not report.refused
+
+
+def test_a_dollar_that_stands_for_itself_is_no_variable() -> None:
+    assert found("a.yaml", COMPOSE.replace("serve, /package", "serve, $$HOME, /package")) == []
+    assert found("a.yaml", COMPOSE.replace("serve, /package", "serve, $$$HOME, /package")) != []
 
 
 def test_names_in_texts_comments_and_references_are_no_rules() -> None:
@@ -189,7 +250,12 @@ def test_no_value_is_shown() -> None:
         report = lint(name, text.encode())
         assert report.refused
         assert words not in str(sarif([report]))
-    for name, text in (("a.yaml", f"password: {words}\n  a: ["), ("a.toml", f'a = "{words}"\nb')):
+    for name, text in (
+        ("a.yaml", f"password: {words}\n  a: ["),
+        ("a.yaml", f"{words}: a: b"),
+        ("a.toml", f'a = "{words}"\nb'),
+        ("a.json", f'{{"a": "{words}" b'),
+    ):
         with pytest.raises(InvalidManifest) as refused:
             lint(name, text.encode())
         assert words not in str(refused.value)
@@ -247,10 +313,21 @@ def packed(content: bytes) -> str:
         ("a.service", "[Service]\nEnvironment='"),
         ("a.rego", "package other"),
         ("a.conf", "x"),
+        ("a.json", "{"),
+        ("a.json", "[]"),
+        ("a.json", '{"a": 1, "a": 2}'),
+        ("a.json", '{"a":' * 100_000),
+        ("a.json", '{"machineType": 1}'),
+        ("a.json", AZURE.replace('"hardwareProfile"', '"OSprofile": {}, "osProfile": {}, "hardwareProfile"')),
+        ("a.json", AZURE.replace('"resources": [', '"resources": [{"properties": {"templateLink": {"uri": "a"}}},')),
+        ("a.json", '{"docker_compose_file": "a: 1"}'),
+        ("a.json", '{"docker_compose_file": "a: [*b]"}'),
+        ("a.yaml", COMPOSE + "include: [other.yaml]"),
+        ("a.yaml", COMPOSE.replace("read_only: true", "read_only: true\n    extends: {file: other.yaml}")),
         ("a.xml", "\0"),
         ("a.toml", "x" * (reading.MAX_BYTES + 1)),
     ],
-    ids=range(30),
+    ids=range(41),
 )
 def test_what_cannot_be_read_is_one_error(name: str, text: str) -> None:
     start = time.process_time()
@@ -266,8 +343,9 @@ def test_what_cannot_be_read_is_one_error(name: str, text: str) -> None:
         ("a.yaml", COMPOSE.replace("read_only: true", "read_only: &a true\n    tty: *a"), "alias"),
         ("a.yaml", COMPOSE.replace("read_only: true", "read_only: true\n    read_only: false"), "twice"),
         ("a.yaml", COMPOSE.replace("read_only: true", "<<: {privileged: true}"), "twice"),
+        ("a.json", GOOGLE.replace('"disks"', '"metadata": {}, "disks"'), "twice"),
     ],
-    ids=range(4),
+    ids=range(5),
 )
 def test_what_one_reader_would_see_and_another_not(name: str, text: str, reason: str) -> None:
     with pytest.raises(InvalidManifest, match=reason):
@@ -292,8 +370,11 @@ def test_bytes_that_are_no_text() -> None:
         lint("a.toml", b"\xff\xfe")
 
 
-NAMES = ("a.xml", "a.yaml", "a.toml", "a.service", "a.rego")
-SEEDS: tuple[Callable[[], str], ...] = (lambda: DOMAIN, lambda: POD, lambda: COMPOSE, lambda: MANIFEST, lambda: UNIT)
+NAMES = ("a.xml", "a.yaml", "a.toml", "a.service", "a.rego", "a.json")
+SEEDS: tuple[Callable[[], str], ...] = (
+    *(lambda: DOMAIN, lambda: POD, lambda: COMPOSE, lambda: MANIFEST, lambda: UNIT),
+    *(lambda: AZURE, lambda: GOOGLE, lambda: APP),
+)
 
 
 @settings(max_examples=60, deadline=None)

@@ -3,9 +3,12 @@
 `lint` exits with 0 where nothing is refused, 10 where something is, and 20 for a file that cannot be read.
 """
 
+import inspect
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 from rich.text import Text
@@ -19,8 +22,9 @@ from confide.printable import printable
 if TYPE_CHECKING:
     from confide.attest.policy import Policy
     from confide.attest.requirements.hardware import SnpTcb
+    from confide.deploy.deployment import Deployment
     from confide.deploy.lint.linter import Report
-    from confide.deploy.targets import Deployment
+    from confide.deploy.service import Service
 
 _REFUSED: Final = 10
 
@@ -40,6 +44,9 @@ Guest = Annotated[
     Path | None,
     typer.Option(help="A policy that names the guest's image, to add to; without one no policy is written."),
 ]
+Program = Annotated[str, typer.Option(help="Where Confide is in the guest.")]
+AgentPolicy = Annotated[Path, typer.Option(help="The agent's policy, as genpolicy wrote it.", dir_okay=False)]
+Runtime = Annotated[str, typer.Option(help="kata-qemu-tdx or kata-qemu-snp.")]
 Files = Annotated[str, typer.Option(help="Folder on the host with OVMF.fd, vmlinuz, initrd, root.img and package.img.")]
 Firmware = Annotated[Path, typer.Option(help="The OVMF that the machine is started with.", dir_okay=False)]
 Kernel = Annotated[Path, typer.Option(help="The kernel, with an EFI stub.", dir_okay=False)]
@@ -47,45 +54,94 @@ Initrd = Annotated[Path, typer.Option(help="The initial RAM disk.", dir_okay=Fal
 RootHash = Annotated[str, typer.Option(help="dm-verity root hash of root.img, as `veritysetup format` prints it.")]
 Memory = Annotated[int, typer.Option(help="The machine's memory, in GiB.")]
 Processors = Annotated[int, typer.Option(help="The machine's processors.")]
+HugePages = Annotated[bool, typer.Option("--huge-pages", help="Large pages in the guest, for all memory.")]
+Prefault = Annotated[bool, typer.Option("--prefault", help="Take all memory at the start, and not as it is used.")]
+Pin = Annotated[str | None, typer.Option(help="The host's processors, one for each of the machine's, such as 0-15.")]
+Node = Annotated[int | None, typer.Option(help="The host's NUMA node whose memory is taken.")]
+Amx = Annotated[bool, typer.Option("--amx", help="Start only where the processor has AMX.")]
+
+Writer = TypeVar("Writer", bound=Callable[..., "Deployment"])
 
 
-@app.command("gramine")
+def _target(name: str, *, inside: str = "/package") -> Callable[[Writer], Writer]:
+    """A command that writes a deployment: what every target is asked, around what this one is.
+
+    The function takes the service, and its own options by name. inside: where the package lies unless it is said.
+    """
+
+    def common(
+        package: Package, out: Out, keys: Keys, package_path: Inside = inside, port: Port = 8470, json: Json = False
+    ) -> None: ...
+
+    def decorate(make: Writer) -> Writer:
+        def command(
+            package: Path, out: Path, keys: str, package_path: str, port: int, json: bool, **own: object
+        ) -> None:
+            from confide.deploy.service import Service
+
+            _write(make(Service.of(package, keys, package_path, port), **own), out, json=json)
+
+        asked = inspect.signature(common).parameters
+        own = list(inspect.signature(make).parameters.values())[1:]
+        parameters = [asked["package"], asked["out"], asked["keys"], *own, *list(asked.values())[3:]]
+        command.__doc__ = make.__doc__
+        command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in parameters]
+        )
+        command.__annotations__ = {one.name: one.annotation for one in parameters}
+        app.command(name)(command)
+        return make
+
+    return decorate
+
+
+@_target("gramine", inside="/srv/package")
 def gramine(
-    package: Package,
-    out: Out,
-    keys: Keys,
-    package_path: Inside = "/srv/package",
-    port: Port = 8470,
+    service: "Service",
     python: Annotated[
         str, typer.Option(help="Python of the virtual environment with Confide.")
     ] = "/opt/confide/bin/python3",
     enclave_size: Annotated[int, typer.Option(help="GiB, a power of two.")] = 64,
     threads: Annotated[int, typer.Option(help="Threads of the enclave.")] = 64,
     mrenclave: Annotated[
-        str | None, typer.Option(help="What gramine-sgx-sign printed; without it no policy is written.")
+        str | None, typer.Option(help="What was measured, in hexadecimal; without it no policy is written.")
     ] = None,
-    json: Json = False,
-) -> None:
+    sign_with: Annotated[
+        Path | None,
+        typer.Option(help="Key to measure with: gramine-sgx-sign is run here, where the files are.", dir_okay=False),
+    ] = None,
+    prefault: Prefault = False,
+    amx: Amx = False,
+) -> "Deployment":
     """Intel SGX: a manifest for gramine-sgx-sign."""
-    from confide.deploy import targets
-    from confide.deploy.service import Service
+    from confide.attest.requirements.base import require_hex
+    from confide.deploy import gramine_sign, targets
 
-    service = Service.of(package, keys, package_path, port)
-    made = targets.gramine(service, python=python, enclave_gib=enclave_size, threads=threads, mrenclave=mrenclave)
-    _write(made, out, json=json)
+    if mrenclave is not None and sign_with is not None:
+        raise typer.BadParameter("give --mrenclave or --sign-with, not both")
+    make = partial(
+        targets.gramine,
+        service,
+        python=python,
+        enclave_gib=enclave_size,
+        threads=threads,
+        prefault=prefault,
+        amx=amx,
+    )
+    if sign_with is not None:
+        return make(mrenclave=gramine_sign.measured(make().files["confide.manifest"], sign_with))
+    if mrenclave is not None:
+        require_hex("mrenclave", mrenclave, 32)
+    return make(mrenclave=None if mrenclave is None else bytes.fromhex(mrenclave))
 
 
-@app.command("tdx")
+@_target("tdx")
 def tdx(
-    package: Package,
-    out: Out,
-    keys: Keys,
+    service: "Service",
     firmware: Firmware,
     kernel: Kernel,
     initrd: Initrd,
     root_hash: RootHash,
-    package_path: Inside = "/package",
-    port: Port = 8470,
     files: Files = "/srv/confide",
     memory: Memory = 64,
     processors: Processors = 16,
@@ -96,42 +152,42 @@ def tdx(
     measured_after: Annotated[
         str, typer.Option(help="How the host has firmware measured: after each `page`, or after each `section`.")
     ] = "page",
-    json: Json = False,
-) -> None:
+    huge_pages: HugePages = False,
+    prefault: Prefault = False,
+    pin: Pin = None,
+    node: Node = None,
+    amx: Amx = False,
+) -> "Deployment":
     """Intel TDX: a libvirt domain that boots directly, and its MRTD and RTMRs."""
     from confide.deploy import targets
     from confide.deploy.predict.tdvf import MAX_FIRMWARE_BYTES, PageOrder
     from confide.deploy.predict.tdx import MAX_ACPI_BYTES, MAX_INITRD_BYTES, MAX_KERNEL_BYTES, AcpiTables, DirectBoot
-    from confide.deploy.service import Service
+    from confide.deploy.tuning import Tuning
 
     if measured_after not in list(PageOrder):
         raise typer.BadParameter("--measured-after is page or section")
-    service = Service.of(package, keys, package_path, port)
-    machine = targets.Machine(memory, processors, files)
+    tuning = Tuning.of(huge_pages=huge_pages, prefault=prefault, pin=pin, node=node, amx=amx)
+    machine = targets.Machine(memory, processors, files, tuning)
     names = ("table-loader", "rsdp", "tables")
     tables = None if acpi is None else AcpiTables(*(_bytes(acpi / name, MAX_ACPI_BYTES) for name in names))
     boot = DirectBoot(
         _bytes(firmware, MAX_FIRMWARE_BYTES),
         _bytes(kernel, MAX_KERNEL_BYTES),
-        targets.command_line(root_hash),
+        targets.command_line(root_hash, tuning),
         _bytes(initrd, MAX_INITRD_BYTES),
         acpi=tables,
         page_order=PageOrder(measured_after),
     )
-    _write(targets.tdx(service, machine, boot), out, json=json)
+    return targets.tdx(service, machine, boot)
 
 
-@app.command("snp")
+@_target("snp")
 def snp(
-    package: Package,
-    out: Out,
-    keys: Keys,
+    service: "Service",
     firmware: Firmware,
     kernel: Kernel,
     initrd: Initrd,
     root_hash: RootHash,
-    package_path: Inside = "/package",
-    port: Port = 8470,
     files: Files = "/srv/confide",
     memory: Memory = 64,
     processors: Processors = 16,
@@ -140,97 +196,114 @@ def snp(
         str | None,
         typer.Option(help="Least versions of the platform, from AMD's bulletins, such as snp=22,microcode=213."),
     ] = None,
-    json: Json = False,
-) -> None:
+    huge_pages: HugePages = False,
+    prefault: Prefault = False,
+    pin: Pin = None,
+    node: Node = None,
+) -> "Deployment":
     """AMD SEV-SNP: a libvirt domain that boots directly, and its launch digest."""
     from confide.deploy import targets
     from confide.deploy.predict.snp import SnpBoot
-    from confide.deploy.service import Service
+    from confide.deploy.tuning import Tuning
 
-    service = Service.of(package, keys, package_path, port)
-    machine = targets.Machine(memory, processors, files)
-    boot = SnpBoot(firmware, kernel, targets.command_line(root_hash), initrd, processor=processor)
-    _write(targets.snp(service, machine, boot, _min_tcb(min_tcb)), out, json=json)
+    tuning = Tuning.of(huge_pages=huge_pages, prefault=prefault, pin=pin, node=node)
+    machine = targets.Machine(memory, processors, files, tuning)
+    boot = SnpBoot(firmware, kernel, targets.command_line(root_hash, tuning), initrd, processor=processor)
+    return targets.snp(service, machine, boot, _min_tcb(min_tcb))
 
 
-@app.command("systemd")
-def systemd(
-    package: Package,
-    out: Out,
-    keys: Keys,
-    package_path: Inside = "/package",
-    port: Port = 8470,
-    program: Annotated[str, typer.Option(help="Where Confide is in the guest.")] = "/opt/confide/bin/confide",
-    guest: Guest = None,
-    json: Json = False,
-) -> None:
+@_target("systemd")
+def systemd(service: "Service", program: Program = "/opt/confide/bin/confide", guest: Guest = None) -> "Deployment":
     """A unit for the image of a guest."""
     from confide.deploy import targets
-    from confide.deploy.service import Service
 
-    service = Service.of(package, keys, package_path, port)
-    _write(targets.systemd(service, program=program, guest=_guest(guest)), out, json=json)
+    return targets.systemd(service, program=program, guest=_guest(guest))
 
 
-@app.command("container")
+@_target("container")
 def container(
-    package: Package,
-    out: Out,
-    keys: Keys,
+    service: "Service",
     base: Annotated[str, typer.Option(help="The image to start from, with Python, by its digest: NAME@sha256:...")],
-    package_path: Inside = "/package",
-    port: Port = 8470,
     guest: Guest = None,
-    json: Json = False,
-) -> None:
+) -> "Deployment":
     """A recipe for an OCI image that is built without a network, and runs rootless and read-only."""
     from confide.deploy import targets
-    from confide.deploy.service import Service
 
-    service = Service.of(package, keys, package_path, port)
-    _write(targets.container(service, base=base, guest=_guest(guest)), out, json=json)
+    return targets.container(service, base=base, guest=_guest(guest))
 
 
-@app.command("coco")
+@_target("coco")
 def coco(
-    package: Package,
-    out: Out,
-    keys: Keys,
+    service: "Service",
     image: Image,
-    agent_policy: Annotated[Path, typer.Option(help="The agent's policy, as genpolicy wrote it.", dir_okay=False)],
-    package_path: Inside = "/package",
-    port: Port = 8470,
-    runtime: Annotated[str, typer.Option(help="kata-qemu-tdx or kata-qemu-snp.")] = "kata-qemu-tdx",
+    agent_policy: AgentPolicy,
+    runtime: Runtime = "kata-qemu-tdx",
     guest: Guest = None,
-    json: Json = False,
-) -> None:
+) -> "Deployment":
     """Confidential Containers: a pod, and initdata with its digest."""
     from confide.deploy import targets
-    from confide.deploy.service import Service
 
-    service = Service.of(package, keys, package_path, port)
     policy = read_file(agent_policy)
-    made = targets.coco(service, image=image, runtime=runtime, agent_policy=policy, guest=_guest(guest))
-    _write(made, out, json=json)
+    return targets.coco(service, image=image, runtime=runtime, agent_policy=policy, guest=_guest(guest))
 
 
-@app.command("dstack")
-def dstack(
-    package: Package,
-    out: Out,
-    keys: Keys,
+@_target("helm")
+def helm(
+    service: "Service",
     image: Image,
-    package_path: Inside = "/package",
-    port: Port = 8470,
+    agent_policy: AgentPolicy,
+    runtime: Runtime = "kata-qemu-tdx",
     guest: Guest = None,
-    json: Json = False,
-) -> None:
+) -> "Deployment":
+    """Confidential Containers by Helm: a chart around the pod, in which nothing can be set."""
+    from confide.deploy import targets
+
+    policy = read_file(agent_policy)
+    return targets.helm(service, image=image, runtime=runtime, agent_policy=policy, guest=_guest(guest))
+
+
+@_target("dstack")
+def dstack(service: "Service", image: Image, guest: Guest = None) -> "Deployment":
     """dstack: a compose file, and app-compose.json with its digest."""
     from confide.deploy import targets
-    from confide.deploy.service import Service
 
-    service = Service.of(package, keys, package_path, port)
-    _write(targets.dstack(service, image=image, guest=_guest(guest)), out, json=json)
+    return targets.dstack(service, image=image, guest=_guest(guest))
+
+
+@_target("azure")
+def azure(
+    service: "Service",
+    image: Annotated[str, typer.Option(help="One version of an image in a gallery, by its id: /subscriptions/...")],
+    size: Annotated[str, typer.Option(help="A confidential size, such as Standard_DC16as_v5.")],
+    secure_boot: Annotated[bool, typer.Option(help="Whether the firmware asks for signatures; PCR 7 has it.")] = True,
+    program: Program = "/opt/confide/bin/confide",
+    guest: Guest = None,
+) -> "Deployment":
+    """Azure: a template for a confidential machine, and the unit for its image."""
+    from confide.deploy import clouds
+
+    return clouds.azure(service, program=program, image=image, size=size, secure_boot=secure_boot, guest=_guest(guest))
+
+
+@_target("gcp")
+def gcp(
+    service: "Service",
+    image: Annotated[str, typer.Option(help="projects/PROJECT/global/images/NAME.")],
+    zone: Annotated[str, typer.Option(help="Such as europe-west4-a.")],
+    machine: Annotated[str, typer.Option(help="A machine that has TDX.")] = "c3-standard-22",
+    log: Annotated[
+        Path | None,
+        typer.Option(help="Log (CCEL) of the machine whose evidence --guest is from, to compare others with."),
+    ] = None,
+    program: Program = "/opt/confide/bin/confide",
+    guest: Guest = None,
+) -> "Deployment":
+    """Google: an instance with TDX, and the unit for its image."""
+    from confide.attest.families.eventlog import replay
+    from confide.deploy import clouds
+
+    seen = None if log is None else replay(read_file(log))
+    return clouds.gcp(service, program=program, image=image, machine=machine, zone=zone, log=seen, guest=_guest(guest))
 
 
 @app.command("lint")
@@ -259,7 +332,9 @@ def lint(
 
 @app.command("compare")
 def compare(
-    expected: Annotated[Path, typer.Argument(help="What `confide deploy tdx` wrote.", metavar="EXPECTED_JSON")],
+    expected: Annotated[
+        Path, typer.Argument(help="What `confide deploy` wrote for tdx or gcp.", metavar="EXPECTED_JSON")
+    ],
     log: Annotated[Path, typer.Argument(help="The CCEL table's log of the machine.", metavar="LOG")],
     json: Json = False,
 ) -> None:
@@ -272,7 +347,7 @@ def compare(
 
     events, registers = from_json(read_file(expected))
     if not registers:
-        raise InvalidImage(f"{expected} predicts no register of a TDX machine; give what `confide deploy tdx` wrote.")
+        raise InvalidImage(f"{expected} predicts no register of a TDX machine; give what was written for tdx or gcp.")
     found = list(differences(events, replay(read_file(log)), registers))
     if json:
         output.result({"differences": [asdict(one) for one in found]})
@@ -292,6 +367,7 @@ def _write(made: "Deployment", out: Path, *, json: bool) -> None:
         if any(out.iterdir()):
             raise DeployError(f"{out} is not empty; give --out a new folder.")
         for name, content in sorted(written.items()):
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
             (out / name).write_bytes(content)
     except OSError as error:
         raise DeployError(f"{out} cannot be written ({error.strerror}); give --out another folder.") from None
@@ -303,6 +379,8 @@ def _write(made: "Deployment", out: Path, *, json: bool) -> None:
         output.console.print(Text(f"{name:<12} {value.hex()}"), soft_wrap=True)
     for name, why in sorted(made.prediction.unpredicted.items()):
         output.console.print(Text(f"{name:<12} not predicted: {why}", "yellow"), soft_wrap=True)
+    for name, why in sorted(made.tuning.items()):
+        output.console.print(Text(f"{name:<18} {why}", "dim"), soft_wrap=True)
     if made.policy is None:
         output.note("No policy was written: without what is missing above it would accept code that nobody chose.")
 

@@ -68,10 +68,16 @@ def command(
         str | None, typer.Option(help="Also see whether this address is reached, such as wss://layers.example:8470.")
     ] = None,
     ca: Annotated[Path | None, typer.Option(help="Authorities to trust there, instead of the system's.")] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Also time products, first touches of memory and the disk: seconds.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Say what works on this machine, and what to install or change for the rest. Exits with 1 at a problem."""
-    checks: list[Callable[[], Iterator[Finding]]] = [_installation, _processor, _memory, _home, _people, _environment]
+    from confide.cli.doctor_machine import machine
+
+    looked: list[Callable[[], Iterator[Finding]]] = [_installation, _processor, _memory, _home, _people, _environment]
+    checks = [*looked, machine, *([_measured] if measure else [])]
     if server is not None:
         checks.append(lambda: _reached(server, ca))
     findings = [finding for check in checks for finding in check()]
@@ -133,7 +139,7 @@ def _memory() -> Iterator[Finding]:
 
 def _home() -> Iterator[Finding]:
     folder = home()
-    nearest = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    nearest = _nearest(folder)
     if not os.access(nearest, os.W_OK | os.X_OK):
         what = f"{folder} cannot be written"
         yield Finding("home", State.PROBLEM, what, "set CONFIDE_HOME to a folder of yours")
@@ -183,6 +189,19 @@ def _environment() -> Iterator[Finding]:
         what = "no trusted execution environment: sealed models cannot be served here, only used from here"
         todo = "to try it out: confide tee simulate init DIR"
         yield Finding("tee", State.ABSENT, what, todo)
+
+
+def _measured() -> Iterator[Finding]:
+    from confide.cli.doctor_machine import measured, products
+
+    if _is_installed("torch"):
+        yield from products()
+    yield from measured(_nearest(home()))
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder itself, or the first above it that exists."""
+    return next(parent for parent in (folder, *folder.parents) if parent.exists())
 
 
 def _reached(address: str, ca: Path | None) -> Iterator[Finding]:

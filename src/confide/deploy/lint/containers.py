@@ -26,6 +26,8 @@ _HEAD: Final = re.compile(rf"(?<![\w.])(default\s+)?({'|'.join(_REQUESTS)})\b")
 _NO_CODE: Final = re.compile(r"""(?P<text>"(?:[^"\\\n]|\\.)*+"?|`[^`]*+`?)|\#[^\n]*""")
 """Texts, also such as nothing closes, so that none is read twice; and comments."""
 _FALSE: Final = re.compile(r":?= ?false\b")
+_ELSE: Final = re.compile(r"\belse\b")
+"""What a rule is otherwise: only a default can have none."""
 _ALWAYS: Final = re.compile(r"(?::?=|if true\b|(?:if )?\{ ?true ?\})")
 _CONDITIONS: Final = {
     "ExecProcessRequest": rules.EXEC_CONDITIONAL,
@@ -49,7 +51,7 @@ def check_policy(text: str) -> Iterator[Finding]:
         default, name = head.groups()
         words = code[head.end() : end].split(maxsplit=4)[:4]
         body = " ".join(words)
-        if _FALSE.match(body):
+        if _FALSE.match(body) and (default or not _ELSE.search(code, head.end(), end)):
             continue
         if default or _ALWAYS.match(body) or not body:
             yield Finding(_REQUESTS[name], name)
@@ -75,7 +77,7 @@ _OVERRIDES: Final = ("io.katacontainers.config.hypervisor.", "io.katacontainers.
 _HARMLESS: Final = frozenset(
     (_INITDATA, _POLICY, *(f"{_OVERRIDES[0]}{name}" for name in ("default_vcpus", "default_memory")))
 )
-_TEMPLATES: Final = ("Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "Job")
+_TEMPLATES: Final = ("Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "ReplicationController", "Job")
 _PROBES: Final = ("livenessProbe", "readinessProbe", "startupProbe")
 
 
@@ -89,6 +91,11 @@ def check_object(document: object) -> Iterator[Finding]:
         yield from _pod(mapping(spec.get("template")))
     elif object_.get("kind") == "CronJob":
         yield from _pod(mapping(mapping(mapping(spec.get("jobTemplate")).get("spec")).get("template")))
+    elif object_.get("kind") == "PodTemplate":
+        yield from _pod(mapping(object_.get("template")))
+    elif str(object_.get("kind")).endswith("List"):
+        for item in sequence(object_.get("items")):
+            yield from check_object(item)
 
 
 def _pod(pod: Mapping[str, object]) -> Iterator[Finding]:
@@ -164,26 +171,40 @@ def _inflated(content: bytes) -> bytes:
 
 _SOCKETS: Final = ("/var/run/dstack.sock", "/run/dstack.sock", "/sys/kernel/config")
 """What a workload needs of its own guest to get evidence."""
+_NAMESPACES: Final = ("network_mode", "pid", "ipc", "userns_mode", "uts", "cgroup")
+_INTERPOLATED: Final = re.compile(r"(?<!\$)(?:\$\$)*\$(?:\{|[A-Za-z_])")
+"""A variable that whoever starts it fills in (Compose Specification, Interpolation); $$ is a dollar."""
+_ELSEWHERE: Final = "A part of it stands in another file; give what `docker compose config` prints."
 
 
 def check_compose(document: Mapping[str, object]) -> Iterator[Finding]:
-    """Faults of a compose file."""
+    """Faults of a compose file. InvalidManifest where a part of it stands in another file."""
+    if "include" in document:
+        raise InvalidManifest(_ELSEWHERE)
     for name, value in mapping(document.get("services")).items():
         yield from _service(mapping(value), f"services.{name}")
 
 
 def _service(service: Mapping[str, object], place: str) -> Iterator[Finding]:
+    if "extends" in service:
+        raise InvalidManifest(_ELSEWHERE)
+    for key, value in service.items():
+        if any(map(_INTERPOLATED.search, _texts(value))):
+            yield Finding(rules.UNMEASURED_ENVIRONMENT, f"{place}.{key}")
     yield from in_image(service.get("image"), f"{place}.image")
     words = [*words_of(service.get("entrypoint")), *words_of(service.get("command"))]
     yield from in_command(words, f"{place}.command")
     if service.get("env_file"):
         yield Finding(rules.UNMEASURED_ENVIRONMENT, f"{place}.env_file")
     for name, variable in _variables(service.get("environment")):
-        if variable is None or (isinstance(variable, str) and re.search(r"(?<!\$)\$(?:\{|[A-Za-z_])", variable)):
+        if variable is None:
             yield Finding(rules.UNMEASURED_ENVIRONMENT, f"{place}.environment {name}")
         yield from in_variable(name, variable, f"{place}.environment {name}")
-    shared = [name for name in ("network_mode", "pid", "ipc", "userns_mode") if service.get(name) == "host"]
-    if service.get("privileged") or service.get("cap_add") or service.get("devices") or shared:
+    shared = [name for name in _NAMESPACES if service.get(name) == "host"]
+    unconfined = [
+        one for one in sequence(service.get("security_opt")) if re.search("[:=](?:unconfined|disable)", str(one))
+    ]
+    if service.get("privileged") or service.get("cap_add") or service.get("devices") or shared or unconfined:
         yield Finding(rules.PRIVILEGED, place)
     for volume in sequence(service.get("volumes")):
         source = str(mapping(volume).get("source", "")) if isinstance(volume, dict) else str(volume).partition(":")[0]
@@ -197,6 +218,14 @@ def _service(service: Mapping[str, object], place: str) -> Iterator[Finding]:
             yield Finding(rules.SSH, f"{place}.ports")
     if service.get("read_only") is not True:
         yield Finding(rules.WRITABLE_ROOT, f"{place}.read_only")
+
+
+def _texts(value: object) -> Iterator[str]:
+    """All texts in a value, and the keys of its tables."""
+    if isinstance(value, str):
+        yield value
+    for one in (*mapping(value), *mapping(value).values(), *sequence(value)):
+        yield from _texts(one)
 
 
 def _variables(environment: object) -> Iterator[tuple[str, object]]:

@@ -24,6 +24,17 @@ _KNOWN_IMAGE: Final = re.compile(r"(?i)(?:tdx-guest-ubuntu|cloudimg|genericcloud
 """Images that are built with a login that everybody knows, or that take one from the host."""
 _POLICY_DEBUG: Final = {"tdx": 1 << 0, "sev-snp": 1 << 19}
 _CONFIG_ID_BYTES: Final = 48
+_OPTIONS: Final = {
+    "-acpitable": rules.UNMEASURED_ACPI,
+    "-fw_cfg": rules.UNMEASURED_ENVIRONMENT,
+    "-smbios": rules.UNMEASURED_ENVIRONMENT,
+    "-readconfig": rules.UNMEASURED_ENVIRONMENT,
+    "-virtfs": rules.HOST_FILES,
+    "-fsdev": rules.HOST_FILES,
+    "-gdb": rules.GUEST_DEBUG,
+    "-s": rules.GUEST_DEBUG,
+}
+"""Of QEMU itself, past what libvirt says and what is checked of that."""
 
 
 def check(domain: etree._Element) -> Iterator[Finding]:
@@ -37,6 +48,7 @@ def check(domain: etree._Element) -> Iterator[Finding]:
     yield from _devices(domain)
     for argument in _arguments(domain):
         yield from _argument(argument)
+        yield from _in_line(argument.split(), "qemu:arg")
 
 
 def _launch(domain: etree._Element) -> Iterator[Finding]:
@@ -69,18 +81,23 @@ def _names_something(config_id: str) -> bool:
 def _boot(domain: etree._Element, words: list[str]) -> Iterator[Finding]:
     if not (domain.findtext("os/kernel") or "").strip():
         yield Finding(rules.UNMEASURED_KERNEL, "os/kernel")
-    for word in words:
-        if _DEBUGGING.fullmatch(word):
-            yield Finding(rules.DEBUGGING_KERNEL, f"os/cmdline {word.partition('=')[0]}")
-        if _UNMEASURED.fullmatch(word):
-            yield Finding(rules.UNMEASURED_ENVIRONMENT, f"os/cmdline {word.partition('=')[0]}")
-        if _PASSWORD.search(word):
-            yield Finding(rules.PASSWORD, "os/cmdline")
-    yield from in_command(words, "os/cmdline")
+    yield from _in_line(words, "os/cmdline")
     for table in domain.findall("os/acpi/table"):
         yield Finding(rules.UNMEASURED_ACPI, f"os/acpi/table {table.get('type', '')}")
     for info in domain.findall("sysinfo"):
         yield Finding(rules.UNMEASURED_ENVIRONMENT, f"sysinfo {info.get('type', '')}")
+
+
+def _in_line(words: list[str], place: str) -> Iterator[Finding]:
+    """Faults of a kernel's command line."""
+    for word in words:
+        if _DEBUGGING.fullmatch(word):
+            yield Finding(rules.DEBUGGING_KERNEL, f"{place} {word.partition('=')[0]}")
+        if _UNMEASURED.fullmatch(word):
+            yield Finding(rules.UNMEASURED_ENVIRONMENT, f"{place} {word.partition('=')[0]}")
+        if _PASSWORD.search(word):
+            yield Finding(rules.PASSWORD, place)
+    yield from in_command(words, place)
 
 
 def _disks(domain: etree._Element, line: str) -> Iterator[Finding]:
@@ -126,14 +143,11 @@ def _arguments(domain: etree._Element) -> Iterator[str]:
 
 
 def _argument(argument: str) -> Iterator[Finding]:
-    if argument == "-acpitable":
-        yield Finding(rules.UNMEASURED_ACPI, "qemu:arg -acpitable")
-    if argument in ("-fw_cfg", "-smbios"):
-        yield Finding(rules.UNMEASURED_ENVIRONMENT, f"qemu:arg {argument}")
+    option = argument.removeprefix("-") if argument.startswith("--") else argument  # QEMU takes both
+    if option in _OPTIONS:
+        yield Finding(_OPTIONS[option], f"qemu:arg {option}")
     if any(part.startswith("hostfwd=") and part.endswith((":22", "-22")) for part in argument.split(",")):
         yield Finding(rules.SSH, "qemu:arg hostfwd")
-    if _PASSWORD.search(argument):
-        yield Finding(rules.PASSWORD, "qemu:arg")
 
 
 def _name(element: etree._Element) -> str:

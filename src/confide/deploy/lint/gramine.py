@@ -53,5 +53,7 @@ def _insecure(table: Mapping[str, object], above: tuple[str, ...]) -> Iterator[F
         if name.startswith("insecure__"):
             if value:
                 yield Finding(_NAMED.get(name, rules.GRAMINE_INSECURE), ".".join((*above, name)))
-        elif isinstance(value, dict):
-            yield from _insecure(mapping(value), (*above, name))
+            continue
+        for inner in (value, *sequence(value)):
+            if isinstance(inner, dict):
+                yield from _insecure(mapping(inner), (*above, name))

@@ -9,16 +9,17 @@ from pathlib import PurePath
 from typing import Any, Final
 from urllib.parse import quote
 
-from confide.deploy.lint import containers, domain, gramine, units
+from confide.deploy.lint import clouds, containers, domain, gramine, units
 from confide.deploy.lint.commands import mapping
-from confide.deploy.lint.reading import read_toml, read_unit, read_xml, read_yaml, text_of
+from confide.deploy.lint.reading import read_json, read_toml, read_unit, read_xml, read_yaml, text_of
 from confide.deploy.lint.rules import RULES, Finding, Severity
 from confide.errors import InvalidManifest
 from confide.version import VERSION
 
 _KINDS: Final = (
     "a Gramine manifest or initdata (.toml, .manifest), a domain (.xml), pods or a compose file (.yaml), "
-    "an agent policy (.rego) or a unit (.service)"
+    "an agent policy (.rego), a unit (.service), or an Azure template, an instance of Google's or an app of dstack's "
+    "(.json)"
 )
 
 
@@ -58,6 +59,8 @@ def _findings(path: PurePath, text: str) -> tuple[str, Iterator[Finding]]:
             return _toml(text)
         case ".yaml" | ".yml":
             return _yaml(text)
+        case ".json":
+            return _json(text)
     raise InvalidManifest(f"it is not known what this is; give {_KINDS}.")
 
 
@@ -79,6 +82,17 @@ def _yaml(text: str) -> tuple[str, Iterator[Finding]]:
     if documents and all("apiVersion" in mapping(one) and "kind" in mapping(one) for one in documents):
         return "Kubernetes objects", (found for one in documents for found in containers.check_object(one))
     raise InvalidManifest("It has neither services nor Kubernetes objects; give a compose file or pods.")
+
+
+def _json(text: str) -> tuple[str, Iterator[Finding]]:
+    document = read_json(text)
+    if "deploymenttemplate.json" in str(document.get("$schema", "")).lower():
+        return "an Azure template", clouds.check_template(document)
+    if "docker_compose_file" in document:
+        return "an app of dstack's", clouds.check_app(document)
+    if "machineType" in document and "disks" in document:
+        return "an instance of Google's", clouds.check_instance(document)
+    raise InvalidManifest("It is none of the JSON files that are known; give an Azure template, an instance or an app.")
 
 
 def sarif(reports: Iterable[Report]) -> dict[str, Any]:

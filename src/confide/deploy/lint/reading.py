@@ -1,5 +1,6 @@
 """Files of strangers, read within bounds: TOML, XML, YAML and units. No entity, alias or network, one typed error."""
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Any, Final
@@ -39,6 +40,25 @@ def read_toml(text: str) -> dict[str, Any]:
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise _unreadable("TOML", error) from None
     return dict(found)
+
+
+def read_json(text: str) -> dict[str, Any]:
+    """A JSON object. InvalidManifest, also for a key that stands twice."""
+
+    def table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) != len(pairs):
+            raise InvalidManifest("A key of the file stands twice; write each once.")
+        return made
+
+    _require_flat(text)
+    try:
+        found = json.loads(text, object_pairs_hook=table)
+    except (ValueError, RecursionError) as error:
+        raise _unreadable("JSON", error) from None
+    if not isinstance(found, dict):
+        raise InvalidManifest("The file is no JSON object; give what the machine is asked for with.")
+    return found
 
 
 def read_xml(text: str) -> etree._Element:

@@ -192,6 +192,19 @@ HOST_FILES: Final = _error(
     _THREATS,
 )
 
+# -- machines at vendors -----------------------------------------------------------------------------------------------
+
+NO_CONFIDENTIAL_MACHINE: Final = _error(
+    "no-confidential-machine",
+    "The vendor reads the machine's memory; ask for ConfidentialVM with vTpmEnabled, or for TDX or SEV_SNP.",
+    "Azure Resource Manager, virtualMachines, securityProfile; Compute Engine API, confidentialInstanceConfig",
+)
+SERIAL_CONSOLE: Final = _warning(
+    "serial-console",
+    "The vendor, or anybody, reads what the machine prints, and may type at a console; switch it off.",
+    "Azure Resource Manager, bootDiagnostics; Compute Engine, serial-port-enable; dstack, public_logs",
+)
+
 # -- Confidential Containers -------------------------------------------------------------------------------------------
 
 EXEC_ALLOWED: Final = _error(

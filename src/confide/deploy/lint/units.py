@@ -1,5 +1,6 @@
 """Services of systemd (systemd.exec(5), systemd.service(5))."""
 
+import re
 import shlex
 from collections.abc import Iterator, Mapping
 from typing import Final
@@ -10,7 +11,17 @@ from confide.deploy.lint.rules import Finding
 from confide.errors import InvalidManifest
 
 _TRUE: Final = ("1", "yes", "true", "on")
-_COMMANDS: Final = ("ExecStart", "ExecStartPre", "ExecStartPost", "ExecReload", "ExecStop", "ExecCondition")
+_COMMANDS: Final = (
+    "ExecStart",
+    "ExecStartPre",
+    "ExecStartPost",
+    "ExecReload",
+    "ExecStop",
+    "ExecStopPost",
+    "ExecCondition",
+)
+_PRIVILEGED: Final = re.compile(r"[@:|-]*[+!]")
+"""Signs before a command that run it as root, whatever User= says."""
 
 
 def check(unit: Mapping[str, list[tuple[str, str]]]) -> Iterator[Finding]:
@@ -30,6 +41,8 @@ def check(unit: Mapping[str, list[tuple[str, str]]]) -> Iterator[Finding]:
             yield Finding(rules.SECRET_IN_FILE, name)
         if name in _COMMANDS:
             yield from in_command(_words(value), name)
+            if _PRIVILEGED.match(value):
+                yield Finding(rules.ROOT_USER, name)
     if last.get("User", "root") in ("root", "0", "") and last.get("DynamicUser", "") not in _TRUE:
         yield Finding(rules.ROOT_USER, "User")
     if last.get("LimitCORE") not in ("0", "0:0"):

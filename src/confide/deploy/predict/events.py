@@ -24,7 +24,7 @@ from confide.errors import InvalidImage
 RTMR0, RTMR1, RTMR2 = 1, 2, 3
 """Registers as logs number them."""
 
-SEPARATOR, ACTION, TAG, CONFIGURATION, BOOT_LOADER = 0x4, 0x80000007, 0x6, 0xA, 0xD
+NO_ACTION, SEPARATOR, TAG, CONFIGURATION, BOOT_LOADER, ACTION = 0x3, 0x4, 0x6, 0xA, 0xD, 0x80000007
 VARIABLE, BOOT_VARIABLE, AUTHORITY = 0x80000001, 0x80000002, 0x800000E0
 PROGRAM, PARTITIONS, FIRMWARE, HAND_OFF = 0x80000003, 0x80000006, 0x8000000A, 0x8000000B
 
@@ -158,7 +158,7 @@ def differences(events: Sequence[BootEvent], log: EventLog, among: Collection[st
     """
     for number, name in enumerate(REGISTERS, 1):
         wanted = [event for event in events if event.register == number]
-        found = [event for event in log.events if event.register == number and event.kind != _NO_ACTION]
+        found = [event for event in log.events if event.register == number and event.kind != NO_ACTION]
         if name not in among:
             continue
         start = 0
@@ -175,9 +175,6 @@ def differences(events: Sequence[BootEvent], log: EventLog, among: Collection[st
                 left[index].name if index < len(left) else None,
                 _said(right[index]) if index < len(right) else None,
             )
-
-
-_NO_ACTION: Final = 3
 
 
 def _said(event: Event) -> str:

@@ -1,0 +1,111 @@
+"""What machines at Azure, at Google and in dstack are asked for with: JSON.
+
+Sources: Microsoft, Azure Resource Manager template reference, virtualMachines; Google, Compute Engine API, instances;
+dstack, app-compose.json.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from confide.deploy.lint import rules
+from confide.deploy.lint.commands import in_variable, mapping, sequence
+from confide.deploy.lint.containers import check_compose
+from confide.deploy.lint.reading import read_yaml
+from confide.deploy.lint.rules import Finding
+from confide.errors import InvalidManifest
+
+_PROVISIONED: Final = {
+    "adminPassword": rules.PASSWORD,
+    "customData": rules.UNMEASURED_ENVIRONMENT,
+    "secrets": rules.UNMEASURED_ENVIRONMENT,
+}
+_METADATA: Final = {
+    "ssh-keys": rules.SSH,
+    "sshkeys": rules.SSH,
+    "enable-oslogin": rules.SSH,
+    "startup-script": rules.UNMEASURED_ENVIRONMENT,
+    "startup-script-url": rules.UNMEASURED_ENVIRONMENT,
+    "user-data": rules.UNMEASURED_ENVIRONMENT,
+    "shutdown-script": rules.UNMEASURED_ENVIRONMENT,
+    "shutdown-script-url": rules.UNMEASURED_ENVIRONMENT,
+    "serial-port-enable": rules.SERIAL_CONSOLE,
+}
+_OFF: Final = ("false", "0", "no", "n", "")
+
+
+def check_template(template: Mapping[str, object]) -> Iterator[Finding]:
+    """Faults of an Azure template, in the resources inside others too. InvalidManifest where a part is elsewhere."""
+    yield from _resources(mapping(_folded(template)), "resources")
+
+
+def _folded(value: object) -> object:
+    """With all keys in small letters, since Azure does not tell them apart."""
+    if isinstance(value, list):
+        return [_folded(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    made = {str(key).lower(): _folded(one) for key, one in value.items()}
+    if len(made) != len(value):
+        raise InvalidManifest("A key of the file stands twice but for capitals; write each once.")
+    return made
+
+
+def _resources(template: Mapping[str, object], above: str) -> Iterator[Finding]:
+    resources = template.get("resources")
+    for index, value in enumerate(sequence(resources) or mapping(resources).values()):
+        resource, place = mapping(value), f"{above}[{index}]"
+        kind, properties = str(resource.get("type", "")).lower(), mapping(resource.get("properties"))
+        if kind == "microsoft.compute/virtualmachines":
+            yield from _azure_machine(properties, place)
+        if kind == "microsoft.compute/virtualmachinescalesets":
+            yield from _azure_machine(mapping(properties.get("virtualmachineprofile")), place)
+        if kind.endswith(("/extensions", "/runcommands")):
+            yield Finding(rules.UNMEASURED_ENVIRONMENT, f"{place} {kind}")
+        if "templatelink" in properties:
+            raise InvalidManifest("A part of the template stands in another file (templateLink); write it out.")
+        for inner in (resource, mapping(properties.get("template"))):
+            yield from _resources(inner, f"{place}.resources")
+
+
+def _azure_machine(machine: Mapping[str, object], place: str) -> Iterator[Finding]:
+    security = mapping(machine.get("securityprofile"))
+    if security.get("securitytype") != "ConfidentialVM":
+        yield Finding(rules.NO_CONFIDENTIAL_MACHINE, f"{place}.securityProfile.securityType")
+    elif mapping(security.get("uefisettings")).get("vtpmenabled") is not True:
+        yield Finding(rules.NO_CONFIDENTIAL_MACHINE, f"{place}.securityProfile.uefiSettings.vTpmEnabled")
+    profile = mapping(machine.get("osprofile"))
+    for name, rule in _PROVISIONED.items():
+        if profile.get(name.lower()):
+            yield Finding(rule, f"{place}.osProfile.{name}")
+    if mapping(profile.get("linuxconfiguration")).get("ssh"):
+        yield Finding(rules.SSH, f"{place}.osProfile.linuxConfiguration.ssh")
+    if machine.get("userdata"):
+        yield Finding(rules.UNMEASURED_ENVIRONMENT, f"{place}.userData")
+    if machine.get("extensionprofile"):
+        yield Finding(rules.UNMEASURED_ENVIRONMENT, f"{place}.extensionProfile")
+    if mapping(mapping(machine.get("diagnosticsprofile")).get("bootdiagnostics")).get("enabled", False) is not False:
+        yield Finding(rules.SERIAL_CONSOLE, f"{place}.diagnosticsProfile.bootDiagnostics")
+
+
+def check_instance(instance: Mapping[str, object]) -> Iterator[Finding]:
+    """Faults of what Google's API is asked for."""
+    if mapping(instance.get("confidentialInstanceConfig")).get("confidentialInstanceType") not in ("TDX", "SEV_SNP"):
+        yield Finding(rules.NO_CONFIDENTIAL_MACHINE, "confidentialInstanceConfig.confidentialInstanceType")
+    for item in map(mapping, sequence(mapping(instance.get("metadata")).get("items"))):
+        name, value = str(item.get("key", "")), item.get("value")
+        rule = _METADATA.get(name.lower())
+        if rule is not None and str(value or "").lower() not in _OFF:
+            yield Finding(rule, f"metadata {name}")
+        yield from in_variable(name.replace("-", "_"), value, f"metadata {name}")
+
+
+def check_app(app: Mapping[str, object]) -> Iterator[Finding]:
+    """Faults of dstack's app-compose.json, and of the compose file in it."""
+    if app.get("allowed_envs"):
+        yield Finding(rules.UNMEASURED_ENVIRONMENT, "allowed_envs")
+    if app.get("public_logs"):
+        yield Finding(rules.SERIAL_CONSOLE, "public_logs")
+    documents = read_yaml(str(app.get("docker_compose_file", "")))
+    if len(documents) != 1 or not mapping(mapping(documents[0]).get("services")):
+        raise InvalidManifest("The app's docker_compose_file is not one compose file with services; write it anew.")
+    yield from check_compose(mapping(documents[0]))
