@@ -257,7 +257,7 @@ class Delivery:
     def _given_up(self) -> ConfideError:
         problems = self._standing.problems
         if problems:
-            return problems[-1]
+            return problems[-1].with_traceback(None)
         return KeyChanged(
             "The request came again and again to replicas that it was not encrypted to, which could not read it. "
             "Nothing was answered; have the balancer keep a client at one replica, or give the number of replicas."
