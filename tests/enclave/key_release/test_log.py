@@ -160,7 +160,7 @@ def test_two_that_write_one_log_follow_each_other(tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", [20, pytest.param(1000, marks=pytest.mark.slow)])
 def test_two_processes_write_one_chain(tmp_path: Path, count: int) -> None:
     """At once, and each its own in order."""
-    together = multiprocessing.get_context("fork").Barrier(2)
+    together = multiprocessing.get_context("fork").Barrier(2, timeout=60)
     processes = [writing(tmp_path, first, count, wait=together.wait) for first in (0, 5000)]
     for process in processes:
         process.join(120)
