@@ -121,6 +121,19 @@ def test_a_request_on_its_way_goes_to_nobody_who_is_relied_on_no_more(
         delivery.failed(error)
 
 
+def test_nothing_begins_on_its_way_to_somebody_who_is_relied_on_no_more(balanced: Balanced, tmp_path: Path) -> None:
+    """Nor the question for a receipt, while another replica is relied on."""
+    with session(balanced, tmp_path) as opened:
+        (answered,) = opened.replicas
+    with session(balanced, tmp_path) as opened:
+        (other,) = opened.replicas
+    assert other.key.id != answered.key.id
+    standing = Standing(lambda _url: other, [other.url], replicas=2)
+    with pytest.raises(KeyChanged):
+        Delivery(standing, answered)
+    assert Delivery(standing, other).verified is other
+
+
 def gone() -> Response:
     return PlainTextResponse("Bad gateway", 502)
 

@@ -191,8 +191,10 @@ class Delivery:
     """
 
     def __init__(self, standing: Standing, to: Verified | None = None) -> None:
-        """to: the replica that has to answer; any without. KeyChanged where nothing is verified."""
+        """to: the replica that has to answer; any without. KeyChanged where that one, or nothing, is relied on."""
         current = standing.current
+        if to is not None and standing.with_key(to.key.id) is None:
+            raise KeyChanged("The replica that answered is not verified any more, and is asked nothing; ask again.")
         self.verified = current if to is None else to
         self.anew = False
         self._standing = standing
