@@ -86,7 +86,7 @@ def look(page: Page) -> None:
 
 
 def asked_by(act: Callable[[], object], page: Page, fake: FakeWorkload) -> None:
-    """Do what has a question asked, and wait for whatever comes of it. What shows the end of it may show before, too."""
+    """Do what has a question asked, and wait for what comes of it. What shows the end of it may show before, too."""
     before, deadline = len(fake.prompts), time.monotonic() + SECONDS
     act()
     while len(fake.prompts) == before:
