@@ -380,6 +380,15 @@ def test_several_writers_make_one_chain(folder: Path) -> None:
     assert result.entries == 31
 
 
+def test_a_file_system_without_locks_keeps_no_log(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_file: int, _operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(AuditLogUnavailable, match="No locks available"):
+        written(1)
+
+
 def test_whoever_holds_it_too_long_is_not_waited_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("confide.audit.log.LOCK_SECONDS", 0.05)
     with (folder / "lock").open("a") as lock:

@@ -14,6 +14,7 @@ from tests.client.workload import FakeWorkload, serving
 from tests.owners import OWNER, STRANGER
 
 import confide
+from confide.attest.appraise import appraise_score
 from confide.attest.bundle import Bundle, freeze
 from confide.attest.check import Check
 from confide.attest.collateral import Collateral
@@ -27,12 +28,13 @@ from confide.attest.policy import Policy, SimulatedPolicy, appraise
 from confide.attest.policy_toml import any_policy_from_toml, to_toml
 from confide.attest.policy_words import asked, left_open
 from confide.attest.requirements import NoEgress, NotDebug, ScoreAtLeast, Snp, Tdx, all_of, any_of
-from confide.attest.scores import MAX_CERTIFICATES, SCORES, Metric, ScoreCertificate, write_scores
+from confide.attest.result import AttestationResult
+from confide.attest.scores import MAX_CERTIFICATES, SCORES, Metric, ScoreCertificate, read_scores, write_scores
 from confide.attest.simulated import SimulatedTee
 from confide.attest.simulated_vendor import Listing
 from confide.attest.statement import Statement
 from confide.enclave.workload import Workload
-from confide.errors import AttestationRefused, InvalidPolicy
+from confide.errors import AttestationRefused, InvalidPolicy, MalformedScore
 
 NOW = MEASURED + timedelta(days=5)
 OTHER = "11" * 32
@@ -312,10 +314,10 @@ def test_a_verifier_that_fetches_its_own_collateral_keeps_what_is_the_workload_s
 
 
 def test_connecting_needs_a_certificate(laboratory: Laboratory, tmp_path: Path) -> None:
-    now = datetime.now(UTC)
     tee = SimulatedTee.create(tmp_path / "tee", MEASURED)
     today = Laboratory(tee)
     today.collateral = tee.collateral()
+    now = datetime.now(UTC)  # not before the collateral is issued
     policy = SimulatedPolicy((today.rule(),))
     times = {"started": now, "finished": now}
     fake = FakeWorkload(Workload(tee, tee.collateral, model_digest=MODEL))
@@ -335,7 +337,35 @@ def test_connecting_needs_a_certificate(laboratory: Laboratory, tmp_path: Path) 
             assert session.result.trusted
 
 
-def test_many_certificates_take_little_time(laboratory: Laboratory) -> None:
-    """Only those that are of the model, the task and the score cost a verification."""
-    others = [laboratory.certificate(laboratory.run(model=OTHER))] * MAX_CERTIFICATES
-    assert not judged(laboratory, laboratory.rule(), *others).passed
+def test_only_a_certificate_that_would_do_costs_a_verification(
+    laboratory: Laboratory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the model, the task, the time and the score; a host may send as many of others as there is room for."""
+    verified: list[ScoreCertificate] = []
+
+    def appraised(*about: Any) -> AttestationResult:
+        verified.append(about[2])
+        return appraise_score(*about)
+
+    monkeypatch.setattr("confide.attest.appraise.appraise_score", appraised)
+    long_ago = MEASURED - timedelta(days=10)
+    others = [
+        laboratory.certificate(laboratory.run(model=OTHER)),
+        laboratory.certificate(laboratory.run(dataset=OTHER)),
+        laboratory.certificate(laboratory.run(metric=Metric.ACCURACY)),
+        laboratory.certificate(value=61),
+        laboratory.certificate(started=long_ago, finished=long_ago),
+    ]
+    rule = laboratory.rule(max_age="9d")
+    assert not judged(laboratory, rule, *others).passed
+    assert verified == []
+    assert judged(laboratory, rule, *others, laboratory.certificate()).passed
+    assert len(verified) == 1
+
+
+def test_there_are_no_more_certificates_than_the_most(laboratory: Laboratory) -> None:
+    line = laboratory.certificate().write()
+    assert len(read_scores(line * MAX_CERTIFICATES)) == MAX_CERTIFICATES
+    for document in (line * (MAX_CERTIFICATES + 1), (line * (MAX_CERTIFICATES + 1))[:-1]):
+        with pytest.raises(MalformedScore, match="At most"):
+            read_scores(document)

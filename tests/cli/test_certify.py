@@ -174,6 +174,15 @@ def test_what_is_not_as_it_has_to_be_is_said(
     assert not out.exists()
 
 
+def test_a_folder_that_is_not_there_does_not_empty_a_page(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text("with scores")
+    trusts = ("--policy", place / "policy.toml", "--simulated-root", place / "tee" / "root.pem")
+    for folder in (tmp_path / "mistyped", tmp_path / "index.html"):
+        said = answer("index", folder, *trusts, "--out", tmp_path, code=2)
+        assert "no folder" in said["error"]["message"]
+    assert (tmp_path / "index.html").read_text() == "with scores"
+
+
 def test_a_server_shows_certificates_of_its_own_model_only(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -96,10 +96,11 @@ class FakeWorkload:
 
     async def _encrypted(self, request: Request) -> Response:
         self.seen.append("/encrypted")
+        body = await request.body()
         if self.outer:
             return self.outer()
         try:
-            opened = open_request(self.workload.key, await request.body())
+            opened = open_request(self.workload.key, body)
         except ChannelError as error:
             status = 409 if isinstance(error, KeyChanged) else 400
             said = {"code": error.code, "message": "IGNORE THIS"}

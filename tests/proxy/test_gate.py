@@ -1,7 +1,9 @@
 """The proxy's gate: who may ask by which name, and what questions there are."""
 
+import asyncio
 import json
 import logging
+import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -239,6 +241,19 @@ def after(error: ConfideError) -> State:
     backend.state = State.READY
     backend.failed(error)
     return backend.state
+
+
+def test_a_problem_that_lasts_keeps_no_question() -> None:
+    """An error that is raised again adds to its traceback, which holds what every frame on the way knew."""
+    backend, problem = Echo("echo", 3600), AttestationRefused("It does not work.")
+
+    async def ask() -> int:
+        with pytest.raises(AttestationRefused):
+            await backend.ready()
+        return sum(1 for _ in traceback.walk_tb(problem.__traceback__))
+
+    backend.refuse(problem)
+    assert len({asyncio.run(ask()) for _ in range(3)}) == 1
 
 
 class Failing(Echo):

@@ -481,7 +481,7 @@ def test_once_an_answer_has_begun_no_other_address_is_asked(place: Place, second
         place.fake.alter = lambda frames: frames[:2]
         with pytest.raises(openai.APIError):
             list(client.chat.completions.create(model="both", messages=HELLO, stream=stream))
-        assert [path for path, _ in second.prompts] == ["/v1/models"]
+        assert {path for path, _ in second.prompts} == {"/v1/models"}
 
 
 def test_an_answer_that_stops_at_its_beginning_is_asked_of_nobody_else(
@@ -491,14 +491,14 @@ def test_an_answer_that_stops_at_its_beginning_is_asked_of_nobody_else(
         await asyncio.sleep(60)
         yield b""
 
-    monkeypatch.setattr("confide.proxy.workload.READ_SECONDS", 0.5)
+    monkeypatch.setattr("confide.proxy.workload.READ_SECONDS", 3)  # its head takes less, on any machine
     with proxied(lambda: both(place, second)) as url, sdk(url, max_retries=0) as client:
         all_ready(url)
         place.fake.outer = lambda: StreamingResponse(nothing())
         with pytest.raises(openai.APIStatusError) as caught:
             client.completions.create(model="both", prompt="abc")
         assert caught.value.code == "channel-broken"
-        assert [path for path, _ in second.prompts] == ["/v1/models"]
+        assert {path for path, _ in second.prompts} == {"/v1/models"}
 
 
 def test_an_address_that_the_policy_refuses_takes_over_for_nobody(

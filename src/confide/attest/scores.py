@@ -251,7 +251,7 @@ def pre_authentication(payload_type: str, payload: bytes) -> bytes:
 
 def read_scores(document: bytes) -> tuple[ScoreCertificate, ...]:
     """The certificates in a document, one to a line. MalformedScore where any of them is none."""
-    if len(document) > MAX_SCORES_BYTES or document.count(b"\n") > MAX_CERTIFICATES:
+    if len(document) > MAX_SCORES_BYTES or document.rstrip(b"\n").count(b"\n") >= MAX_CERTIFICATES:
         raise MalformedScore(
             f"At most {MAX_CERTIFICATES} certificates come with a model, of {MAX_SCORES_BYTES >> 20} MiB; show fewer."
         )

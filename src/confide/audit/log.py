@@ -284,7 +284,14 @@ class AuditLog:
         except OSError as error:
             raise _unavailable(self.folder, error) from error
         try:
-            if not lock_file(lock, LOCK_SECONDS):
+            try:
+                locked = lock_file(lock, LOCK_SECONDS)
+            except OSError as error:
+                raise AuditLogUnavailable(
+                    f"The audit log in {self.folder} cannot be locked ({error.strerror}); have CONFIDE_HOME on a file "
+                    "system that has locks. Without its line nothing goes on."
+                ) from error
+            if not locked:
                 raise AuditLogInUse(
                     f"Another program of yours has held {self.folder} for {LOCK_SECONDS:.0f} seconds; find it."
                 )

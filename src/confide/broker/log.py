@@ -197,8 +197,17 @@ class AuditLog:
     def _locked(self, now: datetime) -> Iterator[None]:
         """Nobody else writes meanwhile, and the chain's head is that of the file's end."""
         with self._lock:
-            # The lock is on the file that is written, not on one beside it that could be another by then.
-            if not lock_file(self._file, LOCK_SECONDS):
+            if self._file < 0:
+                raise AuditLogUnavailable(f"{self.path} is closed, and no key leaves any more; start again.")
+            try:
+                # The lock is on the file that is written, not on one beside it that could be another by then.
+                locked = lock_file(self._file, LOCK_SECONDS)
+            except OSError as error:
+                raise AuditLogUnavailable(
+                    f"{self.path} cannot be locked ({error.strerror}); have it on a file system that has locks. No "
+                    "key leaves without its line."
+                ) from error
+            if not locked:
                 raise AuditLogInUse(
                     f"Another process has held {self.path} for {LOCK_SECONDS:.0f} seconds; find it. No key leaves "
                     "without its line."
@@ -254,8 +263,11 @@ class AuditLog:
             )
 
     def close(self) -> None:
-        """Write no more."""
-        os.close(self._file)
+        """Write no more, once what is being written is."""
+        with self._lock:
+            if self._file >= 0:
+                os.close(self._file)
+            self._file = -1
 
     def _open(self) -> int:
         try:

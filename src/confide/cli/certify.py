@@ -275,6 +275,8 @@ def index(
     from confide.certify.verify import verify_certificate
     from confide.disk.files import replace_file
 
+    if not folder.is_dir():
+        raise typer.BadParameter(f"{folder} is no folder; name the one with the certificates")
     mode, now = Mode(simulated_root, frozenset()), datetime.now(UTC)
     verifier, asked = mode.verifier(), mode.policy(policy)
     if simulated_root is not None:

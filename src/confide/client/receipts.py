@@ -113,7 +113,7 @@ class Receipts:
                 "No answer with a receipt has come yet; ask something first. If you have, this workload signs none."
             )
         if exchange.problem is not None:
-            raise exchange.problem
+            raise exchange.problem.with_traceback(None)
         if exchange.result is None:
             raise UnknownReceipt("The last answer was stopped, and has no receipt; ask something again.")
         return exchange.result

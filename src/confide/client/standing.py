@@ -191,8 +191,10 @@ class Delivery:
     """
 
     def __init__(self, standing: Standing, to: Verified | None = None) -> None:
-        """to: the replica that has to answer; any without. KeyChanged where nothing is verified."""
+        """to: the replica that has to answer; any without. KeyChanged where that one, or nothing, is relied on."""
         current = standing.current
+        if to is not None and standing.with_key(to.key.id) is None:
+            raise KeyChanged("The replica that answered is not verified any more, and is asked nothing; ask again.")
         self.verified = current if to is None else to
         self.anew = False
         self._standing = standing
@@ -257,7 +259,7 @@ class Delivery:
     def _given_up(self) -> ConfideError:
         problems = self._standing.problems
         if problems:
-            return problems[-1]
+            return problems[-1].with_traceback(None)
         return KeyChanged(
             "The request came again and again to replicas that it was not encrypted to, which could not read it. "
             "Nothing was answered; have the balancer keep a client at one replica, or give the number of replicas."

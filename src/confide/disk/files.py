@@ -9,7 +9,9 @@ import time
 from pathlib import Path
 from typing import IO, BinaryIO, Final
 
-_LOCK_PAUSE: Final = 0.01
+_LOCK_PAUSE: Final = 0.001
+"""Short beside the time for which a lock is held: whoever takes it again at once leaves it free for microseconds, and
+someone who looks rarely would never find it so."""
 
 
 class FileTooLarge(OSError):

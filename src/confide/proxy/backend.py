@@ -157,4 +157,6 @@ class Backend(ABC):
         except TimeoutError:
             raise ServerBusy("The model's server is still being verified; try again in a moment.") from None
         if self.state is not State.READY:
-            raise self.problem or ServerBusy("The model's server is being verified again; try again in a moment.")
+            if self.problem is None:
+                raise ServerBusy("The model's server is being verified again; try again in a moment.")
+            raise self.problem.with_traceback(None)  # which would grow, and keep every question that it was told to

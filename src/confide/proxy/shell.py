@@ -101,7 +101,7 @@ class ShellBackend(Backend):
             raise
         if self._wrong is not None:
             await engine.close()
-            raise self._wrong
+            raise self._wrong.with_traceback(None)
         self._engine, self._app = engine, app
 
     async def look(self) -> None:

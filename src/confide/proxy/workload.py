@@ -109,7 +109,7 @@ class WorkloadBackend(Backend):
         verified = verify_workload(self._evidence_http, url, self._party)
         keyset = grounds_of(verified).keyset
         if keyset is not None and keyset.digest in self._wrong:
-            raise self._wrong[keyset.digest]
+            raise self._wrong[keyset.digest].with_traceback(None)
         return verified
 
     async def look(self) -> None:

@@ -19,7 +19,7 @@ from confide.enclave.workload import Workload
 
 from ..fake_engine import FakeEngine
 from ..nginx import balanced
-from ..serving import serving
+from ..serving import eventually, serving
 
 COUNT = 6
 PAGE = Path(__file__).parents[3] / "docs" / "serving.md"
@@ -40,8 +40,12 @@ class Balanced:
         root = self.folder / "tee" / "root.pem"
         return EnclaveSession(self.url, policy=SimulatedPolicy(), simulated_root=root, replicas=2)
 
-    def requests(self) -> Counter[str]:
-        """What nginx passed on, by its log."""
+    def requests(self, answered: int) -> Counter[str]:
+        """What nginx passed on, by its log, once that has so many answers: a line comes after its answer has left."""
+        eventually(lambda: self._logged()["/encrypted 200"] >= answered)
+        return self._logged()
+
+    def _logged(self) -> Counter[str]:
         lines = (self.folder / "nginx" / "access.log").read_text().splitlines()
         return Counter(" ".join([line.split('"')[1].partition("?")[0].split()[1], line.split()[8]]) for line in lines)
 
@@ -70,7 +74,7 @@ def test_in_turns_each_replica_is_verified_once_and_one_of_them_answers(tmp_path
             assert session.chat(f"word {index}") == f"You said: user: word {index}"
             assert session.receipt().verified
         assert len(session.replicas) == 2
-        requests = behind.requests()
+        requests = behind.requests(1 + 2 * COUNT)
         assert 0 < requests["/attestation 200"] <= 4  # none of it for a request: two would do, in another order
         assert requests["/encrypted 200"] == 1 + 2 * COUNT  # the model's name, and each answer's receipt
         assert requests["/encrypted 409"] <= 1 + 2 * COUNT
@@ -81,7 +85,7 @@ def test_a_balancer_that_keeps_a_client_has_nothing_sent_twice(tmp_path: Path) -
     with behind_nginx(tmp_path, KEPT) as behind, behind.session() as session:
         for index in range(COUNT):
             assert session.chat(f"word {index}") == f"You said: user: word {index}"
-        assert behind.requests() == {"/attestation 200": 1, "/encrypted 200": 1 + 2 * COUNT}
+        assert behind.requests(1 + 2 * COUNT) == {"/attestation 200": 1, "/encrypted 200": 1 + 2 * COUNT}
 
 
 @pytest.mark.parametrize("method", ["", KEPT], ids=["in turns", "kept"])

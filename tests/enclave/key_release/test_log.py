@@ -10,6 +10,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from threading import Thread
 
 import msgspec
 import pytest
@@ -160,7 +161,7 @@ def test_two_that_write_one_log_follow_each_other(tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", [20, pytest.param(1000, marks=pytest.mark.slow)])
 def test_two_processes_write_one_chain(tmp_path: Path, count: int) -> None:
     """At once, and each its own in order."""
-    together = multiprocessing.get_context("fork").Barrier(2)
+    together = multiprocessing.get_context("fork").Barrier(2, timeout=60)
     processes = [writing(tmp_path, first, count, wait=together.wait) for first in (0, 5000)]
     for process in processes:
         process.join(120)
@@ -227,6 +228,40 @@ def test_a_log_that_another_process_does_not_let_go_of_is_given_up(
     log.append(entry(2))
     log.close()
     assert [line.entry for line in LogReader(tmp_path / LOG_NAME)] == [entry(2)]
+
+
+def test_a_file_system_without_locks_lets_no_key_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one over the network can be."""
+    log = AuditLog(tmp_path, NOW)
+
+    def refuse(_file: int, _operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", refuse)
+        for use in (lambda: log.append(entry(1)), lambda: AuditLog(tmp_path, NOW)):
+            with pytest.raises(AuditLogUnavailable, match="No locks available"):
+                use()
+    log.close()
+    with pytest.raises(AuditLogUnavailable):
+        log.append(entry(2))
+    assert not list(LogReader(tmp_path / LOG_NAME))
+
+
+def test_it_is_not_closed_under_a_line_that_is_being_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its descriptor could be another file's by then."""
+    log, real = AuditLog(tmp_path, NOW), os.write
+    closing = Thread(target=log.close)
+
+    def write(file: int, data: bytes) -> int:
+        closing.start()
+        closing.join(0.2)
+        return real(file, data)
+
+    monkeypatch.setattr("confide.broker.log.os.write", write)
+    log.append(entry(1))
+    closing.join(60)
+    assert [line.entry for line in LogReader(tmp_path / LOG_NAME)] == [entry(1)]
 
 
 @pytest.mark.parametrize("failing", ["write", "fsync"])

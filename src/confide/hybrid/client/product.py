@@ -180,7 +180,7 @@ class RemoteProduct(Closing):
                 "two; open it again with from_shell in each process."
             )
         if self._over:
-            raise self._over
+            raise self._over.with_traceback(None)
         self._link.require_open()
 
     def _visible_tokens(self, group: int, tokens: int) -> int:
@@ -409,7 +409,7 @@ class RemoteProduct(Closing):
             self.close()
             self._on_breach(breach)
         if self._over:
-            raise self._over
+            raise self._over.with_traceback(None)
 
     def close(self) -> None:
         """Close the connection and forget all pads. What is under way in another thread ends before its next frame."""
