@@ -127,12 +127,15 @@ def test_those_in_a_guest(package: Path, capsys: pytest.CaptureFixture[str], mon
         ("container", "--base", *image),
         ("coco", "--image", *image, "--agent-policy", rego, "--runtime", "kata-qemu-snp"),
         ("helm", "--image", *image, "--agent-policy", rego, "--runtime", "kata-qemu-snp"),
-        ("dstack", "--image", *image),
     ):
         out = package.parent / words[0]
         code, _, err = run(capsys, monkeypatch, words[0], package, "--out", out, *KEYS, *words[1:], "--guest", guest)
         assert code == 0, err
         assert "01" * 48 in (out / "policy.toml").read_text()
+    line = ("dstack", package, "--out", package.parent / "dstack", *KEYS, "--image", *image, "--guest", guest)
+    code, _, err = run(capsys, monkeypatch, *line)  # which runs on TDX
+    assert code == 1
+    assert "rtmrs 0 to 3" in err
     guest.write_text('confide-policy = 1\nkind = "production"\n')
     line = ("systemd", package, "--out", package.parent / "x", *KEYS, "--guest", guest)
     assert run(capsys, monkeypatch, *line)[0] == 1
