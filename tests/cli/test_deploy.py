@@ -100,7 +100,8 @@ def test_snp(package: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     pytest.importorskip("sevsnpmeasure")
     out = package.parent / "out"
     line = ("snp", package, "--out", out, *KEYS, *booted(package, "OVMF-snp.fd"))
-    assert run(capsys, monkeypatch, *line, "--min-tcb", "snp=22,speed=1")[0] == 2
+    for versions in ("snp=22,speed=1", "snp=" + "9" * 5000, "snp=\u0662"):
+        assert run(capsys, monkeypatch, *line, "--min-tcb", versions)[0] == 2
     assert run(capsys, monkeypatch, *line, "--min-tcb", "snp=22,microcode=213")[0] == 0
     (required, *_) = policy_from_toml((out / "policy.toml").read_text()).requirements
     assert required.min_tcb.microcode == 213  # type: ignore[union-attr]
