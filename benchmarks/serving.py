@@ -85,7 +85,7 @@ async def _filled(url: str, manifest: Manifest, keys: list[str]) -> tuple[int, i
     """Bytes of the server's process before its clients come, and once no more is made ahead for them."""
     (server,) = children()
     before = taken = proportional_bytes(server)
-    players = [_Player(_recording(manifest, 0), _hello(manifest, key), asyncio.Event()) for key in keys]
+    players = [_Player(_recording(manifest, 1), _hello(manifest, key), asyncio.Event()) for key in keys]
     for player in players:
         await _connect(url, player)
         await player.greeted.wait()

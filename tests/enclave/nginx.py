@@ -57,7 +57,7 @@ def nginx(folder: Path, configuration: str, **places: object) -> Iterator[int]:
         yield port
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
 
 @contextmanager

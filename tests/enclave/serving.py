@@ -37,7 +37,7 @@ def serving(
         assert not thread.is_alive()
 
 
-def eventually(condition: Callable[[], object], seconds: float = 10) -> None:
+def eventually(condition: Callable[[], object], seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "It did not come to pass."
@@ -56,7 +56,7 @@ class Relay:
 
     def __enter__(self) -> "Relay":
         self._thread.start()
-        assert self._ready.wait(10)
+        assert self._ready.wait(60)
         return self
 
     def __exit__(self, *_: object) -> None:

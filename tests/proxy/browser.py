@@ -3,7 +3,7 @@
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,7 +13,11 @@ import pytest
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed; it is in the extra `dev`")
 
 from playwright.sync_api import Browser, Page  # noqa: E402
+from tests.client.workload import FakeWorkload  # noqa: E402
 from tests.proxy.local import PAGE  # noqa: E402
+
+SECONDS = 60.0
+"""For anything, on a machine that does other things as well."""
 
 WATCH = """
 window.violations = [];
@@ -46,7 +50,7 @@ def opened(browser: Browser, url: str, token: str = PAGE, path: str = "/", **opt
     Whatever the test does with it: the page asks nobody but the proxy, meets its own policy, and fails nowhere.
     """
     context = browser.new_context(**{"viewport": {"width": 1360, "height": 850}, "locale": "en", **options})
-    context.set_default_timeout(15_000)
+    context.set_default_timeout(1000 * SECONDS)
     context.add_init_script(WATCH)
     asked: list[str] = []
     failed: list[str] = []
@@ -81,7 +85,17 @@ def look(page: Page) -> None:
     page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
 
 
-def until(page: Page, condition: str, seconds: float = 15) -> None:
+def asked_by(act: Callable[[], object], page: Page, fake: FakeWorkload) -> None:
+    """Do what has a question asked, and wait for what comes of it. What shows the end of it may show before, too."""
+    before, deadline = len(fake.prompts), time.monotonic() + SECONDS
+    act()
+    while len(fake.prompts) == before:
+        assert time.monotonic() < deadline
+        page.wait_for_timeout(20)
+    until(page, "!document.querySelector('.writing') && document.querySelector('#stop').hidden")
+
+
+def until(page: Page, condition: str, seconds: float = SECONDS) -> None:
     """Wait for what a JavaScript expression says. Playwright's own waiting needs `eval`, which the page has not."""
     deadline = time.monotonic() + seconds
     while not page.evaluate(condition):

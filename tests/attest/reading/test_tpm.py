@@ -98,7 +98,7 @@ def swtpm(tmp_path: Path) -> Iterator[str]:
     process, port = start_swtpm(tmp_path)
     yield f"swtpm:port={port}"
     process.terminate()
-    process.wait(10)
+    process.wait(60)
 
 
 def start_swtpm(folder: Path) -> tuple[subprocess.Popen[bytes], int]:

@@ -120,5 +120,5 @@ def test_a_client_that_leaves_the_proxy_stops_the_engine(proxied: Proxied) -> No
     with asking(proxied.client, key, "/chat", {"prompt": base64.b64encode(b"word " * 400).decode()}) as (_, frames):
         next(frames)
         assert proxied.engine.running == 1
-    eventually(lambda: proxied.engine.running == 0, 5)
+    eventually(lambda: proxied.engine.running == 0)
     assert proxied.engine.stopped == 1

@@ -375,7 +375,7 @@ def test_a_client_that_leaves_stops_the_engine(stream: bool) -> None:
         else:
             with pytest.raises(openai.APITimeoutError):
                 client.completions.create(model="echo", prompt="word " * 500)
-        eventually(lambda: engine.stopped == 1, 3)
+        eventually(lambda: engine.stopped == 1)
         assert engine.running == 0
 
 

@@ -96,7 +96,7 @@ def test_over_loopback_and_after_a_kill(
             assert client.post(f"{url}/release", json=forgotten).status_code == 409
         assert fetch_key(url, KEY.id, workload, tls=tls) == KEY
         broker.terminate()
-        assert broker.wait(20) == 0
+        assert broker.wait(60) == 0
     after = [line.entry.event for line in LogReader(folder / LOG_NAME)]
     assert after == [*events, "recovered", "released"]
     verify(folder / LOG_NAME, head)

@@ -261,7 +261,7 @@ def test_close_ends_what_another_thread_generates(model: HybridModel, server: Fa
 
     thread = threading.Thread(target=run)
     thread.start()
-    assert begun.wait(20)
+    assert begun.wait(60)
     model.close()
     thread.join(20)
     seen = len(server.raw)

@@ -100,11 +100,11 @@ def test_a_block_that_was_being_made_is_dropped_with_the_rest(monkeypatch: pytes
         def group(self, index: int) -> Pads:
             if index == 2 and not go_on.is_set():
                 entered.set()
-                go_on.wait(10)
+                go_on.wait(60)
             return super().group(index)
 
     with PadPool(Slow, SHAPES) as pool:
-        assert entered.wait(10)
+        assert entered.wait(60)
         before = Counting.next
         pool.drop()
         go_on.set()
