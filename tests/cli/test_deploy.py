@@ -100,7 +100,8 @@ def test_snp(package: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     pytest.importorskip("sevsnpmeasure")
     out = package.parent / "out"
     line = ("snp", package, "--out", out, *KEYS, *booted(package, "OVMF-snp.fd"))
-    assert run(capsys, monkeypatch, *line, "--min-tcb", "snp=22,speed=1")[0] == 2
+    for versions in ("snp=22,speed=1", "snp=" + "9" * 5000, "snp=\u0662"):
+        assert run(capsys, monkeypatch, *line, "--min-tcb", versions)[0] == 2
     assert run(capsys, monkeypatch, *line, "--min-tcb", "snp=22,microcode=213")[0] == 0
     (required, *_) = policy_from_toml((out / "policy.toml").read_text()).requirements
     assert required.min_tcb.microcode == 213  # type: ignore[union-attr]
@@ -127,12 +128,15 @@ def test_those_in_a_guest(package: Path, capsys: pytest.CaptureFixture[str], mon
         ("container", "--base", *image),
         ("coco", "--image", *image, "--agent-policy", rego, "--runtime", "kata-qemu-snp"),
         ("helm", "--image", *image, "--agent-policy", rego, "--runtime", "kata-qemu-snp"),
-        ("dstack", "--image", *image),
     ):
         out = package.parent / words[0]
         code, _, err = run(capsys, monkeypatch, words[0], package, "--out", out, *KEYS, *words[1:], "--guest", guest)
         assert code == 0, err
         assert "01" * 48 in (out / "policy.toml").read_text()
+    line = ("dstack", package, "--out", package.parent / "dstack", *KEYS, "--image", *image, "--guest", guest)
+    code, _, err = run(capsys, monkeypatch, *line)  # which runs on TDX
+    assert code == 1
+    assert "rtmrs 0 to 3" in err
     guest.write_text('confide-policy = 1\nkind = "production"\n')
     line = ("systemd", package, "--out", package.parent / "x", *KEYS, "--guest", guest)
     assert run(capsys, monkeypatch, *line)[0] == 1

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,13 @@ HEAD = "confide-config = 1\n"
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder = tmp_path / "home"
     folder.mkdir()
     monkeypatch.setenv("CONFIDE_HOME", str(folder))
-    return folder
+    before = os.umask(0o022)  # where a group's members may write by default, each file here would be refused
+    yield folder
+    os.umask(before)
 
 
 Run = Callable[..., str]
@@ -162,6 +164,16 @@ def test_a_file_of_another_user_is_refused(home: Path) -> None:
     file.write_text(HEAD)
     os.chown(file, 65534, 65534)
     with pytest.raises(InvalidSettings, match="others on this machine"):
+        of("serve")
+
+
+def test_a_file_that_is_there_and_cannot_be_had_is_not_passed_over(home: Path) -> None:
+    (home / "config.toml").symlink_to(home / "elsewhere")
+    with pytest.raises(InvalidSettings, match="No such file"):
+        of("serve")
+    (home / "config.toml").unlink()
+    (home / "config.toml").symlink_to(home / "config.toml")
+    with pytest.raises(InvalidSettings, match="symbolic links"):
         of("serve")
 
 

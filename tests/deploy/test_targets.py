@@ -39,6 +39,7 @@ DIGEST = "ab" * 32
 SERVICE = Service(DIGEST, "https://keys.example:8471")
 IMAGE = "registry.example/confide@sha256:" + "5c" * 32
 GUEST = Policy.all_of(Tdx(mrtd="01" * 48, rtmrs=("04" * 48, "02" * 48, "03" * 48)), version="image 1")
+DSTACK_GUEST = Policy.all_of(Tdx(mrtd="01" * 48, rtmrs=("04" * 48, "02" * 48, "03" * 48, "05" * 48)))
 LINE = targets.command_line("cd" * 32)
 Make = Callable[[], Deployment]
 
@@ -106,7 +107,7 @@ MAKERS: dict[str, Make] = {
     "container": lambda: targets.container(SERVICE, base=IMAGE, guest=GUEST),
     "coco": coco,
     "helm": lambda: helm(),
-    "dstack": lambda: targets.dstack(SERVICE, image=IMAGE, guest=GUEST),
+    "dstack": lambda: targets.dstack(SERVICE, image=IMAGE, guest=DSTACK_GUEST),
     "azure": lambda: azure(AZURE_GUEST),
     "gcp": lambda: gcp(GUEST),
 }
@@ -267,6 +268,21 @@ def test_dstack() -> None:
     assert app["docker_compose_file"].encode() == files["compose.yaml"]
     compose_hash = hashlib.sha256(files["app-compose.json"]).digest()
     assert MAKERS["dstack"]().prediction.measurements["compose_hash"] == compose_hash
+
+
+@pytest.mark.parametrize(
+    "guest",
+    [
+        GUEST,
+        Policy.all_of(Tdx(mrtd="01" * 48, rtmrs=("04" * 48, "02" * 48, "03" * 48, "00" * 48))),
+        Policy.all_of(Snp(measurement="01" * 48)),
+    ],
+    ids=range(3),
+)
+def test_a_guest_of_dstacks_that_names_no_app_is_refused(guest: Policy) -> None:
+    """All apps of one dstack have the same image, and RTMR 3 alone says which of them runs."""
+    with pytest.raises(DeployError, match="rtmrs 0 to 3"):
+        targets.dstack(SERVICE, image=IMAGE, guest=guest)
 
 
 def test_helm() -> None:

@@ -50,6 +50,12 @@ def test_what_is_no_line_of_text_is_refused_without_a_word_of_it(credentials: Pa
     assert "hush" not in "".join(traceback.format_exception(caught.value))
 
 
+def test_a_credential_that_leads_nowhere_is_not_passed_over(credentials: Path) -> None:
+    (credentials / "licence").symlink_to(credentials / "elsewhere")
+    with pytest.raises(InvalidSettings, match="cannot be read"):
+        find_secret("licence")
+
+
 def test_a_secret_that_is_not_there(tmp_path: Path) -> None:
     for path in (tmp_path / "none", tmp_path):
         with pytest.raises(InvalidSettings, match="cannot be read"):

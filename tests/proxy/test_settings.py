@@ -49,6 +49,7 @@ NEVER = {
 def written(folder: Path, text: str) -> Path:
     path = folder / "proxy.toml"
     path.write_text(text, encoding="utf-8")
+    path.chmod(0o600)
     return path
 
 
@@ -93,10 +94,26 @@ def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
         read_settings(written(tmp_path, text))
 
 
+def test_a_file_of_models_that_others_can_change_is_refused(tmp_path: Path) -> None:
+    """It says whom to trust, as config.toml does."""
+    path = written(tmp_path, BOTH)
+    path.chmod(0o666)
+    with pytest.raises(InvalidSettings, match="others on this machine"):
+        read_settings(path)
+    path.chmod(0o644)
+    assert read_settings(path)
+
+
+def test_a_key_of_many_parts_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    with pytest.raises(InvalidSettings, match="more than 8 parts"):
+        read_settings(written(tmp_path, "a" + ".a" * 20_000 + " = 1"))
+
+
 @given(st.binary(max_size=300))
 def test_any_bytes_are_settings_or_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     path = tmp_path_factory.mktemp("any") / "proxy.toml"
     path.write_bytes(b"confide-proxy = 1\n[[model]]\n" + content)
+    path.chmod(0o600)
     with suppress(InvalidSettings):
         assert read_settings(path)
 

@@ -4,6 +4,7 @@
 """
 
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from confide.deploy.service import Service
 
 _REFUSED: Final = 10
+_VERSION: Final = re.compile(r"[0-9]{1,3}")
 
 app = typer.Typer(
     name="deploy",
@@ -442,6 +444,6 @@ def _min_tcb(text: str | None) -> "SnpTcb | None":
     if text is None:
         return None
     versions = dict(part.partition("=")[::2] for part in text.split(","))
-    if not set(versions) <= set(SnpTcb.__struct_fields__) or not all(map(str.isdecimal, versions.values())):
+    if not set(versions) <= set(SnpTcb.__struct_fields__) or not all(map(_VERSION.fullmatch, versions.values())):
         raise typer.BadParameter("--min-tcb is NAME=NUMBER with commas, of bootloader, tee, snp, microcode and fmc")
     return SnpTcb(**{name: int(value) for name, value in versions.items()})

@@ -55,8 +55,6 @@ class SettingsFile:
         Raises InvalidSettings for one that cannot be read, that others can change, or that is not of this form.
         """
         path = chosen or home() / FILE_NAME
-        if chosen is None and not path.exists():
-            return cls()
         if path == Path(os.devnull):
             return cls(path, chosen=True)
         try:
@@ -64,6 +62,8 @@ class SettingsFile:
             require_shallow(text, str(path), InvalidSettings, _MAX_MARKS)
             document = msgspec.toml.decode(text)
         except OSError as error:
+            if chosen is None and isinstance(error, FileNotFoundError | NotADirectoryError) and not path.is_symlink():
+                return cls()
             raise InvalidSettings(f"{path} cannot be taken for settings: {error.strerror}. Mend that.") from error
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise InvalidSettings(f"{path} cannot be understood: {str(error)[:300]}. Correct that place.") from None

@@ -102,12 +102,15 @@ def code_missing(requirements: Iterable[AnyRequirement]) -> str:
     return missing and f"{missing}, or for sev-snp with measurement"
 
 
-def tdx_code_missing(requirements: Iterable[AnyRequirement]) -> str:
-    """The same for machines of TDX: MRTD is firmware, RTMR 0 has ACPI tables, RTMR 1 and 2 are what was started."""
+def tdx_code_missing(requirements: Iterable[AnyRequirement], last: int = 2) -> str:
+    """The same for machines of TDX: MRTD is firmware, RTMR 0 has ACPI tables, RTMR 1 and 2 are what was started.
+
+    last: the last RTMR that has to be named; 3 where what runs is measured only once the system is up.
+    """
     for one in requirements:
-        if isinstance(one, Tdx) and one.mrtd and all(map(_is_named, (*(one.rtmrs or ()), "", "", "")[:3])):
+        if isinstance(one, Tdx) and one.mrtd and all(map(_is_named, (*(one.rtmrs or ()), *[""] * 4)[: last + 1])):
             return ""
-    return "tdx with mrtd and rtmrs 0 to 2, none of them zeros"
+    return f"tdx with mrtd and rtmrs 0 to {last}, none of them zeros"
 
 
 def azure_code_missing(requirements: Iterable[AnyRequirement]) -> str:

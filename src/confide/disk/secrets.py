@@ -44,7 +44,7 @@ def find_secret(name: str) -> Secret | None:
     path = Path(folder) / name
     if not path.is_absolute():
         raise InvalidSettings("CREDENTIALS_DIRECTORY is no absolute path, as systemd sets it; give one, or unset it.")
-    return Secret(read_secret(path), f"file {path}") if path.exists() else None
+    return Secret(read_secret(path), f"file {path}") if path.exists() or path.is_symlink() else None
 
 
 def read_secret(path: Path) -> str:

@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from confide.client.options import HybridOptions
 from confide.client.standing import MAX_REPLICAS
-from confide.disk.files import read_bounded
+from confide.disk.files import read_guarded
 from confide.disk.home import home
 from confide.disk.secrets import read_secret
 from confide.errors import InvalidSettings
@@ -17,11 +17,13 @@ from confide.net.http_proxy import HttpProxy
 from confide.proxy.backend import Backend
 from confide.proxy.shell import ShellAddress, ShellBackend
 from confide.proxy.workload import WorkloadAddress, WorkloadBackend
+from confide.shallow_toml import require_shallow
 
 PORT: Final = 8790
 AGAIN_SECONDS: Final = 600.0
 _MAX_BYTES: Final = 64 << 10
 _MAX_MODELS: Final = 64
+_MAX_MARKS: Final = 4000
 _Text = Annotated[str, Meta(min_length=1, max_length=2048)]
 
 
@@ -61,11 +63,11 @@ class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename=
 def read_settings(path: Path) -> list[ModelSettings]:
     """The models of a settings file, with paths that hold wherever the proxy runs. InvalidSettings if not."""
     try:
-        content = read_bounded(path, _MAX_BYTES)
+        text = read_guarded(path, _MAX_BYTES).decode()
+        require_shallow(text, str(path), InvalidSettings, _MAX_MARKS)
+        models = msgspec.toml.decode(text, type=_Document).model
     except OSError as error:
         raise InvalidSettings(f"{path} cannot be read ({error.strerror}); give the file of your models.") from error
-    try:
-        models = msgspec.toml.decode(content, type=_Document).model
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise InvalidSettings(f"{path} cannot be understood: {str(error)[:300]}. Correct that place.") from None
     if any(model.insecure_no_tls for model in models):

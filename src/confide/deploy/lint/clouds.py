@@ -26,6 +26,7 @@ _METADATA: Final = {
     "startup-script": rules.UNMEASURED_ENVIRONMENT,
     "startup-script-url": rules.UNMEASURED_ENVIRONMENT,
     "user-data": rules.UNMEASURED_ENVIRONMENT,
+    "gce-container-declaration": rules.UNMEASURED_ENVIRONMENT,
     "shutdown-script": rules.UNMEASURED_ENVIRONMENT,
     "shutdown-script-url": rules.UNMEASURED_ENVIRONMENT,
     "serial-port-enable": rules.SERIAL_CONSOLE,
@@ -34,8 +35,30 @@ _OFF: Final = ("false", "0", "no", "n", "")
 
 
 def check_template(template: Mapping[str, object]) -> Iterator[Finding]:
-    """Faults of an Azure template, in the resources inside others too. InvalidManifest where a part is elsewhere."""
-    yield from _resources(mapping(_folded(template)), "resources")
+    """Faults of an Azure template, in the resources inside others too.
+
+    InvalidManifest where a part is elsewhere or computed, or where there is no machine.
+    """
+    machines = 0
+    for resource, place in _resources(mapping(_folded(template)), "resources"):
+        kind, properties = str(resource.get("type", "")).lower(), _part(resource.get("properties"))
+        if kind == "microsoft.compute/virtualmachines":
+            machines += 1
+            yield from _azure_machine(properties, place)
+        if kind == "microsoft.compute/virtualmachinescalesets":
+            machines += 1
+            yield from _azure_machine(_part(properties.get("virtualmachineprofile")), place)
+        if kind.rpartition("/")[2] in ("extensions", "runcommands"):  # alone where it stands inside its machine
+            yield Finding(rules.UNMEASURED_ENVIRONMENT, f"{place} {kind}")
+    if not machines:
+        raise InvalidManifest("The template has no machine; give the one that has.")
+
+
+def _part(value: object) -> dict[str, object]:
+    """A table of a template. InvalidManifest for an expression, whose value Azure computes."""
+    if isinstance(value, str):
+        raise InvalidManifest("A part of the template is an expression, which is not computed here; write it out.")
+    return mapping(value)
 
 
 def _folded(value: object) -> object:
@@ -50,40 +73,36 @@ def _folded(value: object) -> object:
     return made
 
 
-def _resources(template: Mapping[str, object], above: str) -> Iterator[Finding]:
+def _resources(template: Mapping[str, object], above: str) -> Iterator[tuple[dict[str, object], str]]:
+    """Resources and where they stand, also those inside others."""
     resources = template.get("resources")
-    for index, value in enumerate(sequence(resources) or mapping(resources).values()):
-        resource, place = mapping(value), f"{above}[{index}]"
-        kind, properties = str(resource.get("type", "")).lower(), mapping(resource.get("properties"))
-        if kind == "microsoft.compute/virtualmachines":
-            yield from _azure_machine(properties, place)
-        if kind == "microsoft.compute/virtualmachinescalesets":
-            yield from _azure_machine(mapping(properties.get("virtualmachineprofile")), place)
-        if kind.endswith(("/extensions", "/runcommands")):
-            yield Finding(rules.UNMEASURED_ENVIRONMENT, f"{place} {kind}")
+    for index, value in enumerate(sequence(resources) or _part(resources).values()):
+        resource, place = _part(value), f"{above}[{index}]"
+        properties = _part(resource.get("properties"))
+        yield resource, place
         if "templatelink" in properties:
             raise InvalidManifest("A part of the template stands in another file (templateLink); write it out.")
-        for inner in (resource, mapping(properties.get("template"))):
+        for inner in (resource, _part(properties.get("template"))):
             yield from _resources(inner, f"{place}.resources")
 
 
 def _azure_machine(machine: Mapping[str, object], place: str) -> Iterator[Finding]:
-    security = mapping(machine.get("securityprofile"))
+    security = _part(machine.get("securityprofile"))
     if security.get("securitytype") != "ConfidentialVM":
         yield Finding(rules.NO_CONFIDENTIAL_MACHINE, f"{place}.securityProfile.securityType")
-    elif mapping(security.get("uefisettings")).get("vtpmenabled") is not True:
+    elif _part(security.get("uefisettings")).get("vtpmenabled") is not True:
         yield Finding(rules.NO_CONFIDENTIAL_MACHINE, f"{place}.securityProfile.uefiSettings.vTpmEnabled")
-    profile = mapping(machine.get("osprofile"))
+    profile = _part(machine.get("osprofile"))
     for name, rule in _PROVISIONED.items():
         if profile.get(name.lower()):
             yield Finding(rule, f"{place}.osProfile.{name}")
-    if mapping(profile.get("linuxconfiguration")).get("ssh"):
+    if _part(profile.get("linuxconfiguration")).get("ssh"):
         yield Finding(rules.SSH, f"{place}.osProfile.linuxConfiguration.ssh")
     if machine.get("userdata"):
         yield Finding(rules.UNMEASURED_ENVIRONMENT, f"{place}.userData")
     if machine.get("extensionprofile"):
         yield Finding(rules.UNMEASURED_ENVIRONMENT, f"{place}.extensionProfile")
-    if mapping(mapping(machine.get("diagnosticsprofile")).get("bootdiagnostics")).get("enabled", False) is not False:
+    if _part(_part(machine.get("diagnosticsprofile")).get("bootdiagnostics")).get("enabled", False) is not False:
         yield Finding(rules.SERIAL_CONSOLE, f"{place}.diagnosticsProfile.bootDiagnostics")
 
 

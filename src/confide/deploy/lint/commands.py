@@ -12,25 +12,30 @@ _SECRET: Final = re.compile(
 )
 """Names of what holds a secret; those that name a file of it end otherwise."""
 _PRELOADS: Final = ("LD_PRELOAD", "LD_AUDIT")
-_SSH: Final = re.compile(r"(?:^|/)(?:sshd|dropbear)$")
+_UNSAFE: Final = re.compile(r"(?<![\w\-])--(?:insecure|simulated)-[a-z\-]*")
+_SSH: Final = re.compile(r"""(?:^|[/\s;&|('"`])(?:sshd|dropbear)(?:$|[\s;&|)'"`])""")
+"""Also inside a word, which can be a whole script: sh -c '...'."""
 _DIGEST: Final = re.compile(r"@sha256:[0-9a-f]{64}$")
 
 
 def in_command(words: Iterable[str], place: str, *, gramine: bool = False) -> Iterator[Finding]:
     """Faults of a command. gramine: whether it runs there, where the ways out cannot be closed."""
     for word in words:
-        if word.startswith("--insecure-"):
-            open_egress = gramine and word == "--insecure-open-egress"
-            name = word.partition("=")[0]
-            yield Finding(rules.OPEN_EGRESS if open_egress else rules.INSECURE_OPTION, f"{place} {name}")
+        for option in _UNSAFE.findall(word):
+            open_egress = gramine and option == "--insecure-open-egress"
+            yield Finding(rules.OPEN_EGRESS if open_egress else rules.INSECURE_OPTION, f"{place} {option}")
         if _SSH.search(word):
             yield Finding(rules.SSH, place)
+        if any(f"{name}=" in word for name in _PRELOADS):
+            yield Finding(rules.LD_PRELOAD, place)
 
 
 def in_variable(name: str, value: object, place: str) -> Iterator[Finding]:
-    """Faults of one environment variable with a value that stands in the file."""
+    """Faults of one environment variable whose value stands in the file, where commands may take words from it."""
     if name in _PRELOADS:
         yield Finding(rules.LD_PRELOAD, place)
+    if isinstance(value, str) and _UNSAFE.search(value):
+        yield Finding(rules.INSECURE_OPTION, place)
     if value and _SECRET.search(name):
         yield Finding(rules.SECRET_IN_FILE, place)
 

@@ -82,7 +82,10 @@ _PROBES: Final = ("livenessProbe", "readinessProbe", "startupProbe")
 
 
 def check_object(document: object) -> Iterator[Finding]:
-    """Faults of a Kubernetes object that runs pods; others are passed over."""
+    """Faults of a Kubernetes object that runs pods; others are passed over.
+
+    InvalidManifest for containers in an object of a kind that is not known.
+    """
     object_ = mapping(document)
     spec = mapping(object_.get("spec"))
     if object_.get("kind") == "Pod":
@@ -96,6 +99,13 @@ def check_object(document: object) -> Iterator[Finding]:
     elif str(object_.get("kind")).endswith("List"):
         for item in sequence(object_.get("items")):
             yield from check_object(item)
+    elif _has_containers(object_):
+        raise InvalidManifest("An object of an unknown kind has containers; give the pods that are made of it.")
+
+
+def _has_containers(value: object) -> bool:
+    inner = (*mapping(value).values(), *sequence(value))
+    return bool(sequence(mapping(value).get("containers"))) or any(map(_has_containers, inner))
 
 
 def _pod(pod: Mapping[str, object]) -> Iterator[Finding]:
@@ -120,9 +130,9 @@ def _pod(pod: Mapping[str, object]) -> Iterator[Finding]:
 def _agent_policy(annotations: Mapping[str, object]) -> Iterator[Finding]:
     if _INITDATA in annotations:
         yield from check_initdata(read_toml(text_of(_inflated(_decoded(annotations[_INITDATA])))))
-    elif _POLICY in annotations:
+    if _POLICY in annotations:
         yield from check_policy(text_of(_decoded(annotations[_POLICY])))
-    else:
+    if _INITDATA not in annotations and _POLICY not in annotations:
         yield Finding(rules.NO_AGENT_POLICY, f"metadata.annotations {_INITDATA}")
 
 
@@ -172,6 +182,9 @@ def _inflated(content: bytes) -> bytes:
 _SOCKETS: Final = ("/var/run/dstack.sock", "/run/dstack.sock", "/sys/kernel/config")
 """What a workload needs of its own guest to get evidence."""
 _NAMESPACES: Final = ("network_mode", "pid", "ipc", "userns_mode", "uts", "cgroup")
+_PRIVILEGES: Final = ("privileged", "cap_add", "devices", "device_cgroup_rules", "use_api_socket")
+_HOOKS: Final = ("post_start", "pre_stop")
+_PORTS: Final = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 _INTERPOLATED: Final = re.compile(r"(?<!\$)(?:\$\$)*\$(?:\{|[A-Za-z_])")
 """A variable that whoever starts it fills in (Compose Specification, Interpolation); $$ is a dollar."""
 _ELSEWHERE: Final = "A part of it stands in another file; give what `docker compose config` prints."
@@ -183,6 +196,17 @@ def check_compose(document: Mapping[str, object]) -> Iterator[Finding]:
         raise InvalidManifest(_ELSEWHERE)
     for name, value in mapping(document.get("services")).items():
         yield from _service(mapping(value), f"services.{name}")
+    for key, value in document.items():
+        if key != "services" and any(map(_INTERPOLATED.search, _texts(value))):
+            yield Finding(rules.UNMEASURED_ENVIRONMENT, key)
+    for name, value in mapping(document.get("volumes")).items():
+        if mapping(mapping(value).get("driver_opts")).get("device", "tmpfs") != "tmpfs":
+            yield Finding(rules.PRIVILEGED, f"volumes.{name}.driver_opts")
+    for kind in ("configs", "secrets"):
+        for name, value in mapping(document.get(kind)).items():
+            for key, rule in (("environment", rules.UNMEASURED_ENVIRONMENT), ("file", rules.PRIVILEGED)):
+                if key in mapping(value):
+                    yield Finding(rule, f"{kind}.{name}.{key}")
 
 
 def _service(service: Mapping[str, object], place: str) -> Iterator[Finding]:
@@ -192,32 +216,47 @@ def _service(service: Mapping[str, object], place: str) -> Iterator[Finding]:
         if any(map(_INTERPOLATED.search, _texts(value))):
             yield Finding(rules.UNMEASURED_ENVIRONMENT, f"{place}.{key}")
     yield from in_image(service.get("image"), f"{place}.image")
-    words = [*words_of(service.get("entrypoint")), *words_of(service.get("command"))]
-    yield from in_command(words, f"{place}.command")
+    if "build" in service:  # made anew here, whatever `image` says
+        yield Finding(rules.IMAGE_BY_TAG, f"{place}.build")
     if service.get("env_file"):
         yield Finding(rules.UNMEASURED_ENVIRONMENT, f"{place}.env_file")
-    for name, variable in _variables(service.get("environment")):
-        if variable is None:
-            yield Finding(rules.UNMEASURED_ENVIRONMENT, f"{place}.environment {name}")
-        yield from in_variable(name, variable, f"{place}.environment {name}")
+    yield from _command(service, place)
+    yield from in_command(words_of(mapping(service.get("healthcheck")).get("test")), f"{place}.healthcheck")
+    for kind in _HOOKS:
+        for hook in map(mapping, sequence(service.get(kind))):
+            yield from _command(hook, f"{place}.{kind}")
+            if hook.get("privileged"):
+                yield Finding(rules.PRIVILEGED, f"{place}.{kind}")
     shared = [name for name in _NAMESPACES if service.get(name) == "host"]
     unconfined = [
         one for one in sequence(service.get("security_opt")) if re.search("[:=](?:unconfined|disable)", str(one))
     ]
-    if service.get("privileged") or service.get("cap_add") or service.get("devices") or shared or unconfined:
+    if any(map(service.get, _PRIVILEGES)) or shared or unconfined:
         yield Finding(rules.PRIVILEGED, place)
     for volume in sequence(service.get("volumes")):
         source = str(mapping(volume).get("source", "")) if isinstance(volume, dict) else str(volume).partition(":")[0]
-        if source.startswith(("/", ".", "~")) and source not in _SOCKETS:
+        bound = mapping(volume).get("type") == "bind" or source.startswith(("/", ".", "~"))
+        if bound and source not in _SOCKETS:
             yield Finding(rules.PRIVILEGED, f"{place}.volumes")
     for port in sequence(service.get("ports")):
         target = (
             mapping(port).get("target") if isinstance(port, dict) else str(port).rpartition(":")[2].partition("/")[0]
         )
-        if str(target) == "22":
+        ports = _PORTS.fullmatch(str(target))
+        if ports and int(ports[1]) <= 22 <= int(ports[2] or ports[1]):
             yield Finding(rules.SSH, f"{place}.ports")
     if service.get("read_only") is not True:
         yield Finding(rules.WRITABLE_ROOT, f"{place}.read_only")
+
+
+def _command(table: Mapping[str, object], place: str) -> Iterator[Finding]:
+    """Faults of what is run, and of its environment."""
+    words = [*words_of(table.get("entrypoint")), *words_of(table.get("command"))]
+    yield from in_command(words, f"{place}.command")
+    for name, variable in _variables(table.get("environment")):
+        if variable is None:
+            yield Finding(rules.UNMEASURED_ENVIRONMENT, f"{place}.environment {name}")
+        yield from in_variable(name, variable, f"{place}.environment {name}")
 
 
 def _texts(value: object) -> Iterator[str]:

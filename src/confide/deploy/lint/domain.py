@@ -16,8 +16,13 @@ from confide.errors import InvalidManifest
 _VERITY: Final = re.compile(r"(?:roothash|usrhash|systemd\.verity_root_hash|dm-mod\.create|verity\.roothash)=\S+")
 _DEBUGGING: Final = re.compile(
     r"(?:init=\S*/(?:sh|bash|dash|busybox)|rdinit=\S*/(?:sh|bash|busybox)|rd\.break\S*|rd\.shell(?:=1)?|single|"
-    r"systemd\.debug[-_]shell\S*|systemd\.unit=(?:emergency|rescue)\S*|nokaslr|mitigations=off|kgdb\S*)"
+    r"emergency|rescue|(?:rd\.)?systemd\.(?:debug[-_]shell\S*|unit=(?:emergency|rescue)\S*|run(?:=\S*)?)|nokaslr|"
+    r"mitigations=off|kgdb\S*)"
 )
+_RUN_LEVELS: Final = frozenset(("1", "s", "S", "-b"))
+"""Words of a command line that are a shell for systemd(1) as `rescue` and `emergency` are."""
+_QUOTED: Final = re.compile(r'"[^"]*"?')
+_POLICY: Final = re.compile(r"(?:0[xX])?[0-9a-fA-F]{1,16}")
 _UNMEASURED: Final = re.compile(r"(?:systemd\.set_credential\S*|ds=nocloud\S*|cloud-config-url=\S*)")
 _PASSWORD: Final = re.compile(r"(?i)passw(?:or)?d=[^,\s]")
 _KNOWN_IMAGE: Final = re.compile(r"(?i)(?:tdx-guest-ubuntu|cloudimg|genericcloud|nocloud)")
@@ -43,12 +48,14 @@ def check(domain: etree._Element) -> Iterator[Finding]:
         raise InvalidManifest("The XML is no domain of libvirt's; give what `virsh dumpxml` prints.")
     line = domain.findtext("os/cmdline") or ""
     yield from _launch(domain)
-    yield from _boot(domain, line.split())
+    if not line.isascii():
+        raise InvalidManifest("The kernel's command line is not ASCII, where parts of a letter are spaces; correct it.")
+    yield from _boot(domain, line)
     yield from _disks(domain, line)
     yield from _devices(domain)
     for argument in _arguments(domain):
         yield from _argument(argument)
-        yield from _in_line(argument.split(), "qemu:arg")
+        yield from _in_line(argument, "qemu:arg")
 
 
 def _launch(domain: etree._Element) -> Iterator[Finding]:
@@ -58,11 +65,10 @@ def _launch(domain: etree._Element) -> Iterator[Finding]:
         yield Finding(rules.NO_TEE, "launchSecurity")
         return
     policy = (security.findtext("policy") or "0").strip()
-    try:
-        bits = int(policy, 0)
-    except ValueError:
-        raise InvalidManifest("launchSecurity has a policy that is no number; correct it.") from None
-    if bits & _POLICY_DEBUG[kind]:
+    if not _POLICY.fullmatch(policy):
+        raise InvalidManifest("launchSecurity has a policy that is no number; correct it.")
+    # libvirt reads it as hexadecimal also without 0x, and a person as decimal.
+    if any(bits & _POLICY_DEBUG[kind] for bits in (int(policy, 16), int(policy) if policy.isdecimal() else 0)):
         yield Finding(rules.GUEST_DEBUG, "launchSecurity/policy")
     if kind == "tdx" and not _names_something(security.findtext("mrConfigId") or ""):
         yield Finding(rules.NO_CONFIG_ID, "launchSecurity/mrConfigId")
@@ -78,18 +84,21 @@ def _names_something(config_id: str) -> bool:
     return len(content) == _CONFIG_ID_BYTES and any(content)
 
 
-def _boot(domain: etree._Element, words: list[str]) -> Iterator[Finding]:
+def _boot(domain: etree._Element, line: str) -> Iterator[Finding]:
     if not (domain.findtext("os/kernel") or "").strip():
         yield Finding(rules.UNMEASURED_KERNEL, "os/kernel")
-    yield from _in_line(words, "os/cmdline")
+    yield from _in_line(line, "os/cmdline")
+    if _RUN_LEVELS & set(line.split()):
+        yield Finding(rules.DEBUGGING_KERNEL, "os/cmdline")
     for table in domain.findall("os/acpi/table"):
         yield Finding(rules.UNMEASURED_ACPI, f"os/acpi/table {table.get('type', '')}")
     for info in domain.findall("sysinfo"):
         yield Finding(rules.UNMEASURED_ENVIRONMENT, f"sysinfo {info.get('type', '')}")
 
 
-def _in_line(words: list[str], place: str) -> Iterator[Finding]:
-    """Faults of a kernel's command line."""
+def _in_line(line: str, place: str) -> Iterator[Finding]:
+    """Faults of a kernel's command line, whose quotes the kernel and systemd take away."""
+    words = re.sub(r"[\"'\\]", "", line).split()
     for word in words:
         if _DEBUGGING.fullmatch(word):
             yield Finding(rules.DEBUGGING_KERNEL, f"{place} {word.partition('=')[0]}")
@@ -110,7 +119,7 @@ def _disks(domain: etree._Element, line: str) -> Iterator[Finding]:
         source = disk.find("source")
         if source is not None and any(_KNOWN_IMAGE.search(value) for value in source.attrib.values()):
             yield Finding(rules.PASSWORD, f"{place}/source")
-    if disks and not any(_VERITY.fullmatch(word) for word in line.split()):
+    if disks and not any(_VERITY.fullmatch(word) for word in _QUOTED.sub("x", line).split()):
         yield Finding(rules.UNMEASURED_ROOT, "os/cmdline")
 
 

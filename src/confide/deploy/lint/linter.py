@@ -68,31 +68,44 @@ def _toml(text: str) -> tuple[str, Iterator[Finding]]:
     if "{{" in text or "{%" in text:
         raise InvalidManifest("It is a template; render it with `gramine-manifest` and check what comes out.")
     document = read_toml(text)
-    if isinstance(document.get("data"), dict) and "algorithm" in document:
+    initdata = isinstance(document.get("data"), dict) and "algorithm" in document
+    manifest = any(isinstance(document.get(name), dict) for name in ("loader", "sgx", "libos"))
+    _require_one((initdata, manifest), "It is neither a Gramine manifest nor initdata; give one of them.")
+    if initdata:
         return "initdata", containers.check_initdata(document)
-    if not any(isinstance(document.get(name), dict) for name in ("loader", "sgx", "libos")):
-        raise InvalidManifest("It is neither a Gramine manifest nor initdata; give one of them.")
     return "a Gramine manifest", gramine.check(document)
 
 
 def _yaml(text: str) -> tuple[str, Iterator[Finding]]:
     documents = read_yaml(text)
-    if len(documents) == 1 and isinstance(mapping(documents[0]).get("services"), dict):
+    compose = len(documents) == 1 and isinstance(mapping(documents[0]).get("services"), dict)
+    objects = bool(documents) and all("apiVersion" in mapping(one) and "kind" in mapping(one) for one in documents)
+    _require_one((compose, objects), "It has neither services nor Kubernetes objects; give a compose file or pods.")
+    if compose:
         return "a compose file", containers.check_compose(mapping(documents[0]))
-    if documents and all("apiVersion" in mapping(one) and "kind" in mapping(one) for one in documents):
-        return "Kubernetes objects", (found for one in documents for found in containers.check_object(one))
-    raise InvalidManifest("It has neither services nor Kubernetes objects; give a compose file or pods.")
+    return "Kubernetes objects", (found for one in documents for found in containers.check_object(one))
 
 
 def _json(text: str) -> tuple[str, Iterator[Finding]]:
     document = read_json(text)
-    if "deploymenttemplate.json" in str(document.get("$schema", "")).lower():
+    template = "deploymenttemplate.json" in str(document.get("$schema", "")).lower()
+    app, instance = "docker_compose_file" in document, "machineType" in document and "disks" in document
+    nothing = "It is none of the JSON files that are known; give an Azure template, an instance or an app."
+    _require_one((template, app, instance), nothing)
+    if template:
         return "an Azure template", clouds.check_template(document)
-    if "docker_compose_file" in document:
+    if app:
         return "an app of dstack's", clouds.check_app(document)
-    if "machineType" in document and "disks" in document:
-        return "an instance of Google's", clouds.check_instance(document)
-    raise InvalidManifest("It is none of the JSON files that are known; give an Azure template, an instance or an app.")
+    return "an instance of Google's", clouds.check_instance(document)
+
+
+def _require_one(kinds: Iterable[bool], nothing: str) -> None:
+    """InvalidManifest for what is of no kind, or of several: whoever it is for passes over what it does not know."""
+    found = sum(kinds)
+    if not found:
+        raise InvalidManifest(nothing)
+    if found > 1:
+        raise InvalidManifest("It has the keys of more than one kind of file, and would be checked as one; divide it.")
 
 
 def sarif(reports: Iterable[Report]) -> dict[str, Any]:

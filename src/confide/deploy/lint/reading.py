@@ -18,6 +18,7 @@ MAX_ELEMENTS: Final = 10_000
 MAX_DOCUMENTS: Final = 64
 MAX_DEPTH: Final = 200
 
+_DECIMAL: Final = re.compile(r"-?(?:0|[1-9][0-9]{0,18})")
 _MERGE: Final = "tag:yaml.org,2002:merge"
 _DOCTYPE: Final = "The file has a document type, whose entities could hide anything; remove it."
 
@@ -82,6 +83,10 @@ def read_xml(text: str) -> etree._Element:
         raise InvalidManifest(_DOCTYPE)
     if sum(1 for _ in root.iter()) > MAX_ELEMENTS:
         raise InvalidManifest(f"The file has more than {MAX_ELEMENTS} elements; no domain needs so many.")
+    for element in root.iter():
+        beside = (element.text, *(inner.tail for inner in element)) if len(element) else ()
+        if any(text and not text.isspace() for text in beside):
+            raise InvalidManifest("The file has text beside elements, which readers join in other ways; divide it.")
     return root
 
 
@@ -112,7 +117,15 @@ def read_yaml(text: str) -> list[Any]:
         def construct_yaml_map(self, node: Any) -> Iterator[Any]:
             yield self.construct_mapping(node)
 
+        def construct_number(self, node: Any) -> Any:
+            """As text unless it is decimal: 22:22 is 1342 in YAML 1.1, and two ports to those who read 1.2."""
+            if _DECIMAL.fullmatch(node.value):
+                return int(node.value)
+            return self.construct_scalar(node)
+
     Loader.add_constructor("tag:yaml.org,2002:map", Loader.construct_yaml_map)
+    for kind in ("int", "float"):
+        Loader.add_constructor(f"tag:yaml.org,2002:{kind}", Loader.construct_number)
     found: list[Any] = []
     try:
         for document in yaml.load_all(text, Loader=Loader):
@@ -133,6 +146,7 @@ def _require_flat(text: str) -> None:
             raise InvalidManifest(f"The file has more than {MAX_DEPTH} brackets in one another; write it flat.")
 
 
+_OTHER_SPACE: Final = re.compile(r"[^\S \t\r\n]|\0|\r(?!\n)")
 _SETTING: Final = re.compile(r"([A-Za-z][A-Za-z0-9]*)\s*=\s*(.*)")
 
 
@@ -140,6 +154,10 @@ def read_unit(text: str) -> dict[str, list[tuple[str, str]]]:
     """A systemd unit: its settings in their order, by section. InvalidManifest. (systemd.syntax(7))"""
     sections: dict[str, list[tuple[str, str]]] = {}
     settings: list[tuple[str, str]] | None = None
+    if _OTHER_SPACE.search(text):
+        raise InvalidManifest(
+            "The unit has a space or an end of line that systemd takes for a letter; write a plain one."
+        )
     for line in _joined(text):
         if line.startswith("[") and line.endswith("]"):
             settings = sections.setdefault(line[1:-1], [])

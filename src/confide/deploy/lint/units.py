@@ -20,6 +20,8 @@ _COMMANDS: Final = (
     "ExecStopPost",
     "ExecCondition",
 )
+_ESCAPE: Final = re.compile(r"\\[a-zA-Z0-7]")
+"""Of systemd's (systemd.syntax(7), Quoting), which shlex reads otherwise."""
 _PRIVILEGED: Final = re.compile(r"[@:|-]*[+!]")
 """Signs before a command that run it as root, whatever User= says."""
 
@@ -43,7 +45,8 @@ def check(unit: Mapping[str, list[tuple[str, str]]]) -> Iterator[Finding]:
             yield from in_command(_words(value), name)
             if _PRIVILEGED.match(value):
                 yield Finding(rules.ROOT_USER, name)
-    if last.get("User", "root") in ("root", "0", "") and last.get("DynamicUser", "") not in _TRUE:
+    user = last.get("User", "")
+    if user in ("root", "0") or (not user and last.get("DynamicUser", "") not in _TRUE):  # a user that exists counts
         yield Finding(rules.ROOT_USER, "User")
     if last.get("LimitCORE") not in ("0", "0:0"):
         yield Finding(rules.CORE_DUMPS, "LimitCORE")
@@ -56,6 +59,8 @@ def check(unit: Mapping[str, list[tuple[str, str]]]) -> Iterator[Finding]:
 
 
 def _words(value: str) -> list[str]:
+    if _ESCAPE.search(value):
+        raise InvalidManifest("A setting of the unit has characters as escapes; write them out.")
     try:
         return shlex.split(value)
     except ValueError:
