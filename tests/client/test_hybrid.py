@@ -66,17 +66,18 @@ def test_a_turn_sends_what_is_new(session: Session, demo: HybridModel) -> None:
     assert isinstance(session, HybridSession)
     told = [{"role": "user", "content": "Once upon a time there was a king who had three sons and a golden bird " * 4}]
 
-    def sent(messages: list[dict[str, str]]) -> int:
-        before = session.hybrid.traffic.bytes_up - session.hybrid.traffic.bytes_ahead
+    def asked(messages: list[dict[str, str]]) -> int:
+        """How many tokens, with padding. Bytes would tell whether p0 had gone ahead, too."""
+        before = session.hybrid.traffic.answers_right
         answer = session.chat(messages, max_tokens=3)
         assert answer == demo.chat(messages, max_new_tokens=3, do_sample=False, pad_token_id=0)
         messages.append({"role": "assistant", "content": answer.strip()})
-        return session.hybrid.traffic.bytes_up - session.hybrid.traffic.bytes_ahead - before
+        return session.hybrid.traffic.answers_right - before
 
-    first = sent(told)
-    assert sent([*told, {"role": "user", "content": "and then"}]) < first / 2
+    first = asked(told)
+    assert asked([*told, {"role": "user", "content": "and then"}]) < first / 2
     other = [{"role": "user", "content": "A tailor went into the wood one day, as he had nothing to eat, and " * 4}]
-    assert sent(other) > first / 2
+    assert asked(other) > first / 2
 
 
 def test_sampling_follows_its_seed(session: Session) -> None:

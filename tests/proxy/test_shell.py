@@ -173,19 +173,19 @@ def test_every_answer_has_a_receipt_of_ones_own(place: Place, stream: bool) -> N
 
 
 def test_a_turn_sends_what_is_new(place: Place) -> None:
-    def sent() -> int:
-        status = place.status()
-        return int(status["bytes_up"] - status["bytes_ahead"])
+    def asked() -> int:
+        """By the bytes of answers, so many for each token. Those of questions tell whether p0 had gone ahead, too."""
+        return int(place.status()["bytes_down"])
 
     with place.sdk() as client:
         start = "Once upon a time there was a miller who had three sons, a mill, a donkey, and a cat, and " * 2
         options: Any = {"model": "mine", "max_tokens": 2, "temperature": 0}
-        before = sent()
+        before = asked()
         first = client.completions.create(prompt=start, **options).choices[0].text
-        between = sent()
+        between = asked()
         longer = start + first + " the cat"
         second = client.completions.create(prompt=longer, **options).choices[0].text
-        assert sent() - between < (between - before) / 2
+        assert asked() - between < (between - before) / 2
     assert second == place.expected(longer, 2)
 
 

@@ -6,8 +6,8 @@ What a prompt says changes no time, so it is one word over and over. Tokens that
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
-from contextlib import aclosing
+from collections.abc import Iterable, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Any, Final
 
 import torch
@@ -24,9 +24,16 @@ _WORDS: Final = (" the", " and", " a", " it", " one", " x", "a", "1")
 _NEVER: Final = -100.0
 
 
-def expect_no_conversations() -> None:
-    """Have nothing said of a missing chat template: prompts here are texts."""
-    logging.getLogger(confide.models.conversation.__name__).setLevel(logging.ERROR)
+@contextmanager
+def no_conversations() -> Iterator[None]:
+    """Have nothing said of a missing chat template meanwhile: prompts here are texts."""
+    logger = logging.getLogger(confide.models.conversation.__name__)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 async def prompt_of(engine: Engine, tokens: int) -> Prompt:

@@ -10,7 +10,7 @@ from typing import Any, Final, cast
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from confide.bench.answers import answering, expect_no_conversations, prompt_of, time_answers, time_beams
+from confide.bench.answers import answering, no_conversations, prompt_of, time_answers, time_beams
 from confide.bench.results import Cell, ModelFacts, NotMeasured, Timing
 from confide.bench.worker import Job
 from confide.enclave.engines.engine import Engine
@@ -90,11 +90,10 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
 def run_cell(job: Job) -> Iterator[Timing]:
     """Warm up, then measure. BenchmarkError, EngineError and ModelNotSupported where that cannot be."""
     torch.set_num_threads(job.cell.cores)
-    expect_no_conversations()
     source, warm_ups = open_model(job.model), job.workload.warm_ups
     require_room(source.config, job.workload.prompt, job.workload.answer)
     runs = _throughput if job.cell.workload == "throughput" else _latency
-    with asyncio.Runner() as runner, closing(runs(job, source, runner)) as timings:
+    with no_conversations(), asyncio.Runner() as runner, closing(runs(job, source, runner)) as timings:
         yield from islice(timings, warm_ups, warm_ups + job.runs)
 
 

@@ -18,7 +18,7 @@ from typing import Final
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from confide.bench.answers import answering, expect_no_conversations, prompt_of, time_answers
+from confide.bench.answers import answering, no_conversations, prompt_of, time_answers
 from confide.bench.cells import LLAMA_CPP, TORCH_TYPES, TRANSFORMERS, in_dtype, model_facts, special_tokens
 from confide.bench.checkout import commit
 from confide.bench.machine import Machine
@@ -120,11 +120,11 @@ def measure_quantizations(
     out: where results are kept as they come, so that the same call goes on after an interruption; a checkout must then
     be as it was committed. Raises EvaluationError, EngineError, PromptTooLong and BenchmarkError where that cannot be.
     """
-    expect_no_conversations()
     require_room(request.source.config, request.prompt, request.answer)
     software = this_software("" if out is None else committed())
     facts = model_facts(request.source)
     with ExitStack() as stack:
+        stack.enter_context(no_conversations())
         losses, speeds = Results(WindowLoss), Results(Timing)
         if out is not None:
             settings = _settings(request, machine, software)

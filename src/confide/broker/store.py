@@ -113,7 +113,7 @@ class KeyStore:
         header = _Header(1, salt, _encrypt(cipher, b"", _HEADER_PURPOSE))
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            create_file(folder / HEADER_NAME, msgspec.json.encode(header) + b"\n")
+            create_file(folder / HEADER_NAME, _written(header))
         except FileExistsError as error:
             raise KeyStoreError(f"{folder} holds model keys already; open it with its passphrase.") from error
         except OSError as error:
@@ -131,6 +131,8 @@ class KeyStore:
             raise KeyStoreError(f"{folder} holds no model keys; add one with `confide keys add`.")
         try:
             header = msgspec.json.decode(content, type=_Header)
+            if _written(header) != content:  # base64 has letters whose last bits say nothing
+                raise ValueError("changed")
             cipher = _derive(passphrase(), header.salt)
             _decrypt(cipher, header.check, _HEADER_PURPOSE)
         except (msgspec.MsgspecError, ValueError, InvalidTag, RecursionError):
@@ -211,6 +213,10 @@ class KeyStore:
 
     def _path(self, identity: str) -> Path:
         return self._folder / f"{identity}.key"
+
+
+def _written(header: _Header) -> bytes:
+    return msgspec.json.encode(header) + b"\n"
 
 
 def _derive(passphrase: str, salt: bytes) -> AESGCM:
