@@ -22,7 +22,7 @@ from confide.packages.owner import OwnerKey
 from confide.packages.trusted_owners import parse_owners
 
 NAMES = sorted(path.name for path in CORPUS.iterdir())
-EXAMPLES = 100
+EXAMPLES = 50
 DEADLINE = timedelta(seconds=5)
 """A hang, not a slow machine."""
 CLAIMED = (1 << 32) - 1
