@@ -24,11 +24,9 @@ demo: $(READY)
 	$(BIN)/confide demo enclave
 	@if [ -t 1 ]; then $(BIN)/confide demo page; else echo 'A page to chat on, in the browser: $(BIN)/confide demo page'; fi
 
-# A worker for each core and one more, for tests wait a quarter of their time; a file's tests stay together, because they
-# share what is slow to make. Native tracebacks, for pytest's own parse the source, which Python 3.11 may not survive
-# beside other threads, and the whole run ends.
-WORKERS := $(shell expr $$(nproc) + 1)
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --tb=native -m 'not slow'
+# A worker for each core; a file's tests stay together, because they share what is slow to make. Native tracebacks, for
+# pytest's own parse the source, which Python 3.11 may not survive beside other threads, and the whole run ends.
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --tb=native -m 'not slow'
 
 test: $(READY)
 	$(PYTEST)
