@@ -320,14 +320,9 @@ def _data(task: str) -> "SealedData | bytes":
 
 def _content(path: Path) -> bytes:
     from confide.certify.tasks import MAX_TASK_BYTES
-    from confide.disk.files import FileTooLarge, read_bounded
 
-    try:
-        return read_bounded(path, MAX_TASK_BYTES)
-    except FileTooLarge:
-        raise InvalidTask(f"{path} has more than the {MAX_TASK_BYTES >> 20} MiB of a task file; divide it.") from None
-    except OSError as error:
-        raise typer.BadParameter(f"{path} cannot be read ({error.strerror})") from None
+    too_large = InvalidTask(f"{path} has more than the {MAX_TASK_BYTES >> 20} MiB of a task file; divide it.")
+    return read_file(path, MAX_TASK_BYTES, too_large)
 
 
 def _dataset(data: "SealedData | bytes") -> str:

@@ -408,14 +408,8 @@ def _as_json(report: "Report") -> dict[str, Any]:
 
 def _manifest(path: Path) -> bytes:
     from confide.deploy.lint.reading import MAX_BYTES
-    from confide.disk.files import FileTooLarge, read_bounded
 
-    try:
-        return read_bounded(path, MAX_BYTES)
-    except FileTooLarge:
-        raise InvalidManifest(f"{path} is larger than {MAX_BYTES >> 10} KiB; give it alone.") from None
-    except OSError as error:
-        raise typer.BadParameter(f"{path} cannot be read ({error.strerror})") from None
+    return read_file(path, MAX_BYTES, InvalidManifest(f"{path} is larger than {MAX_BYTES >> 10} KiB; give it alone."))
 
 
 def _bytes(path: Path, limit: int) -> bytes:

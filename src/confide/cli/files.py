@@ -6,18 +6,21 @@ from typing import Final
 import typer
 
 from confide.disk.files import FileTooLarge, read_bounded
-from confide.errors import MalformedEvidence
+from confide.errors import ConfideError, MalformedEvidence
 
 MAX_FILE_BYTES: Final = 16 << 20
 
 
-def read_file(path: Path) -> bytes:
-    """A file such as evidence, a bundle or a policy. MalformedEvidence where it is larger than any of them."""
+def read_file(path: Path, limit: int = MAX_FILE_BYTES, too_large: ConfideError | None = None) -> bytes:
+    """A file of at most `limit` bytes, such as evidence, a bundle or a policy.
+
+    Raises `too_large` for a longer one, MalformedEvidence where that is not given.
+    """
     try:
-        return read_bounded(path, MAX_FILE_BYTES)
+        return read_bounded(path, limit)
     except FileTooLarge:
-        raise MalformedEvidence(
-            f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB; give the thing itself alone."
+        raise too_large or MalformedEvidence(
+            f"{path} is larger than {limit >> 20} MiB; give the thing itself alone."
         ) from None
     except OSError as error:
         raise typer.BadParameter(f"{path} cannot be read ({error.strerror})") from None
