@@ -1,6 +1,7 @@
-"""Writes what the image of a machine is made of, by version and digest: packaging/image.lock.
+"""What the image of a machine is made of, by version and digest: packaging/image.lock.
 
-python tools/image_lock.py    # asks Debian's mirror by apt-get, and the file of the pinned wheels
+python tools/image_lock.py write           # asks Debian's mirror by apt-get, and the file of the pinned wheels
+python tools/image_lock.py fetch FOLDER    # gets the files that it names, by apt-get and pip
 
 Debian's packages are the newest of bookworm at that moment, and the kernel that of its backports: evidence takes Linux
 6.7 or later. The wheels are those of `confide[server]`, without torch, which models in llama.cpp do not need.
@@ -10,10 +11,13 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 from urllib.parse import unquote
 
+from confide.deploy.image.lock import Lock
 from tools.sbom import needed
 from tools.wheel_hashes import ROOT, hashes
 
@@ -40,8 +44,9 @@ _HEAD: Final = """\
 """
 
 
-def debs() -> list[str]:
-    """Of Debian, by its own signed lists."""
+@contextmanager
+def own_apt() -> Iterator[list[str]]:
+    """Options with which apt's programs know bookworm and its backports, and nothing of this machine."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         folder.chmod(0o755)  # for apt's own user
@@ -60,6 +65,12 @@ def debs() -> list[str]:
         }
         options = [f"--option={name}={value}" for name, value in own.items()]
         _run("apt-get", *options, "update")
+        yield options
+
+
+def debs() -> list[str]:
+    """Of Debian, by its own signed lists."""
+    with own_apt() as options:
         depends = _run("apt-cache", *options, "--target-release", BACKPORTS, "depends", KERNEL)
         (kernel,) = _IMAGE.findall(depends)
         printed = _run("apt-get", *options, "download", "--print-uris", *PACKAGES)
@@ -77,10 +88,40 @@ def wheels() -> list[str]:
     return [f"wheel {name}=={version} sha256:{hashes()[name, version]}\n" for name, version in found.items()]
 
 
-def _run(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+def fetch(folder: Path) -> None:
+    """What the lock names, into a folder. CalledProcessError for a version that Debian's mirror has no more."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = Lock.read(LOCK.read_bytes())
+    with own_apt() as options:
+        _run("apt-get", *options, "download", *lock.debs, folder=folder)
+    requirements = folder / "requirements.txt"
+    requirements.write_text("".join(f"{name} --hash=sha256:{digest}\n" for name, digest in lock.wheels.items()))
+    pip = (
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+        "--require-hashes",
+    )
+    _run(*pip, "--dest", str(folder), "--requirement", str(requirements))
+    lock.find(folder)
+
+
+def _run(*command: str, folder: Path | None = None) -> str:
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=folder).stdout
+
+
+def main() -> None:
+    """Write it, or fetch."""
+    if sys.argv[1] == "fetch":
+        fetch(Path(sys.argv[2]).resolve())
+    else:
+        LOCK.write_text(_HEAD + "".join(debs() + wheels()), encoding="ascii")
 
 
 if __name__ == "__main__":
-    LOCK.write_text(_HEAD + "".join(debs() + wheels()), encoding="ascii")
-    sys.stdout.write(f"{LOCK}\n")
+    main()

@@ -5,6 +5,7 @@ veritysetup, and the Python of the image itself, which compiles what is in it.
 """
 
 import json
+import os
 import re
 import shutil
 import stat
@@ -106,7 +107,8 @@ def build(recipe: Recipe, package: Path, out: Path) -> Image:
     Raises what `SealedPackage.open` does, DeployError for what is missing or cannot be written, and InvalidImage for
     parts that make no machine.
     """
-    require_tools()
+    for program in TOOLS:
+        tool(program)
     manifest = SealedPackage.open(package).manifest
     if manifest.weights is WeightsFormat.SAFETENSORS and not any(
         name.startswith("torch==") for name in recipe.lock.wheels
@@ -124,7 +126,7 @@ def build(recipe: Recipe, package: Path, out: Path) -> Image:
             base, draft = Path(place, "base"), Path(place, "image")
             draft.mkdir()
             for name in recipe.lock.debs:
-                run("dpkg-deb", "--extract", found[name], base)
+                run(tool("dpkg-deb"), "--extract", found[name], base)
             for wheel in (*(found[name] for name in recipe.lock.wheels), recipe.confide):
                 unpack_wheel(wheel, base / _WHEELS)
             compile_all(base)
@@ -145,11 +147,12 @@ def build(recipe: Recipe, package: Path, out: Path) -> Image:
     return image
 
 
-def require_tools() -> None:
-    """DeployError, with what to install, where a program that builds is not there."""
-    missing = sorted({package for program, package in TOOLS.items() if shutil.which(program) is None})
-    if missing:
-        raise DeployError(f"An image is built with Debian's tools; run `apt-get install {' '.join(missing)}`.")
+def tool(program: str) -> str:
+    """Where a program is, by the PATH and where Debian has root's. DeployError, with what to install."""
+    found = shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
+    if found is None or not os.path.isabs(found):
+        raise DeployError(f"There is no {program}; run `apt-get install {TOOLS[program]}`.")
+    return found
 
 
 def run(*command: str | Path, environment: Mapping[str, str] | None = None, given: Tree | None = None) -> str:
@@ -183,11 +186,13 @@ def unpack_wheel(wheel: Path, place: Path) -> None:
         with zipfile.ZipFile(wheel) as archive:
             for name in archive.namelist():
                 path = PurePosixPath(name)
+                if path.is_absolute() or ".." in path.parts:
+                    raise zipfile.BadZipFile(name)
                 if path.parts[0].endswith(".data"):
-                    if path.parts[1:2] not in (("purelib",), ("platlib",)):
+                    if path.parts[1] not in ("purelib", "platlib"):
                         continue
                     path = PurePosixPath(*path.parts[2:])
-                if name.endswith("/") or path.is_absolute() or ".." in path.parts:
+                if name.endswith("/"):
                     continue
                 target = place / path
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -210,12 +215,24 @@ def compile_all(base: Path) -> None:
 def write_disk(tree: Tree, path: Path) -> Verity:
     """A read-only file system with these files, and dm-verity's hashes right behind it, in one file."""
     plain = ("-no-compression", "-no-xattrs", "-all-root", "-root-mode", "755", "-mkfs-time", "0", "-all-time", "0")
-    run("mksquashfs", "-", path, "-tar", *plain, "-noappend", "-processors", "1", "-quiet", "-no-progress", given=tree)
+    run(
+        tool("mksquashfs"),
+        "-",
+        path,
+        "-tar",
+        *plain,
+        "-noappend",
+        "-processors",
+        "1",
+        "-quiet",
+        "-no-progress",
+        given=tree,
+    )
     size = path.stat().st_size
     blocks = -(-size // start.BLOCK)
     with path.open("ab") as file:
         file.truncate(blocks * start.BLOCK)
-    printed = run("veritysetup", "format", *verity_arguments(blocks), path, path)
+    printed = run(tool("veritysetup"), "format", *verity_arguments(blocks), path, path)
     matched = _ROOT_HASH.search(printed)
     if matched is None:
         raise DeployError("veritysetup prints no root hash; take the one of Debian 12 or later.")

@@ -141,11 +141,10 @@ def bring_up_network() -> str:
 def renewed(interface: str, hardware: bytes, held: dhcp.Lease | None) -> tuple[dhcp.Lease | None, float]:
     """The lease, and when to ask again. What was granted stays where nobody answers: no other address is taken."""
     lease = dhcp.obtain(interface, hardware, held)
-    if lease is None:
-        say("nobody grants an address; asked again in a minute")
+    if lease is None or (held is not None and held.address != lease.address):
+        say("nobody grants the address; asked again in a minute")
         return held, time.monotonic() + _LEAST_RENEWAL
-    if held is None or held.address == lease.address:
-        use(interface, lease)
+    use(interface, lease)
     return lease, time.monotonic() + min(max(lease.seconds / 2, _LEAST_RENEWAL), _MOST_RENEWAL)
 
 
