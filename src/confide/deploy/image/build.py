@@ -175,7 +175,7 @@ def run(*command: str | Path, environment: Mapping[str, str] | None = None, give
         said.seek(0)
         words = said.read().decode("utf-8", "replace")
     if code:
-        reason = printable(words[-300:].strip())
+        reason = printable(words.strip()[:300])
         raise DeployError(f"{Path(command[0]).name} ends with {code} ({reason}); see that its input is whole.")
     return words
 
@@ -214,12 +214,14 @@ def compile_all(base: Path) -> None:
 
 def write_disk(tree: Tree, path: Path) -> Verity:
     """A read-only file system with these files, and dm-verity's hashes right behind it, in one file."""
-    plain = ("-no-compression", "-no-xattrs", "-all-root", "-root-mode", "755", "-mkfs-time", "0", "-all-time", "0")
+    uncompressed = ("-noI", "-noD", "-noF", "-noX")
+    plain = ("-no-xattrs", "-all-root", "-root-mode", "755", "-mkfs-time", "0", "-all-time", "0")
     run(
         tool("mksquashfs"),
         "-",
         path,
         "-tar",
+        *uncompressed,
         *plain,
         "-noappend",
         "-processors",
