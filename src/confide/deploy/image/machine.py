@@ -37,12 +37,24 @@ RESOLVER: Final = "/run/resolv.conf"
 USER: Final = 65534
 AGAIN_SECONDS: Final = 10.0
 """After which a service that ended is started again: its broker may not have been there."""
-ENVIRONMENT: Final = {"CONFIDE_HOME": "/tmp/confide", "HOME": "/tmp", "PATH": "/usr/bin", "LANG": "C.UTF-8"}  # noqa: S108 - of its own machine
+_MEMORY: Final = "/tmp"  # noqa: S108 - this machine has no other users, and keeps nothing
+ENVIRONMENT: Final = {
+    "CONFIDE_HOME": f"{_MEMORY}/confide",
+    "HOME": _MEMORY,
+    "LANG": "C.UTF-8",
+    "PATH": "/usr/bin",
+    "TERM": "dumb",
+}
 
 _LEAST_RENEWAL, _MOST_RENEWAL = 60.0, 86400.0
 _WAIT_SECONDS: Final = 60.0
-_HARDENED: Final = ("modules_disabled", "kexec_load_disabled", "unprivileged_bpf_disabled")
-"""Of /proc/sys/kernel: each is 1 for good once it is."""
+_KERNEL_SETTINGS: Final = {
+    "sysrq": "0",  # the host has a keyboard, and its keys show registers and memory
+    "kexec_load_disabled": "1",
+    "modules_disabled": "1",
+    "unprivileged_bpf_disabled": "1",
+}
+"""Of /proc/sys/kernel. Where it is 1, it is so for good."""
 
 # linux/prctl.h, linux/capability.h
 _CAP_DAC_OVERRIDE: Final = 1
@@ -82,15 +94,14 @@ def main() -> NoReturn:
 
 def prepare(package: Mapping[str, Any]) -> None:
     """File systems in memory, the kernel's for evidence, and the package; then the kernel takes no more modules."""
-    for place in ("/run", "/tmp", "/dev/shm"):  # noqa: S108 - of its own machine
+    for place in ("/run", _MEMORY, "/dev/shm"):  # noqa: S108
         os.makedirs(place, exist_ok=True)  # in /dev, which is the kernel's
         mount("tmpfs", place, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=1777")
     mount("configfs", "/sys/kernel/config", "configfs", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     device = open_verity("package", disk("package"), package["root_hash"], package["blocks"])
     mount(device, package["path"], "squashfs", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)
-    for name in _HARDENED:
-        with suppress(FileNotFoundError):  # a kernel without it
-            Path(f"/proc/sys/kernel/{name}").write_text("1")
+    for name, value in _KERNEL_SETTINGS.items():
+        Path(f"/proc/sys/kernel/{name}").write_text(value)
 
 
 def start(command: Sequence[str]) -> int:
@@ -99,6 +110,7 @@ def start(command: Sequence[str]) -> int:
         return child
     try:
         os.setsid()
+        os.dup2(os.open("/dev/null", os.O_RDONLY), 0)  # at the console the host could type
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         os.umask(0o077)

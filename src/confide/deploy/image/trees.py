@@ -19,24 +19,18 @@ _PARTS: Final = 4
 
 @dataclass(frozen=True)
 class Entry:
-    """kind: S_IFDIR, S_IFREG, S_IFLNK or S_IFCHR. content: of a file, or where it lies. target: of a link.
-
-    device: of a character device, major and minor.
-    """
+    """kind: S_IFDIR, S_IFREG or S_IFLNK. content: of a file, or where it lies. target: of a link."""
 
     kind: int
     content: bytes | Path = b""
     executable: bool = False
     target: str = ""
-    device: tuple[int, int] = (0, 0)
 
     @property
     def mode(self) -> int:
         """As stat(2) has it."""
         if self.kind == stat.S_IFLNK:
             return self.kind | 0o777
-        if self.kind == stat.S_IFCHR:
-            return self.kind | 0o600
         return self.kind | (0o755 if self.kind == stat.S_IFDIR or self.executable else 0o644)
 
     def read(self) -> bytes:
@@ -87,7 +81,7 @@ def write_cpio(tree: Tree, out: BinaryIO) -> None:
     for number, (name, entry) in enumerate([*with_folders(tree).items(), ("TRAILER!!!", Entry(0))], 1):
         content = entry.read()
         mode = entry.mode if entry.kind else 0
-        fields = (number, mode, 0, 0, 1, 0, len(content), 0, 0, *entry.device, len(name.encode()) + 1, 0)
+        fields = (number, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(name.encode()) + 1, 0)
         for part in (b"070701" + b"".join(b"%08X" % one for one in fields) + name.encode() + b"\0", content):
             out.write(part + bytes(-len(part) % _PARTS))
 
