@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -405,6 +406,69 @@ def test_a_disk_is_found_by_its_serial_number(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(start, "SECONDS", -1.0)
     with pytest.raises(SystemExit, match="no disk"):
         start.disk("other", tmp_path)
+
+
+# -- the two programs --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
+    """What the programs would have the kernel do, which it must not do here."""
+    made: list[tuple[object, ...]] = []
+
+    def note(name: str, answer: object = None) -> Callable[..., object]:
+        def noted(*arguments: object) -> object:
+            made.append((name, *arguments))
+            return answer
+
+        return noted
+
+    for module in (start, machine):
+        monkeypatch.setattr(module, "mount", note("mount"))
+        monkeypatch.setattr(module, "open_verity", note("verity", "/dev/dm-7"))
+        monkeypatch.setattr(module, "disk", lambda serial: f"/dev/{serial}")
+    monkeypatch.setattr(start, "load_modules", note("modules"))
+    for name in ("chdir", "chroot", "execve", "makedirs"):
+        monkeypatch.setattr(os, name, note(name))
+    return made
+
+
+def test_the_first_program_goes_to_the_root_that_it_was_told(
+    calls: list[tuple[object, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in (("COMMAND_LINE", f"ro roothash={ROOT_HASH} HOME=/\n"), ("ROOT_BLOCKS", "12")):
+        (tmp_path / name).write_text(text)
+        monkeypatch.setattr(start, name, str(tmp_path / name))
+    start.main()
+    moved = [("mount", place, f"/root{place}", "", start.MS_MOVE) for place in ("/dev", "/proc", "/sys")]
+    guarded = start.MS_RDONLY | start.MS_NODEV | start.MS_NOSUID
+    assert calls[4:] == [
+        ("verity", "root", "/dev/root", ROOT_HASH, 12),
+        ("mount", "/dev/dm-7", "/root", "squashfs", guarded),
+        *moved,
+        ("chdir", "/root"),
+        ("mount", ".", "/", "", start.MS_MOVE),
+        ("chroot", "."),
+        ("execve", start.NEXT[0], start.NEXT, {}),
+    ]
+    calls.clear()
+    (tmp_path / "COMMAND_LINE").write_text("ro")
+    with pytest.raises(SystemExit):
+        start.main()
+    assert {one[0] for one in calls} == {"mount"}
+    assert len(calls) == 3
+
+
+def test_the_second_mounts_and_then_locks_the_kernel(calls: list[tuple[object, ...]], tmp_path: Path) -> None:
+    machine.prepare({"path": "/package", "root_hash": ROOT_HASH, "blocks": 7}, tmp_path)
+    assert ("verity", "package", "/dev/package", ROOT_HASH, 7) in calls
+    guarded = start.MS_RDONLY | start.MS_NOSUID | start.MS_NODEV | start.MS_NOEXEC
+    assert calls[-1] == ("mount", "/dev/dm-7", "/package", "squashfs", guarded)
+    assert {one[1] for one in calls if one[0] == "mount"} == {"tmpfs", "configfs", "/dev/dm-7"}
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        **{"sysrq": "0", "modules_disabled": "1"},
+        **{"kexec_load_disabled": "1", "unprivileged_bpf_disabled": "1"},
+    }
 
 
 # -- the network -------------------------------------------------------------------------------------------------------

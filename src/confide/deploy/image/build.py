@@ -48,6 +48,8 @@ _IN_INITRD: Final = re.compile(
     rf"|{_LIBRARY}/(?!lib-dynload|test/).+|{_LIBRARY}/lib-dynload/_ctypes\..+"
 )
 """Python with what `start` imports, and the libraries that it is linked to."""
+_NOT_COMPILED: Final = r"/transformers/models/(?!__init__|auto/)|/tests?/"
+"""Thousands of modules that hardly any machine imports."""
 _KEYS_CA: Final = "etc/confide/keys-ca.pem"
 _SIMULATED: Final = "etc/confide/simulated-tee"
 _ROOT_HASH: Final = re.compile(r"^Root hash:\s+([0-9a-f]{64})$", re.M)
@@ -117,11 +119,11 @@ def build(recipe: Recipe, package: Path, out: Path) -> Image:
             "The package's weights are safetensors, which torch runs, and the lock names no torch; seal a GGUF file, "
             "or add torch and what it needs to a lock of your own."
         )
-    found = recipe.lock.find(recipe.files)
     try:
         out.mkdir(parents=True, exist_ok=True)
         if any(out.iterdir()):
             raise DeployError(f"{out} is not empty; give --out a new folder.")
+        found = recipe.lock.find(recipe.files)
         with tempfile.TemporaryDirectory(prefix=".unfinished-image-", dir=out.parent) as place:
             base, draft = Path(place, "base"), Path(place, "image")
             draft.mkdir()
@@ -208,8 +210,9 @@ def compile_all(base: Path) -> None:
     """
     environment = {"PYTHONHASHSEED": "0", "LANG": "C.UTF-8"}
     python = (base / _LINKER, "--library-path", ":".join(str(base / one) for one in _LINKED), base / PYTHON)
-    compiled = ("-m", "compileall", "-qq", "--invalidation-mode", "unchecked-hash", "-s", base, "-p", "/")
-    run(*python, "-s", "-S", "-P", *compiled, base / _LIBRARY, base / _WHEELS, environment=environment)
+    how = ("-qq", "--invalidation-mode", "unchecked-hash", "-s", base, "-p", "/", "-x", _NOT_COMPILED)
+    folders = (base / _LIBRARY, base / _WHEELS)
+    run(*python, "-s", "-S", "-P", "-m", "compileall", *how, *folders, environment=environment)
 
 
 def write_disk(tree: Tree, path: Path) -> Verity:

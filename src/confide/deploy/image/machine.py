@@ -92,16 +92,16 @@ def main() -> NoReturn:
         signal.sigtimedwait([signal.SIGCHLD], 1.0)
 
 
-def prepare(package: Mapping[str, Any]) -> None:
+def prepare(package: Mapping[str, Any], kernel: Path = Path("/proc/sys/kernel")) -> None:
     """File systems in memory, the kernel's for evidence, and the package; then the kernel takes no more modules."""
+    os.makedirs("/dev/shm", exist_ok=True)  # noqa: S108 - the kernel makes /dev without it
     for place in ("/run", _MEMORY, "/dev/shm"):  # noqa: S108
-        os.makedirs(place, exist_ok=True)  # in /dev, which is the kernel's
         mount("tmpfs", place, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=1777")
     mount("configfs", "/sys/kernel/config", "configfs", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     device = open_verity("package", disk("package"), package["root_hash"], package["blocks"])
     mount(device, package["path"], "squashfs", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)
     for name, value in _KERNEL_SETTINGS.items():
-        Path(f"/proc/sys/kernel/{name}").write_text(value)
+        (kernel / name).write_text(value)
 
 
 def start(command: Sequence[str]) -> int:

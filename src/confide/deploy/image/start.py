@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Final
 
+COMMAND_LINE: Final = "/proc/cmdline"
 ROOT_BLOCKS: Final = "/root.blocks"
 """How many blocks of data the root has, in decimal. The rest of its disk are hashes."""
 MODULES: Final = "/modules"
@@ -50,7 +51,7 @@ def main() -> None:
     for descriptor in range(3):  # a machine without a console has none of them
         if not os.path.exists(f"/proc/self/fd/{descriptor}"):
             os.open("/dev/null", os.O_RDWR)
-    root_hash = root_hash_of(Path("/proc/cmdline").read_text())
+    root_hash = root_hash_of(Path(COMMAND_LINE).read_text())
     load_modules(Path(MODULES))
     blocks = int(Path(ROOT_BLOCKS).read_text())
     mount(open_verity("root", disk("root"), root_hash, blocks), "/root", "squashfs", MS_RDONLY | MS_NODEV | MS_NOSUID)
