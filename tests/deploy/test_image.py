@@ -417,7 +417,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
     made: list[tuple[object, ...]] = []
 
     def note(name: str, answer: object = None) -> Callable[..., object]:
-        def noted(*arguments: object) -> object:
+        def noted(*arguments: object, **_: object) -> object:
             made.append((name, *arguments))
             return answer
 
