@@ -212,7 +212,8 @@ def compile_all(base: Path) -> None:
     python = (base / _LINKER, "--library-path", ":".join(str(base / one) for one in _LINKED), base / PYTHON)
     how = ("-qq", "--invalidation-mode", "unchecked-hash", "-s", base, "-p", "/", "-x", _NOT_COMPILED)
     folders = (base / _LIBRARY, base / _WHEELS)
-    run(*python, "-s", "-S", "-P", "-m", "compileall", *how, *folders, environment=environment)
+    # -B: what the compiler itself is made of would be written with times and the folder's name, and then be left alone.
+    run(*python, "-B", "-s", "-S", "-P", "-m", "compileall", *how, *folders, environment=environment)
 
 
 def write_disk(tree: Tree, path: Path) -> Verity:
