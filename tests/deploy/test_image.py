@@ -333,6 +333,19 @@ def test_a_program_that_fails_is_told_of() -> None:
         build.run("false", given={"a": file(b"a" * (1 << 20))})  # which reads nothing of it
 
 
+def test_byte_code_has_no_times_and_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor that of the compiler itself, which is why it writes none of its own. Built twice, test_image_boot compares."""
+    ran: list[tuple[object, ...]] = []
+    monkeypatch.setattr(build, "run", lambda *words, environment: ran.append((environment, *map(str, words))))
+    build.compile_all(tmp_path)
+    ((environment, linker, *words),) = ran
+    assert environment == {"PYTHONHASHSEED": "0", "LANG": "C.UTF-8"}
+    assert str(linker).startswith(str(tmp_path))
+    assert "-B" in words[: words.index("-m")]
+    assert words[words.index("--invalidation-mode") + 1] == "unchecked-hash"
+    assert f"-s {tmp_path} -p / " in " ".join(map(str, words))
+
+
 # -- dm-verity ---------------------------------------------------------------------------------------------------------
 
 
@@ -362,6 +375,18 @@ def test_what_veritysetup_writes_is_what_the_first_program_asks_for(tmp_path: Pa
     assert start.verity_table("/dev/vda", expected, 200).split()[3:10] == [
         *("4096", "4096", "200", "200", "sha256", expected, "-"),
     ]
+
+
+def test_a_disk_is_the_same_bytes_from_other_files(on_disk: Path, tmp_path: Path) -> None:
+    """TREE, wherever and however it lies: a file system of root's, of the year 1970."""
+    try:
+        for program in ("mksquashfs", "veritysetup"):
+            build.tool(program)
+    except DeployError as error:
+        pytest.skip(str(error))
+    assert build.write_disk(tree_of(on_disk), tmp_path / "disk") == build.write_disk(TREE, tmp_path / "again")
+    assert (tmp_path / "disk").read_bytes() == (tmp_path / "again").read_bytes()
+    assert b"bbbbb" in (tmp_path / "disk").read_bytes()  # not compressed
 
 
 def test_a_changed_block_stops_the_machine() -> None:
