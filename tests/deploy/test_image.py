@@ -334,7 +334,7 @@ def test_a_program_that_fails_is_told_of() -> None:
 
 
 def test_byte_code_has_no_times_and_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor that of the compiler itself, which is why it writes none of its own. Built twice, test_image_boot compares."""
+    """Nor that of the compiler itself, which is why it writes none of its own. Twice, test_image_boot compares."""
     ran: list[tuple[object, ...]] = []
     monkeypatch.setattr(build, "run", lambda *words, environment: ran.append((environment, *map(str, words))))
     build.compile_all(tmp_path)
@@ -550,6 +550,7 @@ def test_a_lease() -> None:
         answer({53: bytes((Kind.OFFER,))}),
         answer({53: None}),
         answer({1: bytes((255, 0, 255, 0))}),
+        answer({1: bytes((0, 0, 0, 255))}),
         answer({1: bytes(3)}),
         answer({3: bytes(2)}),
         answer({6: bytes(5)}),
@@ -559,7 +560,7 @@ def test_a_lease() -> None:
         answer(end=b"\x0c\xff"),
         answer(end=b"\xff" + bytes(1500)),
     ],
-    ids=range(18),
+    ids=range(19),
 )
 def test_what_is_no_whole_answer_to_this_question_is_passed_over(raw: bytes) -> None:
     assert QUESTION.answer(raw, Kind.ACK) is None
@@ -586,6 +587,21 @@ def test_an_address_that_was_granted_stays(monkeypatch: pytest.MonkeyPatch, capf
     assert machine.renewed("eth0", b"", LEASE)[0] == LEASE
     assert used == [LEASE, LEASE]
     assert "nobody grants the address" in capfd.readouterr().err
+
+
+def test_an_address_that_the_kernel_does_not_take(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Such as with a router in another network: asked again, and no end of the machine."""
+
+    def refuse(interface: str, lease: Lease) -> None:
+        raise OSError(101, "Network is unreachable")
+
+    monkeypatch.setattr(machine, "use", refuse)
+    monkeypatch.setattr(dhcp, "obtain", lambda *_: LEASE)
+    monkeypatch.setattr("time.monotonic", lambda: 1000.0)
+    assert machine.renewed("eth0", b"", None) == (None, 1060.0)
+    assert "10.0.2.15 cannot be used (Network is unreachable)" in capfd.readouterr().err
 
 
 # -- the service's rights ----------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
-from ipaddress import AddressValueError, IPv4Address, IPv4Network, NetmaskValueError
+from ipaddress import AddressValueError, IPv4Address
 from typing import Final
 
 MAX_BYTES: Final = 1500
@@ -22,18 +22,6 @@ _HEAD: Final = struct.Struct("!4BIHH4s4s4s4s16s64s128s4s")  # RFC 2131, section 
 _COOKIE: Final = bytes((99, 130, 83, 99))
 _ETHERNET: Final = (1, 6)
 _BROADCAST: Final = 0x8000
-_PAD, _MASK, _ROUTER, _NAMESERVERS, _REQUESTED, _SECONDS, _TYPE, _SERVER, _WANTED, _END = (
-    0,
-    1,
-    3,
-    6,
-    50,
-    51,
-    53,
-    54,
-    55,
-    255,
-)
 _CLIENT_PORT, _SERVER_PORT = 68, 67
 _TIMEOUTS: Final = (1.0, 2.0, 4.0, 8.0, 16.0)
 
@@ -45,6 +33,21 @@ class Kind(IntEnum):
     OFFER = 2
     REQUEST = 3
     ACK = 5
+
+
+class Option(IntEnum):
+    """RFC 2132, sections 3 and 9, by its code."""
+
+    PAD = 0
+    MASK = 1
+    ROUTER = 3
+    NAMESERVERS = 6
+    REQUESTED = 50
+    SECONDS = 51
+    TYPE = 53
+    SERVER = 54
+    WANTED = 55
+    END = 255
 
 
 @dataclass(frozen=True)
@@ -71,10 +74,13 @@ class Question:
         head = _HEAD.pack(
             *(1, *_ETHERNET, 0, self.number, 0, _BROADCAST, b"", b"", b"", b"", self.hardware, b"", b"", _COOKIE)
         )
-        options = [(_TYPE, bytes((kind,))), (_WANTED, bytes((_MASK, _ROUTER, _NAMESERVERS, _SECONDS)))]
+        options = [
+            (Option.TYPE, bytes((kind,))),
+            (Option.WANTED, bytes((Option.MASK, Option.ROUTER, Option.NAMESERVERS, Option.SECONDS))),
+        ]
         if offered is not None:
-            options += [(_REQUESTED, offered.address.packed), (_SERVER, offered.server)]
-        return head + b"".join(bytes((code, len(value))) + value for code, value in options) + bytes((_END,))
+            options += [(Option.REQUESTED, offered.address.packed), (Option.SERVER, offered.server)]
+        return head + b"".join(bytes((code, len(value))) + value for code, value in options) + bytes((Option.END,))
 
     def answer(self, raw: bytes, kind: Kind) -> Lease | None:
         """What a packet offers or grants; None for anything but a whole answer of this kind to this question."""
@@ -85,16 +91,18 @@ class Question:
             return None
         try:
             options = dict(_options(raw[_HEAD.size :]))
-            if options.get(_TYPE) != bytes((kind,)):
+            if options.get(Option.TYPE) != bytes((kind,)):
                 return None
-            mask, address = IPv4Address(options[_MASK]), IPv4Address(fields[8])
-            IPv4Network((0, str(mask)))  # of ones, and then zeros
-            router = IPv4Address(options[_ROUTER][:4]) if _ROUTER in options else None
-            servers = options.get(_NAMESERVERS, b"")[: 4 * MAX_NAMESERVERS]
+            mask, address = IPv4Address(options[Option.MASK]), IPv4Address(fields[8])
+            hosts = ~int(mask) & 0xFFFFFFFF
+            if hosts & (hosts + 1):  # ones, and then zeros
+                return None
+            router = IPv4Address(options[Option.ROUTER][:4]) if Option.ROUTER in options else None
+            servers = options.get(Option.NAMESERVERS, b"")[: 4 * MAX_NAMESERVERS]
             nameservers = tuple(IPv4Address(servers[at : at + 4]) for at in range(0, len(servers), 4))
-            (seconds,) = struct.unpack("!I", options[_SECONDS])
-            (server,) = struct.unpack("4s", options[_SERVER])
-        except (KeyError, IndexError, struct.error, AddressValueError, NetmaskValueError):
+            (seconds,) = struct.unpack("!I", options[Option.SECONDS])
+            (server,) = struct.unpack("4s", options[Option.SERVER])
+        except (KeyError, IndexError, struct.error, AddressValueError):
             return None
         if address.is_unspecified or address.is_multicast or address.is_loopback:
             return None
@@ -104,8 +112,8 @@ class Question:
 def _options(raw: bytes) -> Iterator[tuple[int, bytes]]:
     """Up to the end. IndexError for one that is cut off."""
     at = 0
-    while raw[at] != _END:
-        if raw[at] == _PAD:
+    while raw[at] != Option.END:
+        if raw[at] == Option.PAD:
             at += 1
             continue
         following = at + 2 + raw[at + 1]

@@ -156,7 +156,11 @@ def renewed(interface: str, hardware: bytes, held: dhcp.Lease | None) -> tuple[d
     if lease is None or (held is not None and held.address != lease.address):
         say("nobody grants the address; asked again in a minute")
         return held, time.monotonic() + _LEAST_RENEWAL
-    use(interface, lease)
+    try:
+        use(interface, lease)
+    except OSError as error:
+        say(f"the address {lease.address} cannot be used ({error.strerror}); asked again in a minute")
+        return held, time.monotonic() + _LEAST_RENEWAL
     return lease, time.monotonic() + min(max(lease.seconds / 2, _LEAST_RENEWAL), _MOST_RENEWAL)
 
 
