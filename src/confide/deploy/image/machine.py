@@ -115,7 +115,7 @@ def start(command: Sequence[str]) -> int:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         os.umask(0o077)
         give_up_rights()
-        os.execve(command[0], command, ENVIRONMENT)  # noqa: S606 - what the image says
+        os.execve(command[0], list(command), ENVIRONMENT)  # noqa: S606 - what the image says
     except BaseException as error:  # noqa: BLE001 - it must not go on as a second first program
         say(f"the service does not start: {error}")
     os._exit(127)
