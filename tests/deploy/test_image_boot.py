@@ -181,6 +181,7 @@ def booted(image: Path, line: str, folder: Path) -> Iterator[Booted]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     console = folder / "console"
+    console.touch()
     devices: list[str] = ["-device", "virtio-rng-pci", "-device", "virtio-net-pci,netdev=net"]
     devices += ["-netdev", f"user,id=net,hostfwd=tcp:127.0.0.1:{port}-:8470"]
     for name in ("package", "root"):
