@@ -17,7 +17,6 @@ from confide.enclave.engines.engine import Engine, EngineFacts, EngineSettings, 
 from confide.enclave.self_test import PROMPTS, SelfTest, make_known_answers
 from confide.enclave.workload import Workload
 from confide.errors import EngineError, SelfTestMissing
-from confide.packages.sealed.contents import TOKENIZER
 from confide.packages.sealed.key import ModelKey
 from confide.packages.sealed.known_answers import KnownAnswers
 from confide.packages.sealed.manifest import WeightsFormat
@@ -121,6 +120,8 @@ def try_out(unlocked: UnlockedPackage) -> None:
 
 
 def _tried(unlocked: UnlockedPackage, then: Callable[[Engine], Coroutine[None, None, _T]]) -> _T | None:
+    from confide.packages.sealed.contents import TOKENIZER  # takes torch, which serving GGUF does not
+
     if unlocked.manifest.weights is WeightsFormat.SAFETENSORS and TOKENIZER not in unlocked:
         from confide.packages.sealed.load import load_model
 
