@@ -27,11 +27,12 @@ TEXT, CHAT, EMBED = "/v1/completions", "/v1/chat/completions", "/v1/embeddings"
 MESSAGES, RESPONSES = "/v1/messages", "/v1/responses"
 TURNS = [{"role": "system", "content": "You tell tales."}, {"role": "user", "content": "Who lived in the wood?"}]
 SAID = [{"role": "user", "content": "Who lived in the wood?"}]
+TOKENS = 6
 ASKED: dict[str, dict[str, Any]] = {
-    TEXT: {"prompt": PROMPT, "max_tokens": 8},
-    CHAT: {"messages": TURNS, "max_tokens": 8},
-    MESSAGES: {"messages": SAID, "max_tokens": 8},
-    RESPONSES: {"input": "Who lived in the wood?", "max_output_tokens": 8},
+    TEXT: {"prompt": PROMPT, "max_tokens": TOKENS},
+    CHAT: {"messages": TURNS, "max_tokens": TOKENS},
+    MESSAGES: {"messages": SAID, "max_tokens": TOKENS},
+    RESPONSES: {"input": "Who lived in the wood?", "max_output_tokens": TOKENS},
 }
 PAGE = Path(__file__).parents[3] / "docs" / "conformance.md"
 
@@ -110,8 +111,8 @@ def test_a_completion_says_how_long_it_is_and_why_it_ends(api: Api) -> None:
     count = len(api.tokens(PROMPT))
     assert answer["usage"] == {
         "prompt_tokens": count,
-        "completion_tokens": 8,
-        "total_tokens": count + 8,
+        "completion_tokens": TOKENS,
+        "total_tokens": count + TOKENS,
         "prompt_tokens_details": {"cached_tokens": 0},
     }
     assert choice["text"]
@@ -126,7 +127,7 @@ def test_a_conversation_is_answered_in_turn(api: Api) -> None:
         "length",
     )
     assert answer["id"].startswith("chatcmpl-")
-    assert answer["usage"]["completion_tokens"] == 8
+    assert answer["usage"]["completion_tokens"] == TOKENS
     assert answer["usage"]["prompt_tokens"] > len(api.tokens(TURNS[1]["content"]))
     parts = [{"type": "text", "text": "Who lived "}, {"type": "text", "text": "in the wood?"}]
     apart = api.ask(CHAT, **ASKED[CHAT] | {"messages": [TURNS[0], {"role": "user", "content": parts}]})
@@ -178,7 +179,7 @@ def test_two_choices_are_two_answers(api: Api, path: str) -> None:
     texts = [one["text"] if path == TEXT else one["message"]["content"] for one in answer["choices"]]
     assert [one["index"] for one in answer["choices"]] == [0, 1]
     assert len(set(texts)) == 2
-    assert answer["usage"]["completion_tokens"] == 16
+    assert answer["usage"]["completion_tokens"] == 2 * TOKENS
     chunks = api.stream(path, **asked)
     parts = [[one for one in chunks if one["choices"][0]["index"] == index] for index in (0, 1)]
     assert [deltas(path, part) for part in parts] == texts
@@ -236,9 +237,9 @@ def test_probabilities_are_told_of_every_token(api: Api, path: str) -> None:
     parts = [one["choices"][0]["logprobs"] for one in chunks]
     if path == TEXT:
         assert "".join(whole["tokens"]) == said(path, answer)
-        assert len(whole["tokens"]) == 8
+        assert len(whole["tokens"]) == TOKENS
         assert max(whole["token_logprobs"]) <= 0
-        assert [len(top) for top in whole["top_logprobs"]] == [5] * 8
+        assert [len(top) for top in whole["top_logprobs"]] == [5] * TOKENS
         assert [token for part in parts for token in part["tokens"]] == whole["tokens"]
         return
     told = whole["content"]
@@ -423,7 +424,7 @@ def test_a_message_in_anthropics_form(api: Api) -> None:
     assert [block["type"] for block in answer["content"]] == ["text"]
     assert said(MESSAGES, answer) == said(CHAT, api.ask(CHAT, **ASKED[CHAT]))
     usage = answer["usage"]
-    assert (usage["output_tokens"], usage["cache_read_input_tokens"]) == (8, 0)
+    assert (usage["output_tokens"], usage["cache_read_input_tokens"]) == (TOKENS, 0)
     assert not {"object", "choices", "timings"} & answer.keys()
     asked = {"system": "You tell tales.", "messages": SAID}
     counted = api.client.post(f"{MESSAGES}/count_tokens", json={"model": "demo"} | asked).json()
@@ -446,7 +447,7 @@ def test_a_message_by_events(api: Api) -> None:
     start, delta = events[0]["message"], events[-2]
     assert (start["role"], start["content"], start["usage"]["input_tokens"] > 0) == ("assistant", [], True)
     assert {one["index"] for one in events if "index" in one} == {0}
-    assert (delta["delta"]["stop_reason"], delta["usage"]["output_tokens"]) == ("max_tokens", 8)
+    assert (delta["delta"]["stop_reason"], delta["usage"]["output_tokens"]) == ("max_tokens", TOKENS)
     assert deltas(MESSAGES, events) == said(MESSAGES, api.ask(MESSAGES, **ASKED[MESSAGES]))
 
 
@@ -500,7 +501,7 @@ def test_a_response_by_events(api: Api) -> None:
     answer = api.ask(RESPONSES, **ASKED[RESPONSES])
     assert answer["id"].startswith("resp_")
     assert answer["output"][0]["id"].startswith("msg_")
-    assert (answer["usage"]["output_tokens"], answer["incomplete_details"]) == (8, {"reason": "max_output_tokens"})
+    assert (answer["usage"]["output_tokens"], answer["incomplete_details"]) == (TOKENS, {"reason": "max_output_tokens"})
     turns = [{"role": "system", "content": "You tell tales."}, *SAID]
     told = api.ask(RESPONSES, **ASKED[RESPONSES] | {"input": turns})
     assert said(RESPONSES, told) == said(CHAT, api.ask(CHAT, **ASKED[CHAT]))
