@@ -240,6 +240,7 @@ def _convert_gemma(name: str, weight: Tensor, _: PreTrainedConfig) -> Tensor:
 
 
 def _describe_phi(writer: GGUFWriter, config: PreTrainedConfig) -> None:
+    """Phi-1 to Phi-2, whose heads are as wide together as the hidden state: llama.cpp loads no others."""
     _require(config, "head_dim", _head_dim(config), (config.hidden_size // config.num_attention_heads,))
     _describe_rope(writer, config, config.rope_parameters)
 
