@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Final, Literal, Protocol
 
 from confide.enclave.engines.forms import Form
@@ -13,10 +14,19 @@ PARALLEL: Final = 16
 """Requests that are computed at once, where each takes memory of its own."""
 
 
+class Dtype(StrEnum):
+    """What a model of safetensors is computed in. int8: its linear layers in integers, see `models.integers`."""
+
+    F32 = "f32"
+    BF16 = "bf16"
+    INT8 = "int8"
+
+
 @dataclass(frozen=True)
 class EngineFacts:
     """What runs. model: its name in the API. quantization: such as f32 or q8_0. context: tokens at most.
 
+    rounded: whether weights were rounded when they were loaded, so that their digest is not that of the sealed model.
     version: of the engine and what it computes with. dtype: what is computed in. template: the chat template in use.
     adapters: their names. settings: what else changes answers. parallel: requests computed at once; more have to wait.
     cannot: fields of the API that this engine has no means for; whoever asks for one is refused by its name.
@@ -33,6 +43,7 @@ class EngineFacts:
     settings: Mapping[str, str] = field(default_factory=dict)
     parallel: int = PARALLEL
     cannot: frozenset[str] = frozenset()
+    rounded: bool = False
 
 
 @dataclass(frozen=True)
@@ -41,12 +52,14 @@ class EngineSettings:
 
     name: the model's in the API. context: tokens of one request at most, and no more than the model was made for.
     parallel: requests that are computed at once, where each takes memory of its own. threads: of the processor.
+    dtype: of a model of safetensors; the types of a GGUF file are its own.
     """
 
     name: str | None = None
     context: int | None = None
     parallel: int = PARALLEL
     threads: int | None = None
+    dtype: Dtype | None = None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTok
 
 from confide.enclave.engines.answer_text import AnswerText, TokenBytes
 from confide.enclave.engines.choosing import Chooser, Likely
-from confide.enclave.engines.engine import EngineFacts, Piece, Prompt, Sampling
+from confide.enclave.engines.engine import Dtype, EngineFacts, Piece, Prompt, Sampling
 from confide.enclave.engines.guides import Guide, Guides
 from confide.enclave.engines.held import Buffer, digest_of
 from confide.enclave.engines.prompts import Prompted, Prompts
@@ -28,6 +28,7 @@ from confide.models.ends import end_tokens
 PREFILL: Final = 256
 """Tokens of a prompt that are read in one turn: short enough that other requests hardly notice a long one."""
 _DTYPES: Final = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
+"""By the names of `Dtype`, and float16 for models that others load; the rest has torch's names."""
 
 
 class TransformersEngine(Prompted):
@@ -177,7 +178,7 @@ class _Reading:
 
 
 def _facts(model: PreTrainedModel, name: str, prompts: Prompts) -> EngineFacts:
-    dtype = _name(model.dtype)
+    quantization, dtype = _name(_main_dtype(model)), _name(model.dtype)
     adapters = tuple(sorted(getattr(model, "peft_config", None) or ()))
     settings = {
         "attention": str(getattr(model.config, "_attn_implementation", None)),
@@ -189,14 +190,23 @@ def _facts(model: PreTrainedModel, name: str, prompts: Prompts) -> EngineFacts:
     return EngineFacts(
         name,
         "transformers",
-        dtype,
+        quantization,
         prompts.context,
         version=f"{transformers.__version__}, torch {torch.__version__}",
         dtype=dtype,
         template=prompts.template,
         adapters=adapters,
         settings=settings,
+        rounded=quantization != Dtype.F32,
     )
+
+
+def _main_dtype(model: PreTrainedModel) -> torch.dtype:
+    """That of most weights; a tensor that has two names counts twice, as it does in products."""
+    weights: dict[torch.dtype, int] = {}
+    for tensor in model.state_dict().values():
+        weights[tensor.dtype] = weights.get(tensor.dtype, 0) + tensor.numel()
+    return max(weights, key=weights.__getitem__)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -41,7 +41,7 @@ def load_model(
     """
     if package.manifest.weights is not WeightsFormat.SAFETENSORS:
         raise InvalidPackage(f"{package.package.folder} holds a GGUF model; run it with the xllamacpp engine.")
-    config, tensors = _config(package), read_tensors(package, on_chunk)
+    config, tensors = load_config(package), read_tensors(package, on_chunk)
     model = _stock_model(config, tensors, dtype or config.dtype or torch.float32)
     if GENERATION_CONFIG in package:
         model.generation_config = GenerationConfig.from_dict(_json(package, GENERATION_CONFIG))
@@ -81,7 +81,8 @@ def load_tokenizer(package: UnlockedPackage) -> PreTrainedTokenizerBase | None:
         return source.load_tokenizer(folder)
 
 
-def _config(package: UnlockedPackage) -> PreTrainedConfig:
+def load_config(package: UnlockedPackage) -> PreTrainedConfig:
+    """The model's configuration. InvalidPackage for one of an architecture that transformers does not have."""
     values = _json(package, CONFIG)
     kind = str(values.get("model_type"))
     if kind not in CONFIG_MAPPING:
