@@ -15,12 +15,13 @@ from confide.cli import output
 from confide.cli.files import read_file
 from confide.cli.serve import Listening
 from confide.cli.tee import WARNING
+from confide.enclave.engines.engine import Dtype
 from confide.enclave.tee import TeeKind
 
 if TYPE_CHECKING:
     from confide.enclave.api.limits import Limits
     from confide.enclave.boot import Upstream
-    from confide.enclave.engines.engine import Dtype, EngineFacts, EngineSettings
+    from confide.enclave.engines.engine import EngineFacts, EngineSettings
     from confide.enclave.tee import Tee
     from confide.enclave.workload import Workload
 

@@ -157,15 +157,14 @@ def _transformers(unlocked: UnlockedPackage, on_chunk: OnChunk | None, settings:
     from confide.enclave.engines.dtypes import TORCH_DTYPES, fastest_dtype
     from confide.enclave.engines.transformers_engine import TransformersEngine
     from confide.models.integers import quantize_layers
-    from confide.packages.sealed.load import load_config, load_model, load_tokenizer
+    from confide.packages.sealed.load import load_empty, load_model, load_tokenizer
 
     tokenizer = load_tokenizer(unlocked)
     if tokenizer is None:
         raise EngineError("The model was sealed without its tokenizer, which serving it takes; seal it with one.")
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    width = load_config(unlocked).get_text_config().hidden_size
-    dtype = settings.dtype or fastest_dtype(width)
+    dtype = settings.dtype or fastest_dtype(load_empty(unlocked))
     model = load_model(unlocked, dtype=TORCH_DTYPES.get(dtype, torch.float32), on_chunk=on_chunk)
     if dtype is Dtype.INT8:
         quantize_layers(model)

@@ -1,15 +1,20 @@
 """Which type a model is computed in: by a measurement that has an end, and float32 wherever that gains little."""
 
+import inspect
 import logging
+import math
 from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.pytorch_utils import Conv1D
 
 from confide.enclave.engines import dtypes
-from confide.enclave.engines.dtypes import GAIN, faster, fastest_dtype, shortest
+from confide.enclave.engines.dtypes import GAIN, faster, fastest_dtype, shortest, token_seconds
 from confide.enclave.engines.engine import Dtype
+from confide.enclave.engines.transformers_engine import PREFILL
 
 
 @pytest.mark.parametrize(
@@ -19,7 +24,7 @@ def test_a_type_that_rounds_has_to_be_worth_it(bf16: float, chosen: Dtype) -> No
     assert faster({Dtype.F32: 1.0, Dtype.BF16: bf16}) is chosen
 
 
-@pytest.mark.parametrize(("seconds", "runs"), [(0.001, 4), (0.03, 3), (0.2, 2), (60.0, 2)])
+@pytest.mark.parametrize(("seconds", "runs"), [(0.001, 4), (0.015, 3), (0.2, 2), (2.0, 1)])
 def test_what_takes_long_is_not_measured_often(seconds: float, runs: int) -> None:
     now, done = [0.0], []
 
@@ -28,33 +33,66 @@ def test_what_takes_long_is_not_measured_often(seconds: float, runs: int) -> Non
         now[0] += seconds if len(done) > 1 else 2 * seconds  # the first one warms up
         return torch.zeros(1)
 
-    assert shortest(product, lambda: now[0]) == pytest.approx(seconds)
+    taken = shortest(product, 1.0, lambda: now[0])
+    assert taken == pytest.approx(seconds if runs > 1 else 2 * seconds)
     assert len(done) == runs
 
 
-@pytest.mark.parametrize("width", [64, 1000, 1 << 24])
-def test_prompts_and_answers_are_measured_as_they_are_computed(
-    width: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("other_way", [True, False])
+def test_what_is_measured_is_a_matrix_of_the_model(
+    other_way: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With shapes instead of times: a token of an answer goes through all weights, a prompt's share of a layer."""
-    asked: list[tuple[int, ...]] = []
+    kind = Conv1D(96, 32) if other_way else nn.Linear(32, 96)
+    model = nn.ModuleDict({"first": nn.Linear(8, 8), "largest": kind, "table": nn.Embedding(999, 32)})
+    asked: list[tuple[torch.dtype, int, bool, float]] = []
 
-    def seen(x: Tensor, weights: Tensor) -> Tensor:
-        asked.append((len(x), *weights.shape))
-        assert x.dtype is weights.dtype
-        return x
+    def seconds(dtype: torch.dtype, columns: int, *, other_way: bool, most: float = math.inf) -> float:
+        asked.append((dtype, columns, other_way, most))
+        return 2.0 if dtype is torch.float32 else 1.5
 
-    def counted(product: Callable[[], Tensor]) -> float:
-        slow = product().dtype is torch.float32
-        return 2.0 if slow else 1.0
-
-    monkeypatch.setattr(dtypes, "linear", seen)
-    monkeypatch.setattr(dtypes, "shortest", counted)
+    monkeypatch.setattr(dtypes, "token_seconds", seconds)
     with caplog.at_level(logging.INFO, "confide"):
-        assert fastest_dtype(width) is Dtype.BF16
+        assert fastest_dtype(model) is Dtype.BF16
+    assert asked == [(torch.float32, 32, other_way, math.inf), (torch.bfloat16, 32, other_way, 2.0)]
     assert "computed in bf16" in caplog.text
-    assert "f32" in caplog.text
-    for tokens, rows, columns in asked:
-        assert columns == min(width, 1 << 22)
-        assert rows * columns == pytest.approx((1 << 22) if tokens > 1 else (1 << 24), rel=0.01)
-    assert [tokens for tokens, _, _ in asked] == [32, 1] * 2
+    assert "f32 2000.0 ms" in caplog.text
+    assert fastest_dtype(nn.ModuleDict({"table": nn.Embedding(9, 9)})) is Dtype.F32
+
+
+def test_an_output_head_is_no_matrix_that_prompts_go_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    ways: list[bool] = []
+    monkeypatch.setattr(dtypes, "token_seconds", lambda *_, other_way, **more: ways.append(other_way) or 1.0)
+    sizes = {"vocab_size": 5000, "n_embd": 32, "n_layer": 1, "n_head": 2, "bos_token_id": 0, "eos_token_id": 0}
+    fastest_dtype(GPT2LMHeadModel(GPT2Config(**sizes)))  # whose head alone is an nn.Linear, and the largest
+    assert ways == [True, True]
+
+
+@pytest.mark.parametrize("other_way", [True, False])
+@pytest.mark.parametrize("columns", [64, 1000, 1 << 24])
+def test_prompts_and_answers_are_measured_as_they_are_computed(
+    columns: int, other_way: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With shapes in place of times: a token of an answer goes through many weights, a prompt through few."""
+    shapes = []
+
+    def shape(product: Callable[[], Tensor], most: float = 0) -> float:
+        x, matrix = inspect.getclosurevars(product).nonlocals.values()
+        x, matrix = sorted((x, matrix), key=Tensor.numel)
+        shapes.append((len(x), tuple(matrix.shape)))
+        return 1.0
+
+    monkeypatch.setattr(dtypes, "shortest", shape)
+    token_seconds(torch.bfloat16, columns, other_way=other_way)
+    wide = min(columns, 1 << 20)
+    expected = [(PREFILL, ((1 << 20) // wide, wide)), (1, ((1 << 24) // wide, wide))]
+    assert shapes == [(tokens, shape[::-1] if other_way else shape) for tokens, shape in expected]
+
+
+def test_what_has_lost_over_its_prompt_is_not_measured_any_further(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[float] = []
+    monkeypatch.setattr(dtypes, "shortest", lambda _, most: measured.append(most) or 1.0)
+    share = 8 / PREFILL * 16
+    assert token_seconds(torch.float32, 1024, other_way=False, most=share) == share
+    assert measured == [1.0]
+    assert token_seconds(torch.float32, 1024, other_way=False, most=share + 0.1) == share + 1
+    assert len(measured) == 3
