@@ -26,6 +26,7 @@ GAIN: Final = 0.8
 """The share of float32's time that bfloat16 has to stay below: it rounds, and a measurement is not exact."""
 _PROMPT_SHARE: Final = 8
 """Tokens of prompts to one of an answer: 1,024 to 128, as in Chrapek et al. (arXiv 2509.18886)."""
+_WIDEST: Final = 1 << 14
 _LAYER: Final = 1 << 20
 _STREAMED: Final = 1 << 24
 """Weights that a token of an answer goes through, 64 MiB in float32: they come from memory and not from a cache."""
@@ -65,7 +66,7 @@ def token_seconds(dtype: torch.dtype, columns: int, *, other_way: bool, most: fl
 
     other_way: whether matrices are (columns, rows), as GPT-2's are.
     """
-    columns = min(columns, _LAYER)
+    columns = min(columns, _WIDEST)
 
     def weights(count: int) -> Tensor:
         rows = count // columns

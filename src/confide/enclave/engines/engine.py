@@ -71,7 +71,8 @@ class Sampling:
     come before the temperature, then top_k, top_p, and min_p, the least share of the most probable one's probability.
     logprobs: how many of the most probable tokens are told beside each one chosen; None for no probabilities at all.
     form: what the whole answer must be like, for engines whose facts do not say that they cannot. markers: special
-    tokens of these names are given as text.
+    tokens of these names are given as text. salt: a secret of whoever asks, under which an engine may keep what it has
+    read of the prompt and find it again; without, it does neither.
     """
 
     max_tokens: int
@@ -87,6 +88,7 @@ class Sampling:
     logprobs: int | None = None
     form: Form | None = None
     markers: tuple[str, ...] = ()
+    salt: bytes | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.temperature < SMALLEST_TEMPERATURE:
