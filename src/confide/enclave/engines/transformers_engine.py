@@ -22,7 +22,7 @@ from confide.enclave.engines.engine import Dtype, EngineFacts, Piece, Prompt, Sa
 from confide.enclave.engines.guides import Guide, Guides
 from confide.enclave.engines.held import Buffer, digest_of
 from confide.enclave.engines.memory import available_bytes
-from confide.enclave.engines.prefixes import SECONDS, Names, Prefixes
+from confide.enclave.engines.prefixes import Names, Prefixes
 from confide.enclave.engines.prompts import Prompted, Prompts
 from confide.enclave.engines.turns import Turns
 from confide.errors import EngineError, EngineFault
@@ -33,8 +33,8 @@ PREFILL: Final = 256
 """Tokens of a prompt that are read in one turn: short enough that other requests hardly notice a long one."""
 _KEPT_SHARE: Final = 8
 """One part in so many of the memory that is there once the model is loaded, for what is kept of prompts."""
-LATE_SECONDS: Final = 60.0
-"""Within which it is let go of once its time is over: a step of an answer whose reader has gone may still use it."""
+LOOK_SECONDS: Final = 60.0
+"""How often it is looked whether anything of that has not been used for too long."""
 _DTYPES: Final = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 """By the names of `Dtype`, and float16 for models that others load; the rest has torch's names."""
 
@@ -66,6 +66,7 @@ class TransformersEngine(Prompted):
         self._ends = frozenset(end_tokens(model, tokenizer))
         self._guides = Guides(self._bytes, self._vocabulary, self._bytes.specials, sorted(self._ends))
         self._prefixes = Prefixes(available_bytes() // _KEPT_SHARE if kept_bytes is None else kept_bytes)
+        self._looking: asyncio.AbstractEventLoop | None = None
         self._turns = Turns("transformers engine")
 
     async def generate(self, prompt: str | Prompt, sampling: Sampling) -> AsyncGenerator[Piece, None]:
@@ -80,7 +81,7 @@ class TransformersEngine(Prompted):
                     yield piece or Piece("", 0)
         finally:
             if sampling.salt is not None:
-                asyncio.get_running_loop().call_later(SECONDS + LATE_SECONDS, self._prefixes.expire)
+                self._look_later()
 
     async def embed(self, texts: Sequence[str | Prompt]) -> list[list[float]]:
         """The mean over tokens of the last hidden state, scaled to Euclidean length 1."""
@@ -113,6 +114,19 @@ class TransformersEngine(Prompted):
         await self._turns.close()
         self._prefixes.clear()
         del self._model
+
+    def _look_later(self) -> None:
+        """Have what is unused let go of in time, also where nobody asks any more."""
+        loop = asyncio.get_running_loop()
+        if self._looking is not loop:
+            self._looking = loop
+            loop.call_later(LOOK_SECONDS, self._look)
+
+    def _look(self) -> None:
+        self._looking = None
+        self._prefixes.expire()
+        if self._prefixes.bytes:
+            self._look_later()
 
     def _margins(self, prompt: list[int], tokens: int) -> Iterator[float | None]:
         """One step is one token, as in `_answer`; None for a part of the prompt."""
