@@ -31,7 +31,7 @@ from benchmarks.confidential.run import gpt2_small
 from benchmarks.measure import Figure, write
 from benchmarks.trace import MAX_BYTES, Arrival, read_trace, synthetic_trace, write_trace
 from confide.attest.simulated import SimulatedTee
-from confide.bench.answers import answering, prompt_of, time_answers
+from confide.bench.answers import answering, no_conversations, prompt_of, time_answers
 from confide.cli.output import quiet_transformers
 from confide.disk.files import read_bounded
 from confide.enclave.api.answer import Serving
@@ -63,7 +63,7 @@ class Request:
 
 def main(trace: Sequence[Arrival] | None = None, requests: int = REQUESTS) -> list[Figure]:
     arrivals = list(trace or synthetic_trace(SEED, requests))[:requests]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, no_conversations():
         figures = uvloop.run(_measured(Path(folder), arrivals))
     write("soak", figures)
     return figures
@@ -84,7 +84,7 @@ async def _measured(folder: Path, arrivals: list[Arrival]) -> list[Figure]:
             requests = [await _request(engine, one, part[0].at, stretch, ends) for one in part]
             for side in ("bare", "service") if number % 2 else ("service", "bare"):
                 if side == "bare":
-                    bare += await replay_bare(engine, requests, ends)
+                    bare += await _replay_bare(engine, requests, ends)
                 else:
                     service += await _replay_service(client, requests)
     p99, p50 = (np.percentile(service, share) / np.percentile(bare, share) for share in (99, 50))
@@ -92,7 +92,8 @@ async def _measured(folder: Path, arrivals: list[Arrival]) -> list[Figure]:
     detail = (
         f"p99 {np.percentile(service, 99):.2f} s against {np.percentile(bare, 99):.2f} s, p50 "
         f"{np.percentile(service, 50):.2f} s against {np.percentile(bare, 50):.2f} s ({p50:.2f}); {len(bare)} "
-        f"requests, {len(arrivals) - len(fitting)} too long for the model, times {stretch:.2f} of the trace {digest[:16]}"
+        f"requests, {len(arrivals) - len(fitting)} too long for the model, {stretch:.2f} times the times of the trace "
+        f"{digest[:16]}"
     )
     what = "GPT-2-small shape, requests of a trace: first token's p99, service / bare engine"
     return [Figure(what, float(p99), "ratio", 2, 1.2, detail)]
@@ -123,7 +124,7 @@ async def _request(engine: Engine, one: Arrival, start: float, stretch: float, e
     return Request((one.at - start) * stretch, prompt.text, one.generated, bias, secrets.token_hex(32))
 
 
-async def replay_bare(engine: Engine, requests: Sequence[Request], ends: Sequence[int]) -> list[float]:
+async def _replay_bare(engine: Engine, requests: Sequence[Request], ends: Sequence[int]) -> list[float]:
     """Seconds from each request's time to its first token, with nothing around the engine."""
     began = time.perf_counter()
 
