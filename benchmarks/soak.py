@@ -5,8 +5,8 @@
 
 A trace is replayed on the bare engine, and by a client in a process of its own on the attested and encrypted service
 around that same engine; part by part, so that a busy moment of the machine falls on both. A request is sent when the
-trace says so, however many are still being answered. Times are stretched until the engine is busy for half of them,
-which `synthetic_trace` and Azure's traces, of other machines, would not come near.
+trace says so, however many are still being answered. Its times are multiplied so that the engine is busy for half of
+them: a trace of other machines would leave this one idle, or drown it.
 """
 
 import argparse
@@ -40,6 +40,7 @@ from confide.enclave.api.server import Server, bind, configuration
 from confide.enclave.engines.engine import Engine, Prompt, Sampling
 from confide.enclave.engines.transformers_engine import TransformersEngine
 from confide.enclave.workload import Workload
+from confide.errors import BenchmarkError
 from confide.models.ends import end_tokens
 from confide.models.source import open_model
 
@@ -76,6 +77,10 @@ async def _measured(folder: Path, arrivals: list[Arrival]) -> list[Figure]:
     engine = TransformersEngine(model, tokenizer, source.name)
     ends = end_tokens(model, tokenizer)
     fitting = [one for one in arrivals if one.context + one.generated <= engine.facts.context]
+    if len(fitting) < PARTS:
+        raise BenchmarkError(
+            f"{len(fitting)} requests of the trace fit the model's context; give more with --requests."
+        )
     stretch = await _stretch(engine, fitting, ends)
     bare: list[float] = []
     service: list[float] = []

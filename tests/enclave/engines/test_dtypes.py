@@ -4,17 +4,18 @@ import inspect
 import logging
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from transformers import GPT2Config, GPT2LMHeadModel
-from transformers.pytorch_utils import Conv1D
+from torch import Tensor
+from transformers import GPT2Config, LlamaConfig, PreTrainedConfig
 
 from confide.enclave.engines import dtypes
 from confide.enclave.engines.dtypes import GAIN, faster, fastest_dtype, shortest, token_seconds
 from confide.enclave.engines.engine import Dtype
 from confide.enclave.engines.transformers_engine import PREFILL
+from confide.models.sharing import empty_model
 
 
 @pytest.mark.parametrize(
@@ -38,12 +39,21 @@ def test_what_takes_long_is_not_measured_often(seconds: float, runs: int) -> Non
     assert len(done) == runs
 
 
-@pytest.mark.parametrize("other_way", [True, False])
-def test_what_is_measured_is_a_matrix_of_the_model(
-    other_way: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+SIZES: dict[str, Any] = {"vocab_size": 5000, "hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1}
+LLAMA = LlamaConfig(**SIZES, intermediate_size=96)
+GPT2 = GPT2Config(vocab_size=5000, n_embd=48, n_head=2, n_layer=1, bos_token_id=0, eos_token_id=0)
+
+
+@pytest.mark.parametrize(
+    ("config", "columns", "other_way"), [(LLAMA, 96, False), (GPT2, 192, True)], ids=["llama", "gpt2"]
+)
+def test_what_is_measured_is_a_matrix_of_the_model_though_not_its_head(
+    config: PreTrainedConfig,
+    columns: int,
+    other_way: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    kind = Conv1D(96, 32) if other_way else nn.Linear(32, 96)
-    model = nn.ModuleDict({"first": nn.Linear(8, 8), "largest": kind, "table": nn.Embedding(999, 32)})
     asked: list[tuple[torch.dtype, int, bool, float]] = []
 
     def seconds(dtype: torch.dtype, columns: int, *, other_way: bool, most: float = math.inf) -> float:
@@ -52,19 +62,10 @@ def test_what_is_measured_is_a_matrix_of_the_model(
 
     monkeypatch.setattr(dtypes, "token_seconds", seconds)
     with caplog.at_level(logging.INFO, "confide"):
-        assert fastest_dtype(model) is Dtype.BF16
-    assert asked == [(torch.float32, 32, other_way, math.inf), (torch.bfloat16, 32, other_way, 2.0)]
+        assert fastest_dtype(empty_model(config)) is Dtype.BF16
+    assert asked == [(torch.float32, columns, other_way, math.inf), (torch.bfloat16, columns, other_way, 2.0)]
     assert "computed in bf16" in caplog.text
     assert "f32 2000.0 ms" in caplog.text
-    assert fastest_dtype(nn.ModuleDict({"table": nn.Embedding(9, 9)})) is Dtype.F32
-
-
-def test_an_output_head_is_no_matrix_that_prompts_go_through(monkeypatch: pytest.MonkeyPatch) -> None:
-    ways: list[bool] = []
-    monkeypatch.setattr(dtypes, "token_seconds", lambda *_, other_way, **more: ways.append(other_way) or 1.0)
-    sizes = {"vocab_size": 5000, "n_embd": 32, "n_layer": 1, "n_head": 2, "bos_token_id": 0, "eos_token_id": 0}
-    fastest_dtype(GPT2LMHeadModel(GPT2Config(**sizes)))  # whose head alone is an nn.Linear, and the largest
-    assert ways == [True, True]
 
 
 @pytest.mark.parametrize("other_way", [True, False])

@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import linear
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from confide.enclave.engines.engine import Dtype
@@ -39,14 +40,17 @@ _HOPELESS: Final = 3
 _log = logging.getLogger(__name__)
 
 
-def fastest_dtype(model: nn.Module) -> Dtype:
+def fastest_dtype(model: PreTrainedModel) -> Dtype:
     """By a measurement of less than a second on this thread's processors. model: may be without weights."""
-    layers = [layer for layer in named_linear(model).values() if linear_shape(layer) is not None]
-    # The output head is read once a token, and not by prompts.
-    largest = max((layer for layer in layers if layer is not _head(model)), key=_weights, default=None)
-    if largest is None:
+    head = model.get_output_embeddings()  # which a prompt goes through once, and its other layers with every token
+    shapes = [
+        (math.prod(shape), shape[1], isinstance(layer, Conv1D))
+        for layer in named_linear(model).values()
+        if layer is not head and (shape := linear_shape(layer))
+    ]
+    if not shapes:
         return Dtype.F32
-    columns, other_way = (linear_shape(largest) or (0, 0))[1], isinstance(largest, Conv1D)
+    _, columns, other_way = max(shapes)
     seconds = {Dtype.F32: token_seconds(torch.float32, columns, other_way=other_way)}
     seconds[Dtype.BF16] = token_seconds(torch.bfloat16, columns, other_way=other_way, most=seconds[Dtype.F32])
     chosen = faster(seconds)
@@ -93,12 +97,3 @@ def shortest(
         product()
         runs.append(clock() - started)
     return min(runs)
-
-
-def _head(model: nn.Module) -> nn.Module | None:
-    found = getattr(model, "get_output_embeddings", lambda: None)()
-    return found if isinstance(found, nn.Module) else None
-
-
-def _weights(layer: nn.Module) -> int:
-    return math.prod(linear_shape(layer) or ())

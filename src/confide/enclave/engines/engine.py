@@ -26,10 +26,10 @@ class Dtype(StrEnum):
 class EngineFacts:
     """What runs. model: its name in the API. quantization: such as f32 or q8_0. context: tokens at most.
 
-    rounded: whether weights were rounded when they were loaded, so that their digest is not that of the sealed model.
     version: of the engine and what it computes with. dtype: what is computed in. template: the chat template in use.
     adapters: their names. settings: what else changes answers. parallel: requests computed at once; more have to wait.
     cannot: fields of the API that this engine has no means for; whoever asks for one is refused by its name.
+    rounded: whether weights were rounded when they were loaded, so that their digest is not that of the sealed model.
     """
 
     model: str
