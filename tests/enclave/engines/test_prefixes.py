@@ -100,28 +100,28 @@ def test_what_is_unused_goes_in_time(prefixes: Prefixes, clock: Clock) -> None:
     assert found(prefixes, MINE, TOKENS[:13]) == TOKENS[:12]
     clock.now = SECONDS + 1
     prefixes.expire()
-    assert prefixes.bytes == 3 * PART * 16
+    assert prefixes.size == 3 * PART * 16
     assert found(prefixes, MINE, TOKENS) == TOKENS[:12]
     assert found(prefixes, YOURS, TOKENS) == []
     clock.now = 3 * SECONDS
     assert found(prefixes, MINE, TOKENS) == []
-    assert prefixes.bytes == 0
+    assert prefixes.size == 0
 
 
 def test_no_more_is_kept_than_there_is_room_for_and_the_end_goes_before_the_beginning(clock: Clock) -> None:
     prefixes = Prefixes(4 * PART * 16, clock=clock)
     keep(prefixes, MINE, TOKENS)
-    assert prefixes.bytes == 4 * PART * 16
+    assert prefixes.size == 4 * PART * 16
     assert found(prefixes, MINE, TOKENS) == TOKENS[:16]
     keep(prefixes, YOURS, TOKENS[:9])
     assert found(prefixes, YOURS, TOKENS[:9]) == TOKENS[:8]
     assert found(prefixes, MINE, TOKENS) == TOKENS[:8]
-    assert prefixes.bytes == 4 * PART * 16
+    assert prefixes.size == 4 * PART * 16
     nothing = Prefixes(0)
     keep(nothing, MINE, TOKENS)
-    assert (nothing.bytes, found(nothing, MINE, TOKENS)) == (0, [])
+    assert (nothing.size, found(nothing, MINE, TOKENS)) == (0, [])
     prefixes.clear()
-    assert (prefixes.bytes, found(prefixes, YOURS, TOKENS[:9])) == (0, [])
+    assert (prefixes.size, found(prefixes, YOURS, TOKENS[:9])) == (0, [])
 
 
 def test_caches_that_slide_or_are_no_such_are_not_kept(prefixes: Prefixes) -> None:
@@ -130,7 +130,7 @@ def test_caches_that_slide_or_are_no_such_are_not_kept(prefixes: Prefixes) -> No
     sliding.update(torch.ones(1, 1, PART, 1), torch.ones(1, 1, PART, 1), 0)
     for cache in (sliding, None, object(), cache_of(TOKENS[:3]), cache_of(TOKENS[:5])):
         prefixes.put(names, 0, cache)
-    assert prefixes.bytes == 0
+    assert prefixes.size == 0
 
 
 # -- in the engine -------------------------------------------------------------------------------------------------

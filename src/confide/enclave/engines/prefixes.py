@@ -57,7 +57,7 @@ class _Kept:
     used: float
 
     @property
-    def bytes(self) -> int:
+    def size(self) -> int:
         return sum(tensor.nbytes for pair in self.layers for tensor in pair)
 
 
@@ -77,8 +77,8 @@ class Prefixes:
         return f"Prefixes({len(self._kept)}, <hidden>)"
 
     @property
-    def bytes(self) -> int:
-        """Kept now."""
+    def size(self) -> int:
+        """Bytes that are kept now."""
         return self._bytes
 
     def take(self, names: Names) -> DynamicCache | None:
@@ -112,7 +112,7 @@ class Prefixes:
                     for keys, values in layers
                 ]
                 kept = self._kept[name] = _Kept(part, 0.0)
-                self._bytes += kept.bytes
+                self._bytes += kept.size
             self._use(names.parts[: index + 1])
             while self._bytes > self._most_bytes:
                 self._forget(next(iter(self._kept)))
@@ -142,7 +142,7 @@ class Prefixes:
             self._forget(next(iter(self._kept)))
 
     def _forget(self, name: bytes) -> None:
-        self._bytes -= self._kept.pop(name).bytes
+        self._bytes -= self._kept.pop(name).size
 
 
 def _layers_of(cache: object, tokens: int) -> _Layers | None:

@@ -125,7 +125,7 @@ class TransformersEngine(Prompted):
     def _look(self) -> None:
         self._looking = None
         self._prefixes.expire()
-        if self._prefixes.bytes:
+        if self._prefixes.size:
             self._look_later()
 
     def _margins(self, prompt: list[int], tokens: int) -> Iterator[float | None]:
