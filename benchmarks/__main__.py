@@ -1,7 +1,7 @@
 """Run every benchmark, or those named, and print the table.
 
-`attention` and `peers` run only when named: they take minutes. On its first run `peers` installs other libraries from
-the network, in an environment of their own.
+`attention`, `peers` and `soak` run only when named: they take minutes. On its first run `peers` installs other
+libraries from the network, in an environment of their own.
 """
 
 import sys
@@ -19,6 +19,7 @@ from benchmarks import (
     round_trip,
     sealed,
     serving,
+    soak,
     whole_model,
 )
 from benchmarks.confidential import run as confidential
@@ -37,7 +38,7 @@ QUESTIONS = {
     "confidential": confidential.main,
     "attestation": attestation.main,
 }
-ON_REQUEST = {"peers": peers.main, "attention": attention.main}
+ON_REQUEST = {"peers": peers.main, "attention": attention.main, "soak": soak.main}
 
 
 def main() -> None:

@@ -87,6 +87,30 @@ def test_nothing_but_a_nonce_is_sent_before_the_workload_is_verified(running: Ru
     assert json.loads(running.fake.prompts[-1][1])["messages"] == HELLO
 
 
+def test_each_session_has_a_salt_of_its_own_which_goes_encrypted(running: Running) -> None:
+    def salts() -> list[str]:
+        return [dict(head.headers)["confide-cache-salt"] for head in running.fake.heads if "/chat/" in head.path]
+
+    async def asynchronously(session: EnclaveSession) -> None:
+        await session.async_openai.chat.completions.create(model=MODEL, messages=HELLO)  # type: ignore[arg-type]
+        await session.aclose()
+
+    running.fake.heads.clear()
+    with running.connect() as session:
+        session.chat("hello")
+        session.chat("hello again")
+        asyncio.run(asynchronously(session))
+    with running.connect() as session:
+        session.chat("hello")
+        own = {"confide-cache-salt": "ab" * 32}  # for whoever asks for several users through one session
+        session.openai.chat.completions.create(model=MODEL, messages=HELLO, extra_headers=own)  # type: ignore[arg-type]
+    first, second, third, other, given = salts()
+    assert first == second == third
+    assert len({first, other, given}) == 3
+    assert given == "ab" * 32
+    assert all(len(bytes.fromhex(salt)) == 32 for salt in (first, other))
+
+
 def restated(**changes: Any) -> Callable[[Attested], Attested]:
     """Says something else than what the hardware signed."""
 

@@ -13,6 +13,7 @@ import typer
 
 from confide.cli.options import InsecureNoTls, Json
 from confide.cli.settings import require_chosen
+from confide.enclave.engines.engine import Dtype
 from confide.enclave.tee import TeeKind
 from confide.logs import JsonLines, TextLines
 from confide.net.loopback import require_loopback
@@ -168,6 +169,13 @@ def command(
     threads: Annotated[
         int | None, typer.Option(help="Threads that compute; all cores without.", min=1, rich_help_panel=MODEL)
     ] = None,
+    dtype: Annotated[
+        Dtype | None,
+        typer.Option(
+            help="What a model of safetensors is computed in; without, the faster of f32 and bf16 by a measurement.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
     max_tokens: Annotated[
         int | None, typer.Option(help="Tokens of an answer at most; 8192 without.", min=1, rich_help_panel=MODEL)
     ] = None,
@@ -232,6 +240,7 @@ def command(
         "name": name,
         "parallel": parallel,
         "threads": threads,
+        "dtype": dtype,
         "max_tokens": max_tokens,
         "idle_timeout": idle_timeout,
         "engine_timeout": engine_timeout,

@@ -15,6 +15,7 @@ from confide.cli import output
 from confide.cli.files import read_file
 from confide.cli.serve import Listening
 from confide.cli.tee import WARNING
+from confide.enclave.engines.engine import Dtype
 from confide.enclave.tee import TeeKind
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class ModelOptions:
     name: str | None
     parallel: int | None
     threads: int | None
+    dtype: Dtype | None
     max_tokens: int | None
     idle_timeout: float | None
     engine_timeout: float | None
@@ -60,7 +62,7 @@ class ModelOptions:
             raise typer.BadParameter("--name takes letters, digits and . _ - / :, at most 256")
         if self.upstream and (self.parallel or self.threads):
             raise typer.BadParameter("--parallel and --threads are the upstream server's to choose; set them there")
-        return EngineSettings(self.name, self.context, self.parallel or PARALLEL, self.threads)
+        return EngineSettings(self.name, self.context, self.parallel or PARALLEL, self.threads, self.dtype)
 
     def limits(self) -> "Limits":
         """What one request is granted."""

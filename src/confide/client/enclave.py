@@ -1,5 +1,6 @@
 """A session with a model inside a trusted execution environment: verified first, and only then sent anything."""
 
+import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -12,6 +13,7 @@ import httpx
 from confide.attest.configuration import Configuration
 from confide.attest.policy import AnyPolicy
 from confide.attest.result import AttestationResult
+from confide.channel.encryption import CACHE_SALT
 from confide.client.attested import verify_workload
 from confide.client.hop import LONG_TIMEOUT, TIMEOUT, server_address, tls_context
 from confide.client.ra_tls import AsyncAttestedTlsTransport, AttestedTlsTransport, unauthenticated_context
@@ -101,6 +103,7 @@ class EnclaveSession(Session):
         self._ra_tls = ra_tls
         self._tls = unauthenticated_context() if ra_tls else tls_context((encrypted or [""])[0], ca)
         self._receipts = Receipts(self._base_url)
+        self._salted = {CACHE_SALT: secrets.token_hex(32)}
         self._http = httpx.Client(verify=self._tls, timeout=TIMEOUT, trust_env=False)
         try:
             self._standing = Standing(lambda one: verify_workload(self._http, one, self._party), self.urls, replicas)
@@ -181,7 +184,8 @@ class EnclaveSession(Session):
             if self._ra_tls
             else EncryptedTransport(self._http, self._standing)
         )
-        return httpx.Client(transport=ReceiptedTransport(transport, self._receipts), timeout=LONG_TIMEOUT)
+        receipted = ReceiptedTransport(transport, self._receipts)
+        return httpx.Client(transport=receipted, timeout=LONG_TIMEOUT, headers=self._salted)
 
     def receipt(self) -> ReceiptResult:
         """Every check of the workload's receipt for the last answer, of either client, made as that answer ended.
@@ -213,7 +217,7 @@ class EnclaveSession(Session):
             else AsyncEncryptedTransport(self._async_http, self._standing)
         )
         receipted = AsyncReceiptedTransport(transport, self._receipts)
-        http: Any = httpx.AsyncClient(transport=receipted, timeout=LONG_TIMEOUT)
+        http: Any = httpx.AsyncClient(transport=receipted, timeout=LONG_TIMEOUT, headers=self._salted)
         return AsyncOpenAI(api_key=_NO_API_KEY, base_url=self._base_url, http_client=http, max_retries=0)
 
     @cached_property

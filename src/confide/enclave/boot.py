@@ -13,7 +13,7 @@ from confide.attest.configuration import UpstreamUsed
 from confide.enclave.api.limits import Limits
 from confide.enclave.configuration import configuration_with
 from confide.enclave.egress import WaysOut
-from confide.enclave.engines.engine import Engine, EngineFacts, EngineSettings, Message, Sampling
+from confide.enclave.engines.engine import Dtype, Engine, EngineFacts, EngineSettings, Message, Sampling
 from confide.enclave.self_test import PROMPTS, SelfTest, make_known_answers
 from confide.enclave.workload import Workload
 from confide.errors import EngineError, SelfTestMissing
@@ -70,7 +70,11 @@ def load_engine(
     Raises what `fetch` raises, InvalidPackage where the package is not what its owner signed, EngineError where no
     engine can run it, SelfTestMissing where nothing says that it does.
     """
-    ways = ways or WaysOut()
+    ways, settings = ways or WaysOut(), settings or EngineSettings()
+    if settings.dtype and (upstream or package.manifest.weights is WeightsFormat.GGUF):
+        raise EngineError(
+            "What it is computed in, an upstream chooses itself, and a GGUF file says; leave the dtype out."
+        )
     if package.manifest.known_answers is None and not insecure_skip_self_test:
         raise SelfTestMissing(
             f"{package.folder} was sealed without known answers, so that nobody could tell whether it is computed "
@@ -81,7 +85,6 @@ def load_engine(
     workload.configuration = msgspec.structs.replace(workload.configuration, egress=ways.stated, upstream=used)
     unlocked = package.unlock(fetch(package.manifest.key, workload))
     ways.close_keys()
-    settings = settings or EngineSettings()
     if upstream:
         engine = _upstream(unlocked, upstream, ways, settings.name)
     else:
@@ -127,7 +130,7 @@ def _tried(unlocked: UnlockedPackage, then: Callable[[Engine], Coroutine[None, N
 
         load_model(unlocked)
         return None
-    engine = open_engine(unlocked, settings=EngineSettings(context=_TRIAL_CONTEXT, parallel=1))
+    engine = open_engine(unlocked, settings=EngineSettings(context=_TRIAL_CONTEXT, parallel=1, dtype=Dtype.F32))
 
     async def work() -> _T:
         try:
@@ -152,15 +155,20 @@ async def _make_a_token(engine: Engine) -> None:
 def _transformers(unlocked: UnlockedPackage, on_chunk: OnChunk | None, settings: EngineSettings) -> Engine:
     import torch
 
+    from confide.enclave.engines.dtypes import TORCH_DTYPES, fastest_dtype
     from confide.enclave.engines.transformers_engine import TransformersEngine
-    from confide.packages.sealed.load import load_model, load_tokenizer
+    from confide.models.integers import quantize_layers
+    from confide.packages.sealed.load import load_empty, load_model, load_tokenizer
 
     tokenizer = load_tokenizer(unlocked)
     if tokenizer is None:
         raise EngineError("The model was sealed without its tokenizer, which serving it takes; seal it with one.")
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    model = load_model(unlocked, dtype=torch.float32, on_chunk=on_chunk)
+    dtype = settings.dtype or fastest_dtype(load_empty(unlocked))
+    model = load_model(unlocked, dtype=TORCH_DTYPES.get(dtype, torch.float32), on_chunk=on_chunk)
+    if dtype is Dtype.INT8:
+        quantize_layers(model)
     return TransformersEngine(model, tokenizer, settings.name or unlocked.manifest.name, settings.context)
 
 
