@@ -4,6 +4,7 @@ The certificate is looked at when the handshake is over, in which the server has
 before anything is sent through the connection.
 """
 
+import asyncio
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime
@@ -15,9 +16,9 @@ import httpx
 
 from confide.attest.ra_tls import open_certificate, verify_binding
 from confide.client.hop import receiving, sending
-from confide.client.relying_party import RelyingParty
+from confide.client.relying_party import RelyingParty, Verified
 from confide.client.standing import Standing
-from confide.client.transport import VERIFIED
+from confide.client.transport import TO, VERIFIED
 from confide.enclave.workload import TLS_PURPOSE
 from confide.errors import KeyChanged, WrongBinding
 
@@ -65,7 +66,6 @@ def certificate_check(party: RelyingParty, standing: Standing) -> Check:
         if not attested:
             raise WrongBinding("TLS does not end inside this workload; connect without ra_tls.")
         if not compare_digest(sha256(opened.spki).hexdigest(), attested):
-            standing.withdraw(verified)
             raise KeyChanged("The server has another TLS key than the one that was verified; call verify().")
 
     return check
@@ -82,11 +82,18 @@ class AttestedTlsTransport(httpx.BaseTransport):
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """AttestationError, KeyChanged or ConnectionLost where nothing was sent; ChannelBroken for half an answer."""
         verified = self._standing.current
-        with sending():
-            answer = self._inner.handle_request(request)
+        try:
+            answer = self._sent(request)
+        except KeyChanged as error:  # in the handshake, before anything was sent
+            verified = _in_place_of(self._standing, verified, request, error)
+            answer = self._sent(request)
         answer.stream = _Body(answer)
         answer.extensions[VERIFIED] = verified
         return answer
+
+    def _sent(self, request: httpx.Request) -> httpx.Response:
+        with sending():
+            return self._inner.handle_request(request)
 
     def close(self) -> None:
         """Close the connections."""
@@ -104,15 +111,32 @@ class AsyncAttestedTlsTransport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """AttestationError, KeyChanged or ConnectionLost where nothing was sent; ChannelBroken for half an answer."""
         verified = self._standing.current
-        with sending():
-            answer = await self._inner.handle_async_request(request)
+        try:
+            answer = await self._sent(request)
+        except KeyChanged as error:
+            verified = await asyncio.to_thread(_in_place_of, self._standing, verified, request, error)
+            answer = await self._sent(request)
         answer.stream = _AsyncBody(answer)
         answer.extensions[VERIFIED] = verified
         return answer
 
+    async def _sent(self, request: httpx.Request) -> httpx.Response:
+        with sending():
+            return await self._inner.handle_async_request(request)
+
     async def aclose(self) -> None:
         """Close the connections."""
         await self._inner.aclose()
+
+
+def _in_place_of(standing: Standing, verified: Verified, request: httpx.Request, error: KeyChanged) -> Verified:
+    """Whoever answers there now, verified. KeyChanged where that is the same one, or a receipt is asked for."""
+    if TO in request.extensions:
+        raise error
+    other = standing.in_place_of(verified)
+    if other.key.id == verified.key.id:
+        raise error
+    return other
 
 
 class _Body(httpx.SyncByteStream):

@@ -147,11 +147,11 @@ class WorkloadBackend(Backend):
         return names
 
     async def begin(self, question: Question, scope: Scope, receive: Receive) -> ASGIApp:
-        """As the workload answers it. One that has another key by now answered nothing: it is verified, and asked."""
+        """As the workload answers it."""
         path, body = question.path, question.body
         if self.name:
             body = msgspec.json.encode({**question.fields, "model": self._served[0]})
-        response = await while_connected(Request(scope, receive), self._asked(path, body))
+        response = await while_connected(Request(scope, receive), self._send(path, body))
         headers = {name: response.headers[name] for name in _HANDED_ON if name in response.headers}
         if EXCHANGE in response.extensions:  # without one, an id is of a receipt that nobody could check
             headers[HEADER] = response.extensions[EXCHANGE].receipt_id
@@ -161,13 +161,6 @@ class WorkloadBackend(Backend):
         """As of every backend. A missing receipt may be an accident; `_settled_receipt` has heard of wrong ones."""
         if not isinstance(error, ReceiptMissing):
             super().failed(error)
-
-    async def _asked(self, path: str, body: bytes) -> httpx.Response:
-        try:
-            return await self._send(path, body)
-        except KeyChanged:
-            await self.ready()
-            return await self._send(path, body)
 
     async def _send(self, path: str, body: bytes) -> httpx.Response:
         request = self._inside.build_request(
