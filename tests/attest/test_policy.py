@@ -204,13 +204,13 @@ def test_expired_collateral_advisories_and_platforms() -> None:
 
 
 def test_an_alternative_has_its_time() -> None:
-    old = all_of(NotAfter.at(NOW), Tdx(mrtd=MRTD))
+    old = all_of(NotAfter.at(NOW), Tdx(mrtd=MRTD.hex()))
     policy = Policy.all_of(any_of(Tdx(mrtd="00" * 48), old))
     assert appraise(tdx_claims(), policy, NOW).trusted
     late = appraise(tdx_claims(), policy, NOW + timedelta(seconds=1))
     assert [check.code for check in late.failures] == ["any-of"]
     assert "not-after" in late.failures[0].seen
-    assert not appraise(tdx_claims(mrtd=bytes(47) + b"\1"), policy, NOW).trusted
+    assert not appraise(tdx_claims(measurements={"mrtd": bytes([1]) * 48}), policy, NOW).trusted
 
 
 def test_the_statement_counts_only_if_the_hardware_signed_it() -> None:

@@ -2,12 +2,15 @@
 
 from datetime import timedelta
 from itertools import permutations
+from typing import Any
 
 import pytest
-from hypothesis import given
-from tests.attest.made_up import MRTD, NOW, tdx_claims
+from hypothesis import given, settings
+from tests.attest.made_up import MRTD as MRTD_BYTES
+from tests.attest.made_up import NOW, tdx_claims
 from tests.attest.test_policy import POLICIES
 
+from confide.attest.claims import Claims
 from confide.attest.defaults import Exceptions
 from confide.attest.policy import AnyPolicy, Policy, SimulatedPolicy, appraise
 from confide.attest.policy_toml import any_policy_from_toml, to_toml
@@ -16,14 +19,18 @@ from confide.attest.requirements import FmspcIn, NoAdvisory, Tdx, VerifierServic
 from confide.attest.transition import Transition, ask_the_same
 from confide.errors import InvalidPolicy
 
-OTHER = "00" * 48
+MRTD, OTHER = MRTD_BYTES.hex(), "00" * 48
 UNTIL = NOW.replace(microsecond=0)
 SHARED = NoAdvisory(("INTEL-SA-00002",))
 OLD, NEW = Policy.all_of(SHARED, Tdx(mrtd=MRTD)), Policy.all_of(Tdx(mrtd=OTHER), SHARED, version="2")
 
 
+def machine(mrtd: str, **changes: Any) -> Claims:
+    return tdx_claims(measurements={"mrtd": bytes.fromhex(mrtd)}, **changes)
+
+
 def trusted(policy: AnyPolicy, mrtd: str, seconds: int) -> bool:
-    return appraise(tdx_claims(mrtd=bytes.fromhex(mrtd)), policy, UNTIL + timedelta(seconds=seconds)).trusted
+    return appraise(machine(mrtd), policy, UNTIL + timedelta(seconds=seconds)).trusted
 
 
 def test_the_old_version_is_allowed_until_then_and_the_new_one_for_good() -> None:
@@ -31,7 +38,7 @@ def test_the_old_version_is_allowed_until_then_and_the_new_one_for_good() -> Non
     assert [trusted(policy, MRTD, seconds) for seconds in (-60, 0, 1, 60)] == [True, True, False, False]
     assert [trusted(policy, OTHER, seconds) for seconds in (-60, 1, 60)] == [True, True, True]
     assert not trusted(policy, "11" * 48, -60)
-    affected = tdx_claims(mrtd=bytes.fromhex(OTHER), advisories=("INTEL-SA-00002",))
+    affected = machine(OTHER, advisories=("INTEL-SA-00002",))
     assert not appraise(affected, policy, UNTIL).trusted  # what both ask for is asked of both
     assert names_code(policy)
     assert not names_code(Transition(Policy.all_of(SHARED), NEW, UNTIL).policy())
@@ -48,6 +55,7 @@ def test_it_is_read_from_the_policy_again() -> None:
     assert Transition.read(Policy()) is None
 
 
+@settings(max_examples=20)
 @given(POLICIES, POLICIES)
 def test_of_any_two_policies_one_is_made_that_says_which_they_were_or_none_is(old: AnyPolicy, new: AnyPolicy) -> None:
     try:

@@ -54,7 +54,7 @@ class NotAfter(Requirement, frozen=True, tag="not-after"):
         try:
             written = self.moment.strftime(_MOMENT)
         except ValueError:
-            written = ""
+            written = None
         if written != self.time:
             raise InvalidPolicy(f"{self.time[:40]!r} is no time; write one in UTC, as in 2026-12-01T00:00:00Z.")
 
