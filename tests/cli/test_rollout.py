@@ -13,6 +13,7 @@ import httpx
 import openai
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
+from starlette.responses import PlainTextResponse
 from tests.client.workload import MODEL, FakeWorkload, another, serving, simulated
 from tests.enclave.fake_engine import FakeEngine
 from tests.enclave.nginx import NGINX, nginx
@@ -171,7 +172,8 @@ def test_nobody_notices(place: Place, run: Run) -> None:
         assert [first + "".join(rest) for first, rest in zip(begun, running, strict=True)] == ["hgfedcba"] * 2
         assert session.receipt().verified
     assert len(place.old.prompts) == asked
-    assert len(json.loads(place.new.prompts[0][1])["messages"]) == 3
+    (question,) = (body for path, body in place.new.prompts if path == "/v1/chat/completions")
+    assert [turn["content"] for turn in json.loads(question)["messages"]] == ["abc", "cba", "def"]
     assert states(run("--new", place.new.url, "--public", place.public))[2] == ("switch", "already")
     policy = any_policy_from_toml(Path("both.toml").read_text())
     assert "until" in " ".join(sentence for one in policy.requirements for sentence in one.sentences())
@@ -192,19 +194,13 @@ def test_what_is_not_the_new_version_gets_no_traffic(place: Place, run: Run) -> 
     assert "policy-version" in refused["error"]["message"]
     assert place.old.url.rpartition("/")[2] in (place.folder / "included" / SERVERS).read_text()
     place.new.workload.policy_version = "2"
-    place.new.outer = lambda: httpx_gone()
+    place.new.outer = lambda: PlainTextResponse("Bad gateway", 502)
     assert run(*arguments, code=1)[-1]["error"]["code"] == "gateway"
     place.new.outer = None
     broken = ("--new", place.new.url, "--public", place.public, *place.commands()[:-1], "false")
     assert run(*broken, code=1)[-1]["error"]["code"] == "rollout-stopped"
     assert place.old.url.rpartition("/")[2] in (place.folder / "included" / SERVERS).read_text()
     assert not (place.folder / "included" / REPLICAS).read_bytes()
-
-
-def httpx_gone() -> Any:
-    from starlette.responses import PlainTextResponse
-
-    return PlainTextResponse("Bad gateway", 502)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """A rollout among machines that are made up: cut off anywhere it goes on, and what is asked of them alone decides."""
 
 import functools
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -132,6 +133,7 @@ class World:
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], World]]:
     """Makes worlds of their own."""
     monkeypatch.setattr(store, "SCRYPT_COST", 16)
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # processes end here, and no machine
     count = 0
 
     def world() -> World:
@@ -267,7 +269,7 @@ def test_one_who_meets_the_policy_and_is_not_the_new_version_is_not_it(world: Wo
     (world.folder / "active").write_text("10.0.0.2:8470 10.0.0.3")
     world.machines["https://10.0.0.4"] = machine("https://10.0.0.4")
     with pytest.raises(RolloutStopped, match="still"):
-        world.run(new=("https://10.0.0.4",))
+        world.run(new=("https://10.0.0.4",), traffic=Traffic(PUBLIC, reload=("true",)))
 
 
 @pytest.mark.parametrize(("check", "reload"), [("false", "true"), ("true", "false"), ("/none", "true")])
