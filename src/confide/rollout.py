@@ -184,7 +184,9 @@ class AskedMachines:
         try:
             attested = fetch_attestation(self._http, url.rstrip("/"), secrets.token_hex(NONCE_BYTES))
         except ConnectionLost as error:
-            return _gone(error)
+            if caused_by(error, ConnectionRefusedError):
+                return None
+            raise
         return channel_key(attested.statement).id
 
     def busy(self, url: str) -> int | None:
@@ -194,13 +196,9 @@ class AskedMachines:
             with sending(), self._http.stream("GET", f"{url}/metrics") as response:
                 return busy_of(read_bounded(response, _MAX_METRICS_BYTES))
         except ConnectionLost as error:
-            return _gone(error)
-
-
-def _gone(error: ConnectionLost) -> None:
-    """Nothing listens there. Raises it where that is not what was wrong."""
-    if not caused_by(error, ConnectionRefusedError):
-        raise error
+            if caused_by(error, ConnectionRefusedError):
+                return None
+            raise
 
 
 def busy_of(metrics: bytes) -> int:
@@ -252,8 +250,8 @@ class Traffic:
             for command in filter(None, (self.check, self.reload)):
                 _run(command)
         except RolloutStopped:
-            for path, content in before.items():
-                _put_back(path, content)
+            for path, old_content in before.items():
+                _put_back(path, old_content)
             raise
         except OSError as error:
             raise RolloutStopped(f"{self.nginx} cannot be written ({error.strerror}); check its owner.") from None
