@@ -83,18 +83,18 @@ def test_order_and_version_are_no_difference() -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new"),
+    ("old", "new", "words"),
     [
-        (OLD, SimulatedPolicy(NEW.requirements)),
-        (OLD, Policy(NEW.requirements, exceptions=Exceptions(grace="1d"))),
-        (Policy((*OLD.requirements, VerifierService("trustee", "issuer", "keys"))), NEW),
-        (OLD, OLD),
-        (OLD, Policy.all_of(SHARED)),
-        (OLD, Policy()),
+        (OLD, SimulatedPolicy(NEW.requirements), "differ"),
+        (OLD, Policy(NEW.requirements, exceptions=Exceptions(grace="1d")), "differ"),
+        (Policy((*OLD.requirements, VerifierService("trustee", "issuer", "keys"))), NEW, "differ"),
+        (OLD, OLD, "for good"),
+        (OLD, Policy.all_of(SHARED), "for good"),
+        (OLD, Policy(), "for good"),
     ],
     ids=["kind", "exceptions", "services", "the same", "less", "nothing"],
 )
-def test_what_one_policy_cannot_say_is_refused(old: AnyPolicy, new: AnyPolicy) -> None:
+def test_what_one_policy_cannot_say_is_refused(old: AnyPolicy, new: AnyPolicy, words: str) -> None:
     """Exceptions and services count for a whole policy: those of one version would be the other's as well."""
-    with pytest.raises(InvalidPolicy):
+    with pytest.raises(InvalidPolicy, match=words):
         Transition(old, new, UNTIL).policy()
