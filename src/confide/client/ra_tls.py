@@ -16,9 +16,9 @@ import httpx
 
 from confide.attest.ra_tls import open_certificate, verify_binding
 from confide.client.hop import receiving, sending
-from confide.client.relying_party import RelyingParty, Verified
+from confide.client.relying_party import RelyingParty
 from confide.client.standing import Standing
-from confide.client.transport import TO, VERIFIED
+from confide.client.transport import VERIFIED
 from confide.enclave.workload import TLS_PURPOSE
 from confide.errors import KeyChanged, WrongBinding
 
@@ -84,8 +84,8 @@ class AttestedTlsTransport(httpx.BaseTransport):
         verified = self._standing.current
         try:
             answer = self._sent(request)
-        except KeyChanged as error:  # in the handshake, before anything was sent
-            verified = _in_place_of(self._standing, verified, request, error)
+        except KeyChanged:  # in the handshake, before anything was sent
+            verified = self._standing.in_place_of(verified)
             answer = self._sent(request)
         answer.stream = _Body(answer)
         answer.extensions[VERIFIED] = verified
@@ -113,8 +113,8 @@ class AsyncAttestedTlsTransport(httpx.AsyncBaseTransport):
         verified = self._standing.current
         try:
             answer = await self._sent(request)
-        except KeyChanged as error:
-            verified = await asyncio.to_thread(_in_place_of, self._standing, verified, request, error)
+        except KeyChanged:
+            verified = await asyncio.to_thread(self._standing.in_place_of, verified)
             answer = await self._sent(request)
         answer.stream = _AsyncBody(answer)
         answer.extensions[VERIFIED] = verified
@@ -127,16 +127,6 @@ class AsyncAttestedTlsTransport(httpx.AsyncBaseTransport):
     async def aclose(self) -> None:
         """Close the connections."""
         await self._inner.aclose()
-
-
-def _in_place_of(standing: Standing, verified: Verified, request: httpx.Request, error: KeyChanged) -> Verified:
-    """Whoever answers there now, verified. KeyChanged where that is the same one, or a receipt is asked for."""
-    if TO in request.extensions:
-        raise error
-    other = standing.in_place_of(verified)
-    if other.key.id == verified.key.id:
-        raise error
-    return other
 
 
 class _Body(httpx.SyncByteStream):
