@@ -72,6 +72,7 @@ ATTEST = [
     "NoAdvisory",
     "NoEgress",
     "NoUpstream",
+    "NotAfter",
     "NotDebug",
     "Nvidia",
     "Options",

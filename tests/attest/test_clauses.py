@@ -36,6 +36,7 @@ from confide.attest.requirements import (
     NoAdapters,
     NoAdvisory,
     NoEgress,
+    NotAfter,
     NotDebug,
     NoUpstream,
     Nvidia,
@@ -140,6 +141,7 @@ FULLY: dict[type[Requirement], Requirement] = {
         Template((hexadecimal(32),)),
         Weights((hexadecimal(32),)),
         ScoreAtLeast(hexadecimal(32), Metric.PERPLEXITY, (Tdx(mrtd=hexadecimal(48)),), at_most=60.0),
+        NotAfter("2026-12-01T00:00:00Z"),
         AllOf((NoEgress(),)),
         AnyOf((NoEgress(), Tdx())),
     )

@@ -46,6 +46,7 @@ _BY_CODE: Final[Mapping[str, str]] = MappingProxyType(
         "debug": _DEBUG,
         "tcb-status": "Intel PCS v4, tcbStatus; AMD 56860, TCB_VERSION",
         "any-of": "RFC 9334, 8.5 (appraisal policies)",
+        "not-after": "RFC 9334, 8.5 (appraisal policies)",
         "report-data": "RFC 9334, 10.2; report data of each family",
         "nonce": "RFC 9334, 10.2",
         "advisories": "Intel PCS v4, advisoryIDs",

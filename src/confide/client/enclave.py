@@ -51,12 +51,14 @@ _OPENAI_CODES: Final = {"context_length_exceeded": "prompt-too-long", "model_not
 class EnclaveSession(Session):
     """A session whose requests are encrypted to a key that the user's policy has accepted.
 
-    Opening one verifies the workload and raises AttestationRefused where the policy does not accept it. When the
-    workload says that it has another key, everything is refused with KeyChanged until `verify` succeeds. Where the
-    workload's statement promises receipts, the end of an answer comes once its receipt holds: ReceiptMissing,
-    MalformedReceipt or ReceiptRefused where it does not. To a workload without replicas nothing is sent a second time
-    unasked, and nowhere once an answer has begun: the clients of the OpenAI SDK are made with max_retries=0, since a
-    cut or changed answer is something to know about, and errors of the channel come through them as they are.
+    Opening one verifies the workload and raises AttestationRefused where the policy does not accept it. A workload that
+    says that it has another key, by a restart or because a new version took over, is verified anew under the same
+    policy, and asked then; where that is refused, everything is refused with KeyChanged until `verify` succeeds. Where
+    the workload's statement promises receipts, the end of an answer comes once its receipt holds: ReceiptMissing,
+    MalformedReceipt or ReceiptRefused where it does not. To one key of a workload without replicas nothing is sent a
+    second time unasked, and nowhere once an answer has begun: the clients of the OpenAI SDK are made with
+    max_retries=0, since a cut or changed answer is something to know about, and errors of the channel come through them
+    as they are.
     """
 
     def __init__(

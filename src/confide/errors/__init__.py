@@ -41,7 +41,7 @@ from confide.errors.base import (
     Unexpected,
     UntrustedCertificate,
 )
-from confide.errors.deploy import DeployError, InvalidImage, InvalidManifest
+from confide.errors.deploy import DeployError, InvalidImage, InvalidManifest, RolloutStopped
 from confide.errors.enclave import (
     BROKER_CODES,
     WORKLOAD_CODES,
@@ -210,6 +210,7 @@ __all__ = [
     "RequestTimedOut",
     "RequestTooLarge",
     "Revoked",
+    "RolloutStopped",
     "RunRefused",
     "SelfTestFailed",
     "SelfTestMissing",

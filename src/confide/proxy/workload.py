@@ -151,12 +151,12 @@ class WorkloadBackend(Backend):
         return names
 
     async def begin(self, question: Question, scope: Scope, receive: Receive) -> ASGIApp:
-        """As the workload answers it. One that has another key by now answered nothing: it is verified, and asked."""
+        """As the workload answers it."""
         path, body = question.path, question.body
         if self.name:
             body = msgspec.json.encode({**question.fields, "model": self._served[0]})
         request = Request(scope, receive)
-        response = await while_connected(request, self._asked(path, body, self._salt(request)))
+        response = await while_connected(request, self._send(path, body, self._salt(request)))
         headers = {name: response.headers[name] for name in _HANDED_ON if name in response.headers}
         if EXCHANGE in response.extensions:  # without one, an id is of a receipt that nobody could check
             headers[HEADER] = response.extensions[EXCHANGE].receipt_id
@@ -172,13 +172,6 @@ class WorkloadBackend(Backend):
         host = request.client.host if request.client else ""
         asked = f"{host} {request.headers.get(CACHE_SALT, '')}"
         return hmac.digest(self._secret, asked.encode(), "sha256").hex()
-
-    async def _asked(self, path: str, body: bytes, salt: str) -> httpx.Response:
-        try:
-            return await self._send(path, body, salt)
-        except KeyChanged:
-            await self.ready()
-            return await self._send(path, body, salt)
 
     async def _send(self, path: str, body: bytes, salt: str) -> httpx.Response:
         headers = {"content-type": "application/json", CACHE_SALT: salt}

@@ -1,8 +1,9 @@
-"""Requirements made of others, and the list of all that a policy can name."""
+"""Requirements made of others, the time until which one may count, and the list of all that a policy can name."""
 
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
 from typing import Final
 
 from confide.attest.check import Check, check
@@ -40,7 +41,38 @@ from confide.attest.scores import Metric, Role, ScoreCertificate, read_scores, s
 from confide.errors import AttestationError, InvalidPolicy
 
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+_MOMENT: Final = "%Y-%m-%dT%H:%M:%SZ"
 Tells = Callable[[Requirement], bool]
+
+
+class NotAfter(Requirement, frozen=True, tag="not-after"):
+    """Appraisal at this time or before: inside any-of, what is allowed until then. time: as in 2026-12-01T00:00:00Z."""
+
+    time: str
+
+    def __post_init__(self) -> None:
+        try:
+            written = self.moment.strftime(_MOMENT)
+        except ValueError:
+            written = None
+        if written != self.time:
+            raise InvalidPolicy(f"{self.time[:40]!r} is no time; write one in UTC, as in 2026-12-01T00:00:00Z.")
+
+    @classmethod
+    def at(cls, moment: datetime) -> "NotAfter":
+        """Until this moment, in whole seconds."""
+        return cls(moment.astimezone(UTC).strftime(_MOMENT))
+
+    @property
+    def moment(self) -> datetime:
+        """The time, in UTC."""
+        return datetime.strptime(self.time, _MOMENT).replace(tzinfo=UTC)
+
+    def sentences(self) -> Iterator[str]:
+        yield f"appraisal until {day(self.moment)}"
+
+    def checks(self, subject: Subject) -> Iterator[Check]:
+        yield check("not-after", f"until {day(self.moment)}", day(subject.now), subject.now <= self.moment)
 
 
 class AllOf(Requirement, frozen=True, tag="all-of"):
@@ -228,6 +260,7 @@ AnyRequirement = (
     | SelfTest
     | Template
     | Weights
+    | NotAfter
     | AllOf
     | AnyOf
 )
