@@ -15,7 +15,7 @@ from confide.hybrid.server.ledger import Ledger
 from confide.hybrid.server.ledger import backup as module
 from confide.hybrid.server.ledger.backup import backup, restore
 from confide.hybrid.server.ledger.ledger import LEAST_LEASE
-from confide.hybrid.server.ledger.store import DATABASE, Store
+from confide.hybrid.server.ledger.sqlite import DATABASE, SqliteStore
 
 from .world import kill
 
@@ -69,7 +69,7 @@ def test_a_backup_is_made_while_the_server_goes_on(served: Served, tmp_path: Pat
     for number in range(5):
         path = tmp_path / f"backup-{number}"
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
-        with closing(Store(path)) as store:
+        with closing(SqliteStore(path)) as store:
             store.verify()
             assert store.count("licences") == 1
     assert not list(tmp_path.glob(".backup*"))
@@ -94,7 +94,7 @@ def test_a_backup_replaces_nothing(served: Served, tmp_path: Path) -> None:
 
 def test_a_failed_backup_leaves_no_file(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "copy_to", Interruption(1))
+        patch.setattr(SqliteStore, "copy_to", Interruption(1))
         with pytest.raises(Interrupted):
             backup(served.folder, tmp_path / "backup")
     assert not (tmp_path / "backup").exists()
@@ -223,9 +223,9 @@ def test_an_interrupted_restore_leaves_one_ledger_or_the_other(
     finished = False
     with monkeypatch.context() as patch:
         for owner, name in [
-            (Store, "verify"),
-            (Store, "copy_to"),
-            (Store, "clear"),
+            (SqliteStore, "verify"),
+            (SqliteStore, "copy_to"),
+            (SqliteStore, "clear"),
             (Path, "unlink"),
             (module.os, "link"),
             (module.os, "replace"),
