@@ -42,14 +42,13 @@ def choose_state(package: Path, chosen: Place | None) -> Place:
         if not _same(remembered, chosen):
             raise LedgerElsewhere(
                 f"The ledger of {package} is in {remembered}, with its licences and what they have been answered; "
-                f"leave {_option(chosen)} out, or move it to {chosen} ({_how(remembered, chosen)}) and remove the file "
-                f"{own}."
+                f"leave {_option(chosen)} out, or {_move(remembered, chosen)} and remove the file {own}."
             )
         return chosen
     if (own / DATABASE).exists():
         raise LedgerElsewhere(
             f"The ledger of {package} is in {own}, with its licences and what they have been answered; leave "
-            f"{_option(chosen)} out, or move it to {chosen} first ({_how(own, chosen)})."
+            f"{_option(chosen)} out, or {_move(own, chosen)} first."
         )
     if isinstance(chosen, Path):
         chosen.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -61,10 +60,10 @@ def _option(chosen: Place) -> str:
     return "--state" if isinstance(chosen, Path) else "--ledger"
 
 
-def _how(present: Place, chosen: Place) -> str:
+def _move(present: Place, chosen: Place) -> str:
     if isinstance(present, Path) and isinstance(chosen, Path):
-        return "the whole folder"
-    return "`confide ledger backup` here and `confide ledger restore` there, with the server stopped"
+        return f"move that folder to {chosen}"
+    return f"take it to {chosen} by `confide ledger backup` and `restore`, with the server stopped,"
 
 
 def _remembered(package: Path) -> Place | None:
