@@ -80,7 +80,7 @@ def model(profile: Profile = Profile.PRIVATE_WEIGHTS) -> Model:
 
 
 def service(
-    state: Path,
+    state: Place,
     observer: Observer | None = None,
     profile: Profile = Profile.PRIVATE_WEIGHTS,
     *,

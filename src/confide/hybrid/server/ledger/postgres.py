@@ -4,6 +4,7 @@ A connection answers for nothing before it has shown that its commits are on a d
 licences and usage as the file is; what it says in errors is quoted as a peer's words.
 """
 
+import logging
 import os
 import struct
 import threading
@@ -36,6 +37,8 @@ _LICENCE_KEY: Final = struct.Struct(">q")
 
 Connection = psycopg.Connection[Row]
 
+logging.getLogger("psycopg.pool").setLevel(logging.ERROR)  # each attempt to connect; what is asked meanwhile says it
+
 
 class PostgresStore(Store):
     """A database, whose tables are made where there are none.
@@ -51,6 +54,7 @@ class PostgresStore(Store):
         _require_own_settings()
         self._own = threading.local()
         self._listening: Connection | None = None
+        self._refused: LedgerUnavailable | None = None
         self._options = _options(address)
         with self._reporting():
             first = self._connect()
@@ -85,11 +89,13 @@ class PostgresStore(Store):
         found = {name: connection.execute("SELECT current_setting(%s) AS it", (name,)).fetchone() for name in settings}
         values = {name: row["it"] if row else "" for name, row in found.items()}
         weak = [name for name in settings if values[name] not in (_DURABLE if name == settings[0] else {"on"})]
+        self._refused = None
         if weak:
-            raise LedgerUnavailable(
+            self._refused = LedgerUnavailable(
                 f"{self.place} does not wait for its disk: {weak[0]} is {quoted(str(values[weak[0]]), 20)}. Set it to "
                 "on; without, a power failure would forget what was answered."
             )
+            raise self._refused
         connection.execute("SELECT set_config('synchronous_commit', %s, false)", (values[settings[0]],))
 
     def _make_tables(self, connection: Connection) -> None:
@@ -217,7 +223,7 @@ class PostgresStore(Store):
         except (states.DataCorrupted, states.IndexCorrupted, states.UndefinedTable, states.UndefinedColumn) as error:
             raise corrupted(self.place) from error
         except PoolTimeout as error:
-            raise self._unavailable("it does not answer") from error
+            raise self._refused or self._unavailable("it does not answer") from error
         except psycopg.Error as error:
             # What libpq says of a connection names address and user, and no password.
             raise self._unavailable(quoted(error.diag.message_primary or str(error).strip(), 200)) from error
@@ -247,6 +253,8 @@ def _options(address: DatabaseAddress) -> dict[str, Any]:
         "gssencmode": "disable",
         "connect_timeout": CONNECT_SECONDS,
         "keepalives_idle": STATEMENT_SECONDS,
+        "keepalives_interval": 1,
+        "keepalives_count": 3,
         "tcp_user_timeout": 1000 * STATEMENT_SECONDS,
         "target_session_attrs": "read-write",
         "application_name": "confide",
