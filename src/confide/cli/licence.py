@@ -26,6 +26,7 @@ from confide.cli.options import (
     licence_key,
 )
 from confide.errors import ConfideError
+from confide.hybrid.server.ledger.address import parse_place
 from confide.hybrid.server.ledger.licences import (
     DEFAULT_DISCLOSURE,
     SECONDS_PER_DAY,
@@ -33,7 +34,6 @@ from confide.hybrid.server.ledger.licences import (
     LicenceBook,
     licence_book,
 )
-from confide.hybrid.server.ledger.address import parse_place
 from confide.hybrid.server.ledger.place import state_of
 from confide.hybrid.server.ledger.usage import WARN_DISCLOSED, bits_disclosed, licensed_tokens, share_disclosed
 from confide.packages.manifest import MANIFEST_NAME, Manifest, PackageKind, read_manifest

@@ -94,7 +94,9 @@ class Postgres:
     def database(self) -> DatabaseAddress:
         """An empty one, whoever used it before."""
         with self.connect() as connection:
-            connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name='confide'")
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name='confide'"
+            )
             connection.execute("DROP SCHEMA IF EXISTS confide_ledger CASCADE")
         return DatabaseAddress("127.0.0.1", self.port, "postgres", USER)
 

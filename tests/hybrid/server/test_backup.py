@@ -209,7 +209,7 @@ def test_a_ledger_of_the_schema_before_is_gone_on_with(tmp_path: Path, lease: in
     """As a server wrote it that had one owner of leases, and what was lost in their rows."""
     folder = tmp_path / "state"
     folder.mkdir()
-    key, ours = of_schema_4(folder / DATABASE, lease)
+    key = of_schema_4(folder / DATABASE, lease)
     backup(folder, tmp_path / "backup")  # which brings it up to date
     for place in (folder, tmp_path / "restored"):
         if place != folder:
@@ -217,7 +217,7 @@ def test_a_ledger_of_the_schema_before_is_gone_on_with(tmp_path: Path, lease: in
         with closing(Ledger(place)) as ledger:
             account = ledger.authenticate(key, bytes(32))
             assert (account.used, account.lost, dict(account.answered)) == (40 + lease, 7 + lease, {0: 33, 2: 30})
-            assert account.licence.name == "reader" and account.licence.disclosure == 1.0
+            assert (account.licence.name, account.licence.disclosure) == ("reader", 1.0)
             ledger.charge(account, 0, 1, None)
     (tmp_path / "older").mkdir()
     of_schema_4(tmp_path / "older.sqlite", lease)
@@ -238,8 +238,8 @@ def test_a_server_of_the_schema_before_is_not_left_without_its_tables(tmp_path: 
         open_store(tmp_path)
 
 
-def of_schema_4(path: Path, lease: int) -> tuple[str, bytes]:
-    """A ledger's file as it was then, with a licence's key and id."""
+def of_schema_4(path: Path, lease: int) -> str:
+    """A ledger's file as it was then, with a licence of this key."""
     key, licence = "confide-key", b"12345678"
     tables = {
         "server": (("name", "value"), 1, [("clock", b"1700000000.5"), ("identity", b"")]),
@@ -269,7 +269,7 @@ def of_schema_4(path: Path, lease: int) -> tuple[str, bytes]:
                 digest = hashlib.blake2b(msgspec.msgpack.encode([name, list(row)]), digest_size=8).digest()
                 database.execute(f"INSERT INTO {name} VALUES ({'?, ' * len(row)}?)", (*row, digest))  # noqa: S608
         database.execute("PRAGMA user_version = 4")
-    return key, licence
+    return key
 
 
 def test_nothing_is_restored_under_a_running_server(anywhere: Served, tmp_path: Path) -> None:

@@ -61,6 +61,13 @@ def in_database(store: Store, account: Account) -> tuple[int, int, dict[int, int
         return leased, lost, {row["layer_group"]: row["tokens"] for row in store.rows("disclosed", **of_account)}
 
 
+def keep_charging(ledger: Ledger, account: Account) -> None:
+    """For a minute at most; in a lease that would last for longer."""
+    for group in range(600):
+        charge(ledger, account, group)
+        time.sleep(0.1)
+
+
 def billed(place: Place) -> dict[bytes, int]:
     """Tokens by licence, as another process reads them."""
     totals: Counter[bytes] = Counter()
@@ -125,9 +132,7 @@ def test_the_disk_covers_what_is_answered_while_another_thread_writes(ledger: Le
         thread.join()
 
 
-def test_a_request_within_the_lease_asks_the_database_nothing(
-    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_request_within_the_lease_asks_the_database_nothing(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     account = licensed(ledger)
     charge(ledger, account)
     monkeypatch.setattr("confide.hybrid.server.ledger.ledger.LICENCE_SECONDS", math.inf)
@@ -283,9 +288,7 @@ def test_a_running_server_notices_what_others_change(ledger: Ledger, place: Plac
     with licence_book(place) as book:
         book.change(book.find("Example Ltd"), revoked=int(time.time()))
     with pytest.raises(LicenceRefused, match="revoked"):
-        for _ in range(600):
-            charge(ledger, account)
-            time.sleep(0.1)
+        keep_charging(ledger, account)
 
 
 def test_no_licence_is_believed_that_was_read_more_than_a_second_ago(
@@ -296,9 +299,7 @@ def test_no_licence_is_believed_that_was_read_more_than_a_second_ago(
     for store in store_classes():
         monkeypatch.setattr(store, "query", refuse)
     with pytest.raises(LedgerUnavailable):
-        for _ in range(600):  # however much is leased
-            charge(ledger, account, 0, 0)
-            time.sleep(0.1)
+        keep_charging(ledger, account)
     with pytest.raises(LedgerUnavailable):
         ledger.require_key(account, account.licence.key_hash)
     monkeypatch.undo()
@@ -377,9 +378,7 @@ def test_a_write_of_which_nobody_knows_leaves_nothing_to_answer_from_and_is_coun
     assert billed(place) == {account.licence.id: 5, other.licence.id: 2}
 
 
-def test_a_file_that_another_process_holds_is_unavailable(
-    databases: list[sqlite3.Connection], tmp_path: Path
-) -> None:
+def test_a_file_that_another_process_holds_is_unavailable(databases: list[sqlite3.Connection], tmp_path: Path) -> None:
     with closing(Ledger(tmp_path)) as ledger:
         account = licensed(ledger)
         databases[0].execute("PRAGMA busy_timeout=0")

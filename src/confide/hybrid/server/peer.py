@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from picows import WSCloseCode, WSFrame, WSListener, WSMsgType, WSTransport
@@ -239,9 +240,9 @@ class Peer(WSListener):
         """Take a block in, where the licence and the room allow it; else its requests will have to bring their p0."""
         self._require_greeted()
         model, account, ledger = self._model, self._account, self._server.ledger
-        if self._errand is not None or not ledger.ready(account):
-            if not self._asked_of_ledger(ledger.refresh):
-                return False
+        ready = self._errand is None and ledger.ready(account)
+        if not ready and not self._asked_of_ledger(ledger.refresh):
+            return False
         ledger.require_key(account, self._key_hash)
         block = model.service.block(message)
         left = account.tokens_left
@@ -264,10 +265,11 @@ class Peer(WSListener):
         place, block = _Place(), self._blocks.get(message.block)
         self._places.append(place)
         try:
-            if self._errand is not None or not model.service.ready(account, message):
-                if not self._asked_of_ledger(lambda: model.service.prepare(account, message, block, self._key_hash)):
-                    self._places.pop()
-                    return False
+            ready = self._errand is None and model.service.ready(account, message)
+            prepare = partial(model.service.prepare, account, message, block, self._key_hash)
+            if not ready and not self._asked_of_ledger(prepare):
+                self._places.pop()
+                return False
             server.ledger.require_key(account, self._key_hash)
             admitted = model.service.admit(account, message, block)
         except MalformedMessage:

@@ -383,7 +383,8 @@ class Ledger:
     def _say_here(self, fence: int) -> None:
         """Within a transaction: be the owner still, and learn what became of a write that broke off.
 
-        fence: the number of the present write, one more than the last, or the last where nothing is counted. Raises _Fenced, and LedgerCopied where the database knows less than it once did.
+        fence: the number of the present write, one more than the last, or the last where nothing is counted. Raises
+        _Fenced, and LedgerCopied where the database knows less than it once did.
         """
         owner = self._store.row("owners", id=self._owner)
         if owner is None:

@@ -273,6 +273,6 @@ def _require_own_settings() -> None:
         name = (option.envvar or b"").decode()
         if name and name in os.environ:
             raise InvalidSettings(
-                f"{name} in the environment would change how the ledger's database is reached; unset it. All of that is "
-                f"in the ledger's address, and the password in {variable(LEDGER_PASSWORD)}."
+                f"{name} in the environment would change how the ledger's database is reached; unset it. Its address "
+                f"says all of that, and {variable(LEDGER_PASSWORD)} the password."
             )

@@ -179,6 +179,7 @@ class Store(ABC):
     def identity(self) -> bytes:
         """Tells this database from a copy of it."""
 
+    @abstractmethod
     def announce(self, licence: bytes) -> None:
         """Within a transaction: have all who `wait` look at a licence once it ends. Not certain to reach them."""
 
