@@ -313,8 +313,8 @@ def test_nobody_with_a_lease_waits_for_a_slow_ledger(tmp_path: Path, monkeypatch
         book = served.model.service.ledger.licences
         keys = [book.create(name, disclosure=None)[1] for name in ("one", "two", "three")]
         quick, slow = (stack.enter_context(Client(served.url, key)) for key in keys[:2])
-        tokens = Tokens(1)
-        tokens.require_exact(0, quick.ask(tokens.request(0)))
+        tokens = [Tokens(1, seed=number) for number in range(7)]
+        tokens[0].require_exact(0, quick.ask(tokens[0].request(0)))
         speak = threading.Event()
         transaction, query = SqliteStore.transaction, SqliteStore.query
 
@@ -329,13 +329,15 @@ def test_nobody_with_a_lease_waits_for_a_slow_ledger(tmp_path: Path, monkeypatch
         monkeypatch.setattr(SqliteStore, "query", slowly(query))
         late = stack.enter_context(Client(served.url, keys[2], greet=False))
         late.send(hello(keys[2]))
-        slow.send(tokens.request(1))
-        slow.send(tokens.request(2))
-        for _ in range(5):
-            tokens.require_exact(1, quick.ask(tokens.request(1)))
-        speak.set()
         for group in (1, 2):
-            tokens.require_exact(group, slow.receive())
+            slow.send(tokens[1].request(group))
+        try:
+            for more in tokens[2:]:
+                more.require_exact(1, quick.ask(more.request(1)))
+        finally:
+            speak.set()
+        for group in (1, 2):
+            tokens[1].require_exact(group, slow.receive())
         assert isinstance(late.receive(), wire.Welcome)
 
 
