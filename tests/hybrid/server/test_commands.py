@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli.command import run, serving
 
+from cli.command import run, serving
 from confide.cli.app import command_line
 from confide.errors import ConfideError, LedgerElsewhere
 from confide.hybrid.server.ledger import Ledger

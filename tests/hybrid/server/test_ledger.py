@@ -3,7 +3,7 @@ import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from confide.packages.manifest import Group, Layer
 
 from .world import break_transactions, kill, outlast_the_dead, store_classes
 
+PutAll = Callable[[Store, str, Iterable[Row]], None]
 MODEL, OTHER = bytes(32), bytes([1]) * 32
 GROUP = Group("g", (Layer("l", 64),), 768, 15, 30, 768 * 8.0)
 
@@ -376,6 +377,33 @@ def test_a_write_of_which_nobody_knows_leaves_nothing_to_answer_from_and_is_coun
     assert on_disk(place, account) == (0, 0, {0: 5, 1: 3, 2: 1})
     assert on_disk(place, other) == (0, 0, {0: 2})
     assert billed(place) == {account.licence.id: 5, other.licence.id: 2}
+
+
+def test_a_lease_that_is_being_written_counts_as_the_present_one_does(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Either may be what a crash leaves: here the next one is smaller, because the budget nears its end."""
+    account = licensed(ledger, tokens=LEAST_LEASE + 4)
+    for _ in range(10):
+        charge(ledger, account)
+    ready: list[bool] = []
+    for store in store_classes():
+        put_all = store.put_all
+
+        def watched(self: Store, table: str, rows: Iterable[Row], put_all: PutAll = put_all) -> None:
+            if table == "leases":  # of 10 tokens, where the present one has 6 left
+                (row,) = rows
+                ready.extend(ledger.ready(account, 0, count, None) for count in (6, 7, row["tokens"] + 1))
+                other = account.answered[1]
+                ready.append(ledger.ready(account, 1, row["tokens"], None))
+                ready.append(ledger.ready(account, 1, row["tokens"] + 1, None))
+                assert other == 0
+                rows = [row]
+            put_all(self, table, rows)
+
+        monkeypatch.setattr(store, "put_all", watched)
+    ledger.renew(account)
+    assert ready == [True, False, False, True, False]
 
 
 def test_a_file_that_another_process_holds_is_unavailable(databases: list[sqlite3.Connection], tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from confide.errors import LedgerUnavailable
 from confide.hybrid import wire
 from confide.hybrid.server.ledger import Ledger
 from confide.hybrid.server.ledger.address import Place
-from confide.hybrid.server.ledger.ledger import OWNER_SECONDS
+from confide.hybrid.server.ledger.ledger import OWNER_SECONDS, end_owners
 from confide.hybrid.server.ledger.opening import open_store
 from confide.hybrid.server.ledger.sqlite import SqliteStore
 from confide.hybrid.server.ledger.store import Store
@@ -126,10 +126,11 @@ def kill(ledger: Ledger) -> None:
 
 
 def outlast_the_dead(place: Place) -> None:
-    """Let so much time pass that servers which have not been heard of are taken for dead."""
+    """Let so much time pass that servers are taken for dead which have not been heard of, and have another end them."""
     with closing(open_store(place)) as store, store.transaction():
         for owner in store.rows("owners"):
             store.put("owners", **(owner | {"heard": owner["heard"] - 2 * OWNER_SECONDS}))
+        end_owners(store, store.now() - OWNER_SECONDS)
 
 
 # -- the network -------------------------------------------------------------------------------------------------

@@ -37,6 +37,10 @@ HEARD_SECONDS: Final = 2.0
 """How often a server says that it is there, where there may be others."""
 OWNER_SECONDS: Final = 10.0
 """How long one that says nothing is waited for; it has stopped answering long before, for its knowledge is too old."""
+FORGOTTEN_SECONDS: Final = 86_400.0
+"""How long it is known of an owner that it was ended, so that it learns that if it is alive all the same."""
+ENDED: Final = -1
+"""In the place of such an owner's fencing number."""
 CLOCK_TOLERANCE: Final = 300.0
 
 _log = logging.getLogger(__name__)
@@ -145,6 +149,7 @@ class Ledger:
         self._unsure: Sequence[_Metered] = ()
         self._owner, self._fence = b"", 0
         self._fresh_at = self._heard_at = -math.inf
+        self._in_touch_since = time.monotonic()
         self._closed = False
         with ExitStack() as stack:
             self._store = open_store(place, serving=True)
@@ -154,7 +159,8 @@ class Ledger:
             with self._store.transaction():
                 self._require_original()
                 self._require_forward_clock()
-                end_owners(self._store, math.inf if self._store.alone else self._store.now() - OWNER_SECONDS)
+                if self._store.alone:
+                    end_owners(self._store, math.inf)
             self._join()
             self._changes = self.licences.changes
             stack.pop_all()
@@ -323,6 +329,8 @@ class Ledger:
     def prepare(self, account: Account, index: int, count: int, group: Group | None) -> None:
         """Have such a charge `ready`, for another thread than the one that answers. Raises what `charge` does."""
         metered = self._accounts[_key(account)]
+        if self._closed:
+            raise LedgerUnavailable(f"The ledger {self._store.place} is closed; ask a server that runs.")
         if not self._fresh:
             self.refresh()
         with self._mutex:
@@ -387,13 +395,13 @@ class Ledger:
         _Fenced, and LedgerCopied where the database knows less than it once did.
         """
         owner = self._store.row("owners", id=self._owner)
-        if owner is None:
+        if owner is not None and owner["fence"] == ENDED:
             raise _Fenced(lost=True)
-        ahead = owner["fence"] - self._fence
-        if ahead < 0:
+        ahead = -1 if owner is None else owner["fence"] - self._fence
+        if owner is None or ahead < 0:
             raise LedgerCopied(
-                f"{self._store.place} was put back to an earlier state while servers answered from it. Stop them all; "
-                "`confide ledger restore` takes licences and usage over."
+                f"{self._store.place} was put back to an earlier state while servers answered from it, or does not know "
+                "this one any more. Stop them all; `confide ledger restore` takes licences and usage over."
             )
         if ahead > bool(self._unsure):
             raise _Fenced(lost=False)
@@ -471,15 +479,16 @@ class Ledger:
         trouble = ""
         while not self._closed:
             try:
-                named = self._store.wait(POLL_SECONDS)
                 self.refresh()
-                self._write(self._dirty(named), lambda _: 0)
                 self._be_heard()
+                named = self._store.wait(POLL_SECONDS)
+                self._write(self._dirty(named), lambda _: 0)
                 trouble = ""
             except Exception as error:  # noqa: BLE001 - it goes on looking, and what is not fresh is not answered from
                 if str(error) != trouble:
                     trouble = str(error)
                     _log.warning("The ledger cannot be followed: %s", trouble)
+                self._in_touch_since = time.monotonic()
                 self._store.rest(POLL_SECONDS)
 
     def _be_heard(self) -> None:
@@ -495,8 +504,10 @@ class Ledger:
             except _Fenced as fenced:
                 self._join_again(lost=fenced.lost)
         self._heard_at = time.monotonic()
+        if self._heard_at - self._in_touch_since < OWNER_SECONDS:
+            return  # the others may have been as cut off as this one was
         silent = self._store.now() - OWNER_SECONDS
-        if any(owner["heard"] < silent for owner in self._store.rows("owners")):
+        if any(owner["heard"] < silent and owner["fence"] != ENDED for owner in self._store.rows("owners")):
             with self._store.transaction():
                 end_owners(self._store, silent)
 
@@ -536,18 +547,21 @@ def end_owners(store: Store, before: float) -> None:
 
     What they had leased counts as answered by every layer group, and is billed on the day of the lease.
     """
-    owners = {owner["id"]: owner["heard"] for owner in store.rows("owners")}
+    owners = store.rows("owners")
+    heard = {owner["id"]: owner["heard"] for owner in owners if owner["fence"] != ENDED}
     for lease in store.rows("leases"):
-        if owners.get(lease["owner"], -math.inf) >= before:
+        if heard.get(lease["owner"], -math.inf) >= before:
             continue
         licence, model, day = lease["licence"], lease["model"], lease["day"]
         used, lost = store.row("usage", licence=licence, day=day), store.row("lost", licence=licence, model=model)
         store.put("usage", licence=licence, day=day, tokens=lease["tokens"] + (used["tokens"] if used else 0))
         store.put("lost", licence=licence, model=model, tokens=lease["tokens"] + (lost["tokens"] if lost else 0))
         store.delete("leases", licence=licence, model=model, owner=lease["owner"])
-    for owner, heard in owners.items():
-        if heard < before:
-            store.delete("owners", id=owner)
+    for owner in owners:
+        if owner["heard"] < before - FORGOTTEN_SECONDS:
+            store.delete("owners", id=owner["id"])
+        elif owner["heard"] < before:
+            store.put("owners", **(owner | {"fence": ENDED}))
 
 
 def _utc(seconds: float) -> str:

@@ -226,7 +226,8 @@ class PostgresStore(Store):
             raise self._refused or self._unavailable("it does not answer") from error
         except psycopg.Error as error:
             # What libpq says of a connection names address and user, and no password.
-            raise self._unavailable(quoted(error.diag.message_primary or str(error).strip(), 200)) from error
+            said = error.diag.message_primary or str(error).strip().partition("\n")[0]
+            raise self._unavailable(quoted(said, 200)) from error
 
     def _unavailable(self, reason: str) -> LedgerUnavailable:
         return LedgerUnavailable(
