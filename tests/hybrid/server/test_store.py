@@ -147,6 +147,13 @@ def test_transactions_wait_for_each_other(
         assert inside.is_set()
 
 
+# One process is a second or two of imports.
+several_processes = pytest.mark.parametrize(
+    "place", ["sqlite", pytest.param("postgres", marks=pytest.mark.slow)], indirect=True
+)
+
+
+@several_processes
 def test_readers_see_whole_transactions_while_another_process_writes(store: Store, place: Place) -> None:
     code = """
 import sys
@@ -171,6 +178,7 @@ store.close()
     assert len(seen) > 1
 
 
+@several_processes
 def test_licences_are_written_by_many_processes_while_the_server_answers(place: Place) -> None:
     code = """
 import sys

@@ -57,7 +57,7 @@ TABLES: Final = {
     ),
     # Tokens of leases that their owners did not give back: every layer group may have answered them.
     "lost": Table({"licence": "bytea", "model": "bytea", "tokens": "bigint"}, ("licence", "model")),
-    # The servers that hold leases. fence: how often each has written, -1 where it was ended by another; heard: when it was
+    # The servers that hold leases. fence: how often each has written, -1 where another has ended it; heard: when it was
     # heard of last, in seconds since 1970.
     "owners": Table({"id": "bytea", "fence": "bigint", "heard": "double precision"}, ("id",)),
     "leases": Table(
