@@ -14,7 +14,6 @@ from picows import WSCloseCode, WSFrame, WSListener, WSMsgType, WSTransport
 
 from confide.errors import ConfideError, MalformedMessage, ProtocolError, ServerBusy, ServerFault
 from confide.hybrid import wire
-from confide.hybrid.server.ahead import Blocks
 from confide.hybrid.server.doorman import Doorman
 from confide.hybrid.server.ledger.usage import Account
 from confide.hybrid.server.limits import ByteMeter, Cost, Credit, Limits
@@ -60,7 +59,7 @@ class Peer(WSListener):
         self._model = model
         self.licensee: Licensee | None = None
         self._account: Account
-        self._blocks = Blocks(model.ahead_tokens, model.maker.forget)
+        self._blocks = model.blocks(self._may_work_ahead)
         self._credit: Credit
         self._inbox: deque[wire.FromClient] = deque()
         self._places: deque[_Place] = deque()
@@ -196,12 +195,17 @@ class Peer(WSListener):
         if self._errand is None:
             loop = asyncio.get_running_loop()
             self._errand = loop.run_in_executor(self._server.ledger_worker, ask)
-            self._errand.add_done_callback(lambda _: self.go_on())
+            self._errand.add_done_callback(self._end_errand)
         if not self._errand.done():
             return False
         errand, self._errand = self._errand, None
         errand.result()
         return True
+
+    def _end_errand(self, errand: asyncio.Future[object]) -> None:
+        if not errand.cancelled():
+            errand.exception()  # known, also where the client has gone and nobody asks for it
+        self.go_on()
 
     def _require_greeted(self) -> Licensee:
         if self.licensee is None:
@@ -230,7 +234,7 @@ class Peer(WSListener):
         self._heard_at = time.monotonic()
         self._send(
             self._model.service.welcome(
-                account, bytes_in_flight=limits.bytes_in_flight, ahead_tokens=self._model.ahead_tokens
+                account, bytes_in_flight=limits.bytes_in_flight, ahead_tokens=self._model.p0_tokens
             )
         )
         self._log("greeted")
@@ -239,20 +243,18 @@ class Peer(WSListener):
     def _work_ahead(self, message: wire.Ahead) -> bool:
         """Take a block in, where the licence and the room allow it; else its requests will have to bring their p0."""
         self._require_greeted()
-        model, account, ledger = self._model, self._account, self._server.ledger
+        account, ledger = self._account, self._server.ledger
         ready = self._errand is None and ledger.ready(account)
         if not ready and not self._asked_of_ledger(ledger.refresh):
             return False
         ledger.require_key(account, self._key_hash)
-        block = model.service.block(message)
+        block = self._model.service.block(message)
         left = account.tokens_left
-        affordable = block.tokens <= model.ahead_tokens and (left is None or block.tokens <= left)
-        self._blocks.drop(message.block)
-        allowance = model.allowance(account.licence.id)
-        if affordable and model.maker.has_room(block.tokens) and allowance.take(block.tokens):
-            model.maker.add(block)
-            self._blocks.add(message.block, block)
+        self._blocks.add(message.block, block, work=left is None or block.tokens <= left)
         return True
+
+    def _may_work_ahead(self, tokens: int) -> bool:
+        return self._model.allowance(self._account.licence.id).take(tokens)
 
     def _answer(self, message: wire.Online) -> bool:
         licensee, server, model = self._require_greeted(), self._server, self._model
@@ -279,6 +281,7 @@ class Peer(WSListener):
             self._fill(place, wire.failure(error))
             return True
         model.allowance(account.licence.id).used(account.used - used)
+        self._blocks.spend(message.block, message.group, message.first + message.count)
         if admitted.lease_is_low:
             server.renew(account)
         self._credit.take(cost)

@@ -400,8 +400,8 @@ class Ledger:
         ahead = -1 if owner is None else owner["fence"] - self._fence
         if owner is None or ahead < 0:
             raise LedgerCopied(
-                f"{self._store.place} was put back to an earlier state while servers answered from it, or has forgotten "
-                "this one. Stop them all; `confide ledger restore` takes licences and usage over."
+                f"{self._store.place} was put back to an earlier state while servers answered from it, or has "
+                "forgotten this one. Stop them all; `confide ledger restore` takes licences and usage over."
             )
         if ahead > bool(self._unsure):
             raise _Fenced(lost=False)
