@@ -1,7 +1,7 @@
 """Run every benchmark, or those named, and print the table.
 
-`attention` and `peers` run only when named: they take minutes. On its first run `peers` installs other libraries from
-the network, in an environment of their own.
+`attention`, `peers` and `scale` run only when named: the first two take minutes, and the last needs a database. On its
+first run `peers` installs other libraries from the network, in an environment of their own.
 """
 
 import sys
@@ -17,6 +17,7 @@ from benchmarks import (
     prediction,
     reliability,
     round_trip,
+    scale,
     sealed,
     serving,
     whole_model,
@@ -37,7 +38,7 @@ QUESTIONS = {
     "confidential": confidential.main,
     "attestation": attestation.main,
 }
-ON_REQUEST = {"peers": peers.main, "attention": attention.main}
+ON_REQUEST = {"peers": peers.main, "attention": attention.main, "scale": scale.main}
 
 
 def main() -> None:

@@ -95,11 +95,9 @@ class _Metered:
         return self.pending is None or self._since[group] + count <= self.pending
 
     def charge(self, group: int, count: int) -> None:
-        tokens = self.account.billed(group, count)
-        self.account.charge(group, count)
+        self.unbilled += self.account.charge(group, count)
         self.spent[group] += count
         self._since[group] += count
-        self.unbilled += tokens
 
     def begin(self, lease: int) -> None:
         """A lease is about to be written, with the record of all that was spent."""
@@ -286,11 +284,10 @@ class Ledger:
 
     def ready(self, account: Account, index: int = 0, count: int = 0, group: Group | None = None) -> bool:
         """Whether `charge` needs no word from the database, nor `require_key`; with a count of 0, this one alone."""
+        if not count:
+            return self._fresh
         with self._mutex:
-            if not self._fresh or not count:
-                return self._fresh
-            leased = self._accounts[_key(account)].covers(index, count)
-            return leased and not account.waits_for_others(index, count, group)
+            return self._covered(self._accounts[_key(account)], index, count, group)
 
     def require_key(self, account: Account, key_hash: bytes) -> None:
         """LicenceRefused unless the account's licence is active and still has the key that a client came with."""
@@ -311,20 +308,20 @@ class Ledger:
         these cases anything was counted.
         """
         metered = self._accounts[_key(account)]
-        while not self._counted(metered, index, count, group):
+        while True:
+            with self._mutex:
+                if self._covered(metered, index, count, group):
+                    account.require(index, count, group)
+                    metered.charge(index, count)
+                    self._warn(account, index, group)
+                    leased = metered.leased or 0
+                    return metered.pending is None and leased - metered.spent[index] < leased // 2
             self.prepare(account, index, count, group)
-        with self._mutex:
-            leased = metered.leased or 0
-            return metered.pending is None and leased - metered.spent[index] < leased // 2
 
-    def _counted(self, metered: _Metered, index: int, count: int, group: Group | None) -> bool:
-        with self._mutex:
-            if not self.ready(metered.account, index, count, group):
-                return False
-            metered.account.require(index, count, group)
-            metered.charge(index, count)
-            self._warn(metered.account, index, group)
-            return True
+    def _covered(self, metered: _Metered, index: int, count: int, group: Group | None) -> bool:
+        if time.monotonic() - self._fresh_at > LICENCE_SECONDS or not metered.covers(index, count):
+            return False
+        return not metered.account.waits_for_others(index, count, group)
 
     def prepare(self, account: Account, index: int, count: int, group: Group | None) -> None:
         """Have such a charge `ready`, for another thread than the one that answers. Raises what `charge` does."""
@@ -335,7 +332,7 @@ class Ledger:
             self.refresh()
         with self._mutex:
             account.require(index, count, group)
-            if self.ready(account, index, count, group):
+            if self._covered(metered, index, count, group):
                 return
         self._write([metered], lambda _: self._lease_for(metered, index, count, group))
         with self._mutex:

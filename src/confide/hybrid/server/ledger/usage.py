@@ -153,9 +153,11 @@ class Account:
 
     def waits_for_others(self, index: int, count: int, group: Group | None) -> bool:
         """Whether such answers are allowed only if other servers give back what they have leased."""
+        if not self.budget.leased_elsewhere:
+            return False
         left = self.tokens_left
         if left is not None and self.billed(index, count) > left - self.budget.leased_elsewhere:
-            return self.budget.leased_elsewhere > 0
+            return True
         return self.leased_elsewhere > 0 and self._discloses_too_much(index, count + self.leased_elsewhere, group)
 
     def answers_left(self, index: int, group: Group) -> int | None:
@@ -174,10 +176,11 @@ class Account:
         """See the function of this name."""
         return bits_disclosed(group, self.answered.get(index, 0) + self.lost, self.licence.check_sets)
 
-    def charge(self, group: int, count: int) -> None:
-        """Count what is answered."""
+    def charge(self, group: int, count: int) -> int:
+        """Count what is answered; the tokens of it that are billed."""
         tokens = self.billed(group, count)
         self.answered[group] += count
         if tokens:
             self.peak += tokens
             self.budget.charge(tokens)
+        return tokens
