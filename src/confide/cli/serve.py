@@ -72,6 +72,14 @@ def command(
         Path | None,
         typer.Option(help="Folder of the ledger; PACKAGE/state by default.", rich_help_panel=LAYERS),
     ] = None,
+    ledger: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead, the ledger's PostgreSQL database, which several servers share: "
+            "postgresql://USER@HOST/DATABASE?sslrootcert=FILE; its password is the credential ledger-password.",
+            rich_help_panel=LAYERS,
+        ),
+    ] = None,
     record: Annotated[
         Path | None,
         typer.Option(help="Append everything the server sees online to this file, for audits.", rich_help_panel=LAYERS),
@@ -221,6 +229,7 @@ def command(
     listening = Listening(host, port, tls_cert, tls_key, insecure_no_tls, metrics_port, connections)
     layers = {
         "state": state,
+        "ledger": ledger,
         "record": record,
         "megabytes_per_second": megabytes_per_second,
         "insecure_no_licences": insecure_no_licences,
