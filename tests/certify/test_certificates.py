@@ -13,15 +13,12 @@ from securesystemslib.signer import SSlibKey
 from tests.certify.certificates import DATASET, HARNESS, KEY, MEASURED, MODEL, NONCE, Laboratory
 from tests.owners import OWNER, STRANGER
 
+from confide.attest.certificates import MAX_CERTIFICATE_BYTES, MAX_CERTIFICATES, Approval, Role
 from confide.attest.configuration import Build
 from confide.attest.policy import Policy, SimulatedPolicy
 from confide.attest.requirements import AnyOf, NoEgress, Sgx, Tdx
 from confide.attest.scores import (
-    MAX_CERTIFICATE_BYTES,
-    MAX_CERTIFICATES,
-    Approval,
     Metric,
-    Role,
     ScoreCertificate,
     read_scores,
     write_scores,

@@ -4,7 +4,6 @@ Of its configuration only what says how the matrices are added up is taken; what
 change the model's shape, is refused by name. Every tensor must find its place.
 """
 
-import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -14,14 +13,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from transformers import PreTrainedModel
 
+from confide.attest.training import ADAPTER_CONFIG as CONFIG_NAME
+from confide.attest.training import ADAPTER_WEIGHTS as WEIGHTS_NAME
+from confide.attest.training import adapter_digest
 from confide.disk.files import read_bounded
 from confide.errors import ModelNotSupported
 from confide.extras import named_extras
 from confide.models.finite import require_finite
 from confide.printable import printable
 
-CONFIG_NAME: Final = "adapter_config.json"
-WEIGHTS_NAME: Final = "adapter_model.safetensors"
 _MAX_CONFIG: Final = 1 << 20
 _MAX_WEIGHTS: Final = 16 << 30
 _TAKEN: Final = frozenset(
@@ -102,7 +102,11 @@ class Adapter:
 
 def read_adapter(folder: Path) -> Adapter:
     """The adapter in a folder. ModelNotSupported for what is no LoRA adapter, or asks for more than adding matrices."""
-    config, weights = _read(folder / CONFIG_NAME, _MAX_CONFIG), _read(folder / WEIGHTS_NAME, _MAX_WEIGHTS)
+    return adapter_of(folder, _read(folder / CONFIG_NAME, _MAX_CONFIG), _read(folder / WEIGHTS_NAME, _MAX_WEIGHTS))
+
+
+def adapter_of(folder: Path, config: bytes, weights: bytes) -> Adapter:
+    """The adapter that its two files hold. folder: where they are from, for errors. ModelNotSupported as above."""
     try:
         given = msgspec.json.decode(config, type=dict[str, Any])
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
@@ -116,11 +120,8 @@ def read_adapter(folder: Path) -> Adapter:
                 f"The adapter in {folder} sets {printable(name)[:60]}, which is not merged here; merge it with peft, "
                 "and split what that saves."
             )
-    digest = hashlib.sha256(b"confide adapter 1\0")
-    for name, content in ((CONFIG_NAME, config), (WEIGHTS_NAME, weights)):
-        digest.update(msgspec.json.encode([name, len(content)]) + content)
     settings = {name: value for name, value in given.items() if name in _TAKEN and value is not None}
-    return Adapter(folder, digest.hexdigest(), settings, weights)
+    return Adapter(folder, adapter_digest({CONFIG_NAME: config, WEIGHTS_NAME: weights}), settings, weights)
 
 
 def _read(path: Path, limit: int) -> bytes:
