@@ -216,7 +216,7 @@ def test_a_rule_that_believes_anybody_or_asks_for_nothing_is_none(
 
 def test_whoever_measures_needs_no_score(laboratory: Laboratory) -> None:
     nested = all_of(Tdx(mrtd="11" * 48), laboratory.rule())
-    with pytest.raises(InvalidPolicy, match="leave score-at-least out"):
+    with pytest.raises(InvalidPolicy, match="leave it out of score-at-least"):
         laboratory.rule(signer=(nested,))
 
 

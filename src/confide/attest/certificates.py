@@ -116,7 +116,6 @@ class Testimony(NamedTuple):
 
 
 _Outcome = TypeVar("_Outcome", bound=Outcome)
-_Run = TypeVar("_Run", bound=DescribedRun)
 _Statement = TypeVar("_Statement", bound=msgspec.Struct)
 
 
@@ -136,7 +135,7 @@ class _Typed(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True)
-class Certificate(Generic[_Run, _Outcome]):
+class Certificate(Generic[_Outcome]):
     """A certificate as it says itself, and nothing about whether that is true: see `certificate_checks`.
 
     name: of what it is about. payload: what is signed. signature: 64 bytes.
@@ -149,10 +148,14 @@ class Certificate(Generic[_Run, _Outcome]):
     MALFORMED: ClassVar[type[AttestationError]]
 
     name: str
-    run: _Run
     predicate: _Outcome
     payload: bytes
     signature: bytes
+
+    @property
+    def run(self) -> DescribedRun:
+        """The run that was made."""
+        raise NotImplementedError
 
     @property
     def testimonies(self) -> tuple[Testimony, ...]:
@@ -241,7 +244,7 @@ def measured_code(claims: Claims) -> dict[str, str]:
     }
 
 
-AnyCertificate = Certificate[Any, Any]
+AnyCertificate = Certificate[Any]
 
 
 def certificate_checks(

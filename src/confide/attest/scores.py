@@ -118,12 +118,17 @@ class _Statement(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True)
-class ScoreCertificate(Certificate[Run, Predicate]):
+class ScoreCertificate(Certificate[Predicate]):
     """A certificate of a score. name: of the model, by whoever sealed it."""
 
     WORD: ClassVar[str] = "score"
     PURPOSE: ClassVar[str] = "score-certificate"
     MALFORMED: ClassVar[type[MalformedScore]] = MalformedScore
+
+    @property
+    def run(self) -> Run:
+        """The measurement that was made."""
+        return self.predicate.run
 
     @property
     def about(self) -> Mapping[str, str]:
@@ -137,7 +142,7 @@ class ScoreCertificate(Certificate[Run, Predicate]):
         (subject,), predicate = statement.subject, statement.predicate
         if subject.digest.model != predicate.run.model:
             raise MalformedScore("The certificate's subject is another model than its run's; get the file again.")
-        certificate = cls(subject.name, predicate.run, predicate, payload, signature)
+        certificate = cls(subject.name, predicate, payload, signature)
         certificate._require_possible()
         return certificate
 
@@ -146,7 +151,7 @@ class ScoreCertificate(Certificate[Run, Predicate]):
         """By the key that the predicate's evidence names. name: the model's."""
         subject = _Subject(name, _Digest(predicate.run.model))
         payload = msgspec.json.encode(_Statement(STATEMENT_TYPE, (subject,), PREDICATE_TYPE, predicate))
-        return cls(name, predicate.run, predicate, payload, sign_payload(payload, key))
+        return cls(name, predicate, payload, sign_payload(payload, key))
 
 
 def read_scores(document: bytes) -> tuple[ScoreCertificate, ...]:

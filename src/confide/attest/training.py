@@ -135,7 +135,7 @@ class _Statement(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True)
-class TrainingCertificate(Certificate[TrainingRun, TrainingPredicate]):
+class TrainingCertificate(Certificate[TrainingPredicate]):
     """A certificate of a training. name: of the base, by whoever sealed it. files: SHA-256 of each, by its name."""
 
     WORD: ClassVar[str] = "training"
@@ -143,6 +143,11 @@ class TrainingCertificate(Certificate[TrainingRun, TrainingPredicate]):
     MALFORMED: ClassVar[type[MalformedTraining]] = MalformedTraining
 
     files: Mapping[str, str]
+
+    @property
+    def run(self) -> TrainingRun:
+        """The training that was made."""
+        return self.predicate.run
 
     @property
     def about(self) -> Mapping[str, str]:
@@ -160,7 +165,7 @@ class TrainingCertificate(Certificate[TrainingRun, TrainingPredicate]):
             raise MalformedTraining("The certificate's subjects are another adapter than its own; get the file again.")
         if [one.check for one in predicate.passed] != [one.check for one in predicate.run.checks]:
             raise MalformedTraining("The certificate lacks a check that its run asks for; get the file again.")
-        certificate = cls(adapter.name, predicate.run, predicate, payload, signature, digests)
+        certificate = cls(adapter.name, predicate, payload, signature, digests)
         certificate._require_possible()
         return certificate
 
@@ -174,7 +179,7 @@ class TrainingCertificate(Certificate[TrainingRun, TrainingPredicate]):
             *(_Subject(file, {"sha256": files[file]}) for file in ADAPTER_FILES),
         )
         payload = msgspec.json.encode(_Statement(STATEMENT_TYPE, subjects, PREDICATE_TYPE, predicate))
-        return cls(name, predicate.run, predicate, payload, sign_payload(payload, key), files)
+        return cls(name, predicate, payload, sign_payload(payload, key), files)
 
 
 def is_key_id(text: str) -> bool:

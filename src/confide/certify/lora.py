@@ -101,7 +101,7 @@ class Training:
 
     def files(self) -> dict[str, bytes]:
         """The adapter's two files, as peft reads them: equal trainings have equal bytes."""
-        tensors = get_peft_model_state_dict(self._model)
+        tensors = get_peft_model_state_dict(self._model, save_embedding_layers=False)
         weights = save({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()})
         config = json.dumps(self._config, indent=2, sort_keys=True).encode() + b"\n"
         return {ADAPTER_CONFIG: config, ADAPTER_WEIGHTS: weights}
