@@ -266,9 +266,7 @@ def test_a_check_that_does_not_pass_trains_nothing(
     assert not caplog.records
 
 
-def test_a_recipe_that_trains_nothing(
-    here: Attester, package: SealedPackage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_recipe_that_trains_nothing(here: Attester, package: SealedPackage, monkeypatch: pytest.MonkeyPatch) -> None:
     run = described(here, package, Recipe(1, 7, Lora(targets=("no_such_module",))))
     with pytest.raises(TrainingFailed, match="targets"):
         train(here, package, CORPUS, run, Services(KEY, ADAPTER_KEY))
