@@ -26,10 +26,12 @@ from confide.attest.training import (
 )
 from confide.attest.verifier import Verifier
 from confide.attest.wire import Attested
+from confide.packages.sealed.key import ModelKey
 
 MEASURED = datetime(2026, 2, 19, 12, tzinfo=UTC)
 MODEL, DATASET, NONCE, ADAPTER = "ab" * 32, "cd" * 32, "01" * 32, "ad" * 32
 HARNESS = Build("0.1.0", "ee" * 32)
+MODEL_KEY = ModelKey(b"k" * 32)
 KEY = Ed25519PrivateKey.from_private_bytes(b"s" * 32)
 
 

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import msgspec
 import pytest
+from tests.certify.certificates import MODEL_KEY as KEY
 from tests.certify.test_tasks import HEADERS, task_file
 from tests.owners import OWNER, STRANGER, owner_key
 
@@ -53,24 +54,17 @@ from confide.errors import (
     UntrustedOwner,
     WrongModelKey,
 )
-from confide.packages.sealed.contents import Contents, contents_of
+from confide.packages.sealed.contents import Contents
 from confide.packages.sealed.data import SealedData, seal_data
 from confide.packages.sealed.key import ModelKey
 from confide.packages.sealed.manifest import WeightsFormat, write_signed
 from confide.packages.sealed.package import SealedPackage
 from confide.packages.sealed.write import seal_model
 
-KEY, DATA_KEY, OTHER_KEY = (ModelKey(letter * 32) for letter in (b"k", b"d", b"o"))
+DATA_KEY, OTHER_KEY = (ModelKey(letter * 32) for letter in (b"d", b"o"))
 WORDS = "It was the best of times, it was the worst of times, it was the age of wisdom. "
 TASK = task_file({**HEADERS[Metric.PERPLEXITY], "context": 32}, {"text": WORDS * 6})
 DATA_OWNER = STRANGER
-
-
-@pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> SealedPackage:
-    out = tmp_path_factory.mktemp("sealed") / "demo"
-    seal_model(contents_of("demo"), out, key=KEY, owner=OWNER)
-    return SealedPackage.open(out)
 
 
 @pytest.fixture(scope="module")
@@ -78,16 +72,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> SealedData:
     out = tmp_path_factory.mktemp("sealed") / "data"
     seal_data(TASK, out, key=DATA_KEY, owner=DATA_OWNER)
     return SealedData.open(out, {DATA_OWNER.public})
-
-
-@pytest.fixture(scope="module")
-def tee(tmp_path_factory: pytest.TempPathFactory) -> SimulatedTee:
-    return SimulatedTee.create(tmp_path_factory.mktemp("machine") / "tee")
-
-
-@pytest.fixture(scope="module")
-def here(tee: SimulatedTee) -> Attester:
-    return attester(Tee("simulated", tee, tee.collateral), SentCollateral())
 
 
 @pytest.fixture
@@ -194,7 +178,7 @@ def test_the_way_to_a_second_key_service_is_stated_and_closed() -> None:
         def close(self) -> None:
             closed.append(self.name)
 
-    ways = WaysOut(data_keys=Way("data"), closed=True)  # type: ignore[arg-type]
+    ways = WaysOut(other_keys=Way("data"), closed=True)  # type: ignore[arg-type]
     assert ways.stated is Egress.KEY_SERVICE
     ways.keys = Way("model")  # type: ignore[assignment]
     ways.close_keys()

@@ -10,10 +10,10 @@ from typing import Any, NoReturn
 import msgspec
 import pytest
 import torch
+from tests.certify.certificates import MODEL_KEY as KEY
 from tests.owners import OWNER, STRANGER
 
 from confide.attest.certificates import Role
-from confide.attest.collateral_lookup import SentCollateral
 from confide.attest.configuration import Build, Egress
 from confide.attest.policy import SimulatedPolicy
 from confide.attest.requirements import ConfideVersion, NoEgress, Tdx
@@ -23,13 +23,12 @@ from confide.attest.verifier import Verifier
 from confide.certify import train as training
 from confide.certify.consent import Consent, consent_to, read_consent, read_training_run, write_consent, write_run
 from confide.certify.dataset_checks import Duplicates, Size
-from confide.certify.runs import Attester, attester, fresh_nonce
+from confide.certify.runs import Attester, fresh_nonce
 from confide.certify.score import dataset_digest
 from confide.certify.train import Recipe, Trained, describe_training, train
 from confide.certify.verify import verify_certificate
 from confide.enclave.configuration import build
 from confide.enclave.egress import WaysOut
-from confide.enclave.tee import Tee
 from confide.enclave.workload import Workload
 from confide.errors import (
     ConfideError,
@@ -42,14 +41,12 @@ from confide.errors import (
     TrainingFailed,
     WrongModelKey,
 )
-from confide.packages.sealed.adapter import SealedAdapter, seal_adapter
-from confide.packages.sealed.contents import contents_of
+from confide.packages.sealed.adapter import SealedAdapter
 from confide.packages.sealed.data import SealedData, seal_data
 from confide.packages.sealed.key import ModelKey
 from confide.packages.sealed.package import SealedPackage
-from confide.packages.sealed.write import seal_model
 
-KEY, DATA_KEY, ADAPTER_KEY = (ModelKey(letter * 32) for letter in (b"k", b"d", b"a"))
+DATA_KEY, ADAPTER_KEY = (ModelKey(letter * 32) for letter in (b"d", b"a"))
 WORDS = "It was the best of times, it was the worst of times, it was the age of wisdom. "
 RECIPE = Recipe(1, 7, Lora(rank=4, dropout=0.1, epochs=2, batch=2, context=16), (Size(), Duplicates()))
 
@@ -78,27 +75,10 @@ def nobody(identity: str, workload: Workload) -> NoReturn:
 
 
 @pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> SealedPackage:
-    out = tmp_path_factory.mktemp("sealed") / "demo"
-    seal_model(contents_of("demo"), out, key=KEY, owner=OWNER)
-    return SealedPackage.open(out)
-
-
-@pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> SealedData:
     out = tmp_path_factory.mktemp("sealed") / "data"
     seal_data(CORPUS, out, key=DATA_KEY, owner=STRANGER)
     return SealedData.open(out, {STRANGER.public})
-
-
-@pytest.fixture(scope="module")
-def tee(tmp_path_factory: pytest.TempPathFactory) -> SimulatedTee:
-    return SimulatedTee.create(tmp_path_factory.mktemp("machine") / "tee")
-
-
-@pytest.fixture(scope="module")
-def here(tee: SimulatedTee) -> Attester:
-    return attester(Tee("simulated", tee, tee.collateral), SentCollateral())
 
 
 def described(here: Attester, package: SealedPackage, recipe: Recipe = RECIPE, data: bytes = CORPUS) -> TrainingRun:
@@ -179,8 +159,8 @@ def test_the_adapter_learns_its_data(package: SealedPackage, made: Trained, tmp_
     assert tokenizer is not None
     ids = tokenizer(WORDS, add_special_tokens=False)["input_ids"]
     before = measure_loss(model, ids).nll
-    seal_adapter(made.files, made.certificate, tmp_path / "adapter", key=ADAPTER_KEY)
-    adapter = SealedAdapter.open(tmp_path / "adapter").read(ADAPTER_KEY, package.manifest.model_digest)
+    made.seal(tmp_path / "adapter")
+    adapter = SealedAdapter.open(tmp_path / "adapter").unlock(ADAPTER_KEY).read()
     assert adapter.digest == made.certificate.predicate.adapter
     assert measure_loss(adapter.merge_into(model), ids).nll < before - 1
 
@@ -282,25 +262,25 @@ def test_a_sealed_adapter_is_what_its_certificate_names(made: Trained, package: 
     model = package.manifest.model_digest
 
     def sealed(name: str, trained: Trained = made) -> Path:
-        seal_adapter(trained.files, trained.certificate, tmp_path / name, key=ADAPTER_KEY)
+        trained.seal(tmp_path / name)
         return tmp_path / name
 
     folder = sealed("adapter")
-    assert SealedAdapter.open(folder).files(ADAPTER_KEY) == made.files
-    assert SealedAdapter.open(folder).known_answers(ADAPTER_KEY) is None
+    assert SealedAdapter.open(folder).unlock(ADAPTER_KEY).files() == made.files
+    assert SealedAdapter.open(folder).unlock(ADAPTER_KEY).known_answers() is None
     stored = b"".join(path.read_bytes() for path in folder.iterdir())
     assert not any(made.files[name][8:40] in stored for name in ADAPTER_FILES)
     with pytest.raises(WrongModelKey):
-        SealedAdapter.open(folder).files(KEY)
+        SealedAdapter.open(folder).unlock(KEY)
     with pytest.raises(InvalidPackage, match="give its base"):
-        SealedAdapter.open(folder).read(ADAPTER_KEY, "11" * 32)
+        SealedAdapter.open(folder).require_base("11" * 32)
     with pytest.raises(ConfideError, match="exists already"):
         sealed("adapter")
     # Somebody with the key puts another adapter under the certificate, or another certificate over the adapter.
     config, weights = ADAPTER_FILES
     other = {config: made.files[config].replace(b'"r": 4', b'"r": 8'), weights: made.files[weights]}
     with pytest.raises(SubstitutedContent):
-        SealedAdapter.open(sealed("other", replace(made, files=other))).files(ADAPTER_KEY)
+        SealedAdapter.open(sealed("other", replace(made, files=other))).unlock(ADAPTER_KEY).files()
     manifest = folder / "manifest.json"
     for change in ({"adapter": "11" * 32}, {"base": "11" * 32}):
         (name,) = change
@@ -310,7 +290,7 @@ def test_a_sealed_adapter_is_what_its_certificate_names(made: Trained, package: 
             SealedAdapter.open(folder)
         manifest.write_bytes(json.dumps(whole).encode())
         assert name in whole
-    assert SealedAdapter.open(folder).read(ADAPTER_KEY, model).digest == made.certificate.predicate.adapter
+    SealedAdapter.open(folder).require_base(model)
     (folder / "certificate.json").write_bytes(b"{}")
     with pytest.raises(MalformedTraining):
         SealedAdapter.open(folder)

@@ -78,18 +78,20 @@ def score(
     model, over = package.manifest.model_digest, adapter.manifest.adapter if adapter else ""
     require_same(run, describe(here, model, dataset_digest(data), run.metric, run.nonce, started, adapter=over))
     approvals = approvals_of(run, package, data, consents)
+    if adapter is not None:
+        adapter.require_base(model)
     if package.manifest.weights is not WeightsFormat.SAFETENSORS:
         raise InvalidTask("A GGUF model is not measured yet; seal its safetensors, or wait for it.")
     workload = here.workload(run, ways)
     keys = {Role.MODEL: fetch(package.manifest.key, workload)}
     if isinstance(data, SealedData):
         keys[Role.DATA] = (fetch_data or fetch)(data.manifest.key, workload)
-    adapter_key = (fetch_data or fetch)(adapter.manifest.key, workload) if adapter else None
+    over_key = (fetch_data or fetch)(adapter.manifest.key, workload) if adapter else None
     ways.close_keys()
     require_owners(run, consents, keys)
     unlocked = package.unlock(keys[Role.MODEL])
     with nothing_said(data):
-        opened = adapter.read(adapter_key, model) if adapter and adapter_key else None
+        opened = adapter.unlock(over_key).read() if adapter and over_key else None
         made = _measured(unlocked, data.read(keys[Role.DATA]) if isinstance(data, SealedData) else data, run, opened)
     said = msgspec.structs.replace(
         workload.configuration,

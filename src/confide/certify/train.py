@@ -8,13 +8,15 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Annotated, Final, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, Literal, Protocol
 
 import msgspec
 
 from confide.attest.certificates import Role
 from confide.attest.configuration import Count, EngineUsed
 from confide.attest.training import (
+    ADAPTER_FILES,
     Amount,
     Lora,
     Passed,
@@ -32,13 +34,27 @@ from confide.certify.runs import Attester, Clock, approvals_of, described, nothi
 from confide.certify.score import dataset_digest
 from confide.enclave.boot import Fetch
 from confide.enclave.egress import WaysOut
-from confide.errors import InvalidCorpus
+from confide.errors import InvalidCorpus, SelfTestMissing
 from confide.extras import named_extras
+from confide.packages.sealed.adapter import seal_adapter
 from confide.packages.sealed.data import SealedData
 from confide.packages.sealed.key import ModelKey
+from confide.packages.sealed.known_answers import KnownAnswers
 from confide.packages.sealed.manifest import WeightsFormat
 from confide.packages.sealed.package import SealedPackage, UnlockedPackage
 from confide.shallow_toml import require_shallow
+
+if TYPE_CHECKING:
+    from confide.models.adapter import Adapter
+
+
+class Examine(Protocol):
+    """Has a model answer under an adapter."""
+
+    def __call__(self, unlocked: UnlockedPackage, *, adapter: "Adapter") -> KnownAnswers | None:
+        """What it is certain of. SelfTestMissing where that is too little to test with."""
+        ...
+
 
 MAX_RECIPE_BYTES: Final = 1 << 16
 _MAX_MARKS: Final = 2000
@@ -77,11 +93,19 @@ def describe_training(
 
 @dataclass(frozen=True)
 class Trained:
-    """An adapter in memory. files: its two, by their names. key: that it is to be sealed with."""
+    """An adapter in memory. files: its two, by their names. key: that it is to be sealed with.
+
+    known_answers: None where nobody asked, or where the model is certain of too little.
+    """
 
     certificate: TrainingCertificate
     files: dict[str, bytes] = field(repr=False)
     key: ModelKey
+    known_answers: KnownAnswers | None = None
+
+    def seal(self, out: Path) -> None:
+        """Into this folder. ConfideError where it exists."""
+        seal_adapter(self.files, self.certificate, out, key=self.key, known_answers=self.known_answers)
 
 
 def train(
@@ -94,12 +118,14 @@ def train(
     fetch_data: Fetch | None = None,
     consents: Sequence[Consent] = (),
     ways: WaysOut | None = None,
+    examine: Examine | None = None,
     now: Clock = utc_now,
 ) -> Trained:
     """Train and sign. data: sealed, which takes the consents of both owners, or a corpus file in the clear.
 
     fetch, fetch_data: get the keys; the second those of the data and of the adapter, the same without. ways: out of
-    this process; those to keys are closed once they are here.
+    this process; those to keys are closed once they are here. examine: has the model answer under the adapter, for
+    whoever serves it; see `confide.enclave.boot.examine`.
 
     Raises RunRefused before any key is asked for where the run is not what this environment would do or lacks an
     approval, and what `fetch` raises; NotInstalled without peft.
@@ -130,6 +156,7 @@ def train(
     unlocked = package.unlock(keys[Role.MODEL])
     with nothing_said(data):
         made = _trained(unlocked, data.read(keys[Role.DATA]) if isinstance(data, SealedData) else data, run)
+        known = _examined(unlocked, made.files, examine) if examine else None
     said = msgspec.structs.replace(
         workload.configuration, engine=made.engine, context=run.lora.context, egress=ways.stated
     )
@@ -147,7 +174,9 @@ def train(
         approvals=approvals,
     )
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in made.files.items()}
-    return Trained(TrainingCertificate.sign(package.manifest.name, predicate, digests, key), made.files, adapter_key)
+    return Trained(
+        TrainingCertificate.sign(package.manifest.name, predicate, digests, key), made.files, adapter_key, known
+    )
 
 
 @dataclass(frozen=True)
@@ -159,6 +188,15 @@ class _Made:
     amount: Amount
     files: dict[str, bytes]
     engine: EngineUsed
+
+
+def _examined(unlocked: UnlockedPackage, files: dict[str, bytes], examine: Examine) -> KnownAnswers | None:
+    from confide.models.adapter import adapter_of
+
+    try:
+        return examine(unlocked, adapter=adapter_of(unlocked.package.folder, *(files[name] for name in ADAPTER_FILES)))
+    except SelfTestMissing:
+        return None
 
 
 def _trained(unlocked: UnlockedPackage, content: bytes, run: TrainingRun) -> _Made:

@@ -173,7 +173,7 @@ def score_package(
     wanted = _described(package, data, over, None, nonce, here) if run is None else read_run(read_file(run))
     consents = [read_consent(read_file(path)) for path in approval or ()]
     tls = client_context(keys_ca)
-    ways = close_egress(keys=keys, upstream=None, data_keys=data_keys)
+    ways = close_egress(keys=keys, upstream=None, other_keys=data_keys)
     try:
         certificate = score(
             here,
@@ -182,7 +182,7 @@ def score_package(
             wanted,
             partial(fetch_key, keys, tls=tls, connector=ways.keys),
             adapter=over,
-            fetch_data=partial(fetch_key, data_keys, tls=tls, connector=ways.data_keys) if data_keys else None,
+            fetch_data=partial(fetch_key, data_keys, tls=tls, connector=ways.other_keys) if data_keys else None,
             consents=consents,
             ways=ways,
         )

@@ -179,10 +179,10 @@ def lora(
     """
     from confide.certify.consent import read_consent, read_training_run
     from confide.certify.train import train
+    from confide.enclave.boot import examine
     from confide.enclave.egress import close_egress
     from confide.enclave.fetch_key import fetch_key
     from confide.net.tls import client_context
-    from confide.packages.sealed.adapter import seal_adapter
     from confide.packages.sealed.data import SealedData
     from confide.packages.sealed.package import SealedPackage
     from confide.packages.sealed.write import require_absent
@@ -202,7 +202,7 @@ def lora(
     )
     consents = [read_consent(read_file(path)) for path in approval or ()]
     tls = client_context(keys_ca)
-    ways = close_egress(keys=keys, upstream=None, data_keys=data_keys)
+    ways = close_egress(keys=keys, upstream=None, other_keys=data_keys)
     try:
         trained = train(
             here,
@@ -210,13 +210,14 @@ def lora(
             content,
             wanted,
             partial(fetch_key, keys, tls=tls, connector=ways.keys),
-            fetch_data=partial(fetch_key, data_keys, tls=tls, connector=ways.data_keys) if data_keys else None,
+            fetch_data=partial(fetch_key, data_keys, tls=tls, connector=ways.other_keys) if data_keys else None,
             consents=consents,
             ways=ways,
+            examine=examine,
         )
     finally:
         ways.close()
-    seal_adapter(trained.files, trained.certificate, out, key=trained.key)
+    trained.seal(out)
     if json:
         output.result({"adapter": str(out), **_facts(trained.certificate)})
         return
@@ -278,7 +279,7 @@ def open_adapter(
     from confide.packages.sealed.write import draft_folder
 
     sealed = SealedAdapter.open(adapter)
-    files = sealed.files(ModelKey.read(key))
+    files = sealed.unlock(ModelKey.read(key)).files()
     with draft_folder(out) as draft:
         for name, content in files.items():
             (draft / name).write_bytes(content)

@@ -189,8 +189,9 @@ class SelfTest:
         if held is None:  # an upstream has them
             return
         # Another version may name tensors otherwise; then the digest of the start stands, and the answers say the rest.
+        # The sum of a model and an adapter differs in its last digits from processor to processor.
         same_engine = (self.known.engine, self.known.version) == (facts.engine, facts.version)
-        if same_engine and held.digest != self.known.weights:
+        if same_engine and not facts.adapters and held.digest != self.known.weights:
             raise SelfTestFailed("The weights in memory are not those of the sealed model; seal it again, or restart.")
         if self.workload.configuration.self_test.outcome == "not-run":
             return  # they were read a moment ago

@@ -8,7 +8,7 @@ looking at it neither.
 import io
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
 
@@ -79,38 +79,50 @@ class SealedAdapter:
             raise SurplusFile(f"{folder / surplus[0]} is not part of the adapter; remove it.")
         return cls(folder, manifest, certificate)
 
-    def files(self, key: ModelKey) -> dict[str, bytes]:
-        """The adapter's two files, in memory.
-
-        WrongModelKey; TruncatedFile, DamagedFile, SubstitutedContent for what was changed.
-        """
-        if key.id != self.manifest.key:
-            raise WrongModelKey(f"{self.folder} was sealed with the key {self.manifest.key}, and not with {key.id}.")
-        content = {file.name: bytes(self._reader(key, index).read()) for index, file in enumerate(self.manifest.files)}
-        if adapter_digest(content) != self.manifest.adapter:
-            raise SubstitutedContent(f"{self.folder} holds another adapter than it says; get the folder again.")
-        return content
-
-    def read(self, key: ModelKey, base: str) -> "Adapter":
-        """The adapter, to be merged into the model with this digest. InvalidPackage for another one's; as `files`."""
-        from confide.models.adapter import adapter_of
-
+    def require_base(self, base: str) -> None:
+        """InvalidPackage unless it lies over the model with this digest."""
         if self.manifest.base != base:
             raise InvalidPackage(
                 f"{self.folder} lies over the model {self.manifest.base}, and not over {base}; give its base."
             )
-        return adapter_of(self.folder, *self.files(key).values())
 
-    def known_answers(self, key: ModelKey) -> KnownAnswers | None:
+    def unlock(self, key: ModelKey) -> "UnlockedAdapter":
+        """The adapter with its key. WrongModelKey for another one."""
+        if key.id != self.manifest.key:
+            raise WrongModelKey(f"{self.folder} was sealed with the key {self.manifest.key}, and not with {key.id}.")
+        return UnlockedAdapter(self, key)
+
+
+@dataclass(frozen=True)
+class UnlockedAdapter:
+    """A sealed adapter and the key to it. Methods raise TruncatedFile, DamagedFile and SubstitutedContent."""
+
+    sealed: SealedAdapter
+    _key: ModelKey = field(repr=False)
+
+    def files(self) -> dict[str, bytes]:
+        """The adapter's two files, in memory."""
+        manifest = self.sealed.manifest
+        content = {file.name: self._read(index, file) for index, file in enumerate(manifest.files)}
+        if adapter_digest(content) != manifest.adapter:
+            raise SubstitutedContent(f"{self.sealed.folder} holds another adapter than it says; get the folder again.")
+        return content
+
+    def read(self) -> "Adapter":
+        """The adapter, to be merged into its base. ModelNotSupported for what is no LoRA adapter."""
+        from confide.models.adapter import adapter_of
+
+        files = self.files()
+        return adapter_of(self.sealed.folder, *(files[name] for name in ADAPTER_FILES))
+
+    def known_answers(self) -> KnownAnswers | None:
         """What the model answered under it when it was sealed; None where nobody asked. InvalidPackage."""
-        if self.manifest.known_answers is None:
-            return None
-        return KnownAnswers.decode(bytes(self._reader(key, len(self.manifest.files)).read()))
+        file = self.sealed.manifest.known_answers
+        return None if file is None else KnownAnswers.decode(self._read(len(ADAPTER_FILES), file))
 
-    def _reader(self, key: ModelKey, index: int) -> SealedReader:
-        file = self.manifest.all_files[index]
-        file_key = key.file_key(bytes.fromhex(self.manifest.salt), index, file.name)
-        return SealedReader(self.folder / (file.name + SUFFIX), file, file_key)
+    def _read(self, index: int, file: SealedFile) -> bytes:
+        key = self._key.file_key(bytes.fromhex(self.sealed.manifest.salt), index, file.name)
+        return bytes(SealedReader(self.sealed.folder / (file.name + SUFFIX), file, key).read())
 
 
 def parse_adapter_manifest(content: bytes) -> AdapterManifest:
