@@ -188,7 +188,7 @@ class Certificate(Generic[_Outcome]):
 
     @property
     def _key(self) -> bytes:
-        return _bytes(self.predicate.attested.statement.channel_keys.get(self.PURPOSE, ""))
+        return key_bytes(self.predicate.attested.statement.channel_keys.get(self.PURPOSE, ""))
 
     def _require_possible(self) -> None:
         """The class's error for times at which arithmetic ends."""
@@ -297,7 +297,8 @@ def _time(at: datetime) -> str:
     return f"{at:%Y-%m-%d %H:%M:%S%z}"
 
 
-def _bytes(digits: str) -> bytes:
+def key_bytes(digits: str) -> bytes:
+    """A key in hexadecimal, as statements hold it; empty for what is none."""
     try:
         return bytes.fromhex(digits)
     except ValueError:

@@ -18,17 +18,23 @@ from confide.attest.certificates import (
     Certificate,
     DatasetName,
     DescribedRun,
+    Instant,
     Outcome,
+    Testimony,
+    key_bytes,
     lines_of,
     sign_payload,
 )
 from confide.attest.configuration import Count, Hex32, Word
-from confide.attest.wire import Record
+from confide.attest.wire import Attested, Record
 from confide.errors import MalformedTraining
 
 TRAINING: Final = "training"
 """The document of a collateral that holds the certificates of the adapters served, as JSON Lines."""
 PREDICATE_TYPE: Final = "urn:confide:training:v1"
+CHECKPOINT_PURPOSE: Final = "training-checkpoint"
+"""Under this name a statement holds the key that signs what a process leaves, in hexadecimal."""
+MAX_EARLIER: Final = 7
 ADAPTER_CONFIG: Final = "adapter_config.json"
 ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"
 ADAPTER_FILES: Final = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
@@ -107,10 +113,28 @@ class Amount(Record, frozen=True):
     steps: Count
 
 
+class EarlierPart(Record, frozen=True):
+    """A process that was killed, from whose checkpoint the run went on. steps: that were done there, of all.
+
+    attested: evidence for the run, as the certificate's own, made when the process started. It names the key that
+    signed the checkpoint; the process that went on from it compared that.
+    """
+
+    attested: Attested
+    started: Instant
+    steps: Count
+
+    @property
+    def key(self) -> bytes:
+        """That its evidence names; empty where it names none."""
+        return key_bytes(self.attested.statement.channel_keys.get(CHECKPOINT_PURPOSE, ""))
+
+
 class TrainingPredicate(Outcome, frozen=True):
     """What a certificate says. corpus: its name, by the dataset's author. adapter: see `adapter_digest`.
 
-    passed: the checks of the dataset, all that the run names and in that order.
+    passed: the checks of the dataset, all that the run names and in that order. earlier: processes of the run that were
+    killed, in order; none where it was made in one.
     """
 
     run: TrainingRun
@@ -118,6 +142,7 @@ class TrainingPredicate(Outcome, frozen=True):
     amount: Amount
     adapter: Hex32
     passed: Annotated[tuple[Passed, ...], msgspec.Meta(max_length=32)] = ()
+    earlier: Annotated[tuple[EarlierPart, ...], msgspec.Meta(max_length=MAX_EARLIER)] = ()
 
 
 class _Subject(msgspec.Struct, frozen=True):
@@ -150,6 +175,12 @@ class TrainingCertificate(Certificate[TrainingPredicate]):
         return self.predicate.run
 
     @property
+    def testimonies(self) -> tuple[Testimony, ...]:
+        """Of every process of the run."""
+        earlier = (Testimony(part.attested, part.started) for part in self.predicate.earlier)
+        return (*earlier, *super().testimonies)
+
+    @property
     def about(self) -> Mapping[str, str]:
         """The adapter, what it is over and made from, and the nonce of the order."""
         run = self.run
@@ -165,6 +196,9 @@ class TrainingCertificate(Certificate[TrainingPredicate]):
             raise MalformedTraining("The certificate's subjects are another adapter than its own; get the file again.")
         if [one.check for one in predicate.passed] != [one.check for one in predicate.run.checks]:
             raise MalformedTraining("The certificate lacks a check that its run asks for; get the file again.")
+        steps = [0, *(part.steps for part in predicate.earlier), predicate.amount.steps]
+        if steps != sorted(steps) or not all(part.key for part in predicate.earlier):
+            raise MalformedTraining("The certificate's run was not taken up where it was left; get the file again.")
         certificate = cls(adapter.name, predicate, payload, signature, digests)
         certificate._require_possible()
         return certificate

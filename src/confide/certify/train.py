@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal, Protocol
 import msgspec
 
 from confide.attest.certificates import Role
-from confide.attest.configuration import Count, EngineUsed
+from confide.attest.configuration import Configuration, Count, EngineUsed
 from confide.attest.training import (
     ADAPTER_FILES,
+    CHECKPOINT_PURPOSE,
     Amount,
     Lora,
     Passed,
@@ -26,6 +27,7 @@ from confide.attest.training import (
     adapter_digest,
 )
 from confide.attest.wire import Record
+from confide.certify.checkpoint import Checkpoints, Process
 from confide.certify.consent import Consent, require_owners
 from confide.certify.corpus import read_corpus
 from confide.certify.dataset_checks import AnyCheck, passed
@@ -58,6 +60,7 @@ class Examine(Protocol):
 
 MAX_RECIPE_BYTES: Final = 1 << 16
 _MAX_MARKS: Final = 2000
+CHECKPOINT_STEPS: Final = 50
 
 
 class Recipe(Record, frozen=True):
@@ -119,15 +122,19 @@ def train(
     consents: Sequence[Consent] = (),
     ways: WaysOut | None = None,
     examine: Examine | None = None,
+    checkpoint: Path | None = None,
+    every: int = CHECKPOINT_STEPS,
     now: Clock = utc_now,
 ) -> Trained:
     """Train and sign. data: sealed, which takes the consents of both owners, or a corpus file in the clear.
 
     fetch, fetch_data: get the keys; the second those of the data and of the adapter, the same without. ways: out of
     this process; those to keys are closed once they are here. examine: has the model answer under the adapter, for
-    whoever serves it; see `confide.enclave.boot.examine`.
+    whoever serves it; see `confide.enclave.boot.examine`. checkpoint: a file for what a process that is killed leaves,
+    `every` so many steps; what an earlier one of this run left there is taken up.
 
-    Raises RunRefused before any key is asked for where the run is not what this environment would do or lacks an
+    Raises TrainingFailed where the training comes to nothing or what was left is of another run; RunRefused before any
+    key is asked for where the run is not what this environment would do or lacks an
     approval, and what `fetch` raises; NotInstalled without peft.
     """
     with named_extras():
@@ -154,8 +161,12 @@ def train(
     ways.close_keys()
     require_owners(run, consents, keys)
     unlocked = package.unlock(keys[Role.MODEL])
+    process = None
+    if checkpoint is not None:
+        process = _process(here, Checkpoints(checkpoint, run, adapter_key), workload.configuration, ways, started)
     with nothing_said(data):
-        made = _trained(unlocked, data.read(keys[Role.DATA]) if isinstance(data, SealedData) else data, run)
+        content = data.read(keys[Role.DATA]) if isinstance(data, SealedData) else data
+        made = _trained(unlocked, content, run, process, every)
         known = _examined(unlocked, made.files, examine) if examine else None
     said = msgspec.structs.replace(
         workload.configuration, engine=made.engine, context=run.lora.context, egress=ways.stated
@@ -168,7 +179,8 @@ def train(
         made.amount,
         adapter_digest(made.files),
         made.passed,
-        started=started,
+        process.earlier if process else (),
+        started=process.earlier[0].started if process and process.earlier else started,
         finished=finished,
         attested=attested,
         approvals=approvals,
@@ -199,7 +211,16 @@ def _examined(unlocked: UnlockedPackage, files: dict[str, bytes], examine: Exami
         return None
 
 
-def _trained(unlocked: UnlockedPackage, content: bytes, run: TrainingRun) -> _Made:
+def _process(
+    here: Attester, checkpoints: Checkpoints, before: Configuration, ways: WaysOut, started: datetime
+) -> Process:
+    """This process, with a key of its own for what it leaves. TrainingFailed for what no process of the run left."""
+    said = msgspec.structs.replace(before, egress=ways.stated)
+    signer, attested = here.certify(checkpoints.run, CHECKPOINT_PURPOSE, said, started)
+    return Process(checkpoints, signer, attested, started, checkpoints.read())
+
+
+def _trained(unlocked: UnlockedPackage, content: bytes, run: TrainingRun, process: Process | None, every: int) -> _Made:
     import torch
     import transformers
 
@@ -216,8 +237,12 @@ def _trained(unlocked: UnlockedPackage, content: bytes, run: TrainingRun) -> _Ma
     context = model_context(model.config, run.lora.context)
     windows = cut_texts([one.text for one in corpus.texts], tokenizer, context)
     training = Training(model, windows.ids, run.lora, run.seed)
+    if process is not None and process.left is not None:
+        training.resume(process.left.state, process.left.steps)
     while training.done < training.steps:
         training.step()
+        if process is not None and training.done % every == 0:
+            process.leave(training.done, training.state())
     settings = {"dtype": "f32", "transformers": transformers.__version__, "threads": str(torch.get_num_threads())}
     amount = Amount(len(corpus.texts), training.tokens, training.steps)
     return _Made(corpus.name, checks, amount, training.files(), EngineUsed("peft", VERSION, settings))

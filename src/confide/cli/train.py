@@ -166,6 +166,11 @@ def lora(
         Path | None, typer.Option(help="The run as it was approved; needed for a sealed dataset.", metavar="FILE")
     ] = None,
     approval: Approvals = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="File for what a killed run leaves, sealed; if it is there, the run goes on from it."),
+    ] = None,
+    checkpoint_steps: Annotated[int, typer.Option(help="Steps from one checkpoint to the next.", min=1)] = 50,
     nonce: NonceOption = None,
     tee: TeeOption = TeeKind.AUTO,
     simulated_tee: SimulatedTeeOption = None,
@@ -193,6 +198,8 @@ def lora(
         raise typer.BadParameter("a sealed dataset takes --run, and an --approval of each owner")
     if run is not None and (nonce or recipe or adapter_key):
         raise typer.BadParameter("--run has a nonce, a recipe and an adapter's key; leave those options out")
+    if checkpoint is not None and run is None and nonce is None:
+        raise typer.BadParameter("--checkpoint goes with --run or --nonce: without, every run is another one")
     output.quiet_transformers()
     here = certifying.here(tee, simulated_tee, offline=offline)
     wanted = (
@@ -214,10 +221,14 @@ def lora(
             consents=consents,
             ways=ways,
             examine=examine,
+            checkpoint=checkpoint,
+            every=checkpoint_steps,
         )
     finally:
         ways.close()
     trained.seal(out)
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
     if json:
         output.result({"adapter": str(out), **_facts(trained.certificate)})
         return
@@ -345,6 +356,7 @@ def _facts(certificate: "TrainingCertificate") -> dict[str, Any]:
         "run": msgspec.to_builtins(certificate.run),
         "passed": msgspec.to_builtins(predicate.passed),
         "amount": msgspec.to_builtins(predicate.amount),
+        "resumed_after": [part.steps for part in predicate.earlier],
         "started": predicate.started.isoformat(),
         "finished": predicate.finished.isoformat(),
         "approved_by": {role.value: certificate.approved_by(role) for role in Role},
@@ -360,6 +372,7 @@ def _lines(certificate: "TrainingCertificate") -> dict[str, str]:
         "corpus": f"{predicate.corpus}  {run.dataset}",
         "trained": f"{amount.texts:,} texts, {amount.tokens:,} tokens, {amount.steps:,} steps, seed {run.seed}",
         "lora": _settings(run),
+        **({"resumed": f"after {_steps(certificate)} steps"} if predicate.earlier else {}),
         **{one.check: _counted(one.found) for one in predicate.passed},
         "finished": f"{predicate.finished:%Y-%m-%d %H:%M}, Confide {run.harness.version} {run.harness.digest[:16]}",
     }
@@ -380,6 +393,10 @@ def _show_run(run: "TrainingRun") -> None:
             "nonce": run.nonce,
         }
     )
+
+
+def _steps(certificate: "TrainingCertificate") -> str:
+    return ", ".join(f"{part.steps:,}" for part in certificate.predicate.earlier)
 
 
 def _settings(run: "TrainingRun") -> str:
