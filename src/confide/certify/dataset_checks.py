@@ -164,11 +164,12 @@ def passed(checks: tuple[DatasetCheck, ...], corpus: Corpus) -> tuple[Passed, ..
 
 def _typed(one: DatasetCheck) -> AnyCheck:
     try:
-        return msgspec.convert({"check": one.check, **one.settings}, AnyCheck)
+        typed: AnyCheck = msgspec.convert({"check": one.check, **one.settings}, AnyCheck)
     except msgspec.ValidationError:
         raise InvalidCorpus(
             "The run names a check of the dataset that there is not, or not so; see docs/train.md."
         ) from None
+    return typed
 
 
 def _at_most(limit: int, found: dict[str, int], name: str) -> dict[str, int]:

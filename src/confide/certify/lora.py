@@ -66,7 +66,7 @@ class Training:
             loss = _loss(self._model, window) / scored
             if not torch.isfinite(loss):
                 raise TrainingFailed("The training does not converge: its loss is not finite. Lower the learning rate.")
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         nn.utils.clip_grad_norm_(self._parameters.values(), self._lora.clip)
         for group in self._optimizer.param_groups:
             group["lr"] = self._lora.learning_rate * self._rate()
@@ -129,7 +129,7 @@ def _with_lora(model: PreTrainedModel, lora: Lora) -> tuple[nn.Module, dict[str,
     """The model with matrices to train, and the configuration by which peft finds their places again."""
     targets: Any = list(lora.targets) or _ALL
     transposed = any(isinstance(module, Conv1D) for module in model.modules())
-    settings = {"r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout, "bias": "none"}
+    settings: dict[str, Any] = {"r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout, "bias": "none"}
     config = LoraConfig(**settings, task_type="CAUSAL_LM", target_modules=targets, fan_in_fan_out=transposed)
     try:
         wrapped = get_peft_model(model, config)

@@ -101,7 +101,7 @@ def load_engine(
     if upstream:
         engine = _upstream(unlocked, upstream, ways, settings.name)
     else:
-        engine = open_engine(unlocked, on_chunk, settings, opened and opened.read())
+        engine = open_engine(unlocked, on_chunk, settings, opened.read() if opened else None)
     workload.configuration = configuration_with(workload.configuration, engine, ways.stated, answer_tokens)
     known = None if insecure_skip_self_test else (opened or unlocked).known_answers()
     return Loaded(engine, SelfTest(engine, known, workload) if known else None)
@@ -188,9 +188,9 @@ def _transformers(
     if settings.threads:
         torch.set_num_threads(settings.threads)
     model = load_model(unlocked, dtype=torch.float32, on_chunk=on_chunk)
-    name, adapters = settings.name or unlocked.manifest.name, ()
     if adapter is not None:
-        model, adapters = adapter.merge_into(model), (adapter.digest,)
+        model = adapter.merge_into(model)
+    name, adapters = settings.name or unlocked.manifest.name, (adapter.digest,) if adapter else ()
     return TransformersEngine(model, tokenizer, name, settings.context, adapters)
 
 

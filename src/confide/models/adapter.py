@@ -13,9 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from transformers import PreTrainedModel
 
-from confide.attest.training import ADAPTER_CONFIG as CONFIG_NAME
-from confide.attest.training import ADAPTER_WEIGHTS as WEIGHTS_NAME
-from confide.attest.training import adapter_digest
+from confide.attest.training import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_digest
 from confide.disk.files import read_bounded
 from confide.errors import ModelNotSupported
 from confide.extras import named_extras
@@ -102,7 +100,9 @@ class Adapter:
 
 def read_adapter(folder: Path) -> Adapter:
     """The adapter in a folder. ModelNotSupported for what is no LoRA adapter, or asks for more than adding matrices."""
-    return adapter_of(folder, _read(folder / CONFIG_NAME, _MAX_CONFIG), _read(folder / WEIGHTS_NAME, _MAX_WEIGHTS))
+    return adapter_of(
+        folder, _read(folder / ADAPTER_CONFIG, _MAX_CONFIG), _read(folder / ADAPTER_WEIGHTS, _MAX_WEIGHTS)
+    )
 
 
 def adapter_of(folder: Path, config: bytes, weights: bytes) -> Adapter:
@@ -110,7 +110,7 @@ def adapter_of(folder: Path, config: bytes, weights: bytes) -> Adapter:
     try:
         given = msgspec.json.decode(config, type=dict[str, Any])
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise ModelNotSupported(f"{folder / CONFIG_NAME} is damaged; save the adapter again.") from error
+        raise ModelNotSupported(f"{folder / ADAPTER_CONFIG} is damaged; save the adapter again.") from error
     if given.get("peft_type") != "LORA":
         kind = printable(str(given.get("peft_type")))[:40]
         raise ModelNotSupported(f"{folder} holds an adapter of the kind {kind}, and only LORA is merged; use peft.")
@@ -121,7 +121,7 @@ def adapter_of(folder: Path, config: bytes, weights: bytes) -> Adapter:
                 "and split what that saves."
             )
     settings = {name: value for name, value in given.items() if name in _TAKEN and value is not None}
-    return Adapter(folder, adapter_digest({CONFIG_NAME: config, WEIGHTS_NAME: weights}), settings, weights)
+    return Adapter(folder, adapter_digest({ADAPTER_CONFIG: config, ADAPTER_WEIGHTS: weights}), settings, weights)
 
 
 def _read(path: Path, limit: int) -> bytes:
