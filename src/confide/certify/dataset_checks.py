@@ -126,15 +126,17 @@ class Plugin(_Check, frozen=True, tag="plug-in"):
     arguments: Annotated[tuple[Word, ...], msgspec.Meta(max_length=32)] = ()
 
     def count(self, corpus: Corpus) -> dict[str, int]:
-        function = self._load()
+        source = self._source()
+        names: dict[str, Any] = {"__name__": self.module}
         try:
-            found = function([(one.text, one.licence) for one in corpus.texts], self.arguments)
+            exec(compile(source, self.module, "exec"), names)  # noqa: S102 - just these bytes are what owners approve
+            found = names[_PLUGIN_FUNCTION]([(one.text, one.licence) for one in corpus.texts], self.arguments)
             return msgspec.convert(found, dict[Word, Count])
         except Exception:  # noqa: BLE001 - its words could be the dataset's
             raise InvalidCorpus(f"The check `plug-in` of {self.module} does not pass; ask who wrote it why.") from None
 
-    def _load(self) -> Any:
-        """Its function, from the bytes that were compared: the file may change meanwhile."""
+    def _source(self) -> bytes:
+        """Its file, which may change as soon as it is read."""
         spec = PathFinder.find_spec(self.module)
         try:
             with open(spec.origin if spec and spec.origin else "", "rb") as file:
@@ -142,10 +144,10 @@ class Plugin(_Check, frozen=True, tag="plug-in"):
         except OSError:
             raise InvalidCorpus(f"There is no module {self.module} for the check `plug-in`; install it.") from None
         if hashlib.sha256(source).hexdigest() != self.sha256:
-            raise InvalidCorpus(f"The module {self.module} is another one than the check `plug-in` names; compare.")
-        names: dict[str, Any] = {"__name__": self.module}
-        exec(compile(source, self.module, "exec"), names)  # noqa: S102 - just these bytes are what owners approve
-        return names[_PLUGIN_FUNCTION]
+            raise InvalidCorpus(
+                f"The module {self.module} is another one than the check `plug-in` names; compare them."
+            )
+        return source
 
 
 AnyCheck = Size | Duplicates | Licences | PersonalData | WordList | Plugin
