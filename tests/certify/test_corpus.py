@@ -175,11 +175,12 @@ def test_a_text_without_a_licence_is_under_none_that_is_allowed() -> None:
     ("kind", "found", "other"),
     [
         ("email", "write to jane.doe+x@mail.example.org, or to Zoë@exämple.de", "at @home, a@b and 3@"),
-        ("phone", "call +44 20 7946 0958 or (0049) 30/12345678, 0049 30 12345678", "1234567, +1 23 and 2024-05-06"),
+        ("phone", "call +44 20 7946 0958 or (0049) 30/12345678", "1234567, +1 23 and 2024-05-06"),
         ("iban", "GB82 WEST 1234 5698 7654 32 and DE89370400440532013000", "GB82 WEST 1234 5698 7654 33 and AB12 CDEF"),
         ("card", "4111 1111 1111 1111 and 5500-0000-0000-0004", "4111 1111 1111 1112 and 12345678901234567890123"),
         ("ip-address", "from 192.168.0.1 to 8.8.8.8", "version 1.2.3, 256.1.1.1 and 1.2.3.4.5"),
     ],
+    ids=KINDS,
 )
 def test_personal_data_are_found_by_their_patterns(kind: Any, found: str, other: str) -> None:
     assert counted(PersonalData((kind,), 2), corpus_of(found, other)) == {kind: 2}
