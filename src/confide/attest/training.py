@@ -145,9 +145,14 @@ class TrainingPredicate(Outcome, frozen=True):
     earlier: Annotated[tuple[EarlierPart, ...], msgspec.Meta(max_length=MAX_EARLIER)] = ()
 
 
+class _Digest(msgspec.Struct, frozen=True, omit_defaults=True):
+    adapter: Hex32 = msgspec.field(default="", name="confideAdapter")
+    sha256: Hex32 = ""
+
+
 class _Subject(msgspec.Struct, frozen=True):
     name: Word
-    digest: Annotated[dict[str, Hex32], msgspec.Meta(min_length=1, max_length=1)]
+    digest: _Digest
 
 
 class _Statement(msgspec.Struct, frozen=True):
@@ -191,8 +196,8 @@ class TrainingCertificate(Certificate[TrainingPredicate]):
         """From a file's bytes. MalformedTraining for anything else, and for one that contradicts itself."""
         statement, payload, signature = cls._opened(data, _Statement)
         predicate, (adapter, *files) = statement.predicate, statement.subject
-        digests = {one.name: one.digest.get("sha256", "") for one in files}
-        if adapter.digest != {"confideAdapter": predicate.adapter} or digests.keys() != set(ADAPTER_FILES):
+        digests = {one.name: one.digest.sha256 for one in files if one.digest.sha256}
+        if adapter.digest.adapter != predicate.adapter or digests.keys() != set(ADAPTER_FILES):
             raise MalformedTraining("The certificate's subjects are another adapter than its own; get the file again.")
         if [one.check for one in predicate.passed] != [one.check for one in predicate.run.checks]:
             raise MalformedTraining("The certificate lacks a check that its run asks for; get the file again.")
@@ -209,8 +214,8 @@ class TrainingCertificate(Certificate[TrainingPredicate]):
     ) -> "TrainingCertificate":
         """By the key that the predicate's evidence names. name: the base model's. files: SHA-256 of each, as above."""
         subjects = (
-            _Subject(name, {"confideAdapter": predicate.adapter}),
-            *(_Subject(file, {"sha256": files[file]}) for file in ADAPTER_FILES),
+            _Subject(name, _Digest(adapter=predicate.adapter)),
+            *(_Subject(file, _Digest(sha256=files[file])) for file in ADAPTER_FILES),
         )
         payload = msgspec.json.encode(_Statement(STATEMENT_TYPE, subjects, PREDICATE_TYPE, predicate))
         return cls(name, predicate, payload, sign_payload(payload, key), files)
