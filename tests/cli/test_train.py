@@ -20,13 +20,16 @@ from confide.attest.policy_toml import to_toml
 from confide.attest.requirements import Tdx
 from confide.attest.scores import Metric
 from confide.attest.simulated import SimulatedTee
+from confide.attest.training import ADAPTER_FILES
 from confide.broker import store
 from confide.broker.app import key_broker_app
 from confide.broker.broker import Broker
 from confide.broker.log import AuditLog
 from confide.broker.store import Conditions, KeyStore
+from confide.cli import serve
 from confide.enclave import egress
 from confide.enclave.egress import WaysOut
+from confide.packages.sealed.adapter import seal_adapter
 from confide.packages.sealed.contents import contents_of
 from confide.packages.sealed.key import ModelKey
 from confide.packages.sealed.package import SealedPackage
@@ -176,3 +179,21 @@ def test_what_is_not_as_it_has_to_be_is_said(
     both = answer("lora", place / "model", *data, *where, "--run", described, *key, code=2)
     assert "leave those options out" in both["error"]["message"]
     assert not out.exists()
+
+
+def test_a_server_shows_scores_of_what_it_serves(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not those of the base alone, where an adapter lies over it; and no key is asked for."""
+    monkeypatch.setattr(serve, "log_to_standard_error", lambda _form: None)
+    model = SealedPackage.open(place / "model").manifest.model_digest
+    laboratory = Laboratory(SimulatedTee.open(place / "another"))
+    certificate = laboratory.training(laboratory.training_run(base=model))
+    seal_adapter(dict.fromkeys(ADAPTER_FILES, b"{}"), certificate, tmp_path / "adapter", key=KEY)
+    (tmp_path / "bare.json").write_bytes(laboratory.certificate(laboratory.run(model=model)).write())
+    over, bare = ("--adapter", tmp_path / "adapter"), ("--certificate", tmp_path / "bare.json")
+    for options, says in (
+        ((*over, *bare), "another model than the one that is served"),
+        (("--adapter-keys", "http://127.0.0.1:9"), "goes with --adapter"),
+    ):
+        done = here("serve", place / "model", "--keys", "http://127.0.0.1:9", *options, *tee(place), "--json")
+        assert done.returncode == 2, done.stdout
+        assert says in json.loads(done.stdout)["error"]["message"]
