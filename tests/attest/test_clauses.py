@@ -37,6 +37,7 @@ from confide.attest.requirements import (
     NoAdvisory,
     NoEgress,
     NotDebug,
+    NotTrainedOn,
     NoUpstream,
     Nvidia,
     Options,
@@ -57,6 +58,7 @@ from confide.attest.requirements import (
     Tdx,
     Template,
     Tpm,
+    TrainedOn,
     VerifierService,
     Weights,
 )
@@ -140,6 +142,8 @@ FULLY: dict[type[Requirement], Requirement] = {
         Template((hexadecimal(32),)),
         Weights((hexadecimal(32),)),
         ScoreAtLeast(hexadecimal(32), Metric.PERPLEXITY, (Tdx(mrtd=hexadecimal(48)),), at_most=60.0),
+        TrainedOn(hexadecimal(32), (Tdx(mrtd=hexadecimal(48)),), hexadecimal(32), "30d"),
+        NotTrainedOn(hexadecimal(32), hexadecimal(32), (Tdx(mrtd=hexadecimal(48)),), "30d"),
         AllOf((NoEgress(),)),
         AnyOf((NoEgress(), Tdx())),
     )

@@ -250,7 +250,9 @@ def test_a_recipe_that_trains_nothing(here: Attester, package: SealedPackage, mo
     run = described(here, package, Recipe(1, 7, Lora(targets=("no_such_module",))))
     with pytest.raises(TrainingFailed, match="targets"):
         train(here, package, CORPUS, run, Services(KEY, ADAPTER_KEY))
-    monkeypatch.setattr("confide.certify.lora._loss", lambda model, window: sum(window) * torch.tensor(float("inf")))
+    monkeypatch.setattr(
+        "confide.certify.lora.window_loss", lambda model, window: sum(window) * torch.tensor(float("inf"))
+    )
     with pytest.raises(TrainingFailed, match="not finite"):
         train(here, package, CORPUS, described(here, package), Services(KEY, ADAPTER_KEY))
 

@@ -63,7 +63,7 @@ class Training:
         torch.manual_seed(self._drawn(b"step", self.done))
         self._optimizer.zero_grad()
         for window in windows:
-            loss = _loss(self._model, window) / scored
+            loss = window_loss(self._model, window) / scored
             if not torch.isfinite(loss):
                 raise TrainingFailed("The training does not converge: its loss is not finite. Lower the learning rate.")
             loss.backward()
@@ -147,7 +147,7 @@ def _with_lora(model: PreTrainedModel, lora: Lora) -> tuple[nn.Module, dict[str,
     }
 
 
-def _loss(model: nn.Module, window: Sequence[int]) -> Tensor:
+def window_loss(model: nn.Module, window: Sequence[int]) -> Tensor:
     """The sum over a window of the negative log-likelihood of each token after those before it, in nats."""
     ids = torch.tensor([window], device=next(model.parameters()).device)
     logits: Tensor = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
