@@ -14,39 +14,38 @@ from pathlib import Path
 from typing import Any
 
 CONFIDE = [sys.executable, "-m", "confide"]
-PAGE = Path(__file__).parents[1] / "docs" / "attestation.md"
+CORPUS = {"confide-corpus": 1, "name": "text"}
+TASK = {"confide-task": 1, "name": "rest", "metric": "perplexity", "context": 256}
 RECIPE = 'confide-training = 1\n[lora]\nlearning_rate = 2e-3\n[[check]]\ncheck = "duplicates"\n'
 POLICY = 'confide-policy = 1\nkind = "simulated"\n[[all]]\nrequire = "tdx"\nmrtd = "{}"\n'
 os.environ.setdefault("CONFIDE_KEYS_PASSPHRASE", "of an owner who has nobody to ask")
 
 
-def confide(*words: object) -> dict[str, Any]:
-    """What a command says for machines."""
+def confide(*words: object) -> dict[str, Any]:  # what a command says for machines
     done = subprocess.run([*CONFIDE, *map(str, words), "--json"], check=True, stdout=subprocess.PIPE)
     return dict(json.loads(done.stdout))
 
 
 def main() -> None:
-    text = Path(*sys.argv[1:2] or [PAGE]).read_text()
+    text = Path(*sys.argv[1:2] or [Path(__file__).parents[1] / "docs" / "attestation.md"]).read_text()
     cut = text.rindex("\n", 0, len(text) * 4 // 5)  # four fifths to learn from, the rest to be measured on
-    corpus, task = {"confide-corpus": 1, "name": "text"}, {"confide-task": 1, "name": "rest", "metric": "perplexity"}
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        for name, header, part in (("corpus", corpus, text[:cut]), ("task", task, text[cut:])):
+        for name, header, part in (("corpus", CORPUS, text[:cut]), ("task", TASK, text[cut:])):
             Path(name).write_text("\n".join(map(json.dumps, (header, {"text": part}))))
         Path("recipe").write_text(RECIPE)
         confide("tee", "simulate", "init", "tee")
+        confide("owner", "init", "--out", "owner.key")
         here, root = ("--tee", "simulated", "--simulated-tee", "tee"), ("--simulated-root", "tee/root.pem")
-        sealed = confide("seal", "demo", "--out", "base", "--key", "base.key", "--owner", "owner.key")
+        base = confide("seal", "demo", "--out", "base", "--key", "base.key", "--owner", "owner.key")["model_digest"]
         adapter_key = confide("train", "key", "adapter.key")["key"]
         asked = ("--data", "corpus", "--adapter-key", adapter_key, "--recipe", "recipe", *here)
         code = confide("train", "run", "base", *asked, "--out", "run.json")["measurement"]["tdx mrtd"]
         Path("policy").write_text(POLICY.format(code))
         for key in ("base.key", "adapter.key"):
-            model = ("--model-digest", sealed["model_digest"])
-            confide("keys", "add", key, *model, "--folder", "keys", "--policy", "policy", *root)
-        serve = [*CONFIDE, "keys", "serve", "--folder", "keys", "--port", "0", "--json"]
-        with subprocess.Popen(serve, stdout=subprocess.PIPE, text=True) as service:
+            confide("keys", "add", key, "--model-digest", base, "--folder", "keys", "--policy", "policy", *root)
+        serve = ("keys", "serve", "--folder", "keys", "--port", "0", "--json")
+        with subprocess.Popen([*CONFIDE, *serve], stdout=subprocess.PIPE, text=True) as service:
             keys = ("--keys", json.loads(service.stdout.readline())["url"], *here)
             confide("train", "lora", "base", "--data", "corpus", "--run", "run.json", *keys, "--out", "adapter")
             for out, over in (("before", ()), ("after", ("--adapter", "adapter"))):
@@ -58,5 +57,4 @@ def main() -> None:
         print(f"all three certificates are verified: {all(one['verified'] for one in verified)}")
 
 
-if __name__ == "__main__":
-    main()
+main()
