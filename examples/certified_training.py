@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 CONFIDE = [sys.executable, "-m", "confide"]
 CORPUS = {"confide-corpus": 1, "name": "text"}
@@ -21,7 +20,7 @@ POLICY = 'confide-policy = 1\nkind = "simulated"\n[[all]]\nrequire = "tdx"\nmrtd
 os.environ.setdefault("CONFIDE_KEYS_PASSPHRASE", "of an owner who has nobody to ask")
 
 
-def confide(*words: object) -> dict[str, Any]:  # what a command says for machines
+def confide(*words: object) -> dict:  # what a command says for machines
     done = subprocess.run([*CONFIDE, *map(str, words), "--json"], check=True, stdout=subprocess.PIPE)
     return dict(json.loads(done.stdout))
 
