@@ -102,7 +102,9 @@ class PersonalData(_Check, frozen=True, tag="personal-data"):
     at_most: _Limit = 0
 
     def count(self, corpus: Corpus) -> dict[str, int]:
-        found = {kind: sum(1 for one in corpus.texts for _ in _matches(kind, one.text)) for kind in self.kinds}
+        found: dict[str, int] = {}
+        for kind in self.kinds:
+            found[kind] = sum(1 for one in corpus.texts for _ in _matches(kind, one.text))
         return _at_most(self.at_most, found, "personal-data")
 
 
