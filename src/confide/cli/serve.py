@@ -141,9 +141,20 @@ def command(
     certificate: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Score certificate of this model, by `confide certify score`, to show with the evidence; repeatable.",
+            help="Score certificate of what is served, by `confide certify score`, to show along with it; repeatable.",
             rich_help_panel=MODEL,
         ),
+    ] = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(
+            help="A sealed adapter of `confide train lora` to lay over the model, with its certificate.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    adapter_keys: Annotated[
+        str | None,
+        typer.Option(help="Address of its owner's `confide keys serve`, if it is another one.", rich_help_panel=MODEL),
     ] = None,
     upstream: Annotated[
         str | None,
@@ -243,6 +254,8 @@ def command(
         "tls_name": tls_name,
         "release": release,
         "certificate": certificate,
+        "adapter": adapter,
+        "adapter_keys": adapter_keys,
         "upstream": upstream,
         "upstream_model": upstream_model,
         "context": context,

@@ -43,7 +43,8 @@ class TransformersEngine(Prompted):
     """The Engine of a loaded model in evaluation mode and its fast tokenizer.
 
     name: the model's in the API. context: tokens at most, and no more than the model's configuration says.
-    kept_bytes: of what was read of prompts; an eighth of the memory that is left without.
+    kept_bytes: of what was read of prompts; an eighth of the memory that is left without. adapters: the digests of
+    those in its weights.
     Raises EngineError where nothing says how long a context is, and for a tokenizer that is not fast.
     """
 
@@ -54,11 +55,12 @@ class TransformersEngine(Prompted):
         name: str,
         context: int | None = None,
         kept_bytes: int | None = None,
+        adapters: tuple[str, ...] = (),
     ) -> None:
         if not tokenizer.is_fast:
             raise EngineError(f"{name} has a tokenizer without a tokenizer.json; convert it to a fast one first.")
         prompts = Prompts(tokenizer, _context(model, name, context), by_text=False)
-        super().__init__(_facts(model, name, prompts), prompts)
+        super().__init__(_facts(model, name, prompts, adapters), prompts)
         self._model = model
         self._decoder = cast(PreTrainedTokenizerFast, tokenizer).backend_tokenizer
         self._bytes = TokenBytes(self._decoder)
@@ -225,9 +227,8 @@ class _Reading:
             )
 
 
-def _facts(model: PreTrainedModel, name: str, prompts: Prompts) -> EngineFacts:
+def _facts(model: PreTrainedModel, name: str, prompts: Prompts, adapters: tuple[str, ...]) -> EngineFacts:
     quantization, dtype = _name(_main_dtype(model)), _name(model.dtype)
-    adapters = tuple(sorted(getattr(model, "peft_config", None) or ()))
     settings = {
         "attention": str(getattr(model.config, "_attn_implementation", None)),
         "cpu": torch.backends.cpu.get_cpu_capability(),
