@@ -23,6 +23,7 @@ from confide.enclave.engines.transformers_engine import TransformersEngine
 from confide.enclave.self_test import LEAST, MARGIN, SelfTest, make_known_answers
 from confide.enclave.workload import Workload
 from confide.errors import EngineError, SelfTestFailed, SelfTestMissing
+from confide.models.integers import quantize_layers
 from confide.models.source import open_model
 from confide.packages.sealed.known_answers import KnownAnswers
 
@@ -187,6 +188,38 @@ def test_what_is_no_number_is_no_answer(model: PreTrainedModel) -> None:
     for sampling in (Sampling(4, temperature=0), Sampling(4)):
         with pytest.raises(EngineError, match="no number"):
             asyncio.run(ask(sampling))
+
+
+def _in_bf16(model: PreTrainedModel) -> None:
+    model.to(torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("rounding", "held"), [(_in_bf16, ("bf16", "bf16")), (quantize_layers, ("int8", "f32"))], ids=["bf16", "int8"]
+)
+def test_a_type_of_fewer_bits_gives_the_same_answers_and_says_so_where_not(
+    rounding: Callable[[PreTrainedModel], None],
+    held: tuple[str, str],
+    model: PreTrainedModel,
+    known: KnownAnswers,
+    tee: SimulatedTee,
+) -> None:
+    rounding(model)
+    engine = engine_of(model)
+    assert engine.facts.rounded
+    test = self_test(engine, known, tee)
+    weights = test.workload.configuration.weights
+    assert weights is not None
+    assert (weights.quantization, weights.dtype) == held
+    assert weights.digest != known.weights
+    assert outcome(test) == "passed"
+    matrix = next(one for name, one in model.state_dict().items() if name.endswith("h.0.mlp.c_fc.weight"))
+    matrix.view(torch.int8)[3, 5] ^= 1
+    assert outcome(test) == "failed"  # also of rounded ones no bit may flip
+    _shuffle_vocabulary(model)
+    other = self_test(engine_of(model), known, tee)
+    assert outcome(other) == "failed"
+    assert "--dtype f32" in str(other.failure)
 
 
 KERNELS = {
