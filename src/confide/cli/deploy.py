@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 import typer
 from rich.text import Text
 
-from confide.cli import output
+from confide.cli import output, rollout
 from confide.cli.files import read_file
 from confide.cli.options import Json
 from confide.cli.tee import WARNING
@@ -36,6 +36,7 @@ app = typer.Typer(
     help="Write what a machine is started with and what it will measure; find what gives it away.",
     no_args_is_help=True,
 )
+app.command("rollout")(rollout.command)
 
 Package = Annotated[Path, typer.Argument(help="The folder that `confide seal` wrote.", metavar="PACKAGE")]
 Out = Annotated[Path, typer.Option(help="Folder to write; it must be empty or not exist.")]

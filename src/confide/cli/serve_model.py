@@ -15,6 +15,7 @@ from confide.cli import output
 from confide.cli.files import read_file
 from confide.cli.serve import Listening
 from confide.cli.tee import WARNING
+from confide.enclave.engines.engine import Dtype
 from confide.enclave.tee import TeeKind
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from confide.enclave.engines.engine import EngineFacts, EngineSettings
     from confide.enclave.tee import Tee
     from confide.enclave.workload import Workload
+    from confide.packages.sealed.adapter import SealedAdapter
+    from confide.packages.sealed.package import SealedPackage
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_.:/\-]{1,256}")
 _LONGEST_TIMEOUT: Final = 86400.0
@@ -40,12 +43,15 @@ class ModelOptions:
     tls_name: list[str] | None
     release: Path | None
     certificate: list[Path] | None
+    adapter: Path | None
+    adapter_keys: str | None
     upstream: str | None
     upstream_model: str | None
     context: int | None
     name: str | None
     parallel: int | None
     threads: int | None
+    dtype: Dtype | None
     max_tokens: int | None
     idle_timeout: float | None
     engine_timeout: float | None
@@ -60,7 +66,7 @@ class ModelOptions:
             raise typer.BadParameter("--name takes letters, digits and . _ - / :, at most 256")
         if self.upstream and (self.parallel or self.threads):
             raise typer.BadParameter("--parallel and --threads are the upstream server's to choose; set them there")
-        return EngineSettings(self.name, self.context, self.parallel or PARALLEL, self.threads)
+        return EngineSettings(self.name, self.context, self.parallel or PARALLEL, self.threads, self.dtype)
 
     def limits(self) -> "Limits":
         """What one request is granted."""
@@ -81,6 +87,7 @@ class ModelOptions:
         given = asdict(self) | {
             "tls_name": None,  # what it is called changes nothing
             "certificate": None,  # nor does what others measured
+            "adapter": None,  # the statement has its digest
             "tee": tee,
             "tls_cert": listening.tls_cert,
             "insecure_no_tls": listening.insecure_no_tls,
@@ -105,6 +112,7 @@ def serve_model(package: Path, listening: Listening, options: ModelOptions, *, j
     from confide.enclave.tee import open_tee
     from confide.enclave.workload import Workload
     from confide.net.tls import client_context
+    from confide.packages.sealed.adapter import SealedAdapter
     from confide.packages.sealed.package import SealedPackage
 
     output.quiet_transformers()
@@ -123,8 +131,17 @@ def serve_model(package: Path, listening: Listening, options: ModelOptions, *, j
     upstream, settings, limits = _upstream(options), options.engine(), options.limits()
     release = None if options.release is None else read_file(options.release)
     configuration = own_configuration(options.stated(tee.name, listening))
-    scores = _scores(options.certificate, sealed.manifest.model_digest) if options.certificate else None
-    workload = Workload(tee.reader, tee.collateral, configuration=configuration, release=release, scores=scores)
+    adapter = None if options.adapter is None else SealedAdapter.open(options.adapter)
+    if options.adapter_keys and adapter is None:
+        raise typer.BadParameter("--adapter-keys goes with --adapter")
+    workload = Workload(
+        tee.reader,
+        tee.collateral,
+        configuration=configuration,
+        release=release,
+        scores=_scores(options.certificate, sealed, adapter) if options.certificate else None,
+        training=None if adapter is None else adapter.certificate.write(),
+    )
     own_tls = RaTls(workload, options.tls_name or ()) if options.ra_tls else None
     tls = own_tls.context if own_tls else listening.tls()
     with contextlib.ExitStack() as stack:
@@ -135,14 +152,25 @@ def serve_model(package: Path, listening: Listening, options: ModelOptions, *, j
             ways = WaysOut()
         else:
             ways = close_egress(
-                [bound, private] if private else [bound], keys=options.keys, upstream=upstream.url if upstream else None
+                [bound, private] if private else [bound],
+                keys=options.keys,
+                upstream=upstream.url if upstream else None,
+                other_keys=options.adapter_keys,
             )
-        fetch = partial(fetch_key, options.keys, tls=client_context(options.keys_ca), connector=ways.keys)
+        key_tls = client_context(options.keys_ca)
+        fetch = partial(fetch_key, options.keys, tls=key_tls, connector=ways.keys)
+        fetch_adapter = (
+            partial(fetch_key, options.adapter_keys, tls=key_tls, connector=ways.other_keys)
+            if options.adapter_keys
+            else None
+        )
         with output.counting_bytes("opening", sealed.manifest.size, quiet=json) as on_chunk:
             loaded = load_engine(
                 sealed,
                 workload,
                 fetch,
+                adapter=adapter,
+                fetch_adapter=fetch_adapter,
                 ways=ways,
                 upstream=upstream,
                 settings=settings,
@@ -210,18 +238,21 @@ def _announce(url: str, workload: "Workload", facts: "EngineFacts", tee: "Tee", 
     )
     output.console.print(f"Context  {_context(facts)}", soft_wrap=True)
     output.console.print(f"Model digest  {workload.model_digest}", soft_wrap=True)
+    for adapter in configuration.adapters:
+        output.console.print(f"Adapter  {adapter}", soft_wrap=True)
     run = configuration.self_test
     tested = f"{run.outcome}, {run.tokens} known tokens" if run.tokens else run.outcome
     output.console.print(f"Self-test  {tested}   egress  {configuration.egress}", soft_wrap=True)
 
 
-def _scores(certificates: list[Path], model: str) -> bytes:
-    """The document of these certificates, which have to be of this model."""
+def _scores(certificates: list[Path], sealed: "SealedPackage", adapter: "SealedAdapter | None") -> bytes:
+    """The document of these certificates, which have to be of this model under this adapter."""
     from confide.attest.scores import ScoreCertificate, write_scores
 
+    served = sealed.manifest.model_digest, adapter.manifest.adapter if adapter else ""
     found = [ScoreCertificate.read(read_file(path)) for path in certificates]
     for path, one in zip(certificates, found, strict=True):
-        if one.predicate.run.model != model:
+        if (one.run.model, one.run.adapter) != served:
             raise typer.BadParameter(f"{path} certifies another model than the one that is served")
     return write_scores(found)
 

@@ -53,6 +53,7 @@ class PackageKind(StrEnum):
     SERVER = "hybrid-server"
     SEALED = "sealed-model"
     DATA = "sealed-data"
+    ADAPTER = "sealed-adapter"
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
