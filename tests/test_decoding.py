@@ -25,6 +25,7 @@ OURS = {
     "evaluate/calibrate.py": "the same",
     "cli/proxy.py": "the same",
     "evaluate/results.py": "lines of one's own results; whoever reads them has the handler",
+    "deploy/image/machine.py": "a file of the image that the program itself is in, and measured with it",
     "enclave/engines/upstream.py": "`_explained` is around every use",
     "enclave/engines/answer_text.py": "what the tokenizers library says of a tokenizer that it has read",
     "models/gguf/vocabulary.py": "what the tokenizers library has just written",

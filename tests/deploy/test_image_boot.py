@@ -22,12 +22,16 @@ from pathlib import Path
 
 import pytest
 from tests.deploy import machine
+from tests.deploy.test_predict_snp import firmware as snp_firmware
 from tools import image_lock
 
 import confide
 from confide.deploy import targets
 from confide.deploy.image import build
 from confide.deploy.image.lock import Lock
+from confide.deploy.predict.events import RTMR1
+from confide.deploy.predict.pe import authenticode
+from confide.deploy.predict.snp import SnpBoot
 from confide.deploy.predict.tdx import DirectBoot
 from confide.deploy.service import Service
 from confide.errors import DeployError
@@ -223,18 +227,18 @@ def test_the_same_bytes_again(owner: Owner, image: Path, monkeypatch: pytest.Mon
     shutil.rmtree(elsewhere)
 
 
-def test_it_is_what_a_target_takes(image: Path) -> None:
+def test_it_is_what_a_target_takes(image: Path, tmp_path: Path) -> None:
     """TDX and SEV-SNP are told of kernel, initial RAM disk and command line, and predict their registers."""
-    from confide.deploy.predict.pe import authenticode
-
     kernel, initrd = (image / "vmlinuz").read_bytes(), (image / "initrd").read_bytes()
     boot = DirectBoot(machine.firmware(), kernel, line_of(image), initrd, acpi=machine.ACPI)
     service = Service("ab" * 32, "https://keys.example:8471")
     made = targets.tdx(service, targets.Machine(), boot)
     assert made.policy is not None
     assert {"mrtd", "rtmr0", "rtmr1", "rtmr2"} <= made.prediction.measurements.keys()
-    kernels = [event.digest for event in made.prediction.events if event.register == "rtmr1"]
-    assert authenticode(kernel) in kernels
+    assert authenticode(kernel) in {event.digest for event in made.prediction.events if event.register == RTMR1}
+    (tmp_path / "ovmf").write_bytes(snp_firmware())
+    snp = SnpBoot(tmp_path / "ovmf", image / "vmlinuz", line_of(image), image / "initrd")
+    assert len(targets.snp(service, targets.Machine(), snp, None).prediction.measurements["measurement"]) == 48
 
 
 def test_it_serves_and_is_verified_from_outside(owner: Owner, image: Path) -> None:
