@@ -69,7 +69,7 @@ def seal(
     from confide.cli.owner import read_or_make_key
     from confide.cli.seal import read_or_make
     from confide.packages.sealed.data import seal_data
-    from confide.packages.sealed.write import require_absent
+    from confide.packages.sealed.draft import require_absent
 
     require_absent(out)
     content = _content(task)
@@ -141,7 +141,7 @@ def approve(
     described, signer, package_key = read_run(read_file(run)), read_key(owner), ModelKey.read(key)
     if read_kind(package) is PackageKind.DATA:
         data = SealedData.open(package, {signer.public})
-        data.require_key(package_key)
+        package_key.require(data.manifest.key, package)
         role, own, named = Role.DATA, data.manifest.dataset, described.dataset
     else:
         model = SealedPackage.open(package, {signer.public})

@@ -51,6 +51,17 @@ class StaleHint(InvalidPackage):
     code = "stale-hint"
 
 
+class UnreadableDocument(ConfideError):
+    """A document for a corpus cannot be read, or not within the bounds of one."""
+
+    code = "unreadable-document"
+
+    def __init__(self, reason: str, name: str = "The document") -> None:
+        """reason: why, as the end of a sentence."""
+        super().__init__(f"{name} cannot be read: {reason}; mend or convert it, or leave it out.")
+        self.reason = reason
+
+
 class ModelKeyError(ConfideError):
     """The key of sealed models cannot be made, read or understood."""
 

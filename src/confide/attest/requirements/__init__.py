@@ -20,6 +20,7 @@ from confide.attest.requirements.composition import (
 from confide.attest.requirements.configuration import (
     ConfideVersion,
     ContextAtLeast,
+    Corpus,
     Engine,
     Environment,
     NoAdapters,
@@ -56,6 +57,7 @@ __all__ = [
     "CollateralValid",
     "ConfideVersion",
     "ContextAtLeast",
+    "Corpus",
     "Default",
     "Engine",
     "Environment",

@@ -10,6 +10,7 @@ from confide.attest.requirements.base import ABSENT, Requirement, Subject, day, 
 from confide.attest.requirements.configuration import (
     ConfideVersion,
     ContextAtLeast,
+    Corpus,
     Engine,
     Environment,
     NoAdapters,
@@ -218,6 +219,7 @@ AnyRequirement = (
     | SignedRelease
     | ConfideVersion
     | ContextAtLeast
+    | Corpus
     | Engine
     | Environment
     | NoAdapters

@@ -1,0 +1,117 @@
+"""Folders of documents, and the process that reads them: what it may take, and what its words are worth."""
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from confide.errors import NotInstalled, UnreadableDocument
+from confide.packages.sealed.corpus import Chunk
+from confide.rag.documents import Page
+from confide.rag.reading import DocumentReader, gather
+
+from .made import pdf, word
+
+
+@pytest.fixture(scope="module")
+def reader() -> Iterator[DocumentReader]:
+    """One that has little time and memory."""
+    one = DocumentReader(seconds=0, memory_bytes=1 << 29)
+    yield one
+    one.close()
+
+
+def test_a_folder_becomes_chunks_in_the_order_of_its_names(tmp_path: Path) -> None:
+    (tmp_path / "b.pdf").write_bytes(pdf(["Tides rise", "and fall"]))
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "note.docx").write_bytes(word(["Moon"]))
+    (tmp_path / "c.txt").write_text("Sun")
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG")
+    (tmp_path / ".hidden.txt").write_text("no")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "config.txt").write_text("no")
+    (tmp_path / "link.txt").symlink_to("/etc/hostname")
+    (tmp_path / "linked").symlink_to("/etc")
+    os.mkfifo(tmp_path / "pipe.txt")
+    seen: list[str] = []
+    gathered = gather(tmp_path, on_document=seen.append)
+    assert gathered.chunks == (
+        Chunk("b.pdf", 1, "Tides rise"),
+        Chunk("b.pdf", 2, "and fall"),
+        Chunk("c.txt", None, "Sun"),
+        Chunk("a/note.docx", None, "Moon"),
+    )
+    assert seen == ["b.pdf", "c.txt", "a/note.docx"]
+    assert gathered.left_out == {
+        "link.txt": "no file, or a link",
+        "linked": "no file, or a link",
+        "picture.png": "of another kind",
+        "pipe.txt": "no file, or a link",
+    }
+
+
+def test_what_cannot_be_read_is_named_or_left_out_by_name(tmp_path: Path) -> None:
+    (tmp_path / "bad.pdf").write_bytes(b"%PDF-1.4\nnothing")
+    (tmp_path / "empty.txt").write_text(" \n")
+    (tmp_path / "good.txt").write_text("Sun")
+    (tmp_path / "turn\x1b[2J.txt").write_text("escape")
+    with pytest.raises(UnreadableDocument, match=r'"bad.pdf" cannot be read: its PDF cannot be understood'):
+        gather(tmp_path)
+    gathered = gather(tmp_path, skip_unreadable=True)
+    assert [chunk.source for chunk in gathered.chunks] == ["good.txt"]
+    assert sorted(gathered.left_out) == ["bad.pdf", "empty.txt", "turn\x1b[2J.txt"]
+    assert "name cannot be shown" in gathered.left_out["turn\x1b[2J.txt"]
+    assert "no text in it" in gathered.left_out["empty.txt"]
+
+
+def test_a_document_that_takes_too_long_ends_its_reader_and_nothing_else(reader: DocumentReader) -> None:
+    assert reader.read("a.txt", b"before") == [Page(None, "before")]
+    with pytest.raises(UnreadableDocument, match="more than 0 s"):
+        reader.read("a.pdf", pdf([f"x) Tj {'(y) Tj ' * 400_000}(z"]))
+    assert reader.read("a.txt", b"after") == [Page(None, "after")]
+
+
+def test_a_document_that_takes_too_much_memory_is_refused(reader: DocumentReader) -> None:
+    with pytest.raises(UnreadableDocument, match="takes more than"):
+        reader.read("a.html", b"<p>x" * (16 << 20))
+    assert reader.read("a.txt", b"after") == [Page(None, "after")]
+
+
+@pytest.mark.parametrize(
+    ("said", "error"),
+    [
+        (b"\xc1", UnreadableDocument),
+        (msgspec.msgpack.encode({"pages": [["one", "text"]]}), UnreadableDocument),
+        (msgspec.msgpack.encode({"pages": [], "more": 1}), UnreadableDocument),
+        (msgspec.msgpack.encode({"code": "not-installed", "reason": "pypdf\x1b[2J"}), NotInstalled),
+        (msgspec.msgpack.encode({"code": "untrusted-owner", "reason": "trust me"}), UnreadableDocument),
+        (b"", UnreadableDocument),
+    ],
+    ids=["garbage", "type", "field", "reportable", "unreportable", "gone"],
+)
+def test_what_a_reader_says_is_a_peers_word(said: bytes, error: type[Exception]) -> None:
+    """It has been reading hostile bytes: nothing of it is unpickled, and no other error is raised by it."""
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=int)
+    process.start()
+    reader = DocumentReader()
+    reader._running = process, ours
+
+    def answer() -> None:
+        theirs.recv_bytes(), theirs.recv_bytes()
+        if said:
+            theirs.send_bytes(said)
+        theirs.close()
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    with pytest.raises(error) as raised:
+        reader.read("a.txt", b"text")
+    thread.join()
+    reader.close()
+    assert "\x1b" not in str(raised.value)
+    assert "trust me" not in str(raised.value) or error is UnreadableDocument
