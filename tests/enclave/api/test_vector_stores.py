@@ -127,6 +127,25 @@ def test_openais_client_finds_chunks_that_can_be_cited(session: EnclaveSession, 
     assert found.has_next_page() is False
 
 
+def test_what_was_found_has_a_receipt_that_names_the_head(
+    session: EnclaveSession, store: str, heads: list[SealedCorpus]
+) -> None:
+    session.openai.vector_stores.search(store, query="tide")
+    result = session.receipt()
+    assert result.verified
+    assert "receipt-corpus" in {check.code for check in result.checks if check.passed}
+    manifest = heads[0].manifest
+    assert list(result.receipt.events("confide.corpus")) == [
+        {
+            "type": "confide.corpus",
+            "corpus": manifest.corpus,
+            "head": 1,
+            "digest": manifest.digest,
+            "owner": str(OWNER.public),
+        }
+    ]
+
+
 def test_openais_client_is_told_which_store_there_is(
     session: EnclaveSession, store: str, heads: list[SealedCorpus]
 ) -> None:

@@ -40,14 +40,6 @@ def public_app(workload: Workload, serving: Serving, *, tls_ends_here: bool = Fa
     tls_ends_here: the server's TLS key is the workload's own (see `confide.enclave.ra_tls`), so that the API
     may be asked directly. Otherwise it is reached through the encrypted channel alone.
     """
-    receipts = Receipts(workload, serving.engine.facts.model)
-    api = Starlette(
-        routes=[
-            Route("/v1/aci/receipts/{id}", receipts.show),
-            Mount("/", Receipted(api_app(serving), receipts)),
-        ],
-        exception_handlers=HANDLERS,
-    )
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
@@ -60,37 +52,45 @@ def public_app(workload: Workload, serving: Serving, *, tls_ends_here: bool = Fa
             task.cancel()
         await engine.close()
 
-    return workload_app(workload, serving, api, API_PATHS, tls_ends_here=tls_ends_here, lifespan=lifespan)
+    name, api = serving.engine.facts.model, api_app(serving)
+    return workload_app(workload, serving, name, api, API_PATHS, tls_ends_here=tls_ends_here, lifespan=lifespan)
 
 
 def workload_app(
     workload: Workload,
     service: Service,
+    name: str,
     api: ASGIApp,
     paths: Sequence[str],
     *,
     tls_ends_here: bool,
     lifespan: Callable[[Starlette], AbstractAsyncContextManager[None]] | None = None,
 ) -> Starlette:
-    """An API behind attestation and the encrypted channel. paths: below which questions are asked.
+    """An API behind attestation and the encrypted channel, with a receipt for every answer.
 
+    name: of what is served, as the API calls it. paths: below which questions are asked.
     tls_ends_here: as in `public_app`. lifespan: around all of it.
     """
-    limits, metrics = service.limits, service.metrics
+    limits, metrics, receipts = service.limits, service.metrics, Receipts(workload, name)
     line = Line(1, limits.attestations_waiting, _LONGEST_WAIT, 1 / limits.attestations_per_second)
     attestation = _Attestation(workload, service, line, Pace(limits.attestations_per_second))
-    api = Starlette(
-        routes=[Route("/v1/aci/attestation", attestation.report), Mount("/", api)], exception_handlers=HANDLERS
+    inside = Starlette(
+        routes=[
+            Route("/v1/aci/attestation", attestation.report),
+            Route("/v1/aci/receipts/{id}", receipts.show),
+            Mount("/", Receipted(api, receipts)),
+        ],
+        exception_handlers=HANDLERS,
     )
     channel = EncryptedChannel(
-        api,
+        inside,
         workload.key,
         body_bytes=limits.body_bytes,
         body_seconds=limits.body_seconds,
         bodies_bytes=limits.bodies_bytes,
         on_refusal=lambda code: metrics.refusals.labels(code).inc(),
     )
-    rest: list[BaseRoute] = [Mount("/", api)] if tls_ends_here else [
+    rest: list[BaseRoute] = [Mount("/", inside)] if tls_ends_here else [
         Route(path + "{rest:path}", _not_in_the_clear, methods=["GET", "POST"]) for path in paths
     ]  # fmt: skip
     routes = [

@@ -76,7 +76,8 @@ class Retrieval:
 
 def retrieval_app(workload: Workload, retrieval: Retrieval, *, tls_ends_here: bool = False) -> Starlette:
     """The application to serve to the world: as `public_app` is for a model."""
-    return workload_app(workload, retrieval, vector_stores_app(retrieval), ("/v1",), tls_ends_here=tls_ends_here)
+    name, api = store_id(retrieval.manifest), vector_stores_app(retrieval)
+    return workload_app(workload, retrieval, name, api, ("/v1",), tls_ends_here=tls_ends_here)
 
 
 def vector_stores_app(retrieval: Retrieval) -> Starlette:
