@@ -34,7 +34,7 @@ KEY = ModelKey(b"k" * 32)
 CHUNKS = (
     Chunk("tide.pdf", 3, "The tide rises twice a day."),
     Chunk("bread.md", None, "Bakers rise early, twice a week."),
-    Chunk("moon.txt", None, "The moon pulls."),
+    Chunk("moon.txt", None, "Our moon pulls."),
 )
 
 
