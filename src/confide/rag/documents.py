@@ -92,11 +92,21 @@ def _read_html(content: bytes) -> Iterator[Page]:
     if any(entry.level == etree.ErrorLevels.FATAL for entry in parser.error_log):
         # The parser stops there, and gives what came before as if it were all.
         raise UnreadableDocument("its HTML is nested too deep, or broken beyond repair")
-    etree.strip_elements(tree, *_UNSEEN, with_tail=False)
-    for element in tree.iter():
+    yield Page(None, "".join(_seen(tree)))
+
+
+def _seen(tree: html.HtmlElement) -> Iterator[str]:
+    """What stands in it, with elements of their own lines on such."""
+    walk = etree.iterwalk(tree, events=("start", "end"))
+    for event, element in walk:
         if element.tag in _BLOCKS:
-            element.text, element.tail = f"\n{element.text or ''}", f"\n{element.tail or ''}"
-    yield Page(None, str(tree.text_content()))
+            yield "\n"
+        if event == "end":
+            yield element.tail or ""
+        elif element.tag in _UNSEEN:
+            walk.skip_subtree()
+        else:
+            yield element.text or ""
 
 
 def _read_pdf(content: bytes) -> Iterator[Page]:
