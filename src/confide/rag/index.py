@@ -49,10 +49,12 @@ class Index:
             from bm25s import BM25
         self.chunks = tuple(chunks)
         self._vectors = vectors
-        self._bm25 = BM25(method="lucene")
         # What has no words gets one that no question has, for the library divides by the mean length.
-        texts = [words(chunk.text) or [""] for chunk in chunks]
-        self._bm25.index(texts, create_empty_token=False, show_progress=False)
+        numbers = {"": 0}
+        texts = [[numbers.setdefault(word, len(numbers)) for word in words(chunk.text)] or [0] for chunk in chunks]
+        self._numbers = numbers
+        self._bm25 = BM25(method="lucene")
+        self._bm25.index((texts, numbers), create_empty_token=False, show_progress=False)
 
     def search(self, question: str, most: int, vector: Vectors | None = None) -> list[Hit]:
         """The best chunks, the best one first, at most so many; a chunk without a word of the question is no match.
@@ -71,11 +73,11 @@ class Index:
         return [Hit(place, self.chunks[place], scores[place]) for place in best]
 
     def _by_words(self, question: str, depth: int) -> list[int]:
-        asked = list(dict.fromkeys(words(question[:MAX_QUESTION_CHARACTERS])))
-        known = [word for word in asked if word in self._bm25.vocab_dict][:_MAX_WORDS]
+        asked = dict.fromkeys(words(question[:MAX_QUESTION_CHARACTERS]))
+        known = [self._numbers[word] for word in asked if word in self._numbers][:_MAX_WORDS]
         if not known:
             return []
-        scores = self._bm25.get_scores(known)
+        scores = self._bm25.get_scores_from_ids(known)
         return [place for place in _best(scores, depth) if scores[place] > 0]
 
 
