@@ -49,7 +49,8 @@ def test_documents_become_a_corpus_that_is_asked_and_updated(tmp_path: Path) -> 
     assert shown["sources"] == {"bread.md": 1, "tide.txt": 1}
     assert shown["digest"] == made["digest"]
     found = answer("search", tmp_path / "one", "when does the tide rise?", "--key", key)["hits"]
-    assert [(hit["source"], hit["score"]) for hit in found] == [("tide.txt", 1), ("bread.md", pytest.approx(61 / 62))]
+    assert [hit["source"] for hit in found] == ["tide.txt", "bread.md"]
+    assert found[0]["score"] == 1 > found[1]["score"] > 0
 
     (documents / "bread.md").write_text("\x1b[2J bread")
     updated = answer("build", documents, "--out", tmp_path / "two", "--key", key, "--after", tmp_path / "one")

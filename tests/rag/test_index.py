@@ -1,6 +1,5 @@
 """What is found for a question, by words, by embeddings and by both."""
 
-import numpy as np
 import pytest
 
 from confide.packages.sealed.corpus import Chunk
@@ -43,18 +42,6 @@ def test_a_hit_is_its_chunk_and_the_first_has_the_score_one(index: Index) -> Non
 def test_words_are_compared_in_one_spelling() -> None:
     assert words("Ｔｉｄｅ STRAẞE") == ["tide", "strasse"]
     assert words("潮の満ち ab") == ["潮", "の", "満", "ち", "ab"]
-
-
-def test_embeddings_find_what_no_word_matches_and_both_lists_count() -> None:
-    vectors = np.eye(5, 4, dtype=np.float32)
-    index = Index(CHUNKS, vectors)
-    near_german = np.array([0.1, 0, 0.9, 0], np.float32)
-    hits = index.search("tide", 2, near_german)
-    assert [hit.place for hit in hits] == [0, 2]  # first by words and second by embedding; first by embedding alone
-    assert hits[0].score == pytest.approx((1 + 61 / 62) / 2)
-    assert hits[1].score == pytest.approx(1 / 2)
-    with pytest.raises(ValueError, match="one vector"):
-        Index(CHUNKS, vectors[:3])
 
 
 def test_equal_scores_come_in_the_order_of_the_corpus() -> None:
