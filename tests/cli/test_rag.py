@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,10 @@ import pytest
 
 import confide
 from confide.attest.policy import SimulatedPolicy
+from confide.attest.policy_toml import to_toml
 from confide.attest.requirements import Corpus, NoEgress
 from confide.attest.simulated import SimulatedTee
-from confide.broker.store import Conditions, KeyStore
 from confide.cli.keys import PASSPHRASE_VARIABLE
-from confide.packages.sealed.key import ModelKey
 
 from .command import run, serving
 
@@ -80,7 +78,9 @@ def test_the_next_head_is_its_own_owners(tmp_path: Path, monkeypatch: pytest.Mon
     assert refused["error"]["code"] == "untrusted-owner"
 
 
-def test_a_corpus_is_served_once_its_owners_key_service_knows_the_head(tmp_path: Path) -> None:
+def test_a_corpus_is_served_once_its_owners_key_service_knows_the_head(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The owner's key service and the retrieval service are processes, the TEE is simulated, ways out are closed."""
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "tide.txt").write_text("The tide rises twice a day.")
@@ -90,11 +90,14 @@ def test_a_corpus_is_served_once_its_owners_key_service_knows_the_head(tmp_path:
     first = answer(*arguments, "--out", tmp_path / "1")
     second = answer(*arguments, "--out", tmp_path / "2", "--after", tmp_path / "1")
 
-    store = KeyStore.create(tmp_path / "keys", "passphrase")
     policy = SimulatedPolicy.all_of(Corpus(second["corpus"], second["owner"], 2), NoEgress())
-    store.add(ModelKey.read(key), Conditions(second["digest"], policy, root.read_bytes()), datetime.now(UTC))
-    keys = ("keys", "serve", "--folder", tmp_path / "keys", "--port", "0", "--offline")
-    with serving(*keys, environment={PASSPHRASE_VARIABLE: "passphrase"}) as broker:
+    (tmp_path / "policy.toml").write_text(to_toml(policy))
+    monkeypatch.setenv(PASSPHRASE_VARIABLE, "passphrase")
+    keys = ("--folder", tmp_path / "keys")
+    bound = ("--package", tmp_path / "2", "--policy", tmp_path / "policy.toml", "--simulated-root", root)
+    added = run("keys", "add", key, *bound, *keys, "--json")
+    assert json.loads(added.stdout)["model_digest"] == second["digest"], added.stderr
+    with serving("keys", "serve", *keys, "--port", "0", "--offline") as broker:
         options = ("--tee", "simulated", "--simulated-tee", tmp_path / "tee", "--keys", broker["url"], "--port", "0")
         with serving("serve", tmp_path / "2", *options) as service:
             assert (service["head"], service["digest"]) == (2, second["digest"])
