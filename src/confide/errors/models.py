@@ -1,5 +1,7 @@
 """Errors about models, their packages, keys and owners."""
 
+from typing import Self
+
 from confide.errors.base import ConfideError
 
 
@@ -56,10 +58,15 @@ class UnreadableDocument(ConfideError):
 
     code = "unreadable-document"
 
-    def __init__(self, reason: str, name: str = "The document") -> None:
+    def __init__(self, message: str, reason: str = "") -> None:
         """reason: why, as the end of a sentence."""
-        super().__init__(f"{name} cannot be read: {reason}; mend or convert it, or leave it out.")
+        super().__init__(message)
         self.reason = reason
+
+    @classmethod
+    def because(cls, reason: str, name: str = "The document") -> Self:
+        """With the sentence around a reason. name: of the document, quoted."""
+        return cls(f"{name} cannot be read: {reason}; mend or convert it, or leave it out.", reason)
 
 
 class ModelKeyError(ConfideError):

@@ -54,14 +54,14 @@ def read_document(name: str, content: bytes) -> list[Page]:
     """
     reader = _READERS.get(PurePath(name).suffix.lower())
     if reader is None:
-        raise UnreadableDocument(f"it is none of {', '.join(sorted(_READERS))}")
+        raise UnreadableDocument.because(f"it is none of {', '.join(sorted(_READERS))}")
     if len(content) > MAX_DOCUMENT_BYTES:
-        raise UnreadableDocument(f"it is larger than {MAX_DOCUMENT_BYTES >> 20} MiB")
+        raise UnreadableDocument.because(f"it is larger than {MAX_DOCUMENT_BYTES >> 20} MiB")
     pages, left = [], MAX_CHARACTERS
     for page in reader(content):
         left -= len(page.text)
         if left < 0:
-            raise UnreadableDocument(f"it has more than {MAX_CHARACTERS:,} characters")
+            raise UnreadableDocument.because(f"it has more than {MAX_CHARACTERS:,} characters")
         pages.append(Page(page.number, _clean(page.text)))
     return pages
 
@@ -75,7 +75,7 @@ def _read_text(content: bytes) -> Iterator[Page]:
     try:
         yield Page(None, content.decode("utf-8-sig"))
     except UnicodeDecodeError:
-        raise UnreadableDocument("it is no UTF-8 text") from None
+        raise UnreadableDocument.because("it is no UTF-8 text") from None
 
 
 def _read_html(content: bytes) -> Iterator[Page]:
@@ -88,10 +88,10 @@ def _read_html(content: bytes) -> Iterator[Page]:
     try:
         tree = html.document_fromstring(content, parser)
     except (etree.LxmlError, ValueError) as error:
-        raise UnreadableDocument("it is no HTML") from error
+        raise UnreadableDocument.because("it is no HTML") from error
     if any(entry.level == etree.ErrorLevels.FATAL for entry in parser.error_log):
         # The parser stops there, and gives what came before as if it were all.
-        raise UnreadableDocument("its HTML is nested too deep, or broken beyond repair")
+        raise UnreadableDocument.because("its HTML is nested too deep, or broken beyond repair")
     yield Page(None, "".join(_seen(tree)))
 
 
@@ -117,15 +117,15 @@ def _read_pdf(content: bytes) -> Iterator[Page]:
         try:
             reader = PdfReader(io.BytesIO(content))
             if reader.is_encrypted:
-                raise UnreadableDocument("it is encrypted; decrypt it first")
+                raise UnreadableDocument.because("it is encrypted; decrypt it first")
             if len(reader.pages) > MAX_PAGES:
-                raise UnreadableDocument(f"it has more than {MAX_PAGES:,} pages")
+                raise UnreadableDocument.because(f"it has more than {MAX_PAGES:,} pages")
             for number, page in enumerate(reader.pages, start=1):
                 yield Page(number, page.extract_text())
         except (UnreadableDocument, GeneratorExit):
             raise
         except Exception as error:  # the library raises what it stumbles over
-            raise UnreadableDocument(f"its PDF cannot be understood ({type(error).__name__})") from error
+            raise UnreadableDocument.because(f"its PDF cannot be understood ({type(error).__name__})") from error
 
 
 def _read_docx(content: bytes) -> Iterator[Page]:
@@ -136,13 +136,13 @@ def _read_docx(content: bytes) -> Iterator[Page]:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             entries = archive.infolist()
         if len(entries) > MAX_ZIP_ENTRIES or sum(entry.file_size for entry in entries) > MAX_UNZIPPED_BYTES:
-            raise UnreadableDocument("it decompresses to more than a document has")
+            raise UnreadableDocument.because("it decompresses to more than a document has")
         body = Document(io.BytesIO(content)).element.body
         yield Page(None, "".join(_words(body)))
     except UnreadableDocument:
         raise
     except Exception as error:  # so does this one
-        raise UnreadableDocument(f"its DOCX cannot be understood ({type(error).__name__})") from error
+        raise UnreadableDocument.because(f"its DOCX cannot be understood ({type(error).__name__})") from error
 
 
 def _words(body: etree._Element) -> Iterator[str]:

@@ -18,7 +18,7 @@ from typing import Annotated, Final
 import msgspec
 
 from confide.disk.files import FileTooLarge, read_bounded
-from confide.errors import ConfideError, NotInstalled, UnreadableDocument, error_class
+from confide.errors import ConfideError, NotInstalled, UnreadableDocument
 from confide.packages.sealed.corpus import Chunk
 from confide.printable import printable, quoted
 from confide.rag.chunks import cut
@@ -32,7 +32,6 @@ _MAX_NAME: Final = 1024
 _SILENT_SECONDS: Final = 600.0
 """Without an answer: a process that waits uses no processor."""
 _MAX_ANSWER_BYTES: Final = 4 * MAX_CHARACTERS + 16 * MAX_PAGES
-_CODES: Final = frozenset({NotInstalled.code, UnreadableDocument.code})
 
 _Page = tuple[int | None, str]
 
@@ -64,14 +63,13 @@ class DocumentReader:
         except (OSError, EOFError, msgspec.MsgspecError, ValueError, RecursionError):
             self.close()
             seconds, memory = self._limits
-            raise UnreadableDocument(
+            raise UnreadableDocument.because(
                 f"reading it takes more than {seconds} s or {memory >> 20} MiB"
                 if process.exitcode in (-signal.SIGXCPU, -signal.SIGKILL)
                 else "its reader came to grief"
             ) from None
         if answer.code:
-            kind = error_class(answer.code, _CODES) or UnreadableDocument
-            raise kind(printable(answer.reason))
+            raise _refusal(answer.code, printable(answer.reason))
         return [Page(number, text) for number, text in answer.pages]
 
     def close(self) -> None:
@@ -90,6 +88,10 @@ class DocumentReader:
         process.start()
         theirs.close()
         return process, ours
+
+
+def _refusal(code: str, reason: str) -> ConfideError:
+    return NotInstalled(reason) if code == NotInstalled.code else UnreadableDocument.because(reason)
 
 
 def _work(pipe: Connection, seconds: int, memory_bytes: int) -> None:
@@ -153,23 +155,23 @@ def gather(
                     chunks += _of_document(reader, name, path)
                 except UnreadableDocument as error:
                     if not skip_unreadable:
-                        raise UnreadableDocument(error.reason, quoted(name)) from error
+                        raise UnreadableDocument.because(error.reason, quoted(name)) from error
                     left_out[name] = error.reason
     return Gathered(tuple(chunks), left_out)
 
 
 def _of_document(reader: DocumentReader, name: str, path: Path) -> list[Chunk]:
     if printable(name) != name or len(name) > _MAX_NAME:
-        raise UnreadableDocument("its name cannot be shown; rename it")
+        raise UnreadableDocument.because("its name cannot be shown; rename it")
     try:
         content = read_bounded(path, MAX_DOCUMENT_BYTES)
     except FileTooLarge:
-        raise UnreadableDocument(f"it is larger than {MAX_DOCUMENT_BYTES >> 20} MiB") from None
+        raise UnreadableDocument.because(f"it is larger than {MAX_DOCUMENT_BYTES >> 20} MiB") from None
     except OSError as error:
-        raise UnreadableDocument(error.strerror or "the system refuses") from error
+        raise UnreadableDocument.because(error.strerror or "the system refuses") from error
     chunks = list(cut(name, reader.read(name, content)))
     if not chunks:
-        raise UnreadableDocument("there is no text in it; pages that are pictures need text recognition first")
+        raise UnreadableDocument.because("there is no text in it; pages that are pictures need text recognition first")
     return chunks
 
 
