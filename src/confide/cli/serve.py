@@ -244,15 +244,15 @@ def command(
     named = _named(packages)
     package = next(iter(named.values()))
     kind = read_kind(package) if len(named) == 1 else None
-    if kind is PackageKind.SEALED:
+    if kind in (PackageKind.SEALED, PackageKind.CORPUS):
         require_chosen(ctx)
+    if kind is PackageKind.SEALED:
         from confide.cli.serve_model import ModelOptions, serve_model
 
         _require_unset(layers, "a sealed model")
         serve_model(package, listening, ModelOptions(**sealed, **model), json=json)  # type: ignore[arg-type]
         return
     if kind is PackageKind.CORPUS:
-        require_chosen(ctx)
         from confide.cli.serve_corpus import serve_corpus
         from confide.cli.serve_sealed import TeeOptions
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Final
 
-from lxml import etree, html
+from lxml import etree
 from lxml.html import defs
 
 from confide.errors import UnreadableDocument
@@ -84,18 +84,18 @@ def _read_html(content: bytes) -> Iterator[Page]:
         encoding = "utf-8"
     except UnicodeDecodeError:
         encoding = None  # as the page itself says
-    parser = html.HTMLParser(encoding=encoding, no_network=True, huge_tree=False, remove_comments=True, remove_pis=True)
+    parser = etree.HTMLParser(encoding=encoding, no_network=True, remove_comments=True, remove_pis=True)
     try:
-        tree = html.document_fromstring(content, parser)
+        tree = etree.fromstring(content, parser)
     except (etree.LxmlError, ValueError) as error:
         raise UnreadableDocument.because("it is no HTML") from error
     if any(entry.level == etree.ErrorLevels.FATAL for entry in parser.error_log):
         # The parser stops there, and gives what came before as if it were all.
         raise UnreadableDocument.because("its HTML is nested too deep, or broken beyond repair")
-    yield Page(None, "".join(_seen(tree)))
+    yield Page(None, "" if tree is None else "".join(_seen(tree)))
 
 
-def _seen(tree: html.HtmlElement) -> Iterator[str]:
+def _seen(tree: etree._Element) -> Iterator[str]:
     """What stands in it, with elements of their own lines on such."""
     walk = etree.iterwalk(tree, events=("start", "end"))
     for event, element in walk:
