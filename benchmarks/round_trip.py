@@ -1,8 +1,8 @@
 """What a round trip costs beside the server's product: pads, frames, sockets, event loop, ledger, check.
 
-The overhead of a call is its whole time at the client, from integers to integers, less the time of the integer matrix
-product W d, taken by the server in the same call. The layer server is a process of its own on loopback, with
-`online.plane_products` under a stopwatch. GPT-2-small's shape.
+The overhead of a call is its whole time at the client, from integers to integers, less the time that the server takes
+in the same call for the integer matrix product W d and for adding what the token's key contributes. The layer server is
+a process of its own on loopback, with `GroupMatrix.answer` under a stopwatch. GPT-2-small's shape.
 """
 
 import statistics
@@ -23,7 +23,7 @@ from confide import HybridModel
 from confide.cli import output
 from confide.hybrid.client.product import RemoteProduct
 from confide.hybrid.server import server
-from confide.rlwe import online
+from confide.rlwe.online import GroupMatrix
 
 ROUNDS = 5
 TOKENS = 49
@@ -90,7 +90,7 @@ def _stopwatch(owner: object, name: str) -> Iterator[list[float]]:
 def _serve(package: str, record: str) -> None:
     """Serve a package until told to stop, then write the seconds of every product."""
     services = server.load_services({"model": Path(package)}, Path(package) / "state")
-    with _stopwatch(online, "plane_products") as products:
+    with _stopwatch(GroupMatrix, "answer") as products:
         server.serve(services, "127.0.0.1", 0, on_ready=lambda url: output.result({"url": url}))
     np.save(record, products)
 

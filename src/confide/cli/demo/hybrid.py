@@ -103,7 +103,7 @@ class _Demo:
             private_ms_per_token=private["ms_per_token"],
             clear_fp32_ms_per_token=fp32["ms_per_token"],
             seconds_to_first_token=private["seconds_to_first_token"],
-            work_ahead_ms_per_token=private["client_ahead_ms"] + _server_ahead_ms(summary.server),
+            work_ahead_ms_per_token=private["client_ahead_ms"] + server_ahead_ms(summary.server),
             bytes_per_token=private["bytes_per_token"],
             bytes_before_first_token=private["bytes_before_first_token"],
             uniformity_p_value=seen,
@@ -243,7 +243,7 @@ class _Demo:
         )
 
 
-def _server_ahead_ms(package: Path) -> float:
+def server_ahead_ms(package: Path) -> float:
     """What a server like this one computes of a token before it is known: measured here, one block of tokens."""
     import numpy as np
 
