@@ -87,14 +87,46 @@ def test_a_document_that_takes_too_much_memory_is_refused(reader: DocumentReader
         (b"\xc1", UnreadableDocument),
         (msgspec.msgpack.encode({"pages": [["one", "text"]]}), UnreadableDocument),
         (msgspec.msgpack.encode({"pages": [], "more": 1}), UnreadableDocument),
+        (msgspec.msgpack.encode({"pages": [[0, "text"]]}), UnreadableDocument),
+        (msgspec.msgpack.encode({"code": "unreadable-document", "reason": "x" * 1001}), UnreadableDocument),
         (msgspec.msgpack.encode({"code": "not-installed", "reason": "pypdf\x1b[2J"}), NotInstalled),
         (msgspec.msgpack.encode({"code": "untrusted-owner", "reason": "trust me"}), UnreadableDocument),
         (b"", UnreadableDocument),
     ],
-    ids=["garbage", "type", "field", "reportable", "unreportable", "gone"],
+    ids=["garbage", "type", "field", "page", "long", "reportable", "unreportable", "gone"],
 )
 def test_what_a_reader_says_is_a_peers_word(said: bytes, error: type[Exception]) -> None:
     """It has been reading hostile bytes: nothing of it is unpickled, and no other error is raised by it."""
+    reader = _told(said)
+    with pytest.raises(error) as raised:
+        reader.read("a.txt", b"text")
+    reader.close()
+    assert "\x1b" not in str(raised.value)
+    assert len(str(raised.value)) < 500
+
+
+def test_a_reader_that_was_taken_over_puts_no_controls_into_a_text() -> None:
+    said = msgspec.msgpack.encode({"pages": [[1, "a\x1b[2Jb"]]})
+    assert _told(said).read("a.txt", b"text") == [Page(1, "a�[2Jb")]
+
+
+def test_a_folder_that_cannot_be_read_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may read any folder, so the system's refusal is made here."""
+    (tmp_path / "closed").mkdir()
+    scan = os.scandir
+
+    def refusing(path: str) -> Iterator[os.DirEntry[str]]:
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(UnreadableDocument, match=r"closed.* cannot be read: Permission denied"):
+        gather(tmp_path, skip_unreadable=True)
+
+
+def _told(said: bytes) -> DocumentReader:
+    """A reader whose process says this, whatever it is given; it ends without a word for nothing."""
     ours, theirs = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(target=int)
     process.start()
@@ -107,11 +139,5 @@ def test_what_a_reader_says_is_a_peers_word(said: bytes, error: type[Exception])
             theirs.send_bytes(said)
         theirs.close()
 
-    thread = threading.Thread(target=answer)
-    thread.start()
-    with pytest.raises(error) as raised:
-        reader.read("a.txt", b"text")
-    thread.join()
-    reader.close()
-    assert "\x1b" not in str(raised.value)
-    assert "trust me" not in str(raised.value) or error is UnreadableDocument
+    threading.Thread(target=answer, daemon=True).start()
+    return reader

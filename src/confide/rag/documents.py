@@ -34,7 +34,6 @@ _BLOCKS: Final = (defs.block_tags - {"del", "ins"}) | {
 _WORD: Final = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
 _FALLBACK: Final = "{http://schemas.openxmlformats.org/markup-compatibility/2006}Fallback"
 _WORD_SPACE: Final = {f"{_WORD}p": "\n\n", f"{_WORD}br": "\n", f"{_WORD}cr": "\n", f"{_WORD}tab": "\t"}
-
 _LINE_END: Final = re.compile(r"\r\n|[\r\f\v]")
 _CONTROLS: Final = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -62,7 +61,7 @@ def read_document(name: str, content: bytes) -> list[Page]:
         left -= len(page.text)
         if left < 0:
             raise UnreadableDocument.because(f"it has more than {MAX_CHARACTERS:,} characters")
-        pages.append(Page(page.number, _clean(page.text)))
+        pages.append(Page(page.number, clean(page.text)))
     return pages
 
 
@@ -156,7 +155,7 @@ def _words(body: etree._Element) -> Iterator[str]:
             yield _WORD_SPACE.get(element.tag, "")
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """Plain line ends, and U+FFFD for halves of characters and controls, which no text needs and a terminal obeys."""
     return _CONTROLS.sub(REPLACEMENT, _LINE_END.sub("\n", text))
 

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from confide.extras import named_extras
 from confide.packages.sealed.corpus import Chunk
 
-MAX_QUESTION_CHARACTERS: Final = 4096
 _MAX_WORDS: Final = 128
 """Of a question: each costs time that grows with the corpus."""
 _UNSPACED: Final = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
@@ -46,9 +45,9 @@ class Index:
     def search(self, question: str, most: int) -> list[Hit]:
         """The best chunks, the best one first, at most so many; a chunk without a word of the question is no match.
 
-        Of a question no more than MAX_QUESTION_CHARACTERS count, and of its words no more than 128 different ones.
+        Of a question's words the first 128 count that the corpus has.
         """
-        asked = dict.fromkeys(words(question[:MAX_QUESTION_CHARACTERS]))
+        asked = dict.fromkeys(words(question))
         known = [self._numbers[word] for word in asked if word in self._numbers][:_MAX_WORDS]
         if not known:
             return []

@@ -19,10 +19,10 @@ import msgspec
 
 from confide.disk.files import FileTooLarge, read_bounded
 from confide.errors import ConfideError, NotInstalled, UnreadableDocument
-from confide.packages.sealed.corpus import Chunk
+from confide.packages.sealed.corpus import Chunk, PageNumber
 from confide.printable import printable, quoted
 from confide.rag.chunks import cut
-from confide.rag.documents import MAX_CHARACTERS, MAX_DOCUMENT_BYTES, MAX_PAGES, Page, is_readable, read_document
+from confide.rag.documents import MAX_CHARACTERS, MAX_DOCUMENT_BYTES, MAX_PAGES, Page, clean, is_readable, read_document
 
 SECONDS: Final = 60
 """Of a processor, for one document."""
@@ -33,13 +33,13 @@ _SILENT_SECONDS: Final = 600.0
 """Without an answer: a process that waits uses no processor."""
 _MAX_ANSWER_BYTES: Final = 4 * MAX_CHARACTERS + 16 * MAX_PAGES
 
-_Page = tuple[int | None, str]
+_Page = tuple[PageNumber | None, str]
 
 
 class _Answer(msgspec.Struct, forbid_unknown_fields=True):
     pages: Annotated[list[_Page], msgspec.Meta(max_length=MAX_PAGES)] = []
     code: str = ""
-    reason: str = ""
+    reason: Annotated[str, msgspec.Meta(max_length=1000)] = ""
 
 
 class DocumentReader:
@@ -70,7 +70,8 @@ class DocumentReader:
             ) from None
         if answer.code:
             raise _refusal(answer.code, printable(answer.reason))
-        return [Page(number, text) for number, text in answer.pages]
+        # Cleaned once more: what reads hostile bytes may have been taken over, and says what it likes.
+        return [Page(number, clean(text)) for number, text in answer.pages]
 
     def close(self) -> None:
         """End the process."""
@@ -118,8 +119,10 @@ def _work(pipe: Connection, seconds: int, memory_bytes: int) -> None:
 
 
 def _limit(what: int, most: int) -> None:
+    """For good, but for time, of which the next document gets more."""
     hard = resource.getrlimit(what)[1]
-    resource.setrlimit(what, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(what, (most, hard if what == resource.RLIMIT_CPU else most))
 
 
 @dataclass(frozen=True)
@@ -176,7 +179,10 @@ def _of_document(reader: DocumentReader, name: str, path: Path) -> list[Chunk]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    for place, folders, names in os.walk(folder):
+    def refuse(error: OSError) -> None:
+        raise UnreadableDocument.because(error.strerror or "the system refuses", quoted(str(error.filename))) from error
+
+    for place, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(place, name) for name in sorted(names) if not name.startswith("."))
         yield from (Path(place, name) for name in folders if Path(place, name).is_symlink())

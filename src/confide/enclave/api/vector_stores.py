@@ -30,10 +30,11 @@ from confide.enclave.workload import Workload
 from confide.errors import UnknownCorpus
 from confide.net.body import Bodies
 from confide.packages.sealed.corpus import Chunk, CorpusManifest
-from confide.rag.index import MAX_QUESTION_CHARACTERS, Hit, Index
+from confide.rag.index import Hit, Index
 
 PATH: Final = "/v1/vector_stores"
 MAX_RESULTS: Final = 50
+MAX_QUESTION_CHARACTERS: Final = 4096
 _RESULTS: Final = 10
 _PARALLEL: Final = 2
 """Searches at once: they compute, and wait for nothing."""
