@@ -55,6 +55,7 @@ def test_documents_become_a_corpus_that_is_asked_and_updated(tmp_path: Path) -> 
     assert (updated["corpus"], updated["head"], updated["previous"]) == (made["corpus"], 2, made["digest"])
     done = run("rag", "search", tmp_path / "two", "bread", "--key", key)
     assert "bread.md" in done.stdout
+    assert done.stderr == ""
     assert "\x1b" not in done.stdout
 
 

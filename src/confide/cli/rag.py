@@ -92,7 +92,9 @@ def build(
     output.console.print(f"Head digest  {manifest.digest}   for `confide keys add`", soft_wrap=True)
     output.console.print(f"Corpus       {manifest.corpus}   for policies", soft_wrap=True)
     output.console.print(f"Corpus key   {manifest.key}   in {escape(str(key))}: keep it secret", soft_wrap=True)
-    output.console.print(f"Signed by    {signer.public.fingerprint}", soft_wrap=True)
+    output.console.print(
+        f"Signed by    {signer.public.fingerprint}; publish your key: [bold]{signer.public}[/]", soft_wrap=True
+    )
     output.console.print(
         f"Next: confide rag search {escape(str(out))} QUESTION --key {escape(str(key))}", soft_wrap=True
     )

@@ -1,5 +1,6 @@
 """The chunks that fit a question by their words. All of it is in memory, and nothing is written."""
 
+import logging
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -34,6 +35,7 @@ class Index:
     def __init__(self, chunks: Sequence[Chunk]) -> None:
         with named_extras():
             from bm25s import BM25
+        logging.getLogger("bm25s").setLevel(logging.WARNING)  # it has itself tell every step
         self.chunks = tuple(chunks)
         # What has no words gets one that no question has, for the library divides by the mean length.
         numbers = {"": 0}
