@@ -212,13 +212,13 @@ def command(
 
     log_to_standard_error(log)
     listening = Listening(host, port, tls_cert, tls_key, insecure_no_tls, metrics_port, connections)
-    layers = {
+    layers: dict[str, object] = {
         "state": state,
         "record": record,
         "megabytes_per_second": megabytes_per_second,
         "insecure_no_licences": insecure_no_licences,
     }
-    sealed = {
+    sealed: dict[str, object] = {
         "tee": tee,
         "simulated_tee": simulated_tee,
         "keys": keys,
@@ -228,7 +228,7 @@ def command(
         "release": release,
         "insecure_open_egress": insecure_open_egress,
     }
-    model = {
+    model: dict[str, object] = {
         "certificate": certificate,
         "upstream": upstream,
         "upstream_model": upstream_model,
