@@ -121,7 +121,7 @@ def _read_pdf(content: bytes) -> Iterator[Page]:
                 raise UnreadableDocument.because(f"it has more than {MAX_PAGES:,} pages")
             for number, page in enumerate(reader.pages, start=1):
                 yield Page(number, page.extract_text())
-        except (UnreadableDocument, GeneratorExit):
+        except (UnreadableDocument, MemoryError):
             raise
         except Exception as error:  # the library raises what it stumbles over
             raise UnreadableDocument.because(f"its PDF cannot be understood ({type(error).__name__})") from error
@@ -138,7 +138,7 @@ def _read_docx(content: bytes) -> Iterator[Page]:
             raise UnreadableDocument.because("it decompresses to more than a document has")
         body = Document(io.BytesIO(content)).element.body
         yield Page(None, "".join(_words(body)))
-    except UnreadableDocument:
+    except (UnreadableDocument, MemoryError):
         raise
     except Exception as error:  # so does this one
         raise UnreadableDocument.because(f"its DOCX cannot be understood ({type(error).__name__})") from error
