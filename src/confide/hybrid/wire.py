@@ -100,8 +100,8 @@ class Welcome(_Message, tag=2):
 
     owner, release: the public key and the signature of the model's owner; see packages.signing.Release.
     bytes_in_flight: payload bytes of online requests and their answers that the client may have sent and not have an
-    answer to; beyond, the server stops reading. ahead_tokens: tokens of all blocks together for which the server keeps
-    work done ahead; older blocks make room.
+    answer to; beyond, the server stops reading. ahead_tokens: tokens of all blocks together whose p0 the server keeps;
+    older blocks make room.
     """
 
     version: Version

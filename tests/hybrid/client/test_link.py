@@ -114,6 +114,19 @@ def test_a_server_that_forgot_a_block_gets_it_with_the_same_bytes(
     assert bytes(bare.planes) == bytes(whole.planes)
 
 
+def test_p0_goes_out_once_for_all_groups_also_of_prompts_across_blocks(model: HybridModel, server: FakeServer) -> None:
+    prompt = torch.full((4, 25), 5)
+    for _ in range(8):
+        until = time.monotonic() + 60
+        while model.product.tokens_ready < 128:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        with torch.inference_mode():
+            model.model(prompt)
+    assert {frame.block for frame in server.frames} > {0, 1, 2}
+    assert not any(len(frame.p0) for frame in server.frames)
+
+
 def test_a_server_that_keeps_nothing_is_asked_for_nothing(
     parts: SplitSummary, server: FakeServer, open_shell: Open, expected: list[int]
 ) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from confide.errors import (
@@ -25,12 +26,13 @@ from confide.errors import (
 from confide.hybrid import wire
 from confide.hybrid.client.connection import LayerConnection
 from confide.hybrid.client.dial import Dial
+from confide.hybrid.server.ahead import PART_TOKENS
 from confide.hybrid.server.batch import Batcher
 from confide.hybrid.server.ledger import Ledger
 from confide.hybrid.server.ledger.ledger import LICENCE_SECONDS
 from confide.hybrid.server.ledger.licences import licence_book
 from confide.hybrid.server.ledger.usage import licensed_tokens
-from confide.hybrid.server.limits import Cost, Limits
+from confide.hybrid.server.limits import AheadAllowance, Cost, Limits
 from confide.hybrid.server.service import Admitted, LayerService
 from confide.packages.manifest import Provenance
 from confide.packages.signing import Release, SignedManifest
@@ -524,10 +526,11 @@ def test_an_answer_for_a_client_that_has_gone_gives_its_credit_back_once(
         assert nothing_in_flight(served)
 
 
-def test_work_ahead_is_bounded_for_each_connection_and_for_all(tmp_path: Path) -> None:
+def test_p0_is_bounded_for_each_connection_and_for_all(tmp_path: Path) -> None:
     made = service(tmp_path)
-    token = made.ahead_bytes
-    with serving(made, Limits(ahead_bytes=8 * token, all_ahead_bytes=12 * token)) as served:
+    p0 = len(Tokens(1).p0)
+    limits = Limits(p0_bytes=8 * p0, all_ahead_bytes=12 * p0, ahead_bytes=0)
+    with serving(made, limits) as served:
         with Client(served.url) as one, Client(served.url) as other:
             assert one.welcome is not None
             assert one.welcome.ahead_tokens == 8
@@ -537,7 +540,7 @@ def test_work_ahead_is_bounded_for_each_connection_and_for_all(tmp_path: Path) -
             assert code_of(one.ask(tokens[0].request(0, block=0, with_p0=False))) == "unknown-block"
             for number in (1, 2):
                 tokens[number].require_exact(0, one.ask(tokens[number].request(0, block=number, with_p0=False)))
-            assert served.model.maker.bytes == 8 * token
+            assert served.server.room.used == 8 * p0
             second = Tokens(4)
             other.send(second.ahead(0))
             third = Tokens(4)
@@ -546,7 +549,47 @@ def test_work_ahead_is_bounded_for_each_connection_and_for_all(tmp_path: Path) -
             assert code_of(other.ask(third.request(0, block=1, with_p0=False))) == "unknown-block"
             one.send(Tokens(9).ahead(7))  # larger than what a connection may have
             assert code_of(one.ask(Tokens(9).request(0, block=7, with_p0=False))) == "unknown-block"
-        wait_until(lambda: served.model.maker.bytes == 0)
+        wait_until(lambda: served.server.room.used == 0)
+
+
+def test_work_ahead_is_bounded_and_goes_on_where_a_group_is_done(tmp_path: Path) -> None:
+    made = service(tmp_path)
+    most = 40 * sum(made.ahead_bytes)
+    with serving(made, Limits(ahead_bytes=most)) as served, Client(served.url) as client:
+        tokens = Tokens(96)
+        client.send(tokens.ahead(0))
+        wait_until(lambda: measured(served, "confide_ahead_tokens_total") == PART_TOKENS)
+        work = served.server.room.used - len(tokens.p0)
+        assert PART_TOKENS * sum(made.ahead_bytes) <= work <= most
+        for group in GROUPS:  # some of it was made, the rest is made now, and what was asked for is free again
+            tokens.require_exact(group, client.ask(tokens.request(group, with_p0=False)))
+        wait_until(lambda: served.server.room.used == 0)
+        planes = memoryview(bytes(6 * SHAPES[0][1]))
+        assert code_of(client.ask(wire.Online(0, 0, 0, 1, planes))) == "unknown-block"
+
+
+def asked(client: Client, tokens: Tokens, group: int, planes: NDArray[np.int8], first: int) -> bytes:
+    """What a group answers for a part of block 0."""
+    part = planes[:, first : first + PART_TOKENS]
+    answer = client.ask(wire.Online(group, 0, first, PART_TOKENS, memoryview(part.tobytes())))
+    assert isinstance(answer, wire.Answer), answer
+    return bytes(answer.values)
+
+
+def test_what_was_asked_for_makes_room_for_what_comes(tmp_path: Path) -> None:
+    """Group by group: a prompt that is longer than what is kept goes on with work that was made ahead."""
+    made = service(tmp_path)
+    limits = Limits(ahead_bytes=PART_TOKENS * sum(made.ahead_bytes))
+    with serving(made, limits) as served, Client(served.url) as client:
+        tokens = Tokens(2 * PART_TOKENS)
+        client.send(tokens.ahead(0))
+        wait_until(lambda: measured(served, "confide_ahead_tokens_total") == PART_TOKENS)
+        planes = [tokens.planes(group) for group in GROUPS]
+        values = [[asked(client, tokens, group, planes[group], 0)] for group in GROUPS]
+        wait_until(lambda: measured(served, "confide_ahead_tokens_total") == 2 * PART_TOKENS)
+        for group in GROUPS:
+            values[group].append(asked(client, tokens, group, planes[group], PART_TOKENS))
+            tokens.require_exact(group, wire.Answer(memoryview(b"".join(values[group]))))
 
 
 def test_work_ahead_is_only_for_tokens_that_the_licence_has(tmp_path: Path) -> None:
@@ -555,22 +598,40 @@ def test_work_ahead_is_only_for_tokens_that_the_licence_has(tmp_path: Path) -> N
         with Client(served.url, key) as client:
             tokens = Tokens(4)
             client.send(tokens.ahead(0))
-            assert code_of(client.ask(Tokens(1).request(0, with_p0=False))) == "unknown-block"
             tokens = Tokens(3)
-            client.send(tokens.ahead(0))
-            tokens.require_exact(0, client.ask(tokens.request(0, with_p0=False)))
+            client.send(tokens.ahead(1))
+            wait_until(lambda: measured(served, "confide_ahead_tokens_total") == 3)
+            tokens.require_exact(0, client.ask(tokens.request(0, block=1, with_p0=False)))
 
 
-def test_work_ahead_that_is_thrown_away_runs_out(tmp_path: Path) -> None:
+def test_work_ahead_that_is_thrown_away_runs_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    granted: list[bool] = []
+    take = AheadAllowance.take
+
+    def noted(allowance: AheadAllowance, tokens: int) -> bool:
+        granted.append(take(allowance, tokens))
+        return granted[-1]
+
+    monkeypatch.setattr(AheadAllowance, "take", noted)
     made = service(tmp_path)
-    with serving(made, Limits(ahead_bytes=4 * made.ahead_bytes)) as served, Client(served.url) as client:
-        taken = 0
+    p0 = len(Tokens(1).p0)
+    limits = Limits(ahead_bytes=PART_TOKENS * sum(made.ahead_bytes), p0_bytes=PART_TOKENS * p0)
+    with serving(made, limits) as served, Client(served.url) as client:
+        planes = memoryview(bytes(6 * SHAPES[0][1]))
         for number in range(6):
-            tokens = Tokens(4)
-            client.send(tokens.ahead(number))
-            planes = memoryview(bytes(6 * SHAPES[0][1]))
-            taken += isinstance(client.ask(wire.Online(0, number, 0, 1, planes)), wire.Answer)
-        assert taken in (2, 3)  # eight tokens, and the few that were used
+            client.send(Tokens(PART_TOKENS).ahead(number))
+            # Without work ahead, too, the server has p0 and answers.
+            assert isinstance(client.ask(wire.Online(0, number, 0, 1, planes)), wire.Answer)
+            wait_until(lambda before=number: len(granted) == before + 1)
+            assert isinstance(client.ask(wire.Online(0, number, 1, 1, planes)), wire.Answer)
+            work = served.server.room.used - PART_TOKENS * p0
+            assert (work > 0) == granted[-1]
+            client.send(Tokens(1).ahead(number))  # in its place, so that there is room
+            wait_until(lambda before=number: len(granted) == before + 2)
+            granted.pop()
+    # What is granted at once, and the few tokens that were used.
+    assert granted.count(True) in (2, 3)
+    assert not granted[-1]
 
 
 def test_a_silent_client_is_let_go(tmp_path: Path) -> None:

@@ -208,7 +208,6 @@ class RemoteProduct(Closing):
             return part
 
         def exchange(connection: LayerConnection) -> None:
-            self._announce(connection)
             limit = min(MOST_OWED, connection.welcome.bytes_in_flight)
             again = deque(unanswered)
             owed: deque[tuple[_Part, bool]] = deque()
@@ -234,13 +233,18 @@ class RemoteProduct(Closing):
                 self._use(group, part, answer, result)
                 unanswered.remove(part)
 
+            def receive_all() -> None:
+                while owed:
+                    receive()
+
             while again or made < len(values):
+                # Before each part: a prompt may reach into a block whose p0 would else come with every group's request.
+                self._announce(connection, receive_all)
                 part, whole = (again.popleft(), True) if again else (make(), False)
                 while owed and sum(waiting.bytes_in_flight for waiting, _ in owed) + part.bytes_in_flight > limit:
                     receive()
                 send(part, whole=whole or not part.taken.announced)
-            while owed:
-                receive()
+            receive_all()
 
         self._link.run(exchange)
         self.traffic.round_trips += 1
@@ -271,10 +275,11 @@ class RemoteProduct(Closing):
             token = self._positions[group] + part.place.start + int(right.argmin())
             self.breach = Breach(facts.name, tuple(layer.name for layer in facts.layers), token)
 
-    def _announce(self, connection: LayerConnection) -> None:
-        """Send what the server can work on before it is needed."""
+    def _announce(self, connection: LayerConnection, receive_all: Callable[[], object] = lambda: None) -> None:
+        """Send what the server can work on before it is needed. receive_all: so that neither waits for the other."""
         for block in self._pool.announcements(connection.welcome.ahead_tokens):
             if block.p0 is not None:
+                receive_all()
                 p0 = wire.payload(block.p0)
                 connection.send(wire.Ahead(block.number, p0))
                 self.traffic.bytes_up += len(p0)

@@ -139,9 +139,7 @@ class Batcher:
 
     def _short(self, group: int, requests: list[Admitted]) -> bool:
         parameters = self._service.parameters(group)
-        columns = sum(
-            request.count * (parameters.columns + (0 if request.p0 is None else RING_DEGREE)) for request in requests
-        )
+        columns = sum(request.count * parameters.columns + request.unmade * RING_DEGREE for request in requests)
         return columns * parameters.rows <= INLINE_WORK
 
     def _answers(self, group: int, requests: list[Admitted]) -> Sequence[wire.Answer | ServerFault]:

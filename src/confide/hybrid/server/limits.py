@@ -11,9 +11,9 @@ class Limits:
 
     bytes_in_flight, work_in_flight: payload bytes, and weights times tokens, of one connection's requests that have no
     answer yet; a licence has `licence_credit` times as much for all of its connections. A single request may be
-    larger. ahead_bytes, all_ahead_bytes: what is kept of work done ahead for one connection, and for all.
-    greeting_seconds, idle_seconds: how long a client may be silent before its greeting, and after. write_seconds: how
-    long it may leave an answer unread.
+    larger. p0_bytes, ahead_bytes: what is kept of one connection's p0, and of work done ahead for it; all_ahead_bytes:
+    of both, for all. greeting_seconds, idle_seconds: how long a client may be silent before its greeting, and after.
+    write_seconds: how long it may leave an answer unread.
     """
 
     connections: int = 256
@@ -22,7 +22,8 @@ class Limits:
     bytes_in_flight: int = 16 << 20
     work_in_flight: int = 1 << 32
     licence_credit: int = 4
-    ahead_bytes: int = 64 << 20
+    p0_bytes: int = 4 << 20
+    ahead_bytes: int = 24 << 20
     all_ahead_bytes: int = 2 << 30
     greeting_seconds: float = 10.0
     idle_seconds: float = 1800.0

@@ -12,7 +12,6 @@ from picows import WSCloseCode, WSFrame, WSListener, WSMsgType, WSTransport
 
 from confide.errors import ConfideError, MalformedMessage, ProtocolError, ServerBusy, ServerFault
 from confide.hybrid import wire
-from confide.hybrid.server.ahead import Blocks
 from confide.hybrid.server.doorman import Doorman
 from confide.hybrid.server.ledger.usage import Account
 from confide.hybrid.server.limits import ByteMeter, Cost, Credit, Limits
@@ -58,7 +57,7 @@ class Peer(WSListener):
         self._model = model
         self.licensee: Licensee | None = None
         self._account: Account
-        self._blocks = Blocks(model.ahead_tokens, model.maker.forget)
+        self._blocks = model.blocks(self._may_work_ahead)
         self._credit: Credit
         self._inbox: deque[wire.FromClient] = deque()
         self._places: deque[_Place] = deque()
@@ -207,7 +206,7 @@ class Peer(WSListener):
         self._heard_at = time.monotonic()
         self._send(
             self._model.service.welcome(
-                account, bytes_in_flight=limits.bytes_in_flight, ahead_tokens=self._model.ahead_tokens
+                account, bytes_in_flight=limits.bytes_in_flight, ahead_tokens=self._model.p0_tokens
             )
         )
         self._log("greeted")
@@ -215,16 +214,14 @@ class Peer(WSListener):
     def _work_ahead(self, message: wire.Ahead) -> None:
         """Take a block in, where the licence and the room allow it; else its requests will have to bring their p0."""
         self._require_greeted()
-        model, account = self._model, self._account
+        account = self._account
         self._server.ledger.require_key(account, self._key_hash)
-        block = model.service.block(message)
+        block = self._model.service.block(message)
         left = account.tokens_left
-        affordable = block.tokens <= model.ahead_tokens and (left is None or block.tokens <= left)
-        self._blocks.drop(message.block)
-        allowance = model.allowance(account.licence.id)
-        if affordable and model.maker.has_room(block.tokens) and allowance.take(block.tokens):
-            model.maker.add(block)
-            self._blocks.add(message.block, block)
+        self._blocks.add(message.block, block, work=left is None or block.tokens <= left)
+
+    def _may_work_ahead(self, tokens: int) -> bool:
+        return self._model.allowance(self._account.licence.id).take(tokens)
 
     def _answer(self, message: wire.Online) -> bool:
         licensee, server, model = self._require_greeted(), self._server, self._model
@@ -246,6 +243,7 @@ class Peer(WSListener):
             self._fill(place, wire.failure(error))
             return True
         model.allowance(account.licence.id).used(account.used - used)
+        self._blocks.spend(message.block, message.group, message.first + message.count)
         if admitted.lease_is_low:
             server.renew(account)
         self._credit.take(cost)

@@ -22,7 +22,7 @@ import uvloop
 from picows import WSListener, WSUpgradeRequest, WSUpgradeResponse, WSUpgradeResponseWithListener, ws_create_server
 
 from confide.hybrid import wire
-from confide.hybrid.server.ahead import AheadMaker, Room
+from confide.hybrid.server.ahead import PART_TOKENS, AheadMaker, Blocks, Room
 from confide.hybrid.server.batch import Batcher
 from confide.hybrid.server.ledger import Ledger
 from confide.hybrid.server.ledger.usage import Account
@@ -30,7 +30,7 @@ from confide.hybrid.server.limits import AheadAllowance, Limits
 from confide.hybrid.server.metrics import Metrics
 from confide.hybrid.server.peer import Licensee, Peer
 from confide.hybrid.server.record import Recorder
-from confide.hybrid.server.service import LayerService
+from confide.hybrid.server.service import P0_BYTES, LayerService
 from confide.logs import quiet_logger
 from confide.net.connections import unavailable
 from confide.packages.server_package import ServerPackage
@@ -53,12 +53,12 @@ class HostedModel:
 
     def __init__(self, service: LayerService, server: "LayerServer") -> None:
         self.service = service
-        self.ahead_tokens = server.limits.ahead_bytes // service.ahead_bytes if service.private else 0
+        self._limits, self._room = server.limits, server.room
+        self.p0_tokens = self._limits.p0_bytes // P0_BYTES if service.private else 0
         self.batcher = Batcher(service, server.online_worker, server.metrics.batch.observe)
         self.maker = AheadMaker(
             service.matrices,
             service.ahead_bytes,
-            server.room,
             server.ahead_worker,
             lambda: server.busy,
             server.metrics.ahead.inc,
@@ -67,7 +67,12 @@ class HostedModel:
 
     def allowance(self, licence: bytes) -> AheadAllowance:
         """Of work done ahead, for all connections of a licence."""
-        return self._allowances.setdefault(licence, AheadAllowance(self.ahead_tokens))
+        most = self._limits.ahead_bytes // sum(self.service.ahead_bytes)
+        return self._allowances.setdefault(licence, AheadAllowance(max(most, PART_TOKENS)))
+
+    def blocks(self, grant: Callable[[int], bool]) -> Blocks:
+        """Of a new connection. grant: whether its licence may have so many tokens worked for."""
+        return Blocks(self.p0_tokens, self._room, Room(self._limits.ahead_bytes, self._room), grant, self.maker)
 
 
 class LayerServer:

@@ -21,7 +21,7 @@ from confide.errors import (
     WrongShape,
 )
 from confide.hybrid import wire
-from confide.hybrid.server.ahead import Block
+from confide.hybrid.server.ahead import Block, Keys
 from confide.hybrid.server.ledger import Ledger
 from confide.hybrid.server.ledger.usage import Account
 from confide.hybrid.server.limits import Cost
@@ -42,20 +42,24 @@ Observer = Callable[[wire.Online], None]
 class Admitted:
     """An online request that was checked and charged, and waits for its answer.
 
-    planes: int8 (planes, count, columns). What its tokens' keys contribute is there as `ahead`, or comes from p0, int8
-    (count, 6, N); with open weights there is neither. lease_is_low: whether it is time for `Ledger.renew`.
+    planes: int8 (planes, count, columns). keys: those of all its tokens, in order; none with open weights.
+    lease_is_low: whether it is time for `Ledger.renew`.
     """
 
     group: int
     planes: NDArray[np.int8] = field(repr=False)
-    ahead: Ahead | None = field(repr=False, default=None)
-    p0: NDArray[np.int8] | None = field(repr=False, default=None)
+    keys: list[Keys] = field(repr=False)
     lease_is_low: bool = False
 
     @property
     def count(self) -> int:
         """Tokens."""
         return int(self.planes.shape[1])
+
+    @property
+    def unmade(self) -> int:
+        """Tokens whose keys contribute what has not been made."""
+        return sum(len(part) for part in self.keys if not isinstance(part, Ahead))
 
 
 class LayerService:
@@ -89,9 +93,9 @@ class LayerService:
         self._licences_optional = insecure_no_licences or not self.private
 
     @property
-    def ahead_bytes(self) -> int:
-        """What work done ahead for one token takes, with its p0."""
-        return P0_BYTES + AHEAD_BYTES * sum(parameters.rows for parameters in self._parameters)
+    def ahead_bytes(self) -> list[int]:
+        """What work done ahead for one token takes, of each group."""
+        return [AHEAD_BYTES * parameters.rows for parameters in self._parameters]
 
     def authenticate(self, hello: wire.Hello) -> Account:
         """Check that the client's version, scheme and shell are this server's, and that it has a licence."""
@@ -181,7 +185,8 @@ class LayerService:
                 f"A block has 1 to {wire.MAX_BLOCK_TOKENS} tokens of {P0_BYTES} bytes, and none with open weights; "
                 "use a Confide client."
             )
-        return Block(_int8(message.p0, tokens, PLANES, RING_DEGREE).copy())  # torch wraps writable memory only
+        p0 = _int8(message.p0, tokens, PLANES, RING_DEGREE).copy()  # torch wraps writable memory only
+        return Block(p0, len(self._parameters))
 
     def admit(self, account: Account, message: wire.Online, block: Block | None = None) -> Admitted:
         """Check an online request and charge it, with a durable lease, before any answer exists.
@@ -194,26 +199,23 @@ class LayerService:
             raise WrongShape("The answer would be larger than a frame; ask for fewer tokens at a time.")
         wire.require_bytes(message.planes, parameters.planes * message.count * parameters.columns)
         planes = _int8(message.planes, parameters.planes, message.count, parameters.columns)
-        ahead, p0 = self._keys(message, block)
+        keys = self._keys(message, block)
         if self._observer:
             self._observer(message)
         group = self.manifest.groups[message.group] if self.private else None
         lease_is_low = self.ledger.charge(account, message.group, message.count, group)
-        return Admitted(message.group, planes, ahead, p0, lease_is_low)
+        return Admitted(message.group, planes, keys, lease_is_low)
 
-    def _keys(self, message: wire.Online, block: Block | None) -> tuple[Ahead | None, NDArray[np.int8] | None]:
+    def _keys(self, message: wire.Online, block: Block | None) -> list[Keys]:
         if not self.private:
             wire.require_bytes(message.p0, 0)
-            return None, None
+            return []
         if message.p0:
             wire.require_bytes(message.p0, message.count * P0_BYTES)
-            return None, _int8(message.p0, message.count, PLANES, RING_DEGREE)
-        end = message.first + message.count
-        if block is None or end > block.tokens:
+            return [_int8(message.p0, message.count, PLANES, RING_DEGREE)]
+        if block is None or message.first + message.count > block.tokens:
             raise UnknownBlock("The server does not have these tokens' p0; send the same request with it.")
-        tokens = slice(message.first, end)
-        made = block.made.get(message.group)
-        return (None, block.p0[tokens]) if made is None else (made[tokens], None)
+        return block.keys(message.group, message.first, message.count)
 
     def answers(self, group: int, admitted: list[Admitted]) -> list[wire.Answer]:
         """The answers to admitted requests of one group, by one matrix product."""
@@ -226,15 +228,16 @@ class LayerService:
     def _contributions(self, matrix: GroupMatrix, admitted: list[Admitted]) -> Ahead | None:
         if not self.private:
             return None
-        keys = [request.p0 for request in admitted if request.p0 is not None]
-        made = matrix.ahead(np.concatenate(keys)) if keys else None
+        keys = [part for request in admitted for part in request.keys]
+        unmade = [part for part in keys if not isinstance(part, Ahead)]
+        made = matrix.ahead(np.concatenate(unmade)) if unmade else None
         parts, start = [], 0
-        for request in admitted:
-            if request.ahead is not None:
-                parts.append(request.ahead)
+        for part in keys:
+            if isinstance(part, Ahead):
+                parts.append(part)
             elif made is not None:
-                parts.append(made[start : start + request.count])
-                start += request.count
+                parts.append(made[start : start + len(part)])
+                start += len(part)
         return parts[0] if len(parts) == 1 else Ahead.join(parts)
 
 
