@@ -31,6 +31,7 @@ MAX_DOCUMENTS: Final = 100_000
 _MAX_NAME: Final = 1024
 _SILENT_SECONDS: Final = 600.0
 """Without an answer: a process that waits uses no processor."""
+_GRIEF: Final = "its reader came to grief"
 _MAX_ANSWER_BYTES: Final = 4 * MAX_CHARACTERS + 16 * MAX_PAGES
 
 _Page = tuple[PageNumber | None, str]
@@ -59,19 +60,16 @@ class DocumentReader:
             pipe.send_bytes(content)
             if not pipe.poll(_SILENT_SECONDS):
                 raise EOFError
-            answer = msgspec.msgpack.decode(pipe.recv_bytes(_MAX_ANSWER_BYTES), type=_Answer)
-        except (OSError, EOFError, msgspec.MsgspecError, ValueError, RecursionError):
+            said = pipe.recv_bytes(_MAX_ANSWER_BYTES)
+        except (OSError, EOFError):
             self.close()
             seconds, memory = self._limits
             raise UnreadableDocument.because(
                 f"reading it takes more than {seconds} s or {memory >> 20} MiB"
                 if process.exitcode in (-signal.SIGXCPU, -signal.SIGKILL)
-                else "its reader came to grief"
+                else _GRIEF
             ) from None
-        if answer.code:
-            raise _refusal(answer.code, printable(answer.reason))
-        # Cleaned once more: what reads hostile bytes may have been taken over, and says what it likes.
-        return [Page(number, clean(text)) for number, text in answer.pages]
+        return pages_of(said)
 
     def close(self) -> None:
         """End the process."""
@@ -91,8 +89,17 @@ class DocumentReader:
         return process, ours
 
 
-def _refusal(code: str, reason: str) -> ConfideError:
-    return NotInstalled(reason) if code == NotInstalled.code else UnreadableDocument.because(reason)
+def pages_of(said: bytes) -> list[Page]:
+    """What the process that reads says of a document, in MessagePack. UnreadableDocument, NotInstalled."""
+    try:
+        answer = msgspec.msgpack.decode(said, type=_Answer)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        raise UnreadableDocument.because(_GRIEF) from None
+    if answer.code:
+        reason = printable(answer.reason)
+        raise NotInstalled(reason) if answer.code == NotInstalled.code else UnreadableDocument.because(reason)
+    # Cleaned once more: what reads hostile bytes may have been taken over, and says what it likes.
+    return [Page(number, clean(text)) for number, text in answer.pages]
 
 
 def _work(pipe: Connection, seconds: int, memory_bytes: int) -> None:

@@ -122,7 +122,7 @@ def test_who_has_the_key_alone_cannot_put_other_chunks_in_its_place(folder: Path
         SealedCorpus.open(folder).read(KEY)
     # And whoever signs must have signed what the chunks are, too, and not their file alone.
     mixed = msgspec.structs.replace(theirs, root=ours.root)
-    write_signed_manifest(folder, mixed, module._SIGNED_LABEL, OWNER)
+    write_signed_manifest(folder, mixed, module.SIGNED_LABEL, OWNER)
     with pytest.raises(SubstitutedContent):
         SealedCorpus.open(folder).read(KEY)
 

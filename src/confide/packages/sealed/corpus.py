@@ -29,7 +29,7 @@ MAX_CHUNKS: Final = 1 << 20
 MAX_CHUNK_CHARACTERS: Final = 1 << 14
 MAX_CORPUS_BYTES: Final = 4 << 30
 _FILE: Final = "chunks.jsonl"
-_SIGNED_LABEL: Final = b"confide sealed corpus 1\0"
+SIGNED_LABEL: Final = b"confide sealed corpus 1\0"
 _HEAD_LABEL: Final = b"confide corpus head 1\0"
 
 Head = Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]
@@ -100,7 +100,7 @@ class SealedCorpus:
         whatever else is wrong.
         """
         folder = Path(folder)
-        content, owner = read_signed_manifest(folder, _SIGNED_LABEL, trusted)
+        content, owner = read_signed_manifest(folder, SIGNED_LABEL, trusted)
         manifest = parse_corpus_manifest(content)
         if surplus := sorted(set(package_files(folder)) - {_FILE + SUFFIX}):
             raise SurplusFile(f"{folder / surplus[0]} is not part of the corpus that its owner sealed; remove it.")
@@ -205,7 +205,7 @@ def seal_corpus(
             chunks_root(chunks),
             seal_file(io.BytesIO(content), len(content), Path(_FILE), draft, _FILE, file_key),
         )
-        write_signed_manifest(draft, manifest, _SIGNED_LABEL, owner)
+        write_signed_manifest(draft, manifest, SIGNED_LABEL, owner)
         draft.rename(out)
     return manifest
 
