@@ -18,6 +18,7 @@ from confide.packages.sealed.key import ModelKey
 from confide.rag.chunks import CHARACTERS, cut
 from confide.rag.documents import MAX_CHARACTERS, read_document
 from confide.rag.index import Index
+from confide.rag.reading import pages_of
 
 from .bench import OWNER, scratch
 
@@ -62,6 +63,13 @@ def _document(name: str) -> Callable[[bytes], None]:
     return read
 
 
+def answer(data: bytes) -> None:
+    """What a process that reads documents says, which may have been taken over by one."""
+    for page in pages_of(data):
+        if "\x1b" in page.text or (page.number is not None and page.number < 1):
+            raise AssertionError("a page is none")
+
+
 def chunks(data: bytes) -> None:
     """The file in a corpus, and an index over it."""
     read = parse_chunks(data)
@@ -96,6 +104,7 @@ TARGETS = {
     "document-pdf": _document("a.pdf"),
     "document-docx": _document("a.docx"),
     "document-text": _document("a.md"),
+    "document-answer": answer,
     "corpus-chunks": chunks,
     "corpus-manifest": manifest,
 }
@@ -104,6 +113,10 @@ SEEDS = {
     "document-pdf": lambda: [_PDF],
     "document-docx": lambda: [_docx()],
     "document-text": lambda: [b"# Tide\n\nIt rises. It falls.\r\n\r\n" * 100, b"\x1b[2J \x00"],
+    "document-answer": lambda: [
+        msgspec.msgpack.encode({"pages": [[1, "Tide"], [None, "\x1b"]]}),
+        msgspec.msgpack.encode({"code": "unreadable-document", "reason": "it is empty"}),
+    ],
     "corpus-chunks": lambda: [encode_chunks(_CHUNKS), b'["a.txt",0,"x"]'],
     "corpus-manifest": _manifests,
 }
