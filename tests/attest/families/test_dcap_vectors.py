@@ -90,14 +90,15 @@ def test_padding_is_tolerated_and_every_truncation_refused(vectors: Vectors, nam
             parse(case.evidence.raw[:length])
 
 
+@pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", GOOD)
-def test_every_flipped_byte_under_a_signature_is_refused(vectors: Vectors, name: str) -> None:
+def test_flipped_bytes_under_a_signature_are_refused(vectors: Vectors, name: str, step: int) -> None:
     case = vectors(name)
     raw = case.evidence.raw
     quote = Quote.parse(raw)
     # Behind the report: signatures, the quoting enclave's report and the chain; its root is known, and so not read.
     leaves = raw.index(quote.chain) + quote.chain.rindex(b"-----BEGIN")
-    for at in [*range(len(quote.signed)), *range(len(quote.signed) + 4, leaves, 7)]:
+    for at in [*range(0, len(quote.signed), step), *range(len(quote.signed) + 4, leaves, 7 * step)]:
         bad = raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :]
         if not _whitespace(raw, at):
             with pytest.raises(AttestationError):

@@ -58,12 +58,13 @@ def test_the_root_of_aws_is_another() -> None:
     refused(replace(nitro_case(), roots=SimulatedRoots({Family.SNP: ROOT.der})), UnknownRoot)
 
 
-def test_every_byte() -> None:
+@pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.slow)])
+def test_flipped_bytes(step: int) -> None:
     case = nitro_case()
-    for raw in flips(case.evidence.raw):
+    for raw in flips(case.evidence.raw, step=step):
         if raw[0] != 0x9C:  # an array of another length
             refused(case.with_raw(raw))
-    for raw in (*truncations(case.evidence.raw), case.evidence.raw + b"\0"):
+    for raw in (*truncations(case.evidence.raw, step=step), case.evidence.raw + b"\0"):
         refused(case.with_raw(raw), MalformedEvidence)
 
 

@@ -66,8 +66,10 @@ def test_an_end_is_rounded_up(model: HybridModel, server: FakeServer) -> None:
     assert model.lengths == Lengths(5, 16, 1, 16)
 
 
-@pytest.mark.parametrize("name", OPTIONS)
-@pytest.mark.parametrize("frame", [0, 3, 17])
+@pytest.mark.parametrize(
+    ("name", "frame"),
+    [*((name, 17) for name in OPTIONS), *((name, frame) for name in ("greedy", "several") for frame in (0, 3))],
+)
 def test_a_failing_run_looks_like_a_passing_one(
     parts: SplitSummary, server: FakeServer, open_shell: Open, name: str, frame: int
 ) -> None:

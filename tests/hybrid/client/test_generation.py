@@ -39,11 +39,11 @@ def test_every_token_is_that_of_the_clear_model(
     clear = load_clear(either.client, either.server)
     with serving(either.server) as server:
         model = open_shell(either, server, padding=padding)
-        for seed in (3, 4):
-            torch.manual_seed(seed)
-            expected = [generate(clear, **OPTIONS[options]) for _ in range(2)]
-            torch.manual_seed(seed)
-            # The second one shows that padding leaves the random numbers where they were.
-            given = [generate(model, **OPTIONS[options]) for _ in range(2)]
-            for one, other in zip(given, expected, strict=True):
-                assert one.tolist() == other.tolist()
+        # The second one shows that padding leaves the random numbers where they were.
+        runs = 2 if "do_sample" in OPTIONS[options] else 1
+        torch.manual_seed(3)
+        expected = [generate(clear, **OPTIONS[options]) for _ in range(runs)]
+        torch.manual_seed(3)
+        given = [generate(model, **OPTIONS[options]) for _ in range(runs)]
+        for one, other in zip(given, expected, strict=True):
+            assert one.tolist() == other.tolist()
