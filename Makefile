@@ -14,10 +14,12 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 # Debian's software TPM and its tools, for the live tests of TPM quotes, nginx, for those of a proxy in between,
-# Chromium, for those of the proxy's page, and libvirt's schemas, for its domains; without them those tests skip. Needs root.
+# Chromium, for those of the proxy's page, libvirt's schemas, for its domains, what builds and boots images of machines, and
+# PostgreSQL, for ledgers that servers share; without them those tests skip. Needs root.
 system-deps:
 	apt-get update -qq
-	apt-get install --yes --no-install-recommends swtpm tpm2-tools nginx-light chromium libvirt-clients libxml2-utils
+	apt-get install --yes --no-install-recommends swtpm tpm2-tools nginx-light chromium libvirt-clients libxml2-utils \
+		cryptsetup-bin squashfs-tools qemu-system-x86 postgresql
 
 demo: $(READY)
 	$(BIN)/confide demo

@@ -1,7 +1,7 @@
 """Run every benchmark, or those named, and print the table.
 
-`attention` and `peers` run only when named: they take minutes. On its first run `peers` installs other libraries from
-the network, in an environment of their own.
+`attention`, `peers`, `soak` and `scale` run only when named: the first three take minutes, and the last needs a
+database. On its first run `peers` installs other libraries from the network, in an environment of their own.
 """
 
 import sys
@@ -18,8 +18,10 @@ from benchmarks import (
     reliability,
     retrieval,
     round_trip,
+    scale,
     sealed,
     serving,
+    soak,
     whole_model,
 )
 from benchmarks.confidential import run as confidential
@@ -39,7 +41,7 @@ QUESTIONS = {
     "attestation": attestation.main,
     "retrieval": retrieval.main,
 }
-ON_REQUEST = {"peers": peers.main, "attention": attention.main}
+ON_REQUEST = {"peers": peers.main, "attention": attention.main, "soak": soak.main, "scale": scale.main}
 
 
 def main() -> None:

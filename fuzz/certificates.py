@@ -1,4 +1,4 @@
-"""Score certificates, the runs and consents before them, and the datasets that they are about."""
+"""Certificates of scores and trainings, the runs and consents before them, and the datasets that they are about."""
 
 import json
 from datetime import UTC, datetime
@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from confide.attest.certificates import DescribedRun, Role, predicate_type
 from confide.attest.claims import Claims
 from confide.attest.collateral import Collateral
 from confide.attest.configuration import Build, Configuration
@@ -13,11 +14,9 @@ from confide.attest.evidence import Evidence, Family
 from confide.attest.policy import SimulatedPolicy
 from confide.attest.requirements import Tdx
 from confide.attest.scores import (
-    PURPOSE,
     Counts,
     Metric,
     Predicate,
-    Role,
     Run,
     Sampling,
     Score,
@@ -26,20 +25,49 @@ from confide.attest.scores import (
     write_scores,
 )
 from confide.attest.statement import Statement
+from confide.attest.training import (
+    ADAPTER_FILES,
+    PREDICATE_TYPE,
+    Amount,
+    DatasetCheck,
+    Lora,
+    Passed,
+    TrainingCertificate,
+    TrainingPredicate,
+    TrainingRun,
+    read_training,
+    write_training,
+)
 from confide.attest.wire import Attested
-from confide.certify.consent import consent_to, read_consent, read_run, write_consent, write_run
+from confide.certify.consent import consent_to, read_consent, read_run, read_training_run, write_consent, write_run
+from confide.certify.corpus import read_corpus
+from confide.certify.dataset_checks import passed
 from confide.certify.index import Listed, page
+from confide.certify.runs import Described
 from confide.certify.tasks import read_task
+from confide.certify.train import read_recipe
 from confide.certify.verify import verify_certificate
-from confide.errors import MalformedEvidence, RunRefused
+from confide.errors import InvalidCorpus, MalformedEvidence, RunRefused
+from confide.packages.sealed.adapter import parse_adapter_manifest, seal_adapter
 from confide.packages.sealed.data import parse_data_manifest, seal_data
 from confide.packages.sealed.key import ModelKey
 
 from .bench import OWNER, scratch
 
 _AT = datetime(2026, 2, 19, tzinfo=UTC)
-_RUN = Run("ab" * 32, "cd" * 32, Metric.PERPLEXITY, Build("0.1.0", "ee" * 32), {"tdx mrtd": "11" * 48}, "01" * 32)
+_HERE = Described(harness=Build("0.1.0", "ee" * 32), measurement={"tdx mrtd": "11" * 48}, nonce="01" * 32)
+_RUN = Run("ab" * 32, "cd" * 32, Metric.PERPLEXITY, **_HERE)
+_TRAINING = TrainingRun(
+    "ab" * 32, "cd" * 32, "0a" * 16, Lora(), 7, (DatasetCheck("size", {"least-texts": 1}),), **_HERE
+)
+_SIGNER = Ed25519PrivateKey.from_private_bytes(b"s" * 32)
 _KEY = ModelKey(b"k" * 32)
+_CHECKS = (
+    DatasetCheck("size"),
+    DatasetCheck("duplicates", {"at-most": 1}),
+    DatasetCheck("personal-data", {"at-most": 1000}),
+    DatasetCheck("words", {"words": ("word",), "at-most": 10}),
+)
 _POLICY = SimulatedPolicy((Tdx(mrtd="11" * 48),))
 
 
@@ -62,19 +90,51 @@ def certificate(data: bytes) -> None:
         raise AssertionError("a certificate without evidence that holds is verified")
 
 
+def training(data: bytes) -> None:
+    """The same of a training."""
+    read_training(data)
+    read = TrainingCertificate.read(data)
+    again = TrainingCertificate.read(read.write())
+    if (again, read_training(write_training([read]))) != (read, (read,)) or predicate_type(data) != PREDICATE_TYPE:
+        raise AssertionError("what was written is another certificate")
+    if verify_certificate(read, _Nobody(), _POLICY, _AT, base="ab" * 32).verified:
+        raise AssertionError("a certificate without evidence that holds is verified")
+
+
 def run(data: bytes) -> None:
     """A description of a run, and else an owner's consent to one."""
-    try:
-        described = read_run(data)
-    except RunRefused:
-        consent = read_consent(data)
-        if read_consent(write_consent(consent)) != consent:
-            raise AssertionError("what was written is another consent") from None
-        if consent.approval.approves(consent.run) and consent.run != _RUN:
-            raise AssertionError("a run that nobody approved is approved") from None
+    for read in (read_run, read_training_run):
+        try:
+            described = read(data)
+        except RunRefused:
+            continue
+        if read(write_run(described)).digest != described.digest:
+            raise AssertionError("what was written is another run")
         return
-    if read_run(write_run(described)).digest != described.digest:
-        raise AssertionError("what was written is another run")
+    consent = read_consent(data)
+    if read_consent(write_consent(consent)) != consent:
+        raise AssertionError("what was written is another consent")
+    for one in (_RUN, _TRAINING):
+        if consent.approval.approves(one) and consent.approval.owner != str(OWNER.public):
+            raise AssertionError("a run is approved by somebody who did not")
+
+
+def corpus(data: bytes) -> None:
+    """A corpus file, with every check of it, and else a recipe for training."""
+    try:
+        read = read_corpus(data)
+    except InvalidCorpus:
+        read_recipe(data.decode("utf-8", "replace"))
+        return
+    for check in _CHECKS:
+        passed((check,), read)
+
+
+def adapter(data: bytes) -> None:
+    """A sealed adapter's manifest, which nobody signed."""
+    read = parse_adapter_manifest(data)
+    if parse_adapter_manifest(msgspec.json.encode(read)) != read:
+        raise AssertionError("what was written is another manifest")
 
 
 def task(data: bytes) -> None:
@@ -91,15 +151,26 @@ def dataset(data: bytes) -> None:
         raise AssertionError("what was written is another manifest")
 
 
+def _attested(run: DescribedRun, purpose: str) -> Attested:
+    public = {purpose: _SIGNER.public_key().public_bytes_raw().hex()}
+    said = Statement(run.digest, run.stated_model, "", public, Configuration(run.harness))
+    return Attested.make(Evidence(Family.TDX, b"a quote"), said, Collateral({"dcap": b"{}"}))
+
+
+def _trained() -> TrainingCertificate:
+    files = dict.fromkeys(ADAPTER_FILES, "fe" * 32)
+    times = {"started": _AT, "finished": _AT, "attested": _attested(_TRAINING, TrainingCertificate.PURPOSE)}
+    predicate = TrainingPredicate(_TRAINING, "a book", Amount(2, 9, 1), "ad" * 32, (Passed("size"),), **times)
+    return TrainingCertificate.sign("demo", predicate, files, _SIGNER)
+
+
 def _certificate() -> list[bytes]:
-    key = Ed25519PrivateKey.from_private_bytes(b"s" * 32)
-    public = {PURPOSE: key.public_key().public_bytes_raw().hex()}
-    said = Statement(_RUN.digest, _RUN.model, "", public, Configuration(_RUN.harness))
-    attested = Attested.make(Evidence(Family.TDX, b"a quote"), said, Collateral({"dcap": b"{}"}))
-    score = Score(50.5, 49.5, 51.5, 0.95, "bootstrap")
-    predicate = Predicate(_RUN, "a book", _AT, _AT, Sampling("none", 512, 7), Counts(2, 900, "tokens"), score, attested)
+    attested = _attested(_RUN, ScoreCertificate.PURPOSE)
+    score, counts = Score(50.5, 49.5, 51.5, 0.95, "bootstrap"), Counts(2, 900, "tokens")
+    times = {"started": _AT, "finished": _AT, "attested": attested}
+    predicate = Predicate(_RUN, "a book", Sampling("none", 512, 7), counts, score, **times)
     blind = msgspec.structs.replace(predicate, approvals=(consent_to(_RUN, Role.DATA, OWNER, _KEY).approval,))
-    return [ScoreCertificate.sign("demo", one, key).write() for one in (predicate, blind)]
+    return [ScoreCertificate.sign("demo", one, _SIGNER).write() for one in (predicate, blind)]
 
 
 def _task() -> list[bytes]:
@@ -118,10 +189,40 @@ def _dataset() -> list[bytes]:
     return [msgspec.json.encode(seal_data(b"secret", scratch("dataset") / "package", key=_KEY, owner=OWNER))]
 
 
-TARGETS = {"score-certificate": certificate, "score-run": run, "score-task": task, "sealed-data": dataset}
+def _corpus() -> list[bytes]:
+    texts = (
+        {"text": "words to a.b@c.example, +44 20 7946 0958", "licence": "CC0-1.0"},
+        {"text": "4111 1111 1111 1111"},
+    )
+    lines = ({"confide-corpus": 1, "name": "n"}, *texts)
+    recipe = 'confide-training = 1\n[lora]\nrank = 4\n[[check]]\ncheck = "size"\n'
+    return [b"\n".join(json.dumps(line).encode() for line in lines), recipe.encode()]
+
+
+def _adapter() -> list[bytes]:
+    files = {"adapter_config.json": b"{}", "adapter_model.safetensors": b""}
+    return [msgspec.json.encode(seal_adapter(files, _trained(), scratch("adapter") / "package", key=_KEY))]
+
+
+TARGETS = {
+    "score-certificate": certificate,
+    "score-run": run,
+    "score-task": task,
+    "sealed-data": dataset,
+    "training-certificate": training,
+    "training-corpus": corpus,
+    "sealed-adapter": adapter,
+}
 SEEDS = {
     "score-certificate": _certificate,
-    "score-run": lambda: [write_run(_RUN), write_consent(consent_to(_RUN, Role.MODEL, OWNER, _KEY))],
+    "score-run": lambda: [
+        write_run(_RUN),
+        write_run(_TRAINING),
+        write_consent(consent_to(_RUN, Role.MODEL, OWNER, _KEY)),
+    ],
     "score-task": _task,
     "sealed-data": _dataset,
+    "training-certificate": lambda: [_trained().write()],
+    "training-corpus": _corpus,
+    "sealed-adapter": _adapter,
 }

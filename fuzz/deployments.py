@@ -4,6 +4,9 @@ import struct
 from collections.abc import Callable
 from uuid import UUID
 
+from confide.deploy.image.dhcp import Kind, Question
+from confide.deploy.image.lock import Lock
+from confide.deploy.image.modules import depends
 from confide.deploy.lint.linter import lint, sarif
 from confide.deploy.predict.events import from_json
 from confide.deploy.predict.pe import authenticode
@@ -34,6 +37,33 @@ def kernel(data: bytes) -> None:
 def expected(data: bytes) -> None:
     """An expected.json."""
     from_json(data)
+
+
+def image_lock(data: bytes) -> None:
+    """A lock file of an image."""
+    Lock.read(data)
+
+
+def kernel_module(data: bytes) -> None:
+    """What a module of a kernel says that it depends on."""
+    depends(data)
+
+
+_ASKED = Question(bytes.fromhex("525400123456"), 0x01020304)
+
+
+def dhcp_answer(data: bytes) -> None:
+    """A packet from the network to a machine that asked for an address; anything but an answer is passed over."""
+    for kind in (Kind.OFFER, Kind.ACK):
+        _ASKED.answer(data, kind)
+
+
+def _dhcp() -> list[bytes]:
+    asked = bytearray(_ASKED.ask(Kind.DISCOVER)[:240])
+    asked[0], asked[16:20] = 2, bytes((10, 0, 2, 15))
+    four = ((1, b"\xff\xff\xff\0"), (3, b"\n\0\2\2"), (6, b"\n\0\2\3" * 2), (51, b"\0\1\x51\x80"), (54, b"\n\0\2\2"))
+    options = b"".join(bytes((code, len(value))) + value for code, value in four)
+    return [bytes(asked) + b"\0\x35\1" + bytes((kind,)) + options + b"\xff" for kind in (Kind.OFFER, Kind.ACK)]
 
 
 def _firmware() -> bytes:
@@ -82,14 +112,22 @@ def _files() -> list[bytes]:
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "deployment-file": deployment_file,
     "deployment-expected": expected,
+    "dhcp-answer": dhcp_answer,
     "firmware": firmware,
+    "image-lock": image_lock,
     "kernel": kernel,
+    "kernel-module": kernel_module,
 }
 SEEDS: dict[str, Callable[[], list[bytes]]] = {
     "deployment-file": _files,
     "deployment-expected": lambda: [
         b'{"events": [{"register": "rtmr1", "name": "kernel", "digest": "' + b"ab" * 48 + b'"}], "measurements": {}}'
     ],
+    "dhcp-answer": _dhcp,
     "firmware": lambda: [_firmware()],
+    "image-lock": lambda: [
+        b"# made\ndeb a=1:2.3-4+b1 sha256:" + b"ab" * 32 + b"\nwheel b-c==1.0 sha256:" + b"cd" * 32 + b"\n"
+    ],
     "kernel": lambda: [_kernel()],
+    "kernel-module": lambda: [b"\x7fELF\0license=GPL\0depends=dm-mod,dm-bufio\0name=dm_verity\0"],
 }

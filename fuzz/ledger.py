@@ -9,7 +9,7 @@ from pathlib import Path
 from confide.hybrid.server.ledger import Ledger
 from confide.hybrid.server.ledger.backup import restore
 from confide.hybrid.server.ledger.identity import file_identity
-from confide.hybrid.server.ledger.store import DATABASE, Store
+from confide.hybrid.server.ledger.sqlite import DATABASE, SqliteStore
 
 from .bench import scratch
 from .script import Script
@@ -28,7 +28,7 @@ def _original() -> Path:
             ledger.charge(account, group, 4, None)
         ledger.checkpoint()
         ledger.charge(account, 0, 1, None)
-        with closing(Store(folder / DATABASE)) as store:
+        with closing(SqliteStore(folder / DATABASE)) as store:
             store.copy_to(copy / DATABASE)
     return copy
 
@@ -56,7 +56,7 @@ def state(data: bytes) -> None:
 
 def _own(folder: Path) -> None:
     """A copied ledger is refused; this one is to pass for the original."""
-    with closing(Store(folder / DATABASE)) as store, store.transaction():
+    with closing(SqliteStore(folder / DATABASE)) as store, store.transaction():
         store.put("server", name="identity", value=file_identity(folder / DATABASE))
 
 

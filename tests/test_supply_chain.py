@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 from packaging.version import Version
+from sigstore.dsse._predicate import SLSAPredicateV1_0
 from tools import wheel_hashes
 from tools.build_release import build
+from tools.provenance import predicate
 from tools.sbom import bill
 from tools.wheel_hashes import hashes, lines, pins, requirements
 
@@ -144,3 +146,38 @@ def test_it_is_installed_where_there_is_no_network(tmp_path: Path) -> None:
     done = run(install)
     assert done.returncode != 0
     assert "DO NOT MATCH THE HASHES" in done.stderr
+
+
+def test_a_release_says_which_commit_it_was_built_from(tmp_path: Path) -> None:
+    """In the form that `sigstore attest` takes, which has its own model of it."""
+
+    def git(*arguments: str) -> str:
+        own = (
+            "-c",
+            "user.name=a",
+            "-c",
+            "user.email=a@example",
+            "-c",
+            "tag.gpgsign=false",
+            "-c",
+            "commit.gpgsign=false",
+        )
+        command = ("git", "-C", str(tmp_path), *own, *arguments)
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init", "--quiet")
+    (tmp_path / "file").write_text("one")
+    git("add", "file")
+    git("commit", "--quiet", "--message", "first")
+    with pytest.raises(ValueError, match="Check out the tag"):
+        predicate("https://git.example/confide", tmp_path)
+    git("tag", "v1.0.0")
+    made = predicate("https://git.example/confide", tmp_path)
+    read = SLSAPredicateV1_0.model_validate(json.loads(json.dumps(made)))
+    (source,) = read.build_definition.resolved_dependencies or ()
+    assert source.uri == "git+https://git.example/confide@refs/tags/v1.0.0"
+    assert source.digest is not None
+    assert source.digest.root == {"gitCommit": git("rev-parse", "HEAD")}
+    (tmp_path / "file").write_text("two")
+    with pytest.raises(ValueError, match="in no commit"):
+        predicate("https://git.example/confide", tmp_path)

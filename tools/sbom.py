@@ -12,7 +12,7 @@ import os
 import sys
 import tomllib
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
@@ -70,7 +70,17 @@ def _of_extra(extra: str, extras: Mapping[str, list[str]]) -> Iterator[Requireme
             yield requirement
 
 
-def _closure(roots: Iterable[Requirement]) -> dict[str, Distribution]:
+def needed(extra: str, without: Collection[str] = ()) -> dict[str, Distribution]:
+    """What an installation of `confide[extra]` has, by normal names. ValueError as `bill`.
+
+    without: normal names of what is left out, with what nothing else brings.
+    """
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    roots = [*_named(project["dependencies"]), *_of_extra(extra, project["optional-dependencies"])]
+    return _closure(roots, without)
+
+
+def _closure(roots: Iterable[Requirement], without: Collection[str] = ()) -> dict[str, Distribution]:
     """What these bring, and what those bring in turn, by normal names."""
     found: dict[str, Distribution] = {}
     extras: dict[str, set[str]] = {}
@@ -78,7 +88,7 @@ def _closure(roots: Iterable[Requirement]) -> dict[str, Distribution]:
     while pending:
         requirement = pending.pop()
         name = _name(requirement)
-        if name in found and requirement.extras <= extras[name]:
+        if name in without or (name in found and requirement.extras <= extras[name]):
             continue
         found[name] = _installed(name)
         extras.setdefault(name, set()).update(requirement.extras)

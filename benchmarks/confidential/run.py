@@ -63,7 +63,7 @@ def main() -> list[Figure]:
     figures = []
     with tempfile.TemporaryDirectory() as folder:
         for name, source, rounds in (
-            ("GPT-2-small shape", _gpt2_small(Path(folder)), Rounds({1: 8, 8: 4}, {1: 40, 8: 15})),
+            ("GPT-2-small shape", gpt2_small(Path(folder)), Rounds({1: 8, 8: 4}, {1: 40, 8: 15})),
             ("demo model in llama.cpp", _demo_gguf(Path(folder)), Rounds({1: 30, 8: 20}, {1: 60, 8: 25})),
         ):
             with _served(source, Path(tempfile.mkdtemp(dir=folder))) as (urls, root):
@@ -156,7 +156,7 @@ def _served(source: Path, folder: Path) -> Iterator[tuple[dict[str, Any], Path]]
         yield urls, folder / "tee" / "root.pem"
 
 
-def _gpt2_small(folder: Path) -> Path:
+def gpt2_small(folder: Path) -> Path:
     """Random weights with the demo's tokenizer; no token ends an answer early."""
     tokenizer = AutoTokenizer.from_pretrained(DEMO_FOLDER)
     torch.manual_seed(0)

@@ -37,7 +37,9 @@ from confide.attest.requirements import (
     NoAdapters,
     NoAdvisory,
     NoEgress,
+    NotAfter,
     NotDebug,
+    NotTrainedOn,
     NoUpstream,
     Nvidia,
     Options,
@@ -58,6 +60,7 @@ from confide.attest.requirements import (
     Tdx,
     Template,
     Tpm,
+    TrainedOn,
     VerifierService,
     Weights,
 )
@@ -142,6 +145,9 @@ FULLY: dict[type[Requirement], Requirement] = {
         Template((hexadecimal(32),)),
         Weights((hexadecimal(32),)),
         ScoreAtLeast(hexadecimal(32), Metric.PERPLEXITY, (Tdx(mrtd=hexadecimal(48)),), at_most=60.0),
+        NotAfter("2026-12-01T00:00:00Z"),
+        TrainedOn(hexadecimal(32), (Tdx(mrtd=hexadecimal(48)),), hexadecimal(32), "30d"),
+        NotTrainedOn(hexadecimal(32), hexadecimal(32), (Tdx(mrtd=hexadecimal(48)),), "30d"),
         AllOf((NoEgress(),)),
         AnyOf((NoEgress(), Tdx())),
     )

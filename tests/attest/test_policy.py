@@ -2,7 +2,7 @@
 
 import hashlib
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from hashlib import sha256
 from typing import Any, TypeVar
@@ -26,6 +26,7 @@ from confide.attest.requirements import (
     Fresh,
     Model,
     NoAdvisory,
+    NotAfter,
     NotDebug,
     Nvidia,
     PolicyVersion,
@@ -202,6 +203,16 @@ def test_expired_collateral_advisories_and_platforms() -> None:
     assert failures(tdx_claims(), ChipIdIn(("01" * 64,))) == ["chip-id"]
 
 
+def test_an_alternative_has_its_time() -> None:
+    old = all_of(NotAfter.at(NOW), Tdx(mrtd=MRTD.hex()))
+    policy = Policy.all_of(any_of(Tdx(mrtd="00" * 48), old))
+    assert appraise(tdx_claims(), policy, NOW).trusted
+    late = appraise(tdx_claims(), policy, NOW + timedelta(seconds=1))
+    assert [check.code for check in late.failures] == ["any-of"]
+    assert "not-after" in late.failures[0].seen
+    assert not appraise(tdx_claims(measurements={"mrtd": bytes([1]) * 48}), policy, NOW).trusted
+
+
 def test_the_statement_counts_only_if_the_hardware_signed_it() -> None:
     statement = Statement("aa" * 32, "bb" * 32, "3", {"hpke": "cc"}, CONFIGURATION)
     asked = (Fresh("aa" * 32), Model("bb" * 32), PolicyVersion("3"), ReportData(statement.digest().hex()))
@@ -299,6 +310,17 @@ def test_the_word_of_a_service_counts_only_where_the_policy_names_it() -> None:
         lambda: ChipIdIn(("00" * 63,)),
         lambda: FmspcIn(()),
         lambda: PolicyVersion(""),
+        *(
+            partial(NotAfter, time)
+            for time in (
+                "",
+                "tomorrow",
+                "2026-12-01",
+                "2026-12-01T00:00:00",
+                "2026-12-1T00:00:00Z",
+                "2026-13-01T00:00:00Z",
+            )
+        ),
         lambda: all_of(),
         lambda: any_of(Tdx(), NotDebug()),
         lambda: TcbAtLeast("Revoked"),
@@ -363,6 +385,7 @@ LEAVES: st.SearchStrategy[AnyRequirement] = st.one_of(
     st.builds(Fresh, _hexadecimal(32)),
     st.builds(Model, _hexadecimal(32)),
     st.builds(PolicyVersion, WORDS),
+    st.builds(NotAfter.at, st.datetimes(datetime(1970, 1, 1), datetime(9999, 12, 31), timezones=st.just(UTC))),
 )
 REQUIREMENTS = st.recursive(
     LEAVES,

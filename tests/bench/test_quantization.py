@@ -35,7 +35,7 @@ def committed() -> str:
 
 def test_types_are_measured_once_and_kept(asked: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)  # what engines that run in this process leave; results of other numbers are not mixed
-    monkeypatch.setattr(quantization, "TORCH_TYPES", {"f32": torch.float32})
+    monkeypatch.setattr(quantization, "TORCH_DTYPES", {"f32": torch.float32})
     monkeypatch.setattr(quantization, "GgufType", [GgufType.Q4_0])
     monkeypatch.setattr(quantization, "BATCHES", (1, 2))
     steps: list[tuple[str, int, int]] = []

@@ -160,7 +160,7 @@ def test_more_cores_than_there_are_and_longer_texts_than_fit_are_refused(request
 def test_nothing_to_measure_is_no_result(request_: Request, tmp_path: Path) -> None:
     workload = msgspec.structs.replace(SMALL, device="cuda")
     asked = Request(request_.source, workload, ("int8",), (1,), 5)
-    with pytest.raises(BenchmarkError, match=r"No engine has any of these types .*no int8"):
+    with pytest.raises(BenchmarkError, match=r"No engine has any of these types .*processor alone"):
         measure_tee(asked, MACHINE, NOWHERE, tmp_path, measure=Measured(), committed=committed)
 
 
@@ -168,19 +168,21 @@ def test_what_an_engine_lacks_is_said_by_name(request_: Request) -> None:
     found, missing = plan_cells(request_.source, "cpu", ("bf16", "int8"), (1,))
     assert [(cell.workload, cell.engine, cell.dtype) for cell in found] == [
         ("throughput", "transformers", "bf16"),
+        ("throughput", "transformers", "int8"),
         ("latency", "transformers", "bf16"),
         ("latency", "llama.cpp", "bf16"),
+        ("latency", "transformers", "int8"),
         ("latency", "llama.cpp", "int8"),
     ]
     assert [one.reason for one in missing if (one.workload, one.engine) == ("throughput", "llama.cpp")] == [
         "llama.cpp has no beam search"
     ] * 2
-    assert {one.reason for one in missing if one.engine == "transformers"} == {"the transformers engine has no int8"}
+    assert {one.engine for one in missing} == {"llama.cpp"}
 
 
 def test_what_a_gpu_computes_is_not_mixed_with_what_the_processor_does(request_: Request) -> None:
     found, missing = plan_cells(request_.source, "cuda", ("bf16", "int8"), (1,))
-    assert {cell.engine for cell in found} == {"transformers"}
+    assert {(cell.engine, cell.dtype) for cell in found} == {("transformers", "bf16")}
     assert "llama.cpp computes on the processor alone here" in {one.reason for one in missing}
 
 
@@ -224,8 +226,8 @@ def test_a_process_has_the_cores_it_is_given(monkeypatch: pytest.MonkeyPatch, tm
 
 def test_a_cell_warms_up_and_then_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)  # for the tests that come after
-    for workload in ("latency", "throughput"):
-        asked = replace(job(DEMO_FOLDER), cell=Cell(workload, "transformers", "f32", 1))
+    for workload, dtype in (("latency", "f32"), ("latency", "int8"), ("throughput", "f32")):
+        asked = replace(job(DEMO_FOLDER), cell=Cell(workload, "transformers", dtype, 1))
         asked = replace(asked, workload=msgspec.structs.replace(asked.workload, batch=2, beams=2))
         found = list(run_cell(asked))
         assert [timing.tokens for timing in found] == [4 if workload == "latency" else 8] * 2

@@ -10,29 +10,29 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from securesystemslib.dsse import Envelope
 from securesystemslib.signer import SSlibKey
-from tests.certify.certificates import DATASET, HARNESS, KEY, MEASURED, MODEL, NONCE, Laboratory
+from tests.certify.certificates import ADAPTER, DATASET, HARNESS, KEY, MEASURED, MODEL, NONCE, Laboratory
 from tests.owners import OWNER, STRANGER
 
+from confide.attest.certificates import MAX_CERTIFICATE_BYTES, MAX_CERTIFICATES, AnyCertificate, Approval, Role
+from confide.attest.collateral_files import gather
 from confide.attest.configuration import Build
 from confide.attest.policy import Policy, SimulatedPolicy
 from confide.attest.requirements import AnyOf, NoEgress, Sgx, Tdx
 from confide.attest.scores import (
-    MAX_CERTIFICATE_BYTES,
-    MAX_CERTIFICATES,
-    Approval,
+    SCORES,
     Metric,
-    Role,
     ScoreCertificate,
     read_scores,
     write_scores,
 )
+from confide.attest.training import TRAINING, Lora, TrainingCertificate
 from confide.certify.verify import verify_certificate
-from confide.errors import InvalidPolicy, MalformedScore
+from confide.errors import InvalidPolicy, MalformedScore, MalformedTraining
 
 LATER = MEASURED + timedelta(days=20 * 365)
 
 
-def failed(laboratory: Laboratory, certificate: ScoreCertificate, **options: Any) -> list[str]:
+def failed(laboratory: Laboratory, certificate: AnyCertificate, **options: Any) -> list[str]:
     """The codes of the checks that fail, for whoever accepts this laboratory."""
     result = verify_certificate(certificate, laboratory.verifier, laboratory.policy, LATER, **options)
     assert result.verified is not bool(result.failures)
@@ -293,3 +293,79 @@ def test_the_present_is_given(laboratory: Laboratory) -> None:
     assert verify_certificate(
         laboratory.certificate(), laboratory.verifier, laboratory.policy, datetime.now(UTC)
     ).verified
+
+
+# -- certificates of trainings, in the same form -----------------------------------------------------------------------
+
+
+def test_the_files_of_an_adapter_are_subjects_as_others_name_them(laboratory: Laboratory) -> None:
+    """By name and SHA-256, as in-toto has it; only the first is ours."""
+    made = laboratory.training()
+    statement = json.loads(base64.b64decode(json.loads(made.write())["payload"]))
+    assert statement["subject"] == [
+        {"name": "demo", "digest": {"confideAdapter": ADAPTER}},
+        {"name": "adapter_config.json", "digest": {"sha256": "fe" * 32}},
+        {"name": "adapter_model.safetensors", "digest": {"sha256": "fe" * 32}},
+    ]
+    assert statement["predicateType"] == "urn:confide:training:v1"
+    read = TrainingCertificate.read(made.write())
+    assert (read, read.files) == (made, made.files)
+    assert failed(laboratory, made, base=MODEL, dataset=DATASET, adapter=ADAPTER, nonce=NONCE) == []
+
+
+def test_a_training_that_contradicts_itself_is_none(laboratory: Laboratory) -> None:
+    envelope = json.loads(laboratory.training().write())
+    statement = json.loads(base64.b64decode(envelope["payload"]))
+    adapter, config, weights = statement["subject"]
+    for members in (
+        {"subject": [adapter, config]},
+        {"subject": [adapter, config, config]},
+        {"subject": [config, adapter, weights]},
+        {"subject": [{"name": "demo", "digest": {"confideAdapter": "11" * 32}}, config, weights]},
+        {"subject": [{"name": "demo", "digest": {"sha256": ADAPTER}}, config, weights]},
+        {"subject": [adapter, config, {"name": weights["name"], "digest": {"sha512": "fe" * 32}}]},
+        {"predicate": statement["predicate"] | {"passed": []}},
+        {"predicate": statement["predicate"] | {"passed": [{"check": "size"}]}},
+        {"predicateType": "urn:confide:score:v1"},
+    ):
+        payload = base64.b64encode(json.dumps(statement | members).encode()).decode()
+        with pytest.raises(MalformedTraining):
+            TrainingCertificate.read(json.dumps(envelope | {"payload": payload}).encode())
+    for other in (laboratory.certificate().write(), b"", b"{}", b"[" * 100_000, b" " * (MAX_CERTIFICATE_BYTES + 1)):
+        with pytest.raises(MalformedTraining):
+            TrainingCertificate.read(other)
+    with pytest.raises(MalformedScore):
+        ScoreCertificate.read(laboratory.training().write())
+
+
+def test_a_training_run_is_known_by_all_of_it(laboratory: Laboratory) -> None:
+    changes: tuple[dict[str, Any], ...] = (
+        {},
+        {"base": "11" * 32},
+        {"dataset": "11" * 32},
+        {"key": "0b" * 16},
+        {"lora": Lora(rank=9)},
+        {"seed": 8},
+        {"checks": ()},
+        {"harness": Build("0.1.1", HARNESS.digest)},
+        {"measurement": {}},
+        {"nonce": "11" * 32},
+    )
+    assert len({laboratory.training_run(**change).digest for change in changes}) == len(changes)
+    run = laboratory.training_run()
+    assert run.approval(Role.DATA) not in (run.approval(Role.MODEL), laboratory.run().approval(Role.DATA))
+
+
+def test_files_of_collateral_may_be_certificates_of_both_kinds(laboratory: Laboratory) -> None:
+    both = [laboratory.certificate().write(), laboratory.training().write()]
+    found = gather(both).documents
+    assert (found[SCORES], found[TRAINING]) == (both[0], both[1])
+
+
+def test_members_that_in_toto_may_add_to_a_training_are_left_alone(laboratory: Laboratory) -> None:
+    envelope = json.loads(laboratory.training().write()) | {"new": 1}
+    payload = json.loads(base64.b64decode(envelope["payload"])) | {"new": 1}
+    for subject in payload["subject"]:
+        subject["digest"]["sha512"] = "11" * 64
+    envelope["payload"] = base64.b64encode(json.dumps(payload).encode()).decode()
+    assert TrainingCertificate.read(json.dumps(envelope).encode()).predicate.adapter == ADAPTER

@@ -14,8 +14,9 @@ from tests.client.workload import FakeWorkload, serving
 from tests.owners import OWNER, STRANGER
 
 import confide
-from confide.attest.appraise import appraise_score
+from confide.attest.appraise import appraise_certificate
 from confide.attest.bundle import Bundle, freeze
+from confide.attest.certificates import MAX_CERTIFICATES
 from confide.attest.check import Check
 from confide.attest.collateral import Collateral
 from confide.attest.collateral_cache import CollateralCache
@@ -29,7 +30,7 @@ from confide.attest.policy_toml import any_policy_from_toml, to_toml
 from confide.attest.policy_words import asked, left_open
 from confide.attest.requirements import NoEgress, NotDebug, ScoreAtLeast, Snp, Tdx, all_of, any_of
 from confide.attest.result import AttestationResult
-from confide.attest.scores import MAX_CERTIFICATES, SCORES, Metric, ScoreCertificate, read_scores, write_scores
+from confide.attest.scores import SCORES, Metric, ScoreCertificate, read_scores, write_scores
 from confide.attest.simulated import SimulatedTee
 from confide.attest.simulated_vendor import Listing
 from confide.attest.statement import Statement
@@ -215,7 +216,7 @@ def test_a_rule_that_believes_anybody_or_asks_for_nothing_is_none(
 
 def test_whoever_measures_needs_no_score(laboratory: Laboratory) -> None:
     nested = all_of(Tdx(mrtd="11" * 48), laboratory.rule())
-    with pytest.raises(InvalidPolicy, match="leave score-at-least out"):
+    with pytest.raises(InvalidPolicy, match="leave it out of score-at-least"):
         laboratory.rule(signer=(nested,))
 
 
@@ -345,9 +346,9 @@ def test_only_a_certificate_that_would_do_costs_a_verification(
 
     def appraised(*about: Any) -> AttestationResult:
         verified.append(about[2])
-        return appraise_score(*about)
+        return appraise_certificate(*about)
 
-    monkeypatch.setattr("confide.attest.appraise.appraise_score", appraised)
+    monkeypatch.setattr("confide.attest.appraise.appraise_certificate", appraised)
     long_ago = MEASURED - timedelta(days=10)
     others = [
         laboratory.certificate(laboratory.run(model=OTHER)),

@@ -10,9 +10,11 @@ from typing import Any, NoReturn
 
 import msgspec
 import pytest
+from tests.certify.certificates import MODEL_KEY as KEY
 from tests.certify.test_tasks import HEADERS, task_file
 from tests.owners import OWNER, STRANGER, owner_key
 
+from confide.attest.certificates import Role
 from confide.attest.claims import Claims
 from confide.attest.collateral import Collateral, Provenance
 from confide.attest.collateral_lookup import SentCollateral
@@ -20,7 +22,7 @@ from confide.attest.configuration import Build, Egress
 from confide.attest.evidence import Evidence
 from confide.attest.policy import SimulatedPolicy
 from confide.attest.requirements import ConfideVersion, NoEgress, Tdx
-from confide.attest.scores import Metric, Role, Run, ScoreCertificate
+from confide.attest.scores import Metric, Run, ScoreCertificate
 from confide.attest.simulated import SimulatedTee
 from confide.attest.verifier import Verifier
 from confide.certify import score as scoring
@@ -33,7 +35,8 @@ from confide.certify.consent import (
     write_consent,
     write_run,
 )
-from confide.certify.score import Measurer, dataset_digest, describe, fresh_nonce, measurer, score
+from confide.certify.runs import Attester, attester, fresh_nonce
+from confide.certify.score import dataset_digest, describe, score
 from confide.certify.verify import verify_certificate
 from confide.enclave.configuration import build
 from confide.enclave.egress import WaysOut
@@ -51,24 +54,17 @@ from confide.errors import (
     UntrustedOwner,
     WrongModelKey,
 )
-from confide.packages.sealed.contents import Contents, contents_of
+from confide.packages.sealed.contents import Contents
 from confide.packages.sealed.data import SealedData, seal_data
 from confide.packages.sealed.key import ModelKey
 from confide.packages.sealed.manifest import WeightsFormat, write_signed
 from confide.packages.sealed.package import SealedPackage
 from confide.packages.sealed.write import seal_model
 
-KEY, DATA_KEY, OTHER_KEY = (ModelKey(letter * 32) for letter in (b"k", b"d", b"o"))
+DATA_KEY, OTHER_KEY = (ModelKey(letter * 32) for letter in (b"d", b"o"))
 WORDS = "It was the best of times, it was the worst of times, it was the age of wisdom. "
 TASK = task_file({**HEADERS[Metric.PERPLEXITY], "context": 32}, {"text": WORDS * 6})
 DATA_OWNER = STRANGER
-
-
-@pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> SealedPackage:
-    out = tmp_path_factory.mktemp("sealed") / "demo"
-    seal_model(contents_of("demo"), out, key=KEY, owner=OWNER)
-    return SealedPackage.open(out)
 
 
 @pytest.fixture(scope="module")
@@ -78,18 +74,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> SealedData:
     return SealedData.open(out, {DATA_OWNER.public})
 
 
-@pytest.fixture(scope="module")
-def tee(tmp_path_factory: pytest.TempPathFactory) -> SimulatedTee:
-    return SimulatedTee.create(tmp_path_factory.mktemp("machine") / "tee")
-
-
-@pytest.fixture(scope="module")
-def here(tee: SimulatedTee) -> Measurer:
-    return measurer(Tee("simulated", tee, tee.collateral), SentCollateral())
-
-
 @pytest.fixture
-def run(here: Measurer, package: SealedPackage) -> Run:
+def run(here: Attester, package: SealedPackage) -> Run:
     return describe(here, package.manifest.model_digest, dataset_digest(TASK), Metric.PERPLEXITY, fresh_nonce())
 
 
@@ -122,7 +108,7 @@ class Nobody(Keys):
 # -- what comes out ----------------------------------------------------------------------------------------------------
 
 
-def test_a_blind_run_is_certified(here: Measurer, tee: SimulatedTee, package: SealedPackage, data: SealedData) -> None:
+def test_a_blind_run_is_certified(here: Attester, tee: SimulatedTee, package: SealedPackage, data: SealedData) -> None:
     model = package.manifest.model_digest
     run = describe(here, model, dataset_digest(data), Metric.PERPLEXITY, fresh_nonce())
     approved = [read_consent(write_consent(one)) for one in consents(read_run(write_run(run)))]
@@ -167,7 +153,7 @@ def test_a_blind_run_is_certified(here: Measurer, tee: SimulatedTee, package: Se
 
 
 def test_keys_are_closed_before_anything_is_opened(
-    here: Measurer, package: SealedPackage, data: SealedData, run: Run, monkeypatch: pytest.MonkeyPatch
+    here: Attester, package: SealedPackage, data: SealedData, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ways = WaysOut(closed=True)
     closed: list[str] = []
@@ -192,7 +178,7 @@ def test_the_way_to_a_second_key_service_is_stated_and_closed() -> None:
         def close(self) -> None:
             closed.append(self.name)
 
-    ways = WaysOut(data_keys=Way("data"), closed=True)  # type: ignore[arg-type]
+    ways = WaysOut(other_keys=Way("data"), closed=True)  # type: ignore[arg-type]
     assert ways.stated is Egress.KEY_SERVICE
     ways.keys = Way("model")  # type: ignore[assignment]
     ways.close_keys()
@@ -213,7 +199,7 @@ def test_the_way_to_a_second_key_service_is_stated_and_closed() -> None:
     ids=["other weights", "other data", "changed harness", "other machine"],
 )
 def test_another_run_than_the_one_that_was_said(
-    here: Measurer, package: SealedPackage, data: SealedData, run: Run, change: Mapping[str, Any]
+    here: Attester, package: SealedPackage, data: SealedData, run: Run, change: Mapping[str, Any]
 ) -> None:
     other = msgspec.structs.replace(run, **change)
     with pytest.raises(RunRefused, match=f"another {next(iter(change))}"):
@@ -223,12 +209,12 @@ def test_another_run_than_the_one_that_was_said(
 
 
 def test_both_owners_have_to_approve_this_very_run(
-    here: Measurer, package: SealedPackage, data: SealedData, run: Run
+    here: Attester, package: SealedPackage, data: SealedData, run: Run
 ) -> None:
     model, own = consents(run)
     earlier = msgspec.structs.replace(run, nonce=fresh_nonce())
     replayed = consents(earlier)
-    relabelled = msgspec.structs.replace(replayed[1], run=run)
+    relabelled = msgspec.structs.replace(replayed[1], run=run.digest)
     for some in (
         (),
         (model,),
@@ -245,12 +231,12 @@ def test_both_owners_have_to_approve_this_very_run(
             score(here, package, data, run, Nobody(), fetch_data=Nobody(), consents=some)
 
 
-def test_approvals_are_for_sealed_data(here: Measurer, package: SealedPackage, run: Run) -> None:
+def test_approvals_are_for_sealed_data(here: Attester, package: SealedPackage, run: Run) -> None:
     with pytest.raises(RunRefused, match="in the clear"):
         score(here, package, TASK, run, Nobody(), consents=consents(run))
 
 
-def test_a_model_that_is_not_measured_yet(here: Measurer, tmp_path: Path) -> None:
+def test_a_model_that_is_not_measured_yet(here: Attester, tmp_path: Path) -> None:
     weights = tmp_path / "model.gguf"
     weights.write_bytes(b"GGUF")
     contents = Contents("tiny", "llama", WeightsFormat.GGUF, "f16", {"model.gguf": weights})
@@ -267,14 +253,14 @@ def test_evidence_that_would_not_hold_certifies_nothing(tee: SimulatedTee) -> No
             raise OutsideValidity("Long ago.")
 
     with pytest.raises(OutsideValidity):
-        describe(Measurer("tdx", tee, tee.collateral(), Expired()), "ab" * 32, "cd" * 32, Metric.ACCURACY, "00" * 32)
+        describe(Attester("tdx", tee, tee.collateral(), Expired()), "ab" * 32, "cd" * 32, Metric.ACCURACY, "00" * 32)
 
 
 # -- who is an owner ---------------------------------------------------------------------------------------------------
 
 
 def test_whoever_signs_the_ciphertext_of_others_is_not_their_owner(
-    here: Measurer, package: SealedPackage, data: SealedData, run: Run, tmp_path: Path
+    here: Attester, package: SealedPackage, data: SealedData, run: Run, tmp_path: Path
 ) -> None:
     """A host signs the model's manifest and approves as its owner; what it lacks is the key."""
     write_signed(Path(shutil.copytree(package.folder, tmp_path / "stolen")), package.manifest, owner_key(9))
@@ -297,7 +283,7 @@ def test_what_only_the_holder_of_a_key_can_say() -> None:
 
 
 def test_what_fails_behind_the_keys_is_told_without_a_word_of_it(
-    here: Measurer,
+    here: Attester,
     package: SealedPackage,
     data: SealedData,
     run: Run,
@@ -377,7 +363,7 @@ def test_real_machines_ask_for_their_collateral(tee: SimulatedTee) -> None:
             assert evidence.raw
             return Collateral({"dcap": b"fetched"}, provenance=Provenance(fetched=datetime.now(UTC)))
 
-    found = measurer(Tee("tdx", Reader()), Vendor())
+    found = attester(Tee("tdx", Reader()), Vendor())
     assert (found.name, found.collateral) == ("tdx", Collateral({"dcap": b"fetched"}))
     assert isinstance(found.verifier, Verifier)
     assert found.verifier.roots.kind.value == "production"

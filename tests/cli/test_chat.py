@@ -257,18 +257,24 @@ def test_receipts(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "machine" in out.err  # the second time the files are there
 
 
-def test_a_changed_key_is_verified_on_request(
+def test_a_changed_key_is_verified_before_the_next_answer(
     fake: FakeWorkload, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with confide.connect(fake.url, simulated_root=root) as session:
         Chat(session).run(["abc"])
         fake.restart()
-        Chat(session).run(["a secret", "/verify", "def"])
+        Chat(session).run(["def"])
+        honest, fake.tell = fake.tell, lambda attested: fake.workload.attest("00" * 32)
+        fake.restart()
+        Chat(session).run(["a secret", "another secret"])
+        fake.tell = honest
+        Chat(session).run(["/verify", "ghi"])
     out = capsys.readouterr()
+    assert "attestation-refused" in out.err
     assert "key-changed" in out.err
     assert "Type /verify" in out.err
-    assert out.out.startswith("cba\n")
-    assert out.out.endswith("fed\n")
+    assert out.out.startswith("cba\nfed\n")
+    assert out.out.endswith("ihg\n")
     assert "secret" not in str(fake.prompts)
 
 

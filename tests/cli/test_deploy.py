@@ -15,6 +15,7 @@ from tests.owners import OWNER
 
 from confide.attest.policy_toml import policy_from_toml
 from confide.cli import main
+from confide.deploy.image import build as image
 from confide.packages.sealed.key import ModelKey
 from confide.packages.sealed.manifest import WeightsFormat
 from confide.packages.sealed.write import Contents, seal_model
@@ -203,3 +204,40 @@ def test_lint(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
     (tmp_path / "b.xml").write_bytes(bytes(1 << 20))
     assert run(capsys, monkeypatch, "lint", tmp_path / "b.xml")[0] == 20
     assert run(capsys, monkeypatch, "lint", tmp_path / "none.xml")[0] == 2
+
+
+def test_image(package: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is built, tests/deploy/test_image_boot.py sees; here, what is asked for and shown."""
+    files, asked = package.parent, []
+
+    def build(recipe: image.Recipe, folder: Path, out: Path) -> image.Image:
+        asked.append((recipe, folder, out))
+        return image.Image(
+            "5c" * 32, "ro", "ab" * 32, recipe.simulated_tee is not None, "cd" * 32, {"initrd": "ef" * 32}
+        )
+
+    monkeypatch.setattr(image, "build", build)
+    (files / "lock").write_text(f"deb libc6=2.36 sha256:{'0' * 64}\n")
+    (files / "ca.pem").write_bytes(b"PEM")
+    (files / "confide.whl").touch()
+    line = (
+        *("image", package, "--out", files / "out", *KEYS, "--keys-ca", files / "ca.pem", "--lock", files / "lock"),
+        *("--parts", files, "--confide", files / "confide.whl"),
+    )
+    code, shown, err = run(capsys, monkeypatch, *line)
+    assert code == 0, err
+    assert "Wrote initrd, image.json" in shown
+    assert "root hash    " + "5c" * 32 in shown
+    assert "SIMULATED" not in err
+    (recipe, folder, out) = asked.pop()
+    assert (folder, out, recipe.keys_ca, recipe.files) == (package, files / "out", b"PEM", files)
+    assert dict(recipe.lock.debs) == {"libc6=2.36": "0" * 64}
+    code, shown, err = run(capsys, monkeypatch, *line, "--insecure-simulated-tee", files, "--json")
+    assert code == 0
+    assert json.loads(shown)["simulated"] is True
+    assert "SIMULATED" in err
+    assert asked.pop()[0].simulated_tee == files
+    (files / "lock").write_bytes(b"deb")
+    code, _, err = run(capsys, monkeypatch, *line)
+    assert code == 1
+    assert "another form" in err

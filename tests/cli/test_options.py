@@ -8,13 +8,15 @@ import typer
 
 from confide.cli.serve import Listening
 from confide.cli.serve_model import ModelOptions
+from confide.enclave.engines.engine import Dtype
 
 from .command import run
 
 OPTIONS = ModelOptions(
     **dict.fromkeys(
         ("tee", "simulated_tee", "keys", "keys_ca", "tls_name", "release", "certificate", "upstream",
-         "upstream_model", "context", "name", "parallel", "threads", "max_tokens", "idle_timeout", "engine_timeout")
+         "upstream_model", "context", "name", "parallel", "threads", "dtype", "max_tokens", "idle_timeout",
+         "engine_timeout")
     ),
     ra_tls=False, insecure_open_egress=False, insecure_skip_self_test=False,
 )  # fmt: skip
@@ -51,6 +53,8 @@ def test_what_is_granted() -> None:
     settings = replace(OPTIONS, context=5, parallel=2, threads=3, name="a/b:c").engine()
     assert (settings.context, settings.parallel, settings.threads, settings.name) == (5, 2, 3, "a/b:c")
     assert replace(OPTIONS, max_tokens=9).stated("none", _listening())["max-tokens"] == "9"
+    assert replace(OPTIONS, dtype=Dtype.INT8).engine().dtype is Dtype.INT8
+    assert replace(OPTIONS, dtype=Dtype.INT8).stated("none", _listening())["dtype"] == "int8"
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import openai
 import pytest
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from tests import hostile
 from tests.client.workload import ERRORS, MODEL, ODD, FakeWorkload, serving, simulated
@@ -22,6 +23,7 @@ from confide.attest.requirements import Model, NotDebug, PolicyVersion, Tdx
 from confide.attest.simulated import SimulatedTee
 from confide.attest.wire import Attested, WireCollateral
 from confide.channel.keys import ChannelKey
+from confide.client.conversation import Conversation
 from confide.client.enclave import EnclaveSession
 from confide.errors import (
     WORKLOAD_CODES,
@@ -85,6 +87,30 @@ def test_nothing_but_a_nonce_is_sent_before_the_workload_is_verified(running: Ru
         assert session.chat("hello") == "olleh"
     assert running.fake.seen[:2] == ["/attestation", "/encrypted"]
     assert json.loads(running.fake.prompts[-1][1])["messages"] == HELLO
+
+
+def test_each_session_has_a_salt_of_its_own_which_goes_encrypted(running: Running) -> None:
+    def salts() -> list[str]:
+        return [dict(head.headers)["confide-cache-salt"] for head in running.fake.heads if "/chat/" in head.path]
+
+    async def asynchronously(session: EnclaveSession) -> None:
+        await session.async_openai.chat.completions.create(model=MODEL, messages=HELLO)  # type: ignore[arg-type]
+        await session.aclose()
+
+    running.fake.heads.clear()
+    with running.connect() as session:
+        session.chat("hello")
+        session.chat("hello again")
+        asyncio.run(asynchronously(session))
+    with running.connect() as session:
+        session.chat("hello")
+        own = {"confide-cache-salt": "ab" * 32}  # for whoever asks for several users through one session
+        session.openai.chat.completions.create(model=MODEL, messages=HELLO, extra_headers=own)  # type: ignore[arg-type]
+    first, second, third, other, given = salts()
+    assert first == second == third
+    assert len({first, other, given}) == 3
+    assert given == "ab" * 32
+    assert all(len(bytes.fromhex(salt)) == 32 for salt in (first, other))
 
 
 def restated(**changes: Any) -> Callable[[Attested], Attested]:
@@ -184,27 +210,108 @@ def test_what_is_no_attestation_is_refused(running: Running, body: bytes) -> Non
 # -- the channel -------------------------------------------------------------------------------------------------------
 
 
-def test_a_changed_key_refuses_everything_until_it_is_verified_again(running: Running) -> None:
+def test_another_key_is_verified_under_the_same_policy_and_asked_then(running: Running) -> None:
+    with running.connect() as session:
+        conversation = Conversation()
+        assert "".join(conversation.say("hello", lambda said: session.chat(said, stream=True))) == "olleh"
+        old = session.replicas
+        for ask in (
+            lambda: session.chat("abc"),
+            lambda: session.generate("abc"),
+            lambda: "".join(conversation.say("abc", lambda said: session.chat(said, stream=True))),
+        ):
+            running.fake.restart()
+            running.fake.seen.clear()
+            assert ask() == "cba"
+            assert running.fake.seen[:2] == ["/encrypted", "/attestation"]
+            assert session.receipt().verified
+        assert len(conversation.messages) == 4
+        assert session.replicas != old
+
+
+def test_another_key_that_is_refused_leaves_nothing_to_rely_on(running: Running) -> None:
     with running.connect() as session:
         assert session.chat("hello") == "olleh"
         running.fake.restart()
-        with pytest.raises(KeyChanged, match="verify"):
+        running.fake.tell, honest = restated(nonce="cd" * 32), running.fake.tell
+        with pytest.raises(AttestationRefused):
             session.chat("a secret")
         asked = len(running.fake.seen)
-        with pytest.raises(KeyChanged):
+        with pytest.raises(KeyChanged, match="verify"):
             session.chat("a secret")
         with pytest.raises(KeyChanged):
             session.openai.models.list()
         with pytest.raises(KeyChanged):
-            asyncio.run(chat_async(session))
+            asyncio.run(chat_async(session, "a secret"))
         assert len(running.fake.seen) == asked
+        running.fake.tell = honest
         assert session.verify().trusted
         assert session.chat("hello") == "olleh"
     assert "secret" not in str(running.fake.seen)
 
 
-async def chat_async(session: EnclaveSession) -> None:
-    await session.async_openai.completions.create(model=MODEL, prompt="a secret")
+def key_changed() -> Response:
+    return JSONResponse({"error": {"code": "key-changed", "key": "ab" * 32}}, 409)
+
+
+def test_who_says_there_is_another_key_and_has_the_same_is_asked_once(running: Running) -> None:
+    """Else whoever stands in between could have a question answered twice."""
+    with running.connect() as session:
+        assert session.model == MODEL
+        running.fake.seen.clear()
+        running.fake.outer = key_changed
+        with pytest.raises(KeyChanged):
+            session.chat("hello")
+        assert running.fake.seen == ["/encrypted", "/attestation"]
+        running.fake.outer = None
+        assert session.chat("hello") == "olleh"
+
+
+def test_keys_that_change_again_and_again_are_given_up(running: Running) -> None:
+    with running.connect() as session:
+        assert session.model == MODEL
+
+        def restarting() -> Response:
+            running.fake.restart()
+            return key_changed() if running.fake.seen.count("/encrypted") < 9 else PlainTextResponse("Enough", 502)
+
+        running.fake.seen.clear()
+        running.fake.outer = restarting
+        with pytest.raises(KeyChanged):
+            session.chat("hello")
+        assert running.fake.seen == ["/encrypted", "/attestation", "/encrypted"]
+
+
+def test_where_verifying_another_key_may_work_later_it_is_tried_later(running: Running) -> None:
+    """The workload starts up, for example, and its gateway has nobody to ask yet."""
+    with running.connect() as session:
+        assert session.model == MODEL
+        running.fake.restart()
+
+        def tell(attested: Attested) -> Attested:
+            raise HTTPException(502)
+
+        running.fake.tell, honest = tell, running.fake.tell
+        with pytest.raises(GatewayError):
+            session.chat("hello")
+        running.fake.tell = honest
+        assert session.chat("hello") == "olleh"
+
+
+async def chat_async(session: EnclaveSession, prompt: str) -> str:
+    return (await session.async_openai.completions.create(model=MODEL, prompt=prompt)).choices[0].text
+
+
+def test_the_same_for_another_key_with_asyncio(running: Running) -> None:
+    async def ask() -> None:
+        async with running.connect() as session:
+            assert await chat_async(session, "hello") == "olleh"
+            running.fake.restart()
+            running.fake.seen.clear()
+            assert await chat_async(session, "abc") == "cba"
+            assert running.fake.seen[:2] == ["/encrypted", "/attestation"]
+
+    asyncio.run(ask())
 
 
 def test_a_verification_that_fails_leaves_nothing_to_rely_on(running: Running) -> None:
@@ -483,6 +590,8 @@ def test_an_encrypted_request_goes_to_one_place(running: Running, status: int) -
     [
         ("http://models.example", {}, InsecureConnection),
         ("https://models.example/?a=b", {}, ConnectionLost),
+        ("https://models.example:99999", {}, ConnectionLost),
+        ("https://[::1", {}, ConnectionLost),
         ("http://127.0.0.1:9", {"ra_tls": True}, InsecureConnection),
         ("https://127.0.0.1:9", {"ra_tls": True, "ca": "ca.pem"}, WrongMode),
         ("http://127.0.0.1:9", {"shell": "folder"}, WrongMode),

@@ -145,7 +145,7 @@ class FakeWorkload:
             shown = self.receipt(self.receipts[path.rpartition("/")[2]])
             return (404, "application/json", [b"{}"], {}) if shown is None else (200, "application/json", [shown], {})
         status, kind, parts = answer(path, body)
-        if status != 200 or path == "/v1/models":
+        if status != 200 or path in ("/health", "/v1/models"):
             return status, kind, parts, {}
         name = f"{len(self.receipts):048x}"
         self.receipts[name] = self._signed(name, path, body, b"".join(parts))
@@ -171,6 +171,8 @@ class FakeWorkload:
 
 def answer(path: str, body: bytes) -> tuple[int, str, list[bytes]]:
     """Status, content type and body, in parts, of the model's API."""
+    if path == "/health":
+        return 200, "application/json", [b'{"status":"ok"}']
     if path == "/v1/models":
         served = {"object": "list", "data": [{"id": MODEL, "object": "model", "created": 1, "owned_by": "us"}]}
         return 200, "application/json", [json.dumps(served).encode()]
@@ -226,10 +228,10 @@ class Balanced(FakeWorkload):
         return balance  # type: ignore[return-value]
 
 
-def another(folder: Path, digest: str) -> FakeWorkload:
+def another(folder: Path, digest: str, **about: Any) -> FakeWorkload:
     """On the simulated machine of this folder, with a model of this digest."""
     tee = SimulatedTee.open(folder)
-    return FakeWorkload(Workload(tee, tee.collateral, model_digest=digest))
+    return FakeWorkload(Workload(tee, tee.collateral, model_digest=digest, **about))
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from confide.disk.files import create_file, replace_file
 from confide.hybrid.client.refusals import Breach, RefusalList
 from confide.hybrid.server.ledger.backup import backup, restore
 from confide.hybrid.server.ledger.licences import licence_book
-from confide.hybrid.server.ledger.store import DATABASE, Store
+from confide.hybrid.server.ledger.sqlite import DATABASE, SqliteStore
 from confide.models.gguf.types import GgufType
 from confide.models.gguf.write import write_gguf
 from confide.models.source import open_model
@@ -181,7 +181,7 @@ def test_a_line_of_the_audit_log_is_on_the_disk_before_its_answer(tmp_path: Path
 
 def test_a_ledger_waits_for_the_disk(databases: list[sqlite3.Connection], tmp_path: Path) -> None:
     """2 is FULL: a transaction in the write-ahead log is synced before it ends; NORMAL would lose the last ones."""
-    with closing(Store(tmp_path / DATABASE)) as store:
+    with closing(SqliteStore(tmp_path / DATABASE)) as store:
         (database,) = databases
         assert database.execute("PRAGMA synchronous").fetchone()[0] == 2
         assert database.execute("PRAGMA journal_mode").fetchone()[0] == "wal"

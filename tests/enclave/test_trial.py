@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from tests.owners import OWNER
 from tests.scripted import byte_fallback, save, saying
 
-from confide.enclave.boot import examine, open_engine, try_out
-from confide.enclave.engines.engine import EngineSettings
+from confide.enclave.boot import examine, load_engine, open_engine, try_out
+from confide.enclave.engines import dtypes
+from confide.enclave.engines.engine import Dtype, EngineSettings
 from confide.errors import ConfideError, ConversationRefused, EngineError, InvalidPackage, ModelNotSupported
 from confide.models.gguf.types import GgufType
 from confide.models.gguf.write import write_gguf
@@ -147,6 +148,31 @@ def test_gguf_files_that_are_no_whole_model_are_refused_by_name(
 def test_a_gguf_file_that_lacks_tensors_is_not_sealed(file: Path, tmp_path: Path, without: str) -> None:
     with pytest.raises(EngineError, match="tensors are missing"):
         seal(rewritten(file, tmp_path / "odd.gguf", without=without), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("asked", "held"),
+    [(None, ("bf16", "bf16")), (Dtype.F32, ("f32", "f32")), (Dtype.INT8, ("int8", "f32"))],
+    ids=["measured", "f32", "int8"],
+)
+def test_a_model_is_computed_in_the_type_that_is_fastest_or_asked_for(
+    asked: Dtype | None, held: tuple[str, str], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dtypes, "fastest_dtype", lambda _: pytest.fail("known answers are of float32"))
+    unlocked = seal(folder, tmp_path / "out")
+    monkeypatch.setattr(dtypes, "fastest_dtype", lambda model: Dtype.BF16 if model.device.type == "meta" else Dtype.F32)
+    facts = open_engine(unlocked, settings=EngineSettings(dtype=asked)).facts
+    assert (facts.quantization, facts.dtype) == held
+    assert facts.rounded == (asked is not Dtype.F32)
+
+
+def test_a_gguf_model_has_its_type_and_another_one_is_refused_before_the_key_is_asked_for(
+    file: Path, tmp_path: Path
+) -> None:
+    package = seal(file, tmp_path / "out", None).package
+    for dtype in Dtype:
+        with pytest.raises(EngineError, match="leave the dtype out"):
+            load_engine(package, None, None, settings=EngineSettings(dtype=dtype))  # type: ignore[arg-type]
 
 
 def test_settings_are_for_every_engine(folder: Path, file: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from tests.cli.command import run_script
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 LAST_LINES = {
+    "certified_training.py": "all three certificates are verified: True",
     "encrypted_attention.py": "the same tokens in every mode: True",
     "exact_product.py": "exact: y == W x for every output",
     "generate_privately.py": "24 tokens, 768 round trips",
@@ -20,8 +21,8 @@ def run(script: Path) -> list[str]:
     return done.stdout.splitlines()
 
 
-SLOW = {"encrypted_attention.py", "generate_privately.py"}
-"""What they do, tests of attention and the notebook do with less."""
+SLOW = {"certified_training.py", "encrypted_attention.py", "generate_privately.py"}
+"""What they do, tests of training, of attention and the notebook do with less."""
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in LAST_LINES])

@@ -41,20 +41,31 @@ def _known(name: str) -> list[bytes]:
     return corpus(name)
 
 
+ROUNDS, NUMBERS, SHORT = st.integers(1, 3), st.integers(0, (1 << 14) - 1), st.binary(max_size=20)
+"""Made once: to make a strategy takes longer than to draw from it."""
+
+
 @st.composite
 def mutations(draw: st.DrawFn, name: str) -> bytes:
     """A kept input with something flipped, cut, put in, repeated, or taken from another one."""
-    content = draw(st.sampled_from(_known(name)))
-    for _ in range(draw(st.integers(1, 3))):
-        start, end = sorted(draw(st.tuples(*[st.integers(0, len(content))] * 2)))
-        part = draw(
-            st.one_of(
-                st.just(b""),
-                st.binary(max_size=20),
-                st.sampled_from([content[start:end] * 2, bytes(byte ^ 1 for byte in content[start:end])]),
-                st.sampled_from(_known(name)),
-            )
-        )
+
+    def other() -> bytes:
+        return _known(name)[draw(NUMBERS) % len(_known(name))]
+
+    content = other()
+    for _ in range(draw(ROUNDS)):
+        start, end = sorted(draw(NUMBERS) % (len(content) + 1) for _ in range(2))
+        match draw(NUMBERS) % 5:
+            case 0:
+                part = b""
+            case 1:
+                part = draw(SHORT)
+            case 2:
+                part = content[start:end] * 2
+            case 3:
+                part = bytes(byte ^ 1 for byte in content[start:end])
+            case _:
+                part = other()
         content = (content[:start] + part + content[end:])[: 1 << 14]
     return content
 

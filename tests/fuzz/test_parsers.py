@@ -18,6 +18,11 @@ RESULTS = ATTEST.parent / "bench" / "results.py"
 PARSERS = {
     "bundle.py": {"Bundle.read": "bundle"},
     "cbor.py": {"decode": "nitro-document"},
+    "certificates.py": {
+        "Certificate._opened": "score-certificate",
+        "lines_of": "score-certificate",
+        "predicate_type": "training-certificate",
+    },
     "chain.py": {"read_certificate": "certificates", "read_chain": "certificates", "read_crl": "certificates"},
     "collateral_files.py": {"gather": "collateral"},
     "collateral_nvidia.py": {"rim_document": "gpu-services"},
@@ -46,6 +51,7 @@ PARSERS = {
     "scores.py": {"ScoreCertificate.read": "score-certificate", "read_scores": "score-certificate"},
     "statement.py": {"Statement.decode": "statement"},
     "tokens.py": {"_bundle": "gpu-tokens", "verify_token": "token"},
+    "training.py": {"TrainingCertificate.read": "training-certificate", "read_training": "training-certificate"},
     "wire.py": {"Attested.decode": "attested", "WireCollateral.thaw": "attested", "WireEvidence.thaw": "attested"},
     "families/azure.py": {"HclReport.parse": "hcl-report", "parse_runtime_data": "runtime-data"},
     "families/dcap.py": {"_papers": "dcap-quote"},
@@ -79,8 +85,18 @@ PARSERS = {
 }
 """What takes outside bytes apart, by its module, seen from `attest`, with a target that must reach it."""
 NO_PARSERS = {
+    "certificates.py": {"sign_payload", "signed_by"},  # signatures
     "chain.py": {"_parsed", "list_date"},  # by way of the three above
-    "collateral_files.py": {"_sort", "_sort_json", "_sort_pem", "_blocks", "_sort_der", "_sort_status", "_sort_key"},
+    "collateral_files.py": {
+        "_sort",
+        "_sort_json",
+        "_sort_certificate",
+        "_sort_pem",
+        "_blocks",
+        "_sort_der",
+        "_sort_status",
+        "_sort_key",
+    },
     "cursor.py": {"Cursor.__init__"},
     "der.py": {"_only", "_first"},  # by way of elements
     "evidence_files.py": {"_quoted", "_listed", "_plain", "_unwrapped", "_extended", "_family_of_quote"},
@@ -98,7 +114,6 @@ NO_PARSERS = {
     "forms.py": {"bounded", "pem", "_exactly"},  # sizes, and certificates by way of read_form
     "ocsp.py": {"_read"},  # by way of the two above
     "ra_tls.py": {"_claims_buffer", "_check_public_key_hash", "_padded", "_bounded", "verify_binding"},
-    "scores.py": {"_signed_by"},  # a signature
     "statement.py": {"Statement.is_bound_by", "same_report_data"},  # comparisons
     "tokens.py": {"_verify", "_current_body", "_signed_body", "_unbundled"},  # by way of verify_token
 }

@@ -20,7 +20,7 @@ from confide.hybrid import wire
 from confide.hybrid.client.connection import LayerConnection
 from confide.hybrid.client.dial import Dial
 from confide.hybrid.server.ahead import Block
-from confide.hybrid.server.ledger.store import DATABASE, Store
+from confide.hybrid.server.ledger.sqlite import DATABASE, SqliteStore
 from confide.hybrid.server.service import Admitted
 from confide.logs import JsonLines, TextLines
 
@@ -198,7 +198,7 @@ def test_no_object_shows_its_secrets(tmp_path: Path) -> None:
     secrets.add("licence key", key, licence.key_hash)
     secrets.add("planes", planes)
     secrets.add("p0", p0)
-    store = Store(tmp_path / "state" / DATABASE)
+    store = SqliteStore(tmp_path / "state" / DATABASE)
     shown = [
         licence,
         account,

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from confide.attest.training import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from confide.errors import ModelNotSupported, NotInstalled
-from confide.models.adapter import CONFIG_NAME, WEIGHTS_NAME, read_adapter
+from confide.models.adapter import read_adapter
 from confide.models.source import Source, open_model
 from confide.models.split import split
 from confide.packages.manifest import PackageKind, Provenance
@@ -80,8 +81,8 @@ def test_every_tensor_finds_its_place(trained: tuple[Source, Path, Any], tmp_pat
     from safetensors.torch import load_file, save_file
 
     source, folder, _ = trained
-    (tmp_path / CONFIG_NAME).write_bytes((folder / CONFIG_NAME).read_bytes())
-    tensors = load_file(folder / WEIGHTS_NAME)
+    (tmp_path / ADAPTER_CONFIG).write_bytes((folder / ADAPTER_CONFIG).read_bytes())
+    tensors = load_file(folder / ADAPTER_WEIGHTS)
     name = min(tensors)
     for changed in (
         {key: value for key, value in tensors.items() if key != name},
@@ -89,10 +90,10 @@ def test_every_tensor_finds_its_place(trained: tuple[Source, Path, Any], tmp_pat
         tensors | {name: torch.zeros(1, 1)},
         tensors | {name: torch.full_like(tensors[name], float("nan"))},
     ):
-        save_file(changed, tmp_path / WEIGHTS_NAME)
+        save_file(changed, tmp_path / ADAPTER_WEIGHTS)
         with pytest.raises(ModelNotSupported):
             with_adapter(source, tmp_path).load_model()
-    (tmp_path / WEIGHTS_NAME).write_bytes(b"nonsense")
+    (tmp_path / ADAPTER_WEIGHTS).write_bytes(b"nonsense")
     with pytest.raises(ModelNotSupported, match="does not fit"):
         with_adapter(source, tmp_path).load_model()
 
@@ -109,8 +110,8 @@ def test_every_tensor_finds_its_place(trained: tuple[Source, Path, Any], tmp_pat
     ],
 )
 def test_what_a_configuration_may_not_ask(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
-    (tmp_path / WEIGHTS_NAME).write_bytes(b"")
-    (tmp_path / CONFIG_NAME).write_text(json.dumps(LORA | changes))
+    (tmp_path / ADAPTER_WEIGHTS).write_bytes(b"")
+    (tmp_path / ADAPTER_CONFIG).write_text(json.dumps(LORA | changes))
     with pytest.raises(ModelNotSupported, match=said) as caught:
         read_adapter(tmp_path)
     assert str(caught.value).isprintable()
@@ -120,16 +121,16 @@ def test_what_a_configuration_may_not_ask(changes: dict[str, Any], said: str, tm
 def test_what_is_no_configuration(content: bytes, tmp_path: Path) -> None:
     with pytest.raises(ModelNotSupported, match="cannot be read"):
         read_adapter(tmp_path)
-    (tmp_path / WEIGHTS_NAME).write_bytes(b"")
-    (tmp_path / CONFIG_NAME).write_bytes(content)
+    (tmp_path / ADAPTER_WEIGHTS).write_bytes(b"")
+    (tmp_path / ADAPTER_CONFIG).write_bytes(content)
     with pytest.raises(ModelNotSupported, match="damaged"):
         read_adapter(tmp_path)
 
 
 def test_the_digest_is_of_both_files(tmp_path: Path) -> None:
     def digest(config: dict[str, Any], weights: bytes) -> str:
-        (tmp_path / CONFIG_NAME).write_text(json.dumps(config))
-        (tmp_path / WEIGHTS_NAME).write_bytes(weights)
+        (tmp_path / ADAPTER_CONFIG).write_text(json.dumps(config))
+        (tmp_path / ADAPTER_WEIGHTS).write_bytes(weights)
         return read_adapter(tmp_path).digest
 
     assert len({digest(LORA, b"a"), digest(LORA, b"b"), digest(LORA | {"r": 3}, b"a")}) == 3
@@ -138,8 +139,8 @@ def test_the_digest_is_of_both_files(tmp_path: Path) -> None:
 
 def test_without_peft_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
-    (tmp_path / WEIGHTS_NAME).write_bytes(b"")
-    (tmp_path / CONFIG_NAME).write_text(json.dumps(LORA))
+    (tmp_path / ADAPTER_WEIGHTS).write_bytes(b"")
+    (tmp_path / ADAPTER_CONFIG).write_text(json.dumps(LORA))
     source = open_model(str(save_random(FAMILIES["gpt2"], tmp_path / "model")))
     with pytest.raises(NotInstalled, match=r"confide\[adapters\]"):
         with_adapter(source, tmp_path).load_model()

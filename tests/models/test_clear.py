@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from confide.errors import InvalidPackage
 from confide.models.clear import ClearProduct, load_clear
-from confide.models.head import ACTIVATION_BITS
+from confide.models.integers import ACTIVATION_BITS
 from confide.models.protected import ProtectedLinear
 from confide.models.quantize import quantize_weights
 from confide.models.source import Source, open_model

@@ -1,6 +1,7 @@
 """The proxy before a model in a trusted environment: what is sent when, what is refused, and what stands in between."""
 
 import asyncio
+import itertools
 import json
 import threading
 import time
@@ -34,6 +35,7 @@ from confide.receipts.receipt import Receipt, ReceiptKey
 DIGEST = "ab" * 32
 HELLO: list[Any] = [{"role": "user", "content": "hello"}]
 EVER = 3600.0
+SALT = "confide-cache-salt"
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,24 @@ def test_an_unmodified_client_is_answered_and_nothing_goes_in_the_clear(place: P
     assert place.fake.seen[0] == "/attestation"  # before anything else
     outer = {entry for entry in place.fake.seen if isinstance(entry, str)}
     assert outer == {"/attestation", "/encrypted"}
+
+
+def test_machines_that_share_a_proxy_share_no_salt(place: Place) -> None:
+    with proxied(lambda: [place.backend()]) as url:
+        settled(url, "ready")
+        given = "ab" * 32
+        for host, own in (("192.0.2.7", {}), ("192.0.2.7", {}), ("192.0.2.8", {}), ("", {}), ("", {SALT: given})):
+            headers = own | ({"x-forwarded-for": host} if host else {})
+            body = {"model": MODEL, "prompt": "abc"}
+            assert httpx.post(f"{url}/v1/completions", json=body, headers=headers, trust_env=False).is_success
+    one, again, *others = [
+        [value for name, value in head.headers if name == SALT]
+        for head in place.fake.heads
+        if head.path.endswith("/completions")
+    ]
+    assert one == again
+    assert len({*one, *itertools.chain(*others)}) == 4
+    assert [given] not in others
 
 
 def test_a_name_of_ones_own_stands_for_the_workloads_model(place: Place) -> None:

@@ -5,6 +5,7 @@ from datetime import datetime
 from functools import partial
 from typing import Protocol
 
+from confide.attest.certificates import AnyCertificate
 from confide.attest.claims import Claims
 from confide.attest.collateral import OWN, Collateral, Provenance
 from confide.attest.evidence import Evidence, Family
@@ -13,9 +14,10 @@ from confide.attest.policy import appraise as appraise_claims
 from confide.attest.release import RELEASE
 from confide.attest.requirements import AnyRequirement, Fresh, Model
 from confide.attest.result import AttestationResult
-from confide.attest.scores import SCORES, ScoreCertificate
+from confide.attest.scores import SCORES
 from confide.attest.statement import Statement
 from confide.attest.tokens import verify_token
+from confide.attest.training import TRAINING
 from confide.errors import AttestationError
 
 
@@ -51,29 +53,34 @@ def appraise(
         provenance=collateral.provenance,
         release=collateral.documents.get(RELEASE),
         scores=collateral.documents.get(SCORES),
-        witness=partial(appraise_score, verifier, policy),
+        training=collateral.documents.get(TRAINING),
+        witness=partial(appraise_certificate, verifier, policy),
     )
 
 
-def appraise_score(
+def appraise_certificate(
     verifier: Verifies,
     policy: AnyPolicy,
-    certificate: ScoreCertificate,
+    certificate: AnyCertificate,
     signer: tuple[AnyRequirement, ...],
     at: datetime | None = None,
-) -> AttestationResult:
-    """The verdict on the evidence in a certificate: made for its run and its model, by whoever `signer` asks for.
+) -> tuple[AttestationResult, ...]:
+    """The verdict on each piece of evidence in a certificate, in order: made for its run and its model, by whoever
+    `signer` asks for.
 
     policy: whose kind and exceptions count. at: instead of when the certificate says that it was made, which must lie
-    in the validity of its collateral. Whoever measured chose that collateral, so that for Intel's a policy names the
-    evaluation; a simulated machine is its own vendor.
+    in the validity of its collateral. Whoever made the run chose that collateral, so that for Intel's a policy names
+    the evaluation; a simulated machine is its own vendor.
     """
-    attested, run = certificate.predicate.attested, certificate.predicate.run
-    asked = replace(policy, requirements=(*signer, Fresh(run.digest), Model(run.model)), version="")
+    run = certificate.run
+    asked = replace(policy, requirements=(*signer, Fresh(run.digest), Model(run.stated_model)), version="")
     provenance = OWN if isinstance(policy, SimulatedPolicy) else Provenance(sent=True)
-    collateral = replace(attested.collateral.thaw(), provenance=provenance)
-    when = at or certificate.predicate.finished
-    return appraise(verifier, attested.evidence.thaw(), collateral, asked, when, statement=attested.statement)
+    found = []
+    for attested, made in certificate.testimonies:
+        collateral = replace(attested.collateral.thaw(), provenance=provenance)
+        evidence, statement = attested.evidence.thaw(), attested.statement
+        found.append(appraise(verifier, evidence, collateral, asked, at or made, statement=statement))
+    return tuple(found)
 
 
 def verified(

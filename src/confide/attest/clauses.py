@@ -3,7 +3,7 @@
 Families name the clause of what they verify themselves; this is for checks of policies, whose code says what is asked
 for. Sources: RFC 9334 (RATS architecture); Intel SDM volume 3D (SGX); Intel TDX Module ABI, structure TDREPORT; Intel
 PCS API v4; AMD 56860 (SEV-SNP firmware ABI); TPM 2.0 Library, part 2; AWS Nitro Enclaves, "attestation process";
-ACI: Attested Confidential Inference, version aci/1 (receipts); in-toto Attestation Framework and DSSE (scores).
+ACI: Attested Confidential Inference, version aci/1 (receipts); in-toto Attestation Framework and DSSE (certificates).
 """
 
 import re
@@ -16,7 +16,7 @@ _SDM: Final = "Intel SDM 3D, REPORT"
 _TDX: Final = "Intel TDX Module ABI, TDREPORT_STRUCT"
 _SNP: Final = "AMD 56860, ATTESTATION_REPORT"
 _DEBUG: Final = "AMD 56860, guest policy, bit 19; Intel TDX ATTRIBUTES.TUD; Intel SGX ATTRIBUTES.DEBUG"
-_SCORE: Final = "in-toto Attestation Framework 1.0, statement; DSSE 1.0, protocol"
+_CERTIFICATE: Final = "in-toto Attestation Framework 1.0, statement; DSSE 1.0, protocol"
 _STATED: Final = (
     "adapters",
     "confide-digest",
@@ -49,6 +49,7 @@ _BY_CODE: Final[Mapping[str, str]] = MappingProxyType(
         "debug": _DEBUG,
         "tcb-status": "Intel PCS v4, tcbStatus; AMD 56860, TCB_VERSION",
         "any-of": "RFC 9334, 8.5 (appraisal policies)",
+        "not-after": "RFC 9334, 8.5 (appraisal policies)",
         "report-data": "RFC 9334, 10.2; report data of each family",
         "nonce": "RFC 9334, 10.2",
         "advisories": "Intel PCS v4, advisoryIDs",
@@ -58,8 +59,11 @@ _BY_CODE: Final[Mapping[str, str]] = MappingProxyType(
         "verifier-service": "RFC 9334, 5.2 (background check) and 8.4 (attestation results)",
         "release-age": "RFC 9334, 10.1; in-toto statement v1",
         "release-measurements": "RFC 9334, 8.3 (reference values)",
-        "score-at-least": f"{_SCORE}; RFC 9334, 8.4 (attestation results)",
-        "malformed-score": _SCORE,
+        "score-at-least": f"{_CERTIFICATE}; RFC 9334, 8.4 (attestation results)",
+        "trained-on": f"{_CERTIFICATE}; RFC 9334, 8.4 (attestation results)",
+        "not-trained-on": f"{_CERTIFICATE}; RFC 9334, 8.4 (attestation results)",
+        "malformed-score": _CERTIFICATE,
+        "malformed-training": _CERTIFICATE,
         "migration-agent": f"{_SNP}, REPORT_ID_MA",
         "signer": f"{_SNP}, SIGNING_KEY",
         "guest-svn": f"{_SNP}, GUEST_SVN",
@@ -95,7 +99,10 @@ _BY_PATTERN: Final = (
     (re.compile(r"rtmr[0-3]|mrtd|mrseam|mrsignerseam|mrconfigid|mrowner|mrownerconfig|mrservicetd"), _TDX),
     (re.compile(r"td-attributes|xfam"), f"{_TDX}, TDINFO"),
     (re.compile(r"measurement|host-data|(id|author)-key-digest|family-id|image-id|report-id-ma"), _SNP),
-    (re.compile(r"score-(signature|harness|measurement|approvals|time|model|dataset|nonce)"), _SCORE),
+    (
+        re.compile(r"(score|training)-(signature|harness|measurement|approvals|time|model|dataset|nonce|base|adapter)"),
+        _CERTIFICATE,
+    ),
     (re.compile(r"pcr[0-9]{1,2}"), "TPM 2.0 part 2, TPMS_QUOTE_INFO; AWS Nitro, attestation document, pcrs"),
 )
 

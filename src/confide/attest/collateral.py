@@ -33,7 +33,7 @@ class Collateral:
     azure: the processor's, as snp or dcap. nitro: none. tpm: ak (DER or PEM public key or certificate), chain (PEM),
     crl (DER). nvidia: chain (PEM, leaf first), driver-rim and vbios-rim (XML), ocsp (DER), crl (DER).
     composite: nothing of its own, but one collateral for each member of the evidence, in the same order, in members.
-    Of any, and of a composite itself: release and scores, see the modules of these names.
+    Of any, and of a composite itself: release, scores and training, see the modules of these names.
     """
 
     documents: Mapping[str, bytes] = field(default_factory=lambda: MappingProxyType({}))

@@ -3,7 +3,7 @@
 Certificates, lists and keys come as DER, PEM (also URL-encoded, as in Intel's headers), hexadecimal or base64; DCAP's
 collateral as one JSON of QuoteCollateralV3, or as Intel's own answers, from which that JSON is put together: TCB info,
 QE identity, both lists, and the certificates of both issuer chains. NVIDIA's manifests are XML, a release
-and a score certificate are JSON.
+and the certificates of scores and trainings are JSON.
 """
 
 import json
@@ -16,13 +16,15 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, load_der_public_key
 from cryptography.x509.ocsp import load_der_ocsp_response
 
+from confide.attest.certificates import PAYLOAD_TYPE, predicate_type
 from confide.attest.chain import path_from, read_certificate, read_crl
 from confide.attest.collateral import Collateral
 from confide.attest.collateral_sources import signed_text
 from confide.attest.families import nvidia_json
 from confide.attest.forms import bounded, from_base64, octets, pem, read_object
 from confide.attest.release import RELEASE
-from confide.attest.scores import PAYLOAD_TYPE, SCORES, ScoreCertificate, write_scores
+from confide.attest.scores import SCORES, ScoreCertificate, write_scores
+from confide.attest.training import PREDICATE_TYPE, TRAINING, TrainingCertificate, write_training
 from confide.errors import MalformedEvidence, WrongCollateral
 from confide.errors.certificates import PARSE_ERRORS
 
@@ -47,6 +49,7 @@ class _Found:
     lists: list[x509.CertificateRevocationList] = field(default_factory=list)
     signed: dict[str, tuple[str, str]] = field(default_factory=dict)
     scores: list[ScoreCertificate] = field(default_factory=list)
+    training: list[TrainingCertificate] = field(default_factory=list)
 
     def put(self, name: str, document: bytes) -> None:
         """A document that there is one of."""
@@ -68,6 +71,8 @@ def gather(files: Iterable[bytes]) -> Collateral:
         found.put("dcap", _dcap(found))
     if found.scores:
         found.put(SCORES, write_scores(found.scores))
+    if found.training:
+        found.put(TRAINING, write_training(found.training))
     for one in found.lists:
         found.put("crl", one.public_bytes(Encoding.DER))
     _name_certificates(found)
@@ -94,7 +99,7 @@ def _sort_json(data: bytes, found: _Found) -> None:
         found.put(RELEASE, data)
         return
     if document.get("payloadType") == PAYLOAD_TYPE:
-        found.scores.append(ScoreCertificate.read(data))
+        _sort_certificate(data, found)
         return
     if document.keys() >= _DCAP_KEYS:
         found.put("dcap", data)
@@ -105,6 +110,13 @@ def _sort_json(data: bytes, found: _Found) -> None:
     if names[0] in found.signed:
         raise MalformedEvidence(f"Two of the files of collateral are a {names[0]}; give each thing once.")
     found.signed[names[0]] = signed_text(data, names[0])
+
+
+def _sort_certificate(data: bytes, found: _Found) -> None:
+    if predicate_type(data) == PREDICATE_TYPE:
+        found.training.append(TrainingCertificate.read(data))
+    else:
+        found.scores.append(ScoreCertificate.read(data))
 
 
 def _sort_pem(data: bytes, found: _Found) -> None:

@@ -31,9 +31,10 @@ from confide.attest.families.snp import Report
 from confide.attest.release import RELEASE
 from confide.attest.roots import ProductionRoots, Roots
 from confide.attest.scores import SCORES
+from confide.attest.training import TRAINING
 from confide.errors import AttestationError, MalformedEvidence, WrongCollateral
 
-_OWN: Final = frozenset({RELEASE, SCORES})
+_OWN: Final = frozenset({RELEASE, SCORES, TRAINING})
 _EMPTY_TABLE: Final = bytes(24)
 _UNNAMED: Final = (Product.MILAN, Product.GENOA)
 """Where to look for the chip of a report of version 2, which does not say what made it: AMD knows each chip once."""
@@ -77,8 +78,8 @@ class VendorCollateral:
     def find(self, evidence: Evidence, sent: Collateral) -> Collateral:
         """As `find_collateral`, with the newest evaluation known; offline what was sent, if there is any.
 
-        A release and scores are nobody's collateral but the workload's own, and go along: the policy says who has to
-        have signed them.
+        A release and certificates are nobody's collateral but the workload's own, and go along: the policy says who has
+        to have signed them.
         """
         own = {name: document for name, document in sent.documents.items() if name in _OWN}
         theirs = {name: document for name, document in sent.documents.items() if name not in _OWN}

@@ -103,7 +103,8 @@ class CorpusServed(_Part, frozen=True):
 class Configuration(_Part, frozen=True):
     """Everything that changes behaviour. What is not known yet, when a key is asked for, or not there is None or empty.
 
-    context: tokens of prompt and answer together. adapters: their names. template: SHA-256 of the chat template,
+    context: tokens of prompt and answer together. adapters: what is laid over the weights, by
+    digest where Confide did it, else by name. template: SHA-256 of the chat template,
     which is Confide's plain one for a model without. options: of the command that serves. environment: variables that
     libraries look at, secrets by name. corpus: there is no such member where none is served.
     """

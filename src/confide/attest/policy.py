@@ -18,9 +18,9 @@ from confide.attest.defaults import NO_EXCEPTIONS, Exceptions, default_checks, j
 from confide.attest.evidence import Family
 from confide.attest.requirements import (
     AnyRequirement,
+    ByCertificate,
     Default,
     NotDebug,
-    ScoreAtLeast,
     Snp,
     Subject,
     TcbAtLeast,
@@ -115,19 +115,20 @@ def appraise(
     provenance: Provenance = OWN,
     release: bytes | None = None,
     scores: bytes | None = None,
+    training: bytes | None = None,
     witness: Witness | None = None,
 ) -> AttestationResult:
     """The verdict on verified claims, or on evidence that could not be verified: then its one check is the error.
 
     family: that of the evidence, for an error has none. statement: what the workload says of itself, if it does.
-    provenance: of the collateral that the claims were verified with. release, scores: what came along of that name.
-    witness: see `Subject`.
+    provenance: of the collateral that the claims were verified with. release, scores, training: what came along of
+    that name. witness: see `Subject`.
     """
     exceptions = policy.exceptions.sentences()
     if isinstance(found, AttestationError):
         failed = check(found.code, "evidence that can be verified", str(found), ok=False)
         return AttestationResult(family or Family.COMPOSITE, now, (failed,), None, exceptions)
-    checks = tuple(policy.checks(Subject(found, now, statement, provenance, release, scores, witness)))
+    checks = tuple(policy.checks(Subject(found, now, statement, provenance, release, scores, training, witness)))
     return AttestationResult(family or found.family, now, checks, found, exceptions)
 
 
@@ -156,11 +157,11 @@ def _snp_minimum(policy: AnyPolicy, subject: Subject) -> bool | None:
 def _without_defaults(requirements: tuple[AnyRequirement, ...], exceptions: Exceptions) -> tuple[AnyRequirement, ...]:
     """They are part of the policy anyway, and then two policies that mean the same are equal.
 
-    Whoever signs a score is held to the same exceptions, so that what contradicts them is found here and not when a
-    certificate comes.
+    Whoever signs a certificate is held to the same exceptions, so that what contradicts them is found here and not when
+    one comes.
     """
-    for score in (one for one in everywhere(requirements) if isinstance(one, ScoreAtLeast)):
-        _without_defaults(score.signer, exceptions)
+    for rule in (one for one in everywhere(requirements) if isinstance(one, ByCertificate)):
+        _without_defaults(rule.signer, exceptions)
     named = [one for one in requirements if isinstance(one, Default)]
     if exceptions.allow_debug and any(isinstance(one, NotDebug) for one in named):
         raise InvalidPolicy("The policy says both not-debug and allow-debug; decide for one of them.")

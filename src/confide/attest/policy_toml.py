@@ -13,7 +13,7 @@ import rfc8785
 
 from confide.attest.defaults import Exceptions
 from confide.attest.policy import AnyPolicy, Policy, SimulatedPolicy
-from confide.attest.requirements import AnyRequirement, ScoreAtLeast
+from confide.attest.requirements import AnyRequirement, NotTrainedOn, ScoreAtLeast, TrainedOn
 from confide.errors import InvalidPolicy
 from confide.shallow_toml import require_shallow
 
@@ -24,8 +24,8 @@ _TOO_LARGE: Final = f"A policy has at most {MAX_POLICY_BYTES >> 10} KiB; shorten
 
 
 class _Document(Exceptions, frozen=True, forbid_unknown_fields=True, omit_defaults=True, rename="kebab", kw_only=True):
-    """format: of this file. all: the requirements, each a table whose `require` names it. score_at_least: more of them,
-    of that kind alone.
+    """format: of this file. all: the requirements, each a table whose `require` names it. score_at_least, trained_on,
+    not_trained_on: more of them, of that kind alone.
     """
 
     format: Literal[1] = msgspec.field(name="confide-policy")
@@ -33,11 +33,13 @@ class _Document(Exceptions, frozen=True, forbid_unknown_fields=True, omit_defaul
     version: Annotated[str, msgspec.Meta(max_length=256)] = ""
     all: tuple[AnyRequirement, ...] = ()
     score_at_least: tuple[ScoreAtLeast, ...] = ()
+    trained_on: tuple[TrainedOn, ...] = ()
+    not_trained_on: tuple[NotTrainedOn, ...] = ()
 
     @property
     def requirements(self) -> tuple[AnyRequirement, ...]:
         """All of them."""
-        return (*self.all, *self.score_at_least)
+        return (*self.all, *self.score_at_least, *self.trained_on, *self.not_trained_on)
 
     @property
     def exceptions(self) -> Exceptions:

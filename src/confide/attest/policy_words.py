@@ -6,13 +6,13 @@ from confide.attest.policy import AnyPolicy, SimulatedPolicy
 from confide.attest.requirements import (
     AnyRequirement,
     Azure,
+    ByCertificate,
     Corpus,
     Fresh,
     Model,
     Nvidia,
     ReportData,
     Requirement,
-    ScoreAtLeast,
     Sgx,
     Snp,
     Tdx,
@@ -20,6 +20,7 @@ from confide.attest.requirements import (
     all_ways,
     everywhere,
     measures_code,
+    name_of,
 )
 
 
@@ -59,11 +60,12 @@ def left_open(policy: AnyPolicy) -> Iterator[str]:
     if not all_ways(asks, lambda one: isinstance(one, Model | Corpus)):
         yield "any model may be served: name model (or corpus, of a retrieval service)"
     yield from _open_in(asks)
-    for score in (one for one in everywhere(asks) if isinstance(one, ScoreAtLeast)):
-        yield from (f"score-at-least, who measured: {hole}" for hole in _open_in(score.signer))
+    for rule in (one for one in everywhere(asks) if isinstance(one, ByCertificate)):
+        name = name_of(rule)
+        yield from (f"{name}, who signed: {hole}" for hole in _open_in(rule.signer))
         real = not isinstance(policy, SimulatedPolicy) and not policy.exceptions.min_tcb_evaluation
-        if real and any(isinstance(one, Sgx | Tdx | Azure) for one in everywhere(score.signer)):
-            yield "score-at-least: no certificate by Intel's hardware passes until min-tcb-evaluation names a number"
+        if real and any(isinstance(one, Sgx | Tdx | Azure) for one in everywhere(rule.signer)):
+            yield f"{name}: no certificate by Intel's hardware passes until min-tcb-evaluation names a number"
 
 
 def _open_in(asks: tuple[AnyRequirement, ...]) -> Iterator[str]:

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from confide.bench.answers import answering, no_conversations, prompt_of, time_answers, time_beams
 from confide.bench.results import Cell, ModelFacts, NotMeasured, Timing
 from confide.bench.worker import Job
-from confide.enclave.engines.engine import Engine
+from confide.enclave.engines.dtypes import TORCH_DTYPES
+from confide.enclave.engines.engine import Dtype, Engine
 from confide.enclave.engines.gguf_engine import GgufEngine
 from confide.enclave.engines.transformers_engine import TransformersEngine
 from confide.errors import BenchmarkError, ModelNotSupported
@@ -22,14 +23,14 @@ from confide.models.context import require_room
 from confide.models.ends import end_tokens
 from confide.models.gguf.architectures import find_architecture
 from confide.models.gguf.types import GgufType
+from confide.models.integers import quantize_layers
 from confide.models.sharing import empty_model
 from confide.models.source import Source, open_model
 
 TRANSFORMERS: Final = "transformers"
 LLAMA_CPP: Final = "llama.cpp"
-TORCH_TYPES: Final = {"f32": torch.float32, "bf16": torch.bfloat16}
 GGUF_TYPES: Final = {"bf16": GgufType.BF16, "int8": GgufType.Q8_0}
-DTYPES: Final = ("f32", "bf16", "int8")
+DTYPES: Final = tuple(Dtype)
 WORKLOADS: Final = ("throughput", "latency")
 
 
@@ -51,7 +52,7 @@ def plan_cells(
 def _lacks(source: Source, device: str, workload: str, engine: str, dtype: str) -> str:
     """Why an engine does not have it; empty where it does."""
     if engine == TRANSFORMERS:
-        return "" if dtype in TORCH_TYPES else f"the transformers engine has no {dtype}"
+        return "integers are for the processor alone here" if dtype == Dtype.INT8 and device != "cpu" else ""
     if workload == "throughput":
         return "llama.cpp has no beam search"
     if device != "cpu":
@@ -132,7 +133,11 @@ def _latency(job: Job, source: Source, runner: asyncio.Runner) -> Generator[Timi
 def _stock_model(job: Job, source: Source) -> PreTrainedModel:
     if job.workload.device == "cuda" and not torch.cuda.is_available():
         raise BenchmarkError("torch has no CUDA device here; install its CUDA build, or measure with --device cpu.")
-    return in_dtype(source, TORCH_TYPES[job.cell.dtype], job.workload.device)
+    if job.cell.dtype != Dtype.INT8:
+        return in_dtype(source, TORCH_DTYPES[Dtype(job.cell.dtype)], job.workload.device)
+    model = source.load_model()
+    quantize_layers(model)
+    return model
 
 
 def _tokenizer(source: Source) -> PreTrainedTokenizerBase:

@@ -19,7 +19,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from confide.bench.answers import answering, no_conversations, prompt_of, time_answers
-from confide.bench.cells import LLAMA_CPP, TORCH_TYPES, TRANSFORMERS, in_dtype, model_facts, special_tokens
+from confide.bench.cells import LLAMA_CPP, TRANSFORMERS, in_dtype, model_facts, special_tokens
 from confide.bench.checkout import commit
 from confide.bench.machine import Machine
 from confide.bench.results import (
@@ -33,6 +33,7 @@ from confide.bench.results import (
     this_software,
 )
 from confide.bench.statistics import Sample
+from confide.enclave.engines.dtypes import TORCH_DTYPES
 from confide.enclave.engines.engine import Engine
 from confide.enclave.engines.gguf_engine import GgufEngine, context_bytes
 from confide.enclave.engines.transformers_engine import TransformersEngine
@@ -180,7 +181,7 @@ def _settings(request: Request, machine: Machine, software: Software) -> Setting
 def _candidates(request: Request, weights: int, folder: Path) -> tuple[list[_Candidate], list[NotMeasured]]:
     """The stock model's types, the reference first, and every type that files for llama.cpp are written in."""
     source, found, missing = request.source, [], []
-    for name, dtype in TORCH_TYPES.items():
+    for name, dtype in TORCH_DTYPES.items():
         load = partial(in_dtype, source, dtype)
         opened = partial(_transformers, request, load)
         found.append(_Candidate(TRANSFORMERS, name, weights * dtype.itemsize, _cache(load()), opened, load))

@@ -15,7 +15,7 @@ from confide.attest.collateral_lookup import CollateralSource, SentCollateral
 from confide.attest.evidence import Evidence, Family
 from confide.attest.policy import AnyPolicy
 from confide.attest.policy import appraise as appraise_claims
-from confide.attest.requirements import AnyRequirement, Fresh, Model
+from confide.attest.requirements import Fresh, Model
 from confide.attest.result import AttestationResult
 from confide.attest.roots import ProductionRoots, SimulatedRoots
 from confide.attest.statement import Statement
@@ -42,7 +42,8 @@ class Appraiser:
     def appraise(self, attested: Attested, conditions: Conditions, nonce: str, now: datetime) -> AttestationResult:
         """The verdict, with every check of both policies. Nothing is raised for evidence that does not hold."""
         evidence, statement = attested.evidence.thaw(), attested.statement
-        own = replace(conditions.policy, requirements=(*conditions.policy.requirements, *_bound(conditions, nonce)))
+        asked = of_the_model(conditions)
+        own = replace(asked, requirements=(*asked.requirements, Fresh(nonce)))
         try:
             collateral = self._collateral(attested, evidence, conditions)
         except AttestationError as error:
@@ -70,11 +71,11 @@ class Appraiser:
         return Verifier(SimulatedRoots(dict.fromkeys(Family, conditions.simulated_root)))
 
 
-def _bound(conditions: Conditions, nonce: str) -> tuple[AnyRequirement, ...]:
-    """What is asked for in any case. Only a policy that names the key's model itself can let an upstream run it."""
-    fresh, digest = Fresh(nonce), conditions.model_digest
-    named = any(isinstance(one, Model) and one.sha256 == digest for one in conditions.policy.requirements)
-    return (fresh,) if named else (fresh, Model(digest))
+def of_the_model(conditions: Conditions) -> AnyPolicy:
+    """The policy, with the key's model. Only a policy that names that itself can let an upstream run it."""
+    policy, digest = conditions.policy, conditions.model_digest
+    named = any(isinstance(one, Model) and one.sha256 == digest for one in policy.requirements)
+    return policy if named else replace(policy, requirements=(*policy.requirements, Model(digest)))
 
 
 def channel_key(statement: Statement) -> ChannelPublicKey:

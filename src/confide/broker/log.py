@@ -47,7 +47,8 @@ class Entry(Record, frozen=True):
     hardware signs it. evidence: SHA-256 of the evidence in RFC 8785's JSON. peer: the address that asked, which may be
     a proxy's. collateral: until when it is valid, how old it is and who chose it. failed: the checks that
     did not pass. recovered: bytes of a torn last line that were cut off before this. replaced: the digest of the policy
-    that the key had before, where it was changed.
+    that the key had before, where it was changed. until: where two versions are allowed from then on, the old one's
+    end.
     """
 
     at: Annotated[datetime, msgspec.Meta(tz=True)]
@@ -65,6 +66,7 @@ class Entry(Record, frozen=True):
     failed: tuple[Check, ...] = ()
     recovered: int = 0
     replaced: str = ""
+    until: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
 
 
 class Line(Record, frozen=True):

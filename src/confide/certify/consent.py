@@ -12,8 +12,10 @@ from typing import Final, Literal, TypeVar
 
 import msgspec
 
+from confide.attest.certificates import Approval, DescribedRun, Role
 from confide.attest.configuration import Hex32
-from confide.attest.scores import Approval, Role, Run
+from confide.attest.scores import Run
+from confide.attest.training import TrainingRun
 from confide.attest.wire import Record
 from confide.errors import RunRefused
 from confide.packages.owner import OwnerKey
@@ -30,23 +32,36 @@ class _RunFile(Record, frozen=True):
     run: Run
 
 
-class Consent(Record, frozen=True):
-    """An owner's approval of a run. proof: by the key of the owner's package, in hexadecimal."""
+class _TrainingRunFile(Record, frozen=True):
+    """The same of a training."""
 
-    format: Literal[1] = msgspec.field(name="confide-consent")
-    run: Run
+    format: Literal[1] = msgspec.field(name="confide-training-run")
+    run: TrainingRun
+
+
+class Consent(Record, frozen=True):
+    """An owner's approval of the run with this digest. proof: by the key of the owner's package, in hexadecimal."""
+
+    format: Literal[2] = msgspec.field(name="confide-consent")
+    run: Hex32
     approval: Approval
     proof: Hex32
 
 
-def write_run(run: Run) -> bytes:
+def write_run(run: Run | TrainingRun) -> bytes:
     """As a file."""
-    return msgspec.json.format(msgspec.json.encode(_RunFile(1, run))) + b"\n"
+    file = _RunFile(1, run) if isinstance(run, Run) else _TrainingRunFile(1, run)
+    return msgspec.json.format(msgspec.json.encode(file)) + b"\n"
 
 
 def read_run(content: bytes) -> Run:
     """A run from a file's bytes. RunRefused for anything else."""
     return _decode(content, _RunFile, "run; make it again with `confide certify run`").run
+
+
+def read_training_run(content: bytes) -> TrainingRun:
+    """The same of a training."""
+    return _decode(content, _TrainingRunFile, "run of a training; make it again with `confide train run`").run
 
 
 def write_consent(consent: Consent) -> bytes:
@@ -59,13 +74,15 @@ def read_consent(content: bytes) -> Consent:
     return _decode(content, Consent, "consent; get it from the owner again")
 
 
-def consent_to(run: Run, role: Role, owner: OwnerKey, key: ModelKey) -> Consent:
+def consent_to(run: DescribedRun, role: Role, owner: OwnerKey, key: ModelKey) -> Consent:
     """By an owner, who holds the key of the package of this role."""
     approval = Approval(role, str(owner.public), owner.sign(run.approval(role)).hex())
-    return Consent(1, run, approval, key.vouch(_vouched(run, approval)).hex())
+    return Consent(2, run.digest, approval, key.vouch(_vouched(run, approval)).hex())
 
 
-def require_approved(run: Run, consents: Sequence[Consent], owners: Mapping[Role, str]) -> tuple[Approval, ...]:
+def require_approved(
+    run: DescribedRun, consents: Sequence[Consent], owners: Mapping[Role, str]
+) -> tuple[Approval, ...]:
     """The approvals of both owners, each of this very run. owners: who signed the packages. RunRefused without both."""
     found = []
     for role in Role:
@@ -73,13 +90,13 @@ def require_approved(run: Run, consents: Sequence[Consent], owners: Mapping[Role
         if len(fitting) != 1 or len(consents) != len(Role):
             raise RunRefused(
                 f"A sealed dataset takes one approval of each owner, and {len(fitting)} of {len(consents)} are for the "
-                f"{role}; have it made with `confide certify approve`."
+                f"{role}; have each of them approve it."
             )
         (consent,) = fitting
-        if consent.run != run or not consent.approval.approves(run):
+        if consent.run != run.digest or not consent.approval.approves(run):
             raise RunRefused(
-                f"The owner of the {role} approved another run than this one would be; describe this one with "
-                "`confide certify run`, and have that approved."
+                f"The owner of the {role} approved another run than this one would be; describe this one again, "
+                "and have that approved."
             )
         if consent.approval.owner != owners[role]:
             raise RunRefused(f"Somebody else approved the run than signed the package of the {role}; ask its owner.")
@@ -87,7 +104,7 @@ def require_approved(run: Run, consents: Sequence[Consent], owners: Mapping[Role
     return tuple(found)
 
 
-def require_owners(run: Run, consents: Sequence[Consent], keys: Mapping[Role, ModelKey]) -> None:
+def require_owners(run: DescribedRun, consents: Sequence[Consent], keys: Mapping[Role, ModelKey]) -> None:
     """RunRefused unless each approval is by whoever holds the key of that package. keys: that were released."""
     for consent in consents:
         expected = keys[consent.approval.role].vouch(_vouched(run, consent.approval))
@@ -97,7 +114,7 @@ def require_owners(run: Run, consents: Sequence[Consent], keys: Mapping[Role, Mo
             )
 
 
-def _vouched(run: Run, approval: Approval) -> bytes:
+def _vouched(run: DescribedRun, approval: Approval) -> bytes:
     return run.approval(approval.role) + bytes.fromhex(approval.owner)
 
 

@@ -7,7 +7,8 @@ from hashlib import sha256
 from html import escape
 from typing import Final
 
-from confide.attest.scores import Role, ScoreCertificate
+from confide.attest.certificates import Role
+from confide.attest.scores import ScoreCertificate
 from confide.printable import printable
 from confide.receipts.verdict import Verdict
 
@@ -91,7 +92,7 @@ def _row(one: Listed) -> str:
     run = predicate.run
     kind = "blind run, approved by both owners" if one.certificate.approved_by(Role.DATA) else "dataset in the clear"
     cells: Sequence[tuple[str, str]] = (
-        ("", f"{_text(one.certificate.name)}<small><code>{_text(run.model)}</code></small>"),
+        ("", f"{_text(one.certificate.name)}<small><code>{_text(run.model)}</code></small>{_adapter(run.adapter)}"),
         ("", f"{_text(predicate.task)}<small><code>{_text(run.dataset)}</code></small><small>{kind}</small>"),
         ("", f"{_text(run.metric.value)}<small>{predicate.counts.scored:,} {_text(predicate.counts.unit)}</small>"),
         (
@@ -102,6 +103,10 @@ def _row(one: Listed) -> str:
         ("", f"<code>{_text(one.file)}</code>"),
     )
     return f"<tr>{''.join(f'<td{attributes}>{content}</td>' for attributes, content in cells)}</tr>"
+
+
+def _adapter(digest: str) -> str:
+    return f"<small>under the adapter <code>{_text(digest)}</code></small>" if digest else ""
 
 
 def _text(words: str) -> str:

@@ -13,7 +13,8 @@ from typing import Annotated, Final, Literal, TypeVar
 
 import msgspec
 
-from confide.attest.scores import Metric, TaskName
+from confide.attest.certificates import DatasetName
+from confide.attest.scores import Metric
 from confide.errors import InvalidTask
 
 MAX_TASK_BYTES: Final = 64 << 20
@@ -26,7 +27,7 @@ _Line = TypeVar("_Line", bound=msgspec.Struct)
 
 class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format: Literal[1] = msgspec.field(name="confide-task")
-    name: TaskName
+    name: DatasetName
     metric: Metric
     context: Annotated[int, msgspec.Meta(ge=2, le=1 << 20)] | None = None
 

@@ -25,6 +25,9 @@ from confide.errors import ChannelBroken, ChannelRefused, KeyChanged
 
 MEDIA_TYPE: Final = "application/vnd.confide.encrypted"
 PATH: Final = "/encrypted"
+CACHE_SALT: Final = "confide-cache-salt"
+"""Header of the request inside, or of one in TLS that ends inside: 32 random bytes in hexadecimal, a secret of whoever
+asks. What the workload has read of a prompt serves later ones with the same salt, and no others."""
 MAX_FRAME: Final = 64 << 10
 """Plaintext in one frame."""
 _MAGIC: Final = b"CFD1"

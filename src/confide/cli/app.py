@@ -53,6 +53,7 @@ _GROUPS: Final = (
     "keys",
     "certify",
     "rag",
+    "train",
     "deploy",
     "config",
 )

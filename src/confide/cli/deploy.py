@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 import typer
 from rich.text import Text
 
-from confide.cli import output
+from confide.cli import output, rollout
 from confide.cli.files import read_file
 from confide.cli.options import Json
+from confide.cli.tee import WARNING
 from confide.errors import DeployError, InvalidImage, InvalidManifest
 from confide.printable import printable
 
@@ -35,6 +36,7 @@ app = typer.Typer(
     help="Write what a machine is started with and what it will measure; find what gives it away.",
     no_args_is_help=True,
 )
+app.command("rollout")(rollout.command)
 
 Package = Annotated[Path, typer.Argument(help="The folder that `confide seal` wrote.", metavar="PACKAGE")]
 Out = Annotated[Path, typer.Option(help="Folder to write; it must be empty or not exist.")]
@@ -306,6 +308,47 @@ def gcp(
 
     seen = None if log is None else replay(read_file(log))
     return clouds.gcp(service, program=program, image=image, machine=machine, zone=zone, log=seen, guest=_guest(guest))
+
+
+@app.command("image")
+def image(
+    package: Package,
+    out: Out,
+    keys: Keys,
+    keys_ca: Annotated[
+        Path, typer.Option(help="PEM file of the authorities that vouch for the broker; the machine has no others.")
+    ],
+    lock: Annotated[Path, typer.Option(help="What the image is made of: packaging/image.lock.", dir_okay=False)],
+    parts: Annotated[Path, typer.Option(help="Folder with the files that the lock names.", file_okay=False)],
+    confide: Annotated[Path, typer.Option(help="The wheel of Confide to put in.", dir_okay=False)],
+    package_path: Inside = "/package",
+    port: Port = 8470,
+    insecure_simulated_tee: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of `confide tee simulate init` to put in, for tests: such a machine protects nothing.",
+            file_okay=False,
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Build a machine's kernel, initial RAM disk, read-only root and package disk, the same bytes every time."""
+    from confide.deploy.image.build import SUMMARY, Recipe, build
+    from confide.deploy.image.lock import MAX_BYTES, Lock
+    from confide.deploy.service import Service
+
+    service = Service.of(package, keys, package_path, port)
+    recipe = Recipe(
+        service, Lock.read(read_file(lock, MAX_BYTES)), parts, confide, read_file(keys_ca), insecure_simulated_tee
+    )
+    if insecure_simulated_tee is not None:
+        output.messages.print(f"[bold red]{WARNING}[/]")
+    made = build(recipe, package, out)
+    if json:
+        output.result({"out": str(out)} | made.as_json())
+        return
+    output.console.print(Text(f"Wrote {', '.join((*made.files, SUMMARY))} to {out}"), soft_wrap=True)
+    output.console.print(Text(f"root hash    {made.root_hash}"), soft_wrap=True)
 
 
 @app.command("lint")

@@ -16,7 +16,7 @@ from confide.cli.serve import LogFormat, log_to_standard_error
 from confide.cli.tee import WARNING
 from confide.disk.home import home, make_home
 from confide.disk.secrets import KEYS_PASSPHRASE, find_secret, variable
-from confide.errors import AuditLogInUse, InvalidPolicy, KeyStoreError
+from confide.errors import InvalidPolicy, KeyStoreError
 from confide.net.loopback import require_loopback
 from confide.printable import printable
 
@@ -63,8 +63,8 @@ def add(
     digest = _digest_of(package, model_key) if package else model_digest
     if digest is None or (package and model_digest):
         raise typer.BadParameter("give either --package or --model-digest")
-    conditions = Conditions(digest.lower(), _policy(policy), root)
-    stored = _store(folder, make=True).add(model_key, conditions, datetime.now(UTC))
+    conditions = Conditions(digest.lower(), read_policy(policy), root)
+    stored = key_store(folder, make=True).add(model_key, conditions, datetime.now(UTC))
     if root:
         output.messages.print(f"[bold red]{WARNING}[/]")
     if json:
@@ -93,7 +93,7 @@ def _digest_of(package: Path, key: "ModelKey") -> str:
 @app.command("list")
 def list_keys(folder: Folder = None, json: Json = False) -> None:
     """List the keys and the policies they are bound to."""
-    keys = _store(folder).all()
+    keys = key_store(folder).all()
     if json:
         output.result({"keys": [_described(stored) for stored in keys]})
         return
@@ -118,32 +118,14 @@ def change(
     json: Json = False,
 ) -> None:
     """Bind a key to another policy, without a moment at which it has none. The log says so, with both digests."""
-    from contextlib import suppress
-
     from confide.attest.policy import SimulatedPolicy
-    from confide.attest.policy_toml import policy_digest
-    from confide.broker.log import AuditLog, Entry, leave_entry
-    from confide.broker.store import Conditions
+    from confide.broker.change import change_policy
 
-    store, place, now = _store(folder), _folder(folder), datetime.now(UTC)
-    old, new = store.get(identity), _policy(policy)
+    store, new = key_store(folder), read_policy(policy)
     root = _certificate(simulated_root) if simulated_root else None
     if root is None and isinstance(new, SimulatedPolicy):
-        root = old.conditions.simulated_root
-    entry = Entry(
-        now,
-        "changed",
-        key=identity,
-        model=old.conditions.model_digest,
-        policy=policy_digest(new),
-        replaced=policy_digest(old.conditions.policy),
-        simulated=root is not None,
-    )
-    Conditions(old.conditions.model_digest, new, root)  # refuses what does not belong together before it is logged
-    leave_entry(place, entry)
-    stored = store.change(identity, new, root)
-    with suppress(AuditLogInUse):  # a broker writes it then, before the next key leaves
-        AuditLog(place, now).close()
+        root = store.get(identity).conditions.simulated_root
+    stored, entry = change_policy(key_folder(folder), store, identity, new, root, datetime.now(UTC))
     if root:
         output.messages.print(f"[bold red]{WARNING}[/]")
     if json:
@@ -156,7 +138,7 @@ def change(
 @app.command("remove")
 def remove(identity: KeyIdArgument, folder: Folder = None, json: Json = False) -> None:
     """Forget a key: it is not released any more, from now on. Workloads that have it keep it."""
-    _store(folder).remove(identity)
+    key_store(folder).remove(identity)
     if json:
         output.result({"removed": identity})
     else:
@@ -203,9 +185,9 @@ def serve(
         require_loopback(host, insecure_no_tls=insecure_no_tls)
     bound = bind(host, port)
     appraiser = _appraiser(policy, attestation_key or [], offline=offline)
-    store = _store(folder)
+    store = key_store(folder)
     keys = store.all()
-    audit = AuditLog(_folder(folder), datetime.now(UTC))
+    audit = AuditLog(key_folder(folder), datetime.now(UTC))
     simulated = [stored.key.id for stored in keys if stored.conditions.simulated_root is not None]
     if simulated:
         output.messages.print(f"[bold red]{WARNING}[/] Keys released to it: {', '.join(simulated)}")
@@ -240,7 +222,7 @@ def verify_log(
     """
     from confide.broker.log import LOG_NAME, verify
 
-    chain = verify(_folder(folder) / LOG_NAME, None if head is None else head.strip().lower())
+    chain = verify(key_folder(folder) / LOG_NAME, None if head is None else head.strip().lower())
     if json:
         output.result({"intact": True, "entries": chain.entries, "head": chain.head, "torn_bytes": chain.torn})
         return
@@ -263,7 +245,7 @@ def show_log(
 
     from confide.broker.log import LOG_NAME, LogReader
 
-    entries = deque((line.entry for line in LogReader(_folder(folder) / LOG_NAME)), maxlen=last)
+    entries = deque((line.entry for line in LogReader(key_folder(folder) / LOG_NAME)), maxlen=last)
     if json:
         output.result({"entries": [msgspec.to_builtins(entry) for entry in entries]})
         return
@@ -282,7 +264,8 @@ def _headline(entry: "Entry") -> Text:
         return line.append(f"{entry.recovered} bytes of a line torn by a crash were cut off", "dim")
     if entry.event == "changed":
         line.append("changed ", "yellow")
-        return line.append(f"  key {entry.key}  policy {entry.replaced[:16]} to {entry.policy[:16]}")
+        line.append(f"  key {entry.key}  policy {entry.replaced[:16]} to {entry.policy[:16]}")
+        return line.append(f", the old version until {entry.until:%Y-%m-%d %H:%M:%S} UTC") if entry.until else line
     line.append(f"{entry.event:<8}", "green" if entry.event == "released" else "red")
     line.append(f"  key {entry.key}  asked by {printable(entry.peer)}")
     return line.append("  SIMULATED", "bold red") if entry.simulated else line
@@ -304,14 +287,16 @@ def _described(stored: "StoredKey") -> dict[str, Any]:
 # -- what the options name ---------------------------------------------------------------------------------------
 
 
-def _folder(folder: Path | None) -> Path:
+def key_folder(folder: Path | None) -> Path:
+    """Where keys and log lie."""
     return folder or home() / "keys"
 
 
-def _store(folder: Path | None, *, make: bool = False) -> "KeyStore":
+def key_store(folder: Path | None, *, make: bool = False) -> "KeyStore":
+    """The keys there, opened with the passphrase. make: a new store where there is none. KeyStoreError."""
     from confide.broker.store import KeyStore
 
-    place = _folder(folder)
+    place = key_folder(folder)
     if KeyStore.exists(place) or not make:
         return KeyStore.open(place, _passphrase)
     if folder is None:
@@ -332,7 +317,8 @@ def _passphrase(*, new: bool = False) -> str:
     return entered
 
 
-def _policy(path: Path) -> "AnyPolicy":
+def read_policy(path: Path) -> "AnyPolicy":
+    """A policy of either kind, from a TOML file. InvalidPolicy."""
     from confide.attest.policy_toml import any_policy_from_toml
 
     try:
@@ -356,4 +342,4 @@ def _appraiser(policy: Path | None, attestation_keys: list[str], *, offline: boo
     from confide.client.relying_party import vendor_collateral
 
     verifier = Verifier(ProductionRoots(attestation_keys=frozenset(attestation_keys)))
-    return Appraiser(verifier, vendor_collateral(offline=offline), _policy(policy) if policy else None)
+    return Appraiser(verifier, vendor_collateral(offline=offline), read_policy(policy) if policy else None)

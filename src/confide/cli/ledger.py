@@ -8,8 +8,9 @@ import typer
 from rich.markup import escape
 
 from confide.cli import output
-from confide.cli.options import Json, ServerFolder
+from confide.cli.options import Json, ServerPlace
 from confide.hybrid.server.ledger import backup as work
+from confide.hybrid.server.ledger.address import parse_place
 from confide.hybrid.server.ledger.place import state_of
 
 app = typer.Typer(name="ledger", help="Backups of a layer server's ledger.", no_args_is_help=True)
@@ -17,12 +18,12 @@ app = typer.Typer(name="ledger", help="Backups of a layer server's ledger.", no_
 
 @app.command("backup")
 def backup(
-    server: ServerFolder,
+    server: ServerPlace,
     out: Annotated[Path, typer.Option(help="The file to write; it must not exist.")],
     json: Json = False,
 ) -> None:
     """Write licences and usage to a file, while the server goes on."""
-    work.backup(state_of(server), out)
+    work.backup(state_of(parse_place(server)), out)
     if json:
         output.result({"backup": str(out), "bytes": out.stat().st_size})
     else:
@@ -31,14 +32,14 @@ def backup(
 
 @app.command("restore")
 def restore(
-    server: ServerFolder,
+    server: ServerPlace,
     source: Annotated[
         Path | None, typer.Option("--from", help="The backup; without, the ledger that lies in the folder.")
     ] = None,
     json: Json = False,
 ) -> None:
     """Go on from a backup, or from the ledger of a folder that was copied, with the server stopped."""
-    restored = work.restore(state_of(server), source)
+    restored = work.restore(state_of(parse_place(server)), source)
     if json:
         output.result(
             {
@@ -55,9 +56,9 @@ def restore(
 
 
 @app.command("accept-clock")
-def accept_clock(server: ServerFolder, json: Json = False) -> None:
+def accept_clock(server: ServerPlace, json: Json = False) -> None:
     """Take the present time for right, although the ledger's last record is later."""
-    work.accept_clock(state_of(server))
+    work.accept_clock(state_of(parse_place(server)))
     if json:
         output.result({"accepted": output.utc(time.time())})
     else:

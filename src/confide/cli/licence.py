@@ -20,12 +20,13 @@ from confide.cli.options import (
     Json,
     LicenceFile,
     Proxy,
-    ServerFolder,
+    ServerPlace,
     Shell,
     TrustedOwner,
     licence_key,
 )
 from confide.errors import ConfideError
+from confide.hybrid.server.ledger.address import parse_place
 from confide.hybrid.server.ledger.licences import (
     DEFAULT_DISCLOSURE,
     SECONDS_PER_DAY,
@@ -38,6 +39,7 @@ from confide.hybrid.server.ledger.usage import WARN_DISCLOSED, bits_disclosed, l
 from confide.packages.manifest import MANIFEST_NAME, Manifest, PackageKind, read_manifest
 from confide.packages.signing import open_package
 from confide.packages.trusted_owners import accepted_owners, other_keys
+from confide.printable import printable
 from confide.rlwe.parameters import Profile
 
 app = typer.Typer(name="licence", help="Who may use a layer server, and what they have used.", no_args_is_help=True)
@@ -57,7 +59,7 @@ LiftDisclosure = Annotated[
 
 @app.command("create")
 def create(
-    server: ServerFolder,
+    server: ServerPlace,
     name: Annotated[str, typer.Option(help="What you call the licensee.")],
     tokens: Tokens = None,
     days: Days = None,
@@ -79,7 +81,7 @@ def create(
 
 
 @app.command("list")
-def list_licences(server: ServerFolder, json: Json = False) -> None:
+def list_licences(server: ServerPlace, json: Json = False) -> None:
     """List the licences and what is left of each."""
     with _book(server) as book:
         rows = [_described(licence, _used(book, licence)) for licence in book.all()]
@@ -90,12 +92,12 @@ def list_licences(server: ServerFolder, json: Json = False) -> None:
     for row in rows:
         expires = row["expires"][:10] if row["expires"] else "never"
         numbers = (f"{row['tokens_used']:,}", _limit(row["tokens"]))
-        table.add_row(escape(row["name"]), row["id"], row["state"], expires, *numbers)
+        table.add_row(escape(printable(row["name"])), row["id"], row["state"], expires, *numbers)
     output.console.print(table if rows else "No licence yet; `confide licence create` makes one.")
 
 
 @app.command("show")
-def show(server: ServerFolder, name: Name, json: Json = False) -> None:
+def show(server: ServerPlace, name: Name, json: Json = False) -> None:
     """Show one licence, and how much of each layer's weights its answers disclose."""
     with _book(server) as book:
         licence = book.find(name)
@@ -116,7 +118,7 @@ def show(server: ServerFolder, name: Name, json: Json = False) -> None:
         "check sets": f"{licence.check_sets:,}",
         "disclosure": "no limit" if licence.disclosure is None else f"up to {licence.disclosure:.0%}",
     }.items():
-        output.console.print(f"{label:<17}{escape(value)}")
+        output.console.print(f"{label:<17}{escape(printable(value))}")
     table = _table("layer group", numbers=("tokens", "bits disclosed", "of what solves it"))
     for layer in layers:
         colour = "red" if layer["share"] >= 1 else "yellow" if layer["share"] >= WARN_DISCLOSED else "green"
@@ -130,7 +132,7 @@ def show(server: ServerFolder, name: Name, json: Json = False) -> None:
 
 @app.command("change")
 def change(
-    server: ServerFolder,
+    server: ServerPlace,
     name: Name,
     tokens: Tokens = None,
     days: Days = None,
@@ -155,7 +157,7 @@ def change(
 
 
 @app.command("rekey")
-def rekey(server: ServerFolder, name: Name, json: Json = False) -> None:
+def rekey(server: ServerPlace, name: Name, json: Json = False) -> None:
     """Give a licence a new key, shown this once: the old one ends, and what was used stays counted.
 
     A running server notices within a second, also on connections that are open.
@@ -215,7 +217,7 @@ def status(
 
 
 @app.command("revoke")
-def revoke(server: ServerFolder, name: Name, json: Json = False) -> None:
+def revoke(server: ServerPlace, name: Name, json: Json = False) -> None:
     """End a licence, for good. A running server notices within a second."""
     with _book(server) as book:
         licence = book.change(book.find(name), revoked=int(time.time()))
@@ -228,7 +230,7 @@ def revoke(server: ServerFolder, name: Name, json: Json = False) -> None:
 
 @app.command("usage")
 def usage(
-    server: ServerFolder,
+    server: ServerPlace,
     name: Annotated[str | None, typer.Argument(help="One licence's name or id; all without.", metavar="[NAME]")] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     json: Json = False,
@@ -250,18 +252,20 @@ def usage(
     else:
         table = _table("day", "licence", numbers=("tokens",))
         for row in rows:
-            table.add_row(str(row["day"]), escape(str(row["licence"])), f"{row['tokens']:,}")
+            table.add_row(str(row["day"]), escape(printable(str(row["licence"]))), f"{row['tokens']:,}")
         output.console.print(table if rows else "Nothing was used yet.")
 
 
 @contextmanager
-def _book(server: Path) -> Iterator[LicenceBook]:
+def _book(server: str) -> Iterator[LicenceBook]:
     """The licences of what the user named, which must be there: a slip of the pen is no new server."""
-    if not server.is_dir():
-        raise ConfideError(f"{server} is no folder; give the layer server's package folder, or its --state folder.")
-    if (server / MANIFEST_NAME).exists() and read_manifest(server).kind is not PackageKind.SERVER:
-        raise ConfideError(f"{server} is a client's folder; licences are made where the server's package is.")
-    with licence_book(state_of(server)) as book:
+    place = parse_place(server)
+    if isinstance(place, Path):
+        if not place.is_dir():
+            raise ConfideError(f"{place} is no folder; give the layer server's package folder, or its --state folder.")
+        if (place / MANIFEST_NAME).exists() and read_manifest(place).kind is not PackageKind.SERVER:
+            raise ConfideError(f"{place} is a client's folder; licences are made where the server's package is.")
+    with licence_book(state_of(place)) as book:
         yield book
 
 
@@ -308,13 +312,13 @@ def _described(licence: Licence, used: int) -> dict[str, Any]:
     }
 
 
-def _disclosure(server: Path, licence: Licence, book: LicenceBook) -> list[dict[str, Any]]:
+def _disclosure(server: str, licence: Licence, book: LicenceBook) -> list[dict[str, Any]]:
     """What the answers say of each layer group's weights; nothing where the package is not at hand or is public."""
     manifest = _private_manifest(server)
     if manifest is None:
         return []
     model = bytes.fromhex(manifest.model_digest)
-    disclosed, lost = book.disclosed(licence, model), book.lost(licence, model)
+    disclosed, lost = book.disclosed(licence.id, model), book.lost(licence.id, model)
     layers = []
     for index, group in enumerate(manifest.groups):
         tokens = disclosed.get(index, 0) + lost
@@ -324,15 +328,16 @@ def _disclosure(server: Path, licence: Licence, book: LicenceBook) -> list[dict[
     return layers
 
 
-def _private_manifest(server: Path) -> Manifest | None:
+def _private_manifest(server: str) -> Manifest | None:
     """The layer table, where it is at hand and the weights are not public anyway."""
-    if not (server / MANIFEST_NAME).exists():
+    place = parse_place(server)
+    if not isinstance(place, Path) or not (place / MANIFEST_NAME).exists():
         return None
-    manifest = read_manifest(server)
+    manifest = read_manifest(place)
     return manifest if manifest.profile is Profile.PRIVATE_WEIGHTS else None
 
 
-def _note_disclosure(server: Path, licence: Licence) -> None:
+def _note_disclosure(server: str, licence: Licence) -> None:
     if licence.disclosure is None:
         output.note(
             "No limit is set to what this licensee can learn of the weights: after enough tokens they can be solved."

@@ -69,8 +69,11 @@ SimulatedRoot = Annotated[
 Offline = Annotated[
     bool, typer.Option("--offline", help="Ask no vendor: take the workload's collateral, and show how old it is.")
 ]
-ServerFolder = Annotated[
-    Path, typer.Argument(help="The layer server's package folder, or its --state folder.", metavar="SERVER")
+ServerPlace = Annotated[
+    str,
+    typer.Argument(
+        help="The layer server's package folder, or its --state folder, or its --ledger database.", metavar="SERVER"
+    ),
 ]
 
 

@@ -21,7 +21,7 @@ def command(
 ) -> None:
     """Write a model as GGUF for llama.cpp, in fewer bits.
 
-    Of GPT-2, Llama, Qwen 2 and 3, Gemma 2 and 3, Phi-3, GPT-NeoX, Falcon or MPT.
+    Of GPT-2, Llama, Mistral, Qwen 2 and 3, Gemma 1 to 3, Phi, GPT-NeoX, Falcon or MPT.
     """
     from confide.models.gguf.write import write_gguf
     from confide.models.source import open_model

@@ -13,6 +13,7 @@ import typer
 
 from confide.cli.options import InsecureNoTls, Json
 from confide.cli.settings import require_chosen
+from confide.enclave.engines.engine import Dtype
 from confide.enclave.tee import TeeKind
 from confide.logs import JsonLines, TextLines
 from confide.net.loopback import require_loopback
@@ -71,6 +72,14 @@ def command(
     state: Annotated[
         Path | None,
         typer.Option(help="Folder of the ledger; PACKAGE/state by default.", rich_help_panel=LAYERS),
+    ] = None,
+    ledger: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead, the ledger's PostgreSQL database, which several servers share: "
+            "postgresql://USER@HOST/DATABASE?sslrootcert=FILE; its password is the credential ledger-password.",
+            rich_help_panel=LAYERS,
+        ),
     ] = None,
     record: Annotated[
         Path | None,
@@ -133,9 +142,20 @@ def command(
     certificate: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Score certificate of this model, by `confide certify score`, to show with the evidence; repeatable.",
+            help="Score certificate of what is served, by `confide certify score`, to show along with it; repeatable.",
             rich_help_panel=MODEL,
         ),
+    ] = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(
+            help="A sealed adapter of `confide train lora` to lay over the model, with its certificate.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    adapter_keys: Annotated[
+        str | None,
+        typer.Option(help="Address of its owner's `confide keys serve`, if it is another one.", rich_help_panel=MODEL),
     ] = None,
     upstream: Annotated[
         str | None,
@@ -168,6 +188,13 @@ def command(
     ] = None,
     threads: Annotated[
         int | None, typer.Option(help="Threads that compute; all cores without.", min=1, rich_help_panel=MODEL)
+    ] = None,
+    dtype: Annotated[
+        Dtype | None,
+        typer.Option(
+            help="What a model of safetensors is computed in; without, the faster of f32 and bf16 by a measurement.",
+            rich_help_panel=MODEL,
+        ),
     ] = None,
     max_tokens: Annotated[
         int | None, typer.Option(help="Tokens of an answer at most; 8192 without.", min=1, rich_help_panel=MODEL)
@@ -214,6 +241,7 @@ def command(
     listening = Listening(host, port, tls_cert, tls_key, insecure_no_tls, metrics_port, connections)
     layers: dict[str, object] = {
         "state": state,
+        "ledger": ledger,
         "record": record,
         "megabytes_per_second": megabytes_per_second,
         "insecure_no_licences": insecure_no_licences,
@@ -230,12 +258,15 @@ def command(
     }
     model: dict[str, object] = {
         "certificate": certificate,
+        "adapter": adapter,
+        "adapter_keys": adapter_keys,
         "upstream": upstream,
         "upstream_model": upstream_model,
         "context": context,
         "name": name,
         "parallel": parallel,
         "threads": threads,
+        "dtype": dtype,
         "max_tokens": max_tokens,
         "idle_timeout": idle_timeout,
         "engine_timeout": engine_timeout,

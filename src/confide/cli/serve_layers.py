@@ -9,6 +9,7 @@ from rich.markup import escape
 
 from confide.cli import output
 from confide.cli.serve import Listening
+from confide.hybrid.server.ledger.address import DatabaseAddress, Place
 from confide.hybrid.server.limits import Limits
 from confide.net.loopback import is_loopback
 
@@ -18,6 +19,7 @@ class LayerOptions:
     """As the command's options."""
 
     state: Path | None
+    ledger: str | None
     record: Path | None
     megabytes_per_second: int | None
     insecure_no_licences: bool
@@ -35,9 +37,14 @@ def serve_layers(packages: Mapping[str, Path], listening: Listening, options: La
         raise typer.BadParameter("--record is for one model, whose layer groups it names by number")
     tls = listening.tls()
     recorder = Recorder(options.record) if options.record else None
-    if options.state is None and len({state_of(package).resolve() for package in packages.values()}) > 1:
-        raise typer.BadParameter("several models have one ledger; say with --state where it is, or shall be")
-    (state,) = {choose_state(package, options.state).resolve() for package in packages.values()}
+    if options.state and options.ledger:
+        raise typer.BadParameter("the ledger is in a folder or in a database; give --state or --ledger")
+    chosen = DatabaseAddress.parse(options.ledger) if options.ledger else options.state
+    if chosen is None and len({_absolute(state_of(package)) for package in packages.values()}) > 1:
+        raise typer.BadParameter(
+            "several models have one ledger; say with --state or --ledger where it is, or shall be"
+        )
+    (state,) = {_absolute(choose_state(package, chosen)) for package in packages.values()}
     services = load_services(packages, state, recorder, insecure_no_licences=options.insecure_no_licences)
 
     def ready(url: str) -> None:
@@ -66,3 +73,7 @@ def serve_layers(packages: Mapping[str, Path], listening: Listening, options: La
         metrics_port=listening.metrics_port,
         on_ready=ready,
     )
+
+
+def _absolute(place: Place) -> Place:
+    return place.resolve() if isinstance(place, Path) else place

@@ -13,6 +13,7 @@ from confide.cli import output
 from confide.cli.files import read_file
 from confide.cli.serve import Listening
 from confide.cli.serve_sealed import TeeOptions, prepared
+from confide.enclave.engines.engine import Dtype
 
 if TYPE_CHECKING:
     from confide.enclave.api.limits import Limits
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from confide.enclave.engines.engine import EngineFacts, EngineSettings
     from confide.enclave.tee import Tee
     from confide.enclave.workload import Workload
+    from confide.packages.sealed.adapter import SealedAdapter
+    from confide.packages.sealed.package import SealedPackage
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_.:/\-]{1,256}")
 _LONGEST_TIMEOUT: Final = 86400.0
@@ -30,12 +33,15 @@ class ModelOptions(TeeOptions):
     """As the command's options."""
 
     certificate: list[Path] | None
+    adapter: Path | None
+    adapter_keys: str | None
     upstream: str | None
     upstream_model: str | None
     context: int | None
     name: str | None
     parallel: int | None
     threads: int | None
+    dtype: Dtype | None
     max_tokens: int | None
     idle_timeout: float | None
     engine_timeout: float | None
@@ -49,7 +55,7 @@ class ModelOptions(TeeOptions):
             raise typer.BadParameter("--name takes letters, digits and . _ - / :, at most 256")
         if self.upstream and (self.parallel or self.threads):
             raise typer.BadParameter("--parallel and --threads are the upstream server's to choose; set them there")
-        return EngineSettings(self.name, self.context, self.parallel or PARALLEL, self.threads)
+        return EngineSettings(self.name, self.context, self.parallel or PARALLEL, self.threads, self.dtype)
 
     def limits(self) -> "Limits":
         """What one request is granted."""
@@ -72,19 +78,31 @@ def serve_model(package: Path, listening: Listening, options: ModelOptions, *, j
     from confide.enclave.api.public import private_app, public_app
     from confide.enclave.api.server import CONNECTIONS, serve_app
     from confide.enclave.boot import load_engine
+    from confide.packages.sealed.adapter import SealedAdapter
     from confide.packages.sealed.package import SealedPackage
 
     output.quiet_transformers()
     sealed = SealedPackage.open(package)
     upstream, settings, limits = _upstream(options), options.engine(), options.limits()
-    scores = _scores(options.certificate, sealed.manifest.model_digest) if options.certificate else None
-    with prepared(listening, options, upstream=upstream.url if upstream else None, scores=scores) as place:
+    adapter = None if options.adapter is None else SealedAdapter.open(options.adapter)
+    if options.adapter_keys and adapter is None:
+        raise typer.BadParameter("--adapter-keys goes with --adapter")
+    with prepared(
+        listening,
+        options,
+        upstream=upstream.url if upstream else None,
+        other_keys=options.adapter_keys,
+        scores=_scores(options.certificate, sealed, adapter) if options.certificate else None,
+        training=None if adapter is None else adapter.certificate.write(),
+    ) as place:
         workload, own_tls = place.workload, place.own_tls
         with output.counting_bytes("opening", sealed.manifest.size, quiet=json) as on_chunk:
             loaded = load_engine(
                 sealed,
                 workload,
                 place.fetch,
+                adapter=adapter,
+                fetch_adapter=place.fetch_other,
                 ways=place.ways,
                 upstream=upstream,
                 settings=settings,
@@ -148,18 +166,21 @@ def _announce(url: str, workload: "Workload", facts: "EngineFacts", tee: "Tee", 
     )
     output.console.print(f"Context  {_context(facts)}", soft_wrap=True)
     output.console.print(f"Model digest  {workload.model_digest}", soft_wrap=True)
+    for adapter in configuration.adapters:
+        output.console.print(f"Adapter  {adapter}", soft_wrap=True)
     run = configuration.self_test
     tested = f"{run.outcome}, {run.tokens} known tokens" if run.tokens else run.outcome
     output.console.print(f"Self-test  {tested}   egress  {configuration.egress}", soft_wrap=True)
 
 
-def _scores(certificates: list[Path], model: str) -> bytes:
-    """The document of these certificates, which have to be of this model."""
+def _scores(certificates: list[Path], sealed: "SealedPackage", adapter: "SealedAdapter | None") -> bytes:
+    """The document of these certificates, which have to be of this model under this adapter."""
     from confide.attest.scores import ScoreCertificate, write_scores
 
+    served = sealed.manifest.model_digest, adapter.manifest.adapter if adapter else ""
     found = [ScoreCertificate.read(read_file(path)) for path in certificates]
     for path, one in zip(certificates, found, strict=True):
-        if one.predicate.run.model != model:
+        if (one.run.model, one.run.adapter) != served:
             raise typer.BadParameter(f"{path} certifies another model than the one that is served")
     return write_scores(found)
 

@@ -44,6 +44,7 @@ class TeeOptions:
         given = asdict(self) | {
             "tls_name": None,  # what it is called changes nothing
             "certificate": None,  # nor does what others measured
+            "adapter": None,  # the statement has its digest
             "tee": tee,
             "tls_cert": listening.tls_cert,
             "insecure_no_tls": listening.insecure_no_tls,
@@ -54,7 +55,10 @@ class TeeOptions:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A workload whose sockets are bound and whose other ways out are closed. tls: None where it ends elsewhere."""
+    """A workload whose sockets are bound and whose other ways out are closed.
+
+    fetch_other: from the other key service, where there is one. tls: None where it ends elsewhere.
+    """
 
     workload: "Workload"
     tee: "Tee"
@@ -62,18 +66,26 @@ class Prepared:
     private: socket.socket | None
     ways: "WaysOut"
     fetch: "Fetch"
+    fetch_other: "Fetch | None"
     tls: ssl.SSLContext | None
     own_tls: "RaTls | None"
 
 
 @contextmanager
 def prepared(
-    listening: Listening, options: TeeOptions, *, upstream: str | None = None, scores: bytes | None = None
+    listening: Listening,
+    options: TeeOptions,
+    *,
+    upstream: str | None = None,
+    other_keys: str | None = None,
+    scores: bytes | None = None,
+    training: bytes | None = None,
 ) -> Iterator[Prepared]:
     """Find the environment, bind the addresses, and close this process's ways out but for the key service's.
 
     The addresses come before that: no socket can be made later, and no key leaves for a server that cannot listen.
-    upstream: another address that stays reachable. scores: sent along with the evidence.
+    upstream: another address that stays reachable; other_keys: one until the keys are here. scores, training: sent along
+    with the evidence.
     """
     from confide.enclave.api.server import bind
     from confide.enclave.configuration import own_configuration
@@ -97,7 +109,9 @@ def prepared(
         raise typer.BadParameter("what is sealed needs --keys, the address of its owner's `confide keys serve`")
     release = None if options.release is None else read_file(options.release)
     configuration = own_configuration(options.stated(tee.name, listening))
-    workload = Workload(tee.reader, tee.collateral, configuration=configuration, release=release, scores=scores)
+    workload = Workload(
+        tee.reader, tee.collateral, configuration=configuration, release=release, scores=scores, training=training
+    )
     own_tls = RaTls(workload, options.tls_name or ()) if options.ra_tls else None
     tls = own_tls.context if own_tls else listening.tls()
     with ExitStack() as stack:
@@ -107,7 +121,11 @@ def prepared(
             output.messages.print("[bold red]This process can open connections to anywhere, and says so.[/]")
             ways = WaysOut()
         else:
-            ways = close_egress([bound, private] if private else [bound], keys=options.keys, upstream=upstream)
+            ways = close_egress(
+                [bound, private] if private else [bound], keys=options.keys, upstream=upstream, other_keys=other_keys
+            )
         stack.callback(ways.close)
-        fetch = partial(fetch_key, options.keys, tls=client_context(options.keys_ca), connector=ways.keys)
-        yield Prepared(workload, tee, bound, private, ways, fetch, tls, own_tls)
+        key_tls = client_context(options.keys_ca)
+        fetch = partial(fetch_key, options.keys, tls=key_tls, connector=ways.keys)
+        other = partial(fetch_key, other_keys, tls=key_tls, connector=ways.other_keys) if other_keys else None
+        yield Prepared(workload, tee, bound, private, ways, fetch, other, tls, own_tls)

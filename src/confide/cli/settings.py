@@ -17,13 +17,14 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from confide.disk.files import read_guarded
 from confide.disk.home import home
-from confide.disk.secrets import HTTP_PROXY_PASSWORD, KEYS_PASSPHRASE, LICENCE
+from confide.disk.secrets import HTTP_PROXY_PASSWORD, KEYS_PASSPHRASE, LEDGER_PASSWORD, LICENCE
 from confide.errors import InvalidSettings
 from confide.shallow_toml import require_shallow
 
 SERVICES: Final = ("serve", "proxy", "keys serve", "chat")
 """The commands whose options are settings."""
 SECRETS: Final[Mapping[str, tuple[str, ...]]] = {
+    "serve": (LEDGER_PASSWORD,),
     "proxy": (LICENCE, HTTP_PROXY_PASSWORD),
     "keys serve": (KEYS_PASSPHRASE,),
     "chat": (LICENCE, HTTP_PROXY_PASSWORD),

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from confide.client.options import ConnectOptions, EnclaveOptions, HybridOptions
 from confide.client.session import Session
-from confide.errors import WrongMode
+from confide.errors import ConnectionLost, WrongMode
 from confide.extras import named_extras
 
 
@@ -27,7 +27,7 @@ def connect(target: str | Path | Sequence[str], **options: Unpack[ConnectOptions
     if unknown := [name for name in options if name not in ConnectOptions.__annotations__]:
         raise TypeError(f"connect() has no option {' or '.join(unknown)}")
     targets = [str(target)] if isinstance(target, str | Path) else list(target)
-    schemes = {urlsplit(one).scheme for one in targets}
+    schemes = set(map(_scheme, targets))
     if schemes and schemes <= {"http", "https"}:
         own = _of(EnclaveOptions, options)
         from confide.client.enclave import EnclaveSession
@@ -49,6 +49,13 @@ def connect(target: str | Path | Sequence[str], **options: Unpack[ConnectOptions
         from confide.client.hybrid import HybridSession
 
     return HybridSession(shell, server, **own)
+
+
+def _scheme(target: str) -> str:
+    try:
+        return urlsplit(target).scheme
+    except ValueError:
+        raise ConnectionLost(f"{target!r} is no address and no folder; write https://host:port.") from None
 
 
 def _of(kind: type, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A session with a model inside a trusted execution environment: verified first, and only then sent anything."""
 
+import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -12,6 +13,7 @@ import httpx
 from confide.attest.configuration import Configuration
 from confide.attest.policy import AnyPolicy
 from confide.attest.result import AttestationResult
+from confide.channel.encryption import CACHE_SALT
 from confide.client.attested import verify_workload
 from confide.client.hop import LONG_TIMEOUT, TIMEOUT, server_address, tls_context
 from confide.client.ra_tls import AsyncAttestedTlsTransport, AttestedTlsTransport, unauthenticated_context
@@ -49,12 +51,14 @@ _OPENAI_CODES: Final = {"context_length_exceeded": "prompt-too-long", "model_not
 class EnclaveSession(Session):
     """A session whose requests are encrypted to a key that the user's policy has accepted.
 
-    Opening one verifies the workload and raises AttestationRefused where the policy does not accept it. When the
-    workload says that it has another key, everything is refused with KeyChanged until `verify` succeeds. Where the
-    workload's statement promises receipts, the end of an answer comes once its receipt holds: ReceiptMissing,
-    MalformedReceipt or ReceiptRefused where it does not. To a workload without replicas nothing is sent a second time
-    unasked, and nowhere once an answer has begun: the clients of the OpenAI SDK are made with max_retries=0, since a
-    cut or changed answer is something to know about, and errors of the channel come through them as they are.
+    Opening one verifies the workload and raises AttestationRefused where the policy does not accept it. A workload that
+    says that it has another key, by a restart or because a new version took over, is verified anew under the same
+    policy, and asked then; where that is refused, everything is refused with KeyChanged until `verify` succeeds. Where
+    the workload's statement promises receipts, the end of an answer comes once its receipt holds: ReceiptMissing,
+    MalformedReceipt or ReceiptRefused where it does not. To one key of a workload without replicas nothing is sent a
+    second time unasked, and nowhere once an answer has begun: the clients of the OpenAI SDK are made with
+    max_retries=0, since a cut or changed answer is something to know about, and errors of the channel come through them
+    as they are.
     """
 
     def __init__(
@@ -101,6 +105,7 @@ class EnclaveSession(Session):
         self._ra_tls = ra_tls
         self._tls = unauthenticated_context() if ra_tls else tls_context((encrypted or [""])[0], ca)
         self._receipts = Receipts(self._base_url)
+        self._salted = {CACHE_SALT: secrets.token_hex(32)}
         self._http = httpx.Client(verify=self._tls, timeout=TIMEOUT, trust_env=False)
         try:
             self._standing = Standing(lambda one: verify_workload(self._http, one, self._party), self.urls, replicas)
@@ -181,7 +186,8 @@ class EnclaveSession(Session):
             if self._ra_tls
             else EncryptedTransport(self._http, self._standing)
         )
-        return httpx.Client(transport=ReceiptedTransport(transport, self._receipts), timeout=LONG_TIMEOUT)
+        receipted = ReceiptedTransport(transport, self._receipts)
+        return httpx.Client(transport=receipted, timeout=LONG_TIMEOUT, headers=self._salted)
 
     def receipt(self) -> ReceiptResult:
         """Every check of the workload's receipt for the last answer, of either client, made as that answer ended.
@@ -213,7 +219,7 @@ class EnclaveSession(Session):
             else AsyncEncryptedTransport(self._async_http, self._standing)
         )
         receipted = AsyncReceiptedTransport(transport, self._receipts)
-        http: Any = httpx.AsyncClient(transport=receipted, timeout=LONG_TIMEOUT)
+        http: Any = httpx.AsyncClient(transport=receipted, timeout=LONG_TIMEOUT, headers=self._salted)
         return AsyncOpenAI(api_key=_NO_API_KEY, base_url=self._base_url, http_client=http, max_retries=0)
 
     @cached_property

@@ -47,8 +47,7 @@ _CHANNEL_ERRORS: Final[Mapping[str, tuple[type[ConfideError], str]]] = MappingPr
         KeyChanged.code: (
             KeyChanged,
             "The workload has another key than the one that was verified: it was restarted, or several replicas answer "
-            "here, and `replicas` says how many. Nothing was answered, and nothing more is sent until it is verified "
-            "again: call verify().",
+            "here, and `replicas` says how many. Nothing was answered; ask again.",
         ),
         ChannelRefused.code: (
             ChannelRefused,
@@ -75,10 +74,15 @@ class _Refusal(msgspec.Struct, frozen=True):
 
 def server_address(url: str, *, insecure_no_tls: bool = False) -> str:
     """The address without a slash at its end. InsecureConnection for http beyond this machine, unless allowed."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise ConnectionLost(f"{url!r} is not the address of a server; write https://host:port.")
-    if parts.scheme == "http" and not insecure_no_tls and not is_loopback(parts.hostname):
+    no_address = ConnectionLost(f"{url!r} is not the address of a server; write https://host:port.")
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port  # the second raises where it is none
+    except ValueError:
+        raise no_address from None
+    if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment:
+        raise no_address
+    if parts.scheme == "http" and not insecure_no_tls and not is_loopback(host):
         raise InsecureConnection(
             f"{url} is not an https address; prompts would be encrypted all the same, but when and how much you ask "
             "would show. Use https, or allow it with insecure_no_tls."
@@ -99,7 +103,7 @@ def sending() -> Iterator[None]:
     except httpx.TimeoutException as error:
         raise _silent() from error
     except httpx.TransportError as error:
-        if _caused_by(error, ssl.SSLCertVerificationError):
+        if caused_by(error, ssl.SSLCertVerificationError):
             raise UntrustedCertificate(
                 "The server's certificate is not trusted; give the authority's certificate with ca, or check the "
                 "address."
@@ -188,10 +192,11 @@ def may_pass(error: ConfideError) -> bool:
     if isinstance(error, ServerBusy):
         return True
     lasting = (ConnectionRefusedError, socket.gaierror, ssl.SSLCertVerificationError)
-    return type(error) is ConnectionLost and not any(_caused_by(error, kind) for kind in lasting)
+    return type(error) is ConnectionLost and not any(caused_by(error, kind) for kind in lasting)
 
 
-def _caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:
+def caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:
+    """Whether an error of this kind is what led to this one, or is it."""
     while error is not None and not isinstance(error, kind):
         error = error.__cause__ or error.__context__
     return error is not None

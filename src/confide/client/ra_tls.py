@@ -4,6 +4,7 @@ The certificate is looked at when the handshake is over, in which the server has
 before anything is sent through the connection.
 """
 
+import asyncio
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime
@@ -65,7 +66,6 @@ def certificate_check(party: RelyingParty, standing: Standing) -> Check:
         if not attested:
             raise WrongBinding("TLS does not end inside this workload; connect without ra_tls.")
         if not compare_digest(sha256(opened.spki).hexdigest(), attested):
-            standing.withdraw(verified)
             raise KeyChanged("The server has another TLS key than the one that was verified; call verify().")
 
     return check
@@ -82,11 +82,18 @@ class AttestedTlsTransport(httpx.BaseTransport):
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """AttestationError, KeyChanged or ConnectionLost where nothing was sent; ChannelBroken for half an answer."""
         verified = self._standing.current
-        with sending():
-            answer = self._inner.handle_request(request)
+        try:
+            answer = self._sent(request)
+        except KeyChanged:  # in the handshake, before anything was sent
+            verified = self._standing.in_place_of(verified)
+            answer = self._sent(request)
         answer.stream = _Body(answer)
         answer.extensions[VERIFIED] = verified
         return answer
+
+    def _sent(self, request: httpx.Request) -> httpx.Response:
+        with sending():
+            return self._inner.handle_request(request)
 
     def close(self) -> None:
         """Close the connections."""
@@ -104,11 +111,18 @@ class AsyncAttestedTlsTransport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """AttestationError, KeyChanged or ConnectionLost where nothing was sent; ChannelBroken for half an answer."""
         verified = self._standing.current
-        with sending():
-            answer = await self._inner.handle_async_request(request)
+        try:
+            answer = await self._sent(request)
+        except KeyChanged:
+            verified = await asyncio.to_thread(self._standing.in_place_of, verified)
+            answer = await self._sent(request)
         answer.stream = _AsyncBody(answer)
         answer.extensions[VERIFIED] = verified
         return answer
+
+    async def _sent(self, request: httpx.Request) -> httpx.Response:
+        with sending():
+            return await self._inner.handle_async_request(request)
 
     async def aclose(self) -> None:
         """Close the connections."""

@@ -71,12 +71,20 @@ class RelyingParty:
         roots' kind, InvalidPolicy otherwise. attestation_keys: see ProductionRoots. offline: ask no vendor, take the
         collateral that a workload sends or the cache has, and show how old it is.
         """
-        enrolled = frozenset(attestation_keys)
         if simulated_root is None:
-            return cls(Verifier(ProductionRoots(enrolled)), _production(policy), vendor_collateral(offline=offline))
+            return cls.under(None, _production(policy), attestation_keys, offline=offline)
         root = read_certificate(_read(simulated_root), "simulated root").public_bytes(Encoding.DER)
-        roots = SimulatedRoots(dict.fromkeys(Family, root), enrolled)
-        return cls(Verifier(roots), _simulated(policy), _SimulatedVendor())
+        return cls.under(root, _simulated(policy), attestation_keys)
+
+    @classmethod
+    def under(
+        cls, root: bytes | None, policy: AnyPolicy, attestation_keys: Iterable[str] = (), *, offline: bool = False
+    ) -> Self:
+        """The same under a simulated root in DER, or None for the vendors', with a policy of that kind."""
+        enrolled = frozenset(attestation_keys)
+        if root is None:
+            return cls(Verifier(ProductionRoots(enrolled)), policy, vendor_collateral(offline=offline))
+        return cls(Verifier(SimulatedRoots(dict.fromkeys(Family, root), enrolled)), policy, _SimulatedVendor())
 
     def appraise(self, attested: Attested, nonce: str, now: datetime, url: str = "") -> Verified:
         """AttestationRefused, with every check that failed, unless the hardware signed a statement made for this nonce.

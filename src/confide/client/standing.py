@@ -35,7 +35,7 @@ _MAX_REFUSED: Final = 64
 
 
 class Standing:
-    """The replicas that are verified. With one: nothing any more once it has another key, until it is verified again.
+    """The replicas that are verified. With one: nothing any more once what has another key there is refused.
 
     limit: how many there may be, at all addresses. asks: how often one address is asked for what fails. last: the last
     that held, for showing it; `current` is for relying on it.
@@ -56,6 +56,8 @@ class Standing:
         self._searching = Lock()
         self._verified: dict[bytes, Verified] = {}
         """By the id of the key. The one that answered last is last."""
+        self._superseded: dict[bytes, Verified] = {}
+        """Those whose place others took, for the receipts of answers that they began before, and for nothing else."""
         self._refused: dict[bytes, tuple[float, ConfideError | None]] = {}
         """Keys that nobody gave good evidence for, until when they are not looked for again, and what was wrong."""
         self.last = self.renew()
@@ -89,8 +91,9 @@ class Standing:
         """
         with self._searching:
             with self._lock:
-                before = tuple(self._verified.values())
+                before, superseded = tuple(self._verified.values()), tuple(self._superseded.values())
                 self._verified.clear()
+                self._superseded.clear()
                 self._refused.clear()
             problems = list[ConfideError]()
             for url in self._urls:
@@ -100,7 +103,10 @@ class Standing:
                 problems.append(problem)
             else:
                 raise next((one for one in problems if isinstance(one, AttestationError)), problems[0])
-            for one in before if self.limit > 1 else ():
+            if self.limit == 1:
+                self._supersede(*superseded, *before)
+                return self.current
+            for one in before:
                 if self.with_key(one.key.id) is None:
                     self._search(one.url, one.key.id)
                 self.answered(one.key.id)
@@ -157,9 +163,22 @@ class Standing:
         with self._lock:
             self._verified.pop(verified.key.id, None)
             self._verified[verified.key.id] = self.last = verified
-            there = [key_id for key_id, one in self._verified.items() if one.url == verified.url]
-            for key_id in there[: -self._per_address]:
-                del self._verified[key_id]
+            there = [one for one in self._verified.values() if one.url == verified.url]
+            too_many = there[: -self._per_address]
+            for one in too_many:
+                del self._verified[one.key.id]
+        self._supersede(*too_many)
+
+    def _supersede(self, *others: Verified) -> None:
+        with self._lock:
+            self._superseded |= {one.key.id: one for one in others if one.key.id not in self._verified}
+            while len(self._superseded) > MAX_REPLICAS:
+                del self._superseded[next(iter(self._superseded))]
+
+    def has_receipts(self, verified: Verified) -> bool:
+        """Whether this one may still be asked for the receipt of an answer that it gave."""
+        with self._lock:
+            return any(verified.key.id in some for some in (self._verified, self._superseded))
 
     def with_key(self, key_id: bytes) -> Verified | None:
         """The verified replica that has this key."""
@@ -172,11 +191,20 @@ class Standing:
             if (verified := self._verified.pop(key_id, None)) is not None:
                 self._verified[key_id] = verified
 
-    def withdraw(self, verified: Verified) -> None:
-        """Rely on this no more. A verification that came later stands."""
-        with self._lock:
-            if self._verified.get(verified.key.id) is verified:
-                del self._verified[verified.key.id]
+    def in_place_of(self, other: Verified) -> Verified:
+        """Who answers where somebody with another key than this one did: verified now, or by whoever noticed first.
+
+        Where that is refused, nothing is relied on any more until `renew`; what may pass leaves things as they were.
+        For one replica alone. KeyChanged where nothing is relied on.
+        """
+        with self._searching:
+            if self.with_key(other.key.id) is not None and (problem := self._search(other.url)) is not None:
+                if _is_refusal(problem):
+                    with self._lock:
+                        self._verified.clear()
+                        self._superseded.clear()
+                raise problem
+            return self.current
 
 
 def _is_refusal(error: ConfideError) -> bool:
@@ -193,7 +221,7 @@ class Delivery:
     def __init__(self, standing: Standing, to: Verified | None = None) -> None:
         """to: the replica that has to answer; any without. KeyChanged where that one, or nothing, is relied on."""
         current = standing.current
-        if to is not None and standing.with_key(to.key.id) is None:
+        if to is not None and not standing.has_receipts(to):
             raise KeyChanged("The replica that answered is not verified any more, and is asked nothing; ask again.")
         self.verified = current if to is None else to
         self.anew = False
@@ -207,9 +235,8 @@ class Delivery:
     def failed(self, error: ConfideError) -> None:
         """No answer has begun. Raises where that is the end; otherwise the request may be made anew, for `verified`."""
         if self._standing.limit == 1:
-            if isinstance(error, KeyChanged):
-                self._standing.withdraw(self.verified)
-            raise error
+            self._taken_over(error)
+            return
         self._tries -= 1
         if isinstance(error, KeyChanged):
             self._refused(error)
@@ -217,10 +244,24 @@ class Delivery:
             self._away(error)
         else:
             raise error
-        if self._standing.with_key(self.verified.key.id) is None:  # relied on no more since the last try
-            if self._bound:
+        if self._bound:
+            if not self._standing.has_receipts(self.verified):
                 raise error
+        elif self._standing.with_key(self.verified.key.id) is None:  # relied on no more since the last try
             self._go_to(self._standing.current)
+
+    def _taken_over(self, error: ConfideError) -> None:
+        """There is one workload, and it may have another key: by a restart, or because a new version took over.
+
+        Whoever has the key that the request was for could have read it. So to the same one nothing is sent twice.
+        """
+        if not isinstance(error, KeyChanged) or self._bound or not self._searches:
+            raise error
+        self._searches -= 1
+        other = self._standing.in_place_of(self.verified)
+        if other.key.id == self.verified.key.id:
+            raise error
+        self._go_to(other)
 
     def _refused(self, error: KeyChanged) -> None:
         """A replica got it that it was not for.

@@ -28,6 +28,9 @@ VERIFIED: Final = "confide_verified"
 """Among an answer's extensions: what was verified of whoever could read the question, and made this answer."""
 TO: Final = "confide_to"
 """Among a request's extensions: the one replica, verified, that can answer it."""
+REPLICA: Final = "Confide-Replica"
+"""Header that names the key of the one replica that can answer, for a balancer that knows where it is. Every request
+names its key to whoever sees it; this says besides that it is for a receipt."""
 _HEADERS: Final = {"Content-Type": MEDIA_TYPE, "Accept": MEDIA_TYPE, "Accept-Encoding": "identity"}
 _OF_THE_HOP: Final = frozenset({"host", "connection", "content-length", "transfer-encoding", "accept-encoding"})
 """Compression is left out since lengths would then say something about texts."""
@@ -179,8 +182,11 @@ def _head(request: httpx.Request) -> RequestHead:
 
 def _outer(delivery: Delivery, request: httpx.Request) -> dict[str, Any]:
     """Where to send it, how, and how long to wait."""
+    headers = _HEADERS | ({"Connection": "close"} if delivery.anew else {})
+    if TO in request.extensions:
+        headers |= {REPLICA: delivery.verified.key.id.hex()}
     return {
         "url": delivery.verified.url + PATH,
-        "headers": _HEADERS | ({"Connection": "close"} if delivery.anew else {}),
+        "headers": headers,
         "timeout": httpx.Timeout(**request.extensions["timeout"]),
     }

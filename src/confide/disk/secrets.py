@@ -15,6 +15,7 @@ LICENCE: Final = "licence"
 OWNER_PASSPHRASE: Final = "owner-passphrase"  # noqa: S105 - what it is called, as those below
 KEYS_PASSPHRASE: Final = "keys-passphrase"  # noqa: S105
 HTTP_PROXY_PASSWORD: Final = "http-proxy-password"  # noqa: S105
+LEDGER_PASSWORD: Final = "ledger-password"  # noqa: S105
 _MAX_BYTES: Final = 4096
 
 

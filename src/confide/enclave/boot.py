@@ -5,7 +5,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
 
@@ -13,16 +13,19 @@ from confide.attest.configuration import UpstreamUsed
 from confide.enclave.api.limits import Limits
 from confide.enclave.configuration import configuration_with
 from confide.enclave.egress import WaysOut
-from confide.enclave.engines.engine import Engine, EngineFacts, EngineSettings, Message, Sampling
+from confide.enclave.engines.engine import Dtype, Engine, EngineFacts, EngineSettings, Message, Sampling
 from confide.enclave.self_test import PROMPTS, SelfTest, make_known_answers
 from confide.enclave.workload import Workload
 from confide.errors import EngineError, SelfTestMissing
-from confide.packages.sealed.contents import TOKENIZER
+from confide.packages.sealed.adapter import SealedAdapter
 from confide.packages.sealed.key import ModelKey
 from confide.packages.sealed.known_answers import KnownAnswers
 from confide.packages.sealed.manifest import WeightsFormat
 from confide.packages.sealed.package import SealedPackage, UnlockedPackage
 from confide.packages.sealed.reader import OnChunk
+
+if TYPE_CHECKING:
+    from confide.models.adapter import Adapter
 
 _T = TypeVar("_T")
 _TRIAL: Final = "Hello!"
@@ -54,6 +57,8 @@ def load_engine(
     workload: Workload,
     fetch: Fetch,
     *,
+    adapter: SealedAdapter | None = None,
+    fetch_adapter: Fetch | None = None,
     ways: WaysOut | None = None,
     upstream: Upstream | None = None,
     settings: EngineSettings | None = None,
@@ -65,47 +70,68 @@ def load_engine(
 
     The workload's model digest, and what is known of its configuration, are set before it attests, so that the key's
     owner and every user see what will run; the rest of the configuration afterwards.
+    adapter: to lay over the model; its own known answers count then. fetch_adapter: gets its key, as `fetch` without.
     ways: those out of this process; the key service's is closed once the key is here. upstream: runs the model instead;
     then only the tokenizer is taken from the package. answer_tokens: that the API grants, for the statement.
 
     Raises what `fetch` raises, InvalidPackage where the package is not what its owner signed, EngineError where no
     engine can run it, SelfTestMissing where nothing says that it does.
     """
-    ways = ways or WaysOut()
-    if package.manifest.known_answers is None and not insecure_skip_self_test:
+    ways, settings, examined = ways or WaysOut(), settings or EngineSettings(), adapter or package
+    if settings.dtype and (upstream or package.manifest.weights is WeightsFormat.GGUF):
+        raise EngineError(
+            "What it is computed in, an upstream chooses itself, and a GGUF file says; leave the dtype out."
+        )
+    if examined.manifest.known_answers is None and not insecure_skip_self_test:
         raise SelfTestMissing(
-            f"{package.folder} was sealed without known answers, so that nobody could tell whether it is computed "
+            f"{examined.folder} was sealed without known answers, so that nobody could tell whether it is computed "
             "rightly; seal it again, or give --insecure-skip-self-test."
         )
+    if adapter is not None:
+        adapter.require_base(package.manifest.model_digest)
+        if upstream:
+            raise EngineError("Another program runs the model, and lays adapters over it itself; leave --adapter out.")
     workload.model_digest = package.manifest.model_digest
     used = UpstreamUsed(upstream.model, upstream.url) if upstream else None
     workload.configuration = msgspec.structs.replace(workload.configuration, egress=ways.stated, upstream=used)
+    if adapter is not None:
+        stated = msgspec.structs.replace(workload.configuration, adapters=(adapter.manifest.adapter,))
+        workload.configuration = stated
     unlocked = package.unlock(fetch(package.manifest.key, workload))
+    opened = adapter.unlock((fetch_adapter or fetch)(adapter.manifest.key, workload)) if adapter else None
     ways.close_keys()
-    settings = settings or EngineSettings()
     if upstream:
         engine = _upstream(unlocked, upstream, ways, settings.name)
     else:
-        engine = open_engine(unlocked, on_chunk, settings)
+        engine = open_engine(unlocked, on_chunk, settings, opened.read() if opened else None)
     workload.configuration = configuration_with(workload.configuration, engine, ways.stated, answer_tokens)
-    known = None if insecure_skip_self_test else unlocked.known_answers()
+    known = None if insecure_skip_self_test else (opened or unlocked).known_answers()
     return Loaded(engine, SelfTest(engine, known, workload) if known else None)
 
 
 def open_engine(
-    unlocked: UnlockedPackage, on_chunk: OnChunk | None = None, settings: EngineSettings | None = None
+    unlocked: UnlockedPackage,
+    on_chunk: OnChunk | None = None,
+    settings: EngineSettings | None = None,
+    adapter: "Adapter | None" = None,
 ) -> Engine:
-    """The engine that serves a model."""
-    run = _llama_cpp if unlocked.manifest.weights is WeightsFormat.GGUF else _transformers
-    return run(unlocked, on_chunk, settings or EngineSettings())
+    """The engine that serves a model, under an adapter if there is one. EngineError where it takes none."""
+    settings = settings or EngineSettings()
+    if unlocked.manifest.weights is not WeightsFormat.GGUF:
+        return _transformers(unlocked, on_chunk, settings, adapter)
+    if adapter is not None:
+        raise EngineError("No adapter is laid over a GGUF model; serve its safetensors.")
+    return _llama_cpp(unlocked, on_chunk, settings)
 
 
-def examine(unlocked: UnlockedPackage, prompts: Sequence[str] = PROMPTS) -> KnownAnswers | None:
+def examine(
+    unlocked: UnlockedPackage, prompts: Sequence[str] = PROMPTS, adapter: "Adapter | None" = None
+) -> KnownAnswers | None:
     """Try a package out, and get known answers; None for a model without tokenizer, which nobody can serve.
 
     Raises what `try_out` raises, and SelfTestMissing for a model that is certain of too little.
     """
-    return _tried(unlocked, lambda engine: make_known_answers(engine, prompts))
+    return _tried(unlocked, lambda engine: make_known_answers(engine, prompts), adapter)
 
 
 def try_out(unlocked: UnlockedPackage) -> None:
@@ -120,13 +146,18 @@ def try_out(unlocked: UnlockedPackage) -> None:
     _tried(unlocked, nothing)
 
 
-def _tried(unlocked: UnlockedPackage, then: Callable[[Engine], Coroutine[None, None, _T]]) -> _T | None:
+def _tried(
+    unlocked: UnlockedPackage, then: Callable[[Engine], Coroutine[None, None, _T]], adapter: "Adapter | None" = None
+) -> _T | None:
+    from confide.packages.sealed.contents import TOKENIZER  # takes torch, which serving GGUF does not
+
     if unlocked.manifest.weights is WeightsFormat.SAFETENSORS and TOKENIZER not in unlocked:
         from confide.packages.sealed.load import load_model
 
         load_model(unlocked)
         return None
-    engine = open_engine(unlocked, settings=EngineSettings(context=_TRIAL_CONTEXT, parallel=1))
+    settings = EngineSettings(context=_TRIAL_CONTEXT, parallel=1, dtype=Dtype.F32)
+    engine = open_engine(unlocked, None, settings, adapter)
 
     async def work() -> _T:
         try:
@@ -148,19 +179,29 @@ async def _make_a_token(engine: Engine) -> None:
         raise EngineError("The engine makes no token; see that the plain model answers, and seal it again.")
 
 
-def _transformers(unlocked: UnlockedPackage, on_chunk: OnChunk | None, settings: EngineSettings) -> Engine:
+def _transformers(
+    unlocked: UnlockedPackage, on_chunk: OnChunk | None, settings: EngineSettings, adapter: "Adapter | None"
+) -> Engine:
     import torch
 
+    from confide.enclave.engines.dtypes import TORCH_DTYPES, fastest_dtype
     from confide.enclave.engines.transformers_engine import TransformersEngine
-    from confide.packages.sealed.load import load_model, load_tokenizer
+    from confide.models.integers import quantize_layers
+    from confide.packages.sealed.load import load_empty, load_model, load_tokenizer
 
     tokenizer = load_tokenizer(unlocked)
     if tokenizer is None:
         raise EngineError("The model was sealed without its tokenizer, which serving it takes; seal it with one.")
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    model = load_model(unlocked, dtype=torch.float32, on_chunk=on_chunk)
-    return TransformersEngine(model, tokenizer, settings.name or unlocked.manifest.name, settings.context)
+    dtype = settings.dtype or fastest_dtype(load_empty(unlocked))
+    model = load_model(unlocked, dtype=TORCH_DTYPES.get(dtype, torch.float32), on_chunk=on_chunk)
+    if adapter is not None:
+        model = adapter.merge_into(model)
+    if dtype is Dtype.INT8:
+        quantize_layers(model)
+    name, adapters = settings.name or unlocked.manifest.name, (adapter.digest,) if adapter else ()
+    return TransformersEngine(model, tokenizer, name, settings.context, adapters=adapters)
 
 
 def _llama_cpp(unlocked: UnlockedPackage, on_chunk: OnChunk | None, settings: EngineSettings) -> Engine:

@@ -61,32 +61,32 @@ CALLS: Final = {
 
 @dataclass
 class WaysOut:
-    """What this process can still reach. keys, data_keys, upstream: connectors, until they are closed, or None.
+    """What this process can still reach. keys, other_keys, upstream: connectors, until they are closed, or None.
 
-    data_keys: to the service that releases a dataset's key, where it is another one. closed: whether everything else
-    is, which `close_egress` alone says.
+    other_keys: to the service that releases the key of a dataset or an adapter, where it is another one. closed:
+    whether everything else is, which `close_egress` alone says.
     """
 
     keys: Connector | None = None
     upstream: Connector | None = None
     closed: bool = False
-    data_keys: Connector | None = None
+    other_keys: Connector | None = None
 
     @property
     def stated(self) -> Egress:
         """For the statement."""
         if not self.closed:
             return Egress.OPEN
-        if self.keys is not None or self.data_keys is not None:
+        if self.keys is not None or self.other_keys is not None:
             return Egress.KEY_SERVICE_AND_UPSTREAM if self.upstream is not None else Egress.KEY_SERVICE
         return Egress.UPSTREAM if self.upstream is not None else Egress.NONE
 
     def close_keys(self) -> None:
         """The keys are here: their services are not needed any more."""
-        for connector in (self.keys, self.data_keys):
+        for connector in (self.keys, self.other_keys):
             if connector is not None:
                 connector.close()
-        self.keys = self.data_keys = None
+        self.keys = self.other_keys = None
 
     def close(self) -> None:
         """End the connectors. What is closed stays closed."""
@@ -97,7 +97,7 @@ class WaysOut:
 
 
 def close_egress(
-    listeners: Collection[socket.socket] = (), *, keys: str | None, upstream: str | None, data_keys: str | None = None
+    listeners: Collection[socket.socket] = (), *, keys: str | None, upstream: str | None, other_keys: str | None = None
 ) -> WaysOut:
     """Close this process's ways out, but for connectors to these URLs, and see that they are closed.
 
@@ -109,7 +109,7 @@ def close_egress(
     try:
         ways.keys = Connector.to(keys) if keys else None
         ways.upstream = Connector.to(upstream) if upstream else None
-        ways.data_keys = Connector.to(data_keys) if data_keys else None
+        ways.other_keys = Connector.to(other_keys) if other_keys else None
         _install_filter()
         _verify()
     except BaseException:

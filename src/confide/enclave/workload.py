@@ -11,6 +11,7 @@ from confide.attest.reading.reader import EvidenceReader
 from confide.attest.release import RELEASE
 from confide.attest.scores import SCORES
 from confide.attest.statement import Statement
+from confide.attest.training import TRAINING
 from confide.attest.wire import Attested
 from confide.channel.keys import KEY_PURPOSE, ChannelKey
 from confide.enclave.configuration import own_configuration
@@ -31,8 +32,8 @@ class Workload:
 
     reader: where its evidence comes from. collateral: what it can send along for checking that, if anything.
     model_digest: of the model it serves, empty until that is known. configuration: what runs, as far as that is known.
-    release: a bundle that says whose build this is, see `attest.release`; scores: certificates of the model, see
-    `attest.scores`; both are sent along and not looked at.
+    release: a bundle that says whose build this is, see `attest.release`; scores, training: certificates of the model
+    and of what lies over it, see `attest.scores` and `attest.training`; all are sent along and not looked at.
     receipt_key: signs receipts. keyset_until: when nobody need believe it any more, in seconds since 1970.
     """
 
@@ -45,6 +46,7 @@ class Workload:
     configuration: Configuration = field(default_factory=own_configuration)
     release: bytes | None = None
     scores: bytes | None = None
+    training: bytes | None = None
     receipt_key: ReceiptKey = field(default_factory=ReceiptKey)
     keyset_until: int = field(default_factory=lambda: int(time.time()) + _KEYSET_SECONDS)
 
@@ -69,6 +71,6 @@ class Workload:
 
     def _collateral(self) -> Collateral:
         collateral = self.collateral()
-        own = {RELEASE: self.release, SCORES: self.scores}
+        own = {RELEASE: self.release, SCORES: self.scores, TRAINING: self.training}
         along = {name: document for name, document in own.items() if document is not None}
         return replace(collateral, documents={**collateral.documents, **along}) if along else collateral

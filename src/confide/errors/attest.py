@@ -121,6 +121,12 @@ class MalformedScore(AttestationError):
     code = "malformed-score"
 
 
+class MalformedTraining(AttestationError):
+    """A training certificate is truncated, oversized or not what it should be."""
+
+    code = "malformed-training"
+
+
 class ReceiptMissing(AttestationError):
     """The workload's statement promises a receipt for every answer, and this answer has none."""
 
@@ -134,7 +140,7 @@ class ReceiptRefused(AttestationError):
 
 
 class RunRefused(ConfideError):
-    """A run that measures a model is not made: an approval is missing, or what would run is not what was approved."""
+    """A run that measures or trains is not made: an approval is missing, or what would run is not what was approved."""
 
     code = "run-refused"
 
@@ -143,6 +149,18 @@ class InvalidTask(ConfideError):
     """A task file is not one, or asks for what cannot be measured on this model."""
 
     code = "invalid-task"
+
+
+class InvalidCorpus(ConfideError):
+    """A corpus file or a recipe for training is not one, or a check of the dataset did not pass."""
+
+    code = "invalid-corpus"
+
+
+class TrainingFailed(ConfideError):
+    """A training came to nothing: its loss is not finite, or what it left cannot be resumed."""
+
+    code = "training-failed"
 
 
 class InvalidPolicy(ConfideError):

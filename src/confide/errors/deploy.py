@@ -9,6 +9,12 @@ class DeployError(ConfideError):
     code = "deploy"
 
 
+class RolloutStopped(DeployError):
+    """A rollout does not go on. What it did stays so, and the same command goes on from there."""
+
+    code = "rollout-stopped"
+
+
 class InvalidImage(DeployError):
     """A firmware, a kernel or another file that would be measured is damaged or not what it should be."""
 

@@ -4,7 +4,6 @@ Of its configuration only what says how the matrices are added up is taken; what
 change the model's shape, is refused by name. Every tensor must find its place.
 """
 
-import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -14,14 +13,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from transformers import PreTrainedModel
 
+from confide.attest.training import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_digest
 from confide.disk.files import read_bounded
 from confide.errors import ModelNotSupported
 from confide.extras import named_extras
 from confide.models.finite import require_finite
 from confide.printable import printable
 
-CONFIG_NAME: Final = "adapter_config.json"
-WEIGHTS_NAME: Final = "adapter_model.safetensors"
 _MAX_CONFIG: Final = 1 << 20
 _MAX_WEIGHTS: Final = 16 << 30
 _TAKEN: Final = frozenset(
@@ -102,11 +100,17 @@ class Adapter:
 
 def read_adapter(folder: Path) -> Adapter:
     """The adapter in a folder. ModelNotSupported for what is no LoRA adapter, or asks for more than adding matrices."""
-    config, weights = _read(folder / CONFIG_NAME, _MAX_CONFIG), _read(folder / WEIGHTS_NAME, _MAX_WEIGHTS)
+    return adapter_of(
+        folder, _read(folder / ADAPTER_CONFIG, _MAX_CONFIG), _read(folder / ADAPTER_WEIGHTS, _MAX_WEIGHTS)
+    )
+
+
+def adapter_of(folder: Path, config: bytes, weights: bytes) -> Adapter:
+    """The adapter that its two files hold. folder: where they are from, for errors. ModelNotSupported as above."""
     try:
         given = msgspec.json.decode(config, type=dict[str, Any])
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise ModelNotSupported(f"{folder / CONFIG_NAME} is damaged; save the adapter again.") from error
+        raise ModelNotSupported(f"{folder / ADAPTER_CONFIG} is damaged; save the adapter again.") from error
     if given.get("peft_type") != "LORA":
         kind = printable(str(given.get("peft_type")))[:40]
         raise ModelNotSupported(f"{folder} holds an adapter of the kind {kind}, and only LORA is merged; use peft.")
@@ -116,11 +120,8 @@ def read_adapter(folder: Path) -> Adapter:
                 f"The adapter in {folder} sets {printable(name)[:60]}, which is not merged here; merge it with peft, "
                 "and split what that saves."
             )
-    digest = hashlib.sha256(b"confide adapter 1\0")
-    for name, content in ((CONFIG_NAME, config), (WEIGHTS_NAME, weights)):
-        digest.update(msgspec.json.encode([name, len(content)]) + content)
     settings = {name: value for name, value in given.items() if name in _TAKEN and value is not None}
-    return Adapter(folder, digest.hexdigest(), settings, weights)
+    return Adapter(folder, adapter_digest({ADAPTER_CONFIG: config, ADAPTER_WEIGHTS: weights}), settings, weights)
 
 
 def _read(path: Path, limit: int) -> bytes:

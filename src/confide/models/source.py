@@ -19,8 +19,9 @@ from transformers import (
 )
 from transformers.utils.hub import has_file
 
+from confide.attest.training import ADAPTER_CONFIG
 from confide.errors import ConfideError, ModelNotSupported
-from confide.models.adapter import CONFIG_NAME, Adapter
+from confide.models.adapter import Adapter
 from confide.models.finite import require_finite
 from confide.printable import printable
 
@@ -77,9 +78,9 @@ def open_model(model: str) -> Source:
     it is no causal language model, and where it is quantized already.
     """
     location = _location(model)
-    if (Path(location) / CONFIG_NAME).exists():
+    if (Path(location) / ADAPTER_CONFIG).exists():
         raise ModelNotSupported(
-            f"{model} holds an adapter ({CONFIG_NAME}), whose weights would be left out; give its base model, "
+            f"{model} holds an adapter ({ADAPTER_CONFIG}), whose weights would be left out; give its base model, "
             "and this folder to `confide split --merge-adapter`, or merge them with peft and give what that saves."
         )
     if (gguf := _gguf(Path(location))) is not None:

@@ -54,6 +54,7 @@ class PackageKind(StrEnum):
     SEALED = "sealed-model"
     DATA = "sealed-data"
     CORPUS = "sealed-corpus"
+    ADAPTER = "sealed-adapter"
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -1,7 +1,9 @@
 """A model in a trusted execution environment: appraised first, then every question is encrypted to the attested key."""
 
 import asyncio
+import hmac
 import logging
+import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from confide.channel.encryption import CACHE_SALT
 from confide.client.attested import verify_workload
 from confide.client.hop import TIMEOUT, server_address, tls_context
 from confide.client.receipts import EXCHANGE, AsyncReceiptedTransport, Exchange, Receipts, grounds_of
@@ -70,6 +73,7 @@ class WorkloadBackend(Backend):
         self._receipts = Receipts(_INSIDE, self._settled_receipt)
         self._wrong: dict[str, ConfideError] = {}
         """What was wrong with receipts, by the keyset of whoever signed them."""
+        self._secret = secrets.token_bytes(32)
         self._url = server_address(address.url, insecure_no_tls=address.insecure_no_tls)
         self._party = RelyingParty.configure(address.policy, address.simulated_root, offline=address.offline)
         tls = tls_context(self._url, address.ca)
@@ -147,11 +151,12 @@ class WorkloadBackend(Backend):
         return names
 
     async def begin(self, question: Question, scope: Scope, receive: Receive) -> ASGIApp:
-        """As the workload answers it. One that has another key by now answered nothing: it is verified, and asked."""
+        """As the workload answers it."""
         path, body = question.path, question.body
         if self.name:
             body = msgspec.json.encode({**question.fields, "model": self._served[0]})
-        response = await while_connected(Request(scope, receive), self._asked(path, body))
+        request = Request(scope, receive)
+        response = await while_connected(request, self._send(path, body, self._salt(request)))
         headers = {name: response.headers[name] for name in _HANDED_ON if name in response.headers}
         if EXCHANGE in response.extensions:  # without one, an id is of a receipt that nobody could check
             headers[HEADER] = response.extensions[EXCHANGE].receipt_id
@@ -162,17 +167,15 @@ class WorkloadBackend(Backend):
         if not isinstance(error, ReceiptMissing):
             super().failed(error)
 
-    async def _asked(self, path: str, body: bytes) -> httpx.Response:
-        try:
-            return await self._send(path, body)
-        except KeyChanged:
-            await self.ready()
-            return await self._send(path, body)
+    def _salt(self, request: Request) -> str:
+        """One for each machine that asks here, and on it for each salt that a program gives, so that none is shared."""
+        host = request.client.host if request.client else ""
+        asked = f"{host} {request.headers.get(CACHE_SALT, '')}"
+        return hmac.digest(self._secret, asked.encode(), "sha256").hex()
 
-    async def _send(self, path: str, body: bytes) -> httpx.Response:
-        request = self._inside.build_request(
-            "POST", f"{_INSIDE}{path}", content=body, headers={"content-type": "application/json"}
-        )
+    async def _send(self, path: str, body: bytes, salt: str) -> httpx.Response:
+        headers = {"content-type": "application/json", CACHE_SALT: salt}
+        request = self._inside.build_request("POST", f"{_INSIDE}{path}", content=body, headers=headers)
         try:
             return await self._inside.send(request, stream=True)
         except ConfideError as error:

@@ -121,3 +121,22 @@ def test_whose_fault_an_error_is(error: Exception, status: int, kind: str, param
     refused = client.post(TEXT, json=ASKED[TEXT] | {"prompt": "a b c"})
     assert refused.status_code == status
     assert (refused.json()["error"]["type"], refused.json()["error"]["param"]) == (kind, param)
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT, "/generate", "/chat"])
+def test_a_salt_reaches_the_engine_and_one_that_could_be_guessed_is_refused(path: str) -> None:
+    engine = FakeEngine()
+    client = TestClient(api_app(Serving(engine)), raise_server_exceptions=False)
+    salt = "5a" * 32
+    assert client.post(path, json=ASKED[path], headers={"Confide-Cache-Salt": salt}).status_code == 200
+    assert client.post(path, json=ASKED[path]).status_code == 200
+    assert [one.salt for one in engine.asked] == [bytes.fromhex(salt), None]
+    assert salt not in repr(engine.asked)
+    for odd in ("", "mine", salt[1:], salt + "00", salt.upper(), "zz" * 32):
+        refused = client.post(path, json=ASKED[path], headers={"Confide-Cache-Salt": odd})
+        assert refused.status_code == 400
+        assert "confide-cache-salt" in refused.json()["error"]["message"]
+        assert not odd or odd not in refused.text
+    twice = client.post(path, json=ASKED[path], headers=[("confide-cache-salt", salt), ("confide-cache-salt", salt)])
+    assert twice.status_code == 400
+    assert len(engine.asked) == 2

@@ -3,11 +3,10 @@
 import asyncio
 import json
 import math
-import time
 from contextlib import aclosing
 
 import pytest
-from tests.enclave.engines.conftest import PROMPT, Answer, Bench, answer
+from tests.enclave.engines.conftest import PROMPT, Answer, Bench, answer, settled
 
 from confide.enclave.engines.engine import Chosen, Engine, Message, Piece, Sampling
 from confide.enclave.engines.forms import Form
@@ -34,7 +33,7 @@ def test_greedy_answers_are_the_same_each_time_and_come_in_pieces(bench: Bench) 
 
 def test_one_seed_gives_one_answer_and_other_seeds_give_others(bench: Bench) -> None:
     def sample(seed: int | None) -> str:
-        sampling = Sampling(24, temperature=1.0, top_p=0.95, top_k=100, seed=seed)
+        sampling = Sampling(12, temperature=1.0, top_p=0.95, top_k=100, seed=seed)
         return bench.run(lambda engine: answer(engine, PROMPT, sampling)).text
 
     assert sample(7) == sample(7)
@@ -194,7 +193,7 @@ def test_closing_an_answer_stops_the_work(bench: Bench) -> None:
     async def leave(engine: Engine) -> int:
         async with aclosing(engine.generate(PROMPT, greedy(400))) as pieces:
             assert [await anext(pieces) for _ in range(2)]
-        computed = await _settled(bench)
+        computed = await settled(bench)
         assert (await answer(engine, PROMPT, greedy(2))).tokens == 2
         return computed
 
@@ -206,19 +205,6 @@ def _cosine(one: list[float], other: list[float]) -> float:
     return sum(x * y for x, y in zip(one, other, strict=True))
 
 
-async def _settled(bench: Bench) -> int:
-    """What was computed once nothing is computed any more."""
-    deadline = time.monotonic() + 20
-    last, steady = bench.computed(), 0
-    while steady < 5:
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.05)
-        now = bench.computed()
-        steady = steady + 1 if now == last else 0
-        last = now
-    return last
-
-
 def test_sixteen_at_once_are_answered_side_by_side(bench: Bench) -> None:
     prompts = [f"{PROMPT} for the {number}th time," for number in range(16)]
     begun: set[str] = set()
@@ -226,7 +212,7 @@ def test_sixteen_at_once_are_answered_side_by_side(bench: Bench) -> None:
 
     async def watch(engine: Engine, prompt: str) -> Answer:
         text, tokens = "", 0
-        async for piece in engine.generate(prompt, greedy(24)):
+        async for piece in engine.generate(prompt, greedy(12)):
             begun.add(prompt)
             text, tokens = text + piece.text, tokens + piece.tokens
         begun_at_first_end.append(len(begun))
@@ -237,7 +223,7 @@ def test_sixteen_at_once_are_answered_side_by_side(bench: Bench) -> None:
 
     together = bench.run(all_at_once)
     assert begun_at_first_end[0] > 1
-    assert all(part.tokens == 24 for part in together)
+    assert all(part.tokens == 12 for part in together)
     alone = [bench.run(lambda engine, prompt=prompt: answer(engine, prompt, greedy(8))).text for prompt in prompts[:4]]
     assert all(part.text.startswith(text) for part, text in zip(together, alone, strict=False))
 

@@ -23,6 +23,7 @@ from confide.enclave.engines.transformers_engine import TransformersEngine
 from confide.enclave.self_test import LEAST, MARGIN, SelfTest, make_known_answers
 from confide.enclave.workload import Workload
 from confide.errors import EngineError, SelfTestFailed, SelfTestMissing
+from confide.models.integers import quantize_layers
 from confide.models.source import open_model
 from confide.packages.sealed.known_answers import KnownAnswers
 
@@ -189,6 +190,38 @@ def test_what_is_no_number_is_no_answer(model: PreTrainedModel) -> None:
             asyncio.run(ask(sampling))
 
 
+def _in_bf16(model: PreTrainedModel) -> None:
+    model.to(torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("rounding", "held"), [(_in_bf16, ("bf16", "bf16")), (quantize_layers, ("int8", "f32"))], ids=["bf16", "int8"]
+)
+def test_a_type_of_fewer_bits_gives_the_same_answers_and_says_so_where_not(
+    rounding: Callable[[PreTrainedModel], None],
+    held: tuple[str, str],
+    model: PreTrainedModel,
+    known: KnownAnswers,
+    tee: SimulatedTee,
+) -> None:
+    rounding(model)
+    engine = engine_of(model)
+    assert engine.facts.rounded
+    test = self_test(engine, known, tee)
+    weights = test.workload.configuration.weights
+    assert weights is not None
+    assert (weights.quantization, weights.dtype) == held
+    assert weights.digest != known.weights
+    assert outcome(test) == "passed"
+    matrix = next(one for name, one in model.state_dict().items() if name.endswith("h.0.mlp.c_fc.weight"))
+    matrix.view(torch.int8)[3, 5] ^= 1
+    assert outcome(test) == "failed"  # also of rounded ones no bit may flip
+    _shuffle_vocabulary(model)
+    other = self_test(engine_of(model), known, tee)
+    assert outcome(other) == "failed"
+    assert "--dtype f32" in str(other.failure)
+
+
 KERNELS = {
     "layer_norm": lambda original: lambda x, *rest, **named: x,
     "scaled_dot_product_attention": lambda original: lambda q, k, v, *rest, **named: v.flip(-1),
@@ -238,7 +271,8 @@ def test_a_model_that_is_certain_of_nothing_cannot_be_tested() -> None:
         asyncio.run(make_known_answers(engine))
 
 
-def test_a_prompt_that_does_not_fit_is_left_out(transformers_bench: Bench) -> None:
-    prompts = ["word " * 600, "In the beginning God created the heaven and the"]
-    known = transformers_bench.run(lambda engine: make_known_answers(engine, prompts))
-    assert len(known.answers) == 1
+def test_a_prompt_that_does_not_fit_is_left_out(transformers_bench: Bench, known: KnownAnswers) -> None:
+    prompts = ["word " * 600, *(answer.prompt for answer in known.answers)]
+    again = transformers_bench.run(lambda engine: make_known_answers(engine, prompts))
+    assert again.answers
+    assert all(answer in known.answers for answer in again.answers)

@@ -183,10 +183,7 @@ def test_no_key_for_a_workload_whose_answers_another_program_makes(scene: Scene,
 
 def test_an_empty_policy_still_asks_for_the_binding(scene: Scene, tee: SimulatedTee) -> None:
     scene.bind(simulated(tee, SimulatedPolicy.all_of()))
-    assert refused(scene, _statement(scene, changed(policy_version="x"))) == (
-        "nonce",
-        "model",
-    )
+    assert refused(scene, _statement(scene, changed(policy_version="x"))) == ("model", "nonce")
     request = scene.request()
     assert scene.open(request, scene.release(request)) == KEY
 

@@ -16,13 +16,16 @@ from typing import Final
 import torch
 from websockets.exceptions import WebSocketException
 
-from confide.errors import ServerBusy
+from confide.disk.secrets import LEDGER_PASSWORD, variable
+from confide.errors import LedgerUnavailable, ServerBusy
 from confide.hybrid import wire
+from confide.hybrid.server.ledger.address import Place, parse_place
 from confide.hybrid.server.server import serve
 from confide.hybrid.server.service import Admitted, LayerService
 
 from .world import SHAPES, Client, Tokens, service
 
+PASSWORD: Final = variable(LEDGER_PASSWORD)
 _RECORD: Final = struct.Struct("<HH")
 
 
@@ -71,9 +74,13 @@ def answered(witness: Path) -> Counter[int]:
     return totals
 
 
-def serve_until_killed(state: Path, witness: Path, port: int) -> None:
+def serve_until_killed(place: str, witness: Path, port: int, password: str) -> None:
     torch.set_num_threads(1)
-    made = service(state, insecure_no_licences=False)
+    os.environ[PASSWORD] = password  # of a test that began after the process that makes processes
+    while True:  # until its database is there
+        with suppress(LedgerUnavailable):
+            made = service(parse_place(place), insecure_no_licences=False)
+            break
     made.__class__ = WitnessedService
     made.witness = os.open(witness, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)  # type: ignore[attr-defined]
     serve({"small": made}, "127.0.0.1", port)
@@ -102,7 +109,7 @@ class Traffic:
                 requests = [tokens.request(group, with_p0=False) for group in range(len(SHAPES))]
                 client: Client | None = None
                 while requests and not self._stop.is_set():
-                    with suppress(OSError, WebSocketException, ServerBusy, EOFError):
+                    with suppress(OSError, WebSocketException, ServerBusy, LedgerUnavailable, EOFError):
                         if client is None:
                             client = Client(self._url, self._licence, open_timeout=5)
                             if randomly.random() < 0.5:
@@ -124,6 +131,8 @@ class Traffic:
             self.retried += 1
             group, block, first, count = request.group, request.block, request.first, request.count
             answer = client.ask(wire.Online(group, block, first, count, request.planes, memoryview(tokens.p0)))
+        if isinstance(answer, wire.Failure) and answer.code in (LedgerUnavailable.code, ServerBusy.code):
+            return False  # the database is away
         tokens.require_exact(request.group, answer)
         self.exact += 1
         return True
@@ -136,17 +145,18 @@ class Traffic:
 
 
 class Servers:
-    """One server after the other on the same port and ledger."""
+    """One server after the other on the same port and ledger, which other servers may share."""
 
-    def __init__(self, context: ForkServerContext, folder: Path) -> None:
+    def __init__(self, context: ForkServerContext, place: Place, witness: Path) -> None:
         self._context = context
-        self._folder = folder
+        self._place, self._witness = place, witness
         self.port = _free_port()
         self.process = self._start()
 
     def _start(self) -> ForkServerProcess:
+        password = os.environ.get(PASSWORD, "")
         process = self._context.Process(
-            target=serve_until_killed, args=(self._folder / "state", self._folder / "witness", self.port), daemon=True
+            target=serve_until_killed, args=(str(self._place), self._witness, self.port, password), daemon=True
         )
         process.start()
         return process

@@ -1,5 +1,6 @@
 """Going on from a backup keeps what was paid for, and no server does it by itself."""
 
+import hashlib
 import shutil
 import sqlite3
 import stat
@@ -8,22 +9,27 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from confide.errors import ConfideError, LedgerCopied, LedgerCorrupted, LedgerInUse
+from confide.errors import ConfideError, LedgerCopied, LedgerCorrupted, LedgerInUse, LedgerUnavailable
 from confide.hybrid.server.ledger import Ledger
 from confide.hybrid.server.ledger import backup as module
+from confide.hybrid.server.ledger.address import DatabaseAddress, Place
 from confide.hybrid.server.ledger.backup import backup, restore
+from confide.hybrid.server.ledger.identity import file_identity
 from confide.hybrid.server.ledger.ledger import LEAST_LEASE
-from confide.hybrid.server.ledger.store import DATABASE, Store
+from confide.hybrid.server.ledger.opening import open_store
+from confide.hybrid.server.ledger.sqlite import DATABASE, SqliteStore, lock_folder
+from confide.hybrid.wire import licence_digest
 
-from .world import kill
+from .world import break_transactions, kill, outlast_the_dead
 
 
 class Served:
-    """A state folder with a licence that has used five tokens."""
+    """A ledger with a licence that has used five tokens."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Place) -> None:
         self.folder = folder
         self.ledger = Ledger(folder)
         self.licence, self.key = self.ledger.licences.create("reader", tokens=100)
@@ -48,7 +54,14 @@ def served(tmp_path: Path) -> Served:
     return Served(tmp_path / "state")
 
 
-def test_a_backup_is_made_while_the_server_goes_on(served: Served, tmp_path: Path) -> None:
+@pytest.fixture
+def anywhere(place: Place) -> Served:
+    """The same in either kind of database."""
+    return Served(place)
+
+
+def test_a_backup_is_made_while_the_server_goes_on(anywhere: Served, tmp_path: Path) -> None:
+    served = anywhere
     stop = threading.Event()
 
     def serve() -> None:
@@ -69,7 +82,7 @@ def test_a_backup_is_made_while_the_server_goes_on(served: Served, tmp_path: Pat
     for number in range(5):
         path = tmp_path / f"backup-{number}"
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
-        with closing(Store(path)) as store:
+        with closing(SqliteStore(path)) as store:
             store.verify()
             assert store.count("licences") == 1
     assert not list(tmp_path.glob(".backup*"))
@@ -94,7 +107,7 @@ def test_a_backup_replaces_nothing(served: Served, tmp_path: Path) -> None:
 
 def test_a_failed_backup_leaves_no_file(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "copy_to", Interruption(1))
+        patch.setattr(SqliteStore, "copy_to", Interruption(1))
         with pytest.raises(Interrupted):
             backup(served.folder, tmp_path / "backup")
     assert not (tmp_path / "backup").exists()
@@ -130,7 +143,137 @@ def test_restoring_keeps_licences_and_counts_what_was_leased(served: Served, tmp
     assert left == {"ledger.sqlite", "lock"}
 
 
-def test_nothing_is_restored_under_a_running_server(served: Served, tmp_path: Path) -> None:
+@pytest.mark.parametrize("to", ["sqlite", "postgres"])
+@pytest.mark.parametrize("of", ["sqlite", "postgres"])
+def test_a_backup_of_either_database_is_restored_in_either(
+    database: DatabaseAddress, tmp_path: Path, of: str, to: str
+) -> None:
+    """Which is also how a ledger moves from one to the other."""
+    served = Served(tmp_path / "state" if of == "sqlite" else database)
+    served.settle()
+    backup(served.folder, tmp_path / "backup")
+    served.spend(4)  # answered after the backup
+    served.ledger.close()
+    there: Place = tmp_path / "new" if to == "sqlite" else database
+    restored = restore(there, tmp_path / "backup")
+    assert (restored.licences, restored.tokens_used) == (1, 5 + LEAST_LEASE)
+    assert restored.known_until > 0
+    with closing(Ledger(there)) as ledger:
+        account = ledger.authenticate(served.key, bytes(32))
+        assert (account.used, account.lost, account.answered[0]) == (5 + LEAST_LEASE, LEAST_LEASE, 5)
+        assert account.licence == served.licence
+        ledger.charge(account, 0, 1, None)
+
+
+def test_a_database_is_gone_on_with_in_place(database: DatabaseAddress) -> None:
+    served = Served(database)
+    kill(served.ledger)
+    with pytest.raises(LedgerInUse, match="stop them all"):
+        restore(database)
+    outlast_the_dead(database)
+    assert restore(database).tokens_used == LEAST_LEASE
+    assert served.used() == LEAST_LEASE
+
+
+def test_a_database_that_is_a_copy_is_refused(database: DatabaseAddress) -> None:
+    Served(database).ledger.close()
+    with closing(open_store(database)) as store:
+        store.put("server", name="identity", value=b"7000000000000000000:5")
+    with pytest.raises(LedgerCopied, match="confide ledger restore"):
+        Ledger(database)
+    assert restore(database).tokens_used == 5
+    Ledger(database).close()
+
+
+def test_a_failed_restore_leaves_a_database_as_it_was(
+    database: DatabaseAddress, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = Served(database)
+    served.settle()
+    backup(database, tmp_path / "backup")
+    served.spend(4)
+    served.ledger.close()
+    with monkeypatch.context() as patch:
+        break_transactions(patch, "rolled back")
+        with pytest.raises(LedgerUnavailable):
+            restore(database, tmp_path / "backup")
+    assert served.used() == 9
+    (tmp_path / "damaged").write_bytes((tmp_path / "backup").read_bytes()[:-5000])
+    with pytest.raises(LedgerCorrupted, match="damaged"):
+        restore(database, tmp_path / "damaged")
+    assert served.used() == 9
+
+
+@pytest.mark.parametrize("lease", [0, 16])
+def test_a_ledger_of_the_schema_before_is_gone_on_with(tmp_path: Path, lease: int) -> None:
+    """As a server wrote it that had one owner of leases, and what was lost in their rows."""
+    folder = tmp_path / "state"
+    folder.mkdir()
+    key = of_schema_4(folder / DATABASE, lease)
+    backup(folder, tmp_path / "backup")  # which brings it up to date
+    for place in (folder, tmp_path / "restored"):
+        if place != folder:
+            restore(place, tmp_path / "backup")
+        with closing(Ledger(place)) as ledger:
+            account = ledger.authenticate(key, bytes(32))
+            assert (account.used, account.lost, dict(account.answered)) == (40 + lease, 7 + lease, {0: 33, 2: 30})
+            assert (account.licence.name, account.licence.disclosure) == ("reader", 1.0)
+            ledger.charge(account, 0, 1, None)
+    (tmp_path / "older").mkdir()
+    of_schema_4(tmp_path / "older.sqlite", lease)
+    before = (tmp_path / "older.sqlite").read_bytes()
+    assert restore(tmp_path / "older", tmp_path / "older.sqlite").tokens_used == 40 + lease
+    assert (tmp_path / "older.sqlite").read_bytes() == before
+
+
+def test_a_server_of_the_schema_before_is_not_left_without_its_tables(tmp_path: Path) -> None:
+    of_schema_4(tmp_path / DATABASE, 16)
+    with closing(lock_folder(tmp_path)), pytest.raises(LedgerInUse):
+        open_store(tmp_path)
+    with closing(sqlite3.connect(tmp_path / DATABASE)) as database:
+        assert database.execute("PRAGMA user_version").fetchone() == (4,)
+        database.execute("UPDATE leases SET tokens = 1")
+        database.commit()
+    with pytest.raises(LedgerCorrupted):
+        open_store(tmp_path)
+
+
+def of_schema_4(path: Path, lease: int) -> str:
+    """A ledger's file as it was then, with a licence of this key."""
+    key, licence = "confide-key", b"12345678"
+    tables = {
+        "server": (("name", "value"), 1, [("clock", b"1700000000.5"), ("identity", b"")]),
+        "licences": (
+            ("id", "key_hash", "name", "created", "expires", "tokens", "tokens_per_minute", "disclosure", "check_sets",
+             "revoked"),
+            1,
+            [(licence, licence_digest(key), "reader", 1700000000, None, 1000, None, 1, 1, None)],
+        ),
+        "usage": (("licence", "day", "tokens"), 2, [(licence, 20000, 33), (licence, 20001, 7)]),
+        "disclosed": (
+            ("licence", "model", "layer_group", "tokens"),
+            3,
+            [(licence, bytes(32), 0, 33), (licence, bytes(32), 2, 30)],
+        ),
+        "leases": (("licence", "model", "day", "tokens", "lost"), 2, [(licence, bytes(32), 20001, lease, 7)]),
+    }  # fmt: skip
+    with closing(sqlite3.connect(path)) as database, database:
+        for name, (columns, keys, rows) in tables.items():
+            key_columns = ", ".join(columns[:keys])
+            database.execute(
+                f"CREATE TABLE {name} ({', '.join(columns)}, sum NOT NULL, PRIMARY KEY ({key_columns})) WITHOUT ROWID"
+            )
+            for row in rows:
+                if row[0] == "identity":
+                    row = ("identity", file_identity(path))
+                digest = hashlib.blake2b(msgspec.msgpack.encode([name, list(row)]), digest_size=8).digest()
+                database.execute(f"INSERT INTO {name} VALUES ({'?, ' * len(row)}?)", (*row, digest))  # noqa: S608
+        database.execute("PRAGMA user_version = 4")
+    return key
+
+
+def test_nothing_is_restored_under_a_running_server(anywhere: Served, tmp_path: Path) -> None:
+    served = anywhere
     backup(served.folder, tmp_path / "backup")
     with pytest.raises(LedgerInUse):
         restore(served.folder, tmp_path / "backup")
@@ -223,9 +366,9 @@ def test_an_interrupted_restore_leaves_one_ledger_or_the_other(
     finished = False
     with monkeypatch.context() as patch:
         for owner, name in [
-            (Store, "verify"),
-            (Store, "copy_to"),
-            (Store, "clear"),
+            (SqliteStore, "verify"),
+            (module, "copy_file"),
+            (SqliteStore, "delete"),
             (Path, "unlink"),
             (module.os, "link"),
             (module.os, "replace"),

@@ -1,7 +1,9 @@
+import math
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -17,14 +19,18 @@ from confide.errors import (
     RateLimited,
 )
 from confide.hybrid.server.ledger import Ledger
+from confide.hybrid.server.ledger.address import Place
 from confide.hybrid.server.ledger.ledger import LEAST_LEASE, MOST_LEASE
-from confide.hybrid.server.ledger.licences import licence_book
-from confide.hybrid.server.ledger.store import DATABASE, Store
+from confide.hybrid.server.ledger.licences import Licence, LicenceBook, licence_book
+from confide.hybrid.server.ledger.opening import open_store
+from confide.hybrid.server.ledger.sqlite import DATABASE
+from confide.hybrid.server.ledger.store import Row, Store
 from confide.hybrid.server.ledger.usage import Account, licensed_tokens, share_disclosed
 from confide.packages.manifest import Group, Layer
 
-from .world import kill
+from .world import break_transactions, kill, outlast_the_dead, store_classes
 
+PutAll = Callable[[Store, str, Iterable[Row]], None]
 MODEL, OTHER = bytes(32), bytes([1]) * 32
 GROUP = Group("g", (Layer("l", 64),), 768, 15, 30, 768 * 8.0)
 
@@ -41,48 +47,70 @@ def charge(ledger: Ledger, account: Account, group: int = 0, count: int = 1) -> 
     return ledger.charge(account, group, count, GROUP)
 
 
-def on_disk(folder: Path, account: Account) -> tuple[int, int, dict[int, int]]:
+def on_disk(place: Place, account: Account) -> tuple[int, int, dict[int, int]]:
     """Leased and lost tokens, and those recorded of each group, as another process reads them."""
-    with closing(Store(folder / DATABASE)) as store:
-        lease = store.row("leases", licence=account.licence.id, model=account.model)
-        rows = store.rows("disclosed", licence=account.licence.id, model=account.model)
-    recorded = {row["layer_group"]: row["tokens"] for row in rows}
-    return (lease["tokens"], lease["lost"], recorded) if lease else (0, 0, recorded)
+    with closing(open_store(place)) as store:
+        return in_database(store, account)
+
+
+def in_database(store: Store, account: Account) -> tuple[int, int, dict[int, int]]:
+    """The same of an open one."""
+    with store.snapshot():
+        of_account = {"licence": account.licence.id, "model": account.model}
+        leased = sum(lease["tokens"] for lease in store.rows("leases", **of_account))
+        lost = sum(row["tokens"] for row in store.rows("lost", **of_account))
+        return leased, lost, {row["layer_group"]: row["tokens"] for row in store.rows("disclosed", **of_account)}
+
+
+def keep_charging(ledger: Ledger, account: Account) -> None:
+    """For a minute at most; in a lease that would last for longer."""
+    for group in range(600):
+        charge(ledger, account, group)
+        time.sleep(0.1)
+
+
+def billed(place: Place) -> dict[bytes, int]:
+    """Tokens by licence, as another process reads them."""
+    totals: Counter[bytes] = Counter()
+    with licence_book(place) as book:
+        for usage in book.usage():
+            totals[usage.licence] += usage.tokens
+    return dict(totals)
+
+
+def refuse(*_: object) -> list[Row]:
+    raise LedgerUnavailable("The cable was cut.")
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    with closing(Ledger(tmp_path)) as opened:
+def ledger(place: Place) -> Iterator[Ledger]:
+    with closing(Ledger(place)) as opened:
         yield opened
 
 
-def test_transactions_wait_for_the_disk(databases: list[sqlite3.Connection], ledger: Ledger) -> None:
-    (writing,) = databases
-    assert writing.execute("PRAGMA synchronous").fetchone()[0] == 2  # FULL, on the connection that writes
-
-
-def test_a_lease_is_durable_before_the_first_answer(ledger: Ledger, tmp_path: Path) -> None:
+def test_a_lease_is_durable_before_the_first_answer(ledger: Ledger, place: Place) -> None:
     account = licensed(ledger)
-    assert on_disk(tmp_path, account) == (0, 0, {})
+    assert on_disk(place, account) == (0, 0, {})
     charge(ledger, account)
-    assert on_disk(tmp_path, account) == (LEAST_LEASE, 0, {})
+    assert on_disk(place, account) == (LEAST_LEASE, 0, {})
 
 
-def test_at_every_moment_the_disk_covers_what_is_answered(ledger: Ledger, tmp_path: Path) -> None:
+def test_at_every_moment_the_disk_covers_what_is_answered(ledger: Ledger, place: Place) -> None:
     account = licensed(ledger)
-    for step in range(300):
-        group = step % 3
-        if charge(ledger, account, group, 1 + 7 * step % 20) and step % 2:
-            ledger.renew(account)
-        if step % 50 == 49:
-            ledger.checkpoint()
-        leased, lost, recorded = on_disk(tmp_path, account)
-        assert lost == 0
-        for answered_group, answered in account.answered.items():
-            assert answered <= recorded.get(answered_group, 0) + leased
+    with closing(open_store(place)) as store:
+        for step in range(300):
+            group = step % 3
+            if charge(ledger, account, group, 1 + 7 * step % 20) and step % 2:
+                ledger.renew(account)
+            if step % 50 == 49:
+                ledger.checkpoint()
+            leased, lost, recorded = in_database(store, account)
+            assert lost == 0
+            for answered_group, answered in account.answered.items():
+                assert answered <= recorded.get(answered_group, 0) + leased
 
 
-def test_the_disk_covers_what_is_answered_while_another_thread_writes(ledger: Ledger, tmp_path: Path) -> None:
+def test_the_disk_covers_what_is_answered_while_another_thread_writes(ledger: Ledger, place: Place) -> None:
     account = licensed(ledger)
     stop = threading.Event()
 
@@ -94,26 +122,29 @@ def test_the_disk_covers_what_is_answered_while_another_thread_writes(ledger: Le
     thread = threading.Thread(target=write)
     thread.start()
     try:
-        for step in range(300):
-            charge(ledger, account, step % 2, 5)
-            answered = dict(account.answered)
-            leased, _, recorded = on_disk(tmp_path, account)
-            assert all(tokens <= recorded.get(group, 0) + leased for group, tokens in answered.items())
+        with closing(open_store(place)) as store:
+            for step in range(300):
+                charge(ledger, account, step % 2, 5)
+                answered = dict(account.answered)
+                leased, _, recorded = in_database(store, account)
+                assert all(tokens <= recorded.get(group, 0) + leased for group, tokens in answered.items())
     finally:
         stop.set()
         thread.join()
 
 
-def test_a_request_within_the_lease_writes_nothing(ledger: Ledger, tmp_path: Path) -> None:
+def test_a_request_within_the_lease_asks_the_database_nothing(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     account = licensed(ledger)
     charge(ledger, account)
-    before = (tmp_path / f"{DATABASE}-wal").stat().st_mtime_ns, (tmp_path / f"{DATABASE}-wal").stat().st_size
+    monkeypatch.setattr("confide.hybrid.server.ledger.ledger.LICENCE_SECONDS", math.inf)
+    for store in store_classes():
+        monkeypatch.setattr(store, "query", refuse)
     for group in range(10):
+        assert ledger.ready(account, group, 1, GROUP)
         charge(ledger, account, group)
-    assert before == (
-        (tmp_path / f"{DATABASE}-wal").stat().st_mtime_ns,
-        (tmp_path / f"{DATABASE}-wal").stat().st_size,
-    )
+    with pytest.raises(LedgerUnavailable):
+        charge(ledger, account, count=LEAST_LEASE)
+    monkeypatch.undo()
 
 
 def test_it_is_time_to_renew_when_half_is_used(ledger: Ledger) -> None:
@@ -125,12 +156,12 @@ def test_it_is_time_to_renew_when_half_is_used(ledger: Ledger) -> None:
     assert not charge(ledger, account)
 
 
-def test_leases_grow_with_use_up_to_a_limit(ledger: Ledger, tmp_path: Path) -> None:
+def test_leases_grow_with_use_up_to_a_limit(ledger: Ledger, place: Place) -> None:
     account = licensed(ledger)
     sizes = []
     for _ in range(10):
         ledger.renew(account)
-        sizes.append(on_disk(tmp_path, account)[0])
+        sizes.append(on_disk(place, account)[0])
     assert sizes == [16, 32, 64, 128, 256, 256, 256, 256, 256, 256]
     assert max(sizes) == MOST_LEASE
 
@@ -146,47 +177,48 @@ def test_tokens_are_the_most_that_any_group_answered(ledger: Ledger) -> None:
     assert account.used == 7
 
 
-def test_a_clean_stop_gives_the_lease_back(tmp_path: Path) -> None:
-    with closing(Ledger(tmp_path)) as ledger:
+def test_a_clean_stop_gives_the_lease_back(place: Place) -> None:
+    with closing(Ledger(place)) as ledger:
         key = licence_key(ledger)
         account = ledger.authenticate(key, MODEL)
         charge(ledger, account, 0, 3)
         charge(ledger, account, 1, 2)
-    assert on_disk(tmp_path, account) == (0, 0, {0: 3, 1: 2})
-    with closing(Ledger(tmp_path)) as ledger:
+    assert on_disk(place, account) == (0, 0, {0: 3, 1: 2})
+    with closing(Ledger(place)) as ledger:
         again = ledger.authenticate(key, MODEL)
         assert (again.used, again.lost, dict(again.answered), again.peak) == (3, 0, {0: 3, 1: 2}, 3)
 
 
-def test_after_a_crash_the_lease_counts_as_answered_by_every_group(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path)
+def test_after_a_crash_the_lease_counts_as_answered_by_every_group(place: Place) -> None:
+    ledger = Ledger(place)
     key = licence_key(ledger)
     account = ledger.authenticate(key, MODEL)
     charge(ledger, account, 0, 3)
     kill(ledger)
+    outlast_the_dead(place)
     for _ in range(2):  # once, however often it starts again
-        with closing(Ledger(tmp_path)) as ledger:
+        with closing(Ledger(place)) as ledger:
             again = ledger.authenticate(key, MODEL)
             assert (again.used, again.lost) == (LEAST_LEASE, LEAST_LEASE)
             assert sum(usage.tokens for usage in ledger.licences.usage(account.licence)) == LEAST_LEASE
             assert again.share_disclosed(7, GROUP) == share_disclosed(GROUP, LEAST_LEASE)
 
 
-def test_an_idle_licence_has_no_lease_to_lose(ledger: Ledger, tmp_path: Path) -> None:
+def test_an_idle_licence_has_no_lease_to_lose(ledger: Ledger, place: Place) -> None:
     account = licensed(ledger)
     charge(ledger, account)
     ledger.checkpoint()
-    assert on_disk(tmp_path, account)[0] == LEAST_LEASE
+    assert on_disk(place, account)[0] == LEAST_LEASE
     ledger.checkpoint()
-    assert on_disk(tmp_path, account) == (0, 0, {0: 1})
+    assert on_disk(place, account) == (0, 0, {0: 1})
     charge(ledger, account)
-    assert on_disk(tmp_path, account)[0] == LEAST_LEASE
+    assert on_disk(place, account)[0] == LEAST_LEASE
 
 
-def test_a_lease_is_no_larger_than_what_the_licence_has_left(ledger: Ledger, tmp_path: Path) -> None:
+def test_a_lease_is_no_larger_than_what_the_licence_has_left(ledger: Ledger, place: Place) -> None:
     account = licensed(ledger, tokens=5)
     charge(ledger, account, 0, 2)
-    assert on_disk(tmp_path, account)[0] == 5
+    assert on_disk(place, account)[0] == 5
 
 
 def test_a_budget_is_kept_to_the_token(ledger: Ledger) -> None:
@@ -227,13 +259,14 @@ def test_few_valued_weights_are_solved_sooner() -> None:
     assert share_disclosed(ternary, 13, 0) > 1
 
 
-def test_what_a_crash_lost_counts_as_disclosed(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path)
+def test_what_a_crash_lost_counts_as_disclosed(place: Place) -> None:
+    ledger = Ledger(place)
     key = licence_key(ledger, disclosure=0.5)
     account = ledger.authenticate(key, MODEL)
     charge(ledger, account)
     kill(ledger)
-    with closing(Ledger(tmp_path)) as ledger:
+    outlast_the_dead(place)
+    with closing(Ledger(place)) as ledger:
         again = ledger.authenticate(key, MODEL)
         left = licensed_tokens(0.5, GROUP) - LEAST_LEASE
         with pytest.raises(DisclosureLimit):
@@ -250,14 +283,46 @@ def test_a_rate_is_kept(ledger: Ledger) -> None:
         charge(ledger, account, group, 10)  # the same tokens
 
 
-def test_a_running_server_notices_what_others_change(
-    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("confide.hybrid.server.ledger.ledger.LICENCE_SECONDS", -1.0)
+def test_a_running_server_notices_what_others_change(ledger: Ledger, place: Place) -> None:
     account = licensed(ledger)
     charge(ledger, account)
-    with licence_book(tmp_path) as book:
+    with licence_book(place) as book:
         book.change(book.find("Example Ltd"), revoked=int(time.time()))
+    with pytest.raises(LicenceRefused, match="revoked"):
+        keep_charging(ledger, account)
+
+
+def test_no_licence_is_believed_that_was_read_more_than_a_second_ago(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account = licensed(ledger)
+    charge(ledger, account)
+    for store in store_classes():
+        monkeypatch.setattr(store, "query", refuse)
+    with pytest.raises(LedgerUnavailable):
+        keep_charging(ledger, account)
+    with pytest.raises(LedgerUnavailable):
+        ledger.require_key(account, account.licence.key_hash)
+    monkeypatch.undo()
+    charge(ledger, account)
+
+
+def test_a_licence_is_read_again_where_it_was_changed_while_a_client_was_greeted(
+    ledger: Ledger, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The row was read before the change; that it is older than what is known of must not be forgotten."""
+    key = licence_key(ledger)
+    of_key = LicenceBook.of_key
+
+    def slowly(book: LicenceBook, given: str) -> Licence | None:
+        found = of_key(book, given)
+        with licence_book(place) as other:
+            other.change(other.find("Example Ltd"), revoked=int(time.time()))
+        return found
+
+    monkeypatch.setattr(LicenceBook, "of_key", slowly)
+    account = ledger.authenticate(key, MODEL)
+    ledger.refresh()
     with pytest.raises(LicenceRefused, match="revoked"):
         charge(ledger, account)
 
@@ -271,41 +336,90 @@ def test_an_expired_licence_answers_nothing(ledger: Ledger, expires: int) -> Non
         ledger.authenticate(key + "x", MODEL)
 
 
+@pytest.mark.parametrize("moment", ["before", "rolled back", "committed"])
 def test_where_no_lease_can_be_written_nothing_is_counted(
-    databases: list[sqlite3.Connection], ledger: Ledger, tmp_path: Path
+    ledger: Ledger, place: Place, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     account = licensed(ledger)
-    databases[0].execute("PRAGMA busy_timeout=0")
-    with closing(sqlite3.connect(tmp_path / DATABASE, isolation_level=None)) as other:
-        other.execute("BEGIN IMMEDIATE")
+    with monkeypatch.context() as patch:
+        break_transactions(patch, moment)
         with pytest.raises(LedgerUnavailable):
             charge(ledger, account)
-        assert (account.used, account.answered) == (0, {})
-        other.execute("ROLLBACK")
+    assert (account.used, account.answered) == (0, {})
     charge(ledger, account)
-    assert on_disk(tmp_path, account) == (LEAST_LEASE * 2, 0, {})
+    assert on_disk(place, account) == (LEAST_LEASE * (1 if moment == "before" else 2), 0, {})
 
 
-def test_a_failed_renewal_leaves_nothing_to_answer_from(
-    databases: list[sqlite3.Connection], ledger: Ledger, tmp_path: Path
+@pytest.mark.parametrize("moment", ["rolled back", "committed"])
+def test_a_write_of_which_nobody_knows_leaves_nothing_to_answer_from_and_is_counted_once(
+    ledger: Ledger, place: Place, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     """It may have been written all the same, and the lease on the disk be smaller than the one before."""
-    account = licensed(ledger)
-    charge(ledger, account)
-    databases[0].execute("PRAGMA busy_timeout=0")
-    with closing(sqlite3.connect(tmp_path / DATABASE, isolation_level=None)) as other:
-        other.execute("BEGIN IMMEDIATE")
-        with pytest.raises(LedgerUnavailable):
-            ledger.checkpoint()
+    account = licensed(ledger, tokens=100)
+    other = ledger.authenticate(ledger.licences.create("Other Ltd", disclosure=None)[1], MODEL)
+    charge(ledger, other, 0, 2)
+    charge(ledger, account, 0, 5)
+    charge(ledger, account, 1, 3)
+    with monkeypatch.context() as patch:
+        break_transactions(patch, moment)
+        for _ in range(2):
+            with pytest.raises(LedgerUnavailable):
+                ledger.checkpoint()
+        assert not ledger.ready(account, 0, 1, GROUP)
         with pytest.raises(LedgerUnavailable):
             charge(ledger, account)
-        other.execute("ROLLBACK")
-    charge(ledger, account)
-    assert on_disk(tmp_path, account)[2] == {0: 1}
+    assert (account.used, other.used) == (5, 2)
+    charge(ledger, account, 2, 1)
+    assert on_disk(place, account)[2] == {0: 5, 1: 3}
+    assert (account.used, dict(account.answered)) == (5, {0: 5, 1: 3, 2: 1})
+    assert billed(place) == {account.licence.id: 5} | ({other.licence.id: 2} if moment == "committed" else {})
+    ledger.close()
+    assert on_disk(place, account) == (0, 0, {0: 5, 1: 3, 2: 1})
+    assert on_disk(place, other) == (0, 0, {0: 2})
+    assert billed(place) == {account.licence.id: 5, other.licence.id: 2}
 
 
-def test_one_server_at_a_time(ledger: Ledger, tmp_path: Path) -> None:
-    with pytest.raises(LedgerInUse):
+def test_a_lease_that_is_being_written_counts_as_the_present_one_does(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Either may be what a crash leaves: here the next one is smaller, because the budget nears its end."""
+    account = licensed(ledger, tokens=LEAST_LEASE + 4)
+    for _ in range(10):
+        charge(ledger, account)
+    ready: list[bool] = []
+    for store in store_classes():
+        put_all = store.put_all
+
+        def watched(self: Store, table: str, rows: Iterable[Row], put_all: PutAll = put_all) -> None:
+            if table == "leases":  # of 10 tokens, where the present one has 6 left
+                (row,) = rows
+                ready.extend(ledger.ready(account, 0, count, None) for count in (6, 7, row["tokens"] + 1))
+                other = account.answered[1]
+                ready.append(ledger.ready(account, 1, row["tokens"], None))
+                ready.append(ledger.ready(account, 1, row["tokens"] + 1, None))
+                assert other == 0
+                rows = [row]
+            put_all(self, table, rows)
+
+        monkeypatch.setattr(store, "put_all", watched)
+    ledger.renew(account)
+    assert ready == [True, False, False, True, False]
+
+
+def test_a_file_that_another_process_holds_is_unavailable(databases: list[sqlite3.Connection], tmp_path: Path) -> None:
+    with closing(Ledger(tmp_path)) as ledger:
+        account = licensed(ledger)
+        databases[0].execute("PRAGMA busy_timeout=0")
+        with closing(sqlite3.connect(tmp_path / DATABASE, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(LedgerUnavailable, match="Nothing was answered"):
+                charge(ledger, account)
+            other.execute("ROLLBACK")
+        charge(ledger, account)
+
+
+def test_a_folder_has_one_server_at_a_time(tmp_path: Path) -> None:
+    with closing(Ledger(tmp_path)), pytest.raises(LedgerInUse):
         Ledger(tmp_path)
 
 
@@ -317,8 +431,8 @@ def test_a_copy_is_refused(tmp_path: Path) -> None:
         Ledger(tmp_path / "two")
 
 
-def test_disclosure_is_each_models_own_and_the_budget_is_one(tmp_path: Path) -> None:
-    with closing(Ledger(tmp_path)) as ledger:
+def test_disclosure_is_each_models_own_and_the_budget_is_one(place: Place) -> None:
+    with closing(Ledger(place)) as ledger:
         key = ledger.licences.create("Example Ltd", tokens=10, disclosure=None)[1]
         one, other = ledger.authenticate(key, MODEL), ledger.authenticate(key, OTHER)
         charge(ledger, one, count=6)
@@ -331,7 +445,7 @@ def test_disclosure_is_each_models_own_and_the_budget_is_one(tmp_path: Path) -> 
         )
         with pytest.raises(BudgetExhausted):
             charge(ledger, other, count=2)
-    with closing(Ledger(tmp_path)) as ledger:
+    with closing(Ledger(place)) as ledger:
         one, other = ledger.authenticate(key, MODEL), ledger.authenticate(key, OTHER)
         assert (one.used, dict(one.answered), dict(other.answered)) == (9, {0: 6}, {0: 3})
 
@@ -346,22 +460,23 @@ def test_a_licence_ends_at_a_model_and_not_at_another(ledger: Ledger) -> None:
     charge(ledger, other, count=most)
 
 
-def test_what_a_crash_lost_is_the_models_that_was_answering(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path)
+def test_what_a_crash_lost_is_the_models_that_was_answering(place: Place) -> None:
+    ledger = Ledger(place)
     key = ledger.licences.create("Example Ltd", disclosure=None)[1]
     charge(ledger, ledger.authenticate(key, MODEL))
     kill(ledger)
-    with closing(Ledger(tmp_path)) as again:
+    outlast_the_dead(place)
+    with closing(Ledger(place)) as again:
         one, other = again.authenticate(key, MODEL), again.authenticate(key, OTHER)
         assert (one.used, one.lost, other.lost) == (LEAST_LEASE, LEAST_LEASE, 0)
 
 
-def test_another_key_keeps_what_was_counted(ledger: Ledger, tmp_path: Path) -> None:
+def test_another_key_keeps_what_was_counted(ledger: Ledger, place: Place) -> None:
     licence, old = ledger.licences.create("Example Ltd", tokens=10, disclosure=None)
     account = ledger.authenticate(old, MODEL)
     held = account.licence.key_hash
     charge(ledger, account, count=4)
-    with licence_book(tmp_path) as book:
+    with licence_book(place) as book:
         renewed, new = book.rekey(licence)
     assert (renewed.id, renewed.tokens, renewed.key_hash != held) == (licence.id, 10, True)
     with pytest.raises(LicenceRefused):

@@ -1,11 +1,13 @@
 """The server on the network, as clients find it."""
 
+import math
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -16,12 +18,15 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from confide.errors import (
     BudgetExhausted,
     ConnectionLost,
+    LedgerUnavailable,
     LicenceRefused,
+    MalformedMessage,
     ModelMismatch,
     ProtocolError,
     ServerBusy,
     ShellOutdated,
     VersionMismatch,
+    WrongShape,
 )
 from confide.hybrid import wire
 from confide.hybrid.client.connection import LayerConnection
@@ -31,6 +36,7 @@ from confide.hybrid.server.batch import Batcher
 from confide.hybrid.server.ledger import Ledger
 from confide.hybrid.server.ledger.ledger import LICENCE_SECONDS
 from confide.hybrid.server.ledger.licences import licence_book
+from confide.hybrid.server.ledger.sqlite import DATABASE, SqliteStore
 from confide.hybrid.server.ledger.usage import licensed_tokens
 from confide.hybrid.server.limits import AheadAllowance, Cost, Limits
 from confide.hybrid.server.service import Admitted, LayerService
@@ -38,7 +44,7 @@ from confide.packages.manifest import Provenance
 from confide.packages.signing import Release, SignedManifest
 from confide.rlwe.parameters import Profile
 
-from .world import SHAPES, Client, Served, Tokens, hello, model, service, serving
+from .world import SHAPES, Client, Served, Tokens, break_transactions, hello, model, service, serving
 
 GROUPS = range(len(SHAPES))
 
@@ -300,6 +306,64 @@ def test_a_key_that_was_replaced_elsewhere_ends_within_a_second(tmp_path: Path) 
                 book.rekey(licence)
             time.sleep(LICENCE_SECONDS + 0.1)
             assert code_of(client.ask(Tokens(1).request(0))) == LicenceRefused.code
+
+
+def test_nobody_with_a_lease_waits_for_a_slow_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not for the first request of another licence, nor for a greeting; these are answered once it has spoken."""
+    monkeypatch.setattr("confide.hybrid.server.ledger.ledger.LICENCE_SECONDS", math.inf)
+    with serving(service(tmp_path, insecure_no_licences=False)) as served, ExitStack() as stack:
+        book = served.model.service.ledger.licences
+        keys = [book.create(name, disclosure=None)[1] for name in ("one", "two", "three")]
+        quick, slow = (stack.enter_context(Client(served.url, key)) for key in keys[:2])
+        tokens = [Tokens(1, seed=number) for number in range(7)]
+        tokens[0].require_exact(0, quick.ask(tokens[0].request(0)))
+        speak = threading.Event()
+        transaction, query = SqliteStore.transaction, SqliteStore.query
+
+        def slowly(work: Callable[..., Any]) -> Callable[..., Any]:
+            def wait(*arguments: Any) -> Any:
+                assert speak.wait(60)
+                return work(*arguments)
+
+            return wait
+
+        monkeypatch.setattr(SqliteStore, "transaction", slowly(transaction))
+        monkeypatch.setattr(SqliteStore, "query", slowly(query))
+        late = stack.enter_context(Client(served.url, keys[2], greet=False))
+        late.send(hello(keys[2]))
+        for group in (1, 2):
+            slow.send(tokens[1].request(group))
+        try:
+            for more in tokens[2:]:
+                more.require_exact(1, quick.ask(more.request(1)))
+        finally:
+            speak.set()
+        for group in (1, 2):
+            tokens[1].require_exact(group, slow.receive())
+        assert isinstance(late.receive(), wire.Welcome)
+
+
+def test_where_the_ledger_cannot_be_asked_the_client_hears_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(service(tmp_path, insecure_no_licences=False)) as served:
+        key = served.model.service.ledger.licences.create("Example Ltd", disclosure=None)[1]
+        with Client(served.url, key) as client:
+            with monkeypatch.context() as patch:
+                break_transactions(patch, "before")
+                assert code_of(client.ask(Tokens(1).request(0))) == LedgerUnavailable.code
+            tokens = Tokens(1)
+            tokens.require_exact(0, client.ask(tokens.request(0)))  # on the same connection
+        account = served.model.service.ledger.authenticate(key, served.model.service.model_digest)
+        assert account.used == 1
+
+
+def test_a_request_that_is_none_leases_nothing(tmp_path: Path) -> None:
+    with serving(service(tmp_path)) as served, Client(served.url) as client:
+        request = Tokens(1).request(0)
+        false = wire.Online(0, 0, 0, 1 << 20, request.planes, request.p0)
+        assert code_of(client.ask(false)) in (WrongShape.code, MalformedMessage.code)
+        served.model.service.ledger.checkpoint()
+        with closing(SqliteStore(tmp_path / DATABASE)) as store:
+            assert store.rows("leases") == []
 
 
 def test_a_welcome_says_what_the_licence_allows(tmp_path: Path) -> None:

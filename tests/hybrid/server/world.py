@@ -5,20 +5,25 @@ import queue
 import ssl
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
-from unittest import mock
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from websockets.sync.client import connect
 
+from confide.errors import LedgerUnavailable
 from confide.hybrid import wire
 from confide.hybrid.server.ledger import Ledger
+from confide.hybrid.server.ledger.address import Place
+from confide.hybrid.server.ledger.ledger import OWNER_SECONDS, end_owners
+from confide.hybrid.server.ledger.opening import open_store
+from confide.hybrid.server.ledger.sqlite import SqliteStore
+from confide.hybrid.server.ledger.store import Store
 from confide.hybrid.server.limits import Limits
 from confide.hybrid.server.server import HostedModel, LayerServer
 from confide.hybrid.server.service import LayerService, Observer
@@ -74,7 +79,7 @@ def model(profile: Profile = Profile.PRIVATE_WEIGHTS) -> Model:
 
 
 def service(
-    state: Path,
+    state: Place,
     observer: Observer | None = None,
     profile: Profile = Profile.PRIVATE_WEIGHTS,
     *,
@@ -84,10 +89,48 @@ def service(
     return LayerService(made.signed, made.stored, Ledger(state), observer, insecure_no_licences=insecure_no_licences)
 
 
+def store_classes() -> list[type[Store]]:
+    """The two kinds of database, as far as their libraries are installed."""
+    classes: list[type[Store]] = [SqliteStore]
+    with suppress(ImportError):
+        from confide.hybrid.server.ledger.postgres import PostgresStore
+
+        classes.append(PostgresStore)
+    return classes
+
+
+def break_transactions(patch: pytest.MonkeyPatch, moment: str) -> None:
+    """Have transactions fail: before they begin, before they are committed, or when they are and nobody hears of it."""
+    for store in store_classes():
+        patch.setattr(store, "transaction", _broken(store.transaction, moment))
+
+
+def _broken(transaction: Callable[..., AbstractContextManager[None]], moment: str) -> Callable[..., object]:
+    @contextmanager
+    def broken(store: Store, licences: object = None) -> Iterator[None]:
+        if moment != "before":
+            with transaction(store, licences):
+                yield
+                if moment == "rolled back":
+                    raise LedgerUnavailable("The cable was cut.")
+        raise LedgerUnavailable("The cable was cut.")
+
+    return broken
+
+
 def kill(ledger: Ledger) -> None:
     """What SIGKILL leaves: no row more is written, and the files are closed."""
-    with mock.patch.object(ledger, "checkpoint"):
+    with pytest.MonkeyPatch.context() as patch, suppress(LedgerUnavailable):
+        break_transactions(patch, "before")
         ledger.close()
+
+
+def outlast_the_dead(place: Place) -> None:
+    """Let so much time pass that servers are taken for dead which have not been heard of, and have another end them."""
+    with closing(open_store(place)) as store, store.transaction():
+        for owner in store.rows("owners"):
+            store.put("owners", **(owner | {"heard": owner["heard"] - 2 * OWNER_SECONDS}))
+        end_owners(store, store.now() - OWNER_SECONDS)
 
 
 # -- the network -------------------------------------------------------------------------------------------------

@@ -53,8 +53,12 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("qwen2", GROUPED),
     "qwen2-tied-linear": ("qwen2", GROUPED | {"tie_word_embeddings": True, "rope_parameters": LINEAR}),
     "qwen3": ("qwen3", GROUPED | {"head_dim": 32}),
+    "mistral": ("mistral", GROUPED | {"head_dim": 32}),
+    "gemma": ("gemma", GROUPED | {"head_dim": 32}),
     "gemma2": ("gemma2", GROUPED | GEMMA),
     "gemma3": ("gemma3_text", GROUPED | GEMMA | {"num_hidden_layers": 6, "rope_parameters": NEAR_AND_FAR}),
+    "phi": ("phi", SMALL | {"intermediate_size": 96}),
+    "phi-grouped-whole-linear": ("phi", GROUPED | {"rope_parameters": LINEAR | {"partial_rotary_factor": 1.0}}),
     "phi3": ("phi3", GROUPED),
     "neox": ("gpt_neox", SMALL | {"intermediate_size": 96}),
     "neox-serial": ("gpt_neox", SMALL | {"intermediate_size": 96, "use_parallel_residual": False}),
@@ -148,6 +152,7 @@ def compare(source: Source, entries: list[dict[str, Any]], lead: float) -> tuple
 QUICK = {
     ("qwen2", GgufType.BF16),
     *((case, GgufType.F16) for case in ("qwen2", "qwen3", "gemma2", "gemma3", "phi3", "neox", "falcon-40b", "mpt")),
+    *((case, GgufType.F16) for case in ("mistral", "gemma", "phi")),
 }
 CASES = [
     pytest.param(case, type, marks=() if (case, type) in QUICK else pytest.mark.slow)
@@ -227,6 +232,16 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2-sliding": ("qwen2", GROUPED | {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
     "qwen2-yarn": ("qwen2", GROUPED | {"rope_parameters": LINEAR | {"rope_type": "yarn"}}),
     "qwen3-bias": ("qwen3", GROUPED | {"attention_bias": True}),
+    "mistral-dynamic": ("mistral", GROUPED | {"rope_parameters": LINEAR | {"rope_type": "dynamic"}}),
+    "gemma-bias": ("gemma", GROUPED | {"attention_bias": True}),
+    "gemma-both-ways": ("gemma", GROUPED | {"use_bidirectional_attention": True}),
+    "gemma-head": ("gemma", GROUPED | {"tie_word_embeddings": False}),
+    "gemma2-both-ways": ("gemma2", GROUPED | GEMMA | {"use_bidirectional_attention": True}),
+    "gemma3-both-ways": ("gemma3_text", GROUPED | GEMMA | {"use_bidirectional_attention": True}),
+    "phi-norms": ("phi", GROUPED | {"qk_layernorm": True}),
+    "phi-tied": ("phi", GROUPED | {"tie_word_embeddings": True}),
+    "phi-relu": ("phi", GROUPED | {"hidden_act": "relu"}),
+    "phi-wide": ("phi", GROUPED | {"head_dim": 32}),
     "gemma2-scale": ("gemma2", GROUPED | GEMMA | {"query_pre_attn_scalar": 16}),
     "gemma2-windows": ("gemma2", GROUPED | GEMMA | {"layer_types": ["full_attention"] * 2}),
     "gemma2-no-cap": ("gemma2", GROUPED | GEMMA | {"final_logit_softcapping": None}),
@@ -268,8 +283,9 @@ def test_a_variant_that_llama_cpp_computes_otherwise_is_refused(case: str) -> No
         find_architecture(config).write_facts(GGUFWriter(None, family), config)
 
 
-def test_of_a_window_that_llama_cpp_does_not_keep_the_context_is_kept() -> None:
-    config = AutoConfig.for_model("phi3", **GROUPED, sliding_window=100)
+@pytest.mark.parametrize("family", ["phi3", "mistral"])
+def test_of_a_window_that_llama_cpp_does_not_keep_the_context_is_kept(family: str) -> None:
+    config = AutoConfig.for_model(family, **GROUPED, sliding_window=100)
     assert find_architecture(config).context(config) == 100
     config.sliding_window = None
     assert find_architecture(config).context(config) == 256
@@ -279,5 +295,5 @@ def test_of_a_window_that_llama_cpp_does_not_keep_the_context_is_kept() -> None:
 
 
 def test_a_family_that_is_not_known_is_refused_by_its_name() -> None:
-    with pytest.raises(ModelNotSupported, match=r"'gemma' cannot be written .* falcon and mpt"):
-        find_architecture(AutoConfig.for_model("gemma"))
+    with pytest.raises(ModelNotSupported, match=r"'olmo' cannot be written .* falcon and mpt"):
+        find_architecture(AutoConfig.for_model("olmo"))

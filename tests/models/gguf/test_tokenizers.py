@@ -80,6 +80,14 @@ def neox() -> Tokenizer:
     return tokenizer
 
 
+def phi2() -> Tokenizer:
+    """As Phi-1 and Phi-2 have it: GPT-2's, and runs of spaces and of tabs as tokens of their own."""
+    tokenizer = byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False))
+    runs = [" " * count for count in range(31, 1, -1)] + ["\t" * count for count in range(9, 1, -1)]
+    tokenizer.add_tokens([AddedToken(run, normalized=True) for run in runs])
+    return tokenizer
+
+
 def falcon() -> Tokenizer:
     return byte_level(
         pre_tokenizers.Sequence(
@@ -142,6 +150,7 @@ KINDS = {
     "phi-4": Kind(lambda: byte_level(split(LLAMA_3))),
     "qwen2": Kind(lambda: byte_level(split(LLAMA_3.replace("{1,3}", "")), nfc=True)),
     "neox-mpt": Kind(neox, own="GPTNeoXTokenizer"),
+    "phi-2": Kind(phi2, own="CodeGenTokenizer"),
     "falcon": Kind(falcon),
     "gemma": Kind(gemma, "<start_of_turn>", "GemmaTokenizer"),
     "gemma-equal-scores": Kind(lambda: merged(gemma(), by_length), "<start_of_turn>"),

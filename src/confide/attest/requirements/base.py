@@ -17,12 +17,12 @@ from confide.attest.statement import Statement
 from confide.errors import InvalidPolicy
 
 if TYPE_CHECKING:
+    from confide.attest.certificates import AnyCertificate
     from confide.attest.requirements.composition import AnyRequirement
     from confide.attest.result import AttestationResult
-    from confide.attest.scores import ScoreCertificate
 
-Witness = Callable[["ScoreCertificate", tuple["AnyRequirement", ...]], "AttestationResult"]
-"""Whoever appraises the subject: the verdict on a score certificate's evidence, for the time when that was made."""
+Witness = Callable[["AnyCertificate", tuple["AnyRequirement", ...]], tuple["AttestationResult", ...]]
+"""Whoever appraises the subject: the verdicts on a certificate's evidence, for the time when that was made."""
 
 _HEX: Final = re.compile(r"(?:[0-9a-f]{2})+")
 ABSENT: Final = "absent"
@@ -35,8 +35,9 @@ _UNITS: Final = {"d": "days", "h": "hours", "m": "minutes"}
 class Subject:
     """What is appraised: verified claims, at a time, with what the workload says of itself if it said anything.
 
-    provenance: of the collateral that the claims were verified with. release, scores: the documents of these names, see
-    the modules so called, not yet believed. witness: who appraises what certificates hold; without, none counts.
+    provenance: of the collateral that the claims were verified with. release, scores, training: the documents of these
+    names, see the modules so called, not yet believed. witness: who appraises what certificates hold; without, none
+    counts.
     """
 
     claims: Claims
@@ -45,6 +46,7 @@ class Subject:
     provenance: Provenance = OWN
     release: bytes | None = None
     scores: bytes | None = None
+    training: bytes | None = None
     witness: Witness | None = None
 
     def of(self, *families: Family) -> tuple[Claims, ...]:

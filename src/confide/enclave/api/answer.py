@@ -1,14 +1,16 @@
 """An answer in the making, under the limits: from a prompt to pieces of text."""
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
+from confide.channel.encryption import CACHE_SALT
 from confide.enclave.api.calls import CallPlan, whole_calls
 from confide.enclave.api.limits import Limits
 from confide.enclave.api.metrics import Metrics
@@ -21,6 +23,7 @@ from confide.enclave.self_test import SelfTest
 from confide.errors import EngineError, PromptRefused, PromptTooLong, RequestRefused
 
 _Result = TypeVar("_Result")
+_SALT: Final = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -168,7 +171,8 @@ async def begin(
     plan, wanted = planned(serving.engine.facts, fields, wanted)
     prompt = await while_connected(request, plan.read(serving.engine, asked))
     prompt_tokens = len(prompt.tokens)
-    sampling = replace(_sampling(serving, prompt_tokens, fields, wanted), markers=plan.style.markers)
+    sampling = _sampling(serving, prompt_tokens, fields, wanted)
+    sampling = replace(sampling, markers=plan.style.markers, salt=_salt(request))
     parts = _parts(serving, prompt, sampling, wanted.candidates, plan)
     try:
         first = await while_connected(request, anext(parts))
@@ -240,6 +244,16 @@ async def _parts(
             async for piece in pieces:
                 for part in [piece] if reader is None else reader.with_calls(piece):
                     yield index, part
+
+
+def _salt(request: Request) -> bytes | None:
+    """Of the request, where it has one. RequestRefused for another one than clients make: it must be hard to guess."""
+    given = request.headers.getlist(CACHE_SALT)
+    if not given:
+        return None
+    if len(given) > 1 or not _SALT.fullmatch(given[0]):
+        raise RequestRefused(f"`{CACHE_SALT}` is not 32 random bytes in hexadecimal; send such a one, or none.")
+    return bytes.fromhex(given[0])
 
 
 def _require_able(facts: EngineFacts, fields: SamplingFields, wanted: Wanted) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Final, Literal, Protocol
 
 from confide.enclave.engines.forms import Form
@@ -13,6 +14,14 @@ PARALLEL: Final = 16
 """Requests that are computed at once, where each takes memory of its own."""
 
 
+class Dtype(StrEnum):
+    """What a model of safetensors is computed in. int8: its linear layers in integers, see `models.integers`."""
+
+    F32 = "f32"
+    BF16 = "bf16"
+    INT8 = "int8"
+
+
 @dataclass(frozen=True)
 class EngineFacts:
     """What runs. model: its name in the API. quantization: such as f32 or q8_0. context: tokens at most.
@@ -20,6 +29,7 @@ class EngineFacts:
     version: of the engine and what it computes with. dtype: what is computed in. template: the chat template in use.
     adapters: their names. settings: what else changes answers. parallel: requests computed at once; more have to wait.
     cannot: fields of the API that this engine has no means for; whoever asks for one is refused by its name.
+    rounded: whether weights were rounded when they were loaded, so that their digest is not that of the sealed model.
     """
 
     model: str
@@ -33,6 +43,7 @@ class EngineFacts:
     settings: Mapping[str, str] = field(default_factory=dict)
     parallel: int = PARALLEL
     cannot: frozenset[str] = frozenset()
+    rounded: bool = False
 
 
 @dataclass(frozen=True)
@@ -41,12 +52,14 @@ class EngineSettings:
 
     name: the model's in the API. context: tokens of one request at most, and no more than the model was made for.
     parallel: requests that are computed at once, where each takes memory of its own. threads: of the processor.
+    dtype: of a model of safetensors; the types of a GGUF file are its own.
     """
 
     name: str | None = None
     context: int | None = None
     parallel: int = PARALLEL
     threads: int | None = None
+    dtype: Dtype | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +71,8 @@ class Sampling:
     come before the temperature, then top_k, top_p, and min_p, the least share of the most probable one's probability.
     logprobs: how many of the most probable tokens are told beside each one chosen; None for no probabilities at all.
     form: what the whole answer must be like, for engines whose facts do not say that they cannot. markers: special
-    tokens of these names are given as text.
+    tokens of these names are given as text. salt: a secret of whoever asks, under which an engine may keep what it has
+    read of the prompt and find it again; without, it does neither.
     """
 
     max_tokens: int
@@ -74,6 +88,7 @@ class Sampling:
     logprobs: int | None = None
     form: Form | None = None
     markers: tuple[str, ...] = ()
+    salt: bytes | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.temperature < SMALLEST_TEMPERATURE:

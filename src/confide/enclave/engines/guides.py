@@ -9,15 +9,16 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import torch
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
-from torch import Tensor
 
 from confide.enclave.engines.forms import Form
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 COMPILE_SECONDS: Final = 0.25
 """Of the processor's time, in which a schema compiles or is refused: llama.cpp stands still while it does the same."""
@@ -91,8 +92,10 @@ class Guide:
         self._vocabulary = vocabulary
         self._mask = allocate_token_bitmask(1, tokenizer.vocab_size)
 
-    def __call__(self, logits: Tensor) -> Tensor:
+    def __call__(self, logits: "Tensor") -> "Tensor":
         """logits: float32 of shape [vocabulary]; -inf for what may not. RequestRefused for a form that is too much."""
+        import torch  # whoever has logits has it; an image for llama.cpp does not
+
         self._compute()
         allowed = np.unpackbits(self._mask[0].view(np.uint8), bitorder="little")[: len(logits)]
         if not allowed.any():  # the model has no token for what must come

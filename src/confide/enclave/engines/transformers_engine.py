@@ -1,24 +1,28 @@
 """Any stock causal language model of transformers, on one thread that gives each request a token in its turn.
 
 Each request has its own KV cache and its own random numbers, and is never computed together with another. So a seed
-gives the same answer whatever else runs at the time.
+gives the same answer whatever else runs at the time, and whatever of the prompt was read before: see `prefixes`.
 """
 
+import asyncio
 import inspect
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
+from dataclasses import replace
 from typing import Final, cast
 
 import torch
 import transformers
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from confide.enclave.engines.answer_text import AnswerText, TokenBytes
 from confide.enclave.engines.choosing import Chooser, Likely
-from confide.enclave.engines.engine import EngineFacts, Piece, Prompt, Sampling
+from confide.enclave.engines.engine import Dtype, EngineFacts, Piece, Prompt, Sampling
 from confide.enclave.engines.guides import Guide, Guides
 from confide.enclave.engines.held import Buffer, digest_of
+from confide.enclave.engines.memory import available_bytes
+from confide.enclave.engines.prefixes import Names, Prefixes
 from confide.enclave.engines.prompts import Prompted, Prompts
 from confide.enclave.engines.turns import Turns
 from confide.errors import EngineError, EngineFault
@@ -27,29 +31,44 @@ from confide.models.ends import end_tokens
 
 PREFILL: Final = 256
 """Tokens of a prompt that are read in one turn: short enough that other requests hardly notice a long one."""
+_KEPT_SHARE: Final = 8
+"""One part in so many of the memory that is there once the model is loaded, for what is kept of prompts."""
+LOOK_SECONDS: Final = 60.0
+"""How often it is looked whether anything of that has not been used for too long."""
 _DTYPES: Final = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
+"""By the names of `Dtype`, and float16 for models that others load; the rest has torch's names."""
 
 
 class TransformersEngine(Prompted):
     """The Engine of a loaded model in evaluation mode and its fast tokenizer.
 
     name: the model's in the API. context: tokens at most, and no more than the model's configuration says.
-    Raises EngineError where neither says it, and for a tokenizer that is not fast.
+    kept_bytes: of what was read of prompts; an eighth of the memory that is left without. adapters: the digests of
+    those in its weights.
+    Raises EngineError where nothing says how long a context is, and for a tokenizer that is not fast.
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, context: int | None = None
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        name: str,
+        context: int | None = None,
+        kept_bytes: int | None = None,
+        adapters: tuple[str, ...] = (),
     ) -> None:
         if not tokenizer.is_fast:
             raise EngineError(f"{name} has a tokenizer without a tokenizer.json; convert it to a fast one first.")
         prompts = Prompts(tokenizer, _context(model, name, context), by_text=False)
-        super().__init__(_facts(model, name, prompts), prompts)
+        super().__init__(_facts(model, name, prompts, adapters), prompts)
         self._model = model
         self._decoder = cast(PreTrainedTokenizerFast, tokenizer).backend_tokenizer
         self._bytes = TokenBytes(self._decoder)
         self._vocabulary = int(model.config.get_text_config().vocab_size)
         self._ends = frozenset(end_tokens(model, tokenizer))
         self._guides = Guides(self._bytes, self._vocabulary, self._bytes.specials, sorted(self._ends))
+        self._prefixes = Prefixes(available_bytes() // _KEPT_SHARE if kept_bytes is None else kept_bytes)
+        self._looking: asyncio.AbstractEventLoop | None = None
         self._turns = Turns("transformers engine")
 
     async def generate(self, prompt: str | Prompt, sampling: Sampling) -> AsyncGenerator[Piece, None]:
@@ -58,9 +77,13 @@ class TransformersEngine(Prompted):
         self._prompts.require_fit(len(tokens), sampling)
         self._prompts.require_known(sampling.logit_bias, self._vocabulary)
         guide = None if sampling.form is None else await self._guides.guide(sampling.form)
-        async with aclosing(self._turns.run(self._answer(tokens, sampling, guide))) as pieces:
-            async for piece in pieces:
-                yield piece or Piece("", 0)
+        try:
+            async with aclosing(self._turns.run(self._answer(tokens, sampling, guide))) as pieces:
+                async for piece in pieces:
+                    yield piece or Piece("", 0)
+        finally:
+            if sampling.salt is not None:
+                self._look_later()
 
     async def embed(self, texts: Sequence[str | Prompt]) -> list[list[float]]:
         """The mean over tokens of the last hidden state, scaled to Euclidean length 1."""
@@ -88,10 +111,24 @@ class TransformersEngine(Prompted):
             return [margin async for margin in margins if margin is not None]
 
     async def close(self) -> None:
-        """End what runs, and let go of the model."""
+        """End what runs, and let go of the model and of what was read."""
         self._guides.close()
         await self._turns.close()
+        self._prefixes.clear()
         del self._model
+
+    def _look_later(self) -> None:
+        """Have what is unused let go of in time, also where nobody asks any more."""
+        loop = asyncio.get_running_loop()
+        if self._looking is not loop:
+            self._looking = loop
+            loop.call_later(LOOK_SECONDS, self._look)
+
+    def _look(self) -> None:
+        self._looking = None
+        self._prefixes.expire()
+        if self._prefixes.size:
+            self._look_later()
 
     def _margins(self, prompt: list[int], tokens: int) -> Iterator[float | None]:
         """One step is one token, as in `_answer`; None for a part of the prompt."""
@@ -109,12 +146,23 @@ class TransformersEngine(Prompted):
 
     def _answer(self, prompt: list[int], sampling: Sampling, guide: Guide | None) -> Iterator[Piece | None]:
         """One step is one token of the answer, and None for a part of the prompt."""
+        names = Names.of(sampling.salt, prompt, PREFILL)
+        reading = _Reading(self._model, self._prefixes.take(names))
+        cached = reading.tokens
+        for start in range(cached, len(prompt), PREFILL):
+            reading.read(prompt[start : start + PREFILL])
+            self._prefixes.put(names, start // PREFILL, reading.cache)
+            yield None
+        for piece in self._pieces(reading, prompt, sampling, guide):
+            yield replace(piece, cached=cached)
+            cached = 0
+
+    def _pieces(
+        self, reading: "_Reading", prompt: list[int], sampling: Sampling, guide: Guide | None
+    ) -> Iterator[Piece]:
+        """What follows a prompt that is read, a piece for each token."""
         text = AnswerText(self._decoder, prompt, sampling.stop, sampling.markers)
         choose = Chooser(sampling, guide)
-        reading = _Reading(self._model)
-        for start in range(0, len(prompt), PREFILL):
-            reading.read(prompt[start : start + PREFILL])
-            yield None
         for left in reversed(range(sampling.max_tokens)):
             token = choose(reading.logits)
             if token in self._ends:
@@ -153,12 +201,14 @@ class TransformersEngine(Prompted):
 
 
 class _Reading:
-    """What a model has read of one request: its KV cache. logits: of the next token, shape [vocabulary], float32."""
+    """What a model has read of one request. logits: of the next token, shape [vocabulary], float32."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, cache: DynamicCache | None = None) -> None:
+        """cache: of what is read already, to go on with."""
         self.logits = torch.empty(0)
+        self.tokens = 0 if cache is None else cache.get_seq_length()
+        self.cache: object = cache
         self._model = model
-        self._cache: object = None
         # Logits of a prompt's other tokens would be a third of the work for a small model, and nobody looks at them.
         takes = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._only_last = {"logits_to_keep": 1} if takes else {}
@@ -167,8 +217,9 @@ class _Reading:
         """Read on."""
         with torch.inference_mode(), _explained():
             ids = torch.tensor([tokens], device=self._model.device)
-            output = self._model(input_ids=ids, past_key_values=self._cache, use_cache=True, **self._only_last)
-            self._cache = output.past_key_values
+            output = self._model(input_ids=ids, past_key_values=self.cache, use_cache=True, **self._only_last)
+            self.cache = output.past_key_values
+            self.tokens += len(tokens)
             self.logits = output.logits[0, -1].float().cpu()
         if not torch.stack(self.logits.aminmax()).isfinite().all():  # argmax would take a NaN for the best of tokens
             raise EngineFault(
@@ -176,9 +227,8 @@ class _Reading:
             )
 
 
-def _facts(model: PreTrainedModel, name: str, prompts: Prompts) -> EngineFacts:
-    dtype = _name(model.dtype)
-    adapters = tuple(sorted(getattr(model, "peft_config", None) or ()))
+def _facts(model: PreTrainedModel, name: str, prompts: Prompts, adapters: tuple[str, ...]) -> EngineFacts:
+    quantization, dtype = _name(_main_dtype(model)), _name(model.dtype)
     settings = {
         "attention": str(getattr(model.config, "_attn_implementation", None)),
         "cpu": torch.backends.cpu.get_cpu_capability(),
@@ -189,14 +239,23 @@ def _facts(model: PreTrainedModel, name: str, prompts: Prompts) -> EngineFacts:
     return EngineFacts(
         name,
         "transformers",
-        dtype,
+        quantization,
         prompts.context,
         version=f"{transformers.__version__}, torch {torch.__version__}",
         dtype=dtype,
         template=prompts.template,
         adapters=adapters,
         settings=settings,
+        rounded=quantization != Dtype.F32,
     )
+
+
+def _main_dtype(model: PreTrainedModel) -> torch.dtype:
+    """That of most weights; a tensor that has two names counts twice, as it does in products."""
+    weights: dict[torch.dtype, int] = {}
+    for tensor in model.state_dict().values():
+        weights[tensor.dtype] = weights.get(tensor.dtype, 0) + tensor.numel()
+    return max(weights, key=weights.__getitem__)
 
 
 def _name(dtype: torch.dtype) -> str:

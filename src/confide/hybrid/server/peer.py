@@ -5,7 +5,9 @@ import contextlib
 import logging
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from picows import WSCloseCode, WSFrame, WSListener, WSMsgType, WSTransport
@@ -70,6 +72,7 @@ class Peer(WSListener):
         self._parted = False
         self._heard_at = self._stuck_since = time.monotonic()
         self._key_hash = b""
+        self._errand: asyncio.Future[object] | None = None
         self._transport: WSTransport
         self._doorman: Doorman
 
@@ -175,26 +178,51 @@ class Peer(WSListener):
     # -- dealing with messages ---------------------------------------------------------------------------------
 
     def _deal_with(self, message: wire.FromClient) -> bool:
-        """Whether it was dealt with; not where it must wait for credit, or for the client to read its answers."""
+        """Whether it was dealt with; not where it waits for credit, for the ledger, or for answers to be read."""
         match message:
             case wire.Online():
                 return self._answer(message)
             case wire.Ahead():
-                self._work_ahead(message)
+                return self._work_ahead(message)
             case wire.Hello():
-                self._greet(message)
+                return self._greet(message)
+
+    def _asked_of_ledger(self, ask: Callable[[], object]) -> bool:
+        """Whether a thread has asked the ledger, whose database takes longer than the event loop may stand still.
+
+        Where it has not, it is begun, and the message is dealt with again once it is done. Raises what asking raised.
+        """
+        if self._errand is None:
+            loop = asyncio.get_running_loop()
+            self._errand = loop.run_in_executor(self._server.ledger_worker, ask)
+            self._errand.add_done_callback(self._end_errand)
+        if not self._errand.done():
+            return False
+        errand, self._errand = self._errand, None
+        errand.result()
         return True
+
+    def _end_errand(self, errand: asyncio.Future[object]) -> None:
+        if not errand.cancelled():
+            errand.exception()  # known, also where the client has gone and nobody asks for it
+        self.go_on()
 
     def _require_greeted(self) -> Licensee:
         if self.licensee is None:
             raise ProtocolError("The first message must be a greeting; connect with a Confide client.")
         return self.licensee
 
-    def _greet(self, message: wire.Hello) -> None:
+    def _greet(self, message: wire.Hello) -> bool:
         if self.licensee is not None:
             raise ProtocolError("A connection is greeted once; open another one for another licence.")
         server, limits = self._server, self._server.limits
-        account = self._account = self._model.service.authenticate(message)
+
+        def authenticate() -> None:
+            self._account = self._model.service.authenticate(message)
+
+        if not self._asked_of_ledger(authenticate):
+            return False
+        account = self._account
         self._key_hash = account.licence.key_hash
         licensee = server.licensee(account)
         if len(licensee.peers) >= limits.connections_per_licence:
@@ -210,15 +238,20 @@ class Peer(WSListener):
             )
         )
         self._log("greeted")
+        return True
 
-    def _work_ahead(self, message: wire.Ahead) -> None:
+    def _work_ahead(self, message: wire.Ahead) -> bool:
         """Take a block in, where the licence and the room allow it; else its requests will have to bring their p0."""
         self._require_greeted()
-        account = self._account
-        self._server.ledger.require_key(account, self._key_hash)
+        account, ledger = self._account, self._server.ledger
+        ready = self._errand is None and ledger.ready(account)
+        if not ready and not self._asked_of_ledger(ledger.refresh):
+            return False
+        ledger.require_key(account, self._key_hash)
         block = self._model.service.block(message)
         left = account.tokens_left
         self._blocks.add(message.block, block, work=left is None or block.tokens <= left)
+        return True
 
     def _may_work_ahead(self, tokens: int) -> bool:
         return self._model.allowance(self._account.licence.id).take(tokens)
@@ -231,11 +264,16 @@ class Peer(WSListener):
         account = self._account
         started = time.perf_counter()
         used = account.used
-        place = _Place()
+        place, block = _Place(), self._blocks.get(message.block)
         self._places.append(place)
         try:
+            ready = self._errand is None and model.service.ready(account, message)
+            prepare = partial(model.service.prepare, account, message, block, self._key_hash)
+            if not ready and not self._asked_of_ledger(prepare):
+                self._places.pop()
+                return False
             server.ledger.require_key(account, self._key_hash)
-            admitted = model.service.admit(account, message, self._blocks.get(message.block))
+            admitted = model.service.admit(account, message, block)
         except MalformedMessage:
             raise
         except ConfideError as error:  # the client may go on: nothing of its stream was lost

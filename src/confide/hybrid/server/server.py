@@ -25,6 +25,7 @@ from confide.hybrid import wire
 from confide.hybrid.server.ahead import PART_TOKENS, AheadMaker, Blocks, Room
 from confide.hybrid.server.batch import Batcher
 from confide.hybrid.server.ledger import Ledger
+from confide.hybrid.server.ledger.address import Place
 from confide.hybrid.server.ledger.usage import Account
 from confide.hybrid.server.limits import AheadAllowance, Limits
 from confide.hybrid.server.metrics import Metrics
@@ -42,6 +43,8 @@ DRAIN_SECONDS = 10.0
 _AHEAD_NICENESS = 10
 """Gives way to decoding, and still gets on where other programs keep the machine busy."""
 
+LEDGER_THREADS = 4
+"""That wait for the ledger's database, so that a new client's first word to it does not hold up a lease."""
 WORKER_THREADS = torch.get_num_threads()
 """Threads of the long products, as torch chose them for this machine."""
 
@@ -92,7 +95,7 @@ class LayerServer:
         # gets helpers of its own. Work ahead gives way to everything else.
         self.online_worker = ThreadPoolExecutor(1, "online", _prepare_worker, (0,))
         self.ahead_worker = ThreadPoolExecutor(1, "ahead", _prepare_worker, (_AHEAD_NICENESS,))
-        self._ledger_worker = ThreadPoolExecutor(1, "ledger")
+        self.ledger_worker = ThreadPoolExecutor(LEDGER_THREADS, "ledger")
         self.room = Room(self.limits.all_ahead_bytes)
         self.models = {name: HostedModel(service, self) for name, service in services.items()}
         self._paths = {f"/{name}{wire.PATH}": model for name, model in self.models.items()}
@@ -124,7 +127,7 @@ class LayerServer:
                 _log.error("A lease could not be renewed", exc_info=future.exception())
 
         loop = asyncio.get_running_loop()
-        loop.run_in_executor(self._ledger_worker, self.ledger.renew, account).add_done_callback(done)
+        loop.run_in_executor(self.ledger_worker, self.ledger.renew, account).add_done_callback(done)
 
     @contextlib.asynccontextmanager
     async def listening(
@@ -193,7 +196,7 @@ class LayerServer:
             if loop.time() >= settle_at:
                 settle_at = loop.time() + CHECKPOINT_SECONDS
                 try:
-                    await loop.run_in_executor(self._ledger_worker, self.ledger.checkpoint)
+                    await loop.run_in_executor(self.ledger_worker, self.ledger.checkpoint)
                 except Exception:  # noqa: BLE001 - serving goes on, and the next answer says what is wrong
                     _log.exception("The ledger could not be brought up to date")
 
@@ -210,7 +213,7 @@ class LayerServer:
         await asyncio.sleep(0)
 
     def _close(self) -> None:
-        for worker in (self.online_worker, self.ahead_worker, self._ledger_worker):
+        for worker in (self.online_worker, self.ahead_worker, self.ledger_worker):
             worker.shutdown(cancel_futures=True)
         self.ledger.close()
 
@@ -235,15 +238,15 @@ def _busy() -> WSUpgradeResponseWithListener:
 
 def load_services(
     packages: Mapping[str, Path],
-    state_folder: Path,
+    place: Place,
     recorder: Recorder | None = None,
     *,
     insecure_no_licences: bool = False,
 ) -> dict[str, LayerService]:
-    """Services for server packages by name, with one ledger in `state_folder`. Reads and checks every weight."""
+    """Services for server packages by name, with one ledger at `place`. Reads and checks every weight."""
     torch.set_num_threads(1)  # this thread will be the event loop's, and must not gather helpers: see LayerServer
     opened = {name: ServerPackage.open(folder) for name, folder in packages.items()}
-    ledger = Ledger(state_folder)
+    ledger = Ledger(place)
     return {
         name: LayerService(package.signed, package.load(), ledger, recorder, insecure_no_licences=insecure_no_licences)
         for name, package in opened.items()

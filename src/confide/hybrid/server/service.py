@@ -25,6 +25,7 @@ from confide.hybrid.server.ahead import Block, Keys
 from confide.hybrid.server.ledger import Ledger
 from confide.hybrid.server.ledger.usage import Account
 from confide.hybrid.server.limits import Cost
+from confide.packages.manifest import Group
 from confide.packages.server_package import StoredGroup
 from confide.packages.signing import Release, SignedManifest
 from confide.rlwe.online import Ahead, GroupMatrix
@@ -194,17 +195,35 @@ class LayerService:
         block: what the client has sent under the number that the message names. Raises what `Ledger.charge` does,
         UnknownGroup, WrongShape, and UnknownBlock where it takes the message's p0 and there is none.
         """
+        planes, keys = self._checked(message, block)
+        if self._observer:
+            self._observer(message)
+        group = self._disclosed_by(message)
+        lease_is_low = self.ledger.charge(account, message.group, message.count, group)
+        return Admitted(message.group, planes, keys, lease_is_low)
+
+    def ready(self, account: Account, message: wire.Online) -> bool:
+        """Whether `admit` needs no word from the ledger's database; always for a group that there is not."""
+        if message.group >= len(self._parameters):
+            return True
+        return self.ledger.ready(account, message.group, message.count, self._disclosed_by(message))
+
+    def prepare(self, account: Account, message: wire.Online, block: Block | None, key_hash: bytes) -> None:
+        """Have such a request `ready`, for another thread than the one that answers. Raises what `admit` does."""
+        self._checked(message, block)  # before anything is leased for it
+        self.ledger.require_key(account, key_hash)
+        self.ledger.prepare(account, message.group, message.count, self._disclosed_by(message))
+
+    def _disclosed_by(self, message: wire.Online) -> Group | None:
+        return self.manifest.groups[message.group] if self.private else None
+
+    def _checked(self, message: wire.Online, block: Block | None) -> tuple[NDArray[np.int8], list[Keys]]:
         parameters = self.parameters(message.group)
         if message.count * parameters.rows * 4 > wire.MAX_FRAME:
             raise WrongShape("The answer would be larger than a frame; ask for fewer tokens at a time.")
         wire.require_bytes(message.planes, parameters.planes * message.count * parameters.columns)
         planes = _int8(message.planes, parameters.planes, message.count, parameters.columns)
-        keys = self._keys(message, block)
-        if self._observer:
-            self._observer(message)
-        group = self.manifest.groups[message.group] if self.private else None
-        lease_is_low = self.ledger.charge(account, message.group, message.count, group)
-        return Admitted(message.group, planes, keys, lease_is_low)
+        return planes, self._keys(message, block)
 
     def _keys(self, message: wire.Online, block: Block | None) -> list[Keys]:
         if not self.private:

@@ -31,6 +31,10 @@ _GATED: Final[Numbers] = {
     GGUFWriter.add_head_count_kv: "num_key_value_heads",
     GGUFWriter.add_layer_norm_rms_eps: "rms_norm_eps",
 }
+_GEMMA: Final[Mapping[str, tuple[object, ...]]] = {
+    "attention_bias": (False,),
+    "use_bidirectional_attention": (None, False),
+}
 _GELU: Final = ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")
 """Of which llama.cpp takes the approximation by tanh for all; they differ by 0.0005 at most."""
 
@@ -235,6 +239,12 @@ def _convert_gemma(name: str, weight: Tensor, _: PreTrainedConfig) -> Tensor:
     return weight + 1 if name.endswith("norm.weight") else weight
 
 
+def _describe_phi(writer: GGUFWriter, config: PreTrainedConfig) -> None:
+    """Phi-1 to Phi-2, whose heads are as wide together as the hidden state: llama.cpp loads no others."""
+    _require(config, "head_dim", _head_dim(config), (config.hidden_size // config.num_attention_heads,))
+    _describe_rope(writer, config, config.rope_parameters)
+
+
 def _describe_neox(writer: GGUFWriter, config: PreTrainedConfig) -> None:
     _describe_rope(writer, config, config.rope_parameters)
     writer.add_parallel_residual(config.use_parallel_residual)
@@ -293,14 +303,30 @@ _ARCHITECTURES: Final = {
     "llama": Architecture(
         MODEL_ARCH.LLAMA, _GATED, {"hidden_act": ("silu",)}, _describe_llama, _convert_llama, _rope_frequencies
     ),
+    "mistral": Architecture(
+        MODEL_ARCH.LLAMA,
+        _GATED,
+        {"hidden_act": ("silu",)},
+        _describe_llama,
+        _convert_llama,
+        _rope_frequencies,
+        window="sliding_window",
+    ),
     "qwen2": Architecture(MODEL_ARCH.QWEN2, _GATED, {"hidden_act": ("silu",)}, _describe_qwen),
     "qwen3": Architecture(
         MODEL_ARCH.QWEN3, _GATED, {"hidden_act": ("silu",), "attention_bias": (False,)}, _describe_qwen
     ),
+    "gemma": Architecture(
+        MODEL_ARCH.GEMMA,
+        _GATED,
+        {**_GEMMA, "hidden_act": ("gelu_pytorch_tanh",), "tie_word_embeddings": (True,)},
+        _describe_heads,
+        _convert_gemma,
+    ),
     "gemma2": Architecture(
         MODEL_ARCH.GEMMA2,
         _GATED,
-        {"hidden_activation": ("gelu_pytorch_tanh",), "attention_bias": (False,), "tie_word_embeddings": (True,)},
+        {**_GEMMA, "hidden_activation": ("gelu_pytorch_tanh",), "tie_word_embeddings": (True,)},
         _describe_gemma2,
         _convert_gemma,
     ),
@@ -308,13 +334,24 @@ _ARCHITECTURES: Final = {
         MODEL_ARCH.GEMMA3,
         _GATED,
         {
+            **_GEMMA,
             "hidden_activation": ("gelu_pytorch_tanh",),
-            "attention_bias": (False,),
             "attn_logit_softcapping": (None,),
             "final_logit_softcapping": (None,),
         },
         _describe_gemma3,
         _convert_gemma,
+    ),
+    "phi": Architecture(
+        MODEL_ARCH.PHI2,
+        {
+            **_SHAPE,
+            GGUFWriter.add_feed_forward_length: "intermediate_size",
+            GGUFWriter.add_head_count_kv: "num_key_value_heads",
+            GGUFWriter.add_layer_norm_eps: "layer_norm_eps",
+        },
+        {"hidden_act": _GELU, "qk_layernorm": (False,), "tie_word_embeddings": (False,)},
+        _describe_phi,
     ),
     "phi3": Architecture(MODEL_ARCH.PHI3, _GATED, {"hidden_act": ("silu",)}, _describe_heads, window="sliding_window"),
     "gpt_neox": Architecture(

@@ -4,6 +4,8 @@ Code that a model brings along is never run.
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -20,6 +22,7 @@ from transformers import (
 from confide.errors import InvalidPackage
 from confide.models import source
 from confide.models.finite import require_finite
+from confide.models.sharing import empty_model
 from confide.packages.sealed.contents import CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_PARTS
 from confide.packages.sealed.manifest import WeightsFormat
 from confide.packages.sealed.memory import MemoryFolder
@@ -51,17 +54,31 @@ def load_model(
     return model
 
 
-def _stock_model(config: PreTrainedConfig, tensors: dict[str, Tensor], dtype: torch.dtype | str) -> PreTrainedModel:
+def load_empty(package: UnlockedPackage) -> PreTrainedModel:
+    """The stock model on the meta device, without weights. InvalidPackage as `load_model`."""
+    config = _config(package)
+    with _model_of(config):
+        return empty_model(config)
+
+
+@contextmanager
+def _model_of(config: PreTrainedConfig) -> Iterator[None]:
+    """transformers checks little, and raises what it stumbles over: InvalidPackage here."""
     try:
-        architecture = cast(type[PreTrainedModel], MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
-        loaded: Any = architecture.from_pretrained(
-            None, config=config, state_dict=tensors, dtype=dtype, output_loading_info=True
-        )
-    except Exception as error:  # transformers checks little, and raises what it stumbles over
+        yield
+    except Exception as error:
         raise InvalidPackage(
             f"transformers cannot make a model of this {config.model_type} ({type(error).__name__}); "
             "see that the plain model loads, and seal it again."
         ) from error
+
+
+def _stock_model(config: PreTrainedConfig, tensors: dict[str, Tensor], dtype: torch.dtype | str) -> PreTrainedModel:
+    with _model_of(config):
+        architecture = cast(type[PreTrainedModel], MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
+        loaded: Any = architecture.from_pretrained(
+            None, config=config, state_dict=tensors, dtype=dtype, output_loading_info=True
+        )
     model, report = cast(tuple[PreTrainedModel, dict[str, set[str]]], loaded)
     if missing := sorted(report["missing_keys"]):
         raise InvalidPackage(f"The weights {missing[0]} and {len(missing) - 1} more are missing; seal a whole model.")

@@ -9,16 +9,19 @@ from base64 import urlsafe_b64encode
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, Self
 
 import msgspec
 
 from confide.errors import ConfideError
-from confide.hybrid.server.ledger.store import DATABASE, Row, Store
+from confide.hybrid.server.ledger.address import Place
+from confide.hybrid.server.ledger.opening import open_store
+from confide.hybrid.server.ledger.store import Row, Store
 from confide.hybrid.wire import licence_digest
+from confide.printable import printable
 
 KEY_PREFIX: Final = "confide-"
+MAX_NAME: Final = 200
 SECONDS_PER_DAY: Final = 86_400
 DEFAULT_DISCLOSURE: Final = 0.5
 """Of what solves a layer: see `usage.share_disclosed`."""
@@ -57,7 +60,7 @@ class Licence(msgspec.Struct, frozen=True):
     @property
     def label(self) -> str:
         """The name people gave it and its id."""
-        return f"{self.name} ({self.id.hex()})"
+        return f"{printable(self.name)} ({self.id.hex()})"
 
     def state(self, now: float) -> str:
         """active, expired or revoked."""
@@ -92,6 +95,8 @@ class LicenceBook:
 
     def create(self, name: str, **limits: int | float | None) -> tuple[Licence, str]:
         """A new licence and its key, which cannot be had again. `limits` are fields of Licence."""
+        if len(name) > MAX_NAME:
+            raise ConfideError(f"A licence's name has {MAX_NAME} characters at most; give a shorter one.")
         key = _fresh_key()
         licence = Licence(os.urandom(8), licence_digest(key), name, int(time.time()), **limits)  # type: ignore[arg-type]
         with self._store.transaction():
@@ -141,25 +146,32 @@ class LicenceBook:
         where = {} if licence is None else {"licence": licence.id}
         return sorted((Usage(**row) for row in self._store.rows("usage", **where)), key=lambda usage: usage.day)
 
-    def disclosed(self, licence: Licence, model: bytes) -> dict[int, int]:
-        """Tokens answered for each layer group of a model of which any were, without those of `lost`."""
-        rows = self._store.rows("disclosed", licence=licence.id, model=model)
+    def disclosed(self, licence: bytes, model: bytes) -> dict[int, int]:
+        """Tokens answered to the licence with this id for each layer group of a model, without those of `lost`."""
+        rows = self._store.rows("disclosed", licence=licence, model=model)
         return {row["layer_group"]: row["tokens"] for row in rows}
 
-    def lost(self, licence: Licence, model: bytes) -> int:
+    def lost(self, licence: bytes, model: bytes) -> int:
         """Tokens of leases that ended in a crash: every layer group of the model may have answered them."""
-        row = self._store.row("leases", licence=licence.id, model=model)
-        return 0 if row is None else int(row["lost"])
+        row = self._store.row("lost", licence=licence, model=model)
+        return 0 if row is None else int(row["tokens"])
+
+    @property
+    def changes(self) -> int:
+        """How often any licence was made or changed."""
+        row = self._store.row("server", name="changes")
+        return 0 if row is None else int(row["value"])
 
     def _write(self, licence: Licence) -> None:
         self._store.put("licences", **msgspec.structs.asdict(licence))
+        self._store.put("server", name="changes", value=b"%d" % (self.changes + 1))
+        self._store.announce(licence.id)
 
 
 @contextmanager
-def licence_book(state: Path) -> Iterator[LicenceBook]:
-    """The licences of the layer server whose state folder this is; it may be running, or not have run yet."""
-    state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with closing(Store(state / DATABASE)) as store:
+def licence_book(state: Place) -> Iterator[LicenceBook]:
+    """The licences of the layer servers whose state folder or database this is, whether any runs or not."""
+    with closing(open_store(state)) as store:
         yield LicenceBook(store)
 
 

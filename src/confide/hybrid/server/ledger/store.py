@@ -1,120 +1,107 @@
-"""The ledger's database file: a few small tables, every row with a checksum of its own.
+"""What a ledger's database holds, whichever one it is: a few small tables, every row with a checksum of its own.
 
-SQLite finds damage to its structure; the checksums find damage to what it holds.
+The databases find damage to their structure; the checksums find damage to what they hold. What is read is bounded,
+for another machine's database is a peer.
 """
 
 import hashlib
-import sqlite3
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
 
-from confide.errors import LedgerCorrupted, LedgerUnavailable
+from confide.errors import LedgerCorrupted
 
-DATABASE: Final = "ledger.sqlite"
-SCHEMA: Final = 4
-"""As `PRAGMA user_version` says; 0 for a database without tables."""
-_FULL: Final = 2
+SCHEMA: Final = 5
+"""The version of the tables below."""
+MAX_VALUE_BYTES: Final = 4096
+"""Of a text or of bytes in a row."""
 
 Row = dict[str, Any]
 
-_KEYS: Final = {
-    "server": ("name",),
-    "licences": ("id",),
-    "usage": ("licence", "day"),
-    "disclosed": ("licence", "model", "layer_group"),
-    "leases": ("licence", "model"),
-}
-_COLUMNS: Final = {
-    "server": ("name", "value"),
-    "licences": (
-        "id",
-        "key_hash",
-        "name",
-        "created",
-        "expires",
-        "tokens",
-        "tokens_per_minute",
-        "disclosure",
-        "check_sets",
-        "revoked",
+
+@dataclass(frozen=True)
+class Table:
+    """columns: their types, as PostgreSQL names them, by their names. key: those that tell rows apart."""
+
+    columns: dict[str, str]
+    key: tuple[str, ...]
+
+
+TABLES: Final = {
+    # Facts by name: `identity`, of the database; `clock`, the last moment that is known; `changes`, of licences.
+    "server": Table({"name": "text", "value": "bytea"}, ("name",)),
+    "licences": Table(
+        {
+            "id": "bytea",
+            "key_hash": "bytea",
+            "name": "text",
+            "created": "bigint",
+            "expires": "bigint",
+            "tokens": "bigint",
+            "tokens_per_minute": "bigint",
+            "disclosure": "double precision",
+            "check_sets": "bigint",
+            "revoked": "bigint",
+        },
+        ("id",),
     ),
-    "usage": ("licence", "day", "tokens"),
-    "disclosed": ("licence", "model", "layer_group", "tokens"),
-    "leases": ("licence", "model", "day", "tokens", "lost"),
+    "usage": Table({"licence": "bytea", "day": "bigint", "tokens": "bigint"}, ("licence", "day")),
+    "disclosed": Table(
+        {"licence": "bytea", "model": "bytea", "layer_group": "bigint", "tokens": "bigint"},
+        ("licence", "model", "layer_group"),
+    ),
+    # Tokens of leases that their owners did not give back: every layer group may have answered them.
+    "lost": Table({"licence": "bytea", "model": "bytea", "tokens": "bigint"}, ("licence", "model")),
+    # The servers that hold leases. fence: how often each has written, -1 where another has ended it; heard: when it was
+    # heard of last, in seconds since 1970.
+    "owners": Table({"id": "bytea", "fence": "bigint", "heard": "double precision"}, ("id",)),
+    "leases": Table(
+        {"licence": "bytea", "model": "bytea", "owner": "bytea", "day": "bigint", "tokens": "bigint"},
+        ("licence", "model", "owner"),
+    ),
 }
 
 
-class Store:
-    """An open database. Safe to call from several threads; other processes may read, and write other tables.
+class Store(ABC):
+    """An open database. Safe to call from several threads and processes.
 
-    What a transaction wrote is on the disk when it ends. LedgerUnavailable for a database of another version.
+    place: what people call it; holds no secret. What a transaction wrote is on the disk when it ends. Everything
+    raises LedgerUnavailable where the database cannot be used, and LedgerCorrupted where a row is not what was
+    written.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.mutex = threading.RLock()
-        with self._reporting():
-            self._database = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-            self._database.row_factory = sqlite3.Row
-            self._database.execute("PRAGMA journal_mode=WAL")
-            self._database.execute("PRAGMA synchronous=FULL")
-        if not self.durable:
-            raise LedgerUnavailable(f"SQLite does not write {path} through to the disk; use another build of it.")
-        self._make_tables()
+    mark: str
+    """The place of a value in a statement."""
+    alone: bool = False
+    """Whether this process is the only one that may answer from the ledger, so that all other owners have ended."""
 
-    @property
-    def durable(self) -> bool:
-        """Whether a transaction waits for the disk, as the open connection itself says."""
-        with self._reporting():
-            return bool(self._database.execute("PRAGMA synchronous").fetchone()[0] >= _FULL)
+    def __init__(self, place: str) -> None:
+        self.place = place
+        self._woken = threading.Event()
 
-    def _make_tables(self) -> None:
-        with self._reporting():
-            if self._version() == SCHEMA:
-                return
-        with self.transaction():  # in one, because another process may be faster
-            if self._version() == SCHEMA:
-                return
-            if self._version() or self._database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                raise LedgerUnavailable(
-                    f"{self.path} was written by another version of Confide; use that one, or another state folder."
-                )
-            for table, columns in _COLUMNS.items():
-                self._database.execute(
-                    f"CREATE TABLE {table} "
-                    f"({', '.join(columns)}, sum NOT NULL, PRIMARY KEY ({', '.join(_KEYS[table])})) WITHOUT ROWID"
-                )
-            self._database.execute(f"PRAGMA user_version={SCHEMA}")
-
-    def _version(self) -> int:
-        return int(self._database.execute("PRAGMA user_version").fetchone()[0])
-
-    def verify(self) -> None:
-        """Read everything. LedgerCorrupted where any of it is not what was written."""
-        with self._reporting():
-            verdict = self._database.execute("PRAGMA integrity_check").fetchone()[0]
-        if verdict != "ok":
-            raise _corrupted(self.path)
-        for table in _COLUMNS:
-            self.rows(table)
+    # -- rows --------------------------------------------------------------------------------------------------
 
     def rows(self, table: str, **where: Any) -> list[Row]:
         """The rows whose columns have these values, each checked against its sum."""
-        condition = " AND ".join(f"{column} = ?" for column in where) or "1"
-        with self._reporting():
-            # The names come from this module and its callers, never from outside.
-            query = f"SELECT * FROM {table} WHERE {condition}"  # noqa: S608
-            found = [dict(row) for row in self._database.execute(query, tuple(where.values()))]
+        # The names come from this package, never from outside, here as below.
+        query = f"SELECT * FROM {table}{self._condition(where)}"  # noqa: S608
+        found = self.query(query, tuple(where.values()))
         for row in found:
-            recorded = row.pop("sum", None)
-            if row.keys() != set(_COLUMNS[table]) or recorded != _row_sum(table, row):
-                raise _corrupted(self.path)
+            self._check(table, row)
         return found
+
+    def _check(self, table: str, row: Row) -> None:
+        recorded = row.pop("sum", None)
+        sized = (value for value in row.values() if isinstance(value, str | bytes))
+        if row.keys() != TABLES[table].columns.keys() or any(len(value) > MAX_VALUE_BYTES for value in sized):
+            raise corrupted(self.place)
+        if recorded != row_sum(table, row):
+            raise corrupted(self.place)
 
     def row(self, table: str, **where: Any) -> Row | None:
         """The one row with these values, or None."""
@@ -123,69 +110,113 @@ class Store:
 
     def count(self, table: str, **where: Any) -> int:
         """How many rows have these values."""
-        condition = " AND ".join(f"{column} = ?" for column in where) or "1"
-        with self._reporting():
-            query = f"SELECT count(*) FROM {table} WHERE {condition}"  # noqa: S608
-            return int(self._database.execute(query, tuple(where.values())).fetchone()[0])
+        query = f"SELECT count(*) AS number FROM {table}{self._condition(where)}"  # noqa: S608
+        return int(self.query(query, tuple(where.values()))[0]["number"])
+
+    def total(self, table: str, column: str, **where: Any) -> int:
+        """The sum of a column over the rows with these values; their checksums are not looked at."""
+        query = f"SELECT sum({column}) AS number FROM {table}{self._condition(where)}"  # noqa: S608
+        return int(self.query(query, tuple(where.values()))[0]["number"] or 0)
 
     def put(self, table: str, **values: Any) -> None:
         """Insert a row, or replace the one with its key."""
-        places = ", ".join("?" * (len(values) + 1))
-        command = f"INSERT OR REPLACE INTO {table} ({', '.join(values)}, sum) VALUES ({places})"  # noqa: S608
-        with self._reporting():
-            self._database.execute(command, (*values.values(), _row_sum(table, values)))
+        self.put_all(table, [values])
 
-    def clear(self, table: str) -> None:
-        """Delete all rows."""
-        with self._reporting():
-            self._database.execute(f"DELETE FROM {table}")  # noqa: S608
+    def put_all(self, table: str, rows: Iterable[Row]) -> None:
+        """The same for several rows of a table, with the same columns and different keys."""
+        summed = [row | {"sum": row_sum(table, row)} for row in (_typed(table, row) for row in rows)]
+        if not summed:
+            return
+        columns, key = list(summed[0]), TABLES[table].key
+        others = ", ".join(f"{column} = excluded.{column}" for column in columns if column not in key)
+        self.write(table, columns, f"ON CONFLICT ({', '.join(key)}) DO UPDATE SET {others}", summed)
 
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """All of what is written inside, durably at its end, or none of it."""
-        with self.mutex, self._reporting():
-            self._database.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._database.execute("COMMIT")
-            except BaseException:
-                if self._database.in_transaction:
-                    self._database.execute("ROLLBACK")
-                raise
+    def delete(self, table: str, **where: Any) -> None:
+        """Delete the rows with these values; all rows without any."""
+        self.query(f"DELETE FROM {table}{self._condition(where)}", tuple(where.values()))  # noqa: S608
 
-    def copy_to(self, path: Path) -> None:
-        """A consistent copy of the database in another file, while both sides go on."""
-        with self._reporting():
-            target = sqlite3.connect(path)
-            try:
-                self._database.backup(target)
-            finally:
-                target.close()
+    def verify(self) -> None:
+        """Read everything. LedgerCorrupted where any of it is not what was written."""
+        for table in TABLES:
+            self.rows(table)
 
-    @contextmanager
-    def _reporting(self) -> Iterator[None]:
-        with self.mutex:
-            try:
-                yield
-            except sqlite3.OperationalError as error:
-                raise LedgerUnavailable(
-                    f"{self.path} cannot be read or written ({error}); make room on its disk, check its permissions, "
-                    "or wait for the other command that is using it. Nothing was answered and no token billed."
-                ) from error
-            except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter for a column of no name
-                raise _corrupted(self.path) from error
+    def copy_to(self, other: "Store") -> None:
+        """Put all rows, as they are at one moment, into a ledger without any."""
+        with self.snapshot():
+            found = {table: self.rows(table) for table in TABLES}
+        with other.transaction():
+            for table, rows in found.items():
+                other.put_all(table, rows)
 
+    def _condition(self, where: Row) -> str:
+        return " WHERE " + " AND ".join(f"{column} = {self.mark}" for column in where) if where else ""
+
+    # -- what the databases do differently ---------------------------------------------------------------------
+
+    @abstractmethod
+    def query(self, statement: str, values: Sequence[Any]) -> list[Row]:
+        """Run one statement; the rows that it returns."""
+
+    @abstractmethod
+    def write(self, table: str, columns: Sequence[str], conflict: str, rows: Sequence[Row]) -> None:
+        """Insert rows of these columns; conflict: the clause for those whose keys are there."""
+
+    @abstractmethod
+    def transaction(self, licences: Iterable[bytes] | None = None) -> AbstractContextManager[None]:
+        """All of what this thread writes inside, durably at its end, or none of it.
+
+        No other one runs meanwhile; with licences, none that is for any of the same, or for all.
+        """
+
+    @abstractmethod
+    def snapshot(self) -> AbstractContextManager[None]:
+        """All of what this thread reads inside is of one moment, while others go on."""
+
+    @abstractmethod
+    def now(self) -> float:
+        """Seconds since 1970, by a clock that all who use this database share."""
+
+    @abstractmethod
+    def identity(self) -> bytes:
+        """Tells this database from a copy of it."""
+
+    @abstractmethod
+    def announce(self, licence: bytes) -> None:
+        """Within a transaction: have all who `wait` look at a licence once it ends. Not certain to reach them."""
+
+    def wait(self, seconds: float) -> set[bytes]:
+        """Wait for so long, or for `wake`, or for announcements: the licences to look at."""
+        self.rest(seconds)
+        return set()
+
+    def rest(self, seconds: float) -> None:
+        """Wait for so long, or for `wake`, and for nothing else."""
+        self._woken.wait(seconds)
+
+    def wake(self) -> None:
+        """End the waiting, now and from here on."""
+        self._woken.set()
+
+    @abstractmethod
     def close(self) -> None:
-        """Close the file."""
-        self._database.close()
+        """Let go of the database."""
 
 
-def _row_sum(table: str, row: Row, columns: tuple[str, ...] | None = None) -> bytes:
-    ordered = [row.get(column) for column in columns or _COLUMNS[table]]
+def corrupted(place: object) -> LedgerCorrupted:
+    """For a database, or rows of it, that are not what was written."""
+    return LedgerCorrupted(
+        f"{place} is damaged; do not serve from it. Restore the last backup with `confide ledger restore`."
+    )
+
+
+def row_sum(table: str, row: Row, columns: Iterable[str] | None = None) -> bytes:
+    """The checksum of a row. columns: those of another version of the table."""
+    ordered = [row.get(column) for column in columns or TABLES[table].columns]
     return hashlib.blake2b(msgspec.msgpack.encode([table, ordered]), digest_size=8).digest()
 
 
-def _corrupted(path: Path) -> LedgerCorrupted:
-    return LedgerCorrupted(
-        f"{path} is damaged; do not serve from it. Restore the last backup with `confide ledger restore`."
-    )
+def _typed(table: str, row: Row) -> Row:
+    """A number as the column has it, so that its sum is the same when it is read."""
+    columns = TABLES[table].columns
+    real = (name for name, value in row.items() if columns[name] == "double precision" and value is not None)
+    return row | {name: float(row[name]) for name in real}

@@ -5,13 +5,13 @@ What is disclosed belongs to the model's weights, whatever package they are serv
 
 import math
 import time
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
 from confide.errors import BudgetExhausted, DisclosureLimit, LicenceRefused, RateLimited
-from confide.hybrid.server.ledger.licences import SECONDS_PER_DAY, Licence
+from confide.hybrid.server.ledger.licences import Licence
 from confide.packages.manifest import Group
 from confide.rlwe.parameters import ANSWER_BITS
 
@@ -43,12 +43,15 @@ def licensed_tokens(limit: float, group: Group, check_sets: int = 1) -> int:
 
 @dataclass
 class Budget:
-    """A licence and the tokens it has used, of whatever models: in all and each day. now: seconds since 1970."""
+    """A licence and the tokens it has used, of whatever models. now: seconds since 1970.
+
+    leased_elsewhere: tokens that other servers may be using meanwhile.
+    """
 
     licence: Licence
     now: Callable[[], float]
     used: int = 0
-    days: dict[int, int] = field(default_factory=lambda: defaultdict(int))
+    leased_elsewhere: int = 0
     _allowance: float = math.inf
     _allowed_at: float = 0.0
 
@@ -90,7 +93,6 @@ class Budget:
     def charge(self, tokens: int) -> None:
         """Count what is billed."""
         self.used += tokens
-        self.days[int(self.now() // SECONDS_PER_DAY)] += tokens
         self._allowance -= tokens
 
 
@@ -98,14 +100,16 @@ class Budget:
 class Account:
     """What one model has answered to a licence, of each layer group. model: its digest.
 
-    lost: tokens of leases that a crash ended; every layer group may have answered them. peak: the most tokens that
-    any layer group has answered, which is what is billed.
+    lost: tokens of leases that a crash ended; every layer group may have answered them. leased_elsewhere: those that
+    every layer group may be answering at other servers meanwhile. peak: the most tokens that any layer group has
+    answered, which is what is billed.
     """
 
     budget: Budget
     model: bytes
     lost: int = 0
-    answered: dict[int, int] = field(default_factory=lambda: defaultdict(int))
+    leased_elsewhere: int = 0
+    answered: Counter[int] = field(default_factory=Counter)
     peak: int = 0
     warned: bool = False
 
@@ -136,13 +140,25 @@ class Account:
         self.budget.require_active()
         tokens = self.billed(index, count)
         self.budget.require(tokens)
-        limit = self.licence.disclosure
-        if group is not None and limit is not None and self.share_disclosed(index, group, count) > limit:
+        if self._discloses_too_much(index, count, group):
             raise DisclosureLimit(
                 f"With {count} tokens more, the licence {self.licence.label} could solve a layer's weights; "
                 "only the model's owner can lift that limit (`confide licence change --lift-disclosure`)."
             )
         self.budget.require_rate(tokens)
+
+    def _discloses_too_much(self, index: int, count: int, group: Group | None) -> bool:
+        limit = self.licence.disclosure
+        return group is not None and limit is not None and self.share_disclosed(index, group, count) > limit
+
+    def waits_for_others(self, index: int, count: int, group: Group | None) -> bool:
+        """Whether such answers are allowed only if other servers give back what they have leased."""
+        if not self.budget.leased_elsewhere:
+            return False
+        left = self.tokens_left
+        if left is not None and self.billed(index, count) > left - self.budget.leased_elsewhere:
+            return True
+        return self.leased_elsewhere > 0 and self._discloses_too_much(index, count + self.leased_elsewhere, group)
 
     def answers_left(self, index: int, group: Group) -> int | None:
         """Tokens of a layer group until what they disclose ends the licence; None without a limit."""
@@ -160,10 +176,11 @@ class Account:
         """See the function of this name."""
         return bits_disclosed(group, self.answered.get(index, 0) + self.lost, self.licence.check_sets)
 
-    def charge(self, group: int, count: int) -> None:
-        """Count what is answered."""
+    def charge(self, group: int, count: int) -> int:
+        """Count what is answered; the tokens of it that are billed."""
         tokens = self.billed(group, count)
         self.answered[group] += count
         if tokens:
             self.peak += tokens
             self.budget.charge(tokens)
+        return tokens
