@@ -84,8 +84,8 @@ def prepared(
     """Find the environment, bind the addresses, and close this process's ways out but for the key service's.
 
     The addresses come before that: no socket can be made later, and no key leaves for a server that cannot listen.
-    upstream: another address that stays reachable; other_keys: one until the keys are here. scores, training: sent along
-    with the evidence.
+    upstream: another address that stays reachable; other_keys: one until the keys are here. scores, training: sent
+    along with the evidence.
     """
     from confide.enclave.api.server import bind
     from confide.enclave.configuration import own_configuration
