@@ -14,7 +14,7 @@ from .command import run
 
 OPTIONS = ModelOptions(
     **dict.fromkeys(
-        ("tee", "simulated_tee", "keys", "keys_ca", "tls_name", "release", "certificate", "upstream",
+        ("tee", "simulated_tee", "keys", "keys_ca", "tls_name", "release", "certificate", "adapter", "adapter_keys", "upstream",
          "upstream_model", "context", "name", "parallel", "threads", "dtype", "max_tokens", "idle_timeout",
          "engine_timeout")
     ),
