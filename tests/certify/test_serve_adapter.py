@@ -24,6 +24,7 @@ from confide.certify.runs import Attester, fresh_nonce
 from confide.certify.score import dataset_digest, describe, score
 from confide.certify.train import Recipe, Trained, train
 from confide.enclave.boot import Loaded, Upstream, examine, load_engine
+from confide.enclave.engines.engine import Dtype, EngineSettings
 from confide.enclave.workload import Workload
 from confide.errors import EngineError, InvalidPackage, SelfTestFailed, SelfTestMissing
 from confide.models.adapter import Adapter
@@ -74,7 +75,14 @@ def judge(tee: SimulatedTee) -> Judge:
 
 
 def loaded(package: SealedPackage, adapter: SealedAdapter, workload: Workload) -> Loaded:
-    return load_engine(package, workload, Services(MODEL_KEY), adapter=adapter, fetch_adapter=Services(ADAPTER_KEY))
+    return load_engine(
+        package,
+        workload,
+        Services(MODEL_KEY),
+        adapter=adapter,
+        fetch_adapter=Services(ADAPTER_KEY),
+        settings=EngineSettings(dtype=Dtype.F32),
+    )
 
 
 def test_what_is_served_under_an_adapter_shows_what_it_was_made_from(
