@@ -16,6 +16,7 @@ from benchmarks import (
     one_layer,
     prediction,
     reliability,
+    retrieval,
     round_trip,
     scale,
     sealed,
@@ -38,6 +39,7 @@ QUESTIONS = {
     "sealed": sealed.main,
     "confidential": confidential.main,
     "attestation": attestation.main,
+    "retrieval": retrieval.main,
 }
 ON_REQUEST = {"peers": peers.main, "attention": attention.main, "soak": soak.main, "scale": scale.main}
 

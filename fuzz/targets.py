@@ -26,6 +26,7 @@ _GROUPS = (
     "deployments",
     "certificates",
     "results",
+    "documents",
 )
 
 Target = Callable[[bytes], None]

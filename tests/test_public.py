@@ -60,6 +60,7 @@ ATTEST = [
     "CollateralValid",
     "ConfideVersion",
     "ContextAtLeast",
+    "Corpus",
     "Engine",
     "Environment",
     "Exceptions",

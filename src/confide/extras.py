@@ -17,6 +17,7 @@ EXTRAS: Final[Mapping[str, str]] = MappingProxyType(
         "pynvml": "gpu",
         "sigstore": "sigstore",
         "peft": "adapters",
+        **dict.fromkeys(("bm25s", "docx", "pypdf"), "rag"),
         **dict.fromkeys(("psycopg", "psycopg_pool"), "postgres"),
         **dict.fromkeys(("jinja2", "sevsnpmeasure", "yaml"), "deploy"),
     }

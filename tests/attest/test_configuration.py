@@ -10,6 +10,7 @@ from tests.attest.made_up import CONFIGURATION, NOW, tdx_claims
 
 from confide.attest.configuration import (
     Configuration,
+    CorpusServed,
     Egress,
     EngineUsed,
     SamplingDefaults,
@@ -23,6 +24,7 @@ from confide.attest.requirements import (
     AnyRequirement,
     ConfideVersion,
     ContextAtLeast,
+    Corpus,
     Engine,
     Environment,
     Model,
@@ -52,6 +54,7 @@ FULL = msgspec.structs.replace(
     self_test=SelfTestRun("passed", "2026-02-19T11:30:00Z", "33" * 32, 40),
     options={"ra-tls": "true"},
     environment={"OMP_NUM_THREADS": "1"},
+    corpus=CorpusServed("44" * 32, 3, "55" * 32, "66" * 32),
 )
 RUNS_ELSEWHERE = UpstreamUsed("llama", "http://127.0.0.1:8000/v1")
 
@@ -124,6 +127,9 @@ HELD: list[tuple[AnyRequirement, dict[str, Any]]] = [
     (Quantization(("f32", "f16")), {"weights": WeightsHeld("11" * 32, "q4_0", "q4_0")}),
     (Quantization(("f32",)), {"weights": None}),
     (ContextAtLeast(4096), {"context": 4095}),
+    (Corpus("44" * 32, "66" * 32), {"corpus": CorpusServed("45" * 32, 3, "55" * 32, "66" * 32)}),
+    (Corpus("44" * 32, "66" * 32), {"corpus": CorpusServed("44" * 32, 3, "55" * 32, "67" * 32)}),
+    (Corpus("44" * 32, "66" * 32, 3), {"corpus": CorpusServed("44" * 32, 2, "55" * 32, "66" * 32)}),
     (NoAdapters(), {"adapters": ("other",)}),
     (Template(("22" * 32,)), {"template": "23" * 32}),
     (Template(("22" * 32,)), {"template": ""}),
@@ -164,6 +170,14 @@ def test_fewer_options_than_allowed_will_do() -> None:
     assert not failures(Environment({"OMP_NUM_THREADS": "1"}), changed(environment={}))
 
 
+def test_a_workload_without_a_corpus_serves_none_and_does_not_mention_it() -> None:
+    without = changed(corpus=msgspec.UNSET)
+    assert failures(Corpus("44" * 32, "66" * 32), without) == ["corpus", "corpus-owner", "corpus-head"]
+    assert b"corpus" not in Statement("aa", configuration=without).canonical()
+    with pytest.raises(MalformedEvidence):
+        Statement.decode(Statement("aa", configuration=FULL).canonical().replace(b'"corpus":{', b'"corpus":null,"x":{'))
+
+
 def test_no_outgoing_connection_but_to_the_key_service() -> None:
     assert not failures(NoEgress(), changed(egress=Egress.KEY_SERVICE))
 
@@ -178,6 +192,9 @@ def test_no_outgoing_connection_but_to_the_key_service() -> None:
         lambda: Weights(("AA" * 32,)),
         lambda: Quantization(()),
         lambda: ContextAtLeast(0),
+        lambda: Corpus("44", "66" * 32),
+        lambda: Corpus("44" * 32, "GG" * 32),
+        lambda: Corpus("44" * 32, "66" * 32, 0),
         lambda: Template(("",)),
         ConfideVersion,
         lambda: ConfideVersion(sha256=("0",)),

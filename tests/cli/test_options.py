@@ -14,9 +14,9 @@ from .command import run
 
 OPTIONS = ModelOptions(
     **dict.fromkeys(
-        ("tee", "simulated_tee", "keys", "keys_ca", "tls_name", "release", "certificate", "upstream",
-         "upstream_model", "context", "name", "parallel", "threads", "dtype", "max_tokens", "idle_timeout",
-         "engine_timeout")
+        ("tee", "simulated_tee", "keys", "keys_ca", "tls_name", "release", "certificate", "adapter",
+         "adapter_keys", "upstream", "upstream_model", "context", "name", "parallel", "threads", "dtype",
+         "max_tokens", "idle_timeout", "engine_timeout")
     ),
     ra_tls=False, insecure_open_egress=False, insecure_skip_self_test=False,
 )  # fmt: skip

@@ -7,11 +7,11 @@ import pytest
 from tests.attest.made_up import CONFIGURATION, MRTD, NOW, tdx_claims
 
 from confide.attest.claims import RootKind
-from confide.attest.configuration import Egress, SelfTestRun, UpstreamUsed
+from confide.attest.configuration import CorpusServed, Egress, SelfTestRun, UpstreamUsed
 from confide.attest.defaults import Exceptions
 from confide.attest.evidence import Family
 from confide.attest.policy import Policy, SimulatedPolicy, appraise
-from confide.attest.requirements import AnyOf, Model, Tdx
+from confide.attest.requirements import AnyOf, Corpus, Model, Tdx
 from confide.attest.result import AttestationResult
 from confide.attest.statement import Statement
 from confide.trust.enclave import enclave_trust, replicas_trust, root_of
@@ -56,6 +56,18 @@ def test_what_a_policy_leaves_open_is_said(requirements: tuple[Any, ...], missin
     said = [leak for leak in trust.leaks if leak.startswith("the policy names no ")]
     assert [leak.split()[4].rstrip(",") for leak in said] == list(missing)
     assert ("code that nobody measured" in trust.prompt.assumption) == ("measurement" in missing)
+
+
+def test_a_corpus_is_read_by_asking_and_has_no_self_test() -> None:
+    served = CorpusServed("44" * 32, 3, "cd" * 32, "66" * 32)
+    stated = msgspec.structs.replace(CONFIGURATION, egress=Egress.NONE, corpus=served)
+    statement = Statement("ab" * 16, "cd" * 32, configuration=stated)
+    policy = Policy.all_of(Tdx(mrtd=MRTD.hex()), Corpus("44" * 32, "66" * 32, 3))
+    verdict = appraise(tdx_claims(report_data=statement.digest()), policy, NOW, statement=statement)
+    assert verdict.trusted
+    trust = enclave_trust(verdict, configuration=stated)
+    assert trust.leaks == ("the network and the machine see when you ask, and how long prompts and answers are",)
+    assert (trust.weights.seen_by, trust.weights.hidden_from) == (("the owner", "the attested workload", "you"), ())
 
 
 def test_exceptions_of_the_policy_are_said() -> None:

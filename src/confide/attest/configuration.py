@@ -88,13 +88,25 @@ class SelfTestRun(_Part, frozen=True):
     tokens: Count = 0
 
 
+class CorpusServed(_Part, frozen=True):
+    """What retrieval answers from: see `confide.packages.sealed.corpus`.
+
+    corpus: which. head: its number, which only grows. digest: of that head. owner: the public key that signed it.
+    """
+
+    corpus: Hex32
+    head: Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]
+    digest: Hex32
+    owner: Hex32
+
+
 class Configuration(_Part, frozen=True):
     """Everything that changes behaviour. What is not known yet, when a key is asked for, or not there is None or empty.
 
     context: tokens of prompt and answer together. adapters: what is laid over the weights, by
     digest where Confide did it, else by name. template: SHA-256 of the chat template,
     which is Confide's plain one for a model without. options: of the command that serves. environment: variables that
-    libraries look at, secrets by name.
+    libraries look at, secrets by name. corpus: there is no such member where none is served.
     """
 
     confide: Build
@@ -109,3 +121,4 @@ class Configuration(_Part, frozen=True):
     self_test: SelfTestRun = SelfTestRun("not-run")
     options: Settings = {}
     environment: Settings = {}
+    corpus: CorpusServed | msgspec.UnsetType = msgspec.UNSET

@@ -7,6 +7,7 @@ from confide.attest.requirements import (
     AnyRequirement,
     Azure,
     ByCertificate,
+    Corpus,
     Fresh,
     Model,
     Nvidia,
@@ -56,8 +57,8 @@ def left_open(policy: AnyPolicy) -> Iterator[str]:
         yield "any code on such hardware is trusted: name measurements (mrtd, measurement, mrenclave)"
     if not all_ways(asks, lambda one: isinstance(one, Fresh | ReportData)):
         yield "evidence of any date is trusted where nobody adds a nonce, as sessions and key brokers do: name fresh"
-    if not all_ways(asks, lambda one: isinstance(one, Model)):
-        yield "any model may be served: name model"
+    if not all_ways(asks, lambda one: isinstance(one, Model | Corpus)):
+        yield "any model may be served: name model (or corpus, of a retrieval service)"
     yield from _open_in(asks)
     for rule in (one for one in everywhere(asks) if isinstance(one, ByCertificate)):
         name = name_of(rule)

@@ -52,6 +52,7 @@ _GROUPS: Final = (
     "tee",
     "keys",
     "certify",
+    "rag",
     "train",
     "deploy",
     "config",

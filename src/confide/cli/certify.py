@@ -70,7 +70,7 @@ def seal(
 ) -> None:
     """Encrypt a dataset so that only environments that its owner's key service accepts can read it."""
     from confide.certify.tasks import read_task
-    from confide.packages.sealed.write import require_absent
+    from confide.packages.sealed.draft import require_absent
 
     require_absent(out)
     content = _content(task)

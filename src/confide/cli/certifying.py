@@ -107,7 +107,7 @@ def consent(run: "Run | TrainingRun", package: Path, key: Path, owner: Path | No
     signer, package_key = read_key(owner), ModelKey.read(key)
     if read_kind(package) is PackageKind.DATA:
         data = SealedData.open(package, {signer.public})
-        data.require_key(package_key)
+        package_key.require(data.manifest.key, package)
         role, own, named = Role.DATA, data.manifest.dataset, run.dataset
     else:
         model = SealedPackage.open(package, {signer.public})

@@ -43,7 +43,7 @@ KeyIdArgument = Annotated[str, typer.Argument(help="The key's id, as `confide ke
 def add(
     key: Annotated[Path, typer.Argument(help="The model key that the model was sealed with.", metavar="KEYFILE")],
     policy: Annotated[Path, typer.Option(help="TOML: what a workload's evidence must show to get the key.")],
-    package: Annotated[Path | None, typer.Option(help="The sealed package of the model that the key is for.")] = None,
+    package: Annotated[Path | None, typer.Option(help="The sealed model or corpus that the key is for.")] = None,
     model_digest: Annotated[
         str | None, typer.Option(help="Digest of the sealed model instead: 64 hexadecimal digits.")
     ] = None,
@@ -77,10 +77,16 @@ def add(
 
 
 def _digest_of(package: Path, key: "ModelKey") -> str:
-    """The digest of a sealed model that a trusted owner signed, once it is sure that the key is that model's."""
+    """The digest of a model or corpus that a trusted owner signed, once it is sure that the key is the one to it."""
+    from confide.packages.manifest import PackageKind, read_kind
+    from confide.packages.sealed.corpus import SealedCorpus
     from confide.packages.sealed.package import SealedPackage
     from confide.packages.trusted_owners import trusted_owners
 
+    if read_kind(package) is PackageKind.CORPUS:
+        corpus = SealedCorpus.open(package, trusted_owners()).manifest
+        key.require(corpus.key, package)
+        return corpus.digest
     return SealedPackage.open(package, trusted_owners()).unlock(key).manifest.model_digest
 
 

@@ -42,8 +42,9 @@ def command(
     from confide.cli.owner import read_or_make_key
     from confide.enclave.boot import examine, try_out
     from confide.packages.sealed.contents import contents_of
+    from confide.packages.sealed.draft import require_absent
     from confide.packages.sealed.package import SealedPackage
-    from confide.packages.sealed.write import require_absent, seal_model
+    from confide.packages.sealed.write import seal_model
 
     if prompts and insecure_no_self_test:
         raise typer.BadParameter("give either --prompts or --insecure-no-self-test")

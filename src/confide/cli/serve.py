@@ -19,7 +19,8 @@ from confide.logs import JsonLines, TextLines
 from confide.net.loopback import require_loopback
 
 LAYERS = "Layer servers (confide split)"
-MODEL = "Sealed models (confide seal)"
+SEALED = "Sealed models and corpora (confide seal, confide rag build)"
+MODEL = "Sealed models"
 
 
 class LogFormat(StrEnum):
@@ -56,8 +57,8 @@ def command(
     packages: Annotated[
         list[str],
         typer.Argument(
-            help="The server folder of `confide split`, or the package of `confide seal`. Of server folders also "
-            "several, as NAME=FOLDER, each at ws://host:port/NAME.",
+            help="The server folder of `confide split`, the package of `confide seal`, or the corpus of `confide rag "
+            "build`. Of server folders also several, as NAME=FOLDER, each at ws://host:port/NAME.",
             metavar="PACKAGE...",
         ),
     ],
@@ -103,39 +104,39 @@ def command(
     tee: Annotated[
         TeeKind | None,
         typer.Option(
-            help="The trusted execution environment; auto, the default, takes what is there.", rich_help_panel=MODEL
+            help="The trusted execution environment; auto, the default, takes what is there.", rich_help_panel=SEALED
         ),
     ] = None,
     simulated_tee: Annotated[
         Path | None,
-        typer.Option(help="With --tee simulated: what `confide tee simulate init` made.", rich_help_panel=MODEL),
+        typer.Option(help="With --tee simulated: what `confide tee simulate init` made.", rich_help_panel=SEALED),
     ] = None,
     keys: Annotated[
-        str | None, typer.Option(help="Address of the owner's `confide keys serve`.", rich_help_panel=MODEL)
+        str | None, typer.Option(help="Address of the owner's `confide keys serve`.", rich_help_panel=SEALED)
     ] = None,
     keys_ca: Annotated[
-        Path | None, typer.Option(help="PEM file of the authorities to trust there.", rich_help_panel=MODEL)
+        Path | None, typer.Option(help="PEM file of the authorities to trust there.", rich_help_panel=SEALED)
     ] = None,
     ra_tls: Annotated[
         bool,
         typer.Option(
             "--ra-tls",
             help="End TLS in here, with a certificate that carries evidence, instead of --tls-cert.",
-            rich_help_panel=MODEL,
+            rich_help_panel=SEALED,
         ),
     ] = False,
     tls_name: Annotated[
         list[str] | None,
         typer.Option(
             help="With --ra-tls: a host name or address of this server, for its certificate; may be repeated.",
-            rich_help_panel=MODEL,
+            rich_help_panel=SEALED,
         ),
     ] = None,
     release: Annotated[
         Path | None,
         typer.Option(
             help="Sigstore bundle over the measurements of this build, to send along with the evidence.",
-            rich_help_panel=MODEL,
+            rich_help_panel=SEALED,
         ),
     ] = None,
     certificate: Annotated[
@@ -213,7 +214,7 @@ def command(
         typer.Option(
             "--insecure-open-egress",
             help="Leave this process its ways out; whoever gets into it can then send prompts anywhere.",
-            rich_help_panel=MODEL,
+            rich_help_panel=SEALED,
         ),
     ] = False,
     insecure_skip_self_test: Annotated[
@@ -227,10 +228,10 @@ def command(
     insecure_no_tls: InsecureNoTls = False,
     json: Json = False,
 ) -> None:
-    """Serve the protected layers of a model to licensed clients, or a sealed model from inside a TEE.
+    """Serve the protected layers of a model to licensed clients, or a sealed model or corpus from inside a TEE.
 
-    Which of the two, the package says. A layer server sees uniform numbers and answers with masked products. A sealed
-    model is opened in memory once its owner has released the key to this environment.
+    Which of them, the package says. A layer server sees uniform numbers and answers with masked products. A sealed
+    model or corpus is opened in memory once its owner has released the key to this environment.
     """
     if (tls_cert is None) != (tls_key is None):
         raise typer.BadParameter("give both --tls-cert and --tls-key")
@@ -238,14 +239,14 @@ def command(
 
     log_to_standard_error(log)
     listening = Listening(host, port, tls_cert, tls_key, insecure_no_tls, metrics_port, connections)
-    layers = {
+    layers: dict[str, object] = {
         "state": state,
         "ledger": ledger,
         "record": record,
         "megabytes_per_second": megabytes_per_second,
         "insecure_no_licences": insecure_no_licences,
     }
-    model = {
+    sealed: dict[str, object] = {
         "tee": tee,
         "simulated_tee": simulated_tee,
         "keys": keys,
@@ -253,6 +254,9 @@ def command(
         "ra_tls": ra_tls,
         "tls_name": tls_name,
         "release": release,
+        "insecure_open_egress": insecure_open_egress,
+    }
+    model: dict[str, object] = {
         "certificate": certificate,
         "adapter": adapter,
         "adapter_keys": adapter_keys,
@@ -266,21 +270,29 @@ def command(
         "max_tokens": max_tokens,
         "idle_timeout": idle_timeout,
         "engine_timeout": engine_timeout,
-        "insecure_open_egress": insecure_open_egress,
         "insecure_skip_self_test": insecure_skip_self_test,
     }
     named = _named(packages)
     package = next(iter(named.values()))
-    if len(named) == 1 and read_kind(package) is PackageKind.SEALED:
+    kind = read_kind(package) if len(named) == 1 else None
+    if kind in (PackageKind.SEALED, PackageKind.CORPUS):
         require_chosen(ctx)
+    if kind is PackageKind.SEALED:
         from confide.cli.serve_model import ModelOptions, serve_model
 
         _require_unset(layers, "a sealed model")
-        serve_model(package, listening, ModelOptions(**model), json=json)  # type: ignore[arg-type]
+        serve_model(package, listening, ModelOptions(**sealed, **model), json=json)  # type: ignore[arg-type]
+        return
+    if kind is PackageKind.CORPUS:
+        from confide.cli.serve_corpus import serve_corpus
+        from confide.cli.serve_sealed import TeeOptions
+
+        _require_unset(layers | model, "a corpus")
+        serve_corpus(package, listening, TeeOptions(**sealed), json=json)  # type: ignore[arg-type]
         return
     from confide.cli.serve_layers import LayerOptions, serve_layers
 
-    _require_unset(model, "a layer server")
+    _require_unset(sealed | model, "a layer server")
     serve_layers(named, listening, LayerOptions(**layers), json=json)  # type: ignore[arg-type]
 
 

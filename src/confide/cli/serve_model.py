@@ -1,10 +1,8 @@
 """Serving a sealed model from inside a trusted execution environment: what `confide serve` does for such a package."""
 
 import asyncio
-import contextlib
 import re
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,9 +12,8 @@ from rich.markup import escape
 from confide.cli import output
 from confide.cli.files import read_file
 from confide.cli.serve import Listening
-from confide.cli.tee import WARNING
+from confide.cli.serve_sealed import TeeOptions, prepared
 from confide.enclave.engines.engine import Dtype
-from confide.enclave.tee import TeeKind
 
 if TYPE_CHECKING:
     from confide.enclave.api.limits import Limits
@@ -31,17 +28,10 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_.:/\-]{1,256}")
 _LONGEST_TIMEOUT: Final = 86400.0
 
 
-@dataclass(frozen=True)
-class ModelOptions:
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(TeeOptions):
     """As the command's options."""
 
-    tee: TeeKind | None
-    simulated_tee: Path | None
-    keys: str | None
-    keys_ca: Path | None
-    ra_tls: bool
-    tls_name: list[str] | None
-    release: Path | None
     certificate: list[Path] | None
     adapter: Path | None
     adapter_keys: str | None
@@ -55,7 +45,6 @@ class ModelOptions:
     max_tokens: int | None
     idle_timeout: float | None
     engine_timeout: float | None
-    insecure_open_egress: bool
     insecure_skip_self_test: bool
 
     def engine(self) -> "EngineSettings":
@@ -82,96 +71,39 @@ class ModelOptions:
         }
         return replace(Limits(), **{name: value for name, value in given.items() if value is not None})
 
-    def stated(self, tee: str, listening: Listening) -> dict[str, str]:
-        """Those that were given and change what the server does, for its statement. tee: as it was found."""
-        given = asdict(self) | {
-            "tls_name": None,  # what it is called changes nothing
-            "certificate": None,  # nor does what others measured
-            "adapter": None,  # the statement has its digest
-            "tee": tee,
-            "tls_cert": listening.tls_cert,
-            "insecure_no_tls": listening.insecure_no_tls,
-        }
-        words = {name: "true" if value is True else str(value) for name, value in given.items() if value}
-        return {name.replace("_", "-"): value[:1024] for name, value in words.items()}
-
 
 def serve_model(package: Path, listening: Listening, options: ModelOptions, *, json: bool) -> None:
-    """Close this process's ways out, get evidence, fetch the key, load the model, test it, and serve it until a signal.
-
-    The addresses are bound before that: no socket can be made later, and no key leaves for a server that cannot listen.
-    """
+    """Close the ways out, fetch the key with evidence, load the model, test it, and serve it until a signal."""
     from confide.enclave.api.answer import Serving
     from confide.enclave.api.public import private_app, public_app
-    from confide.enclave.api.server import CONNECTIONS, bind, serve_app
+    from confide.enclave.api.server import CONNECTIONS, serve_app
     from confide.enclave.boot import load_engine
-    from confide.enclave.configuration import own_configuration
-    from confide.enclave.egress import WaysOut, close_egress
-    from confide.enclave.fetch_key import fetch_key
-    from confide.enclave.ra_tls import RaTls
-    from confide.enclave.tee import open_tee
-    from confide.enclave.workload import Workload
-    from confide.net.tls import client_context
     from confide.packages.sealed.adapter import SealedAdapter
     from confide.packages.sealed.package import SealedPackage
 
     output.quiet_transformers()
-    if options.ra_tls and listening.tls_cert:
-        raise typer.BadParameter("give either --ra-tls or --tls-cert")
-    if options.tls_name and not options.ra_tls:
-        raise typer.BadParameter("--tls-name goes with --ra-tls; a certificate of --tls-cert has its names")
-    tee = open_tee(options.tee or TeeKind.AUTO, options.simulated_tee)
-    if tee.simulated:
-        output.messages.print(f"[bold red]{WARNING}[/]")
-    if tee.gpus:
-        output.messages.print(f"[bold yellow]The GPU is not attested.[/] {escape(tee.gpus)}")
     sealed = SealedPackage.open(package)
-    if options.keys is None:
-        raise typer.BadParameter("a sealed model needs --keys, the address of its owner's `confide keys serve`")
     upstream, settings, limits = _upstream(options), options.engine(), options.limits()
-    release = None if options.release is None else read_file(options.release)
-    configuration = own_configuration(options.stated(tee.name, listening))
     adapter = None if options.adapter is None else SealedAdapter.open(options.adapter)
     if options.adapter_keys and adapter is None:
         raise typer.BadParameter("--adapter-keys goes with --adapter")
-    workload = Workload(
-        tee.reader,
-        tee.collateral,
-        configuration=configuration,
-        release=release,
+    with prepared(
+        listening,
+        options,
+        upstream=upstream.url if upstream else None,
+        other_keys=options.adapter_keys,
         scores=_scores(options.certificate, sealed, adapter) if options.certificate else None,
         training=None if adapter is None else adapter.certificate.write(),
-    )
-    own_tls = RaTls(workload, options.tls_name or ()) if options.ra_tls else None
-    tls = own_tls.context if own_tls else listening.tls()
-    with contextlib.ExitStack() as stack:
-        bound = stack.enter_context(bind(listening.host, listening.port))
-        private = listening.metrics_port and stack.enter_context(bind("127.0.0.1", listening.metrics_port))
-        if options.insecure_open_egress:
-            output.messages.print("[bold red]This process can open connections to anywhere, and says so.[/]")
-            ways = WaysOut()
-        else:
-            ways = close_egress(
-                [bound, private] if private else [bound],
-                keys=options.keys,
-                upstream=upstream.url if upstream else None,
-                other_keys=options.adapter_keys,
-            )
-        key_tls = client_context(options.keys_ca)
-        fetch = partial(fetch_key, options.keys, tls=key_tls, connector=ways.keys)
-        fetch_adapter = (
-            partial(fetch_key, options.adapter_keys, tls=key_tls, connector=ways.other_keys)
-            if options.adapter_keys
-            else None
-        )
+    ) as place:
+        workload, own_tls = place.workload, place.own_tls
         with output.counting_bytes("opening", sealed.manifest.size, quiet=json) as on_chunk:
             loaded = load_engine(
                 sealed,
                 workload,
-                fetch,
+                place.fetch,
                 adapter=adapter,
-                fetch_adapter=fetch_adapter,
-                ways=ways,
+                fetch_adapter=place.fetch_other,
+                ways=place.ways,
                 upstream=upstream,
                 settings=settings,
                 answer_tokens=limits.answer_tokens,
@@ -195,22 +127,18 @@ def serve_model(package: Path, listening: Listening, options: ModelOptions, *, j
                 raise
 
         def ready(url: str) -> None:
-            _announce(url, workload, engine.facts, tee, json=json)
+            _announce(url, workload, engine.facts, place.tee, json=json)
 
         shown = Serving(engine, self_test, limits)
-        app = public_app(workload, shown, tls_ends_here=options.ra_tls)
-        try:
-            serve_app(
-                app,
-                bound,
-                tls,
-                ready,
-                before=test,
-                connections=listening.connections or CONNECTIONS,
-                private=(private_app(shown), private) if private else None,
-            )
-        finally:
-            ways.close()
+        serve_app(
+            public_app(workload, shown, tls_ends_here=options.ra_tls),
+            place.bound,
+            place.tls,
+            ready,
+            before=test,
+            connections=listening.connections or CONNECTIONS,
+            private=(private_app(shown), place.private) if place.private else None,
+        )
 
 
 def _announce(url: str, workload: "Workload", facts: "EngineFacts", tee: "Tee", *, json: bool) -> None:

@@ -97,7 +97,7 @@ def check(corpus: CorpusFile, recipe: RecipeOption = None, json: Json = False) -
 def seal(corpus: CorpusFile, out: NewFolder, key: DataKey, owner: OwnerFile = None, json: Json = False) -> None:
     """Encrypt a corpus so that only environments that its owner's key service accepts can read it."""
     from confide.certify.corpus import read_corpus
-    from confide.packages.sealed.write import require_absent
+    from confide.packages.sealed.draft import require_absent
 
     require_absent(out)
     content = _content(corpus)
@@ -189,8 +189,8 @@ def lora(
     from confide.enclave.fetch_key import fetch_key
     from confide.net.tls import client_context
     from confide.packages.sealed.data import SealedData
+    from confide.packages.sealed.draft import require_absent
     from confide.packages.sealed.package import SealedPackage
-    from confide.packages.sealed.write import require_absent
 
     require_absent(out)
     content = _data(data)
@@ -286,8 +286,8 @@ def open_adapter(
 ) -> None:
     """Write an adapter's two files in the clear, as peft reads them, for its owner at home."""
     from confide.packages.sealed.adapter import SealedAdapter
+    from confide.packages.sealed.draft import draft_folder
     from confide.packages.sealed.key import ModelKey
-    from confide.packages.sealed.write import draft_folder
 
     sealed = SealedAdapter.open(adapter)
     files = sealed.unlock(ModelKey.read(key)).files()

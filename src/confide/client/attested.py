@@ -11,9 +11,11 @@ import httpx
 import msgspec
 import rfc8785
 
+from confide.attest.configuration import CorpusServed
 from confide.attest.policy_toml import policy_digest
 from confide.attest.wire import MAX_ATTESTED_BYTES, Attested
 from confide.audit.log import is_kept, note
+from confide.client.corpora import require_current
 from confide.client.hop import MAX_REFUSAL_BYTES, may_pass, read_bounded, refusal, sending
 from confide.client.relying_party import RelyingParty, Verified
 from confide.errors import AttestationError, AttestationRefused, ConfideError, ServerBusy
@@ -62,10 +64,18 @@ def verify_workload(
     raise ValueError("There is at least one attempt.")
 
 
+def _require_current(verified: Verified) -> None:
+    """CorpusRefused where the workload serves a corpus, and an older head of it than this user has met."""
+    configuration = verified.statement.configuration
+    if configuration is not None and isinstance(configuration.corpus, CorpusServed):
+        require_current(configuration.corpus, simulated=verified.result.simulated)
+
+
 def _appraised(party: RelyingParty, url: str, attested: Attested, nonce: str) -> Verified:
     """The verdict, which stands in the audit log, if this user keeps one, before anything follows from it."""
     try:
         verified = party.appraise(attested, nonce, datetime.now(UTC), url)
+        _require_current(verified)
     except AttestationError as error:
         if is_kept():
             codes = error.checks if isinstance(error, AttestationRefused) else ()

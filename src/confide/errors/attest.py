@@ -103,6 +103,12 @@ class AttestationRefused(AttestationError):
         self.checks = checks
 
 
+class CorpusRefused(AttestationError):
+    """A corpus is older than a head that was met before, another one of its number, or nobody can tell."""
+
+    code = "corpus-refused"
+
+
 class MalformedReceipt(AttestationError):
     """A receipt, or a document that belongs to it, is truncated, oversized or not what it should be."""
 

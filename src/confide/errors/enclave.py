@@ -179,6 +179,12 @@ class RequestTimedOut(RequestRefused):
     code = "request-timed-out"
 
 
+class UnknownCorpus(RequestRefused):
+    """A request names another corpus than the one served."""
+
+    code = "unknown-corpus"
+
+
 class UnknownModel(RequestRefused):
     """A request names another model than the one served."""
 
@@ -201,6 +207,7 @@ WORKLOAD_CODES: Final = frozenset(
         SelfTestFailed,
         ServerBusy,
         ServerFault,
+        UnknownCorpus,
         UnknownModel,
         UnknownReceipt,
     )

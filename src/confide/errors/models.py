@@ -1,5 +1,7 @@
 """Errors about models, their packages, keys and owners."""
 
+from typing import Self
+
 from confide.errors.base import ConfideError
 
 
@@ -49,6 +51,22 @@ class StaleHint(InvalidPackage):
     """A shell's hint is another model's, another epoch's, or damaged; no server is to blame for what comes of it."""
 
     code = "stale-hint"
+
+
+class UnreadableDocument(ConfideError):
+    """A document for a corpus cannot be read, or not within the bounds of one."""
+
+    code = "unreadable-document"
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        """reason: why, as the end of a sentence."""
+        super().__init__(message)
+        self.reason = reason
+
+    @classmethod
+    def because(cls, reason: str, name: str = "The document") -> Self:
+        """With the sentence around a reason. name: of the document, quoted."""
+        return cls(f"{name} cannot be read: {reason}; mend or convert it, or leave it out.", reason)
 
 
 class ModelKeyError(ConfideError):

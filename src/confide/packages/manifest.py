@@ -53,6 +53,7 @@ class PackageKind(StrEnum):
     SERVER = "hybrid-server"
     SEALED = "sealed-model"
     DATA = "sealed-data"
+    CORPUS = "sealed-corpus"
     ADAPTER = "sealed-adapter"
 
 
@@ -76,6 +77,11 @@ def read_kind(folder: Path | str) -> PackageKind:
             f"{path} does not say what kind of package this is; give a folder that `confide split` or `confide seal` "
             "made."
         ) from error
+
+
+def safe_name(name: str) -> str:
+    """A name of the characters that a manifest may hold."""
+    return re.sub(r"[^A-Za-z0-9_.\-]", "-", name)[:256] or "unnamed"
 
 
 def hint_name(index: int) -> str:
@@ -276,8 +282,8 @@ def _require_file(path: Path) -> None:
 
 
 def _check(path: Path, manifest: Manifest) -> None:
-    if manifest.kind is PackageKind.SEALED:
-        _refuse(path, "a sealed model has none")
+    if manifest.kind not in (PackageKind.SHELL, PackageKind.SERVER):
+        _refuse(path, "what is sealed has none")
     names = [group.name for group in manifest.groups]
     layers = [layer.name for _, (first, *_) in joined(manifest.groups) for layer in first.layers]
     if len(set(names)) < len(names) or len(set(layers)) < len(layers):

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from confide.attest.configuration import Configuration, SamplingDefaults
+from confide.attest.configuration import Configuration, CorpusServed, SamplingDefaults
 from confide.errors import MalformedReceipt
 from confide.receipts.documents import canonical, digest_of
 from confide.receipts.receipt import Event
@@ -17,9 +17,10 @@ BUILD: Final = "confide.build"
 ENGINE: Final = "confide.engine"
 WEIGHTS: Final = "confide.weights"
 ADAPTERS: Final = "confide.adapters"
+CORPUS: Final = "confide.corpus"
 SAMPLING: Final = "confide.sampling"
 CHAIN: Final = "confide.chain"
-STATED: Final = (MODEL, BUILD, ENGINE, WEIGHTS, ADAPTERS)
+STATED: Final = (MODEL, BUILD, ENGINE, WEIGHTS, ADAPTERS, CORPUS)
 """Those that a statement says, too, where there is such a thing."""
 _SAFE: Final = 2**53
 
@@ -56,6 +57,8 @@ def stated_events(configuration: Configuration, model_digest: str) -> list[Event
         events.append({"type": WEIGHTS, **held})
     if configuration.adapters:
         events.append({"type": ADAPTERS, "names": list(configuration.adapters)})
+    if isinstance(configuration.corpus, CorpusServed):
+        events.append({"type": CORPUS, **msgspec.to_builtins(configuration.corpus)})
     return events
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
-from confide.attest.configuration import Configuration, Egress
+from confide.attest.configuration import Configuration, CorpusServed, Egress
 from confide.attest.evidence import Family
 from confide.attest.result import AttestationResult
 from confide.trust.statement import Exposure, TrustStatement
@@ -29,7 +29,7 @@ _VENDORS: Final[Mapping[Family, str]] = MappingProxyType(
 )
 _OF_CODE: Final = re.compile(r"mrenclave|mrsigner|mrtd|rtmr[0-3]|measurement|pcr[0-9]+")
 """Checks that hold the code against something, by their codes."""
-_OF_MODEL: Final = re.compile(r"model")
+_OF_MODEL: Final = re.compile(r"model|corpus")
 
 
 def enclave_trust(
@@ -45,9 +45,10 @@ def enclave_trust(
     code = "the measured code" if _checked(result, _OF_CODE) else "code that nobody measured"
     readers = (_YOU, _WORKLOAD, *(["the program that it asks"] if configuration and configuration.upstream else []))
     mine = Exposure(readers, (_HOST, _NETWORK), f"{hardware}; {code}; {channel}")
+    corpus = configuration is not None and isinstance(configuration.corpus, CorpusServed)
     weights = Exposure(
-        ("the owner", _WORKLOAD),
-        (_YOU,),
+        ("the owner", _WORKLOAD, *([_YOU] if corpus else [])),  # a corpus is read by asking it
+        () if corpus else (_YOU,),
         "hidden from the machine's owner as well if they were sealed for this workload, which evidence does not say",
     )
     return TrustStatement("enclave", mine, weights, mine, (*_leaks(result), *_of_what_runs(configuration)))
@@ -111,7 +112,7 @@ def _of_what_runs(configuration: Configuration | None) -> Iterator[str]:
         yield "another program there makes the answers; evidence does not say which, or what it sends where"
     if configuration.egress is Egress.OPEN:
         yield "the workload can open connections to anywhere; ask for no-egress in the policy"
-    if configuration.self_test.outcome != "passed":
+    if configuration.self_test.outcome != "passed" and not isinstance(configuration.corpus, CorpusServed):
         yield f"whether it computes the model rightly is not known (self-test: {configuration.self_test.outcome})"
 
 

@@ -20,7 +20,7 @@ from confide.enclave.api.app import api_app
 from confide.enclave.api.limits import Limits
 from confide.enclave.api.problems import HANDLERS
 from confide.enclave.api.public import public_app
-from confide.enclave.api.receipts import ENDPOINTS, Receipts
+from confide.enclave.api.receipts import Receipts
 from confide.enclave.configuration import configuration_with, own_configuration
 from confide.enclave.workload import Workload
 from confide.errors import EngineError
@@ -218,8 +218,15 @@ def test_numbers_that_json_cannot_have() -> None:
     assert sampling_event(b'{"max_output_tokens": 3}', made) == sampling_event(b'{"max_tokens": 3}', made)
 
 
-def test_whatever_is_asked_by_post_has_receipts(engine: FakeEngine) -> None:
+def test_whatever_is_asked_by_post_has_receipts(client: TestClient, engine: FakeEngine) -> None:
     """A client that was promised receipts refuses an answer without one."""
+    bodies = BODIES | {
+        "/v1/messages/count_tokens": {"model": "echo", "messages": [{"role": "user", "content": "hello"}]},
+        "/generate": {"query": "hello"},
+        "/chat": {"prompt": "aGVsbG8="},
+    }
     routes = api_app(Serving(engine)).routes  # type: ignore[arg-type]
     posted = {route.path for route in routes if isinstance(route, Route) and "POST" in (route.methods or ())}
-    assert posted == set(ENDPOINTS)
+    assert posted == set(bodies)
+    for path, body in bodies.items():
+        fetched(client, client.post(path, json=body))

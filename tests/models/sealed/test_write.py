@@ -47,10 +47,11 @@ def test_one_kind_is_not_read_as_another(demo_package: Path, llama_halves: Split
         SealedPackage.open(llama_halves.client)
 
 
-def test_a_layer_table_does_not_pose_as_a_sealed_model(llama_halves: SplitSummary, tmp_path: Path) -> None:
-    values = json.loads((llama_halves.client / "manifest.json").read_text()) | {"kind": "sealed-model"}
+@pytest.mark.parametrize("kind", ["sealed-model", "sealed-data", "sealed-corpus"])
+def test_a_layer_table_does_not_pose_as_what_is_sealed(llama_halves: SplitSummary, tmp_path: Path, kind: str) -> None:
+    values = json.loads((llama_halves.client / "manifest.json").read_text()) | {"kind": kind}
     (tmp_path / "manifest.json").write_text(json.dumps(values))
-    with pytest.raises(InvalidPackage, match="sealed model has none"):
+    with pytest.raises(InvalidPackage, match="what is sealed has none"):
         read_manifest(tmp_path)
 
 

@@ -24,6 +24,7 @@ from confide.attest.requirements.composition import (
 from confide.attest.requirements.configuration import (
     ConfideVersion,
     ContextAtLeast,
+    Corpus,
     Engine,
     Environment,
     NoAdapters,
@@ -61,6 +62,7 @@ __all__ = [
     "CollateralValid",
     "ConfideVersion",
     "ContextAtLeast",
+    "Corpus",
     "Default",
     "Engine",
     "Environment",

@@ -12,6 +12,7 @@ from confide.attest.requirements.base import ABSENT, Requirement, Subject, day, 
 from confide.attest.requirements.configuration import (
     ConfideVersion,
     ContextAtLeast,
+    Corpus,
     Engine,
     Environment,
     NoAdapters,
@@ -418,6 +419,7 @@ AnyRequirement = (
     | SignedRelease
     | ConfideVersion
     | ContextAtLeast
+    | Corpus
     | Engine
     | Environment
     | NoAdapters

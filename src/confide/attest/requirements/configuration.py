@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+import msgspec
+
 from confide.attest.check import Check, check
-from confide.attest.configuration import Configuration, Egress
+from confide.attest.configuration import Configuration, CorpusServed, Egress
 from confide.attest.requirements.base import ABSENT, Requirement, Subject, one_of, period, require_hex
 from confide.errors import InvalidPolicy
 from confide.printable import printable
@@ -29,6 +31,42 @@ class NoUpstream(Requirement, frozen=True, tag="no-upstream"):
 
     def checks(self, subject: Subject) -> Iterator[Check]:
         yield upstream_check(subject)
+
+
+class Corpus(Requirement, frozen=True, tag="corpus"):
+    """Retrieval answers from this corpus, signed by this owner, at this head or a later one.
+
+    id: which corpus, as `confide rag build` prints it. owner: a public key. A head that was met before is held against
+    later ones in any case (`confide.client.corpora`); this is for whoever meets it for the first time.
+    """
+
+    id: str
+    owner: str
+    head_at_least: int = msgspec.field(default=1, name="head-at-least")
+
+    def __post_init__(self) -> None:
+        require_hex("id", self.id, 32)
+        require_hex("owner", self.owner, 32)
+        if not 1 <= self.head_at_least <= 1 << 40:
+            raise InvalidPolicy(f"Heads count from 1, and the policy says {self.head_at_least}; correct it.")
+
+    def sentences(self) -> Iterator[str]:
+        yield f"the corpus {self.id[:16]}... of {self.owner[:16]}..., at head {self.head_at_least} or later"
+
+    def checks(self, subject: Subject) -> Iterator[Check]:
+        def served(value: Callable[[CorpusServed], Seen]) -> Callable[[Configuration], Seen]:
+            def seen(configuration: Configuration) -> Seen:
+                corpus = configuration.corpus
+                return (ABSENT, False) if isinstance(corpus, msgspec.UnsetType) else value(corpus)
+
+            return seen
+
+        yield _configured("corpus", self.id, subject, served(lambda one: (one.corpus, one.corpus == self.id)))
+        yield _configured("corpus-owner", self.owner, subject, served(lambda one: (one.owner, one.owner == self.owner)))
+        least = self.head_at_least
+        yield _configured(
+            "corpus-head", f"at least {least}", subject, served(lambda one: (str(one.head), one.head >= least))
+        )
 
 
 class NoEgress(Requirement, frozen=True, tag="no-egress"):

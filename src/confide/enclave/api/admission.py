@@ -6,26 +6,27 @@ from contextlib import AsyncExitStack
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from confide.enclave.api.answer import Serving, while_connected
+from confide.enclave.api.answer import while_connected
 from confide.enclave.api.failures import Outlet
 from confide.enclave.api.line import Line
+from confide.enclave.api.service import Service
 from confide.net.body import Bodies, origin_of
 
 
 class Admission:
     """ASGI middleware around one endpoint. A request takes a place once it is all there, and none before."""
 
-    def __init__(self, app: ASGIApp, serving: Serving, line: Line, bodies: Bodies, endpoint: str) -> None:
+    def __init__(self, app: ASGIApp, service: Service, line: Line, bodies: Bodies, endpoint: str) -> None:
         """line, bodies: shared by all endpoints. endpoint: its name in the metrics."""
         self._app = app
-        self._serving = serving
+        self._service = service
         self._line = line
         self._bodies = bodies
         self._endpoint = endpoint
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        metrics, started = self._serving.metrics, time.monotonic()
-        answer = Outlet(send, self._serving.limits.idle_seconds)
+        metrics, started = self._service.metrics, time.monotonic()
+        answer = Outlet(send, self._service.limits.idle_seconds)
         try:
             await answer.fill(self._admit, scope, receive)
         finally:
@@ -33,8 +34,8 @@ class Admission:
             metrics.seconds.labels(self._endpoint).observe(time.monotonic() - started)
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
-        metrics, request = self._serving.metrics, Request(scope, receive)
-        self._serving.require_sound()
+        metrics, request = self._service.metrics, Request(scope, receive)
+        self._service.require_sound()
         async with self._bodies.read(request) as body:
             waiting = [body]
 

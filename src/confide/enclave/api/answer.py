@@ -41,6 +41,10 @@ class Serving:
         if self.self_test is not None:
             self.self_test.require_passed()
 
+    def require_alive(self) -> None:
+        """EngineUnavailable while the engine makes no tokens."""
+        self.pulse.require()
+
     @contextmanager
     def engine_at_work(self) -> Iterator[None]:
         """What the engine raises here goes on; where it is not the prompt's fault, the engine is looked after."""

@@ -16,6 +16,7 @@ from confide.enclave.api.messages import Messages
 from confide.enclave.api.openai import OpenAi, json_response
 from confide.enclave.api.problems import HANDLERS, MESSAGES
 from confide.enclave.api.responses import Responses
+from confide.enclave.api.service import Service
 from confide.enclave.api.simple import Simple
 from confide.errors import ConfideError
 from confide.net.body import Bodies
@@ -32,7 +33,7 @@ def api_app(serving: Serving) -> Starlette:
     bodies = Bodies(limits.body_bytes, limits.body_seconds, limits.bodies_bytes)
 
     def answering(path: str, endpoint: Callable[[Request], Awaitable[Response]], *methods: str) -> Route:
-        gate = Middleware(Admission, serving=serving, line=line, bodies=bodies, endpoint=path)
+        gate = Middleware(Admission, service=serving, line=line, bodies=bodies, endpoint=path)
         return Route(path, endpoint, methods=methods or ("POST",), middleware=[gate])
 
     return Starlette(
@@ -53,16 +54,16 @@ def api_app(serving: Serving) -> Starlette:
     )
 
 
-def health_routes(serving: Serving) -> list[Route]:
+def health_routes(service: Service) -> list[Route]:
     """/health, for whoever sends requests here, and /health/live, for whoever restarts what is dead."""
-    return [Route("/health", partial(health, serving)), Route("/health/live", live)]
+    return [Route("/health", partial(health, service)), Route("/health/live", live)]
 
 
-async def health(serving: Serving, _request: Request) -> Response:
-    """Whether a token can be made now: with status 503 where the engine makes none, or computes garbage."""
+async def health(service: Service, _request: Request) -> Response:
+    """Whether an answer can be made now: with status 503 where an engine makes none, or computes garbage."""
     try:
-        serving.require_sound()
-        serving.pulse.require()
+        service.require_sound()
+        service.require_alive()
     except ConfideError as error:
         return json_response({"status": "failed", "reason": error.code}, 503)
     return json_response({"status": "ok"})

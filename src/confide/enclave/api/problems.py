@@ -30,6 +30,7 @@ from confide.errors import (
     SelfTestFailed,
     ServerBusy,
     ServerFault,
+    UnknownCorpus,
     UnknownModel,
     UnknownReceipt,
 )
@@ -41,6 +42,7 @@ KINDS: Final[Mapping[type[Exception], tuple[int, str]]] = {
     RequestTooLarge: (413, _INVALID),
     RequestTimedOut: (408, _INVALID),
     UnknownModel: (404, _INVALID),
+    UnknownCorpus: (404, _INVALID),
     UnknownReceipt: (404, "not_found"),
     PromptRefused: (400, _INVALID),
     EngineError: (502, "server_error"),
@@ -76,7 +78,7 @@ _ANTHROPIC_KINDS: Final[Mapping[int, str]] = {
 """The type of an error in Anthropic's words, by its status; of any other, whose fault it is."""
 _HTTP: Final = {
     404: "There is no such endpoint here; /v1/models, /v1/chat/completions, /v1/completions, /v1/responses, "
-    "/v1/messages and /v1/embeddings are.",
+    "/v1/messages and /v1/embeddings are, or /v1/vector_stores where a corpus is served.",
     405: "This endpoint takes another method; use POST for questions.",
 }
 _MAX_RETRY_SECONDS: Final = 3600

@@ -3,8 +3,8 @@
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount, Route
+from starlette.types import ASGIApp
 
 from confide.channel.encryption import PATH
 from confide.channel.middleware import EncryptedChannel
@@ -21,6 +22,7 @@ from confide.enclave.api.app import API_PATHS, api_app, health_routes
 from confide.enclave.api.line import Line
 from confide.enclave.api.problems import HANDLERS, problem_response
 from confide.enclave.api.receipts import Receipted, Receipts
+from confide.enclave.api.service import Service
 from confide.enclave.workload import Workload
 from confide.errors import InsecureConnection, RequestRefused
 from confide.net.body import origin_of
@@ -33,45 +35,16 @@ _LONGEST_WAIT: Final = 90.0
 
 
 def public_app(workload: Workload, serving: Serving, *, tls_ends_here: bool = False) -> Starlette:
-    """The application to serve to the world. Closes the engine when the server stops.
+    """The application to serve a model to the world. Closes the engine when the server stops.
 
     tls_ends_here: the server's TLS key is the workload's own (see `confide.enclave.ra_tls`), so that the API
     may be asked directly. Otherwise it is reached through the encrypted channel alone.
     """
-    limits, metrics = serving.limits, serving.metrics
-    line = Line(1, limits.attestations_waiting, _LONGEST_WAIT, 1 / limits.attestations_per_second)
-    attestation = _Attestation(workload, serving, line, Pace(limits.attestations_per_second))
-    receipts = Receipts(workload, serving.engine.facts.model)
-    api = Starlette(
-        routes=[
-            Route("/v1/aci/attestation", attestation.report),
-            Route("/v1/aci/receipts/{id}", receipts.show),
-            Mount("/", Receipted(api_app(serving), receipts)),
-        ],
-        exception_handlers=HANDLERS,
-    )
-    channel = EncryptedChannel(
-        api,
-        workload.key,
-        body_bytes=limits.body_bytes,
-        body_seconds=limits.body_seconds,
-        bodies_bytes=limits.bodies_bytes,
-        on_refusal=lambda code: metrics.refusals.labels(code).inc(),
-    )
-    rest: list[BaseRoute] = [Mount("/", api)] if tls_ends_here else [
-        Route(path + "{rest:path}", _not_in_the_clear, methods=["GET", "POST"]) for path in API_PATHS
-    ]  # fmt: skip
-    routes = [
-        Route(PATH, channel, methods=["POST"]),
-        Route("/attestation", attestation.show),
-        *health_routes(serving),
-        *rest,
-    ]
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         engine, pulse = serving.engine, serving.pulse
-        watching = [asyncio.create_task(pulse.keep_watching(engine, limits.engine_seconds))]
+        watching = [asyncio.create_task(pulse.keep_watching(engine, serving.limits.engine_seconds))]
         if serving.self_test:
             watching.append(asyncio.create_task(serving.self_test.keep_running()))
         yield
@@ -79,17 +52,64 @@ def public_app(workload: Workload, serving: Serving, *, tls_ends_here: bool = Fa
             task.cancel()
         await engine.close()
 
+    name, api = serving.engine.facts.model, api_app(serving)
+    return workload_app(workload, serving, name, api, API_PATHS, tls_ends_here=tls_ends_here, lifespan=lifespan)
+
+
+def workload_app(
+    workload: Workload,
+    service: Service,
+    name: str,
+    api: ASGIApp,
+    paths: Sequence[str],
+    *,
+    tls_ends_here: bool,
+    lifespan: Callable[[Starlette], AbstractAsyncContextManager[None]] | None = None,
+) -> Starlette:
+    """An API behind attestation and the encrypted channel, with a receipt for every answer.
+
+    name: of what is served, as the API calls it. paths: below which questions are asked.
+    tls_ends_here: as in `public_app`. lifespan: around all of it.
+    """
+    limits, metrics, receipts = service.limits, service.metrics, Receipts(workload, name)
+    line = Line(1, limits.attestations_waiting, _LONGEST_WAIT, 1 / limits.attestations_per_second)
+    attestation = _Attestation(workload, service, line, Pace(limits.attestations_per_second))
+    inside = Starlette(
+        routes=[
+            Route("/v1/aci/attestation", attestation.report),
+            Route("/v1/aci/receipts/{id}", receipts.show),
+            Mount("/", Receipted(api, receipts)),
+        ],
+        exception_handlers=HANDLERS,
+    )
+    channel = EncryptedChannel(
+        inside,
+        workload.key,
+        body_bytes=limits.body_bytes,
+        body_seconds=limits.body_seconds,
+        bodies_bytes=limits.bodies_bytes,
+        on_refusal=lambda code: metrics.refusals.labels(code).inc(),
+    )
+    rest: list[BaseRoute] = [Mount("/", inside)] if tls_ends_here else [
+        Route(path + "{rest:path}", _not_in_the_clear, methods=["GET", "POST"]) for path in paths
+    ]  # fmt: skip
+    routes = [
+        Route(PATH, channel, methods=["POST"]),
+        Route("/attestation", attestation.show),
+        *health_routes(service),
+        *rest,
+    ]
     return Starlette(routes=routes, exception_handlers=HANDLERS, lifespan=lifespan)
 
 
-def private_app(serving: Serving) -> Starlette:
+def private_app(service: Service) -> Starlette:
     """What the operator alone may see, on an address that nobody else can reach: /metrics, and /health as above."""
-    metrics = serving.metrics
+    metrics = service.metrics
 
     async def show(_request: Request) -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 
-    return Starlette(routes=[Route("/metrics", show), *health_routes(serving)], exception_handlers=HANDLERS)
+    return Starlette(routes=[Route("/metrics", show), *health_routes(service)], exception_handlers=HANDLERS)
 
 
 @dataclass(frozen=True)
@@ -97,7 +117,7 @@ class _Attestation:
     """Evidence on demand: one at a time, for hardware gives no more, and not too often. The others wait in line."""
 
     workload: Workload
-    serving: Serving
+    service: Service
     line: Line
     pace: "Pace"
 
@@ -122,7 +142,7 @@ class _Attestation:
             await while_connected(request, stack.enter_async_context(self.line.turn(origin_of(request))))
             await self.pace.step()
             attested = await run_in_threadpool(make)
-        self.serving.metrics.attestations.inc()
+        self.service.metrics.attestations.inc()
         return Response(attested, 200, {"cache-control": "no-store"}, media_type="application/json")
 
 

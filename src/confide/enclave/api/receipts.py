@@ -21,17 +21,6 @@ from confide.receipts.documents import API_VERSION, digest_of
 from confide.receipts.events import chain_event, sampling_event, stated_events
 from confide.receipts.receipt import FORWARDED, HEADER, RECEIVED, RETURNED, Event, Receipt
 
-ENDPOINTS: Final = (
-    "/v1/chat/completions",
-    "/v1/completions",
-    "/v1/embeddings",
-    "/v1/responses",
-    "/v1/messages",
-    "/v1/messages/count_tokens",
-    "/generate",
-    "/chat",
-)
-"""All that are asked by POST: a client that was promised receipts takes no such answer without one."""
 _ACI_HEADER: Final = "x-receipt-id"
 _KEPT: Final = 4096
 _ID_BYTES: Final = 24
@@ -134,14 +123,17 @@ class Receipts:
 
 
 class Receipted:
-    """ASGI middleware around the API. The header with a receipt's id comes with the answer, the receipt at its end."""
+    """ASGI middleware around the API. The header with a receipt's id comes with the answer, the receipt at its end.
+
+    Whatever is asked by POST gets one: a client that was promised receipts takes no such answer without it.
+    """
 
     def __init__(self, app: ASGIApp, receipts: Issuer) -> None:
         self._app = app
         self._receipts = receipts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in ENDPOINTS:
+        if scope["type"] == "http" and scope["method"] == "POST":
             exchange = _Exchange(self._receipts, scope["path"], receive, send)
             receive, send = exchange.receive, exchange.send
         await self._app(scope, receive, send)

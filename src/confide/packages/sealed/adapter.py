@@ -18,12 +18,12 @@ from confide.attest.certificates import MAX_CERTIFICATE_BYTES
 from confide.attest.training import ADAPTER_FILES, TrainingCertificate, adapter_digest
 from confide.errors import InvalidPackage, SubstitutedContent, SurplusFile, WrongModelKey
 from confide.packages.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Digest, Record, read_package_file
+from confide.packages.sealed.draft import draft_folder, seal_file
 from confide.packages.sealed.key import ModelKey
 from confide.packages.sealed.known_answers import FILE_NAME, MAX_BYTES, KnownAnswers
 from confide.packages.sealed.manifest import SUFFIX, KeyId, SealedFile
 from confide.packages.sealed.reader import SealedReader
 from confide.packages.sealed.stream import chunk_count
-from confide.packages.sealed.write import draft_folder, seal_file
 from confide.packages.signing import package_files
 
 if TYPE_CHECKING:

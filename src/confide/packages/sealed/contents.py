@@ -1,6 +1,5 @@
 """What of a model is sealed: the weights, and the files without which they are no language model."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, GGUFReader, LlamaFileType
 
 from confide.errors import ConfideError, ModelNotSupported
 from confide.models.source import DEMO_FOLDER, DEMO_NAME, TOKENIZER_FILES, open_model
+from confide.packages.manifest import safe_name
 from confide.packages.sealed.manifest import WeightsFormat
 from confide.packages.sealed.tensors import file_layout
 from confide.printable import printable
@@ -85,7 +85,7 @@ def _of_folder(name: str, folder: Path) -> Contents:
     names = [CONFIG, *(name for name in _OPTIONAL if (folder / name).is_file()), *weights]
     files = {name: folder / name for name in names}
     dtype = _main_dtype(folder, weights)
-    return Contents(_safe(name), config.model_type, WeightsFormat.SAFETENSORS, dtype, files)
+    return Contents(safe_name(name), config.model_type, WeightsFormat.SAFETENSORS, dtype, files)
 
 
 def _require_tokenizer(folder: Path) -> None:
@@ -153,7 +153,7 @@ def _of_gguf(path: Path) -> Contents:
             "to right."
         )
     quantization = kind.removeprefix("MOSTLY_").removeprefix("ALL_").lower()
-    return Contents(_safe(path.stem), _safe(architecture), WeightsFormat.GGUF, quantization, {_GGUF: path})
+    return Contents(safe_name(path.stem), safe_name(architecture), WeightsFormat.GGUF, quantization, {_GGUF: path})
 
 
 def _causal(architecture: str) -> str:
@@ -164,8 +164,3 @@ def _words(text: str) -> str:
     return {"adapter": "an adapter", "mmproj": "a projector", "imatrix": "an importance matrix"}.get(
         text, printable(text[:40])
     )
-
-
-def _safe(name: str) -> str:
-    """A name of the characters that a manifest may hold."""
-    return re.sub(r"[^A-Za-z0-9_.\-]", "-", name)[:256] or "model"

@@ -14,22 +14,15 @@ from typing import Final, Literal, Self
 
 import msgspec
 
-from confide.errors import InvalidPackage, SubstitutedContent, SurplusFile, WrongModelKey
-from confide.packages.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Digest, Record, read_package_file
+from confide.errors import InvalidPackage, SubstitutedContent, SurplusFile
+from confide.packages.manifest import Digest, Record
 from confide.packages.owner import OwnerKey, OwnerPublicKey
+from confide.packages.sealed.draft import draft_folder, seal_file
 from confide.packages.sealed.key import ModelKey
-from confide.packages.sealed.manifest import SUFFIX, KeyId, SealedFile, SealedSignature
+from confide.packages.sealed.manifest import SUFFIX, KeyId, SealedFile, read_signed_manifest, write_signed_manifest
 from confide.packages.sealed.reader import SealedReader
 from confide.packages.sealed.stream import chunk_count
-from confide.packages.sealed.write import draft_folder, seal_file
-from confide.packages.signing import (
-    SIGNATURE_NAME,
-    package_files,
-    read_signature,
-    require_signed,
-    require_trusted,
-    write_signature,
-)
+from confide.packages.signing import package_files
 
 _FILE: Final = "task.jsonl"
 _SIGNED_LABEL: Final = b"confide sealed data 1\0"
@@ -61,25 +54,16 @@ class SealedData:
         Raises UntrustedOwner, SurplusFile, and InvalidPackage for whatever else is wrong.
         """
         folder = Path(folder)
-        content = read_package_file(folder / MANIFEST_NAME, MAX_MANIFEST_BYTES)
-        signature = read_signature(folder / SIGNATURE_NAME, SealedSignature)
-        owner = OwnerPublicKey.parse(signature.owner)
-        require_trusted(folder, owner, trusted)
-        require_signed(folder, owner, _statement(content), signature.package)
+        content, owner = read_signed_manifest(folder, _SIGNED_LABEL, trusted)
         manifest = parse_data_manifest(content)
         if surplus := sorted(set(package_files(folder)) - {_FILE + SUFFIX}):
             raise SurplusFile(f"{folder / surplus[0]} is not part of the dataset that its owner sealed; remove it.")
         return cls(folder, manifest, owner)
 
-    def require_key(self, key: ModelKey) -> None:
-        """WrongModelKey unless it was sealed with this key."""
-        if key.id != self.manifest.key:
-            raise WrongModelKey(f"{self.folder} was sealed with the key {self.manifest.key}, and not with {key.id}.")
-
     def read(self, key: ModelKey) -> bytes:
         """The file, in memory. WrongModelKey; TruncatedFile, DamagedFile, SubstitutedContent for what was changed."""
-        self.require_key(key)
         manifest = self.manifest
+        key.require(manifest.key, self.folder)
         file_key = key.file_key(bytes.fromhex(manifest.salt), 0, _FILE)
         content = bytes(SealedReader(self.folder / (_FILE + SUFFIX), manifest.file, file_key).read())
         if hashlib.sha256(content).hexdigest() != manifest.dataset:
@@ -105,12 +89,6 @@ def seal_data(content: bytes, out: Path | str, *, key: ModelKey, owner: OwnerKey
         file_key = key.file_key(salt, 0, _FILE)
         file = seal_file(io.BytesIO(content), len(content), Path(_FILE), draft, _FILE, file_key)
         manifest = DataManifest(1, "sealed-data", key.id, salt.hex(), hashlib.sha256(content).hexdigest(), file)
-        written = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
-        (draft / MANIFEST_NAME).write_bytes(written)
-        write_signature(draft, SealedSignature(str(owner.public), owner.sign(_statement(written)).hex()))
+        write_signed_manifest(draft, manifest, _SIGNED_LABEL, owner)
         draft.rename(out)
     return manifest
-
-
-def _statement(manifest: bytes) -> bytes:
-    return _SIGNED_LABEL + hashlib.sha256(manifest).digest()

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from confide.disk.files import FileOpenToOthers, create_file, read_private
-from confide.errors import ModelKeyError
+from confide.errors import ModelKeyError, WrongModelKey
 
 KEY_BYTES: Final = 32
 _ID_BYTES: Final = 16
@@ -70,6 +70,14 @@ class ModelKey:
     def id(self) -> str:
         """32 hexadecimal digits of a labelled SHA-256: says which key it is, and nothing else about it."""
         return hashlib.sha256(_ID_LABEL + self.raw).digest()[:_ID_BYTES].hex()
+
+    def require(self, wanted: str, folder: Path) -> None:
+        """WrongModelKey unless this is the key with that id, which the package in `folder` was sealed with."""
+        if self.id != wanted:
+            raise WrongModelKey(
+                f"{folder} was sealed with the key {wanted}, and the one given is {self.id}; give the key that its "
+                "owner made or released for it."
+            )
 
     def vouch(self, statement: bytes) -> bytes:
         """32 bytes that only holders of the key can make for a statement: HMAC-SHA256 under a key derived for that."""

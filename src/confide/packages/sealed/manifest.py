@@ -120,9 +120,7 @@ def model_digest(files: Iterable[SealedFile]) -> str:
 
 def write_signed(folder: Path, manifest: SealedManifest, owner: OwnerKey) -> None:
     """Write the manifest and its owner's signature over it."""
-    content = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
-    (folder / MANIFEST_NAME).write_bytes(content)
-    write_signature(folder, SealedSignature(str(owner.public), owner.sign(_statement(content)).hex()))
+    write_signed_manifest(folder, manifest, _SIGNED_LABEL, owner)
 
 
 def read_signed(
@@ -133,17 +131,31 @@ def read_signed(
     trusted: the owners whose models are wanted, None for whoever signed it. Raises UntrustedOwner for the package of
     another one, InvalidPackage for a signature that does not hold and for whatever else is wrong.
     """
-    path = folder / MANIFEST_NAME
-    content = read_package_file(path, MAX_MANIFEST_BYTES)
+    content, owner = read_signed_manifest(folder, _SIGNED_LABEL, trusted)
+    return _parse(folder / MANIFEST_NAME, content), owner
+
+
+def write_signed_manifest(folder: Path, manifest: Record, label: bytes, owner: OwnerKey) -> None:
+    """The same for a manifest of any kind. label: what is signed as, so that one kind never passes for another."""
+    content = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
+    (folder / MANIFEST_NAME).write_bytes(content)
+    write_signature(folder, SealedSignature(str(owner.public), owner.sign(_statement(label, content)).hex()))
+
+
+def read_signed_manifest(
+    folder: Path, label: bytes, trusted: Container[OwnerPublicKey] | None = None
+) -> tuple[bytes, OwnerPublicKey]:
+    """The bytes that `write_signed_manifest` wrote, and whose they are. Raises as `read_signed` does."""
+    content = read_package_file(folder / MANIFEST_NAME, MAX_MANIFEST_BYTES)
     signature = read_signature(folder / SIGNATURE_NAME, SealedSignature)
     owner = OwnerPublicKey.parse(signature.owner)
     require_trusted(folder, owner, trusted)
-    require_signed(folder, owner, _statement(content), signature.package)
-    return _parse(path, content), owner
+    require_signed(folder, owner, _statement(label, content), signature.package)
+    return content, owner
 
 
-def _statement(manifest: bytes) -> bytes:
-    return _SIGNED_LABEL + hashlib.sha256(manifest).digest()
+def _statement(label: bytes, manifest: bytes) -> bytes:
+    return label + hashlib.sha256(manifest).digest()
 
 
 def _parse(path: Path, content: bytes) -> SealedManifest:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self
 
-from confide.errors import DamagedFile, InvalidPackage, SurplusFile, WrongModelKey
+from confide.errors import DamagedFile, InvalidPackage, SurplusFile
 from confide.packages.owner import OwnerPublicKey
 from confide.packages.sealed.key import ModelKey
 from confide.packages.sealed.known_answers import KnownAnswers
@@ -65,11 +65,7 @@ class SealedPackage:
 
     def unlock(self, key: ModelKey) -> "UnlockedPackage":
         """The package with its key. WrongModelKey for another one."""
-        if key.id != self.manifest.key:
-            raise WrongModelKey(
-                f"{self.folder} was sealed with the model key {self.manifest.key}, and the one given is {key.id}; "
-                "give the key that its owner made or released for it."
-            )
+        key.require(self.manifest.key, self.folder)
         return UnlockedPackage(self, key)
 
 

@@ -1,0 +1,122 @@
+"""Documents that become a corpus, the chunks in it, its manifest, and what is asked of it."""
+
+import io
+from collections.abc import Callable
+
+import docx
+import msgspec
+
+from confide.packages.sealed.corpus import (
+    Chunk,
+    SealedCorpus,
+    encode_chunks,
+    parse_chunks,
+    parse_corpus_manifest,
+    seal_corpus,
+)
+from confide.packages.sealed.key import ModelKey
+from confide.rag.chunks import CHARACTERS, cut
+from confide.rag.documents import MAX_CHARACTERS, read_document
+from confide.rag.index import Index
+from confide.rag.reading import pages_of
+
+from .bench import OWNER, scratch
+
+_KEY = ModelKey(b"k" * 32)
+_CHUNKS = (Chunk("tide.pdf", 1, "The tide rises."), Chunk("moon.txt", None, "Moon"))
+_PDF = b"""%PDF-1.4
+1 0 obj
+<< /Type /Catalog /Pages 2 0 R >>
+endobj
+2 0 obj
+<< /Type /Pages /Kids [4 0 R] /Count 1 >>
+endobj
+3 0 obj
+<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>
+endobj
+4 0 obj
+<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents 5 0 R /Resources << /Font << /F1 3 0 R >> >> >>
+endobj
+5 0 obj
+<< /Length 35 >>
+stream
+BT /F1 12 Tf 72 720 Td (Tide) Tj ET
+endstream
+endobj
+trailer
+<< /Root 1 0 R >>
+%%EOF
+"""
+
+
+def _document(name: str) -> Callable[[bytes], None]:
+    def read(data: bytes) -> None:
+        pages = read_document(name, data)
+        if sum(len(page.text) for page in pages) > MAX_CHARACTERS:
+            raise AssertionError("a document became more text than one has")
+        chunks = list(cut(name, pages))
+        if any(len(chunk.text) > CHARACTERS or "\x1b" in chunk.text for chunk in chunks):
+            raise AssertionError("a chunk is too long, or has a control character")
+        if chunks and parse_chunks(encode_chunks(chunks)) != tuple(chunks):
+            raise AssertionError("chunks changed on their way")
+
+    return read
+
+
+def answer(data: bytes) -> None:
+    """What a process that reads documents says, which may have been taken over by one."""
+    for page in pages_of(data):
+        if "\x1b" in page.text or (page.number is not None and page.number < 1):
+            raise AssertionError("a page is none")
+
+
+def chunks(data: bytes) -> None:
+    """The file in a corpus, and an index over it."""
+    read = parse_chunks(data)
+    if encode_chunks(read) != data:
+        raise AssertionError("chunks have two spellings")
+    Index(read).search(read[0].text, 3)
+
+
+def manifest(data: bytes) -> None:
+    """A corpus's manifest, which its owner signed."""
+    read = parse_corpus_manifest(data)
+    if parse_corpus_manifest(msgspec.json.encode(read)) != read:
+        raise AssertionError("what was written is another manifest")
+
+
+def _manifests() -> list[bytes]:
+    folder = scratch("corpus")
+    first = seal_corpus(_CHUNKS, folder / "1", name="sea", key=_KEY, owner=OWNER)
+    second = seal_corpus(_CHUNKS, folder / "2", name="", key=_KEY, owner=OWNER, after=SealedCorpus.open(folder / "1"))
+    return [msgspec.json.encode(first), msgspec.json.encode(second)]
+
+
+def _docx() -> bytes:
+    out, document = io.BytesIO(), docx.Document()
+    document.add_paragraph("The tide rises.")
+    document.save(out)
+    return out.getvalue()
+
+
+TARGETS = {
+    "document-html": _document("a.html"),
+    "document-pdf": _document("a.pdf"),
+    "document-docx": _document("a.docx"),
+    "document-text": _document("a.md"),
+    "document-answer": answer,
+    "corpus-chunks": chunks,
+    "corpus-manifest": manifest,
+}
+SEEDS = {
+    "document-html": lambda: [b"<html><title>Tide</title><body><p>It <b>rises</b>&amp;<p>falls<!-- no -->", b"<p>x"],
+    "document-pdf": lambda: [_PDF],
+    "document-docx": lambda: [_docx()],
+    "document-text": lambda: [b"# Tide\n\nIt rises. It falls.\r\n\r\n" * 100, b"\x1b[2J \x00"],
+    "document-answer": lambda: [
+        msgspec.msgpack.encode({"pages": [[1, "Tide"], [None, "\x1b"]]}),
+        msgspec.msgpack.encode({"code": "unreadable-document", "reason": "it is empty"}),
+    ],
+    "corpus-chunks": lambda: [encode_chunks(_CHUNKS), b'["a.txt",0,"x"]'],
+    "corpus-manifest": _manifests,
+}

@@ -1,0 +1,184 @@
+"""`confide rag`: make a sealed corpus of a folder of documents, and look into it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+from rich.markup import escape
+from rich.text import Text
+
+from confide.cli import output
+from confide.cli.options import Json, OwnerFile, TrustedOwner, require_text
+from confide.printable import printable
+
+if TYPE_CHECKING:
+    from confide.packages.owner import OwnerPublicKey
+    from confide.packages.sealed.corpus import Chunk, CorpusManifest
+
+app = typer.Typer(name="rag", help="Sealed corpora of documents, for retrieval.", no_args_is_help=True)
+
+CorpusFolder = Annotated[Path, typer.Argument(help="The folder that `confide rag build` wrote.", metavar="CORPUS")]
+CorpusKey = Annotated[Path, typer.Option(help="File of the corpus's key.")]
+_SHOWN: Final = 400
+"""Characters of a chunk on a terminal."""
+
+
+@app.callback()
+def rag() -> None:
+    """Sealed corpora of documents, for retrieval."""
+
+
+@app.command("build")
+def build(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="Documents, also in folders below: .txt, .md, .html, .pdf, .docx.",
+            metavar="FOLDER",
+            file_okay=False,
+            exists=True,
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The folder to write; it must not exist.", metavar="CORPUS")],
+    key: Annotated[Path, typer.Option(help="File of the corpus's key, 32 bytes; made where there is none.")],
+    after: Annotated[
+        Path | None, typer.Option(help="The corpus whose place this takes, as its next head.", metavar="CORPUS")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Of a new corpus; the folder's without.")] = None,
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", help="Leave out, and name, documents that cannot be read.")
+    ] = False,
+    owner: OwnerFile = None,
+    json: Json = False,
+) -> None:
+    """Cut documents into chunks, encrypt them for a key, and sign them with a head number that only grows."""
+    from confide.cli.owner import read_or_make_key
+    from confide.cli.seal import read_or_make
+    from confide.packages.manifest import safe_name
+    from confide.packages.sealed.corpus import SealedCorpus, seal_corpus
+    from confide.packages.sealed.draft import require_absent
+    from confide.packages.trusted_owners import other_keys
+    from confide.rag.reading import gather
+
+    if after is not None and name is not None:
+        raise typer.BadParameter("the next head keeps the name of the corpus; leave --name out")
+    require_absent(out)
+    signer, corpus_key = read_or_make_key(owner), read_or_make(key)
+    same = {signer.public, *other_keys(signer.public)}
+    before = SealedCorpus.open(after, same) if after else None
+    with output.messages.status("reading") as status:
+        gathered = gather(
+            folder,
+            skip_unreadable=skip_unreadable,
+            on_document=lambda document: status.update(f"[dim]reading {escape(printable(document))}[/]"),
+        )
+    manifest = seal_corpus(
+        gathered.chunks,
+        out,
+        name=safe_name(name or folder.resolve().name),
+        key=corpus_key,
+        owner=signer,
+        after=before,
+    )
+    if json:
+        output.result({"package": str(out), **_facts(manifest, signer.public), "left_out": gathered.left_out})
+        return
+    for left, reason in gathered.left_out.items():
+        output.note(f"Left out {left}: {reason}")
+    output.console.print(
+        f"Sealed {escape(manifest.name)}, head {manifest.head}: {manifest.chunks:,} chunks of "
+        f"{manifest.documents:,} documents."
+    )
+    output.console.print(f"Head digest  {manifest.digest}   for `confide keys add`", soft_wrap=True)
+    output.console.print(f"Corpus       {manifest.corpus}   for policies", soft_wrap=True)
+    output.console.print(f"Corpus key   {manifest.key}   in {escape(str(key))}: keep it secret", soft_wrap=True)
+    output.console.print(
+        f"Signed by    {signer.public.fingerprint}; publish your key: [bold]{signer.public}[/]", soft_wrap=True
+    )
+    output.console.print(
+        f"Next: confide rag search {escape(str(out))} QUESTION --key {escape(str(key))}", soft_wrap=True
+    )
+
+
+@app.command("show")
+def show(
+    corpus: CorpusFolder,
+    key: Annotated[Path | None, typer.Option(help="File of the corpus's key: check and list all of it.")] = None,
+    owner: TrustedOwner = None,
+    json: Json = False,
+) -> None:
+    """Show what a sealed corpus is, and with its key that all of it is what its owner signed. Writes nothing."""
+    from confide.packages.sealed.corpus import SealedCorpus
+    from confide.packages.sealed.key import ModelKey
+    from confide.packages.trusted_owners import accepted_owners
+
+    sealed = SealedCorpus.open(corpus, accepted_owners(owner))
+    chunks = sealed.read(ModelKey.read(key)) if key else ()
+    counts: dict[str, int] = {}
+    for chunk in chunks:
+        counts[chunk.source] = counts.get(chunk.source, 0) + 1
+    facts = _facts(sealed.manifest, sealed.owner)
+    if json:
+        output.result(facts | {"verified": key is not None, "sources": counts})
+        return
+    for fact, value in facts.items():
+        output.console.print(Text(f"{fact:<10} {value}"), soft_wrap=True)
+    for source, count in counts.items():
+        output.console.print(Text(f"{count:>6,} chunks  {source}"), soft_wrap=True)
+    output.console.print(
+        "[green]Verified:[/] every chunk decrypts with this key, and is what its owner signed."
+        if key
+        else "The signature holds and no file is missing. Their content was not checked: use --key."
+    )
+
+
+@app.command("search")
+def search(
+    corpus: CorpusFolder,
+    question: Annotated[str, typer.Argument(help="In words that the documents use.")],
+    key: CorpusKey,
+    most: Annotated[int, typer.Option(help="Chunks to show.", min=1, max=50)] = 5,
+    owner: TrustedOwner = None,
+    json: Json = False,
+) -> None:
+    """Find the chunks that fit a question, here and now, as a retrieval service would. Writes nothing."""
+    from confide.packages.sealed.corpus import SealedCorpus
+    from confide.packages.sealed.key import ModelKey
+    from confide.packages.trusted_owners import accepted_owners
+    from confide.rag.index import Index
+
+    require_text(question, "the question")
+    sealed = SealedCorpus.open(corpus, accepted_owners(owner))
+    hits = Index(sealed.read(ModelKey.read(key))).search(question, most)
+    if json:
+        found = [_cited(hit.chunk) | {"score": hit.score, "text": hit.chunk.text} for hit in hits]
+        output.result({"corpus": sealed.manifest.corpus, "head": sealed.manifest.head, "hits": found})
+        return
+    for hit in hits:
+        place = "" if hit.chunk.page is None else f", page {hit.chunk.page}"
+        heading = f"{hit.chunk.source}{place}   {hit.score:.3f}   {hit.chunk.digest[:16]}"
+        output.console.print(Text(printable(heading), style="bold"), soft_wrap=True)
+        text = hit.chunk.text
+        output.words(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")
+        output.console.print("\n")
+    if not hits:
+        output.note("No chunk has a word of the question.")
+
+
+def _cited(chunk: "Chunk") -> dict[str, Any]:
+    return {"source": chunk.source, "page": chunk.page, "digest": chunk.digest}
+
+
+def _facts(manifest: "CorpusManifest", owner: "OwnerPublicKey") -> dict[str, Any]:
+    return {
+        "name": manifest.name,
+        "corpus": manifest.corpus,
+        "head": manifest.head,
+        "previous": manifest.previous,
+        "digest": manifest.digest,
+        "root": manifest.root,
+        "documents": manifest.documents,
+        "chunks": manifest.chunks,
+        "key": manifest.key,
+        "owner": str(owner),
+    }

@@ -1,0 +1,131 @@
+"""What `confide serve` prepares for whatever it serves from inside a trusted execution environment."""
+
+import socket
+import ssl
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+from rich.markup import escape
+
+from confide.cli import output
+from confide.cli.files import read_file
+from confide.cli.serve import Listening
+from confide.cli.tee import WARNING
+from confide.enclave.tee import TeeKind
+
+if TYPE_CHECKING:
+    from confide.enclave.boot import Fetch
+    from confide.enclave.egress import WaysOut
+    from confide.enclave.ra_tls import RaTls
+    from confide.enclave.tee import Tee
+    from confide.enclave.workload import Workload
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeeOptions:
+    """As the command's options, those that what is sealed has in common."""
+
+    tee: TeeKind | None
+    simulated_tee: Path | None
+    keys: str | None
+    keys_ca: Path | None
+    ra_tls: bool
+    tls_name: list[str] | None
+    release: Path | None
+    insecure_open_egress: bool
+
+    def stated(self, tee: str, listening: Listening) -> dict[str, str]:
+        """Those that were given and change what the server does, for its statement. tee: as it was found."""
+        given = asdict(self) | {
+            "tls_name": None,  # what it is called changes nothing
+            "certificate": None,  # nor does what others measured
+            "adapter": None,  # the statement has its digest
+            "tee": tee,
+            "tls_cert": listening.tls_cert,
+            "insecure_no_tls": listening.insecure_no_tls,
+        }
+        words = {name: "true" if value is True else str(value) for name, value in given.items() if value}
+        return {name.replace("_", "-"): value[:1024] for name, value in words.items()}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A workload whose sockets are bound and whose other ways out are closed.
+
+    fetch_other: from the other key service, where there is one. tls: None where it ends elsewhere.
+    """
+
+    workload: "Workload"
+    tee: "Tee"
+    bound: socket.socket
+    private: socket.socket | None
+    ways: "WaysOut"
+    fetch: "Fetch"
+    fetch_other: "Fetch | None"
+    tls: ssl.SSLContext | None
+    own_tls: "RaTls | None"
+
+
+@contextmanager
+def prepared(
+    listening: Listening,
+    options: TeeOptions,
+    *,
+    upstream: str | None = None,
+    other_keys: str | None = None,
+    scores: bytes | None = None,
+    training: bytes | None = None,
+) -> Iterator[Prepared]:
+    """Find the environment, bind the addresses, and close this process's ways out but for the key service's.
+
+    The addresses come before that: no socket can be made later, and no key leaves for a server that cannot listen.
+    upstream: another address that stays reachable; other_keys: one until the keys are here. scores, training: sent
+    along with the evidence.
+    """
+    from confide.enclave.api.server import bind
+    from confide.enclave.configuration import own_configuration
+    from confide.enclave.egress import WaysOut, close_egress
+    from confide.enclave.fetch_key import fetch_key
+    from confide.enclave.ra_tls import RaTls
+    from confide.enclave.tee import open_tee
+    from confide.enclave.workload import Workload
+    from confide.net.tls import client_context
+
+    if options.ra_tls and listening.tls_cert:
+        raise typer.BadParameter("give either --ra-tls or --tls-cert")
+    if options.tls_name and not options.ra_tls:
+        raise typer.BadParameter("--tls-name goes with --ra-tls; a certificate of --tls-cert has its names")
+    tee = open_tee(options.tee or TeeKind.AUTO, options.simulated_tee)
+    if tee.simulated:
+        output.messages.print(f"[bold red]{WARNING}[/]")
+    if tee.gpus:
+        output.messages.print(f"[bold yellow]The GPU is not attested.[/] {escape(tee.gpus)}")
+    if options.keys is None:
+        raise typer.BadParameter("what is sealed needs --keys, the address of its owner's `confide keys serve`")
+    release = None if options.release is None else read_file(options.release)
+    configuration = own_configuration(options.stated(tee.name, listening))
+    workload = Workload(
+        tee.reader, tee.collateral, configuration=configuration, release=release, scores=scores, training=training
+    )
+    own_tls = RaTls(workload, options.tls_name or ()) if options.ra_tls else None
+    tls = own_tls.context if own_tls else listening.tls()
+    with ExitStack() as stack:
+        bound = stack.enter_context(bind(listening.host, listening.port))
+        private = stack.enter_context(bind("127.0.0.1", listening.metrics_port)) if listening.metrics_port else None
+        if options.insecure_open_egress:
+            output.messages.print("[bold red]This process can open connections to anywhere, and says so.[/]")
+            ways = WaysOut()
+        else:
+            ways = close_egress(
+                [bound, private] if private else [bound], keys=options.keys, upstream=upstream, other_keys=other_keys
+            )
+        stack.callback(ways.close)
+        key_tls = client_context(options.keys_ca)
+        fetch = partial(fetch_key, options.keys, tls=key_tls, connector=ways.keys)
+        other = partial(fetch_key, other_keys, tls=key_tls, connector=ways.other_keys) if other_keys else None
+        yield Prepared(workload, tee, bound, private, ways, fetch, other, tls, own_tls)

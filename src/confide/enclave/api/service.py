@@ -1,0 +1,28 @@
+"""What the gate, /health and the public face take from whatever is served: a model, or a corpus."""
+
+from typing import Protocol
+
+from confide.enclave.api.limits import Limits
+from confide.enclave.api.metrics import Metrics
+
+
+class Service(Protocol):
+    """Something that answers questions."""
+
+    @property
+    def limits(self) -> Limits:
+        """What each request is granted."""
+        ...
+
+    @property
+    def metrics(self) -> Metrics:
+        """What its operator may watch."""
+        ...
+
+    def require_sound(self) -> None:
+        """Raises once its answers are known to be wrong."""
+        ...
+
+    def require_alive(self) -> None:
+        """Raises while no answer can be made."""
+        ...

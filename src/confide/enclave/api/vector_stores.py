@@ -1,0 +1,171 @@
+"""Retrieval in the shape of OpenAI's vector stores: GET /v1/vector_stores, POST /v1/vector_stores/{id}/search.
+
+A workload serves one corpus, which is one store; nothing here changes it. What it answers is quoted from documents, and
+nobody vouches for what they say.
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from msgspec import Meta
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from confide.enclave.api.admission import Admission
+from confide.enclave.api.answer import read
+from confide.enclave.api.app import health_routes
+from confide.enclave.api.limits import Limits
+from confide.enclave.api.line import Line
+from confide.enclave.api.metrics import Metrics
+from confide.enclave.api.openai import json_response
+from confide.enclave.api.problems import HANDLERS
+from confide.enclave.api.public import workload_app
+from confide.enclave.workload import Workload
+from confide.errors import UnknownCorpus
+from confide.net.body import Bodies
+from confide.packages.sealed.corpus import Chunk, CorpusManifest
+from confide.rag.index import Hit, Index
+
+PATH: Final = "/v1/vector_stores"
+MAX_RESULTS: Final = 50
+MAX_QUESTION_CHARACTERS: Final = 4096
+_RESULTS: Final = 10
+_PARALLEL: Final = 2
+"""Searches at once: they compute, and wait for nothing."""
+_QUESTIONS: Final = 4
+
+_Question = Annotated[str, Meta(min_length=1, max_length=MAX_QUESTION_CHARACTERS)]
+
+
+class Ranking(msgspec.Struct, forbid_unknown_fields=True):
+    """ranker: without effect, for there is one. score_threshold: the least score of a result."""
+
+    ranker: Literal["none", "auto", "default-2024-11-15"] | None = None
+    score_threshold: Annotated[float, Meta(ge=0, le=1)] = 0.0
+
+
+class SearchRequest(msgspec.Struct, kw_only=True):
+    """POST /v1/vector_stores/{id}/search. query: several are one question with the words of all."""
+
+    query: _Question | Annotated[list[_Question], Meta(min_length=1, max_length=_QUESTIONS)]
+    max_num_results: Annotated[int, Meta(ge=1, le=MAX_RESULTS)] = _RESULTS
+    ranking_options: Ranking | None = None
+    rewrite_query: Literal[False] | None = None
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """A corpus that is served, ready to be asked."""
+
+    manifest: CorpusManifest
+    index: Index
+    limits: Limits = field(default_factory=Limits)
+    metrics: Metrics = field(default_factory=Metrics)
+
+    def require_sound(self) -> None:
+        """Every chunk was compared with what its owner signed before there was an index."""
+
+    def require_alive(self) -> None:
+        """It waits for no engine."""
+
+
+def retrieval_app(workload: Workload, retrieval: Retrieval, *, tls_ends_here: bool = False) -> Starlette:
+    """The application to serve to the world: as `public_app` is for a model."""
+    name, api = store_id(retrieval.manifest), vector_stores_app(retrieval)
+    return workload_app(workload, retrieval, name, api, ("/v1",), tls_ends_here=tls_ends_here)
+
+
+def vector_stores_app(retrieval: Retrieval) -> Starlette:
+    """An ASGI application with the endpoints over one corpus. It knows of no channel."""
+    stores, limits = _VectorStores(retrieval), retrieval.limits
+    line = Line(_PARALLEL, limits.waiting, limits.waiting_seconds)
+    bodies = Bodies(limits.body_bytes, limits.body_seconds, limits.bodies_bytes)
+    gate = Middleware(Admission, service=retrieval, line=line, bodies=bodies, endpoint=f"{PATH}/search")
+    return Starlette(
+        routes=[
+            *health_routes(retrieval),
+            Route(PATH, stores.all),
+            Route(f"{PATH}/{{id}}", stores.one),
+            Route(f"{PATH}/{{id}}/search", stores.search, methods=["POST"], middleware=[gate]),
+        ],
+        exception_handlers=HANDLERS,
+    )
+
+
+def store_id(manifest: CorpusManifest) -> str:
+    """The corpus as the API calls it: the same at every head."""
+    return f"vs_{manifest.corpus}"
+
+
+@dataclass(frozen=True)
+class _VectorStores:
+    retrieval: Retrieval
+
+    async def all(self, _request: Request) -> Response:
+        """The one store there is."""
+        store = self._store()
+        page = {"first_id": store["id"], "last_id": store["id"], "has_more": False}
+        return json_response({"object": "list", "data": [store], **page})
+
+    async def one(self, request: Request) -> Response:
+        """The same by its id."""
+        self._require(request)
+        return json_response(self._store())
+
+    async def search(self, request: Request) -> Response:
+        """The chunks that fit a question, the best one first."""
+        self._require(request)
+        asked = await read(request, SearchRequest)
+        questions = [asked.query] if isinstance(asked.query, str) else asked.query
+        least = asked.ranking_options.score_threshold if asked.ranking_options else 0.0
+        hits = await run_in_threadpool(self.retrieval.index.search, " ".join(questions), asked.max_num_results)
+        return json_response(
+            {
+                "object": "vector_store.search_results.page",
+                "search_query": questions,
+                "data": [_result(hit) for hit in hits if hit.score >= least],
+                "has_more": False,
+                "next_page": None,
+            }
+        )
+
+    def _require(self, request: Request) -> None:
+        if request.path_params["id"] != store_id(self.retrieval.manifest):
+            raise UnknownCorpus(f"There is one vector store here, and it has another id; GET {PATH} says which.")
+
+    def _store(self) -> dict[str, Any]:
+        manifest = self.retrieval.manifest
+        counts = dict.fromkeys(("in_progress", "failed", "cancelled"), 0)
+        return {
+            "id": store_id(manifest),
+            "object": "vector_store",
+            "created_at": 0,
+            "name": manifest.name,
+            "usage_bytes": manifest.file.size,
+            "file_counts": counts | dict.fromkeys(("completed", "total"), manifest.documents),
+            "status": "completed",
+            "metadata": {"head": str(manifest.head), "digest": manifest.digest, "root": manifest.root},
+        }
+
+
+def _result(hit: Hit) -> dict[str, Any]:
+    chunk = hit.chunk
+    page = {} if chunk.page is None else {"page": chunk.page}
+    return {
+        "file_id": file_id(chunk),
+        "filename": chunk.source,
+        "score": hit.score,
+        "attributes": {"digest": chunk.digest, **page},
+        "content": [{"type": "text", "text": chunk.text}],
+    }
+
+
+def file_id(chunk: Chunk) -> str:
+    """A document as the API calls it: by its name in the corpus."""
+    return f"file-{hashlib.sha256(chunk.source.encode()).hexdigest()[:32]}"

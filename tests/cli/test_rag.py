@@ -1,0 +1,113 @@
+"""`confide rag` as a person or a script runs it."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import confide
+from confide.attest.policy import SimulatedPolicy
+from confide.attest.policy_toml import to_toml
+from confide.attest.requirements import Corpus, NoEgress
+from confide.attest.simulated import SimulatedTee
+from confide.cli.keys import PASSPHRASE_VARIABLE
+
+from .command import run, serving
+
+
+def answer(*arguments: object, check: int = 0) -> dict[str, Any]:
+    done = run("rag", *arguments, "--json")
+    assert done.returncode == check, done.stderr + done.stdout
+    output: dict[str, Any] = json.loads(done.stdout)
+    return output
+
+
+@pytest.fixture(scope="module", autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CONFIDE_HOME", str(tmp_path_factory.mktemp("home") / "confide"))
+        yield
+
+
+def test_documents_become_a_corpus_that_is_asked_and_updated(tmp_path: Path) -> None:
+    documents, key = tmp_path / "my docs", tmp_path / "corpus.key"
+    documents.mkdir()
+    (documents / "tide.txt").write_text("The tide rises twice a day.")
+    (documents / "bread.md").write_text("Bakers rise early.")
+    (documents / "photo.png").write_bytes(b"\x89PNG")
+    made = answer("build", documents, "--out", tmp_path / "one", "--key", key)
+    assert (made["name"], made["head"], made["documents"], made["chunks"]) == ("my-docs", 1, 2, 2)
+    assert made["left_out"] == {"photo.png": "of another kind"}
+
+    shown = answer("show", tmp_path / "one", "--key", key)
+    assert shown["verified"]
+    assert shown["sources"] == {"bread.md": 1, "tide.txt": 1}
+    assert shown["digest"] == made["digest"]
+    found = answer("search", tmp_path / "one", "when does the tide rise?", "--key", key)["hits"]
+    assert [hit["source"] for hit in found] == ["tide.txt", "bread.md"]
+    assert found[0]["score"] == 1 > found[1]["score"] > 0
+
+    (documents / "bread.md").write_text("\x1b[2J bread")
+    updated = answer("build", documents, "--out", tmp_path / "two", "--key", key, "--after", tmp_path / "one")
+    assert (updated["corpus"], updated["head"], updated["previous"]) == (made["corpus"], 2, made["digest"])
+    done = run("rag", "search", tmp_path / "two", "bread", "--key", key)
+    assert "bread.md" in done.stdout
+    assert done.stderr == ""
+    assert "\x1b" not in done.stdout
+
+
+def test_a_document_that_cannot_be_read_ends_the_build_unless_it_may_be_left_out(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "bad.pdf").write_bytes(b"%PDF-nothing")
+    (tmp_path / "docs" / "good.txt").write_text("good")
+    arguments = ("build", tmp_path / "docs", "--out", tmp_path / "out", "--key", tmp_path / "key")
+    assert answer(*arguments, check=1)["error"]["code"] == "unreadable-document"
+    assert not (tmp_path / "out").exists()
+    assert list(answer(*arguments, "--skip-unreadable")["left_out"]) == ["bad.pdf"]
+
+
+def test_the_next_head_is_its_own_owners(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "a.txt").write_text("good")
+    arguments = ("build", tmp_path / "docs", "--key", tmp_path / "key")
+    answer(*arguments, "--out", tmp_path / "one")
+    monkeypatch.setenv("CONFIDE_HOME", str(tmp_path / "stranger"))
+    refused = answer(*arguments, "--out", tmp_path / "two", "--after", tmp_path / "one", check=1)
+    assert refused["error"]["code"] == "untrusted-owner"
+
+
+def test_a_corpus_is_served_once_its_owners_key_service_knows_the_head(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The owner's key service and the retrieval service are processes, the TEE is simulated, ways out are closed."""
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "tide.txt").write_text("The tide rises twice a day.")
+    SimulatedTee.create(tmp_path / "tee")
+    root, key = tmp_path / "tee" / "root.pem", tmp_path / "corpus.key"
+    arguments = ("build", tmp_path / "docs", "--key", key)
+    first = answer(*arguments, "--out", tmp_path / "1")
+    second = answer(*arguments, "--out", tmp_path / "2", "--after", tmp_path / "1")
+
+    policy = SimulatedPolicy.all_of(Corpus(second["corpus"], second["owner"], 2), NoEgress())
+    (tmp_path / "policy.toml").write_text(to_toml(policy))
+    monkeypatch.setenv(PASSPHRASE_VARIABLE, "passphrase")
+    keys = ("--folder", tmp_path / "keys")
+    bound = ("--package", tmp_path / "2", "--policy", tmp_path / "policy.toml", "--simulated-root", root)
+    added = run("keys", "add", key, *bound, *keys, "--json")
+    assert json.loads(added.stdout)["model_digest"] == second["digest"], added.stderr
+    with serving("keys", "serve", *keys, "--port", "0", "--offline") as broker:
+        options = ("--tee", "simulated", "--simulated-tee", tmp_path / "tee", "--keys", broker["url"], "--port", "0")
+        with serving("serve", tmp_path / "2", *options) as service:
+            assert (service["head"], service["digest"]) == (2, second["digest"])
+            with confide.connect(service["url"], simulated_root=root, policy=policy) as session:
+                found = session.openai.vector_stores.search(service["vector_store"], query="tide").data
+                assert [hit.filename for hit in found] == ["tide.txt"]
+        refused = run("serve", tmp_path / "1", *options, "--json")
+        assert json.loads(refused.stdout)["error"]["code"] == "key-refused"
+        assert {"model", "corpus-head"} <= set(re.findall(r"[a-z-]+", refused.stdout))
+        misused = run("serve", tmp_path / "2", *options, "--context", "5")
+        assert "--context is not for a corpus" in misused.stderr
+    assert first["head"] == 1
