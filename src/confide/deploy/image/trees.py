@@ -9,7 +9,7 @@ import stat
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import IO, Final
 
 from confide.errors import InvalidImage
 
@@ -86,7 +86,7 @@ def write_cpio(tree: Tree, out: BinaryIO) -> None:
             out.write(part + bytes(-len(part) % _PARTS))
 
 
-def write_tar(tree: Tree, out: BinaryIO) -> None:
+def write_tar(tree: Tree, out: IO[bytes]) -> None:
     """As mksquashfs takes it."""
     kinds = {stat.S_IFDIR: tarfile.DIRTYPE, stat.S_IFREG: tarfile.REGTYPE, stat.S_IFLNK: tarfile.SYMTYPE}
     with tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT) as archive:
