@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: system-deps demo clients test test-all mutate fuzz lint bench man hashes sbom dist
+.PHONY: system-deps boot-deps demo clients test test-all mutate fuzz lint bench man hashes sbom dist
 .DEFAULT_GOAL := demo
 
 $(READY): pyproject.toml constraints.txt
@@ -14,12 +14,16 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 # Debian's software TPM and its tools, for the live tests of TPM quotes, nginx, for those of a proxy in between,
-# Chromium, for those of the proxy's page, libvirt's schemas, for its domains, what builds and boots images of machines, and
-# PostgreSQL, for ledgers that servers share; without them those tests skip. Needs root.
+# Chromium, for those of the proxy's page, libvirt's schemas, for its domains, what builds images of machines, and
+# PostgreSQL, for ledgers that servers share; without them those tests skip. Needs root, as the next one does.
 system-deps:
 	apt-get update -qq
 	apt-get install --yes --no-install-recommends swtpm tpm2-tools nginx-light chromium libvirt-clients libxml2-utils \
-		cryptsetup-bin squashfs-tools qemu-system-x86 postgresql
+		cryptsetup-bin squashfs-tools postgresql
+
+# What boots images of machines, in slow tests alone.
+boot-deps:
+	apt-get install --yes --no-install-recommends qemu-system-x86
 
 demo: $(READY)
 	$(BIN)/confide demo

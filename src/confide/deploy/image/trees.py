@@ -76,7 +76,7 @@ def with_folders(tree: Tree) -> Tree:
     return dict(sorted({**dict.fromkeys(parents, folder()), **tree}.items()))
 
 
-def write_cpio(tree: Tree, out: BinaryIO) -> None:
+def write_cpio(tree: Tree, out: IO[bytes]) -> None:
     """As Linux takes it for an initial RAM disk (Documentation/driver-api/early-userspace/buffer-format)."""
     for number, (name, entry) in enumerate([*with_folders(tree).items(), ("TRAILER!!!", Entry(0))], 1):
         content = entry.read()
