@@ -27,7 +27,8 @@ _forks.set_forkserver_preload(
         "confide.enclave.engines.transformers_engine",
     ]
 )
-_SECONDS = 300
+_SECONDS = 900
+"""Until a program hangs, on whatever else the machine does."""
 
 
 def run(*arguments: object, timeout: float = _SECONDS) -> subprocess.CompletedProcess[str]:
