@@ -28,8 +28,8 @@ def _original() -> Path:
             ledger.charge(account, group, 4, None)
         ledger.checkpoint()
         ledger.charge(account, 0, 1, None)
-        with closing(SqliteStore(folder / DATABASE)) as store:
-            store.copy_to(copy / DATABASE)
+        with closing(SqliteStore(folder / DATABASE)) as store, closing(SqliteStore(copy / DATABASE)) as killed:
+            store.copy_to(killed)
     return copy
 
 

@@ -1,5 +1,8 @@
 """A crowd is asked to come back, and comes back one by one."""
 
+from types import SimpleNamespace
+from typing import NamedTuple
+
 import httpx
 import pytest
 
@@ -7,6 +10,12 @@ from confide.client import attested
 from confide.client.attested import ATTEMPTS, verify_workload
 from confide.errors import ConfideError, ConnectionLost, GatewayError, ServerBusy, ServerSilent
 from confide.net.patience import MAX_PAUSE, asked_for, pause
+
+
+class Appraised(NamedTuple):
+    evidence: bytes
+    nonce: str
+    statement = SimpleNamespace(configuration=None)
 
 
 class Crowded:
@@ -29,8 +38,8 @@ class Crowded:
         http = httpx.Client(transport=httpx.MockTransport(self))
         return verify_workload(http, "https://x.example", self, self.pauses.append)  # type: ignore[arg-type]
 
-    def appraise(self, evidence: bytes, nonce: str, _now: object, _url: str) -> tuple[bytes, str]:
-        return evidence, nonce
+    def appraise(self, evidence: bytes, nonce: str, _now: object, _url: str) -> "Appraised":
+        return Appraised(evidence, nonce)
 
 
 def test_who_is_turned_away_comes_back_with_another_nonce(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,6 +54,8 @@ ROLES: Final = {
     "deploy": "write, predict and check deployments",
     "evaluate": "plots of what is evaluated",
     "gpu": "evidence of NVIDIA GPUs",
+    "postgres": "one ledger for several layer servers, in PostgreSQL",
+    "rag": "build, search and serve corpora of documents",
     "sigstore": "releases that a build service signed",
 }
 """What each extra of the project is for."""
