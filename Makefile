@@ -32,7 +32,9 @@ demo: $(READY)
 
 # A worker for each core; a file's tests stay together, because they share what is slow to make. Native tracebacks, for
 # pytest's own parse the source, which Python 3.11 may not survive beside other threads, and the whole run ends.
-PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --tb=native -m 'not slow'
+# The tests start hundreds of programs: each would compile the package anew where the environment says that no byte code
+# is written.
+PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n auto --dist loadfile --tb=native -m 'not slow'
 
 test: $(READY)
 	$(PYTEST)

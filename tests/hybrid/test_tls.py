@@ -15,6 +15,7 @@ from confide import errors
 from confide.hybrid import wire
 from confide.hybrid.client.connection import LayerConnection
 from confide.hybrid.client.dial import Dial, websocket_url
+from confide.hybrid.server.limits import Limits
 from confide.hybrid.server.service import LayerService
 from confide.net.tls import certificate_names, client_context, make_certificates, server_context
 
@@ -138,9 +139,9 @@ def test_a_plain_client_is_told_of_tls(secure: Server) -> None:
         connect(secure[0].replace("wss", "ws"))
 
 
-def test_a_plain_server_is_never_taken_for_a_secure_one(server: Server) -> None:
-    with pytest.raises(errors.ConnectionLost, match="TLS"):
-        connect(server[0].replace("ws", "wss"))
+def test_a_plain_server_is_never_taken_for_a_secure_one(service: LayerService) -> None:
+    with serving(service, Limits(greeting_seconds=0.2)) as served, pytest.raises(errors.ConnectionLost, match="TLS"):
+        connect(served.url.replace("ws", "wss"))
 
 
 def test_a_server_that_goes_while_an_answer_is_due(secure: Server, certificates: Path) -> None:

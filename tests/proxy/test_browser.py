@@ -468,6 +468,7 @@ TIMED = """async () => {
 }"""
 
 
+@pytest.mark.slow
 def test_after_5000_messages_the_next_one_is_as_quick_as_the_first(page: Any, fake: FakeWorkload) -> None:
     first = min(page.evaluate(TIMED) for _ in range(3))
     page.evaluate(FILL, 5000)
