@@ -74,7 +74,6 @@ class Block:
 
     def __init__(self, p0: NDArray[np.int8], groups: int) -> None:
         self.p0 = p0
-        self.forgotten = False
         self._groups = groups
         self._parts = [_Part(p0[start : start + PART_TOKENS]) for start in range(0, len(p0), PART_TOKENS)]
         self.steps = deque(itertools.product(self._parts, range(groups)))
@@ -113,7 +112,6 @@ class Block:
 
     def forget(self) -> int:
         """Nothing of it is kept any more. The bytes that were."""
-        self.forgotten = True
         self.steps.clear()
         return sum(self.spend(group, self.tokens) for group in range(self._groups))
 
@@ -264,12 +262,12 @@ class AheadMaker:
             _log.exception("Work ahead failed inside the server")
             waiting.block.steps.clear()
         finally:
-            if made is None or waiting.block.forgotten or group in part.spent:
+            if made is None or group in part.spent:  # as every group of a block is that was forgotten meanwhile
                 waiting.room.give_back(self._size(part, group))
             else:
                 part.made[group] = made
-        if len(part.made) + len(part.spent) == len(self._groups):
-            self._on_made(len(part.p0))
+                if len(part.made) + len(part.spent) == len(self._groups):
+                    self._on_made(len(part.p0))
 
     async def _let_others_go_first(self) -> None:
         deadline = time.monotonic() + MOST_PATIENCE
