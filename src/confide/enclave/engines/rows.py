@@ -210,7 +210,9 @@ class Rows:
     def _find_batching(self) -> Batching:
         if not self._plain:
             return Batching.CACHE
-        if not (self._model.is_backend_compatible() and self._model.config._attn_implementation in ("sdpa", _ATTENTION)):
+        if not (
+            self._model.is_backend_compatible() and self._model.config._attn_implementation in ("sdpa", _ATTENTION)
+        ):
             return Batching.ATTENTION
         if any(_hangs_on_length(getattr(module, "rope_type", None)) for module in self._model.modules()):
             return Batching.POSITIONS
