@@ -29,7 +29,8 @@ def test_requests_share_passes_and_are_answered_as_alone(transformers_bench: Ben
     prompts = [f"{PROMPT} for the {number}th time," for number in range(8)]
 
     async def all_at_once(engine: Engine) -> list[Answer]:
-        return await asyncio.gather(*(answer(engine, prompt, Sampling(12, 0)) for prompt in prompts))
+        read = [await engine.read(prompt) for prompt in prompts]
+        return await asyncio.gather(*(answer(engine, prompt, Sampling(12, 0)) for prompt in read))
 
     assert transformers_bench.make().facts.settings["batching"] == "together"
     alone = [transformers_bench.run(lambda engine, one=one: answer(engine, one, Sampling(12, 0))) for one in prompts]

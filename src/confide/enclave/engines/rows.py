@@ -1,4 +1,4 @@
-"""What a model reads for several requests: the prompt of each by itself, then the next token of all of them in one pass.
+"""What a model reads for several requests: each prompt by itself, and then the next token of all of them in one pass.
 
 A pass reads the weights once, however many rows are in it, and that is where the time of decoding goes. Linear layers
 see a batch of rows. Attention sees one row after the other, each with a cache of its own length: so there is neither
@@ -210,13 +210,11 @@ class Rows:
     def _find_batching(self) -> Batching:
         if not self._plain:
             return Batching.CACHE
-        if not (
-            self._model.is_backend_compatible() and self._model.config._attn_implementation in ("sdpa", _ATTENTION)
-        ):
+        before = self._model.config._attn_implementation
+        if before not in ("sdpa", _ATTENTION) or not self._model.is_backend_compatible():
             return Batching.ATTENTION
         if any(_hangs_on_length(getattr(module, "rope_type", None)) for module in self._model.modules()):
             return Batching.POSITIONS
-        before = self._model.config._attn_implementation
         self._model.set_attn_implementation(_ATTENTION)
         if self._passes_trial():
             return Batching.TOGETHER
@@ -273,7 +271,7 @@ def _attention(
     row_caches: Sequence[DynamicCache] | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """torch's; with caches, of one token of each row over all that this row has read. Shapes as transformers has them."""
+    """torch's, in the shapes of transformers; with caches, of one token of each row over all that this row has read."""
     if row_caches is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     index: Any = module.layer_idx
