@@ -37,7 +37,7 @@ def test_requests_share_passes_and_are_answered_as_alone(transformers_bench: Ben
     before = transformers_bench.computed()
     assert transformers_bench.run(all_at_once) == alone
     passes = transformers_bench.computed() - before
-    assert passes <= 8 + 11 + 8  # prompts, tokens, and a pass for each that comes later than the first
+    assert passes <= 8 + 8 + 11  # a prompt each, and a pass beside each; then those of the last one
 
 
 def test_greedy_answers_are_those_of_generate(transformers_bench: Bench, demo_model: PreTrainedModel) -> None:

@@ -156,7 +156,7 @@ class TransformersEngine(Prompted):
     def _answer(
         self, prompt: list[int], sampling: Sampling, guide: Guide | None
     ) -> Generator[Piece | None, None, None]:
-        """One step is one token of the answer, and None for a part of the prompt."""
+        """One step is one token of the answer, and None for a part of the prompt but the last, with which it begins."""
         names = Names.of(sampling.salt, prompt, PREFILL)
         row = self._rows.row(len(prompt))
         if row.cache is not None:
@@ -166,7 +166,8 @@ class TransformersEngine(Prompted):
             for start in range(cached, len(prompt), PREFILL):
                 row.read(prompt[start : start + PREFILL])
                 self._prefixes.put(names, start // PREFILL, row.cache)
-                yield None
+                if start + PREFILL < len(prompt):
+                    yield None
             for piece in self._pieces(row, prompt, sampling, guide):
                 yield replace(piece, cached=cached)
                 cached = 0
