@@ -174,7 +174,7 @@ def _make(shape: Shape, folder: Path) -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(shape.config, dtype=torch.float32)
     with torch.no_grad():
-        model.get_input_embeddings().weight[end_tokens(model, tokenizer)] = 0  # which is the head's as well
+        model.get_input_embeddings().weight[list(end_tokens(model, tokenizer))] = 0  # which is the head's as well
     model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     del model
