@@ -276,10 +276,9 @@ def _attention(
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     index: Any = module.layer_idx
     outputs = []
-    for number, cache in enumerate(row_caches):
-        row = slice(number, number + 1)
-        keys, values = cache.update(key[row], value[row], index)
-        outputs.append(sdpa_attention_forward(module, query[row], keys, values, None, **kwargs)[0])
+    for cache, asked, *added in zip(row_caches, query.split(1), key.split(1), value.split(1), strict=True):
+        keys, values = cache.layers[index].update(*added)
+        outputs.append(sdpa_attention_forward(module, asked, keys, values, None, **kwargs)[0])
     return torch.cat(outputs), None
 
 
