@@ -148,7 +148,9 @@ def _layers_of(cache: object, tokens: int) -> _Layers | None:
         return None
     layers: _Layers = []
     for layer in cache.layers:
-        if type(layer) not in (DynamicLayer, RoomyLayer) or layer.keys is None or layer.values is None:
+        if not isinstance(layer, DynamicLayer) or type(layer) not in (DynamicLayer, RoomyLayer):
+            return None
+        if layer.keys is None or layer.values is None:
             return None
         if layer.get_seq_length() != tokens:
             return None

@@ -54,7 +54,7 @@ class RoomyLayer(DynamicLayer):
     """
 
     def __init__(self, room: int = 0) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._room = room
         self._filled: tuple[Tensor, Tensor] | None = None
 
@@ -64,13 +64,14 @@ class RoomyLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
         start = self.get_seq_length()
         end = start + key_states.shape[-2]
-        if self._filled is None or end > self._filled[0].shape[-2]:
+        filled = self._filled
+        if filled is None or end > filled[0].shape[-2]:
             room = -(-max(end, self._room) // ROOM) * ROOM
-            grown = [one.new_empty((*one.shape[:-2], room, one.shape[-1])) for one in (key_states, value_states)]
-            if start:
-                grown[0][..., :start, :], grown[1][..., :start, :] = self.keys, self.values
-            self._filled = (grown[0], grown[1])
-        keys, values = self._filled
+            keys, values = (one.new_empty((*one.shape[:-2], room, one.shape[-1])) for one in (key_states, value_states))
+            if filled is not None:
+                keys[..., :start, :], values[..., :start, :] = (one[..., :start, :] for one in filled)
+            filled = self._filled = keys, values
+        keys, values = filled
         keys[..., start:end, :], values[..., start:end, :] = key_states, value_states
         self.keys, self.values = keys[..., :end, :], values[..., :end, :]
         return self.keys, self.values
