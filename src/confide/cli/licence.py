@@ -26,16 +26,16 @@ from confide.cli.options import (
     licence_key,
 )
 from confide.errors import ConfideError
-from confide.hybrid.server.ledger.address import parse_place
-from confide.hybrid.server.ledger.licences import (
+from confide.ledger.address import parse_place
+from confide.ledger.licences import (
     DEFAULT_DISCLOSURE,
     SECONDS_PER_DAY,
     Licence,
     LicenceBook,
     licence_book,
 )
-from confide.hybrid.server.ledger.place import state_of
-from confide.hybrid.server.ledger.usage import WARN_DISCLOSED, bits_disclosed, licensed_tokens, share_disclosed
+from confide.ledger.place import state_of
+from confide.ledger.usage import WARN_DISCLOSED, bits_disclosed, licensed_tokens, share_disclosed
 from confide.packages.manifest import MANIFEST_NAME, Manifest, PackageKind, read_manifest
 from confide.packages.signing import open_package
 from confide.packages.trusted_owners import accepted_owners, other_keys

@@ -13,15 +13,14 @@ import msgspec
 import pytest
 
 from confide.errors import ConfideError, LedgerCopied, LedgerCorrupted, LedgerInUse, LedgerUnavailable
-from confide.hybrid.server.ledger import Ledger
-from confide.hybrid.server.ledger import backup as module
-from confide.hybrid.server.ledger.address import DatabaseAddress, Place
-from confide.hybrid.server.ledger.backup import backup, restore
-from confide.hybrid.server.ledger.identity import file_identity
-from confide.hybrid.server.ledger.ledger import LEAST_LEASE
-from confide.hybrid.server.ledger.opening import open_store
-from confide.hybrid.server.ledger.sqlite import DATABASE, SqliteStore, lock_folder
-from confide.hybrid.wire import licence_digest
+from confide.ledger import backup as module
+from confide.ledger.address import DatabaseAddress, Place
+from confide.ledger.backup import backup, restore
+from confide.ledger.identity import file_identity
+from confide.ledger.keys import licence_digest
+from confide.ledger.ledger import LEAST_LEASE, Ledger
+from confide.ledger.opening import open_store
+from confide.ledger.sqlite import DATABASE, SqliteStore, lock_folder
 
 from .world import break_transactions, kill, outlast_the_dead
 

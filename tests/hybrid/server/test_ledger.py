@@ -18,14 +18,13 @@ from confide.errors import (
     LicenceRefused,
     RateLimited,
 )
-from confide.hybrid.server.ledger import Ledger
-from confide.hybrid.server.ledger.address import Place
-from confide.hybrid.server.ledger.ledger import LEAST_LEASE, MOST_LEASE
-from confide.hybrid.server.ledger.licences import Licence, LicenceBook, licence_book
-from confide.hybrid.server.ledger.opening import open_store
-from confide.hybrid.server.ledger.sqlite import DATABASE
-from confide.hybrid.server.ledger.store import Row, Store
-from confide.hybrid.server.ledger.usage import Account, licensed_tokens, share_disclosed
+from confide.ledger.address import Place
+from confide.ledger.ledger import LEAST_LEASE, MOST_LEASE, Ledger
+from confide.ledger.licences import Licence, LicenceBook, licence_book
+from confide.ledger.opening import open_store
+from confide.ledger.sqlite import DATABASE
+from confide.ledger.store import Row, Store
+from confide.ledger.usage import Account, licensed_tokens, share_disclosed
 from confide.packages.manifest import Group, Layer
 
 from .world import break_transactions, kill, outlast_the_dead, store_classes
@@ -136,7 +135,7 @@ def test_the_disk_covers_what_is_answered_while_another_thread_writes(ledger: Le
 def test_a_request_within_the_lease_asks_the_database_nothing(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     account = licensed(ledger)
     charge(ledger, account)
-    monkeypatch.setattr("confide.hybrid.server.ledger.ledger.LICENCE_SECONDS", math.inf)
+    monkeypatch.setattr("confide.ledger.ledger.LICENCE_SECONDS", math.inf)
     for store in store_classes():
         monkeypatch.setattr(store, "query", refuse)
     for group in range(10):

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from confide.errors import LedgerCorrupted, LedgerUnavailable
-from confide.hybrid.server.ledger import Ledger
-from confide.hybrid.server.ledger.address import DatabaseAddress, Place
-from confide.hybrid.server.ledger.opening import open_store
-from confide.hybrid.server.ledger.sqlite import DATABASE, SqliteStore
-from confide.hybrid.server.ledger.store import MAX_VALUE_BYTES, Store
+from confide.ledger.address import DatabaseAddress, Place
+from confide.ledger.ledger import Ledger
+from confide.ledger.opening import open_store
+from confide.ledger.sqlite import DATABASE, SqliteStore
+from confide.ledger.store import MAX_VALUE_BYTES, Store
 
 ROWS = {
     "server": {"name": "clock", "value": b"1"},
@@ -158,8 +158,8 @@ several_processes = pytest.mark.parametrize(
 def test_readers_see_whole_transactions_while_another_process_writes(store: Store, place: Place) -> None:
     code = """
 import sys
-from confide.hybrid.server.ledger.address import parse_place
-from confide.hybrid.server.ledger.opening import open_store
+from confide.ledger.address import parse_place
+from confide.ledger.opening import open_store
 store = open_store(parse_place(sys.argv[1]))
 for number in range(2, 100):
     with store.transaction([b"licence1"]):
@@ -183,8 +183,8 @@ store.close()
 def test_licences_are_written_by_many_processes_while_the_server_answers(place: Place) -> None:
     code = """
 import sys
-from confide.hybrid.server.ledger.address import parse_place
-from confide.hybrid.server.ledger.licences import licence_book
+from confide.ledger.address import parse_place
+from confide.ledger.licences import licence_book
 for number in range(10):
     with licence_book(parse_place(sys.argv[1])) as book:
         book.create(f"{sys.argv[2]} {number}")

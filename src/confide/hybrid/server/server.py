@@ -24,14 +24,14 @@ from picows import WSListener, WSUpgradeRequest, WSUpgradeResponse, WSUpgradeRes
 from confide.hybrid import wire
 from confide.hybrid.server.ahead import PART_TOKENS, AheadMaker, Blocks, Room
 from confide.hybrid.server.batch import Batcher
-from confide.hybrid.server.ledger import Ledger
-from confide.hybrid.server.ledger.address import Place
-from confide.hybrid.server.ledger.usage import Account
 from confide.hybrid.server.limits import AheadAllowance, Limits
 from confide.hybrid.server.metrics import Metrics
 from confide.hybrid.server.peer import Licensee, Peer
 from confide.hybrid.server.record import Recorder
 from confide.hybrid.server.service import P0_BYTES, LayerService
+from confide.ledger.address import Place
+from confide.ledger.ledger import Ledger
+from confide.ledger.usage import Account
 from confide.logs import quiet_logger
 from confide.net.connections import unavailable
 from confide.packages.server_package import ServerPackage

@@ -10,8 +10,8 @@ from typing import IO, Any, Final
 
 from confide.disk.files import hold_folder
 from confide.errors import LedgerInUse, LedgerUnavailable
-from confide.hybrid.server.ledger.identity import file_identity
-from confide.hybrid.server.ledger.store import SCHEMA, TABLES, Row, Store, corrupted, row_sum
+from confide.ledger.identity import file_identity
+from confide.ledger.store import SCHEMA, TABLES, Row, Store, corrupted, row_sum
 
 DATABASE: Final = "ledger.sqlite"
 _FULL: Final = 2

@@ -20,11 +20,11 @@ from typing import Final
 import msgspec
 
 from confide.errors import ClockWentBackwards, LedgerCopied, LedgerUnavailable, LicenceRefused, ServerBusy
-from confide.hybrid.server.ledger.address import Place
-from confide.hybrid.server.ledger.licences import ANONYMOUS, SECONDS_PER_DAY, LicenceBook
-from confide.hybrid.server.ledger.opening import open_store
-from confide.hybrid.server.ledger.store import Store
-from confide.hybrid.server.ledger.usage import WARN_DISCLOSED, Account, Budget
+from confide.ledger.address import Place
+from confide.ledger.licences import ANONYMOUS, SECONDS_PER_DAY, LicenceBook
+from confide.ledger.opening import open_store
+from confide.ledger.store import Store
+from confide.ledger.usage import WARN_DISCLOSED, Account, Budget
 from confide.packages.manifest import Group
 
 LEAST_LEASE: Final = 16

@@ -5,7 +5,6 @@ Kept apart from the running server, so that a licence can be made, changed or re
 
 import os
 import time
-from base64 import urlsafe_b64encode
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -14,13 +13,12 @@ from typing import Any, Final, Self
 import msgspec
 
 from confide.errors import ConfideError
-from confide.hybrid.server.ledger.address import Place
-from confide.hybrid.server.ledger.opening import open_store
-from confide.hybrid.server.ledger.store import Row, Store
-from confide.hybrid.wire import licence_digest
+from confide.ledger.address import Place
+from confide.ledger.keys import fresh_key, licence_digest
+from confide.ledger.opening import open_store
+from confide.ledger.store import Row, Store
 from confide.printable import printable
 
-KEY_PREFIX: Final = "confide-"
 MAX_NAME: Final = 200
 SECONDS_PER_DAY: Final = 86_400
 DEFAULT_DISCLOSURE: Final = 0.5
@@ -97,7 +95,7 @@ class LicenceBook:
         """A new licence and its key, which cannot be had again. `limits` are fields of Licence."""
         if len(name) > MAX_NAME:
             raise ConfideError(f"A licence's name has {MAX_NAME} characters at most; give a shorter one.")
-        key = _fresh_key()
+        key = fresh_key()
         licence = Licence(os.urandom(8), licence_digest(key), name, int(time.time()), **limits)  # type: ignore[arg-type]
         with self._store.transaction():
             if self._store.count("licences", name=name):
@@ -138,7 +136,7 @@ class LicenceBook:
 
     def rekey(self, licence: Licence) -> tuple[Licence, str]:
         """Give a licence another key, which cannot be had again; the one it had is nobody's from then on."""
-        key = _fresh_key()
+        key = fresh_key()
         return self._replaced(licence, {"key_hash": licence_digest(key)}), key
 
     def usage(self, licence: Licence | None = None) -> list[Usage]:
@@ -173,7 +171,3 @@ def licence_book(state: Place) -> Iterator[LicenceBook]:
     """The licences of the layer servers whose state folder or database this is, whether any runs or not."""
     with closing(open_store(state)) as store:
         yield LicenceBook(store)
-
-
-def _fresh_key() -> str:
-    return KEY_PREFIX + urlsafe_b64encode(os.urandom(32)).rstrip(b"=").decode()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from confide.errors import BudgetExhausted, DisclosureLimit, LicenceRefused, RateLimited
-from confide.hybrid.server.ledger.licences import Licence
+from confide.ledger.licences import Licence
 from confide.packages.manifest import Group
 from confide.rlwe.parameters import ANSWER_BITS
 

@@ -19,8 +19,8 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 
 from confide.disk.secrets import LEDGER_PASSWORD, find_secret, variable
 from confide.errors import InvalidSettings, LedgerUnavailable
-from confide.hybrid.server.ledger.address import DatabaseAddress
-from confide.hybrid.server.ledger.store import SCHEMA, TABLES, Row, Store, corrupted
+from confide.ledger.address import DatabaseAddress
+from confide.ledger.store import SCHEMA, TABLES, Row, Store, corrupted
 from confide.printable import quoted
 
 CONNECT_SECONDS: Final = 3
