@@ -15,10 +15,10 @@ from tempfile import TemporaryDirectory
 from confide.disk.files import name_file, sync_file, sync_folder
 from confide.errors import ConfideError, LedgerCorrupted, LedgerInUse, LedgerUnavailable
 from confide.ledger.address import DatabaseAddress, Place
-from confide.ledger.ledger import OWNER_SECONDS, end_owners
+from confide.ledger.ledger import end_owners
 from confide.ledger.opening import open_store
 from confide.ledger.sqlite import DATABASE, SqliteStore, copy_file, lock_folder
-from confide.ledger.store import TABLES, Store, corrupted
+from confide.ledger.store import OWNER_SECONDS, TABLES, Store, corrupted
 
 
 @dataclass(frozen=True)

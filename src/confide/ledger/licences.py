@@ -16,7 +16,7 @@ from confide.errors import ConfideError
 from confide.ledger.address import Place
 from confide.ledger.keys import fresh_key, licence_digest
 from confide.ledger.opening import open_store
-from confide.ledger.store import Row, Store
+from confide.ledger.store import LAYERS, Row, Store, Unit
 from confide.printable import printable
 
 MAX_NAME: Final = 200
@@ -73,10 +73,11 @@ ANONYMOUS: Final = Licence(b"anonymou", b"", "anonymous", 0, disclosure=None)
 
 @dataclass(frozen=True)
 class Usage:
-    """What a licence has used: tokens on one day, a day since 1970."""
+    """What a licence has used: tokens on one day, a day since 1970. unit: of what."""
 
     licence: bytes
     day: int
+    unit: Unit
     tokens: int
 
     @property
@@ -140,18 +141,19 @@ class LicenceBook:
         return self._replaced(licence, {"key_hash": licence_digest(key)}), key
 
     def usage(self, licence: Licence | None = None) -> list[Usage]:
-        """Tokens by licence and day, oldest first, as of the server's last checkpoint."""
+        """Tokens by licence, day and unit, oldest first, as of the server's last checkpoint."""
         where = {} if licence is None else {"licence": licence.id}
-        return sorted((Usage(**row) for row in self._store.rows("usage", **where)), key=lambda usage: usage.day)
+        found = (Usage(**row) for row in self._store.rows("usage", **where))
+        return sorted(found, key=lambda usage: (usage.day, usage.licence, usage.unit))
 
-    def disclosed(self, licence: bytes, model: bytes) -> dict[int, int]:
+    def disclosed(self, licence: bytes, model: bytes, unit: Unit = LAYERS) -> dict[int, int]:
         """Tokens answered to the licence with this id for each layer group of a model, without those of `lost`."""
-        rows = self._store.rows("disclosed", licence=licence, model=model)
+        rows = self._store.rows("disclosed", licence=licence, model=model, unit=unit)
         return {row["layer_group"]: row["tokens"] for row in rows}
 
-    def lost(self, licence: bytes, model: bytes) -> int:
+    def lost(self, licence: bytes, model: bytes, unit: Unit = LAYERS) -> int:
         """Tokens of leases that ended in a crash: every layer group of the model may have answered them."""
-        row = self._store.row("lost", licence=licence, model=model)
+        row = self._store.row("lost", licence=licence, model=model, unit=unit)
         return 0 if row is None else int(row["tokens"])
 
     @property

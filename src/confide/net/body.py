@@ -19,9 +19,12 @@ class Bodies:
         self._shares = Shares(together)
 
     @asynccontextmanager
-    async def read(self, request: Request) -> AsyncIterator[bytes]:
-        """A body, which counts as held until the block ends. RequestTooLarge, RequestTimedOut, and ServerBusy."""
-        who = origin_of(request)
+    async def read(self, request: Request, who: str | None = None) -> AsyncIterator[bytes]:
+        """A body, which counts as held until the block ends. RequestTooLarge, RequestTimedOut, and ServerBusy.
+
+        who: whom it counts for; where it comes from without.
+        """
+        who = origin_of(request) if who is None else who
         body = bytearray()
         try:
             async with asyncio.timeout(self._seconds):

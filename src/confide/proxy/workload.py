@@ -34,7 +34,7 @@ from confide.receipts.receipt import HEADER
 _INSIDE: Final = "http://workload.invalid/v1"
 """Stands for the workload above the encrypted channel; the name is never looked up."""
 _MAX_MODELS_BYTES: Final = 1 << 20
-_HANDED_ON: Final = ("content-type", "cache-control", "retry-after")
+_HANDED_ON: Final = ("content-type", "cache-control", "retry-after", "x-should-retry")
 READ_SECONDS: Final = 600.0
 """How long an answer may give nothing: who waits in line for one hears nothing meanwhile."""
 _log = logging.getLogger(__name__)

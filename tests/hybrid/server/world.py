@@ -22,10 +22,10 @@ from confide.hybrid.server.limits import Limits
 from confide.hybrid.server.server import HostedModel, LayerServer
 from confide.hybrid.server.service import LayerService, Observer
 from confide.ledger.address import Place
-from confide.ledger.ledger import OWNER_SECONDS, Ledger, end_owners
+from confide.ledger.ledger import Ledger, end_owners
 from confide.ledger.opening import open_store
 from confide.ledger.sqlite import SqliteStore
-from confide.ledger.store import Store
+from confide.ledger.store import OWNER_SECONDS, Store
 from confide.packages.entropy import row_entropy
 from confide.packages.manifest import FORMAT, Group, Layer, Manifest, ModelDigest, PackageKind
 from confide.packages.server_package import StoredGroup, row_norms

@@ -1,8 +1,13 @@
-"""The gate before whatever makes answers: so many at a time, the others in line, and none of their failures is told."""
+"""The gate before whatever makes answers: who asks, so many at a time, the others in line; no failure is told on.
+
+Whoever asks is known before anything of the request is read, and has a turn before anything is computed for it.
+"""
 
 import time
 from contextlib import AsyncExitStack
+from typing import Any, Final
 
+import msgspec
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -10,6 +15,7 @@ from confide.enclave.api.answer import while_connected
 from confide.enclave.api.failures import Outlet
 from confide.enclave.api.line import Line
 from confide.enclave.api.service import Service
+from confide.enclave.api.users import with_user
 from confide.net.body import Bodies, origin_of
 
 
@@ -35,8 +41,11 @@ class Admission:
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
         metrics, request = self._service.metrics, Request(scope, receive)
-        self._service.require_sound()
-        async with self._bodies.read(request) as body:
+        service = self._service
+        service.require_sound()
+        user = None if service.users is None else await service.users.admit(request)
+        who = user.id if user else origin_of(request)
+        async with self._bodies.read(request, who) as body:
             waiting = [body]
 
         async def again() -> Message:
@@ -46,6 +55,23 @@ class Admission:
 
         async with AsyncExitStack() as stack:
             with metrics.waiting.track_inprogress():
-                await while_connected(request, stack.enter_async_context(self._line.turn(origin_of(request))))
+                turn = self._line.turn(who, batch=is_batch(body))
+                await while_connected(request, stack.enter_async_context(turn))
             with metrics.running.track_inprogress():
-                await self._app(scope, again, send)
+                await self._app(with_user(scope, user), again, send)
+
+
+_BATCH: Final = "flex"
+"""OpenAI's word for what may wait."""
+
+
+class _Tier(msgspec.Struct):
+    service_tier: Any = None
+
+
+def is_batch(body: bytes) -> bool:
+    """Whether a request says that it may wait; of one that is no JSON, its endpoint says so."""
+    try:
+        return bool(msgspec.json.decode(body, type=_Tier).service_tier == _BATCH)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return False

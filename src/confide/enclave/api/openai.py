@@ -7,7 +7,7 @@ import base64
 import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -32,10 +32,12 @@ from confide.enclave.api.schemas import (
     StreamFields,
 )
 from confide.enclave.api.shapes import ChatShape, Shape, TextShape, events
+from confide.enclave.api.users import user_of
 from confide.enclave.engines.engine import Message
 from confide.enclave.engines.forms import Form
 from confide.enclave.engines.tools import Offer, Tool, ToolCall
 from confide.errors import PromptTooLong, RequestRefused, UnknownModel
+from confide.ledger.store import INPUT
 
 
 @dataclass(frozen=True)
@@ -110,8 +112,11 @@ class OpenAi:
                 )
             prompts.append(prompt)
             total += len(prompt.tokens)
-        with self.serving.engine_at_work():
+        user = user_of(request)
+        with self.serving.engine_at_work(), user.holding(total) if user else nullcontext():
             vectors = await while_connected(request, engine.embed(prompts))
+        if user:
+            await user.charge(INPUT, total)
         encode: Callable[[list[float]], Any] = _base64 if asked.encoding_format == "base64" else list
         data = [
             {"object": "embedding", "index": index, "embedding": encode(vector)} for index, vector in enumerate(vectors)

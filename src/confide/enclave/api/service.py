@@ -4,6 +4,7 @@ from typing import Protocol
 
 from confide.enclave.api.limits import Limits
 from confide.enclave.api.metrics import Metrics
+from confide.enclave.api.users import Users
 
 
 class Service(Protocol):
@@ -17,6 +18,11 @@ class Service(Protocol):
     @property
     def metrics(self) -> Metrics:
         """What its operator may watch."""
+        ...
+
+    @property
+    def users(self) -> Users | None:
+        """Who may ask, by their licences; None where everybody may."""
         ...
 
     def require_sound(self) -> None:

@@ -26,6 +26,7 @@ from confide.enclave.api.metrics import Metrics
 from confide.enclave.api.openai import json_response
 from confide.enclave.api.problems import HANDLERS
 from confide.enclave.api.public import workload_app
+from confide.enclave.api.users import Users
 from confide.enclave.workload import Workload
 from confide.errors import UnknownCorpus
 from confide.net.body import Bodies
@@ -67,6 +68,7 @@ class Retrieval:
     index: Index
     limits: Limits = field(default_factory=Limits)
     metrics: Metrics = field(default_factory=Metrics)
+    users: Users | None = None
 
     def require_sound(self) -> None:
         """Every chunk was compared with what its owner signed before there was an index."""

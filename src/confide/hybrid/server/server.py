@@ -31,7 +31,7 @@ from confide.hybrid.server.record import Recorder
 from confide.hybrid.server.service import P0_BYTES, LayerService
 from confide.ledger.address import Place
 from confide.ledger.ledger import Ledger
-from confide.ledger.usage import Account
+from confide.ledger.usage import Account, AccountKey
 from confide.logs import quiet_logger
 from confide.net.connections import unavailable
 from confide.packages.server_package import ServerPackage
@@ -103,7 +103,7 @@ class LayerServer:
             (self._paths[wire.PATH],) = self.models.values()
         self.metrics.ahead_bytes.set_function(lambda: self.room.used)
         self._licensees: dict[bytes, Licensee] = {}
-        self._renewing: set[tuple[bytes, bytes]] = set()
+        self._renewing: set[AccountKey] = set()
 
     @property
     def busy(self) -> bool:
@@ -116,7 +116,7 @@ class LayerServer:
 
     def renew(self, account: Account) -> None:
         """Have the account's next lease written while the present one still lasts."""
-        lease = (account.licence.id, account.model)
+        lease = account.key
         if lease in self._renewing:
             return
         self._renewing.add(lease)
