@@ -19,6 +19,7 @@ from confide.logs import JsonLines, TextLines
 from confide.net.loopback import require_loopback
 
 LAYERS = "Layer servers (confide split)"
+LICENCES = "Layer servers and sealed models"
 SEALED = "Sealed models and corpora (confide seal, confide rag build)"
 MODEL = "Sealed models"
 
@@ -71,14 +72,19 @@ def command(
     log: Annotated[LogFormat, typer.Option(help="Log lines for people or for machines.")] = LogFormat.TEXT,
     state: Annotated[
         Path | None,
-        typer.Option(help="Folder of the ledger; PACKAGE/state by default.", rich_help_panel=LAYERS),
+        typer.Option(
+            help="Folder of the ledger: PACKAGE/state by default for a layer server. A sealed model answers everybody "
+            "without one, and licensed users only with one.",
+            rich_help_panel=LICENCES,
+        ),
     ] = None,
     ledger: Annotated[
         str | None,
         typer.Option(
             help="Instead, the ledger's PostgreSQL database, which several servers share: "
-            "postgresql://USER@HOST/DATABASE?sslrootcert=FILE; its password is the credential ledger-password.",
-            rich_help_panel=LAYERS,
+            "postgresql://USER@HOST/DATABASE?sslrootcert=FILE; its password is the credential ledger-password. A sealed "
+            "model takes --insecure-open-egress with it.",
+            rich_help_panel=LICENCES,
         ),
     ] = None,
     record: Annotated[
@@ -239,9 +245,10 @@ def command(
 
     log_to_standard_error(log)
     listening = Listening(host, port, tls_cert, tls_key, insecure_no_tls, metrics_port, connections)
+    if state and ledger:
+        raise typer.BadParameter("the ledger is in a folder or in a database; give --state or --ledger")
+    licences: dict[str, object] = {"state": state, "ledger": ledger}
     layers: dict[str, object] = {
-        "state": state,
-        "ledger": ledger,
         "record": record,
         "megabytes_per_second": megabytes_per_second,
         "insecure_no_licences": insecure_no_licences,
@@ -281,19 +288,19 @@ def command(
         from confide.cli.serve_model import ModelOptions, serve_model
 
         _require_unset(layers, "a sealed model")
-        serve_model(package, listening, ModelOptions(**sealed, **model), json=json)  # type: ignore[arg-type]
+        serve_model(package, listening, ModelOptions(**sealed, **model, **licences), json=json)  # type: ignore[arg-type]
         return
     if kind is PackageKind.CORPUS:
         from confide.cli.serve_corpus import serve_corpus
         from confide.cli.serve_sealed import TeeOptions
 
-        _require_unset(layers | model, "a corpus")
+        _require_unset(layers | model | licences, "a corpus")
         serve_corpus(package, listening, TeeOptions(**sealed), json=json)  # type: ignore[arg-type]
         return
     from confide.cli.serve_layers import LayerOptions, serve_layers
 
     _require_unset(sealed | model, "a layer server")
-    serve_layers(named, listening, LayerOptions(**layers), json=json)  # type: ignore[arg-type]
+    serve_layers(named, listening, LayerOptions(**layers, **licences), json=json)  # type: ignore[arg-type]
 
 
 def _named(packages: list[str]) -> dict[str, Path]:

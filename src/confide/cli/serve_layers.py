@@ -37,8 +37,6 @@ def serve_layers(packages: Mapping[str, Path], listening: Listening, options: La
         raise typer.BadParameter("--record is for one model, whose layer groups it names by number")
     tls = listening.tls()
     recorder = Recorder(options.record) if options.record else None
-    if options.state and options.ledger:
-        raise typer.BadParameter("the ledger is in a folder or in a database; give --state or --ledger")
     chosen = DatabaseAddress.parse(options.ledger) if options.ledger else options.state
     if chosen is None and len({_absolute(state_of(package)) for package in packages.values()}) > 1:
         raise typer.BadParameter(

@@ -45,6 +45,8 @@ class TeeOptions:
             "tls_name": None,  # what it is called changes nothing
             "certificate": None,  # nor does what others measured
             "adapter": None,  # the statement has its digest
+            "state": None,  # where the ledger is; that there is one, is said
+            "ledger": None,
             "tee": tee,
             "tls_cert": listening.tls_cert,
             "insecure_no_tls": listening.insecure_no_tls,

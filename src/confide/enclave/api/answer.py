@@ -284,8 +284,9 @@ async def _charged(
 
 
 def _salt(request: Request, user: User | None) -> bytes | None:
-    """Of the request or its user, where it has either. RequestRefused for another one than clients make: it must be hard
-    to guess.
+    """Of the request or its user, where it has either.
+
+    RequestRefused for another one than clients make: it must be hard to guess.
     """
     given = request.headers.getlist(CACHE_SALT)
     if len(given) > 1 or (given and not _SALT.fullmatch(given[0])):

@@ -29,6 +29,7 @@ from confide.ledger.keys import MAX_KEY, licence_digest
 from confide.ledger.ledger import Ledger
 from confide.ledger.store import INPUT, OUTPUT, Unit
 from confide.ledger.usage import Account, AccountKey
+from confide.net.body import bearer
 
 CHECKPOINT_SECONDS: Final = 5.0
 """How often the ledger is brought up to date."""
@@ -57,7 +58,7 @@ class Users:
 
         ApiKeyRefused, BudgetExhausted, RateLimited; LedgerUnavailable where the ledger cannot be asked.
         """
-        key = _bearer(request)
+        key = _key(request)
         try:
             read = await self.ask(lambda: self._ledger.authenticate(key, self._model, INPUT))
             made = await self.ask(lambda: self._ledger.account(read.budget, self._model, OUTPUT))
@@ -96,7 +97,8 @@ class Users:
             except ConfideError as error:
                 _log.warning("What was read for a client that left is not charged: %s", error)
 
-        self._worker.submit(work)
+        with contextlib.suppress(RuntimeError):  # the server is stopping
+            self._worker.submit(work)
 
     def _renew(self, account: Account) -> None:
         """Have the next lease written while the present one lasts."""
@@ -184,11 +186,9 @@ def user_of(request: Request) -> User | None:
     return found
 
 
-def _bearer(request: Request) -> str:
-    """The key in `Authorization`, or in `x-api-key`, where Anthropic's programs have it."""
-    given = request.headers.getlist("authorization")
-    scheme, _, key = given[0].partition(" ") if len(given) == 1 else ("", "", "")
-    key = key.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
+def _key(request: Request) -> str:
+    """What a request shows. ApiKeyRefused for what cannot be a licence's."""
+    key = bearer(request.headers)
     if not key:
         raise ApiKeyRefused(
             "A licence key is needed here; give it as your program's API key, or in CONFIDE_LICENCE to `confide chat` "
