@@ -261,9 +261,8 @@ def usage(
     else:
         table = _table("day", "licence", "unit", numbers=("tokens",))
         for row in rows:
-            table.add_row(
-                str(row["day"]), escape(printable(str(row["licence"]))), str(row["unit"]), f"{row['tokens']:,}"
-            )
+            name, tokens = escape(printable(str(row["licence"]))), f"{row['tokens']:,}"
+            table.add_row(str(row["day"]), name, str(row["unit"]), tokens)
         output.console.print(table if rows else "Nothing was used yet.")
 
 

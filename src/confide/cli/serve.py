@@ -82,8 +82,8 @@ def command(
         str | None,
         typer.Option(
             help="Instead, the ledger's PostgreSQL database, which several servers share: "
-            "postgresql://USER@HOST/DATABASE?sslrootcert=FILE; its password is the credential ledger-password. A sealed "
-            "model takes --insecure-open-egress with it.",
+            "postgresql://USER@HOST/DATABASE?sslrootcert=FILE; its password is the credential ledger-password. With "
+            "a sealed model it takes --insecure-open-egress.",
             rich_help_panel=LICENCES,
         ),
     ] = None,

@@ -111,7 +111,7 @@ class EnclaveSession(Session):
             raise WrongMode("RA-TLS trusts evidence and no authority; leave ca out, or connect without ra_tls.")
         self._party = RelyingParty.configure(policy, simulated_root, attestation_keys, offline=offline)
         self._ra_tls = ra_tls
-        self._licence = licence
+        self._api_key = licence or _NO_API_KEY
         self._tls = unauthenticated_context() if ra_tls else tls_context((encrypted or [""])[0], ca)
         self._receipts = Receipts(self._base_url)
         self._salted = {CACHE_SALT: secrets.token_hex(32)}
@@ -185,7 +185,7 @@ class EnclaveSession(Session):
         from openai import OpenAI
 
         http: Any = self._inside  # the SDK types httpx's successor, and takes both
-        return OpenAI(api_key=self._licence or _NO_API_KEY, base_url=self._base_url, http_client=http, max_retries=0)
+        return OpenAI(api_key=self._api_key, base_url=self._base_url, http_client=http, max_retries=0)
 
     @cached_property
     def _inside(self) -> httpx.Client:
@@ -229,9 +229,7 @@ class EnclaveSession(Session):
         )
         receipted = AsyncReceiptedTransport(transport, self._receipts)
         http: Any = httpx.AsyncClient(transport=receipted, timeout=LONG_TIMEOUT, headers=self._salted)
-        return AsyncOpenAI(
-            api_key=self._licence or _NO_API_KEY, base_url=self._base_url, http_client=http, max_retries=0
-        )
+        return AsyncOpenAI(api_key=self._api_key, base_url=self._base_url, http_client=http, max_retries=0)
 
     @cached_property
     def _async_http(self) -> httpx.AsyncClient:

@@ -30,8 +30,9 @@ _Text = Annotated[str, Meta(min_length=1, max_length=2048)]
 class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab", kw_only=True):
     """One [[model]]: `url` for a trusted environment, or `shell` and `server` for the hybrid mode.
 
-    name: what programs call it. licence_file: holds the licence key, so that this file need not; programs may show one of
-    their own to a model in a trusted environment. Paths are taken from the file's own folder. The rest as the options of `confide proxy`.
+    name: what programs call it. licence_file: holds the licence key, so that this file need not; a model in a trusted
+    environment may also be shown a program's own. Paths are taken from the file's own folder. The rest as the options
+    of `confide proxy`.
     """
 
     name: Annotated[str, Meta(max_length=128)] = ""

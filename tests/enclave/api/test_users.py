@@ -398,9 +398,7 @@ def test_a_request_says_that_it_may_wait(tmp_path: Path) -> None:
 
         async def crowd() -> None:
             async with httpx.AsyncClient(base_url=at.url, timeout=60) as client:
-                tasks = [
-                    asyncio.create_task(ask(client, keys[0], "a first prompt of very many words that takes a while"))
-                ]
+                tasks = [asyncio.create_task(ask(client, keys[0], "a first prompt of many words that takes a while"))]
                 while not engine.running:
                     await asyncio.sleep(0.001)
                 tasks.append(asyncio.create_task(ask(client, keys[1], "batch", service_tier="flex")))
@@ -416,4 +414,4 @@ def test_a_request_says_that_it_may_wait(tmp_path: Path) -> None:
             return at.shown.metrics.registry.get_sample_value(name) or 0
 
         asyncio.run(crowd())
-        assert order == ["a first prompt of very many words that takes a while", "user", "batch"]
+        assert order == ["a first prompt of many words that takes a while", "user", "batch"]
