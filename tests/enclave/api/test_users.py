@@ -24,6 +24,8 @@ from confide.errors import EngineUnavailable, LedgerUnavailable
 from confide.ledger.ledger import Ledger
 from confide.ledger.licences import licence_book
 from confide.ledger.store import Store
+from confide.receipts.documents import digest_of
+from confide.receipts.receipt import HEADER, RETURNED, Receipt
 
 from ..encrypted_client import attested_key
 from ..fake_engine import FakeEngine
@@ -286,6 +288,33 @@ def test_whoever_carries_a_request_sees_no_key_and_cannot_ask_it_again(tmp_path:
         answer = client.post("/encrypted", content=request, headers=headers | {"authorization": f"Bearer {key}"})
         assert b"You said" not in b"".join(bare.reader.feed(answer.content))
     assert used(tmp_path / "state") == {"input": 3, "output": 5}
+
+
+def test_a_user_may_have_the_count_with_a_receipt(tmp_path: Path) -> None:
+    tee = SimulatedTee.create(tmp_path / "tee")
+    shown = Serving(FakeEngine(), users=Users(Ledger(tmp_path / "state"), MODEL))
+    workload = Workload(tee, tee.collateral)
+    with serving(public_app(workload, shown, tls_ends_here=True)) as url, httpx.Client(base_url=url) as client:
+        with licence_book(tmp_path / "state") as book:
+            made, key = book.create("reader", tokens=13)
+            other = book.create("other")[1]
+        mine, theirs = ({"authorization": f"Bearer {shown}"} for shown in (key, other))
+        for headers in (mine, theirs):
+            assert client.post("/generate", json={"query": "a b c"}, headers=headers).status_code == 200
+        assert client.post("/generate", json={"query": "a b c d e f"}, headers=mine).status_code == 429
+        answer = client.post("/v1/usage", json={"model": "echo"}, headers=mine)
+        said = answer.json()
+        assert (said["licence"], said["counted"]["input_tokens"], said["counted"]["output_tokens"]) == (
+            made.id.hex(), 3, 5
+        )  # fmt: skip
+        assert (said["ledger"]["tokens_used"], said["ledger"]["tokens_left"]) == (8, 5)
+        receipt = Receipt.read(client.get(f"/v1/aci/receipts/{answer.headers[HEADER]}").content)
+        assert receipt.signed_by(workload.keyset.signing_key(workload.receipt_key.id))  # type: ignore[arg-type]
+        [returned] = receipt.events(RETURNED)
+        assert returned["body_hash"] == digest_of(answer.content)
+        assert client.post("/v1/usage", json={}).status_code == 401
+    with serving(public_app(workload, Serving(FakeEngine()), tls_ends_here=True)) as url:
+        assert httpx.post(f"{url}/v1/usage", json={}).status_code == 400
 
 
 def test_without_the_ledger_nobody_is_answered_and_its_place_is_not_told(

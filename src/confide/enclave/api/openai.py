@@ -38,6 +38,7 @@ from confide.enclave.engines.forms import Form
 from confide.enclave.engines.tools import Offer, Tool, ToolCall
 from confide.errors import PromptTooLong, RequestRefused, UnknownModel
 from confide.ledger.store import INPUT
+from confide.net.body import Bodies
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,15 @@ class OpenAi:
     def _model(self) -> dict[str, Any]:
         name = self.serving.engine.facts.model
         return {"id": name, "object": "model", "created": self.started, "owned_by": "confide"}
+
+    async def usage(self, request: Request) -> Response:
+        """What a user's licence has used. It takes no turn, costs nothing, and has a receipt as every answer has."""
+        users, limits = self.serving.users, self.serving.limits
+        if users is None:
+            raise RequestRefused("Users have no licences here, and nothing is counted for them.")
+        user = await users.identify(request)
+        async with Bodies(limits.body_bytes, limits.body_seconds, limits.body_bytes).read(request, user.id):
+            return json_response({"object": "confide.usage"} | user.usage())
 
     async def chat(self, request: Request) -> Response:
         """The next turn of a conversation."""

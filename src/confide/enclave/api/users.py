@@ -1,7 +1,8 @@
 """Who asks, by the licence key that came inside the channel: what a request may use, and what it has used.
 
 The operator's machine carries the key encrypted and keeps its hash alone. It keeps the ledger too: whom it lets in and
-how much it grants are its to say, and so is what it writes down. What is charged here is what was read and made.
+how much it grants are its to say, and so is what it writes down. What was read and made is counted in here as well, and
+a user may have that count, with a receipt: it says what a bill of this workload's can be about.
 """
 
 import asyncio
@@ -9,10 +10,13 @@ import contextlib
 import hmac
 import logging
 import secrets
+import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Final, TypeVar
+from threading import Lock
+from typing import Any, Final, TypeVar
 
 from starlette.requests import Request
 from starlette.types import Scope
@@ -49,6 +53,9 @@ class Users:
         self._secret = secrets.token_bytes(32)
         self._worker = ThreadPoolExecutor(_THREADS, "users")
         self._renewing: set[AccountKey] = set()
+        self._since = int(time.time())
+        self._counted: defaultdict[bytes, Counter[Unit]] = defaultdict(Counter)
+        self._counting = Lock()
 
     def __repr__(self) -> str:
         return "Users(<hidden>)"
@@ -56,17 +63,21 @@ class Users:
     async def admit(self, request: Request) -> "User":
         """Whoever's key a request has, if there is anything left to use. Nothing of the request was read for that.
 
-        ApiKeyRefused, BudgetExhausted, RateLimited; LedgerUnavailable where the ledger cannot be asked.
+        BudgetExhausted, RateLimited, and what `identify` raises.
         """
+        user = await self.identify(request)
+        with user.holding(1):
+            return user
+
+    async def identify(self, request: Request) -> "User":
+        """The same, whatever is left. ApiKeyRefused; LedgerUnavailable where the ledger cannot be asked."""
         key = _key(request)
         try:
             read = await self.ask(lambda: self._ledger.authenticate(key, self._model, INPUT))
             made = await self.ask(lambda: self._ledger.account(read.budget, self._model, OUTPUT))
         except LicenceRefused as error:
             raise ApiKeyRefused(str(error)) from None
-        user = User(self, {INPUT: read, OUTPUT: made}, licence_digest(key))
-        with user.holding(1):
-            return user
+        return User(self, {INPUT: read, OUTPUT: made}, licence_digest(key))
 
     async def ask(self, work: Callable[[], _Result]) -> _Result:
         """What a thread finds out from the ledger, whose database the event loop does not wait for."""
@@ -85,7 +96,9 @@ class Users:
         while not ledger.ready(account, 0, tokens, None):
             await self.ask(lambda: ledger.prepare(account, 0, tokens, None, admitted=True))
         ledger.require_key(account, key_hash)
-        if ledger.charge(account, 0, tokens, None, admitted=True):
+        low = ledger.charge(account, 0, tokens, None, admitted=True)
+        self._count(account, tokens)
+        if low:
             self._renew(account)
 
     def charge_later(self, account: Account, tokens: int) -> None:
@@ -94,11 +107,33 @@ class Users:
         def work() -> None:
             try:
                 self._ledger.charge(account, 0, tokens, None, admitted=True)
+                self._count(account, tokens)
             except ConfideError as error:
                 _log.warning("What was read for a client that left is not charged: %s", error)
 
         with contextlib.suppress(RuntimeError):  # the server is stopping
             self._worker.submit(work)
+
+    def _count(self, account: Account, tokens: int) -> None:
+        with self._counting:
+            self._counted[account.licence.id][account.unit] += tokens
+
+    def usage(self, account: Account) -> dict[str, Any]:
+        """What was counted in here for a licence since this process began, and what the ledger says of it."""
+        licence, budget = account.licence, account.budget
+        with self._counting:
+            counted = self._counted[licence.id]
+            tokens = {f"{unit}_tokens": counted[unit] for unit in (INPUT, OUTPUT)}
+        return {
+            "licence": licence.id.hex(),
+            "counted": {"since": self._since, "until": int(time.time())} | tokens,
+            "ledger": {
+                "tokens_used": budget.used,
+                "tokens_left": budget.tokens_left,
+                "tokens_per_minute": licence.tokens_per_minute,
+                "expires": licence.expires,
+            },
+        }
 
     def _renew(self, account: Account) -> None:
         """Have the next lease written while the present one lasts."""
@@ -144,6 +179,10 @@ class User:
 
     def __repr__(self) -> str:
         return f"User({self.id})"
+
+    def usage(self) -> dict[str, Any]:
+        """See `Users.usage`."""
+        return self._users.usage(self._accounts[INPUT])
 
     def salt(self, given: bytes | None) -> bytes:
         """For what is kept of this user's prompts. given: a secret of their own, for a part of their requests.
