@@ -18,6 +18,7 @@ from confide.models.source import open_model
 
 FACTS = EngineFacts("demo", "fake", "f32", 512)
 TOKENIZER = open_model("demo").load_tokenizer()
+PLAIN = Sampling(4, 0)
 
 
 def ask(url: str) -> EngineError:
@@ -105,7 +106,7 @@ def test_a_key_is_not_shown() -> None:
 
 def answered(
     events: str,
-    sampling: Sampling = Sampling(4, 0),
+    sampling: Sampling = PLAIN,
     asked: list[dict[str, Any]] | None = None,
     *,
     leave: bool = False,
