@@ -33,6 +33,8 @@ MOST_LEASE: Final = 256
 LICENCE_SECONDS: Final = 1.0
 """How old the knowledge of licences may be that a request is checked against."""
 POLL_SECONDS: Final = 0.25
+TOUCH_SECONDS: Final = 5.0
+"""How old that knowledge may be in a server that says it is well: a moment in which it is too old is no failure."""
 HEARD_SECONDS: Final = 2.0
 """How often a server says that it is there, where there may be others."""
 FORGOTTEN_SECONDS: Final = 86_400.0
@@ -282,6 +284,11 @@ class Ledger:
                 f"The ledger {self._store.place} takes longer than a second to answer, in which a licence can be "
                 "revoked; see what keeps it busy. Nothing was answered and no token billed."
             )
+
+    @property
+    def in_touch(self) -> bool:
+        """Whether the database has lately said who may be answered; where it has not, most are answered nothing."""
+        return time.monotonic() - self._fresh_at <= TOUCH_SECONDS
 
     @property
     def _fresh(self) -> bool:

@@ -331,6 +331,11 @@ def test_without_the_ledger_nobody_is_answered_and_its_place_is_not_told(
             answer = at.ask(key)
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "ledger-unavailable")
         assert str(tmp_path) not in answer.text
+        with monkeypatch.context() as patch:
+            patch.setattr(Ledger, "in_touch", property(lambda _: False))
+            unwell = httpx.get(f"{at.url}/health")
+            assert (unwell.status_code, unwell.json()["reason"]) == (503, "ledger-unavailable")
+            assert httpx.get(f"{at.url}/health/live").status_code == 200
         eventually(lambda: at.ask(key).status_code == 200)
 
 

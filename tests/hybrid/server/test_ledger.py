@@ -18,6 +18,7 @@ from confide.errors import (
     LicenceRefused,
     RateLimited,
 )
+from confide.ledger import ledger as module
 from confide.ledger.address import Place
 from confide.ledger.ledger import LEAST_LEASE, MOST_LEASE, Ledger
 from confide.ledger.licences import Licence, LicenceBook, licence_book
@@ -555,3 +556,23 @@ def test_tokens_of_a_request_that_was_let_in_are_not_too_many_for_the_minute(tmp
         assert limited.value.retry_seconds > 55
         with pytest.raises(RateLimited):
             ledger.charge(made, 0, 30, None)
+
+
+def test_a_ledger_that_cannot_be_followed_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(_: LicenceBook) -> int:
+        raise LedgerUnavailable("The cable was cut.")
+
+    monkeypatch.setattr(module, "TOUCH_SECONDS", 0.5)
+    with closing(Ledger(tmp_path)) as ledger:
+        eventually(lambda: ledger.in_touch)
+        with monkeypatch.context() as patch:
+            patch.setattr(LicenceBook, "changes", property(away))
+            eventually(lambda: not ledger.in_touch)
+        eventually(lambda: ledger.in_touch)
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)

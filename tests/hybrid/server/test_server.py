@@ -9,6 +9,7 @@ from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
 import numpy as np
 import pytest
@@ -746,3 +747,20 @@ def test_the_client_hears_of_a_full_server_as_of_a_busy_one(tmp_path: Path) -> N
         for _ in range(3):  # the second answer is as good as the first
             with pytest.raises(ServerBusy):
                 LayerConnection(dial, model().signed.release)
+
+
+def test_health_says_whether_answers_can_be_had_and_life_whether_to_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def said(url: str, path: str) -> tuple[int, str]:
+        answer = httpx.get(url.replace("ws://", "http://") + path, trust_env=False)
+        return answer.status_code, answer.text.strip()
+
+    with serving(service(tmp_path)) as served:
+        assert (said(served.url, "/health"), said(served.url, "/health/live")) == ((200, "ok"), (200, "ok"))
+        with monkeypatch.context() as patch:
+            patch.setattr(Ledger, "in_touch", property(lambda _: False))
+            assert said(served.url, "/health") == (503, "ledger-unavailable")
+            assert said(served.url, "/health/live") == (200, "ok")
+        served.server.draining = True
+        assert (said(served.url, "/health"), said(served.url, "/health/live")) == ((503, "draining"), (200, "ok"))

@@ -45,8 +45,10 @@ class Serving:
             self.self_test.require_passed()
 
     def require_alive(self) -> None:
-        """EngineUnavailable while the engine makes no tokens."""
+        """EngineUnavailable while the engine makes no tokens, LedgerUnavailable while none can be counted."""
         self.pulse.require()
+        if self.users is not None:
+            self.users.require_alive()
 
     @contextmanager
     def engine_at_work(self) -> Iterator[None]:

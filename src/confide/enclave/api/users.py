@@ -85,10 +85,12 @@ class Users:
             return await asyncio.get_running_loop().run_in_executor(self._worker, work)
         except (LedgerUnavailable, LedgerCorrupted, LedgerCopied) as error:
             _log.error("Nobody can be answered without the ledger: %s", error)
-            raise LedgerUnavailable(
-                "What is answered cannot be counted here at the moment, so nothing is; try again later, or tell the "
-                "operator."
-            ) from None
+            raise _uncounted() from None
+
+    def require_alive(self) -> None:
+        """LedgerUnavailable while the ledger cannot be followed."""
+        if not self._ledger.in_touch:
+            raise _uncounted()
 
     async def charge(self, account: Account, tokens: int, key_hash: bytes) -> None:
         """Count tokens, durably leased. LicenceRefused, BudgetExhausted, ServerBusy, and as `ask`."""
@@ -223,6 +225,12 @@ def user_of(request: Request) -> User | None:
     """Whose a request is; None where users have no licences."""
     found: User | None = request.scope.get(_USER)
     return found
+
+
+def _uncounted() -> LedgerUnavailable:
+    return LedgerUnavailable(
+        "What is answered cannot be counted here at the moment, so nothing is; try again later, or tell the operator."
+    )
 
 
 def _key(request: Request) -> str:
