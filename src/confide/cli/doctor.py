@@ -57,6 +57,7 @@ ROLES: Final = {
     "postgres": "one ledger for several layer servers, in PostgreSQL",
     "rag": "build, search and serve corpora of documents",
     "sigstore": "releases that a build service signed",
+    "traces": "traces of requests to sealed models, for OpenTelemetry",
 }
 """What each extra of the project is for."""
 _LEAST_DISK: Final = 1 << 30

@@ -215,6 +215,14 @@ def command(
         float | None,
         typer.Option(help="Seconds in which the engine gives nothing to anybody; 300 without.", rich_help_panel=MODEL),
     ] = None,
+    traces: Annotated[
+        Path | None,
+        typer.Option(
+            help="Append traces to this file, for an OpenTelemetry collector that reads files: times and codes, no "
+            "content.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
     insecure_open_egress: Annotated[
         bool,
         typer.Option(
@@ -277,6 +285,7 @@ def command(
         "max_tokens": max_tokens,
         "idle_timeout": idle_timeout,
         "engine_timeout": engine_timeout,
+        "traces": traces,
         "insecure_skip_self_test": insecure_skip_self_test,
     }
     named = _named(packages)

@@ -15,9 +15,11 @@ from confide.cli.files import read_file
 from confide.cli.serve import Listening
 from confide.cli.serve_sealed import TeeOptions, prepared
 from confide.enclave.engines.engine import Dtype
+from confide.extras import named_extras
 
 if TYPE_CHECKING:
     from confide.enclave.api.limits import Limits
+    from confide.enclave.api.traces import Traces
     from confide.enclave.api.users import Users
     from confide.enclave.boot import Upstream
     from confide.enclave.engines.engine import EngineFacts, EngineSettings
@@ -48,13 +50,14 @@ class ModelOptions(TeeOptions):
     idle_timeout: float | None
     engine_timeout: float | None
     insecure_skip_self_test: bool
+    traces: Path | None
     state: Path | None
     ledger: str | None
 
     def stated(self, tee: str, listening: Listening) -> dict[str, str]:
-        """As `TeeOptions.stated`, and whether users have licences."""
-        stated = super().stated(tee, listening)
-        return stated | {"licences": "true"} if self.state or self.ledger else stated
+        """As `TeeOptions.stated`, and whether users have licences and requests are traced."""
+        own = {"licences": self.state or self.ledger, "traces": self.traces}
+        return super().stated(tee, listening) | {name: "true" for name, given in own.items() if given}
 
     def users(self, model_digest: str) -> "Users | None":
         """Who may ask, where not everybody may. Opens the ledger; raises what `Ledger` does."""
@@ -117,6 +120,7 @@ def serve_model(package: Path, listening: Listening, options: ModelOptions, *, j
         users = options.users(sealed.manifest.model_digest)
         if users is not None:
             stack.callback(users.close)
+        traces = _traces(options.traces) if options.traces else None
         place = stack.enter_context(
             prepared(
                 listening,
@@ -161,7 +165,7 @@ def serve_model(package: Path, listening: Listening, options: ModelOptions, *, j
         def ready(url: str) -> None:
             _announce(url, workload, engine.facts, place.tee, licences=users is not None, json=json)
 
-        shown = Serving(engine, self_test, limits, users=users)
+        shown = Serving(engine, self_test, limits, users=users, traces=traces)
         serve_app(
             public_app(workload, shown, tls_ends_here=options.ra_tls),
             place.bound,
@@ -171,6 +175,12 @@ def serve_model(package: Path, listening: Listening, options: ModelOptions, *, j
             connections=listening.connections or CONNECTIONS,
             private=(private_app(shown), place.private) if place.private else None,
         )
+
+
+def _traces(path: Path) -> "Traces":
+    with named_extras():
+        from confide.enclave.api.traces import Traces
+    return Traces(path)
 
 
 def _announce(url: str, workload: "Workload", facts: "EngineFacts", tee: "Tee", *, licences: bool, json: bool) -> None:

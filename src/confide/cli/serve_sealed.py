@@ -47,6 +47,7 @@ class TeeOptions:
             "adapter": None,  # the statement has its digest
             "state": None,  # where the ledger is; that there is one, is said
             "ledger": None,
+            "traces": None,
             "tee": tee,
             "tls_cert": listening.tls_cert,
             "insecure_no_tls": listening.insecure_no_tls,

@@ -4,7 +4,9 @@ Whoever asks is known before anything of the request is read, and has a turn bef
 """
 
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, nullcontext
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -15,6 +17,7 @@ from confide.enclave.api.answer import while_connected
 from confide.enclave.api.failures import Outlet
 from confide.enclave.api.line import Line
 from confide.enclave.api.service import Service
+from confide.enclave.api.trace import Trace, with_trace
 from confide.enclave.api.users import with_user
 from confide.net.body import Bodies, origin_of
 
@@ -31,19 +34,22 @@ class Admission:
         self._endpoint = endpoint
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        metrics, started = self._service.metrics, time.monotonic()
-        answer = Outlet(send, self._service.limits.idle_seconds)
+        service, metrics, started = self._service, self._service.metrics, time.monotonic()
+        answer = Outlet(send, service.limits.idle_seconds)
+        asked = _Asked(service.traces.begin(self._endpoint) if service.traces else Trace())
         try:
-            await answer.fill(self._admit, scope, receive)
+            await answer.fill(partial(self._admit, asked), scope, receive)
         finally:
+            asked.trace.end(answer.status, batch=asked.batch)
             metrics.requests.labels(self._endpoint, answer.status).inc()
             metrics.seconds.labels(self._endpoint).observe(time.monotonic() - started)
 
-    async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _admit(self, asked: "_Asked", scope: Scope, receive: Receive, send: Send) -> None:
         metrics, request = self._service.metrics, Request(scope, receive)
         service = self._service
         service.require_sound()
-        user = None if service.users is None else await service.users.admit(request)
+        with asked.trace.step("ledger") if service.users else nullcontext():
+            user = None if service.users is None else await service.users.admit(request)
         who = user.id if user else origin_of(request)
         async with self._bodies.read(request, who) as body:
             waiting = [body]
@@ -54,11 +60,20 @@ class Admission:
             return await request.receive()
 
         async with AsyncExitStack() as stack:
-            with metrics.waiting.track_inprogress():
-                turn = self._line.turn(who, batch=is_batch(body))
+            asked.batch = is_batch(body)
+            with metrics.waiting.track_inprogress(), asked.trace.step("queue"):
+                turn = self._line.turn(who, batch=asked.batch)
                 await while_connected(request, stack.enter_async_context(turn))
             with metrics.running.track_inprogress():
-                await self._app(with_user(scope, user), again, send)
+                await self._app(with_trace(with_user(scope, user), asked.trace), again, send)
+
+
+@dataclass
+class _Asked:
+    """What is known of a request while it is on its way."""
+
+    trace: Trace
+    batch: bool = False
 
 
 _BATCH: Final = "flex"

@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -16,6 +16,7 @@ from confide.enclave.api.limits import Limits
 from confide.enclave.api.metrics import Metrics
 from confide.enclave.api.pulse import Pulse
 from confide.enclave.api.schemas import Fields, SamplingFields, parse
+from confide.enclave.api.trace import Trace, trace_of
 from confide.enclave.api.users import User, Users, user_of
 from confide.enclave.engines.engine import Chosen, Engine, EngineFacts, FinishReason, Message, Piece, Prompt, Sampling
 from confide.enclave.engines.forms import Form
@@ -24,13 +25,19 @@ from confide.enclave.self_test import SelfTest
 from confide.errors import BudgetExhausted, EngineError, PromptRefused, PromptTooLong, RequestRefused, ServerBusy
 from confide.ledger.store import INPUT, OUTPUT
 
+if TYPE_CHECKING:
+    from confide.enclave.api.traces import Traces
+
 _Result = TypeVar("_Result")
 _SALT: Final = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
 class Serving:
-    """What every endpoint works with. self_test: None where there is none. users: None where everybody may ask."""
+    """What every endpoint works with. self_test: None where there is none. users: None where everybody may ask.
+
+    traces: where the requests' traces go, None for nowhere.
+    """
 
     engine: Engine
     self_test: SelfTest | None = None
@@ -38,6 +45,7 @@ class Serving:
     metrics: Metrics = field(default_factory=Metrics)
     pulse: Pulse = field(default_factory=Pulse)
     users: Users | None = None
+    traces: "Traces | None" = None
 
     def require_sound(self) -> None:
         """SelfTestFailed once the engine is known to compute garbage."""
@@ -107,7 +115,13 @@ class Answer:
     """The answers to one request, one after the other, by their pieces; to be closed, which stops the engine."""
 
     def __init__(
-        self, prompt_tokens: int, wanted: Wanted, first: Part, rest: AsyncGenerator[Part, None], metrics: Metrics
+        self,
+        prompt_tokens: int,
+        wanted: Wanted,
+        first: Part,
+        rest: AsyncGenerator[Part, None],
+        metrics: Metrics,
+        trace: Trace,
     ) -> None:
         self.prompt_tokens = prompt_tokens
         self.tokens = 0
@@ -116,6 +130,8 @@ class Answer:
         self._first = first
         self._rest = rest
         self._metrics = metrics
+        self._trace = trace
+        trace.decode()
 
     async def __aiter__(self) -> AsyncIterator[Part]:
         self._count(self._first)
@@ -153,6 +169,7 @@ class Answer:
     async def aclose(self) -> None:
         """Stop the engine's work on this."""
         await self._rest.aclose()
+        self._trace.decoded()
 
     def usage(self) -> dict[str, Any]:
         """Tokens so far, as OpenAI counts them: those of all candidates, and the prompt's once."""
@@ -180,16 +197,18 @@ async def begin(
     sampling = _sampling(serving, prompt_tokens, fields, wanted)
     sampling = replace(sampling, markers=plan.style.markers, salt=_salt(request, user))
     parts = _parts(serving, prompt, sampling, wanted.candidates, plan)
+    trace = trace_of(request)
     if user is not None:
-        parts = _charged(parts, user, prompt_tokens, wanted.candidates)
+        parts = _charged(parts, user, trace, prompt_tokens, wanted.candidates)
     try:
-        first = await while_connected(request, anext(parts))
+        with trace.step("prefill"):
+            first = await while_connected(request, anext(parts))
     except BaseException:
         await parts.aclose()
         raise
     serving.metrics.first_piece.observe(time.monotonic() - started)
     serving.metrics.prompt_tokens.add(prompt_tokens)
-    return Answer(prompt_tokens, wanted, first, parts, serving.metrics)
+    return Answer(prompt_tokens, wanted, first, parts, serving.metrics, trace)
 
 
 def planned(facts: EngineFacts, fields: SamplingFields, wanted: Wanted) -> tuple[CallPlan, Wanted]:
@@ -255,7 +274,7 @@ async def _parts(
 
 
 async def _charged(
-    parts: AsyncGenerator[Part, None], user: User, prompt_tokens: int, answers: int
+    parts: AsyncGenerator[Part, None], user: User, trace: Trace, prompt_tokens: int, answers: int
 ) -> AsyncGenerator[Part, None]:
     """Each part once it is charged, and the prompt before the first. BudgetExhausted before any work is spent.
 
@@ -269,7 +288,8 @@ async def _charged(
             except (asyncio.CancelledError, GeneratorExit):
                 user.charge_later(INPUT, prompt_tokens)
                 raise
-        await user.charge(INPUT, prompt_tokens)
+        with trace.step("ledger"):
+            await user.charge(INPUT, prompt_tokens)
         while True:
             index, piece = part
             try:

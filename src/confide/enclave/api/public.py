@@ -55,6 +55,8 @@ def public_app(workload: Workload, serving: Serving, *, tls_ends_here: bool = Fa
         await engine.close()
         if serving.users:
             await run_in_threadpool(serving.users.close)
+        if serving.traces:
+            await run_in_threadpool(serving.traces.close)
 
     name, api = serving.engine.facts.model, api_app(serving)
     return workload_app(workload, serving, name, api, API_PATHS, tls_ends_here=tls_ends_here, lifespan=lifespan)

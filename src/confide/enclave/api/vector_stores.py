@@ -6,7 +6,7 @@ nobody vouches for what they say.
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -32,6 +32,9 @@ from confide.errors import UnknownCorpus
 from confide.net.body import Bodies
 from confide.packages.sealed.corpus import Chunk, CorpusManifest
 from confide.rag.index import Hit, Index
+
+if TYPE_CHECKING:
+    from confide.enclave.api.traces import Traces
 
 PATH: Final = "/v1/vector_stores"
 MAX_RESULTS: Final = 50
@@ -69,6 +72,7 @@ class Retrieval:
     limits: Limits = field(default_factory=Limits)
     metrics: Metrics = field(default_factory=Metrics)
     users: Users | None = None
+    traces: "Traces | None" = None
 
     def require_sound(self) -> None:
         """Every chunk was compared with what its owner signed before there was an index."""
