@@ -6,7 +6,6 @@ Two readings make one line: what is counted is shown by the second. What answers
 import math
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Final
 
@@ -243,9 +242,11 @@ class _Health(msgspec.Struct):
 
 
 def _reason(said: str) -> str:
-    with suppress(msgspec.MsgspecError, ValueError, RecursionError):
-        said = msgspec.json.decode(said, type=_Health).reason
-    return printable(said.strip())[:_LONGEST_REASON]
+    try:
+        word = msgspec.json.decode(said, type=_Health).reason
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        word = said
+    return printable(word.strip())[:_LONGEST_REASON]
 
 
 def _get(client: httpx.Client, url: str, most: int) -> tuple[int, str]:
