@@ -21,6 +21,7 @@ _GUEST: Final = {
     "SGX": "dev/sgx_enclave",
     "TDX": "dev/tdx_guest",
     "SEV-SNP": "dev/sev-guest",
+    "Nitro": "dev/nsm",
     "a TPM": "dev/tpmrm0",
     "configfs-tsm": "sys/kernel/config/tsm/report",
 }
@@ -48,7 +49,8 @@ def _devices(root: Path) -> Finding:
     guest = [name for name, path in _GUEST.items() if (root / path).exists()]
     host = [name for name, path in _HOST.items() if _said(root / path) in ("Y", "1")]
     if not guest + host:
-        return Finding("devices", State.ABSENT, "none of SGX, TDX, SEV-SNP or a TPM, in this machine or for its guests")
+        absent = "none of SGX, TDX, SEV-SNP, Nitro or a TPM, in this machine or for its guests"
+        return Finding("devices", State.ABSENT, absent)
     parts = [f"in this machine: {', '.join(guest)}"] if guest else []
     parts += [f"for its guests: {', '.join(host)}"] if host else []
     lacks = bool({"TDX", "SEV-SNP"} & set(guest)) and "configfs-tsm" not in guest
