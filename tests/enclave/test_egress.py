@@ -12,9 +12,12 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Thread
 
 import pytest
+
+from . import fake_vsock
 
 PRELUDE = """
 import errno, os, socket, sys, threading
@@ -319,3 +322,53 @@ def test_in_a_network_nothing_leaves_but_to_the_key_service(neighbourhood: Neigh
     arrivals = neighbourhood.arrivals()
     assert len([at for at in arrivals if at < float(closed)]) > 4
     assert not [at for at in arrivals if at > float(closed)]
+
+
+def test_where_there_is_no_network_virtual_sockets_lead_to_the_key_service(tmp_path: Path) -> None:
+    """Whatever the URL's host is: its name is for TLS alone, and nobody resolves it here."""
+    with greeter() as keys:
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(tmp_path / "8471"))
+        listener.listen()
+        with fake_vsock.relay(listener, (socket.AF_INET, ("127.0.0.1", keys))):
+            succeeded(
+                """
+                ways = close_egress(keys="https://keys.invalid:9", upstream=None, keys_through=(3, 8471))
+                assert ways.stated == "key-service-only"
+                for _ in range(3):
+                    with ways.keys.connect() as connection:
+                        assert connection.recv(9) == b"hello"
+                ways.close()
+                assert ways.stated == "none"
+                """,
+                env=os.environ | fake_vsock.environment(tmp_path),
+            )
+
+
+def test_a_virtual_socket_is_a_way_out_too() -> None:
+    """The kernel's own, before and after the filter."""
+    done = run(
+        """
+        from confide.errors import EgressOpen
+        try:
+            bound = socket.socket(socket.AF_VSOCK)
+            bound.bind((socket.VMADDR_CID_ANY, socket.VMADDR_PORT_ANY))
+        except OSError:
+            print("there are none here")
+            raise SystemExit(0)
+        try:
+            close_egress(keys=None, upstream=None)
+        except EgressOpen as error:
+            print(error)
+        ways = close_egress([bound], keys=None, upstream=None)
+        bound.listen()
+        refused(lambda: socket.socket(socket.AF_VSOCK))
+        refused(lambda: bound.connect((3, 9)))
+        print(ways.stated)
+        """
+    )
+    assert done.returncode == 0, done.stderr
+    if done.stdout == "there are none here\n":
+        pytest.skip(done.stdout)
+    assert "has a connection open already" in done.stdout
+    assert done.stdout.endswith("none\n")

@@ -16,8 +16,10 @@ def test_an_address_is_read() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["vsock:3", "vsock:3:", "vsock:-1:1", "vsock:4294967295:1", "vsock:3:4294967295", "vsock:\u0663:1", "3:1", ""]
-    + ["vsock:3:1\n", "vsock:3:" + "9" * 5000],
+    [
+        *("vsock:3", "vsock:3:", "vsock:-1:1", "vsock:4294967295:1", "vsock:3:4294967295", "vsock:\u0663:1"),
+        *("3:1", "", "vsock:3:1\n", "vsock:3:" + "9" * 5000),
+    ],
     ids=range(10),
 )
 def test_no_other_is(text: str) -> None:
