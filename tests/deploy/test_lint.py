@@ -85,6 +85,7 @@ POLICY = f"io.katacontainers.config.agent.policy: {base64.b64encode(REGO.encode(
 AZURE = (MANIFESTS / "good/azuredeploy.json").read_text()
 GOOGLE = (MANIFESTS / "good/instance.json").read_text()
 APP = (MANIFESTS / "good/app-compose.json").read_text()
+ENCLAVE = (MANIFESTS / "good/enclave.json").read_text()
 
 
 def qemu(*words: str) -> str:
@@ -137,6 +138,10 @@ def qemu(*words: str) -> str:
         ("a.yaml", COMPOSE, "8470:8470", "2222:22", "ssh"),
         ("a.yaml", COMPOSE, "read_only: true", "env_file: .env\n    read_only: true", "unmeasured-environment"),
         ("a.yaml", COMPOSE, "serve, /package", "/usr/sbin/sshd, /package", "ssh"),
+        ("a.json", ENCLAVE, '"debug_mode": false', '"debug_mode": "false"', "enclave-debug"),
+        ("a.json", ENCLAVE, '"debug_mode": false', '"attach_console": true', "enclave-debug"),
+        ("a.service", UNIT, "ExecStart=", "ExecStart=sh -c 'nitro-cli run-enclave --attach-console' ", "enclave-debug"),
+        ("a.yaml", COMPOSE, "tmpfs:", "post_start: [{command: /a/nitro-cli --debug-mode}]\n    tmpfs:", "enclave-debug"),
         ("a.service", UNIT, "DynamicUser=yes", "User=root", "root-user"),
         ("a.service", UNIT, "LimitCORE=0", "LimitCORE=infinity", "core-dumps"),
         ("a.service", UNIT, "NoNewPrivileges=yes", "NoNewPrivileges=no", "unhardened"),

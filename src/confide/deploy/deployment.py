@@ -22,7 +22,10 @@ from confide.extras import named_extras
 
 EXPECTED, POLICY = "expected.json", "policy.toml"
 
-_LINTED: Final = (".manifest", ".xml", ".yaml", ".service", "app-compose.json", "azuredeploy.json", "instance.json")
+_LINTED: Final = (
+    *(".manifest", ".xml", ".yaml", ".service"),
+    *("app-compose.json", "azuredeploy.json", "enclave.json", "instance.json"),
+)
 _NO_MANIFEST: Final = ("chart/Chart.yaml",)
 """Has such an ending, and says only what the chart is called."""
 _GUEST: Final = "the guest's image is not at hand; give a policy that names it with --guest"

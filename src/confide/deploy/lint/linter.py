@@ -18,8 +18,8 @@ from confide.version import VERSION
 
 _KINDS: Final = (
     "a Gramine manifest or initdata (.toml, .manifest), a domain (.xml), pods or a compose file (.yaml), "
-    "an agent policy (.rego), a unit (.service), or an Azure template, an instance of Google's or an app of dstack's "
-    "(.json)"
+    "an agent policy (.rego), a unit (.service), or an Azure template, an instance of Google's, an enclave of AWS's or "
+    "an app of dstack's (.json)"
 )
 
 
@@ -90,12 +90,15 @@ def _json(text: str) -> tuple[str, Iterator[Finding]]:
     document = read_json(text)
     template = "deploymenttemplate.json" in str(document.get("$schema", "")).lower()
     app, instance = "docker_compose_file" in document, "machineType" in document and "disks" in document
-    nothing = "It is none of the JSON files that are known; give an Azure template, an instance or an app."
-    _require_one((template, app, instance), nothing)
+    enclave = "eif_path" in document
+    nothing = "It is none of the JSON files that are known; give an Azure template, an instance, an enclave or an app."
+    _require_one((template, app, instance, enclave), nothing)
     if template:
         return "an Azure template", clouds.check_template(document)
     if app:
         return "an app of dstack's", clouds.check_app(document)
+    if enclave:
+        return "an enclave of AWS's", clouds.check_enclave(document)
     return "an instance of Google's", clouds.check_instance(document)
 
 

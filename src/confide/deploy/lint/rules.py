@@ -205,6 +205,12 @@ SERIAL_CONSOLE: Final = _warning(
     "Azure Resource Manager, bootDiagnostics; Compute Engine, serial-port-enable; dstack, public_logs",
 )
 
+ENCLAVE_DEBUG: Final = _error(
+    "enclave-debug",
+    "A debug enclave's parent reads its console, and zeros are measured in place of its image; leave both out.",
+    "AWS, Nitro Enclaves User Guide, Cryptographic attestation",
+)
+
 # -- Confidential Containers -------------------------------------------------------------------------------------------
 
 EXEC_ALLOWED: Final = _error(
