@@ -141,7 +141,7 @@ def qemu(*words: str) -> str:
         ("a.json", ENCLAVE, '"debug_mode": false', '"debug_mode": "false"', "enclave-debug"),
         ("a.json", ENCLAVE, '"debug_mode": false', '"attach_console": true', "enclave-debug"),
         ("a.service", UNIT, "ExecStart=", "ExecStart=sh -c 'nitro-cli run-enclave --attach-console' ", "enclave-debug"),
-        ("a.yaml", COMPOSE, "tmpfs:", "post_start: [{command: /a/nitro-cli --debug-mode}]\n    tmpfs:", "enclave-debug"),
+        ("a.yaml", COMPOSE, "tmpfs:", "post_start: [{command: nitro-cli --debug-mode}]\n    tmpfs:", "enclave-debug"),
         ("a.service", UNIT, "DynamicUser=yes", "User=root", "root-user"),
         ("a.service", UNIT, "LimitCORE=0", "LimitCORE=infinity", "core-dumps"),
         ("a.service", UNIT, "NoNewPrivileges=yes", "NoNewPrivileges=no", "unhardened"),

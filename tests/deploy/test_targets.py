@@ -495,6 +495,16 @@ def test_what_is_refused(make: Callable[[], object]) -> None:
         make()
 
 
+def test_units_leave_the_devices_that_evidence_comes_from() -> None:
+    """systemd closes all devices to a unit that allows some, and ProtectClock= allows the clock's (systemd.exec(5))."""
+    own = targets.systemd(SERVICE, program="/opt/confide/bin/confide", guest=None).files["confide.service"].decode()
+    closing = ("ProtectClock", "PrivateDevices", "DeviceAllow", "DevicePolicy")
+    assert not [line for line in own.splitlines() if line.startswith(closing)]
+    started = nitro(None).files["confide-enclave.service"].decode()
+    allowed = [line for line in started.splitlines() if line.startswith(closing)]
+    assert allowed == ["DeviceAllow=/dev/nitro_enclaves rw"]
+
+
 def test_nitro() -> None:
     """What the enclave runs, what starts it, and what its parent carries to and fro."""
     made = nitro()
