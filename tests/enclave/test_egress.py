@@ -228,6 +228,22 @@ def test_what_cannot_be_closed_is_not_claimed() -> None:
         assert "confide.errors.enclave.EgressOpen" in done.stderr, (spoil, done.stderr)
 
 
+def test_a_filter_that_lets_virtual_sockets_through_is_noticed() -> None:
+    """One that refuses the families below theirs, and no other."""
+    try:
+        socket.socket(socket.AF_VSOCK).close()
+    except OSError as error:
+        pytest.skip(str(error))
+    spoil = """
+import struct
+whole = egress.{0}
+allowed = struct.pack("=HBBI", 0x15, 1, 0, socket.AF_UNIX), struct.pack("=HBBI", 0x35, 1, 0, socket.AF_VSOCK)
+egress.{0} = lambda calls: whole(calls).replace(*allowed)
+""".format("_program")
+    done = run(f"{KERNEL}{spoil}\nclose_egress(keys=None, upstream=None)")
+    assert "is in place and does not hold" in done.stderr, done.stderr
+
+
 @dataclass
 class Neighbourhood:
     """A network namespace, `inner`, with a neighbour at 10.77.0.2 that greets whoever connects to its port 8000."""
