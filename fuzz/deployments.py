@@ -16,6 +16,7 @@ from confide.deploy.predict.pe import authenticode
 from confide.deploy.predict.tdvf import Firmware
 
 _NAMES = ("a.manifest", "a.xml", "a.yaml", "a.rego", "a.service", "a.json")
+"""The first is also what initdata and policies are read as."""
 
 
 def deployment_file(data: bytes) -> None:
@@ -123,7 +124,8 @@ def _files() -> list[bytes]:
     instance = '{"machineType": "a", "disks": [], "metadata": {"items": [{"key": "ssh-keys", "value": "a"}]}}'
     app = '{"docker_compose_file": "services: {a: {image: b, extends: c}}", "allowed_envs": ["D"]}'
     pod = "apiVersion: v1\nkind: Pod\nspec:\n  containers:\n    - {image: a, env: [{name: B, valueFrom: {}}]}\n"
-    further = (b"\2" + pod.encode(), b"\5" + instance.encode(), b"\5" + app.encode())
+    policy = 'confide-policy = 1\nkind = "simulated"\nallow-debug = true\n[[all]]\nrequire = "aws-nitro"\npcrs = { }\n'
+    further = (b"\0" + policy.encode(), b"\2" + pod.encode(), b"\5" + instance.encode(), b"\5" + app.encode())
     return [*(bytes([index]) + text.encode() for index, text in enumerate(texts)), *further]
 
 

@@ -86,6 +86,11 @@ AZURE = (MANIFESTS / "good/azuredeploy.json").read_text()
 GOOGLE = (MANIFESTS / "good/instance.json").read_text()
 APP = (MANIFESTS / "good/app-compose.json").read_text()
 ENCLAVE = (MANIFESTS / "good/enclave.json").read_text()
+NITRO = (MANIFESTS / "good/policy.toml").read_text()
+
+
+ANY_OF = '[[all]]\nrequire = "any-of"\n[[all.of]]\nrequire = "aws-nitro"\n'
+"""Of which one alternative names nothing."""
 
 
 def qemu(*words: str) -> str:
@@ -139,6 +144,10 @@ def qemu(*words: str) -> str:
         ("a.yaml", COMPOSE, "read_only: true", "env_file: .env\n    read_only: true", "unmeasured-environment"),
         ("a.yaml", COMPOSE, "serve, /package", "/usr/sbin/sshd, /package", "ssh"),
         ("a.json", ENCLAVE, '"debug_mode": false', '"debug_mode": "false"', "enclave-debug"),
+        ("a.toml", NITRO, '"production"', '"simulated"', "simulated-policy"),
+        ("a.toml", NITRO, "pcrs = ", "# ", "policy-without-code"),
+        ("a.toml", NITRO, f'"0" = "{"01" * 48}", "1"', '"4"', "policy-without-code"),
+        ("a.toml", NITRO, "[[all]]", f"{ANY_OF}[[all.of]]", "policy-without-code"),
         ("a.json", ENCLAVE, '"debug_mode": false', '"attach_console": true', "enclave-debug"),
         ("a.service", UNIT, "ExecStart=", "ExecStart=sh -c 'nitro-cli run-enclave --attach-console' ", "enclave-debug"),
         ("a.yaml", COMPOSE, "tmpfs:", "post_start: [{command: nitro-cli --debug-mode}]\n    tmpfs:", "enclave-debug"),
