@@ -15,9 +15,9 @@ from confide.attest.policy import Policy, SimulatedPolicy
 from confide.attest.policy_toml import any_policy_from_toml, to_toml
 from confide.attest.policy_words import asked, left_open
 from confide.attest.requirements import ByCertificate, NoEgress, Tdx, name_of
-from confide.attest.scores import SCORES, write_scores
+from confide.attest.scores import SCORES, ScoreCertificate
 from confide.attest.statement import Statement
-from confide.attest.training import TRAINING, Lora, TrainingCertificate, write_training
+from confide.attest.training import TRAINING, Lora, TrainingCertificate
 from confide.errors import InvalidPolicy
 
 NOW = MEASURED + timedelta(days=5)
@@ -40,7 +40,7 @@ def judged(
     said = Statement("00" * 32, model, configuration=configuration)
     documents = {**laboratory.collateral.documents} | sent
     if certificates:
-        documents[TRAINING] = write_training(certificates)
+        documents[TRAINING] = TrainingCertificate.write_lines(certificates)
     evidence, policy = laboratory.tee.quote(said.digest()), SimulatedPolicy((rule,))
     result = laboratory.verifier.appraise(evidence, Collateral(documents), policy, NOW, statement=said)
     (found,) = [check for check in result.checks if check.code == name_of(rule)]
@@ -159,9 +159,11 @@ def test_a_score_of_the_base_is_none_of_what_lies_under_an_adapter(laboratory: L
         (adapted, (OTHER,), False),
         (adapted, (ADAPTER, OTHER), False),
     ):
-        documents = {SCORES: write_scores([certificate])}
+        documents = {SCORES: ScoreCertificate.write_lines([certificate])}
         assert judged(laboratory, laboratory.rule(), adapters=adapters, **documents).passed is ok
-    assert not judged(laboratory, laboratory.rule(), configuration=None, **{SCORES: write_scores([bare])}).passed
+    assert not judged(
+        laboratory, laboratory.rule(), configuration=None, **{SCORES: ScoreCertificate.write_lines([bare])}
+    ).passed
 
 
 # -- as policies are written -------------------------------------------------------------------------------------------

@@ -281,10 +281,9 @@ def _data(task: str) -> "SealedData | bytes":
 
 
 def _content(path: Path) -> bytes:
-    from confide.certify.tasks import MAX_TASK_BYTES
+    from confide.certify.tasks import TASK_FILE
 
-    too_large = InvalidTask(f"{path} has more than the {MAX_TASK_BYTES >> 20} MiB of a task file; divide it.")
-    return read_file(path, MAX_TASK_BYTES, too_large)
+    return read_file(path, TASK_FILE.most_bytes, TASK_FILE.too_large())
 
 
 def _dataset(data: "SealedData | bytes") -> str:
