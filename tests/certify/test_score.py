@@ -174,27 +174,31 @@ def scored(here: Attester, package: SealedPackage, metric: Metric, task: bytes) 
     return score(here, package, task, run, Keys(KEY))
 
 
+_QUESTION = {"prompt": "It was the best of", "choices": [" times, it was the worst", " x! x! x!"], "answer": 0}
+_CONTINUED = {"prompt": WORDS, "reference": WORDS}
+_TASKS = {
+    Metric.PERPLEXITY: TASK,
+    Metric.ACCURACY: task_file(HEADERS[Metric.ACCURACY], _QUESTION, {**_QUESTION, "answer": 1}),
+    Metric.AGREEMENT: task_file(HEADERS[Metric.AGREEMENT], _CONTINUED, _CONTINUED),
+}
+
+
+@pytest.mark.parametrize(
+    "metric", [Metric.PERPLEXITY, *(pytest.param(one, marks=pytest.mark.slow) for one in list(Metric)[1:])]
+)
 def test_a_gguf_model_is_measured_by_what_serves_it(
-    here: Attester, package: SealedPackage, gguf: SealedPackage, monkeypatch: pytest.MonkeyPatch
+    here: Attester, package: SealedPackage, gguf: SealedPackage, metric: Metric, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And comes near to what transformers makes of the same weights in float32."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})  # llama.cpp's threads spin where others compute
-    question = {"prompt": "It was the best of", "choices": [" times, it was the worst", " x! x! x!"], "answer": 0}
-    continued = {"prompt": WORDS, "reference": WORDS}
-    tasks = {
-        Metric.PERPLEXITY: TASK,
-        Metric.ACCURACY: task_file(HEADERS[Metric.ACCURACY], question, {**question, "answer": 1}),
-        Metric.AGREEMENT: task_file(HEADERS[Metric.AGREEMENT], continued, continued),
-    }
-    for metric, task in tasks.items():
-        found, stock = (scored(here, one, metric, task).predicate for one in (gguf, package))
-        assert found.score.value == pytest.approx(stock.score.value, rel=0.01)
-        assert (found.counts, found.sampling) == (stock.counts, stock.sampling)
-        said = found.attested.statement.configuration
-        assert said is not None
-        assert said.engine is not None
-        assert (said.engine.name, said.engine.settings["dtype"]) == ("llama.cpp", "f16")
-        assert said.engine.version.startswith("xllamacpp ")
+    found, stock = (scored(here, one, metric, _TASKS[metric]).predicate for one in (gguf, package))
+    assert found.score.value == pytest.approx(stock.score.value, rel=0.01)
+    assert (found.counts, found.sampling) == (stock.counts, stock.sampling)
+    said = found.attested.statement.configuration
+    assert said is not None
+    assert said.engine is not None
+    assert (said.engine.name, said.engine.settings["dtype"]) == ("llama.cpp", "f16")
+    assert said.engine.version.startswith("xllamacpp ")
 
 
 def test_a_gguf_model_that_computes_no_numbers_has_no_score(

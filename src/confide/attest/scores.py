@@ -81,14 +81,30 @@ class Counts(Record, frozen=True):
     unit: Literal["tokens", "items"]
 
 
+class Prepared(Record, frozen=True):
+    """What made a task's items, of what, in the words of the task file, whose digest the run names.
+
+    harness: such as lm-eval, with its version. task: of the harness. measure: the harness's word for what is scored.
+    config: SHA-256 of the task's configuration. data: SHA-256 of the documents that the items are made from.
+    """
+
+    harness: Word
+    version: Word
+    task: Word
+    measure: Word
+    config: Hex32
+    data: Hex32
+
+
 class Predicate(Outcome, frozen=True):
-    """What a certificate says. task: its name, by the dataset's author."""
+    """What a certificate says. task: its name, by the dataset's author. prepared: None where a person made the task."""
 
     run: Run
     task: DatasetName
     sampling: Sampling
     counts: Counts
     score: Score
+    prepared: Prepared | None = None
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from confide.attest.configuration import EngineUsed
 from confide.attest.scores import Metric, Predicate, Run, ScoreCertificate
 from confide.certify.consent import Consent, require_owners
 from confide.certify.runs import Attester, Clock, approvals_of, described, nothing_said, require_same, utc_now
-from confide.certify.tasks import read_task
+from confide.certify.tasks import Task, read_task
 from confide.enclave.boot import Fetch
 from confide.enclave.egress import WaysOut
 from confide.errors import InvalidTask, RunRefused
@@ -106,7 +106,7 @@ def score(
     key, attested = here.certify(run, ScoreCertificate.PURPOSE, said, finished)
     predicate = Predicate(
         run,
-        made.task,
+        made.task.name,
         found.sampling,
         found.counts,
         found.score,
@@ -114,15 +114,16 @@ def score(
         finished=finished,
         attested=attested,
         approvals=approvals,
+        prepared=made.task.prepared,
     )
     return ScoreCertificate.sign(package.manifest.name, predicate, key)
 
 
 @dataclass(frozen=True)
 class _Made:
-    """What came out. task: its name. engine: that computed."""
+    """What came out. engine: that computed."""
 
-    task: str
+    task: Task
     measured: "Measured"
     engine: EngineUsed
 
@@ -135,7 +136,7 @@ def _measured(unlocked: UnlockedPackage, content: bytes, run: Run, adapter: "Ada
         raise RunRefused(f"The task is for {task.metric}, and the run for {run.metric}; describe the run again.")
     opened = _in_llama_cpp(unlocked, task.context) if _is_gguf(unlocked) else _in_transformers(unlocked, adapter)
     with opened as (model, engine):
-        return _Made(task.name, measure(task, model), engine)
+        return _Made(task, measure(task, model), engine)
 
 
 def _is_gguf(unlocked: UnlockedPackage) -> bool:

@@ -67,7 +67,7 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
 
 def test_a_library_with_other_structs_is_refused(gguf_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a field of the parameters is another one, the context is not as it was asked for."""
-    for name, context in (("_N_CTX", 100), ("_N_BATCH", 300)):
+    for name, context in (("N_CTX", 100), ("N_BATCH", 300)):
         with monkeypatch.context() as patch:
             patch.setattr(gguf_logits, name, 100)
             with pytest.raises(EngineError, match=r"constraints\.txt"):
@@ -75,10 +75,10 @@ def test_a_library_with_other_structs_is_refused(gguf_file: Path, monkeypatch: p
 
 
 def test_a_library_without_the_functions_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    gguf_logits._library.cache_clear()
+    gguf_logits.find_library.cache_clear()
     monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
     with pytest.raises(EngineError, match=r"constraints\.txt"):
-        gguf_logits._library()
+        gguf_logits.find_library()
 
 
 def test_what_llama_cpp_says_of_the_model_is_not_heard(gguf_file: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -26,7 +26,7 @@ _TOGETHER: Final = 256
 """Tokens that are computed at a time, and whose logits llama.cpp holds."""
 _WORDS: Final = 256
 """More than either struct of parameters has; whoever is given more by value reads what is its own."""
-_N_CTX, _N_BATCH, _N_UBATCH = 0, 1, 2  # struct llama_context_params begins with these
+N_CTX, N_BATCH, N_UBATCH = 0, 1, 2  # struct llama_context_params begins with these
 _Log = ctypes.CFUNCTYPE(None, c_int, c_char_p, c_void_p)
 
 
@@ -90,7 +90,7 @@ class GgufLogits:
         """context: tokens of a window at most, no more than the model's own. EngineError where it cannot be loaded."""
         file = read_gguf(path)
         self.tokenizer, self.longest = tokenizer_of(path, file), file.context
-        self._library = _library()
+        self._library = find_library()
         threads = len(os.sched_getaffinity(0))
         self.version = f"xllamacpp {xllamacpp.__version__}"
         self.settings = {"dtype": file.quantization, "threads": str(threads), "cpu": xllamacpp.get_system_info()}
@@ -139,8 +139,8 @@ class GgufLogits:
         self._vocabulary = library.llama_vocab_n_tokens(library.llama_model_get_vocab(self._model))
         self._room = -(-context // GRAIN) * GRAIN
         parameters = library.llama_context_default_params()
-        parameters.words[_N_CTX] = self._room
-        parameters.words[_N_BATCH] = parameters.words[_N_UBATCH] = _TOGETHER
+        parameters.words[N_CTX] = self._room
+        parameters.words[N_BATCH] = parameters.words[N_UBATCH] = _TOGETHER
         self._context = library.llama_init_from_model(self._model, parameters)
         if not self._context:
             raise EngineError(f"llama.cpp has no room for {self._room} tokens of context; use a smaller one.")
@@ -169,7 +169,7 @@ class GgufLogits:
 
 
 @cache
-def _library() -> ctypes.CDLL:
+def find_library() -> ctypes.CDLL:
     """xllamacpp's, which says nothing from now on. EngineError where it lacks a function."""
     try:
         library = ctypes.CDLL(xllamacpp.xllamacpp.__file__)
