@@ -3,9 +3,12 @@
 import json
 import multiprocessing
 import os
+import sys
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
@@ -14,10 +17,11 @@ from tests.bench.made import MACHINE, WORKLOAD
 from tests.cli.command import run
 
 from confide.attest.simulated import SimulatedTee
+from confide.attest.training import Lora
 from confide.bench import cells, tee, worker
 from confide.bench.cells import QUESTIONS, doubling, plan_cells, run_cell
 from confide.bench.machine import Arm, Environment
-from confide.bench.results import Cell, Timing, Workload, read_file, require_arm
+from confide.bench.results import Cell, Timing, Workload, WorkloadName, read_file, require_arm
 from confide.bench.tee import Request, measure_tee
 from confide.bench.worker import Job, measure_apart
 from confide.errors import BenchmarkError, EvaluationError, PromptTooLong
@@ -224,17 +228,48 @@ def test_a_process_has_the_cores_it_is_given(monkeypatch: pytest.MonkeyPatch, tm
     assert len(os.sched_getaffinity(0)) >= 1
 
 
-def test_a_cell_warms_up_and_then_measures(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("workload", "dtype", "tokens"),
+    [
+        ("latency", "f32", 4),
+        ("latency", "int8", 4),
+        ("throughput", "f32", 8),
+        pytest.param("training", "f32", 2 * 2 * 3, marks=pytest.mark.slow),  # peft takes seconds to be imported
+        ("retrieval", "f32", QUESTIONS),
+    ],
+)
+def test_a_cell_warms_up_and_then_measures(
+    workload: WorkloadName, dtype: str, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)  # for the tests that come after
-    tokens = {"latency": 4, "throughput": 8, "training": 2 * 2 * 3, "retrieval": QUESTIONS}
-    for workload, dtype in (
-        ("latency", "f32"), ("latency", "int8"), ("throughput", "f32"), ("training", "f32"), ("retrieval", "f32"),
-    ):  # fmt: skip
-        asked = replace(job(DEMO_FOLDER), cell=Cell(workload, "transformers", dtype, 1))
-        asked = replace(asked, workload=msgspec.structs.replace(asked.workload, batch=2, beams=2, chunks=50))
-        found = list(run_cell(asked))
-        assert [timing.tokens for timing in found] == [tokens[workload]] * 2
-        assert all(timing.first < timing.seconds for timing in found)
+    asked = replace(job(DEMO_FOLDER), cell=Cell(workload, "transformers", dtype, 1))
+    asked = replace(asked, workload=msgspec.structs.replace(asked.workload, batch=2, beams=2, chunks=50))
+    found = list(run_cell(asked))
+    assert [timing.tokens for timing in found] == [tokens] * 2
+    assert all(timing.first < timing.seconds for timing in found)
+
+
+def test_a_run_of_a_training_is_two_steps_of_it(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the class that trains, which is imitated here."""
+    made: list[Any] = []
+
+    class Training:
+        def __init__(self, model: Any, windows: list[list[int]], lora: Lora, seed: int) -> None:
+            self.windows, self.lora, self.done = windows, lora, 0
+            made.append(self)
+
+        def step(self) -> None:
+            self.done += 1
+
+    monkeypatch.setitem(sys.modules, "confide.certify.lora", SimpleNamespace(Training=Training))
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    asked = replace(job(DEMO_FOLDER), cell=Cell("training", "peft", "f32", 1))
+    found = list(run_cell(replace(asked, workload=msgspec.structs.replace(asked.workload, batch=3, prompt=5))))
+    assert [timing.tokens for timing in found] == [2 * 3 * 4] * 2
+    (training,) = made
+    assert training.done == 2 * 3  # a warm-up, two that count
+    assert (len(training.windows), training.lora.batch) == (3 * training.done, 3)
+    assert {len(window) for window in training.windows} == {5}
 
 
 def test_training_and_retrieval_join_where_they_are_asked_for(
