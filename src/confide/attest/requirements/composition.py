@@ -39,8 +39,8 @@ from confide.attest.requirements.platform import (
 )
 from confide.attest.requirements.release import SignedRelease
 from confide.attest.requirements.workload import Fresh, Model, PolicyVersion, ReportData
-from confide.attest.scores import Metric, ScoreCertificate, read_scores
-from confide.attest.training import TrainingCertificate, read_training
+from confide.attest.scores import Metric, ScoreCertificate
+from confide.attest.training import TrainingCertificate
 from confide.errors import AttestationError, InvalidPolicy
 
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
@@ -180,7 +180,7 @@ class ScoreAtLeast(Requirement, frozen=True, tag="score-at-least"):
         if subject.scores is None:
             return "no certificate came with the evidence", False
         try:
-            certificates = read_scores(subject.scores)
+            certificates = ScoreCertificate.read_lines(subject.scores)
         except AttestationError as error:
             return f"{error.code}: {error}", False
         reasons = [self._lacking(one, served, subject) for one in certificates]
@@ -330,7 +330,7 @@ def _history(adapter: str, served: _Served, rule: TrainedOn | NotTrainedOn, subj
     if subject.training is None:
         return "no certificate came with the evidence"
     try:
-        certificates = read_training(subject.training)
+        certificates = TrainingCertificate.read_lines(subject.training)
     except AttestationError as error:
         return f"{error.code}: {error}"
     believed, reasons = [], []
