@@ -65,11 +65,11 @@ class GgufEngine(Prompted):
         parallel: int = PARALLEL,
         threads: int | None = None,
     ) -> None:
-        file = _read(path)
+        file = read_gguf(path)
         fitting = _fitting_context(
             min(file.context, context or file.context), parallel * file.token_bytes, given=bool(context)
         )
-        prompts = Prompts(file.tokenizer or _read_tokenizer(path, file.architecture), fitting, by_text=True)
+        prompts = Prompts(tokenizer_of(path, file), fitting, by_text=True)
         threads = threads or len(os.sched_getaffinity(0))
         super().__init__(_facts(name, file.quantization, prompts, file.context, threads, parallel), prompts)
         self._server = _load(path, self._prompts.context, parallel, threads)
@@ -225,7 +225,7 @@ class _Stored:
 
 
 @dataclass(frozen=True)
-class _File:
+class GgufFile:
     """A GGUF file but for its weights.
 
     context: the model's own, in tokens. token_bytes: of KV cache for each token of context. tokenizer: where the file
@@ -368,13 +368,14 @@ def _require_numbers(choice: dict[str, Any]) -> None:
             )
 
 
-def _read(path: Path) -> _File:
+def read_gguf(path: Path) -> GgufFile:
+    """A GGUF file but for its weights. EngineError where it is no language model's."""
     try:
         reader = GGUFReader(path)
         fields = reader.fields
         architecture = str(fields["general.architecture"].contents())
         file_type = LlamaFileType(fields["general.file_type"].contents())
-        return _File(
+        return GgufFile(
             architecture=architecture,
             context=int(fields[f"{architecture}.context_length"].contents()),
             quantization=file_type.name.removeprefix("MOSTLY_").removeprefix("ALL_").lower(),
@@ -420,7 +421,7 @@ def _own_tokenizer(fields: Mapping[str, Any]) -> PreTrainedTokenizerBase | None:
 
 def context_bytes(path: Path) -> int:
     """Of a GGUF file, what a token of context takes in memory. EngineError where it is no language model's."""
-    return _read(path).token_bytes
+    return read_gguf(path).token_bytes
 
 
 def _number(fields: Mapping[str, Any], name: str) -> int | None:
@@ -455,15 +456,18 @@ def _fitting_context(most: int, token_bytes: int, *, given: bool) -> int:
     return fitting
 
 
-def _read_tokenizer(path: Path, architecture: str) -> PreTrainedTokenizerBase:
+def tokenizer_of(path: Path, file: GgufFile) -> PreTrainedTokenizerBase:
+    """The model's tokenizer. EngineError where transformers cannot read it."""
+    if file.tokenizer is not None:
+        return file.tokenizer
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             str(path.parent), gguf_file=path.name, trust_remote_code=False
         )
     except (ValueError, KeyError, OSError, NotImplementedError) as error:
         raise EngineError(
-            f"transformers cannot read the tokenizer of a {architecture} model from its GGUF file; make the file with "
-            "`confide quantize`, which puts the tokenizer's own description in."
+            f"transformers cannot read the tokenizer of a {file.architecture} model from its GGUF file; make the file "
+            "with `confide quantize`, which puts the tokenizer's own description in."
         ) from error
     return tokenizer
 
