@@ -463,8 +463,11 @@ def measures_code(one: Requirement) -> bool:
             return one.mrtd is not None or one.rtmrs is not None
         case Snp():
             return one.measurement is not None or one.id_key_digest is not None or one.author_key_digest is not None
-        case Tpm() | Nitro():
+        case Tpm():
             return one.pcrs is not None
+        case Nitro():
+            named = {index for index, value in (one.pcrs or {}).items() if any(bytes.fromhex(value))}
+            return bool({"0", "8"} & named) or {"1", "2"} <= named  # zeros are a debug enclave's
         case _:
             return False
 
