@@ -72,7 +72,7 @@ def command(
     ] = None,
     ca: Annotated[Path | None, typer.Option(help="Authorities to trust there, instead of the system's.")] = None,
     measure: Annotated[
-        bool, typer.Option("--measure", help="Also time products, first touches of memory and the disk: seconds.")
+        bool, typer.Option("--measure", help="Also time what each costs, from products to evidence: seconds.")
     ] = False,
     json: Json = False,
 ) -> None:

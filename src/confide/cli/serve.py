@@ -63,7 +63,9 @@ def command(
             metavar="PACKAGE...",
         ),
     ],
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; `vsock` for virtual sockets, where there is no network.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = 8470,
     tls_cert: Annotated[
         Path | None, typer.Option(help="PEM file of the server's certificate chain; with it, --host may be public.")
@@ -122,6 +124,13 @@ def command(
     ] = None,
     keys_ca: Annotated[
         Path | None, typer.Option(help="PEM file of the authorities to trust there.", rich_help_panel=SEALED)
+    ] = None,
+    keys_through: Annotated[
+        str | None,
+        typer.Option(
+            help="Where there is no network: vsock:CID:PORT, which leads to --keys; 3 is a Nitro enclave's parent.",
+            rich_help_panel=SEALED,
+        ),
     ] = None,
     ra_tls: Annotated[
         bool,
@@ -266,6 +275,7 @@ def command(
         "simulated_tee": simulated_tee,
         "keys": keys,
         "keys_ca": keys_ca,
+        "keys_through": keys_through,
         "ra_tls": ra_tls,
         "tls_name": tls_name,
         "release": release,
@@ -307,7 +317,10 @@ def command(
         serve_corpus(package, listening, TeeOptions(**sealed), json=json)  # type: ignore[arg-type]
         return
     from confide.cli.serve_layers import LayerOptions, serve_layers
+    from confide.net.vsock import VSOCK
 
+    if host == VSOCK:
+        raise typer.BadParameter("--host vsock is not for a layer server")
     _require_unset(sealed | model, "a layer server")
     serve_layers(named, listening, LayerOptions(**layers, **licences), json=json)  # type: ignore[arg-type]
 

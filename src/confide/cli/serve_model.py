@@ -220,14 +220,14 @@ def _announce(url: str, workload: "Workload", facts: "EngineFacts", tee: "Tee", 
 
 def _scores(certificates: list[Path], sealed: "SealedPackage", adapter: "SealedAdapter | None") -> bytes:
     """The document of these certificates, which have to be of this model under this adapter."""
-    from confide.attest.scores import ScoreCertificate, write_scores
+    from confide.attest.scores import ScoreCertificate
 
     served = sealed.manifest.model_digest, adapter.manifest.adapter if adapter else ""
     found = [ScoreCertificate.read(read_file(path)) for path in certificates]
     for path, one in zip(certificates, found, strict=True):
         if (one.run.model, one.run.adapter) != served:
             raise typer.BadParameter(f"{path} certifies another model than the one that is served")
-    return write_scores(found)
+    return ScoreCertificate.write_lines(found)
 
 
 def _context(facts: "EngineFacts") -> str:

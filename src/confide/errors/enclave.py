@@ -98,7 +98,7 @@ class SelfTestMissing(ConfideError):
 
 
 class EgressOpen(ConfideError):
-    """The process could still open connections, or one that it should not have is open."""
+    """The process could still open connections or change files, or a connection is open that it should not have."""
 
     code = "egress-open"
 
