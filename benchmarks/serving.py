@@ -14,8 +14,9 @@ import uvloop
 from picows import WSFrame, WSListener, WSMsgType, WSTransport, ws_connect
 
 from benchmarks.measure import Figure, children, proportional_bytes, write
-from benchmarks.shapes import GPT2_SMALL, SplitModel, serving, split_shape
+from benchmarks.shapes import SplitModel, serving, split_shape
 from confide.errors import UnknownBlock
+from confide.evaluate.shapes import GPT2_SMALL
 from confide.hybrid import wire
 from confide.hybrid.server.ledger.licences import licence_book
 from confide.hybrid.server.limits import Limits
