@@ -97,7 +97,7 @@ class Simulated:
     trips: list[float]
 
     def settled(self) -> list[Served]:
-        """The requests that came neither while the fleet was filling up nor last: from the second tenth to the ninth."""
+        """Those that came neither while the fleet was filling up nor last: without a tenth at either end."""
         tenth = len(self.requests) // 10
         return self.requests[tenth : len(self.requests) - tenth]
 
@@ -362,7 +362,7 @@ class _Server:
             self._at_work -= 1
             _deliver(messages)
 
-        self.ahead.note_change()
+        self.ahead.go_on()  # there may be room again
         _after(self._env, looping, looped)
 
 

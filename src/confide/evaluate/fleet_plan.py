@@ -24,8 +24,6 @@ STAGES: Final = 8
 """Into which a model's layer groups are gathered at most, so that a fleet is simulated in minutes."""
 CELL: Final = 4
 """Machines of a large fleet that are simulated, with their share of its requests."""
-REQUESTS: Final = 200
-"""Simulated for them."""
 _AHEAD_BYTES: Final = 6
 """That a server keeps of its work ahead for each output of a token; see `rlwe.online.Ahead`."""
 _PRECISION: Final = 100
@@ -125,8 +123,8 @@ class Percentiles:
 
     @classmethod
     def of(cls, seconds: Sequence[float]) -> "Percentiles":
-        """NaN of none."""
-        return cls(*np.percentile(seconds, (50, 99)).tolist()) if len(seconds) else cls(math.nan, math.nan)
+        """Zeros of none."""
+        return cls(*np.percentile(seconds, (50, 99)).tolist()) if seconds else cls(0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -169,7 +167,10 @@ def share_of(trace: Sequence[Arrival], rate: float, share: float, count: int, se
 
 
 class FleetPlan:
-    """Fleets for one demand on one kind of machine. cores: of a machine, for its one layer server."""
+    """Fleets for one demand on one kind of machine.
+
+    cores: of a machine, for its one layer server. requests: simulated for each fleet.
+    """
 
     def __init__(
         self,
@@ -180,7 +181,7 @@ class FleetPlan:
         cores: int,
         balancing: Balancing,
         seed: int,
-        requests: int = REQUESTS,
+        requests: int,
     ) -> None:
         self._cut, self._times, self._demand = cut, times, demand
         self._machine = Machine(cores, times.batching)
@@ -225,7 +226,7 @@ class FleetPlan:
         )
 
     def least(self, first: float, token: float, on_try: Callable[[int], None] = lambda _: None) -> FleetOutlook:
-        """The fewest machines, to one part in a hundred, whose p99 are at most these seconds. on_try: of each number."""
+        """The fewest machines, to one part in a hundred, with p99 of at most these seconds. on_try: of each number."""
         known: dict[int, FleetOutlook] = {}
 
         def meets(machines: int) -> bool:
@@ -239,8 +240,10 @@ class FleetPlan:
         """Below this the products alone take longer than there is time, however many tokens share one."""
         tokens = sum(one.context + one.generated - 1 for one in self._trace) / len(self._trace)
         many = batch.MAX_BATCH
-        each = sum(sum(self._times.product(stage, 1, many, 0)) for stage in range(self._times.stages)) / many
-        return max(1, int(self._demand.rate * tokens * each))
+        looping, working = np.sum(
+            [self._times.product(stage, 1, many, 0) for stage in range(self._times.stages)], axis=0
+        )
+        return max(1, int(self._demand.rate * tokens * max(looping, working) / many))
 
 
 def fewest(meets: Callable[[int], bool], start: int) -> int:
