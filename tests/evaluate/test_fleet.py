@@ -153,7 +153,7 @@ def test_a_connection_that_begins_cold_has_nothing_made_ahead() -> None:
 
 def test_one_core_shares_itself_out_between_answers_and_work_ahead() -> None:
     """A step takes 32 s of it: beside that a product has what niceness leaves, and takes longer for it."""
-    arrivals = [Arrival(0.0, 1, 1)]
+    arrivals = [Arrival(0.0, 1, 1 + 32)]
 
     def first(cores: int, trip: float) -> float:
         times = Fixed(ahead_seconds=1.0, unmade=0.25, trip_seconds=trip)

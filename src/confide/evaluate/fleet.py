@@ -115,8 +115,8 @@ def simulate(
     """Send requests to so many equal machines, and see when their tokens come.
 
     Each comes from a user of its own, whose connection stays. warm: it was made some time before, so that its first
-    block's pads are there, and the work ahead of it as far as there is room; without, all of that begins with the
-    request. A prompt is a request's `context`, of 0 for one that has none.
+    block's pads are there, and the work ahead of it as far as there is room; without, it begins with the request, for
+    which it sends p0 of all its tokens and no more.
     """
     env, chance = simpy.Environment(), random.Random(seed)  # noqa: S311 - the same from each seed
     servers = [_Server(env, times, machine or Machine()) for _ in range(machines)]
@@ -174,19 +174,20 @@ class _Client:
         self._used = self._stage = self._tokens = self._owed = 0
         self._due = arrival.at
         self._pads, self._pads_at = float(BLOCK_TOKENS if warm else 0), arrival.at
+        self._warm = warm
         self.block = _Block(server)
-        self.block.announce(BLOCK_TOKENS)
+        self.block.announce(BLOCK_TOKENS if warm else self._prompt + self._left - 1)
         if warm:
             self._server.ahead.make_at_once(self.block)
 
     def begin(self) -> None:
         self._server.clients += 1
-        self._pass(self._prompt or 1)
+        self._pass(self._prompt)
 
     def _pass(self, tokens: int) -> None:
         """So many tokens through every stage, once there are pads for them."""
         self._tokens = tokens
-        if self.block.announced - self._used - tokens < BLOCK_TOKENS // 2:
+        if self._warm and self.block.announced - self._used - tokens < BLOCK_TOKENS // 2:
             self.block.announce(BLOCK_TOKENS)
         self._server.ahead.go_on()
         _after(self._env, self._wait_for_pads(tokens), self._ask)
@@ -265,12 +266,8 @@ class _Server:
         self.busy = 0.0
         self.room = ahead.Room(machine.limits.all_ahead_bytes)
         self.limits = machine.limits
-        self.stages = times.stages
+        self.stages, self.ahead_bytes = times.stages, times.ahead_bytes
         self.ahead = _Ahead(env, times, self, machine.cores)
-
-    def step_bytes(self, stage: int) -> int:
-        """That are kept of the work ahead of a part, for one stage."""
-        return ahead.PART_TOKENS * self._times.ahead_bytes[stage]
 
     @property
     def waited_for(self) -> bool:
@@ -386,17 +383,22 @@ class _Block:
         self.announced = 0
 
     def announce(self, tokens: int) -> None:
-        """The server gets p0 of so many tokens more, whole parts."""
-        parts = range(self.announced // ahead.PART_TOKENS, (self.announced + tokens) // ahead.PART_TOKENS)
+        """The server gets p0 of so many tokens more."""
+        parts = range(self.announced // ahead.PART_TOKENS, -(-(self.announced + tokens) // ahead.PART_TOKENS))
         self.steps.extend((part, stage) for part in parts for stage in range(self._server.stages))
         self.announced += tokens
         self._server.ahead.add(self)
+
+    def tokens_of(self, part: int) -> int:
+        """Of a part that was announced; the last one may be shorter than the others."""
+        return min(ahead.PART_TOKENS, self.announced - part * ahead.PART_TOKENS)
 
     def spend(self, stage: int, first: int, tokens: int) -> int:
         """They are asked for. How many of them were not worked for."""
         unmade = 0
         for part in range(first // ahead.PART_TOKENS, (first + tokens - 1) // ahead.PART_TOKENS + 1):
-            start, end = part * ahead.PART_TOKENS, (part + 1) * ahead.PART_TOKENS
+            start = part * ahead.PART_TOKENS
+            end = start + (self.tokens_of(part) if start < self.announced else ahead.PART_TOKENS)
             key = (part, stage)
             if key not in self.made:
                 unmade += min(end, first + tokens) - max(start, first)
@@ -413,7 +415,7 @@ class _Block:
             key = self.steps[0]
             if key in self.spent:
                 self.steps.popleft()
-            elif self.room.take(self._server.step_bytes(key[1])):
+            elif self.room.take(self._bytes(key)):
                 return self.steps.popleft()
             else:
                 break
@@ -421,11 +423,15 @@ class _Block:
 
     def keep(self, key: tuple[int, int]) -> None:
         """It has been worked for; nothing is kept of what was asked for meanwhile."""
-        size = self._server.step_bytes(key[1])
+        size = self._bytes(key)
         if key in self.spent:
             self.room.give_back(size)
         else:
             self.made[key] = size
+
+    def _bytes(self, key: tuple[int, int]) -> int:
+        part, stage = key
+        return self.tokens_of(part) * self._server.ahead_bytes[stage]
 
     def forget(self) -> None:
         """Nothing of it is kept any more."""
@@ -485,7 +491,7 @@ class _Ahead:
             key = block.next_step()
             if key is not None:
                 self._step = block, key
-                self._left, self._at = self._times.ahead(key[1], ahead.PART_TOKENS), self._env.now
+                self._left, self._at = self._times.ahead(key[1], block.tokens_of(key[0])), self._env.now
                 self._rate = self._share()
                 self._await_end()
                 return
