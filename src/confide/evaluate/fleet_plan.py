@@ -18,14 +18,13 @@ from confide.evaluate.trace import Arrival
 from confide.hybrid.client.padding import Padding
 from confide.hybrid.server import batch
 from confide.hybrid.server.limits import Limits
+from confide.hybrid.server.service import AHEAD_BYTES
 from confide.rlwe.parameters import RING_DEGREE
 
 STAGES: Final = 8
 """Into which a model's layer groups are gathered at most, so that a fleet is simulated in minutes."""
 CELL: Final = 4
 """Machines of a large fleet that are simulated, with their share of its requests."""
-_AHEAD_BYTES: Final = 6
-"""That a server keeps of its work ahead for each output of a token; see `rlwe.online.Ahead`."""
 _PRECISION: Final = 100
 """A number of machines is searched to one part in so many."""
 
@@ -42,7 +41,7 @@ class FleetTimes:
         ends = [len(groups) * stage // self.stages for stage in range(self.stages + 1)]
         self._stages = [groups[start:end] for start, end in pairwise(ends)]
         self._cut, self._rates, self._skeleton, self._network = cut, rates, skeleton, network
-        self.ahead_bytes = [_AHEAD_BYTES * sum(group.rows for group in stage) for stage in self._stages]
+        self.ahead_bytes = [AHEAD_BYTES * sum(group.rows for group in stage) for stage in self._stages]
         self._pads = sum(rates.client.pads.seconds(group) for group in groups)
         self._known: dict[tuple[int, int, int, int], tuple[float, float]] = {}
 
