@@ -1,4 +1,4 @@
-"""Every parser of evidence, collateral, policies, receipts, results and traces has a target that reaches it with what is kept."""
+"""Every parser of evidence, collateral, policies, receipts, results and traces has a target that reaches it."""
 
 import ast
 import functools

@@ -53,7 +53,9 @@ def read_trace(data: bytes) -> list[Arrival]:
 
 def _row(number: int, line: str) -> tuple[datetime, int, int]:
     try:
-        at, context, generated = line.split(",") if len(line) <= _LONGEST_LINE else ()
+        if len(line) > _LONGEST_LINE:
+            raise ValueError(number)
+        at, context, generated = line.split(",")
         return _time(at), _tokens(context), _tokens(generated)
     except (ValueError, OverflowError):
         raise BenchmarkError(
