@@ -38,9 +38,9 @@ from confide.evaluate.fleet import Machine, Simulated, simulate
 from confide.evaluate.fleet_plan import FleetTimes, Percentiles
 from confide.evaluate.shapes import GPT2_SMALL
 from confide.evaluate.trace import Arrival
-from confide.hybrid.server.ledger import Ledger
-from confide.hybrid.server.ledger.address import DatabaseAddress, Place
-from confide.hybrid.server.ledger.licences import licence_book
+from confide.ledger.address import DatabaseAddress, Place
+from confide.ledger.ledger import Ledger
+from confide.ledger.licences import licence_book
 from confide.packages.manifest import Manifest, read_manifest
 
 GROUPS = 48

@@ -13,8 +13,8 @@ from benchmarks.measure import Figure, children, proportional_bytes, write
 from benchmarks.shapes import SplitModel, serving, split_shape
 from confide.evaluate.shapes import GPT2_SMALL
 from confide.hybrid import wire
-from confide.hybrid.server.ledger.licences import licence_book
 from confide.hybrid.server.limits import Limits
+from confide.ledger.licences import licence_book
 from confide.packages.manifest import Manifest, read_manifest
 
 CLIENTS = (1, 4, 16)

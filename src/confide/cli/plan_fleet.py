@@ -73,7 +73,7 @@ def plan_fleet(
     from confide.evaluate.fleet_plan import Demand, FleetPlan, FleetTimes
     from confide.evaluate.plan import cut_by
     from confide.evaluate.skeleton import time_skeleton
-    from confide.hybrid.server.ledger.licences import DEFAULT_DISCLOSURE
+    from confide.ledger.licences import DEFAULT_DISCLOSURE
     from confide.models.roles import find_layers
 
     assert options.users is not None  # noqa: S101 - as the command has seen to
