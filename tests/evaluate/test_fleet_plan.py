@@ -156,6 +156,14 @@ def test_more_machines_wait_less_and_the_fewest_that_do_are_found() -> None:
     assert plan(400_000).least(3 * first.p99, 3 * token.p99) == found
 
 
+def test_either_wait_can_ask_for_more_machines() -> None:
+    one = plan(400_000)
+    first, token = one.alone()
+    easy = one.least(100.0, 100.0)
+    assert one.least(1.5 * first.p99, 100.0).machines > easy.machines
+    assert one.least(100.0, 1.5 * token.p99).machines > easy.machines
+
+
 def test_what_a_machine_needs_is_counted() -> None:
     found = plan(6000).outlook(2)
     limits = Limits()

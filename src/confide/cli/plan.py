@@ -98,10 +98,10 @@ def _source(model: str | None, shape: str | None) -> "Source":
     from confide.evaluate.shapes import SHAPES
     from confide.models.source import Source, open_model
 
-    if (model is None) == (shape is None):
-        raise typer.BadParameter("name a MODEL, or its --model-shape")
-    if model is not None:
+    if model is not None and shape is None:
         return open_model(model)
+    if model is not None or shape is None:
+        raise typer.BadParameter("name a MODEL, or its --model-shape")
     if shape not in SHAPES:
         raise typer.BadParameter(f"there is no shape {shape!r}; there are {', '.join(SHAPES)}")
     return Source(shape, "", SHAPES[shape])

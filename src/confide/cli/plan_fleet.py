@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -134,17 +135,26 @@ def plan_fleet(
     )
 
 
-def _fewest(plan: "FleetPlan", alone: "tuple[Percentiles, Percentiles]", options: FleetOptions, on_try: Any) -> Any:
+def _fewest(
+    plan: "FleetPlan",
+    alone: "tuple[Percentiles, Percentiles]",
+    options: FleetOptions,
+    on_try: Callable[[int], None],
+) -> "FleetOutlook":
     first, token = alone
-    targets = []
-    for name, asked, least in (("--p99-first", options.p99_first, first.p99), ("--p99", options.p99, token.p99)):
-        if asked is not None and asked < least:
-            raise typer.BadParameter(
-                f"{name} {asked:g} cannot be met: with a machine of its own, one request in a hundred takes "
-                f"{output.duration(least)}; allow more, protect fewer layers, or measure a faster machine"
-            )
-        targets.append(TIMES_ALONE * least if asked is None else asked)
-    return plan.least(*targets, on_try)
+    return plan.least(
+        _target("--p99-first", options.p99_first, first.p99), _target("--p99", options.p99, token.p99), on_try
+    )
+
+
+def _target(name: str, asked: float | None, least: float) -> float:
+    """Seconds; wrong usage where no number of machines would do."""
+    if asked is not None and asked < least:
+        raise typer.BadParameter(
+            f"{name} {asked:g} cannot be met: with a machine of its own, one request in a hundred takes "
+            f"{output.duration(least)}; allow more, protect fewer layers, or measure a faster machine"
+        )
+    return TIMES_ALONE * least if asked is None else asked
 
 
 def _arrivals(config: "PreTrainedConfig", options: FleetOptions, seed: int) -> "tuple[list[Arrival], int]":

@@ -183,7 +183,7 @@ def _product_seconds(matrices: Sequence[GroupMatrix], tokens: int) -> list[float
         for matrix, (_, columns) in zip(matrices, SHAPES, strict=True)
     ]
     times = [[_seconds(call) for call in calls] for _ in range(PRODUCTS)]
-    return np.median(np.array(times), axis=0)[1:].tolist()
+    return [statistics.median(column) for column in zip(*times, strict=True)][1:]
 
 
 def _threads_speedup(matrix: GroupMatrix) -> float:

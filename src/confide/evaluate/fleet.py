@@ -140,7 +140,10 @@ def simulate(
 
 
 def _after(env: simpy.Environment, delay: float, act: Callable[[], object]) -> None:
-    env.timeout(delay).callbacks.append(lambda _: act())
+    def run(_: simpy.Event) -> None:
+        act()
+
+    env.timeout(delay).callbacks.append(run)
 
 
 @dataclass(eq=False)

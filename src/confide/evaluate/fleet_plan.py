@@ -41,7 +41,7 @@ class FleetTimes:
         ends = [len(groups) * stage // self.stages for stage in range(self.stages + 1)]
         self._stages = [groups[start:end] for start, end in pairwise(ends)]
         self._cut, self._rates, self._skeleton, self._network = cut, rates, skeleton, network
-        self.ahead_bytes = [AHEAD_BYTES * sum(group.rows for group in stage) for stage in self._stages]
+        self.ahead_bytes: Sequence[int] = [AHEAD_BYTES * sum(group.rows for group in stage) for stage in self._stages]
         self._pads = sum(rates.client.pads.seconds(group) for group in groups)
         self._known: dict[tuple[int, int, int, int], tuple[float, float]] = {}
 
