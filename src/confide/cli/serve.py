@@ -81,6 +81,14 @@ def command(
             rich_help_panel=LAYERS,
         ),
     ] = None,
+    groups: Annotated[
+        str | None,
+        typer.Option(
+            help="Layer groups to answer for, such as 0-47 or 0-11,24-35: the others are other machines', and their "
+            "files need not be here. See `confide plan --machines`.",
+            rich_help_panel=LAYERS,
+        ),
+    ] = None,
     record: Annotated[
         Path | None,
         typer.Option(help="Append everything the server sees online to this file, for audits.", rich_help_panel=LAYERS),
@@ -242,6 +250,7 @@ def command(
     layers: dict[str, object] = {
         "state": state,
         "ledger": ledger,
+        "groups": groups,
         "record": record,
         "megabytes_per_second": megabytes_per_second,
         "insecure_no_licences": insecure_no_licences,

@@ -86,6 +86,7 @@ from confide.errors.hybrid import (
     DisclosureLimit,
     InsecureParameters,
     IntegrityError,
+    InvalidPlacement,
     LedgerCopied,
     LedgerCorrupted,
     LedgerElsewhere,
@@ -106,6 +107,7 @@ from confide.errors.hybrid import (
     UnknownBlock,
     UnknownGroup,
     VersionMismatch,
+    WrongGroups,
     WrongShape,
 )
 from confide.errors.models import (
@@ -176,6 +178,7 @@ __all__ = [
     "InvalidImage",
     "InvalidManifest",
     "InvalidPackage",
+    "InvalidPlacement",
     "InvalidPolicy",
     "InvalidResult",
     "InvalidSettings",
@@ -249,6 +252,7 @@ __all__ = [
     "VersionMismatch",
     "WrongBinding",
     "WrongCollateral",
+    "WrongGroups",
     "WrongKey",
     "WrongMode",
     "WrongModelKey",
