@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,6 +12,7 @@ from rich.table import Table
 
 from confide.cli import output
 from confide.cli.options import Json
+from confide.cli.plan_machines import Machines, PlacementOut, PlannedServers, plan_machines
 from confide.hybrid.server.ledger.licences import DEFAULT_DISCLOSURE
 
 POOL_TOKENS = 256
@@ -22,16 +24,33 @@ if TYPE_CHECKING:
 
 
 def command(
-    model: Annotated[str, typer.Argument(help="`demo`, a local Hugging Face folder, or a hub id. No weight is read.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="`demo`, a local Hugging Face folder, or a hub id; with --machines the server folder of `confide "
+            "split`. No weight is read."
+        ),
+    ],
     tokens: Annotated[int, typer.Option(help="Tokens to plan for, of prompts and answers together.", min=1)] = 4096,
     prompt: Annotated[int, typer.Option(help="Tokens of the prompt before the first token.", min=1)] = 128,
     rtt: Annotated[float, typer.Option(help="Milliseconds of a round trip to the server.", min=0)] = 0.0,
     bandwidth: Annotated[
         float | None, typer.Option(help="Mbit/s to and from the server; loopback's without.", min=0.001)
     ] = None,
+    machines: Machines = None,
+    server: PlannedServers = None,
+    out: PlacementOut = None,
     json: Json = False,
 ) -> None:
-    """Say what protecting a model would cost, for each choice of layers: time, network, hint, and what is disclosed."""
+    """Say what protecting a model would cost, for each choice of layers: time, network, hint, and what is disclosed.
+
+    With --machines: share its layer groups out, and write the placement that clients connect by.
+    """
+    if machines is not None:
+        plan_machines(Path(model), machines, server or [], out, json=json)
+        return
+    if server or out:
+        raise typer.BadParameter("--server and --out go with --machines")
     if prompt > tokens:
         raise typer.BadParameter("--tokens counts the prompt's too, so it cannot be less than --prompt")
     import math
