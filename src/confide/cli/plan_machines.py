@@ -64,10 +64,10 @@ def plan_machines(folder: Path, machines: int, servers: list[str], out: Path | N
     table = Table(show_edge=False, pad_edge=False)
     for heading in ("layer groups", "memory and work", "share", *(["servers"] if servers else [])):
         table.add_column(heading, justify="left" if heading in ("layer groups", "servers") else "right")
-    for one, share in zip(planned, shares, strict=True):
+    for machine, share in enumerate(shares):
         size = sum(sizes[number] for number in share)
         row = [str(share), output.megabytes(size), f"{size / sum(sizes):.0%}"]
-        table.add_row(*row, *(["\n".join(map(escape, one["servers"]))] if servers else []))
+        table.add_row(*row, *(["\n".join(map(escape, servers[machine::machines]))] if servers else []))
     output.console.print(table)
     output.note("What a machine multiplies for a token grows with its bytes, so both are shared out alike.")
     output.note(f"On each machine: confide serve {folder} --groups GROUPS, with its groups from the table.")

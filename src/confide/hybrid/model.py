@@ -32,6 +32,7 @@ from confide.hybrid.client.pads.source import PadSource, lattice_pads, one_time_
 from confide.hybrid.client.product import CheckedGroup, OnlineTraffic, RemoteProduct
 from confide.hybrid.client.refusals import RefusalList
 from confide.hybrid.closing import Closing
+from confide.hybrid.groups import Groups
 from confide.hybrid.local import LocalModel
 from confide.hybrid.mode import Mode
 from confide.hybrid.placement import Placement
@@ -133,10 +134,16 @@ class HybridModel(Closing):
 
         Where this user keeps an audit log, the verdict stands in it before anything follows.
         """
-        placement = Placement.read(server) if isinstance(server, Path) else None
+        placement: Placement | None = None
+        placed: Sequence[tuple[str, Groups | None]]
+        if isinstance(server, Path):
+            placement = Placement.read(server)
+            placed = placement.servers
+        else:
+            placed = [(address, None) for address in ([server] if isinstance(server, str) else server)]
         dials = [
             Dial(address, licence, ca, patience, insecure_no_tls=insecure_no_tls, proxy=proxy, groups=groups)
-            for address, groups in (placement.servers if placement else _unplaced(server))
+            for address, groups in placed
         ]
         peer = ", ".join(dial.url for dial in dials)
         try:
@@ -368,10 +375,6 @@ def _guarded(forward: Callable[..., Any], product: RemoteProduct, positions: int
             return forward(*args, **kwargs)
 
     return guarded
-
-
-def _unplaced(server: str | Path | Sequence[str]) -> list[tuple[str, None]]:
-    return [(address, None) for address in ([server] if isinstance(server, str | Path) else server)]
 
 
 def _pad_source(folder: Path, shell: SignedManifest, on_hint: OnBytes | None) -> PadSource:
