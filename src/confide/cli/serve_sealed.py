@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from confide.enclave.ra_tls import RaTls
     from confide.enclave.tee import Tee
     from confide.enclave.workload import Workload
+    from confide.net.vsock import VsockAddress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,7 @@ class TeeOptions:
     simulated_tee: Path | None
     keys: str | None
     keys_ca: Path | None
+    keys_through: str | None
     ra_tls: bool
     tls_name: list[str] | None
     release: Path | None
@@ -45,6 +47,9 @@ class TeeOptions:
             "tls_name": None,  # what it is called changes nothing
             "certificate": None,  # nor does what others measured
             "adapter": None,  # the statement has its digest
+            "state": None,  # where the ledger is; that there is one, is said
+            "ledger": None,
+            "traces": None,
             "tee": tee,
             "tls_cert": listening.tls_cert,
             "insecure_no_tls": listening.insecure_no_tls,
@@ -89,6 +94,7 @@ def prepared(
     """
     from confide.enclave.api.server import bind
     from confide.enclave.configuration import own_configuration
+    from confide.enclave.connector import Connector
     from confide.enclave.egress import WaysOut, close_egress
     from confide.enclave.fetch_key import fetch_key
     from confide.enclave.ra_tls import RaTls
@@ -100,6 +106,7 @@ def prepared(
         raise typer.BadParameter("give either --ra-tls or --tls-cert")
     if options.tls_name and not options.ra_tls:
         raise typer.BadParameter("--tls-name goes with --ra-tls; a certificate of --tls-cert has its names")
+    keys_through = _keys_through(options)
     tee = open_tee(options.tee or TeeKind.AUTO, options.simulated_tee)
     if tee.simulated:
         output.messages.print(f"[bold red]{WARNING}[/]")
@@ -119,13 +126,28 @@ def prepared(
         private = stack.enter_context(bind("127.0.0.1", listening.metrics_port)) if listening.metrics_port else None
         if options.insecure_open_egress:
             output.messages.print("[bold red]This process can open connections to anywhere, and says so.[/]")
-            ways = WaysOut()
+            ways = WaysOut(keys=Connector.to(options.keys, keys_through) if keys_through else None)
         else:
             ways = close_egress(
-                [bound, private] if private else [bound], keys=options.keys, upstream=upstream, other_keys=other_keys
+                [bound, private] if private else [bound],
+                keys=options.keys,
+                upstream=upstream,
+                other_keys=other_keys,
+                keys_through=keys_through,
             )
         stack.callback(ways.close)
         key_tls = client_context(options.keys_ca)
         fetch = partial(fetch_key, options.keys, tls=key_tls, connector=ways.keys)
         other = partial(fetch_key, other_keys, tls=key_tls, connector=ways.other_keys) if other_keys else None
         yield Prepared(workload, tee, bound, private, ways, fetch, other, tls, own_tls)
+
+
+def _keys_through(options: TeeOptions) -> "VsockAddress | None":
+    from confide.net.vsock import VsockAddress
+
+    if options.keys_through is None:
+        return None
+    try:
+        return VsockAddress.parse(options.keys_through)
+    except ValueError as error:
+        raise typer.BadParameter(f"--keys-through: {error}") from None

@@ -17,6 +17,7 @@ class EnclaveOptions(TypedDict, total=False):
     ra_tls: bool
     offline: bool
     replicas: int
+    licence: str
     ca: Path | str | None
     insecure_no_tls: bool
 

@@ -97,17 +97,23 @@ class WaysOut:
 
 
 def close_egress(
-    listeners: Collection[socket.socket] = (), *, keys: str | None, upstream: str | None, other_keys: str | None = None
+    listeners: Collection[socket.socket] = (),
+    *,
+    keys: str | None,
+    upstream: str | None,
+    other_keys: str | None = None,
+    keys_through: tuple[int, int] | None = None,
 ) -> WaysOut:
     """Close this process's ways out, but for connectors to these URLs, and see that they are closed.
 
-    listeners: bound sockets to serve on, the only ones with a network behind them that may be open by now. EgressOpen
-    where something else is, or where the kernel has no such filters: nothing is claimed that does not hold.
+    listeners: bound sockets to serve on, the only ones with a network behind them that may be open by now.
+    keys_through: CID and port of virtual sockets that lead to keys, where there is no network. EgressOpen where
+    something else is open, or where the kernel has no such filters: nothing is claimed that does not hold.
     """
     _require_no_connection(listeners)
     ways = WaysOut()
     try:
-        ways.keys = Connector.to(keys) if keys else None
+        ways.keys = Connector.to(keys, keys_through) if keys else None
         ways.upstream = Connector.to(upstream) if upstream else None
         ways.other_keys = Connector.to(other_keys) if other_keys else None
         _install_filter()
@@ -199,7 +205,8 @@ def _connected(open_socket: socket.socket) -> bool:
 
 def _verify() -> None:
     """Try what must not work, and look at every thread."""
-    for family, kind in ((socket.AF_INET, socket.SOCK_STREAM), (socket.AF_INET6, socket.SOCK_DGRAM)):
+    tried = ((socket.AF_INET, socket.SOCK_STREAM), (socket.AF_INET6, socket.SOCK_DGRAM))
+    for family, kind in (*tried, (socket.AF_VSOCK, socket.SOCK_STREAM)):
         try:
             socket.socket(family, kind).close()
         except PermissionError:

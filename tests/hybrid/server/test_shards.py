@@ -10,9 +10,9 @@ import pytest
 from confide.errors import BudgetExhausted, DisclosureLimit, UnknownGroup
 from confide.hybrid import wire
 from confide.hybrid.groups import Groups
-from confide.hybrid.server.ledger import Ledger
-from confide.hybrid.server.ledger.usage import Account, licensed_tokens
 from confide.hybrid.server.service import LayerService
+from confide.ledger.ledger import Ledger
+from confide.ledger.usage import Account, licensed_tokens
 from confide.packages.manifest import Group
 
 from .world import Client, Served, Tokens, model, serving
