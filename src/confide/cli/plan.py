@@ -13,6 +13,7 @@ from rich.table import Table
 
 from confide.cli import output
 from confide.cli.options import Json
+from confide.cli.plan_machines import Machines, PlacementOut, PlannedServers, plan_machines
 from confide.ledger.licences import DEFAULT_DISCLOSURE
 
 POOL_TOKENS = 256
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
 def command(
     model: Annotated[
         str | None,
-        typer.Argument(help="`demo`, a local Hugging Face folder, or a hub id. No weight is read."),
+        typer.Argument(
+            help="`demo`, a local Hugging Face folder, or a hub id; with --machines alone, the server folder of `confide "
+            "split`. No weight is read."
+        ),
     ] = None,
     model_shape: Annotated[
         str | None, typer.Option(help="Instead of a model, published dimensions: gpt2-small, 1b, 8b or 70b.")
@@ -55,9 +59,9 @@ def command(
     per_hour: Annotated[
         float | None, typer.Option(help="With --users: requests of one user in an hour; 10.", min=0.001, max=10**5)
     ] = None,
-    machines: Annotated[
-        int | None, typer.Option(help="With --users: so many machines, and not the fewest.", min=1, max=10**9)
-    ] = None,
+    machines: Machines = None,
+    server: PlannedServers = None,
+    out: PlacementOut = None,
     p99: Annotated[
         float | None,
         typer.Option(help="With --users: seconds of a later token, of 99 in 100; twice a lone user's.", min=0.001),
@@ -75,15 +79,24 @@ def command(
 ) -> None:
     """Say what protecting a model would cost, for each choice of layers: time, network, hint, and what is disclosed.
 
-    With --users: how many machines these need, and what they wait.
+    With --users: how many machines these need, and what they wait. With --machines alone: share the layer groups of a
+    split model out, and write the placement that clients connect by.
     """
     from confide.cli.plan_fleet import FleetOptions, plan_fleet
     from confide.evaluate.cost_model import Network
 
+    shared_out, simulated = (machines, None) if users is None else (None, machines)
     fleet = FleetOptions(
-        users, protect, trace, answer, per_hour, machines, p99, p99_first, balancing, price, seed, prompt
+        users, protect, trace, answer, per_hour, simulated, p99, p99_first, balancing, price, seed, prompt
     )
     fleet.require_usable()
+    if shared_out is not None:
+        if model is None or model_shape is not None:
+            raise typer.BadParameter("--machines shares out a split model; name its server folder, or give --users")
+        plan_machines(Path(model), shared_out, server or [], out, json=json)
+        return
+    if server or out:
+        raise typer.BadParameter("--server and --out go with --machines, and not with --users")
     output.quiet_transformers()
     network = Network(rtt / 1e3, math.inf if bandwidth is None else bandwidth * 1e6 / 8)
     source = _source(model, model_shape)

@@ -87,6 +87,7 @@ from confide.errors.hybrid import (
     DisclosureLimit,
     InsecureParameters,
     IntegrityError,
+    InvalidPlacement,
     LedgerCopied,
     LedgerCorrupted,
     LedgerElsewhere,
@@ -107,6 +108,7 @@ from confide.errors.hybrid import (
     UnknownBlock,
     UnknownGroup,
     VersionMismatch,
+    WrongGroups,
     WrongShape,
 )
 from confide.errors.models import (
@@ -178,6 +180,7 @@ __all__ = [
     "InvalidImage",
     "InvalidManifest",
     "InvalidPackage",
+    "InvalidPlacement",
     "InvalidPolicy",
     "InvalidResult",
     "InvalidSettings",
@@ -251,6 +254,7 @@ __all__ = [
     "VersionMismatch",
     "WrongBinding",
     "WrongCollateral",
+    "WrongGroups",
     "WrongKey",
     "WrongMode",
     "WrongModelKey",

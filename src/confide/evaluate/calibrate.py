@@ -27,7 +27,7 @@ from confide.errors import ServerFault
 from confide.evaluate.cost_model import ClientRates, GroupRate, Rates, ServerRates
 from confide.hybrid.client.connection import LayerConnection
 from confide.hybrid.client.dial import Dial
-from confide.hybrid.client.link import Link
+from confide.hybrid.client.links import Links
 from confide.hybrid.client.padding import NO_PADDING
 from confide.hybrid.client.pads.pool import BLOCK_TOKENS, PadPool
 from confide.hybrid.client.pads.source import lattice_pads
@@ -217,10 +217,9 @@ def _product(client: Path, url: str) -> RemoteProduct:
     parameters = [group.parameters(manifest.profile) for group in manifest.groups]
     checks = read_checks(client / CHECKS_NAME, manifest, signed.release.owner).answer_checks(manifest.groups)
     pool = PadPool(lattice_pads(manifest, Hint.open(client, manifest).rows, parameters), parameters)
-    dial = Dial(url)
-    link = Link(lambda: LayerConnection(dial, signed.release), dial.patience, pool.drop)
+    links = Links([Dial(url)], len(manifest.groups), lambda dial: LayerConnection(dial, signed.release), pool.drop)
     groups = list(map(CheckedGroup, manifest.groups, parameters, checks))
-    return RemoteProduct(link, pool, groups, NO_PADDING, lambda _: None)
+    return RemoteProduct(links, pool, groups, NO_PADDING, lambda *_: None)
 
 
 @contextmanager
