@@ -36,6 +36,7 @@ def known_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibrate, "calibrate", lambda: RATES)
     for module in (plan, skeleton):
         monkeypatch.setattr(module, "time_skeleton", lambda _, prompt: SkeletonTimes(0.002, 0.02, prompt))
+    monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setattr(app.output.console, "width", 100)
     monkeypatch.setattr(plan_fleet, "REQUESTS", 12)
 

@@ -29,8 +29,8 @@ def command(
     model: Annotated[
         str | None,
         typer.Argument(
-            help="`demo`, a local Hugging Face folder, or a hub id; with --machines alone, the server folder of `confide "
-            "split`. No weight is read."
+            help="`demo`, a local Hugging Face folder, or a hub id; with --machines alone, the server folder of "
+            "`confide split`. No weight is read."
         ),
     ] = None,
     model_shape: Annotated[
