@@ -163,7 +163,7 @@ def _serve(make: Callable[[Path], ASGIApp], folder: Path, ready: Connection) -> 
 
 def _outside(folder: Path) -> ASGIApp:
     corpus = SealedCorpus.open(folder / "corpus")
-    return vector_stores_app(Retrieval(corpus.manifest, Index(corpus.read(_KEY))))
+    return vector_stores_app(Retrieval(corpus.manifest, Index.of(corpus.unlock(_KEY))))
 
 
 def _inside(folder: Path) -> ASGIApp:

@@ -52,7 +52,7 @@ def folder(made: Path, tmp_path: Path) -> Path:
 
 def test_what_was_sealed_is_read_and_nothing_of_it_is_in_the_clear(made: Path) -> None:
     sealed = SealedCorpus.open(made, {OWNER.public})
-    assert sealed.read(KEY) == CHUNKS
+    assert sealed.unlock(KEY).chunks() == CHUNKS
     manifest = sealed.manifest
     assert (manifest.name, manifest.head, manifest.previous) == ("sea", 1, "")
     assert (manifest.documents, manifest.chunks) == (2, 3)
@@ -82,7 +82,7 @@ def test_another_key_and_another_owner_are_refused(made: Path) -> None:
     with pytest.raises(UntrustedOwner):
         SealedCorpus.open(made, {STRANGER.public})
     with pytest.raises(WrongModelKey):
-        SealedCorpus.open(made).read(ModelKey(b"l" * 32))
+        SealedCorpus.open(made).unlock(ModelKey(b"l" * 32))
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_changed_missing_and_surplus_files_are_refused(folder: Path) -> None:
     content = path.read_bytes()
     path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
     with pytest.raises(DamagedFile):
-        SealedCorpus.open(folder).read(KEY)
+        SealedCorpus.open(folder).unlock(KEY).chunks()
     path.write_bytes(content[:-1])
     with pytest.raises(TruncatedFile):
         SealedCorpus.open(folder)
@@ -119,12 +119,12 @@ def test_who_has_the_key_alone_cannot_put_other_chunks_in_its_place(folder: Path
     ours = SealedCorpus.open(folder).manifest
     shutil.copy(tmp_path / "other" / "chunks.jsonl.sealed", folder)
     with pytest.raises(DamagedFile):
-        SealedCorpus.open(folder).read(KEY)
+        SealedCorpus.open(folder).unlock(KEY).chunks()
     # And whoever signs must have signed what the chunks are, too, and not their file alone.
     mixed = msgspec.structs.replace(theirs, root=ours.root)
     write_signed_manifest(folder, mixed, module.SIGNED_LABEL, OWNER)
     with pytest.raises(SubstitutedContent):
-        SealedCorpus.open(folder).read(KEY)
+        SealedCorpus.open(folder).unlock(KEY).chunks()
 
 
 def test_a_signature_over_one_kind_of_package_is_none_over_another(folder: Path) -> None:
