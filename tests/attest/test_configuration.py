@@ -119,6 +119,8 @@ HELD: list[tuple[AnyRequirement, dict[str, Any]]] = [
     (NoEgress(), {"egress": Egress.OPEN}),
     (NoEgress(), {"egress": Egress.UPSTREAM}),
     (NoEgress(), {"egress": Egress.KEY_SERVICE_AND_UPSTREAM}),
+    (NoEgress(), {"egress": Egress.KEY_SERVICE_AND_NEIGHBOURS}),
+    (NoEgress(allow_neighbours=True), {"egress": Egress.UPSTREAM_AND_NEIGHBOURS}),
     (Engine(("transformers", "llama.cpp")), {"engine": EngineUsed("upstream", "1", {})}),
     (Engine(("transformers",)), {"engine": None}),
     (Engine(("transformers",), ("5.23.0, torch 2.13.0+cpu",)), {"engine": EngineUsed("transformers", "5", {})}),
@@ -180,6 +182,8 @@ def test_a_workload_without_a_corpus_serves_none_and_does_not_mention_it() -> No
 
 def test_no_outgoing_connection_but_to_the_key_service() -> None:
     assert not failures(NoEgress(), changed(egress=Egress.KEY_SERVICE))
+    for egress in (Egress.NONE, Egress.KEY_SERVICE, Egress.NEIGHBOURS, Egress.KEY_SERVICE_AND_NEIGHBOURS):
+        assert not failures(NoEgress(allow_neighbours=True), changed(egress=egress))
 
 
 @pytest.mark.parametrize(

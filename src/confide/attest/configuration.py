@@ -25,12 +25,17 @@ class Egress(StrEnum):
     """Where the process can open connections to: what was enforced and checked, not what was intended.
 
     Connections that users open to it are not meant. An upstream is another process, whose own ways out nobody states.
+    Neighbours are services that it verifies before it tells them anything.
     """
 
     NONE = "none"
     KEY_SERVICE = "key-service-only"
     UPSTREAM = "upstream-only"
     KEY_SERVICE_AND_UPSTREAM = "key-service-and-upstream-only"
+    NEIGHBOURS = "neighbours-only"
+    KEY_SERVICE_AND_NEIGHBOURS = "key-service-and-neighbours-only"
+    UPSTREAM_AND_NEIGHBOURS = "upstream-and-neighbours-only"
+    KEY_SERVICE_UPSTREAM_AND_NEIGHBOURS = "key-service-upstream-and-neighbours-only"
     OPEN = "open"
 
 

@@ -2,11 +2,12 @@
 
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import typer
@@ -78,14 +79,15 @@ def prepared(
     *,
     upstream: str | None = None,
     other_keys: str | None = None,
+    neighbours: Mapping[str, str] = MappingProxyType({}),
     scores: bytes | None = None,
     training: bytes | None = None,
 ) -> Iterator[Prepared]:
     """Find the environment, bind the addresses, and close this process's ways out but for the key service's.
 
     The addresses come before that: no socket can be made later, and no key leaves for a server that cannot listen.
-    upstream: another address that stays reachable; other_keys: one until the keys are here. scores, training: sent
-    along with the evidence.
+    upstream: another address that stays reachable; other_keys: one until the keys are here. neighbours: addresses that
+    stay reachable, by names, each with its connector in `ways`. scores, training: sent along with the evidence.
     """
     from confide.enclave.api.server import bind
     from confide.enclave.configuration import own_configuration
@@ -122,7 +124,11 @@ def prepared(
             ways = WaysOut()
         else:
             ways = close_egress(
-                [bound, private] if private else [bound], keys=options.keys, upstream=upstream, other_keys=other_keys
+                [bound, private] if private else [bound],
+                keys=options.keys,
+                upstream=upstream,
+                other_keys=other_keys,
+                neighbours=neighbours,
             )
         stack.callback(ways.close)
         key_tls = client_context(options.keys_ca)

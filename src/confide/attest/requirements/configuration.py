@@ -70,16 +70,25 @@ class Corpus(Requirement, frozen=True, tag="corpus"):
 
 
 class NoEgress(Requirement, frozen=True, tag="no-egress"):
-    """The attested process can open no connection, but to the service that releases its model key."""
+    """The attested process can open no connection, but to the service that releases its model key.
+
+    allow_neighbours: nor but to services that it verifies before it tells them anything, in TOML `allow-neighbours`.
+    What it asks of those follows from its measured code, and from the graph that its statement names.
+    """
+
+    allow_neighbours: bool = msgspec.field(default=False, name="allow-neighbours")
 
     def sentences(self) -> Iterator[str]:
-        yield "no way out but to the key service"
+        yield "no way out but to the key service" + (" and to neighbours" if self.allow_neighbours else "")
 
     def checks(self, subject: Subject) -> Iterator[Check]:
-        def seen(configuration: Configuration) -> Seen:
-            return configuration.egress.value, configuration.egress in (Egress.NONE, Egress.KEY_SERVICE)
+        neighbours = (Egress.NEIGHBOURS, Egress.KEY_SERVICE_AND_NEIGHBOURS) if self.allow_neighbours else ()
+        allowed = (Egress.NONE, Egress.KEY_SERVICE, *neighbours)
 
-        yield _configured("egress", f"{Egress.NONE} or {Egress.KEY_SERVICE}", subject, seen)
+        def seen(configuration: Configuration) -> Seen:
+            return configuration.egress.value, configuration.egress in allowed
+
+        yield _configured("egress", one_of(tuple(allowed)), subject, seen)
 
 
 class Engine(Requirement, frozen=True, tag="engine"):

@@ -20,6 +20,7 @@ from confide.channel.middleware import EncryptedChannel
 from confide.enclave.api.answer import Serving, while_connected
 from confide.enclave.api.app import API_PATHS, api_app, health_routes
 from confide.enclave.api.line import Line
+from confide.enclave.api.neighbours import Neighbours
 from confide.enclave.api.problems import HANDLERS, problem_response
 from confide.enclave.api.receipts import Receipted, Receipts
 from confide.enclave.api.service import Service
@@ -34,11 +35,14 @@ _LONGEST_WAIT: Final = 90.0
 """Seconds in line for evidence at most; clients wait for two minutes."""
 
 
-def public_app(workload: Workload, serving: Serving, *, tls_ends_here: bool = False) -> Starlette:
+def public_app(
+    workload: Workload, serving: Serving, *, tls_ends_here: bool = False, neighbours: Neighbours | None = None
+) -> Starlette:
     """The application to serve a model to the world. Closes the engine when the server stops.
 
     tls_ends_here: the server's TLS key is the workload's own (see `confide.enclave.ra_tls`), so that the API
-    may be asked directly. Otherwise it is reached through the encrypted channel alone.
+    may be asked directly. Otherwise it is reached through the encrypted channel alone. neighbours: who may ask;
+    anybody where there are none.
     """
 
     @asynccontextmanager
@@ -53,7 +57,16 @@ def public_app(workload: Workload, serving: Serving, *, tls_ends_here: bool = Fa
         await engine.close()
 
     name, api = serving.engine.facts.model, api_app(serving)
-    return workload_app(workload, serving, name, api, API_PATHS, tls_ends_here=tls_ends_here, lifespan=lifespan)
+    return workload_app(
+        workload,
+        serving,
+        name,
+        api,
+        API_PATHS,
+        tls_ends_here=tls_ends_here,
+        neighbours=neighbours,
+        lifespan=lifespan,
+    )
 
 
 def workload_app(
@@ -64,12 +77,13 @@ def workload_app(
     paths: Sequence[str],
     *,
     tls_ends_here: bool,
+    neighbours: Neighbours | None = None,
     lifespan: Callable[[Starlette], AbstractAsyncContextManager[None]] | None = None,
 ) -> Starlette:
     """An API behind attestation and the encrypted channel, with a receipt for every answer.
 
     name: of what is served, as the API calls it. paths: below which questions are asked.
-    tls_ends_here: as in `public_app`. lifespan: around all of it.
+    tls_ends_here, neighbours: as in `public_app`. lifespan: around all of it.
     """
     limits, metrics, receipts = service.limits, service.metrics, Receipts(workload, name)
     line = Line(1, limits.attestations_waiting, _LONGEST_WAIT, 1 / limits.attestations_per_second)
@@ -82,15 +96,16 @@ def workload_app(
         ],
         exception_handlers=HANDLERS,
     )
+    let_in: ASGIApp = inside if neighbours is None else neighbours.around(inside)
     channel = EncryptedChannel(
-        inside,
+        let_in,
         workload.key,
         body_bytes=limits.body_bytes,
         body_seconds=limits.body_seconds,
         bodies_bytes=limits.bodies_bytes,
         on_refusal=lambda code: metrics.refusals.labels(code).inc(),
     )
-    rest: list[BaseRoute] = [Mount("/", inside)] if tls_ends_here else [
+    rest: list[BaseRoute] = [Mount("/", let_in)] if tls_ends_here else [
         Route(path + "{rest:path}", _not_in_the_clear, methods=["GET", "POST"]) for path in paths
     ]  # fmt: skip
     routes = [
