@@ -1,4 +1,4 @@
-"""Models that read a text as a whole: embedders, which make a vector of it, and re-rankers, which score it for a question.
+"""Models that read a text as a whole: embedders make a vector of it, and re-rankers score it for a question.
 
 They come as folders, on disk or in memory (`confide.packages.sealed.memory`): embedders as sentence-transformers lays
 them out, re-rankers as transformers saves a classifier of one class. Code that a model brings along is never run.
@@ -94,8 +94,8 @@ class Embedder:
         """ModelNotSupported unless its vectors have so many."""
         if self.dimensions != wanted:
             raise ModelNotSupported(
-                f"The embedding model makes vectors of {self.dimensions} numbers, and those of the chunks have {wanted}; "
-                "build the corpus again."
+                f"The embedding model makes vectors of {self.dimensions} numbers, and those of the chunks have "
+                f"{wanted}; build the corpus again."
             )
 
     def of_question(self, text: str) -> NDArray[np.float32]:
@@ -175,7 +175,7 @@ class _Reading:
         if tokenizer is None or not tokenizer.is_fast:
             raise ModelNotSupported(f"{folder} has no fast tokenizer ({TOKENIZER}); save the model with one.")
         own = longest_context(config) or LONGEST
-        # The library's own tokenizer, set once: transformers sets its wrapper's anew for each text, which threads share.
+        # Set once: transformers sets it anew for each text, while another thread may be reading with it.
         self._tokenizer = cast(PreTrainedTokenizerFast, tokenizer).backend_tokenizer
         self._tokenizer.enable_truncation(min(longest, own, int(tokenizer.model_max_length), LONGEST))
         self._tokenizer.enable_padding(pad_id=tokenizer.pad_token_id or 0, pad_token=str(tokenizer.pad_token))
@@ -201,7 +201,8 @@ class _Reading:
                 return self._model(**inputs), mask
         except Exception as error:
             raise EngineFault(
-                f"The model failed with {type(error).__name__}; less memory in use, or fewer requests at once, may help."
+                f"The model failed with {type(error).__name__}; less memory in use, or fewer requests at once, may "
+                "help."
             ) from error
 
 
@@ -222,7 +223,7 @@ def _embedding(folder: Path) -> _Embedding:
             "sentence-transformers saved, of a transformer and its pooling."
         )
     if modules[0].path or not modules[1].path:
-        raise ModelNotSupported(f"{folder} has its parts in unusual places; save it with a newer sentence-transformers.")
+        raise ModelNotSupported(f"{folder} has its parts in unusual places; save it with sentence-transformers again.")
     where = f"{modules[1].path}/{CONFIG}"
     pooling, with_prompt = _pooling(folder, where)
     prompts = (_read(folder, _PROMPTS, _Prompts) or _Prompts()).prompts

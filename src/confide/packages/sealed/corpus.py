@@ -204,9 +204,7 @@ class UnlockedCorpus:
         chunks = parse_chunks(bytes(self._reader(manifest.file).read()))
         said = (manifest.documents, manifest.chunks, manifest.root)
         if (_documents(chunks), len(chunks), chunks_root(chunks)) != said:
-            raise SubstitutedContent(
-                f"{self.corpus.folder} holds other chunks than its manifest says; build it again."
-            )
+            raise SubstitutedContent(f"{self.corpus.folder} holds other chunks than its manifest says; build it again.")
         return chunks
 
     def vectors(self, embedded: Embedded) -> NDArray[np.float32]:
