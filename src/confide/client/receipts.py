@@ -13,6 +13,7 @@ import httpx
 
 from confide.attest.bundle import Bundle
 from confide.audit.log import note
+from confide.client.corpora import require_current
 from confide.client.hop import aread_bounded, read_bounded
 from confide.client.relying_party import Verified
 from confide.client.transport import TO, VERIFIED
@@ -25,6 +26,7 @@ from confide.errors import (
     UnknownReceipt,
 )
 from confide.receipts.documents import digest_of
+from confide.receipts.events import SOURCES, source_corpus
 from confide.receipts.receipt import HEADER, MAX_RECEIPT_BYTES, Receipt
 from confide.receipts.verify import Grounds, ReceiptResult, grounds_of_statement, verify_receipt
 
@@ -66,7 +68,8 @@ class Exchange:
     def check(self, status: int, content: bytes) -> None:
         """Hold what the workload gave as the receipt against the whole answer. status, content: of that reply.
 
-        ReceiptMissing, MalformedReceipt, ReceiptRefused.
+        ReceiptMissing, MalformedReceipt, ReceiptRefused; CorpusRefused where it went by an older head of a corpus than
+        this user has met.
         """
         if status == httpx.codes.NOT_FOUND:
             raise ReceiptMissing(
@@ -77,7 +80,12 @@ class Exchange:
         self.receipt = content
         returned = f"sha256:{self._hash.hexdigest()}"
         result = verify_receipt(
-            Receipt.read(content), self.grounds, request=self.request, returned=returned, receipt_id=self.receipt_id
+            Receipt.read(content),
+            self.grounds,
+            request=self.request,
+            response=None if self.response is None else bytes(self.response),
+            returned=returned,
+            receipt_id=self.receipt_id,
         )
         if not result.verified:
             failed = "; ".join(f"{one.code}: expected {one.expected}, saw {one.seen}" for one in result.failures)
@@ -85,6 +93,8 @@ class Exchange:
                 f"The receipt does not hold. Failed: {failed or 'it cannot be checked'}. Rely on nothing of this "
                 "answer, and ask the workload's operator."
             )
+        for event in result.receipt.events(SOURCES):
+            require_current(source_corpus(event), simulated=self.verified.result.simulated)
         self.result = result
 
 

@@ -16,6 +16,7 @@ from confide.enclave.api.limits import Limits
 from confide.enclave.api.metrics import Metrics
 from confide.enclave.api.pulse import Pulse
 from confide.enclave.api.schemas import Fields, SamplingFields, parse
+from confide.enclave.api.sources import Search
 from confide.enclave.engines.engine import Chosen, Engine, EngineFacts, FinishReason, Message, Piece, Prompt, Sampling
 from confide.enclave.engines.forms import Form
 from confide.enclave.engines.tools import Offer, ToolCall
@@ -28,13 +29,14 @@ _SALT: Final = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Serving:
-    """What every endpoint works with. self_test: None where there is none."""
+    """What every endpoint works with. self_test, search: None where there is none."""
 
     engine: Engine
     self_test: SelfTest | None = None
     limits: Limits = field(default_factory=Limits)
     metrics: Metrics = field(default_factory=Metrics)
     pulse: Pulse = field(default_factory=Pulse)
+    search: Search | None = None
 
     def require_sound(self) -> None:
         """SelfTestFailed once the engine is known to compute garbage."""

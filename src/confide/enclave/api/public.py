@@ -55,6 +55,8 @@ def public_app(
         for task in watching:
             task.cancel()
         await engine.close()
+        if serving.search is not None:
+            await serving.search.close()
 
     name, api = serving.engine.facts.model, api_app(serving)
     return workload_app(
