@@ -63,6 +63,7 @@ ATTEST = [
     "Corpus",
     "Engine",
     "Environment",
+    "Graph",
     "Exceptions",
     "FmspcIn",
     "Fresh",
