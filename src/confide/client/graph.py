@@ -16,15 +16,26 @@ import msgspec
 
 from confide.attest.configuration import GraphJoined
 from confide.attest.policy import AnyPolicy
+from confide.attest.policy_toml import any_policy_from_toml, policy_digest
+from confide.attest.policy_words import asked
 from confide.attest.wire import Attested
-from confide.client.attested import NONCE_BYTES, appraised
-from confide.client.hop import MAX_REFUSAL_BYTES, read_bounded, refusal, sending
+from confide.client.attested import NONCE_BYTES, appraised, verify_workload
+from confide.client.hop import MAX_REFUSAL_BYTES, TIMEOUT, read_bounded, refusal, sending
 from confide.client.met import Met, require_newest
 from confide.client.relying_party import RelyingParty, Verified
-from confide.errors import AttestationError, AttestationRefused, GraphRefused, InvalidGraph
+from confide.client.standing import Standing
+from confide.client.transport import EncryptedTransport
+from confide.errors import AttestationError, AttestationRefused, GraphRefused, InvalidGraph, NeighbourRefused
 from confide.graph.evidence import EVIDENCE_PATH, LOG_PATH, MAX_GATHERED_BYTES, Gathered
 from confide.graph.history import MAX_LOG_BYTES, History
+from confide.graph.verdict import MAX_VERDICT_BYTES, PURPOSE, SignedVerdict
+from confide.graph.verdict import PATH as VERDICT_PATH
+from confide.trust.enclave import ENCRYPTED, enclave_trust
+from confide.trust.graph import coordinated_trust, graph_trust
+from confide.trust.statement import TrustStatement
 
+_INSIDE: Final = "http://coordinator.invalid"
+"""Stands for the coordinator above the channel; the name is never looked up."""
 _WHAT: Final = "graphs"
 FILE_NAME: Final = f"{_WHAT}.json"
 
@@ -75,7 +86,7 @@ def _codes(error: AttestationError) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class GraphParty:
-    """Who relies on a graph. graph: its id. party: the user's own policy, which every service has to satisfy besides."""
+    """Who relies on a graph. graph: its id. party: with a policy of the user's, which each service has to meet too."""
 
     graph: str
     party: RelyingParty
@@ -123,6 +134,98 @@ class GraphParty:
         if type(policy) is not type(self.party.policy):
             raise InvalidGraph("The graph is for the other kind of hardware, simulated or real, than you trust.")
         return policy
+
+
+@dataclass(frozen=True)
+class Coordinated:
+    """A graph that is not shown, as its coordinator vouches for it. coordinator, entry: what was verified of the two.
+
+    promise: what the coordinator held every service against.
+    """
+
+    coordinator: Verified
+    entry: Verified
+    promise: AnyPolicy
+    verdict: SignedVerdict
+
+
+@dataclass(frozen=True)
+class CoordinatedParty:
+    """Who relies on a graph that is not shown. graph: its id. party: with a policy for the coordinator.
+
+    url: where the coordinator is. promise: what it has to promise; None takes what it does.
+    """
+
+    graph: str
+    party: RelyingParty
+    url: str
+    promise: AnyPolicy | None = None
+
+    def verify(self, http: httpx.Client, url: str) -> Coordinated:
+        """Verify the coordinator, have it vouch for a fresh nonce, and verify that whoever is here is the entry.
+
+        AttestationRefused; GraphRefused where the coordinator is another graph's, promises something else, or vouches
+        for another entry; NeighbourRefused where a service behind it is refused.
+        """
+        clerk = verify_workload(http, self.url, self.party)
+        joined = _joined(clerk)
+        if joined is None or joined.graph != self.graph or not joined.promise:
+            raise GraphRefused("What was verified coordinates another graph, or none; check its address and the id.")
+        nonce = secrets.token_hex(NONCE_BYTES)
+        signed = self._vouched(http, clerk, nonce)
+        signed.require_signed(clerk.statement.channel_keys.get(PURPOSE, ""))
+        verdict = signed.verdict
+        said = (verdict.nonce, verdict.graph, verdict.version, verdict.digest)
+        if said != (nonce, joined.graph, joined.version, joined.digest):
+            raise GraphRefused("The coordinator's verdict is not for this question, or another graph's; ask it again.")
+        promise = any_policy_from_toml(verdict.promise)
+        if policy_digest(promise) != joined.promise:
+            raise GraphRefused("The coordinator promises something else than its evidence says; do not believe it.")
+        if self.promise is not None and policy_digest(self.promise) != joined.promise:
+            raise GraphRefused("The coordinator promises another policy than yours; see what it promises, and decide.")
+        if type(promise) is not type(self.party.policy):
+            raise GraphRefused("What is promised is for the other kind of hardware, simulated or real, than you trust.")
+        entry = verify_workload(http, url, replace(self.party, policy=promise))
+        theirs = _joined(entry)
+        if entry.key.id.hex() != verdict.entry or theirs is None or theirs.digest != joined.digest:
+            raise GraphRefused(
+                "The coordinator vouches for a graph whose entry is another service than the one at this address; "
+                "check both addresses, and try again if it was restarted a moment ago."
+            )
+        require_met(joined, simulated=clerk.result.simulated)
+        return Coordinated(clerk, entry, promise, signed)
+
+    def _vouched(self, http: httpx.Client, clerk: Verified, nonce: str) -> SignedVerdict:
+        transport = EncryptedTransport(http, Standing(lambda _: clerk, [self.url]))
+        inside = httpx.Client(transport=transport, timeout=TIMEOUT)  # the outer client is the caller's to close
+        with inside.stream("GET", _INSIDE + VERDICT_PATH, params={"nonce": nonce}) as response:
+            content = read_bounded(response, MAX_VERDICT_BYTES)
+        if response.status_code != httpx.codes.OK:
+            raise NeighbourRefused(
+                f"The coordinator does not vouch for the graph (status {response.status_code}): a service is away, or "
+                "not what it has to be. Try again, or ask its operator, whose log says which."
+            )
+        return SignedVerdict.decode(content)
+
+
+def _joined(verified: Verified) -> GraphJoined | None:
+    configuration = verified.statement.configuration
+    graph = configuration.graph if configuration is not None else None
+    return graph if isinstance(graph, GraphJoined) else None
+
+
+def trust_of(verdict: GraphVerdict | Coordinated) -> TrustStatement:
+    """Who can see what of a graph that is trusted, under which assumption."""
+    if isinstance(verdict, Coordinated):
+        clerk, entry = (_trust(one) for one in (verdict.coordinator, verdict.entry))
+        return coordinated_trust(clerk, entry, tuple(asked(verdict.promise)))
+    manifest = verdict.history.current.manifest
+    each = {name: _trust(one.verified) for name, one in verdict.services.items() if one.verified is not None}
+    return graph_trust(each, f"{manifest.quorum} of {len(manifest.owners)} owners")
+
+
+def _trust(verified: Verified) -> TrustStatement:
+    return enclave_trust(verified.result, ENCRYPTED, verified.statement.configuration)
 
 
 def require_met(joined: GraphJoined, *, simulated: bool) -> None:
