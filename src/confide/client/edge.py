@@ -31,7 +31,16 @@ from confide.channel.introduction import (
 )
 from confide.channel.key_release import NonceAnswer
 from confide.client.attested import NONCE_BYTES, fetch_attestation
-from confide.client.hop import LONG_TIMEOUT, TIMEOUT, aread_bounded, server_address, tls_context
+from confide.client.hop import (
+    LONG_TIMEOUT,
+    MAX_REFUSAL_BYTES,
+    TIMEOUT,
+    aread_bounded,
+    refusal,
+    sending,
+    server_address,
+    tls_context,
+)
 from confide.client.relying_party import RelyingParty, Verified
 from confide.client.standing import Standing
 from confide.client.transport import VERIFIED, AsyncEncryptedTransport
@@ -47,6 +56,7 @@ from confide.errors import (
     NeighbourRefused,
     ServerBusy,
 )
+from confide.graph.evidence import EVIDENCE_PATH, MAX_GATHERED_BYTES
 
 _INSIDE: Final = "http://neighbour.invalid"
 """Stands for the neighbour above the channel; the name is never looked up."""
@@ -108,6 +118,24 @@ class Edge(httpx.AsyncBaseTransport):
     def client(self) -> httpx.AsyncClient:
         """To ask the neighbour's API with, by paths alone. Closing it closes the edge."""
         return httpx.AsyncClient(transport=self, base_url=_INSIDE, timeout=LONG_TIMEOUT)
+
+    async def gathered(self, nonce: str) -> bytes:
+        """What the neighbour gathers of the graph for a nonce, not looked at; see `confide.graph.evidence`.
+
+        ConnectionLost, GatewayError, ServerBusy where it gives nothing.
+        """
+        url, nonces = self._url + EVIDENCE_PATH, {"nonce": nonce}
+        request = self._async_http.build_request("GET", url, params=nonces, timeout=TIMEOUT)
+        with sending():
+            response = await self._async_http.send(request, stream=True, follow_redirects=False)
+        try:
+            found = response.status_code == httpx.codes.OK
+            body = await aread_bounded(response, MAX_GATHERED_BYTES if found else MAX_REFUSAL_BYTES)
+        finally:
+            await response.aclose()
+        if not found:
+            raise refusal(response.status_code, body, response.headers.get("retry-after"))
+        return body
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """The neighbour's answer, whatever its status."""

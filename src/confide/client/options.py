@@ -17,6 +17,9 @@ class EnclaveOptions(TypedDict, total=False):
     ra_tls: bool
     offline: bool
     replicas: int
+    graph: str
+    coordinator: str
+    promise: AnyPolicy | Path | str | None
     ca: Path | str | None
     insecure_no_tls: bool
 
