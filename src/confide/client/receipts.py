@@ -114,6 +114,7 @@ class Receipts:
         self._base_url = base_url
         self._settled = settled
         self.last: Exchange | None = None
+        self._known: tuple[Verified, Grounds] | None = None
 
     def result(self) -> ReceiptResult:
         """Every check of the last answer's. UnknownReceipt where there is none; what was wrong with it is raised."""
@@ -133,7 +134,7 @@ class Receipts:
         if request.method != "POST" or not answer.is_success:
             return None
         verified: Verified = answer.extensions[VERIFIED]
-        grounds = grounds_of(verified)
+        grounds = self._grounds_of(verified)
         if grounds.keyset is None:
             return None
         receipt_id = answer.headers.get(HEADER, "")
@@ -147,6 +148,13 @@ class Receipts:
             self._close(exchange)
         answer.extensions[EXCHANGE] = exchange
         return exchange
+
+    def _grounds_of(self, verified: Verified) -> Grounds:
+        """The same for all answers of a workload, as long as it is the one that was verified."""
+        known = self._known
+        if known is None or known[0] is not verified:
+            self._known = known = verified, grounds_of(verified)
+        return known[1]
 
     def question(self, exchange: Exchange, asked: httpx.Request) -> httpx.Request:
         """How to ask the replica that answered for the receipt, with the patience that the question itself had."""

@@ -92,6 +92,8 @@ class _Answer(_Response, frozen=True):
 
 def sources_event(answer: bytes) -> Event | None:
     """The chunks that an answer cites, and their corpus: a body as it came, of a stream too. None for one without."""
+    if _CONFIDE not in answer:
+        return None
     for part in _DATA.findall(answer) or [answer]:
         if _CONFIDE not in part:
             continue
