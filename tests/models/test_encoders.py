@@ -4,6 +4,7 @@ import asyncio
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,14 @@ from confide.enclave.engines.transformers_engine import TransformersEngine
 from confide.errors import EngineFault, ModelNotSupported
 from confide.models.encoders import Embedder, Reranker, embedder_files, reranker_files
 from confide.models.source import DEMO_FOLDER, open_model
+from confide.packages.sealed.corpus import Chunk, Embeddings, SealedCorpus, seal_corpus
+from confide.packages.sealed.key import ModelKey
+from confide.rag.index import Index
+from owners import OWNER
 
 from .encoders import describe, save_embedder, save_reranker
 
+KEY = ModelKey(b"k" * 32)
 LONG = "tide " * 100
 
 
@@ -148,6 +154,35 @@ def test_what_a_folder_is_loaded_from_is_what_is_sealed(folder: Path, reranker: 
     assert Reranker.load(copies / "reranker").scores("tide", ["moon"]) == Reranker.load(reranker).scores(
         "tide", ["moon"]
     )
+
+
+def test_a_corpus_is_searched_with_the_models_that_were_sealed_with_it(
+    embedder: Path, reranker: Path, tmp_path: Path
+) -> None:
+    """From memory: of the folders that they came from nothing is read, and nothing is in the clear on disk."""
+    texts = ["the tide rises", "the moon", "bread"]
+    chunks = [Chunk("a.txt", None, text) for text in texts]
+    model = Embedder.load(embedder)
+    seal = partial(seal_corpus, chunks, name="sea", key=KEY, owner=OWNER)
+    embeddings = Embeddings(embedder_files(embedder), model.of_documents(texts))
+    seal(out=tmp_path / "1", embeddings=embeddings, reranker=reranker_files(reranker))
+    index = Index.of(SealedCorpus.open(tmp_path / "1").unlock(KEY))
+    scores = Reranker.load(reranker).scores("falls", texts)
+    assert [hit.score for hit in index.search("falls", 3)] == pytest.approx(sorted(scores, reverse=True))
+    seal(out=tmp_path / "2", embeddings=embeddings)
+    index = Index.of(SealedCorpus.open(tmp_path / "2").unlock(KEY))
+    near = np.argsort(-(embeddings.vectors @ model.of_question("falls")))
+    assert [hit.place for hit in index.search("falls", 3)] == list(near)  # none has the word
+    written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    weights = (embedder / "model.safetensors").read_bytes()[-64:]
+    assert not any(secret in content for content in written for secret in (weights, b"tide", b"mean_tokens"))
+
+
+def test_vectors_of_another_model_are_not_compared(embedder: Path, tmp_path: Path) -> None:
+    embeddings = Embeddings(embedder_files(embedder), np.eye(1, 4, dtype=np.float32))
+    seal_corpus([Chunk("a", None, "b")], tmp_path / "1", name="sea", key=KEY, owner=OWNER, embeddings=embeddings)
+    with pytest.raises(ModelNotSupported, match="vectors of 16 numbers, and those of the chunks have 4"):
+        Index.of(SealedCorpus.open(tmp_path / "1").unlock(KEY))
 
 
 @pytest.mark.parametrize(
