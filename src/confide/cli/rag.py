@@ -78,6 +78,8 @@ def build(
     if after is not None and name is not None:
         raise typer.BadParameter("the next head keeps the name of the corpus; leave --name out")
     require_absent(out)
+    if embedder or reranker:
+        output.quiet_transformers()
     signer, corpus_key = read_or_make_key(owner), read_or_make(key)
     same = {signer.public, *other_keys(signer.public)}
     before = SealedCorpus.open(after, same) if after else None
@@ -179,6 +181,8 @@ def search(
 
     require_text(question, "the question")
     sealed = SealedCorpus.open(corpus, accepted_owners(owner))
+    if sealed.manifest.has_models:
+        output.quiet_transformers()
     hits = Index.of(sealed.unlock(ModelKey.read(key))).search(question, most)
     if json:
         found = [_cited(hit.chunk) | {"score": hit.score, "text": hit.chunk.text} for hit in hits]

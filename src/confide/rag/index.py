@@ -90,7 +90,7 @@ class Index:
         """The index over a corpus, with the models in it. Raises what `UnlockedCorpus` does, and ModelNotSupported."""
         manifest, chunks = corpus.manifest, corpus.chunks()
         meaning, reranker = None, None
-        if manifest.embedded is not None or manifest.reranker is not None:
+        if manifest.has_models:
             with named_extras():
                 from confide.models import encoders
         if (embedded := manifest.embedded) is not None:

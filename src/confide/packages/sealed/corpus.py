@@ -127,6 +127,11 @@ class CorpusManifest(Record, frozen=True):
     reranker: Reranker | None = None
 
     @property
+    def has_models(self) -> bool:
+        """Whether a model is run for a question."""
+        return self.embedded is not None or self.reranker is not None
+
+    @property
     def all_files(self) -> tuple[SealedFile, ...]:
         """Those of the chunks, the embeddings, and the models. The place of each is part of its key."""
         embedded = () if self.embedded is None else (self.embedded.vectors, *self.embedded.model)
