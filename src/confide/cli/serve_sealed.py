@@ -127,7 +127,8 @@ def prepared(
     stay reachable, by names, each with its connector in `ways`. scores, training: sent along with the evidence.
     sealed: whether it takes a key.
     """
-    from confide.client.joining import Joined, join
+    from confide.client.joining import Joined, join, stapled
+    from confide.client.relying_party import vendor_collateral
     from confide.enclave.api.server import bind
     from confide.enclave.configuration import own_configuration
     from confide.enclave.egress import WaysOut, close_egress
@@ -151,8 +152,10 @@ def prepared(
     history, urls = options.history(), {**neighbours, **options.urls()}
     release = None if options.release is None else read_file(options.release)
     configuration = own_configuration(options.stated(tee.name, listening))
+    in_graph = history is not None or not sealed
+    collateral = stapled(tee, vendor_collateral()) if in_graph else tee.collateral
     workload = Workload(
-        tee.reader, tee.collateral, configuration=configuration, release=release, scores=scores, training=training
+        tee.reader, collateral, configuration=configuration, release=release, scores=scores, training=training
     )
     own_tls = RaTls(workload, options.tls_name or ()) if options.ra_tls else None
     tls = own_tls.context if own_tls else listening.tls()
