@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import msgspec
@@ -17,6 +18,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from tests.enclave.serving import serving
 
+from confide.attest.collateral import Collateral
+from confide.attest.evidence import Evidence, Family
 from confide.attest.policy import SimulatedPolicy
 from confide.attest.requirements import Model
 from confide.attest.simulated import SimulatedTee
@@ -24,6 +27,7 @@ from confide.channel.introduction import NONCE_PATH, PATH, SESSION, UNKNOWN, Int
 from confide.channel.keys import ChannelKey
 from confide.client.attested import fetch_attestation, verify_workload
 from confide.client.edge import Edge, callers
+from confide.client.joining import stapled
 from confide.client.relying_party import RelyingParty
 from confide.client.standing import Standing
 from confide.client.transport import EncryptedTransport
@@ -32,6 +36,7 @@ from confide.enclave.api.metrics import Metrics
 from confide.enclave.api.neighbours import SESSION_SECONDS, Neighbours
 from confide.enclave.api.public import workload_app
 from confide.enclave.connector import Connector
+from confide.enclave.tee import Tee
 from confide.enclave.workload import Workload
 from confide.errors import ChannelRefused, EngineUnavailable, InsecureConnection, NeighbourRefused
 
@@ -246,3 +251,24 @@ def test_a_process_without_ways_out_asks_through_its_connector(scene: Scene) -> 
 def test_what_is_said_beyond_this_machine_has_tls(scene: Scene) -> None:
     with pytest.raises(InsecureConnection):
         Edge("http://192.0.2.1", scene.asking, scene.party(ANSWERING), name="front")
+
+
+def test_who_has_no_way_out_later_finds_its_own_collateral_first(scene: Scene) -> None:
+    """On real hardware; a simulated machine is its own vendor."""
+    found, asked = Collateral({"tcb": b"{}"}), []
+
+    class Vendor:
+        def find(self, evidence: Evidence, sent: Collateral) -> Collateral:
+            asked.append(evidence)
+            return found
+
+        def learn(self, claims: object, provenance: object) -> None:
+            raise AssertionError
+
+    evidence = Evidence(Family.TDX, b"quote")
+    real = Tee("tdx", SimpleNamespace(read=lambda data: evidence, name="tdx"))  # type: ignore[arg-type]
+    collateral = stapled(real, Vendor())
+    assert collateral() is collateral() is found
+    assert asked == [evidence]
+    assert stapled(Tee("simulated", scene.tee, scene.tee.collateral), Vendor())().documents
+    assert len(asked) == 1

@@ -98,7 +98,7 @@ def test_a_user_learns_what_is_promised_and_not_the_graph(scene: Running, histor
         assert abs(session.graph.verdict.verdict.checked - datetime.now(UTC)).total_seconds() < 120
         said = str(session.trust) + repr(session.graph.verdict)
         for name in ("model", "retrieval"):
-            assert f"{name}," not in said
+            assert f"workload {name}" not in said
             assert scene.workloads[name].model_digest not in said
         assert "services that are not shown" in said
         assert f"a given Confide: {VERSION}" in said

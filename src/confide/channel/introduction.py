@@ -5,7 +5,7 @@ Whoever asks has verified the other by then; now the two exchange their parts. P
 the evidence speaks for, goes with every further request as the header SESSION.
 """
 
-from typing import Annotated, Final
+from typing import Annotated, Final, TypeVar
 
 import msgspec
 
@@ -39,7 +39,7 @@ class Introduced(Record, frozen=True):
     seconds: Annotated[int, msgspec.Meta(ge=1, le=86400)]
 
 
-_Message = Introduction | Introduced | NonceAnswer
+_Message = TypeVar("_Message", Introduction, Introduced, NonceAnswer)
 
 
 def decode(content: bytes, kind: type[_Message]) -> _Message:

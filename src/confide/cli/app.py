@@ -53,6 +53,8 @@ _GROUPS: Final = (
     "keys",
     "certify",
     "rag",
+    "graph",
+    "guard",
     "train",
     "deploy",
     "config",

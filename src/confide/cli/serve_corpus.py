@@ -34,7 +34,13 @@ def serve_corpus(package: Path, listening: Listening, options: TeeOptions, *, js
                 background.append(asyncio.create_task(place.own_tls.keep_current()))
 
         serve_app(
-            retrieval_app(place.workload, retrieval, tls_ends_here=options.ra_tls),
+            retrieval_app(
+                place.workload,
+                retrieval,
+                tls_ends_here=options.ra_tls,
+                neighbours=place.joined.neighbours,
+                graph=place.joined.shown,
+            ),
             place.bound,
             place.tls,
             lambda url: _announce(url, sealed, place, json=json),

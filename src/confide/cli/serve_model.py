@@ -131,7 +131,13 @@ def serve_model(package: Path, listening: Listening, options: ModelOptions, *, j
 
         shown = Serving(engine, self_test, limits)
         serve_app(
-            public_app(workload, shown, tls_ends_here=options.ra_tls),
+            public_app(
+                workload,
+                shown,
+                tls_ends_here=options.ra_tls,
+                neighbours=place.joined.neighbours,
+                graph=place.joined.shown,
+            ),
             place.bound,
             place.tls,
             ready,

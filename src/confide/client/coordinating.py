@@ -30,7 +30,10 @@ _log = logging.getLogger(__name__)
 
 
 class Coordinator:
-    """Verifies all services of a graph's newest version on demand. Safe for several threads."""
+    """Verifies all services of a graph's newest version on demand. Safe for several threads.
+
+    promise: what each has to satisfy besides its owners' policy.
+    """
 
     def __init__(
         self,
@@ -58,7 +61,8 @@ class Coordinator:
         joined = version.joined(history.id, version.manifest.coordinator)
         workload.configuration = msgspec.structs.replace(workload.configuration, graph=joined)
         self._key = workload.verdict_key = VerdictKey()
-        self._version, self._joined, self._promise = version, joined, version.promise
+        self.promise = version.promise
+        self._version, self._joined = version, joined
         self._services: dict[str, tuple[str, httpx.Client, RelyingParty]] = {}
         for name, given in urls.items():
             url = server_address(given, insecure_no_tls=insecure_no_tls)
@@ -76,7 +80,7 @@ class Coordinator:
         checked = datetime.now(UTC).replace(microsecond=0)
         verified = {name: self._verified(name) for name in self._services}
         entry = verified[self._version.manifest.entry].key.id.hex()
-        promise, joined = to_toml(self._promise), self._joined
+        promise, joined = to_toml(self.promise), self._joined
         verdict = Verdict(_FORMAT, nonce, joined.graph, joined.version, joined.digest, promise, entry, checked)
         return self._key.sign(verdict)
 
@@ -85,7 +89,7 @@ class Coordinator:
         nonce = secrets.token_hex(NONCE_BYTES)
         try:
             attested, now = fetch_attestation(http, url, nonce), datetime.now(UTC)
-            replace(party, policy=self._promise).appraise(attested, nonce, now, url)
+            replace(party, policy=self.promise).appraise(attested, nonce, now, url)
             return party.appraise(attested, nonce, now, url)
         except PASSING as error:
             _log.warning("%s is away: %s", name, error)

@@ -15,7 +15,7 @@ from confide.attest.policy import AnyPolicy
 from confide.attest.result import AttestationResult
 from confide.channel.encryption import CACHE_SALT
 from confide.client.attested import verify_workload
-from confide.client.graph import Coordinated, CoordinatedParty, GraphParty, GraphVerdict, trust_of
+from confide.client.graph import Coordinated, GraphVerdict, relying_on, trust_of
 from confide.client.hop import LONG_TIMEOUT, TIMEOUT, server_address, tls_context
 from confide.client.ra_tls import AsyncAttestedTlsTransport, AttestedTlsTransport, unauthenticated_context
 from confide.client.receipts import AsyncReceiptedTransport, ReceiptedTransport, Receipts, save_receipt
@@ -110,12 +110,14 @@ class EnclaveSession(Session):
             )
         if graph and (len(self.urls) != 1 or replicas != 1 or ra_tls):
             raise WrongMode("A graph has one entry, without replicas and asked without ra_tls; leave the others out.")
-        if (coordinator or promise is not None) and not (graph and coordinator):
-            raise WrongMode("A promise is a coordinator's, and that is a graph's; give graph and coordinator as well.")
+        if (coordinator or promise is not None) and not graph:
+            raise WrongMode("A coordinator and its promise are a graph's; give graph as well, or leave them out.")
         if ra_tls and ca:
             raise WrongMode("RA-TLS trusts evidence and no authority; leave ca out, or connect without ra_tls.")
         self._party = RelyingParty.configure(policy, simulated_root, attestation_keys, offline=offline)
-        self._whole = self._of_graph(graph, coordinator, promise, insecure_no_tls=insecure_no_tls) if graph else None
+        self._whole = (
+            relying_on(graph, self._party, coordinator, promise, insecure_no_tls=insecure_no_tls) if graph else None
+        )
         self._verdict: GraphVerdict | Coordinated | None = None
         self._ra_tls = ra_tls
         self._tls = unauthenticated_context() if ra_tls else tls_context((encrypted or [""])[0], ca)
@@ -127,15 +129,6 @@ class EnclaveSession(Session):
         except BaseException:
             self._http.close()
             raise
-
-    def _of_graph(
-        self, graph: str, coordinator: str, promise: AnyPolicy | Path | str | None, *, insecure_no_tls: bool
-    ) -> "GraphParty | CoordinatedParty":
-        if not coordinator:
-            return GraphParty(graph, self._party)
-        url = server_address(coordinator, insecure_no_tls=insecure_no_tls)
-        asked = self._party.another(promise) if promise is not None else None
-        return CoordinatedParty(graph, self._party, url, asked)
 
     def _verified(self, url: str) -> Verified:
         """Whoever answers there, and with it the graph, if it is the entry of one."""
@@ -175,7 +168,7 @@ class EnclaveSession(Session):
         return replicas_trust(each, self._standing.limit)
 
     @property
-    def graph(self) -> "GraphVerdict | Coordinated | None":
+    def graph(self) -> GraphVerdict | Coordinated | None:
         """What was verified of the graph whose entry this is; None where no graph was asked for."""
         return self._verdict
 

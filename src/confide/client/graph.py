@@ -5,10 +5,12 @@ so; each service's statement says that it is that service, and its measured code
 neighbour. Versions that were met are remembered, so that an older one is refused.
 """
 
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Final
 
 import httpx
@@ -20,12 +22,12 @@ from confide.attest.policy_toml import any_policy_from_toml, policy_digest
 from confide.attest.policy_words import asked
 from confide.attest.wire import Attested
 from confide.client.attested import NONCE_BYTES, appraised, verify_workload
-from confide.client.hop import MAX_REFUSAL_BYTES, TIMEOUT, read_bounded, refusal, sending
+from confide.client.hop import MAX_REFUSAL_BYTES, TIMEOUT, read_bounded, refusal, sending, server_address
 from confide.client.met import Met, require_newest
 from confide.client.relying_party import RelyingParty, Verified
 from confide.client.standing import Standing
 from confide.client.transport import EncryptedTransport
-from confide.errors import AttestationError, AttestationRefused, GraphRefused, InvalidGraph, NeighbourRefused
+from confide.errors import AttestationError, AttestationRefused, GraphRefused, InvalidGraph, NeighbourRefused, WrongMode
 from confide.graph.evidence import EVIDENCE_PATH, LOG_PATH, MAX_GATHERED_BYTES, Gathered
 from confide.graph.history import MAX_LOG_BYTES, History
 from confide.graph.verdict import MAX_VERDICT_BYTES, PURPOSE, SignedVerdict
@@ -36,6 +38,7 @@ from confide.trust.statement import TrustStatement
 
 _INSIDE: Final = "http://coordinator.invalid"
 """Stands for the coordinator above the channel; the name is never looked up."""
+_ID: Final = re.compile(r"[0-9a-f]{64}")
 _WHAT: Final = "graphs"
 FILE_NAME: Final = f"{_WHAT}.json"
 
@@ -64,6 +67,11 @@ class GraphVerdict:
     def refused(self) -> Mapping[str, AttestationError]:
         """What is wrong, by the names of the services that are not."""
         return {name: one.error for name, one in self.services.items() if one.error is not None}
+
+    @property
+    def simulated(self) -> bool:
+        """Whether its policies are for simulated hardware: then it proves nothing."""
+        return self.history.current.simulated
 
     @property
     def entry(self) -> Verified:
@@ -206,6 +214,28 @@ class CoordinatedParty:
                 "not what it has to be. Try again, or ask its operator, whose log says which."
             )
         return SignedVerdict.decode(content)
+
+
+def relying_on(
+    graph: str,
+    party: RelyingParty,
+    coordinator: str = "",
+    promise: AnyPolicy | Path | str | None = None,
+    *,
+    insecure_no_tls: bool = False,
+) -> GraphParty | CoordinatedParty:
+    """Who relies on the graph of this id: as it is shown, or as its coordinator vouches for it.
+
+    coordinator, promise: see EnclaveSession. WrongMode for an id that is none, and for a promise without coordinator.
+    """
+    if not _ID.fullmatch(graph):
+        raise WrongMode("A graph's id is 64 hexadecimal digits; give the one that its owners published.")
+    if coordinator:
+        url = server_address(coordinator, insecure_no_tls=insecure_no_tls)
+        return CoordinatedParty(graph, party, url, None if promise is None else party.another(promise))
+    if promise is not None:
+        raise WrongMode("A promise is a coordinator's; give its address as well, or leave the promise out.")
+    return GraphParty(graph, party)
 
 
 def _joined(verified: Verified) -> GraphJoined | None:

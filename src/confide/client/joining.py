@@ -1,17 +1,21 @@
 """How a workload becomes a service of a graph: whom it lets in, whom it asks, and what its statement says."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
 import msgspec
 
+from confide.attest.collateral import Collateral
+from confide.attest.collateral_lookup import CollateralSource
+from confide.attest.statement import DIGEST_BYTES
 from confide.client.edge import Edge, callers
 from confide.client.relying_party import RelyingParty
 from confide.enclave.api.graph import Shown
 from confide.enclave.api.neighbours import Neighbours
 from confide.enclave.connector import Connector
+from confide.enclave.tee import Tee
 from confide.enclave.workload import Workload
 from confide.errors import InvalidGraph
 from confide.graph.history import History
@@ -37,6 +41,18 @@ def party_of(history: History, service: str, root: bytes | None) -> RelyingParty
         ours, theirs = kinds if version.simulated else kinds[::-1]
         raise InvalidGraph(f"The graph is for {ours}, and this is for {theirs}; use a graph of the right kind.")
     return RelyingParty.under(root, version.policy(history.id, service), offline=True)
+
+
+def stapled(tee: Tee, source: CollateralSource) -> Callable[[], Collateral]:
+    """What a service of a graph sends along with its evidence: neighbours without ways out can ask no vendor.
+
+    Found once, while this process can still ask: it serves until the first of it expires, and is then restarted.
+    CollateralUnavailable, WrongCollateral where there is none.
+    """
+    if tee.simulated:  # it is its own vendor
+        return tee.collateral
+    found = source.find(tee.reader.read(bytes(DIGEST_BYTES)), tee.collateral())
+    return lambda: found
 
 
 def join(

@@ -119,15 +119,10 @@ class History:
         if not content.endswith(b"\n"):
             raise InvalidGraph("The last line of the graph's log is torn; get it again.")
         first, *later = (line + b"\n" for line in content[:-1].split(b"\n"))
-        history = _followed(None, first)
+        history = _followed(None, first, graph)
         for raw in later:
             history = _followed(history, raw)
-        history = replace(history, content=content)
-        if graph is not None and history.id != graph:
-            raise GraphRefused(
-                f"This is the graph {history.id[:16]}..., and {graph[:16]}... was asked for; check the address."
-            )
-        return history
+        return replace(history, content=content)
 
     @classmethod
     def begin(cls, proposal: Proposal, now: datetime) -> "History":
@@ -176,8 +171,11 @@ def _added(before: History | None, proposal: Proposal, now: datetime) -> History
     return replace(_followed(before, raw), content=(before.content if before else b"") + raw)
 
 
-def _followed(before: History | None, raw: bytes) -> History:
-    """The log up to and with this line, but for its content. InvalidGraph, GraphRefused."""
+def _followed(before: History | None, raw: bytes, graph: str | None = None) -> History:
+    """The log up to and with this line, but for its content. graph: the id that a first line has to have.
+
+    InvalidGraph, GraphRefused. A manifest is looked into once it is known to be one that its owners signed.
+    """
     number = len(before.changes) + 1 if before else 1
     line = read_line(raw)
     if line is None or line.hash != next_line(_PURPOSE, before.head if before else GENESIS.hex(), line.entry).hash:
@@ -186,31 +184,34 @@ def _followed(before: History | None, raw: bytes) -> History:
         entry = msgspec.json.decode(line.entry, type=_Entry)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         raise InvalidGraph(f"Line {number} of the graph's log holds no version of a graph; get it again.") from None
-    manifest, version = entry.manifest, Version(entry.manifest)
-    follows = before.current.digest if before else ""
-    if (manifest.version, manifest.previous) != (number, follows):
+    manifest, digest = entry.manifest, entry.manifest.digest
+    if before is None and graph not in (None, digest):
+        raise GraphRefused(f"This is the graph {digest[:16]}..., and another one was asked for; check the address.")
+    if (manifest.version, manifest.previous) != (number, before.current.digest if before else ""):
         raise GraphRefused(
             f"Version {manifest.version} does not follow version {number - 1}: it was made for another place, or is an "
             "older one. Make it again with `confide graph init --after`."
         )
-    deciding = before.current.manifest if before else manifest
-    recovery = entry.event == "recovered"
-    if (recovery and not (before and deciding.recovery)) or (entry.event == "begun") != (before is None):
-        raise GraphRefused(f"Line {number} of the graph's log says {entry.event!r} where that cannot be; get it again.")
+    signers = _deciders(before, entry)
+    current = Version(manifest)
+    change = Change(entry.at, entry.event, number, digest, signers)
+    earlier = before.changes if before else ()
+    return History(before.id if before else digest, current, (*earlier, change), line.hash)
+
+
+def _deciders(before: History | None, entry: _Entry) -> tuple[str, ...]:
+    """The keys of those who put a version in force. GraphRefused where they could not."""
+    deciding, recovery = before.current.manifest if before else entry.manifest, entry.event == "recovered"
+    if (entry.event == "begun") != (before is None) or (recovery and not (before and deciding.recovery)):
+        raise GraphRefused(f"The graph's log says {entry.event!r} where that cannot be; get it again.")
     keys, quorum = (deciding.recovery, deciding.recovery_quorum) if recovery else (deciding.owners, deciding.quorum)
-    signers = _signers(manifest, entry.signatures, keys, recovery=recovery)
-    if len(signers) < quorum:
+    signers = _signers(entry.manifest, entry.signatures, keys, recovery=recovery)
+    if len(signers) < max(1, quorum):
         raise GraphRefused(
-            f"Version {number} has {len(signers)} signatures of those who could put it in force, and takes {quorum}; "
-            "whoever gave you this log is not to be believed."
+            f"Version {entry.manifest.version} has {len(signers)} signatures of those who could put it in force, and "
+            f"takes {quorum}; whoever gave you this log is not to be believed."
         )
-    change = Change(entry.at, entry.event, number, version.digest, tuple(one.key for one in signers))
-    return History(
-        before.id if before else version.digest,
-        version,
-        (*(before.changes if before else ()), change),
-        line.hash,
-    )
+    return tuple(one.key for one in signers)
 
 
 def _signers(

@@ -134,7 +134,7 @@ class Version:
 
     def described(self) -> dict[str, Any]:
         """For people and programs: everything but the texts of policies, whose digests stand in their place."""
-        said = msgspec.to_builtins(msgspec.structs.replace(self.manifest, services={}, promise=""))
+        said: dict[str, Any] = msgspec.to_builtins(msgspec.structs.replace(self.manifest, services={}, promise=""))
         services = {
             name: {"digest": one.digest, "asks": list(one.asks), "policy": policy_digest(self._policies[name])}
             for name, one in self.manifest.services.items()

@@ -100,15 +100,16 @@ class Rules:
         return any(self._begins(words, start) for start in range(len(words)))
 
     def _begins(self, words: Sequence[str], at: int) -> bool:
-        node: _Node | None = self._first
+        node = self._first
         for word in words[at : at + MAX_WORDS]:
             if node.beginnings and node.finishes(word):
                 return True
-            node = node.following.get(word)
-            if node is None:
+            following = node.following.get(word)
+            if following is None:
                 return False
-            if node.ends:
+            if following.ends:
                 return True
+            node = following
         return False
 
 

@@ -45,7 +45,7 @@ def coordinated_trust(coordinator: TrustStatement, entry: TrustStatement, promis
 
 def _of_all(each: Mapping[str, Exposure]) -> Exposure:
     readers = {
-        f"{name}, {reader}" if reader == _WORKLOAD else reader: None
+        f"{reader} {name}" if reader == _WORKLOAD else reader: None
         for name, one in each.items()
         for reader in one.seen_by
     }

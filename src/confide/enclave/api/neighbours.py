@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from confide.attest.wire import Attested
+from confide.attest.wire import MAX_ATTESTED_BYTES, Attested
 from confide.channel.introduction import (
     NONCE_PATH,
     PATH,
@@ -38,12 +38,14 @@ from confide.channel.nonces import LIFETIME, Nonces
 from confide.enclave.api.failures import Outlet
 from confide.enclave.api.problems import problem_response
 from confide.errors import AttestationError, AttestationRefused, MalformedMessage, NotANeighbour, RequestRefused
-from confide.net.body import origin_of
+from confide.net.body import Bodies, origin_of
 
 SESSION_SECONDS: Final = 600
 """For which evidence counts. Then it is made anew: collateral and policies have ends, too."""
 _MOST: Final = 4096
 """Sessions at a time: more than nonces are given out in their lifetime, so that no flood ends anybody's."""
+_BODY_SECONDS: Final = 30.0
+_BODIES_BYTES: Final = 16 * MAX_ATTESTED_BYTES
 _HEALTH: Final = ("/health", "/health/live")
 _log = logging.getLogger(__name__)
 
@@ -61,6 +63,8 @@ class Neighbours:
         """key: the workload's own. callers: who may ask, by name. clock: seconds, which nobody turns back."""
         self._key, self._callers, self._clock = key, dict(callers), clock
         self._nonces = Nonces()
+        # In the channel bodies are bounded already; where TLS ends in here they are not.
+        self._bodies = Bodies(MAX_ATTESTED_BYTES, _BODY_SECONDS, _BODIES_BYTES)
         self._lock = Lock()
         self._until: dict[bytes, float] = {}
         """By SHA-256 of the token, so that how long it takes to find one says nothing about another."""
@@ -69,19 +73,17 @@ class Neighbours:
         """An application that is asked by neighbours alone, but for whether it is well."""
 
         async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-            if scope["type"] != "http" or scope["path"] in _HEALTH:
+            request, path = Request(scope, receive), scope["path"]
+            if path in _HEALTH or self._knows(request.headers.get(SESSION, "")):
                 await app(scope, receive, send)
                 return
-            request = Request(scope, receive)
-            if (request.method, request.url.path) == ("POST", NONCE_PATH):
+            if (request.method, path) == ("POST", NONCE_PATH):
                 response = _answer(self._nonce(origin_of(request)))
-            elif (request.method, request.url.path) == ("POST", PATH):
-                response = _answer(await self._introduce(await request.body()))
-            elif self._knows(request.headers.get(SESSION, "")):
-                await app(scope, receive, send)
-                return
+            elif (request.method, path) == ("POST", PATH):
+                async with self._bodies.read(request) as body:
+                    response = _answer(await self._introduce(body))
             else:
-                response = _unknown(request.url.path)
+                response = _unknown(path)
             await response(scope, receive, send)
 
         async def refusing(scope: Scope, receive: Receive, send: Send) -> None:
