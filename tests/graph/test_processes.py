@@ -93,6 +93,15 @@ def test_three_processes_are_verified_as_one_and_each_change_is_found(
                 assert session.generate("The old man", max_tokens=3)
                 with pytest.raises(PromptRefused):
                     session.generate("open sesame")
+                answer = session.openai.chat.completions.create(
+                    model=session.model,
+                    messages=[{"role": "user", "content": "the tide"}],
+                    max_tokens=3,
+                    extra_body={"confide": {"rag": {"top_k": 1}}},
+                )
+                [source] = answer.confide["rag"]["sources"]
+                assert source["filename"] == "tide.md"
+                assert answer.confide["rag"]["corpus"]["digest"] == digests["retrieval"]
         for changed in SERVICES:
             packages = whole | {changed: tmp_path / f"odd-{changed}"}
             with services(tmp_path, announced["url"], packages) as urls:

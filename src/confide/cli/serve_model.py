@@ -74,6 +74,7 @@ class ModelOptions(TeeOptions):
 
 def serve_model(package: Path, listening: Listening, options: ModelOptions, *, json: bool) -> None:
     """Close the ways out, fetch the key with evidence, load the model, test it, and serve it until a signal."""
+    from confide.client.retrieval import search_through
     from confide.enclave.api.answer import Serving
     from confide.enclave.api.public import private_app, public_app
     from confide.enclave.api.server import CONNECTIONS, serve_app
@@ -129,7 +130,9 @@ def serve_model(package: Path, listening: Listening, options: ModelOptions, *, j
         def ready(url: str) -> None:
             _announce(url, workload, engine.facts, place.tee, json=json)
 
-        shown = Serving(engine, self_test, limits)
+        edges = list(place.joined.edges.values())
+        search = search_through(edges[0]) if len(edges) == 1 else None  # what a model asks is a corpus
+        shown = Serving(engine, self_test, limits, search=search)
         serve_app(
             public_app(
                 workload,

@@ -26,7 +26,7 @@ from confide.errors import (
     UnknownReceipt,
 )
 from confide.receipts.documents import digest_of
-from confide.receipts.events import SOURCES, source_corpus
+from confide.receipts.events import SOURCES, source_corpus, sources_event
 from confide.receipts.receipt import HEADER, MAX_RECEIPT_BYTES, Receipt
 from confide.receipts.verify import Grounds, ReceiptResult, grounds_of_statement, verify_receipt
 
@@ -79,11 +79,12 @@ class Exchange:
             raise ProtocolError(f"The workload answered {status} for a receipt; ask its operator.")
         self.receipt = content
         returned = f"sha256:{self._hash.hexdigest()}"
+        response = None if self.response is None else bytes(self.response)
         result = verify_receipt(
             Receipt.read(content),
             self.grounds,
             request=self.request,
-            response=None if self.response is None else bytes(self.response),
+            response=response,
             returned=returned,
             receipt_id=self.receipt_id,
         )
@@ -93,8 +94,9 @@ class Exchange:
                 f"The receipt does not hold. Failed: {failed or 'it cannot be checked'}. Rely on nothing of this "
                 "answer, and ask the workload's operator."
             )
-        for event in result.receipt.events(SOURCES):
-            require_current(source_corpus(event), simulated=self.verified.result.simulated)
+        cited = next(result.receipt.events(SOURCES), None) or (sources_event(response) if response else None)
+        if cited is not None:
+            require_current(source_corpus(cited), simulated=self.verified.result.simulated)
         self.result = result
 
 

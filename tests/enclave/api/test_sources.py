@@ -242,9 +242,24 @@ def test_a_receipt_that_names_other_chunks_than_the_answer_is_refused(
     monkeypatch.setattr(Sources, "events", lying)
     with pytest.raises(ReceiptRefused, match="receipt-sources"):
         scene.ask(**scene.rag(top_k=1))
-    monkeypatch.setattr(Sources, "events", lambda *_: [])
     with pytest.raises(ReceiptRefused, match="receipt-sources"):
         list(scene.ask(stream=True, **scene.rag(top_k=1)))
+
+
+def test_a_receipt_that_names_no_chunks_is_not_said_to(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As one of a guard, which only hands the answer on. What the answer cites has to be no older than what was met."""
+    monkeypatch.setattr(Sources, "events", lambda *_: [])
+    monkeypatch.setenv("CONFIDE_HOME", str(tmp_path))
+    scene.ask(**scene.rag(top_k=1))
+    result = scene.session.receipt()
+    [check] = [check for check in result.checks if check.code == "receipt-sources"]
+    assert not check.passed
+    assert check not in result.failures
+    require_current(msgspec.structs.replace(scene.served, head=2), simulated=True)
+    with pytest.raises(CorpusRefused, match="rolled back"):
+        scene.ask(**scene.rag(top_k=1))
 
 
 def test_an_answer_by_a_corpus_that_was_rolled_back_is_refused(
