@@ -1,11 +1,13 @@
 """Answers that go by a corpus: a model service and a retrieval service, each of which has verified the other."""
 
+import asyncio
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
 import openai
 import pytest
@@ -26,12 +28,20 @@ from confide.enclave.api.app import api_app
 from confide.enclave.api.limits import Limits
 from confide.enclave.api.neighbours import Neighbours
 from confide.enclave.api.public import public_app
-from confide.enclave.api.sources import MAX_SOURCES, Source, Sources, parse_found, parse_store
+from confide.enclave.api.sources import MAX_SOURCES, Rag, Search, Source, Sources, parse_found, parse_store
 from confide.enclave.api.vector_stores import Retrieval, file_id, retrieval_app, store_id
 from confide.enclave.corpus import load_corpus
 from confide.enclave.engines.engine import Message
 from confide.enclave.workload import Workload
-from confide.errors import CorpusRefused, EngineFault, ReceiptRefused, RequestRefused
+from confide.errors import (
+    CorpusRefused,
+    EngineFault,
+    EngineUnavailable,
+    ReceiptRefused,
+    RequestRefused,
+    ServerBusy,
+    UnknownCorpus,
+)
 from confide.packages.sealed.corpus import Chunk, SealedCorpus, seal_corpus
 from confide.packages.sealed.key import ModelKey
 from confide.receipts.documents import digest_of
@@ -331,3 +341,48 @@ def test_sources_stand_in_the_last_question_and_nowhere_else() -> None:
     assert given[3].content.split("\n")[2:] == ["", "Question: b"]
     with pytest.raises(RequestRefused):
         sources.ground(turns[:1])
+
+
+CORPUS = CorpusServed("0" * 64, 1, "1" * 64, "2" * 64)
+TURNS = [Message("user", QUESTION)]
+
+
+def asked(answer: httpx.Response, served: CorpusServed | None = CORPUS) -> Sources:
+    """What is found where a corpus service answers so."""
+    http = httpx.AsyncClient(transport=httpx.MockTransport(lambda _: answer), base_url="http://x.invalid")
+
+    async def find() -> Sources:
+        async with http:
+            return await Search(http, lambda _: served).find(Rag("vs_" + "0" * 64, 1), TURNS)
+
+    return asyncio.run(find())
+
+
+def test_only_the_corpus_that_was_asked_answers() -> None:
+    good = httpx.Response(200, content=found(CHUNKS[0]))
+    assert asked(good).found[0].chunk == CHUNKS[0]
+    for other in (None, msgspec.structs.replace(CORPUS, corpus="3" * 64)):
+        with pytest.raises(EngineFault, match="no such corpus"):
+            asked(good, other)
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (httpx.Response(404), UnknownCorpus),
+        (httpx.Response(429), ServerBusy),
+        (httpx.Response(500, content=b"secret"), EngineUnavailable),
+        (httpx.Response(302, headers={"location": "http://elsewhere.invalid"}), EngineUnavailable),
+        (httpx.Response(200, content=b" " * ((4 << 20) + 1)), EngineFault),
+    ],
+    ids=["unknown", "busy", "failed", "elsewhere", "large"],
+)
+def test_a_corpus_that_gives_no_answer_is_said_to(answer: httpx.Response, error: type[Exception]) -> None:
+    with pytest.raises(error) as raised:
+        asked(answer)
+    assert "secret" not in str(raised.value)
+
+
+def test_no_more_is_taken_than_was_asked_for() -> None:
+    both = json.dumps({"data": [json.loads(found(chunk))["data"][0] for chunk in CHUNKS]}).encode()
+    assert [source.chunk for source in asked(httpx.Response(200, content=both)).found] == [CHUNKS[0]]
