@@ -83,6 +83,9 @@ def build(
     signer, corpus_key = read_or_make_key(owner), read_or_make(key)
     same = {signer.public, *other_keys(signer.public)}
     before = SealedCorpus.open(after, same) if after else None
+    # Before anything that takes long: what is none is refused at once.
+    reranking = _reranker_files(reranker) if reranker else None
+    embed = _embedding(embedder) if embedder else None
     with output.messages.status("reading") as status:
         gathered = gather(
             folder,
@@ -90,11 +93,9 @@ def build(
             on_document=lambda document: status.update(f"[dim]reading {escape(printable(document))}[/]"),
         )
         embeddings = None
-        if embedder is not None:
+        if embed is not None:
             total = len(gathered.chunks)
-            status.update("[dim]embedding")
-            embeddings = _embedded(
-                embedder,
+            embeddings = embed(
                 [chunk.text for chunk in gathered.chunks],
                 lambda count: status.update(f"[dim]embedding: {count:,} of {total:,} chunks"),
             )
@@ -106,7 +107,7 @@ def build(
             owner=signer,
             after=before,
             embeddings=embeddings,
-            reranker=_reranker_files(reranker) if reranker else None,
+            reranker=reranking,
         )
     if json:
         output.result({"package": str(out), **_facts(manifest, signer.public), "left_out": gathered.left_out})
@@ -199,14 +200,14 @@ def search(
         output.note("No chunk has a word of the question.")
 
 
-def _embedded(folder: Path, texts: list[str], on_text: "Callable[[int], None]") -> "Embeddings":
-    """Embeddings of texts by the model of a folder, which is looked at before anything is computed."""
+def _embedding(folder: Path) -> "Callable[[list[str], Callable[[int], None]], Embeddings]":
+    """What embeds texts with the model of a folder, and tells how many are done."""
     with named_extras():
         from confide.models.encoders import Embedder, embedder_files
     from confide.packages.sealed.corpus import Embeddings
 
-    files = embedder_files(folder)
-    return Embeddings(files, Embedder.load(folder).of_documents(texts, on_text))
+    files, model = embedder_files(folder), Embedder.load(folder)
+    return lambda texts, on_text: Embeddings(files, model.of_documents(texts, on_text))
 
 
 def _reranker_files(folder: Path) -> dict[str, Path]:
