@@ -116,6 +116,7 @@ class Embedder:
 
     def _vectors(self, texts: Sequence[str]) -> NDArray[np.float32]:
         states, mask = self._reading.states(texts)
+        pooled: NDArray[np.float32]
         pooled = torch.nn.functional.normalize(_pooled(states, mask, self._embedding.pooling), dim=1).numpy()
         if not np.isfinite(pooled).all() or not pooled.any(axis=1).all():
             raise EngineFault("The embedding model computes what is no vector; its operator must restart it.")
@@ -290,7 +291,8 @@ def _load(folder: Path, architecture: Any, config: PreTrainedConfig) -> PreTrain
         )
     require_finite(model.state_dict())
     model.requires_grad_(False)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def _is_unused(name: str, architecture: Any) -> bool:

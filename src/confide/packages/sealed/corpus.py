@@ -225,9 +225,9 @@ class UnlockedCorpus:
         manifest = self.manifest
         if manifest.embedded is not None:
             self.vectors(manifest.embedded)
-        for part in filter(None, (manifest.embedded, manifest.reranker)):
-            for reader in self.model(part).values():
-                reader.verify()
+        parts = (manifest.embedded, manifest.reranker)
+        for reader in (reader for part in parts if part is not None for reader in self.model(part).values()):
+            reader.verify()
 
     def _reader(self, file: SealedFile) -> SealedReader:
         manifest = self.manifest
