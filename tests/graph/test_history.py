@@ -291,3 +291,14 @@ def test_what_is_no_proposal_is_refused(content: bytes) -> None:
     contradiction = msgspec.structs.replace(version().manifest, entry="model")
     with pytest.raises(InvalidGraph):
         Proposal.read(Proposal(1, contradiction).write())
+
+
+def test_an_owners_signature_calls_for_no_other_owners() -> None:
+    """One person may hold a key of both kinds: which of the two speaks, is signed."""
+    manifest = version().manifest
+    made = Signature.make(manifest, SPARE)
+    assert made.holds(manifest.digest)
+    assert not msgspec.structs.replace(made, recovery=True).holds(manifest.digest)
+    assert not msgspec.structs.replace(Signature.make(manifest, SPARE, recovery=True), recovery=False).holds(
+        manifest.digest
+    )
