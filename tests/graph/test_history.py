@@ -12,7 +12,7 @@ from confide.attest.policy_toml import any_policy_from_toml, policy_digest
 from confide.attest.requirements import Graph, Model
 from confide.disk.chained import GENESIS, next_line, read_line
 from confide.errors import GraphRefused, InvalidGraph
-from confide.graph.history import _PURPOSE, History, Proposal, Signature, missing
+from confide.graph.history import PURPOSE, History, Proposal, Signature, missing
 from confide.graph.manifest import MAX_WAYS, Draft, Version
 
 from .graphs import (
@@ -165,10 +165,10 @@ def test_who_writes_a_log_without_keys_writes_none(change: Callable[[dict[str, o
     history = begun()
     line = read_line(history.applied(signed(version(DRAFT, history.current)), NOW).content[len(history.content) :])
     assert line is not None
-    forged = next_line(_PURPOSE, history.head, json.dumps(change(json.loads(line.entry))).encode()).write()
+    forged = next_line(PURPOSE, history.head, json.dumps(change(json.loads(line.entry))).encode()).write()
     with pytest.raises((GraphRefused, InvalidGraph)):
         History.read(history.content + forged)
-    begins = next_line(_PURPOSE, GENESIS.hex(), line.entry).write()
+    begins = next_line(PURPOSE, GENESIS.hex(), line.entry).write()
     with pytest.raises(GraphRefused):
         History.read(begins)
 
@@ -291,3 +291,14 @@ def test_what_is_no_proposal_is_refused(content: bytes) -> None:
     contradiction = msgspec.structs.replace(version().manifest, entry="model")
     with pytest.raises(InvalidGraph):
         Proposal.read(Proposal(1, contradiction).write())
+
+
+def test_an_owners_signature_calls_for_no_other_owners() -> None:
+    """One person may hold a key of both kinds: which of the two speaks, is signed."""
+    manifest = version().manifest
+    made = Signature.make(manifest, SPARE)
+    assert made.holds(manifest.digest)
+    assert not msgspec.structs.replace(made, recovery=True).holds(manifest.digest)
+    assert not msgspec.structs.replace(Signature.make(manifest, SPARE, recovery=True), recovery=False).holds(
+        manifest.digest
+    )

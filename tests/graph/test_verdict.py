@@ -15,10 +15,13 @@ from confide.attest.chain import read_certificate
 from confide.attest.policy import SimulatedPolicy
 from confide.attest.requirements import ConfideVersion, NoEgress
 from confide.attest.simulated import SimulatedTee
+from confide.client.attested import verify_workload
 from confide.client.enclave import EnclaveSession
 from confide.client.graph import FILE_NAME, GraphParty, GraphVerdict, require_met
 from confide.client.joining import join
 from confide.client.relying_party import RelyingParty
+from confide.client.standing import Standing
+from confide.client.transport import EncryptedTransport
 from confide.enclave.workload import Workload
 from confide.errors import (
     AttestationRefused,
@@ -138,12 +141,15 @@ def test_the_guard_keeps_phrases_from_the_model(scene: Running, history: History
     ids=["twice", "tokens", "elsewhere", "a-name", "no-object", "deep"],
 )
 def test_what_two_readers_could_read_in_two_ways_is_not_handed_on(
-    scene: Running, history: History, root: Path, body: bytes, code: str
+    scene: Running, root: Path, body: bytes, code: str
 ) -> None:
     seen = len(scene.engine.asked)
     headers = {"content-type": "application/json"}
-    with connect(scene, history, root) as session:
-        answer = session._inside.post("http://workload.invalid/v1/completions", content=body, headers=headers)
+    party, url = RelyingParty.configure(None, root), scene.urls["guard"]
+    with httpx.Client() as outer:
+        standing = Standing(lambda one: verify_workload(outer, one, party), [url])
+        inside = httpx.Client(transport=EncryptedTransport(outer, standing))
+        answer = inside.post("http://workload.invalid/v1/completions", content=body, headers=headers)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, code)
     assert len(scene.engine.asked) == seen
 

@@ -216,6 +216,7 @@ WORKLOAD_CODES: Final = frozenset(
         EngineFault,
         EngineUnavailable,
         NeighbourRefused,
+        NonceRefused,
         NotANeighbour,
         PromptRefused,
         PromptTooLong,

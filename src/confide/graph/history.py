@@ -21,7 +21,8 @@ from confide.packages.signing import Hex64
 
 MAX_LOG_BYTES: Final = 16 << 20
 MAX_VERSIONS: Final = 1000
-_PURPOSE: Final = b"confide graph log 1\0"
+PURPOSE: Final = b"confide graph log 1\0"
+"""Before what is hashed of every line."""
 _LABELS: Final = {False: b"confide graph change 1\0", True: b"confide graph recovery 1\0"}
 """By whether recovery keys sign: who holds keys of both kinds says which of them speaks."""
 
@@ -163,7 +164,7 @@ def _line(before: History | None, proposal: Proposal, now: datetime) -> bytes:
     event: Literal["begun", "changed", "recovered"] = "recovered" if recovery else "changed" if before else "begun"
     entry = _Entry(now, event, proposal.manifest, counted)
     head = before.head if before else GENESIS.hex()
-    return next_line(_PURPOSE, head, rfc8785.dumps(msgspec.to_builtins(entry))).write()
+    return next_line(PURPOSE, head, rfc8785.dumps(msgspec.to_builtins(entry))).write()
 
 
 def _added(before: History | None, proposal: Proposal, now: datetime) -> History:
@@ -178,7 +179,7 @@ def _followed(before: History | None, raw: bytes, graph: str | None = None) -> H
     """
     number = len(before.changes) + 1 if before else 1
     line = read_line(raw)
-    if line is None or line.hash != next_line(_PURPOSE, before.head if before else GENESIS.hex(), line.entry).hash:
+    if line is None or line.hash != next_line(PURPOSE, before.head if before else GENESIS.hex(), line.entry).hash:
         raise GraphRefused(f"Line {number} of the graph's log is not what was written there; get the log again.")
     try:
         entry = msgspec.json.decode(line.entry, type=_Entry)

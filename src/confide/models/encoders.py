@@ -100,7 +100,8 @@ class Embedder:
 
     def of_question(self, text: str) -> NDArray[np.float32]:
         """The vector of a question, shape [dimensions]. EngineFault where the model fails."""
-        return self._vectors([self._embedding.question + text])[0]
+        [vector] = self._vectors([self._embedding.question + text])
+        return vector
 
     def of_documents(
         self, texts: Sequence[str], on_text: Callable[[int], None] = lambda count: None
