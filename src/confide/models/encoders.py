@@ -100,7 +100,7 @@ class Embedder:
 
     def of_question(self, text: str) -> NDArray[np.float32]:
         """The vector of a question, shape [dimensions]. EngineFault where the model fails."""
-        [vector] = self._vectors([self._embedding.question + text])
+        vector: NDArray[np.float32] = self._vectors([self._embedding.question + text])[0]
         return vector
 
     def of_documents(
