@@ -1,7 +1,7 @@
 """Run every benchmark, or those named, and print the table.
 
-`attention`, `peers`, `soak` and `scale` run only when named: the first three take minutes, and the last needs a
-database. On its first run `peers` installs other libraries from the network, in an environment of their own.
+`attention`, `peers`, `engines`, `soak` and `scale` run only when named: the first four take minutes, and the last needs
+a database. On its first run `peers` installs other libraries from the network, in an environment of their own.
 """
 
 import sys
@@ -25,6 +25,7 @@ from benchmarks import (
     whole_model,
 )
 from benchmarks.confidential import run as confidential
+from benchmarks.engines import run as engines
 from benchmarks.peers import run as peers
 from confide.cli.output import quiet_transformers
 
@@ -41,7 +42,13 @@ QUESTIONS = {
     "attestation": attestation.main,
     "retrieval": retrieval.main,
 }
-ON_REQUEST = {"peers": peers.main, "attention": attention.main, "soak": soak.main, "scale": scale.main}
+ON_REQUEST = {
+    "peers": peers.main,
+    "attention": attention.main,
+    "engines": engines.main,
+    "soak": soak.main,
+    "scale": scale.main,
+}
 
 
 def main() -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.measure import Figure, write
-from confide.hybrid.server.ledger import Ledger
-from confide.hybrid.server.ledger.address import DatabaseAddress, Place
+from confide.ledger.address import DatabaseAddress, Place
+from confide.ledger.ledger import Ledger
 
 GROUPS = 48
 TOKENS = 3000

@@ -17,8 +17,8 @@ from benchmarks.measure import Figure, children, proportional_bytes, write
 from benchmarks.shapes import GPT2_SMALL, SplitModel, serving, split_shape
 from confide.errors import UnknownBlock
 from confide.hybrid import wire
-from confide.hybrid.server.ledger.licences import licence_book
 from confide.hybrid.server.limits import Limits
+from confide.ledger.licences import licence_book
 from confide.packages.manifest import Manifest, read_manifest
 from confide.rlwe.parameters import PLANES, RING_DEGREE
 

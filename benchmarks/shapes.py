@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, PreTrainedConfig
 
 from confide import HybridModel
-from confide.hybrid.server.ledger.licences import licence_book
+from confide.ledger.licences import licence_book
 from confide.models.source import Source, open_model
 from confide.models.split import split
 from confide.packages.owner import OwnerKey

@@ -21,13 +21,10 @@ from confide.attest.scores import (
     Sampling,
     Score,
     ScoreCertificate,
-    read_scores,
-    write_scores,
 )
 from confide.attest.statement import Statement
 from confide.attest.training import (
     ADAPTER_FILES,
-    PREDICATE_TYPE,
     Amount,
     DatasetCheck,
     Lora,
@@ -35,8 +32,6 @@ from confide.attest.training import (
     TrainingCertificate,
     TrainingPredicate,
     TrainingRun,
-    read_training,
-    write_training,
 )
 from confide.attest.wire import Attested
 from confide.certify.consent import consent_to, read_consent, read_run, read_training_run, write_consent, write_run
@@ -80,10 +75,10 @@ class _Nobody:
 
 def certificate(data: bytes) -> None:
     """A certificate whose evidence nobody's root is over, by itself and in a document of several."""
-    read_scores(data)
+    ScoreCertificate.read_lines(data)
     read = ScoreCertificate.read(data)
     again = ScoreCertificate.read(read.write())
-    if (again, read_scores(write_scores([read]))) != (read, (read,)):
+    if (again, ScoreCertificate.read_lines(ScoreCertificate.write_lines([read]))) != (read, (read,)):
         raise AssertionError("what was written is another certificate")
     result = verify_certificate(read, _Nobody(), _POLICY, _AT, model="ab" * 32)
     if result.verified or "<tbody>\n<tr><td colspan" not in page([Listed("a", read, result)], "today", "ab"):
@@ -92,10 +87,12 @@ def certificate(data: bytes) -> None:
 
 def training(data: bytes) -> None:
     """The same of a training."""
-    read_training(data)
+    TrainingCertificate.read_lines(data)
     read = TrainingCertificate.read(data)
     again = TrainingCertificate.read(read.write())
-    if (again, read_training(write_training([read]))) != (read, (read,)) or predicate_type(data) != PREDICATE_TYPE:
+    lines = TrainingCertificate.write_lines([read])
+    kind = predicate_type(data)
+    if (again, TrainingCertificate.read_lines(lines), kind) != (read, (read,), TrainingCertificate.PREDICATE_TYPE):
         raise AssertionError("what was written is another certificate")
     if verify_certificate(read, _Nobody(), _POLICY, _AT, base="ab" * 32).verified:
         raise AssertionError("a certificate without evidence that holds is verified")

@@ -1,6 +1,8 @@
 """What machines are deployed with, in files of anybody: manifests that are checked, and images that are measured."""
 
+import io
 import struct
+import zlib
 from collections.abc import Callable
 from uuid import UUID
 
@@ -8,11 +10,13 @@ from confide.deploy.image.dhcp import Kind, Question
 from confide.deploy.image.lock import Lock
 from confide.deploy.image.modules import depends
 from confide.deploy.lint.linter import lint, sarif
+from confide.deploy.predict.eif import EnclaveImage
 from confide.deploy.predict.events import from_json
 from confide.deploy.predict.pe import authenticode
 from confide.deploy.predict.tdvf import Firmware
 
 _NAMES = ("a.manifest", "a.xml", "a.yaml", "a.rego", "a.service", "a.json")
+"""The first is also what initdata and policies are read as."""
 
 
 def deployment_file(data: bytes) -> None:
@@ -32,6 +36,11 @@ def firmware(data: bytes) -> None:
 def kernel(data: bytes) -> None:
     """A kernel, measured."""
     authenticode(data)
+
+
+def enclave_image(data: bytes) -> None:
+    """An image of an enclave, measured."""
+    EnclaveImage.read(io.BytesIO(data))
 
 
 def expected(data: bytes) -> None:
@@ -90,6 +99,16 @@ def _kernel() -> bytes:
     return bytes(image)
 
 
+def _enclave_image() -> bytes:
+    signature = b"\x81\xa1\x73signing_certificate\x83\x18\x2d\x18\x2d\x18\x2d"
+    at, offsets, sizes, body = 548, [0] * 32, [0] * 32, b""
+    for index, (kind, content) in enumerate(((1, b"k"), (2, b"c"), (5, b"{}"), (3, b"i"), (3, b"a"), (4, signature))):
+        offsets[index], sizes[index] = at + len(body), len(content)
+        body += struct.pack(">HHQ", kind, 0, len(content)) + content
+    head = struct.pack(">4sHHQQHH32Q32QI", b".eif", 4, 0, 1 << 30, 2, 0, 6, *offsets, *sizes, 0)
+    return head + struct.pack(">I", zlib.crc32(head + body)) + body
+
+
 def _files() -> list[bytes]:
     texts = (
         "loader.insecure__use_host_env = true\nsgx.debug = true\nloader.env = { A = { passthrough = true } }",
@@ -105,7 +124,8 @@ def _files() -> list[bytes]:
     instance = '{"machineType": "a", "disks": [], "metadata": {"items": [{"key": "ssh-keys", "value": "a"}]}}'
     app = '{"docker_compose_file": "services: {a: {image: b, extends: c}}", "allowed_envs": ["D"]}'
     pod = "apiVersion: v1\nkind: Pod\nspec:\n  containers:\n    - {image: a, env: [{name: B, valueFrom: {}}]}\n"
-    further = (b"\2" + pod.encode(), b"\5" + instance.encode(), b"\5" + app.encode())
+    policy = 'confide-policy = 1\nkind = "simulated"\nallow-debug = true\n[[all]]\nrequire = "aws-nitro"\npcrs = { }\n'
+    further = (b"\0" + policy.encode(), b"\2" + pod.encode(), b"\5" + instance.encode(), b"\5" + app.encode())
     return [*(bytes([index]) + text.encode() for index, text in enumerate(texts)), *further]
 
 
@@ -113,6 +133,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "deployment-file": deployment_file,
     "deployment-expected": expected,
     "dhcp-answer": dhcp_answer,
+    "enclave-image": enclave_image,
     "firmware": firmware,
     "image-lock": image_lock,
     "kernel": kernel,
@@ -124,6 +145,7 @@ SEEDS: dict[str, Callable[[], list[bytes]]] = {
         b'{"events": [{"register": "rtmr1", "name": "kernel", "digest": "' + b"ab" * 48 + b'"}], "measurements": {}}'
     ],
     "dhcp-answer": _dhcp,
+    "enclave-image": lambda: [_enclave_image()],
     "firmware": lambda: [_firmware()],
     "image-lock": lambda: [
         b"# made\ndeb a=1:2.3-4+b1 sha256:" + b"ab" * 32 + b"\nwheel b-c==1.0 sha256:" + b"cd" * 32 + b"\n"

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-from confide.hybrid.server.ledger import Ledger
-from confide.hybrid.server.ledger.backup import restore
-from confide.hybrid.server.ledger.identity import file_identity
-from confide.hybrid.server.ledger.sqlite import DATABASE, SqliteStore
+from confide.ledger.backup import restore
+from confide.ledger.identity import file_identity
+from confide.ledger.ledger import Ledger
+from confide.ledger.sqlite import DATABASE, SqliteStore
 
 from .bench import scratch
 from .script import Script

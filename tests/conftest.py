@@ -19,6 +19,19 @@ if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ.setdefault(threads, "1")
 
 
+# Where tests start programs and wait for them. They come first, so that a run does not end with one worker that waits
+# beside idle ones: what only computes fills the gaps.
+WAITING = ("cli", "proxy", "examples", "enclave", "client", "hybrid", "models")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def turn(item: pytest.Item) -> int:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        return WAITING.index(folder) if folder in WAITING else len(WAITING)
+
+    items.sort(key=turn)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def confide_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A home for owner keys that is nobody's; the processes that tests start inherit it."""

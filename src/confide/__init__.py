@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from confide.evaluate.uniformity import uniformity_p_value
     from confide.hybrid.client.padding import Padding
     from confide.hybrid.model import HybridModel
-    from confide.hybrid.server.ledger.licences import licence_book
     from confide.hybrid.server.record import read_record
+    from confide.ledger.licences import licence_book
     from confide.models.source import open_model
     from confide.models.split import split
     from confide.packages.owner import OwnerKey, OwnerPublicKey
@@ -31,7 +31,7 @@ _MODULES: Final = {
     "Session": "client.session",
     "TrustStatement": "trust.statement",
     "connect": "client.connect",
-    "licence_book": "hybrid.server.ledger.licences",
+    "licence_book": "ledger.licences",
     "open_model": "models.source",
     "read_record": "hybrid.server.record",
     "split": "models.split",

@@ -19,6 +19,7 @@ EXTRAS: Final[Mapping[str, str]] = MappingProxyType(
         "peft": "adapters",
         **dict.fromkeys(("bm25s", "docx", "pypdf"), "rag"),
         **dict.fromkeys(("psycopg", "psycopg_pool"), "postgres"),
+        "opentelemetry": "traces",
         **dict.fromkeys(("jinja2", "sevsnpmeasure", "yaml"), "deploy"),
     }
 )

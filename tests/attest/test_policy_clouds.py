@@ -107,7 +107,11 @@ def test_what_is_left_open() -> None:
     assert "paravisor" not in both
     assert "any code" not in both
     assert "any code" in opens(Nitro())
-    assert "any code" not in opens(Nitro(pcrs={"0": "11" * 48}))
+    for named in ("0",), ("8",), ("1", "2"):
+        assert "any code" not in opens(Nitro(pcrs=dict.fromkeys(named, "11" * 48)))
+    for named in ("1",), ("2",), ("3", "4"):
+        assert "any code" in opens(Nitro(pcrs=dict.fromkeys(named, "11" * 48)))
+    assert "any code" in opens(Nitro(pcrs=dict.fromkeys("012", "00" * 48)))
 
 
 @pytest.mark.parametrize("make", [azure_case, nitro_case])

@@ -3,9 +3,12 @@
 import json
 import multiprocessing
 import os
+import sys
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
@@ -14,10 +17,11 @@ from tests.bench.made import MACHINE, WORKLOAD
 from tests.cli.command import run
 
 from confide.attest.simulated import SimulatedTee
+from confide.attest.training import Lora
 from confide.bench import cells, tee, worker
-from confide.bench.cells import doubling, plan_cells, run_cell
+from confide.bench.cells import QUESTIONS, doubling, plan_cells, run_cell
 from confide.bench.machine import Arm, Environment
-from confide.bench.results import Cell, Timing, Workload, read_file, require_arm
+from confide.bench.results import Cell, Timing, Workload, WorkloadName, read_file, require_arm
 from confide.bench.tee import Request, measure_tee
 from confide.bench.worker import Job, measure_apart
 from confide.errors import BenchmarkError, EvaluationError, PromptTooLong
@@ -160,7 +164,7 @@ def test_more_cores_than_there_are_and_longer_texts_than_fit_are_refused(request
 def test_nothing_to_measure_is_no_result(request_: Request, tmp_path: Path) -> None:
     workload = msgspec.structs.replace(SMALL, device="cuda")
     asked = Request(request_.source, workload, ("int8",), (1,), 5)
-    with pytest.raises(BenchmarkError, match=r"No engine has any of these types .*processor alone"):
+    with pytest.raises(BenchmarkError, match=r"No engine has any of this .*processor alone"):
         measure_tee(asked, MACHINE, NOWHERE, tmp_path, measure=Measured(), committed=committed)
 
 
@@ -224,19 +228,99 @@ def test_a_process_has_the_cores_it_is_given(monkeypatch: pytest.MonkeyPatch, tm
     assert len(os.sched_getaffinity(0)) >= 1
 
 
-def test_a_cell_warms_up_and_then_measures(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("workload", "dtype", "tokens"),
+    [
+        ("latency", "f32", 4),
+        ("latency", "int8", 4),
+        ("throughput", "f32", 8),
+        pytest.param("training", "f32", 2 * 2 * 3, marks=pytest.mark.slow),  # peft takes seconds to be imported
+        ("retrieval", "f32", QUESTIONS),
+    ],
+)
+def test_a_cell_warms_up_and_then_measures(
+    workload: WorkloadName, dtype: str, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)  # for the tests that come after
-    for workload, dtype in (("latency", "f32"), ("latency", "int8"), ("throughput", "f32")):
-        asked = replace(job(DEMO_FOLDER), cell=Cell(workload, "transformers", dtype, 1))
-        asked = replace(asked, workload=msgspec.structs.replace(asked.workload, batch=2, beams=2))
-        found = list(run_cell(asked))
-        assert [timing.tokens for timing in found] == [4 if workload == "latency" else 8] * 2
-        assert all(timing.first < timing.seconds for timing in found)
+    asked = replace(job(DEMO_FOLDER), cell=Cell(workload, "transformers", dtype, 1))
+    asked = replace(asked, workload=msgspec.structs.replace(asked.workload, batch=2, beams=2, chunks=50))
+    found = list(run_cell(asked))
+    assert [timing.tokens for timing in found] == [tokens] * 2
+    assert all(timing.first < timing.seconds for timing in found)
+
+
+def test_a_run_of_a_training_is_two_steps_of_it(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the class that trains, which is imitated here."""
+    made: list[Any] = []
+
+    class Training:
+        def __init__(self, model: Any, windows: list[list[int]], lora: Lora, seed: int) -> None:
+            self.windows, self.lora, self.done = windows, lora, 0
+            made.append(self)
+
+        def step(self) -> None:
+            self.done += 1
+
+    monkeypatch.setitem(sys.modules, "confide.certify.lora", SimpleNamespace(Training=Training))
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    asked = replace(job(DEMO_FOLDER), cell=Cell("training", "peft", "f32", 1))
+    found = list(run_cell(replace(asked, workload=msgspec.structs.replace(asked.workload, batch=3, prompt=5))))
+    assert [timing.tokens for timing in found] == [2 * 3 * 4] * 2
+    (training,) = made
+    assert training.done == 2 * 3  # a warm-up, two that count
+    assert (len(training.windows), training.lora.batch) == (3 * training.done, 3)
+    assert {len(window) for window in training.windows} == {5}
+
+
+def test_training_and_retrieval_join_where_they_are_asked_for(
+    request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = msgspec.structs.replace(SMALL, chunks=100)
+    asked = replace(request_, workload=small, workloads=("latency", "training", "retrieval"))
+    file = measure_tee(asked, MACHINE, NOWHERE, tmp_path / "a", measure=Measured(), committed=committed)
+    assert [each.cell.name for each in file.result.cells if each.cell.cores == 1] == [
+        "latency, transformers f32, 1 core",
+        "training, peft f32, 1 core",
+        "retrieval, bm25s f32, 1 core",
+    ]
+    assert read_file(file.write(tmp_path)).result.workload == small
+    # The model's context is not asked about where no model is.
+    long = msgspec.structs.replace(WORKLOAD, chunks=100)
+    measure_tee(
+        replace(asked, workload=long, workloads=("retrieval",)),
+        MACHINE,
+        NOWHERE,
+        tmp_path / "b",
+        measure=Measured(),
+        committed=committed,
+    )
+    for workload, name, error in (
+        (long, "training", PromptTooLong),
+        (SMALL, "retrieval", BenchmarkError),
+        (msgspec.structs.replace(SMALL, prompt=1), "training", BenchmarkError),
+    ):
+        with pytest.raises(error):
+            replace(asked, workload=workload, workloads=(name,)).plan(MACHINE)
+    missing = plan_cells(request_.source, "cuda", ("f32",), (1,), ("training", "retrieval"))[1]
+    assert [one.reason for one in missing] == [
+        f"a {name} computes on the processor alone here" for name in ("training", "retrieval")
+    ]
+    monkeypatch.setattr(cells.importlib.util, "find_spec", lambda _: None)
+    missing = plan_cells(request_.source, "cpu", ("f32",), (1,), ("training", "retrieval"))[1]
+    assert [one.reason for one in missing] == ["peft is not installed", "bm25s is not installed"]
+
+
+def test_results_from_before_there_were_corpora_have_their_digest() -> None:
+    """A workload without one is written as it was then."""
+    assert "chunks" not in msgspec.to_builtins(WORKLOAD)
 
 
 @pytest.mark.slow
 def test_the_whole_command_twice_and_a_comparison(tmp_path: Path) -> None:
-    sizes = "--prompt 8 --answer 4 --batch 2 --beams 2 --warm-ups 1 --runs 2 --cores 1 --dtypes f32,int8"
+    sizes = (
+        "--prompt 8 --answer 4 --batch 2 --beams 2 --warm-ups 1 --runs 2 --cores 1 --dtypes f32,int8 --chunks 50 "
+        "--workload latency,throughput,training,retrieval"
+    )
     done = run("tee", "simulate", "init", tmp_path / "tee")
     assert done.returncode == 0
     found = []
@@ -252,5 +336,10 @@ def test_the_whole_command_twice_and_a_comparison(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout
     said = json.loads(done.stdout)
     assert {row["cell"]["dtype"] for row in said["rows"]} == {"f32", "int8"}
-    assert sorted(Path(path).name for path in said["files"]) == ["latency.png", "throughput.png"]
+    assert sorted(Path(path).name for path in said["files"]) == [
+        "latency.png",
+        "retrieval.png",
+        "throughput.png",
+        "training.png",
+    ]
     assert all(Path(path).read_bytes().startswith(b"\x89PNG") for path in said["files"])

@@ -22,8 +22,6 @@ from confide.attest.scores import (
     SCORES,
     Metric,
     ScoreCertificate,
-    read_scores,
-    write_scores,
 )
 from confide.attest.training import TRAINING, Lora, TrainingCertificate
 from confide.certify.verify import verify_certificate
@@ -261,15 +259,15 @@ def test_times_that_lead_beyond_the_calendar_are_none(laboratory: Laboratory, na
 
 def test_a_document_holds_several_one_to_a_line(laboratory: Laboratory) -> None:
     two = (laboratory.certificate(), laboratory.certificate(value=40))
-    document = write_scores(two)
+    document = ScoreCertificate.write_lines(two)
     assert document.count(b"\n") == 2
-    assert [one.predicate.score.value for one in read_scores(document)] == [50, 40]
-    assert read_scores(b"\n") == ()
+    assert [one.predicate.score.value for one in ScoreCertificate.read_lines(document)] == [50, 40]
+    assert ScoreCertificate.read_lines(b"\n") == ()
     for bad in (document + b"{}\n", document.replace(b"\n", b"\n\n") * MAX_CERTIFICATES, document * MAX_CERTIFICATES):
         with pytest.raises(MalformedScore):
-            read_scores(bad)
+            ScoreCertificate.read_lines(bad)
     with pytest.raises(MalformedScore):
-        write_scores([two[0]] * (MAX_CERTIFICATES + 1))
+        ScoreCertificate.write_lines([two[0]] * (MAX_CERTIFICATES + 1))
 
 
 def test_a_run_is_known_by_all_of_it(laboratory: Laboratory) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +88,9 @@ def test_an_error_names_the_line_and_not_what_is_in_it() -> None:
 def test_a_file_has_its_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = b'{"confide-corpus": 1, "name": "a"}\n{"text": "b"}\n{"text": "c"}'
     assert len(read_corpus(whole).texts) == 2
-    for name, limit in (("MAX_TEXTS", 0), ("MAX_CORPUS_BYTES", len(whole) - 1)):
+    for limit in ({"most_entries": 0}, {"most_bytes": len(whole) - 1}):
         with monkeypatch.context() as patch:
-            patch.setattr(reading, name, limit)
+            patch.setattr(reading, "CORPUS_FILE", replace(reading.CORPUS_FILE, **limit))
             with pytest.raises(InvalidCorpus, match="at most"):
                 read_corpus(whole)
 

@@ -9,7 +9,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from confide.attest.scores import Counts, Metric
-from confide.certify.measure import measure
+from confide.certify.measure import Asked, measure
 from confide.certify.tasks import Continuation, Item, Passage, Question, Task
 from confide.errors import EvaluationError, InvalidTask
 from confide.evaluate.statistics import wilson
@@ -50,7 +50,7 @@ def task(metric: Metric, items: Sequence[Item], context: int | None = None) -> T
 
 
 def measured(model: PreTrainedModel, made: Task, **options: Any) -> Any:
-    return measure(made, model, Letters(**options))  # type: ignore[arg-type]
+    return measure(made, Asked.stock(model, Letters(**options)))  # type: ignore[arg-type]
 
 
 def test_perplexity_is_of_every_text_in_windows(model: PreTrainedModel) -> None:

@@ -30,7 +30,7 @@ from confide.attest.policy_toml import any_policy_from_toml, to_toml
 from confide.attest.policy_words import asked, left_open
 from confide.attest.requirements import NoEgress, NotDebug, ScoreAtLeast, Snp, Tdx, all_of, any_of
 from confide.attest.result import AttestationResult
-from confide.attest.scores import SCORES, Metric, ScoreCertificate, read_scores, write_scores
+from confide.attest.scores import SCORES, Metric, ScoreCertificate
 from confide.attest.simulated import SimulatedTee
 from confide.attest.simulated_vendor import Listing
 from confide.attest.statement import Statement
@@ -46,7 +46,7 @@ def judged(
 ) -> Check:
     """The check of a rule, for a served model that shows these certificates."""
     said = Statement("00" * 32, model, configuration=Configuration(HARNESS))
-    documents = {**laboratory.collateral.documents, SCORES: write_scores(certificates)} | sent
+    documents = {**laboratory.collateral.documents, SCORES: ScoreCertificate.write_lines(certificates)} | sent
     if not certificates and SCORES not in sent:
         del documents[SCORES]
     evidence = laboratory.tee.quote(said.digest())
@@ -154,7 +154,7 @@ def test_whoever_measured_on_a_machine_that_is_out_of_date_is_refused(laboratory
 def test_without_somebody_who_appraises_no_certificate_counts(laboratory: Laboratory) -> None:
     said = Statement("00" * 32, MODEL, configuration=Configuration(HARNESS))
     claims = tdx_claims(report_data=said.digest())
-    scores = write_scores([laboratory.certificate()])
+    scores = ScoreCertificate.write_lines([laboratory.certificate()])
     found = appraise(claims, Policy((laboratory.rule(),)), NOW, statement=said, scores=scores)
     (check,) = [one for one in found.checks if one.code == "score-at-least"]
     assert not check.passed
@@ -163,7 +163,7 @@ def test_without_somebody_who_appraises_no_certificate_counts(laboratory: Labora
 
 def test_a_statement_that_the_hardware_did_not_sign_has_no_model(laboratory: Laboratory) -> None:
     said = Statement("00" * 32, MODEL)
-    documents = {**laboratory.collateral.documents, SCORES: write_scores([laboratory.certificate()])}
+    documents = {**laboratory.collateral.documents, SCORES: ScoreCertificate.write_lines([laboratory.certificate()])}
     for statement in (said, None):
         result = laboratory.verifier.appraise(
             laboratory.tee.quote(bytes(64)), Collateral(documents), SimulatedPolicy((laboratory.rule(),)), NOW,
@@ -290,7 +290,7 @@ def test_what_it_asks_for_and_leaves_open_is_said(laboratory: Laboratory) -> Non
 
 def test_certificates_go_along_with_evidence_and_stay_in_a_bundle(laboratory: Laboratory) -> None:
     policy = SimulatedPolicy((laboratory.rule(),))
-    scores = write_scores([laboratory.certificate()])
+    scores = ScoreCertificate.write_lines([laboratory.certificate()])
     workload = Workload(laboratory.tee, lambda: laboratory.collateral, model_digest=MODEL, scores=scores)
     shown = workload.attest("00" * 32)
     evidence, collateral = shown.evidence.thaw(), shown.collateral.thaw()
@@ -303,7 +303,7 @@ def test_certificates_go_along_with_evidence_and_stay_in_a_bundle(laboratory: La
 def test_files_of_certificates_are_told_from_other_collateral(laboratory: Laboratory) -> None:
     one, two = laboratory.certificate(), laboratory.certificate(value=40)
     found = read_collateral([one.write(), laboratory.collateral.documents["dcap"], two.write()])
-    assert found.documents[SCORES] == write_scores([one, two])
+    assert found.documents[SCORES] == ScoreCertificate.write_lines([one, two])
     assert set(found.documents) == {"dcap", SCORES}
 
 
@@ -325,15 +325,15 @@ def test_connecting_needs_a_certificate(laboratory: Laboratory, tmp_path: Path) 
     with serving(fake) as running:
         for scores in (
             None,
-            write_scores([laboratory.certificate()]),
-            write_scores([today.certificate(value=61, **times)]),
+            ScoreCertificate.write_lines([laboratory.certificate()]),
+            ScoreCertificate.write_lines([today.certificate(value=61, **times)]),
         ):
             fake.workload.scores = scores
             with pytest.raises(AttestationRefused) as caught:
                 confide.connect(running.url, policy=policy, simulated_root=tmp_path / "tee" / "root.pem")
             assert caught.value.checks == ("score-at-least",)
             assert not fake.prompts
-        fake.workload.scores = write_scores([today.certificate(**times)])
+        fake.workload.scores = ScoreCertificate.write_lines([today.certificate(**times)])
         with confide.connect(running.url, policy=policy, simulated_root=tmp_path / "tee" / "root.pem") as session:
             assert session.result.trusted
 
@@ -366,7 +366,7 @@ def test_only_a_certificate_that_would_do_costs_a_verification(
 
 def test_there_are_no_more_certificates_than_the_most(laboratory: Laboratory) -> None:
     line = laboratory.certificate().write()
-    assert len(read_scores(line * MAX_CERTIFICATES)) == MAX_CERTIFICATES
+    assert len(ScoreCertificate.read_lines(line * MAX_CERTIFICATES)) == MAX_CERTIFICATES
     for document in (line * (MAX_CERTIFICATES + 1), (line * (MAX_CERTIFICATES + 1))[:-1]):
         with pytest.raises(MalformedScore, match="At most"):
-            read_scores(document)
+            ScoreCertificate.read_lines(document)

@@ -1,15 +1,19 @@
 """Runs: what is measured is what was said before, both owners have approved it, and nothing but the score leaves."""
 
 import logging
+import math
+import os
 import shutil
 import warnings
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import msgspec
 import pytest
+import torch
 from tests.certify.certificates import MODEL_KEY as KEY
 from tests.certify.test_tasks import HEADERS, task_file
 from tests.owners import OWNER, STRANGER, owner_key
@@ -40,11 +44,13 @@ from confide.certify.score import dataset_digest, describe, score
 from confide.certify.verify import verify_certificate
 from confide.enclave.configuration import build
 from confide.enclave.egress import WaysOut
+from confide.enclave.engines.gguf_logits import GgufLogits
 from confide.enclave.tee import Tee
 from confide.enclave.workload import Workload
 from confide.errors import (
     ConfideError,
     DamagedFile,
+    EvaluationError,
     InvalidPackage,
     InvalidTask,
     OutsideValidity,
@@ -54,10 +60,13 @@ from confide.errors import (
     UntrustedOwner,
     WrongModelKey,
 )
-from confide.packages.sealed.contents import Contents
+from confide.models.gguf.types import GgufType
+from confide.models.gguf.write import write_gguf
+from confide.models.source import open_model
+from confide.packages.sealed.contents import contents_of
 from confide.packages.sealed.data import SealedData, seal_data
 from confide.packages.sealed.key import ModelKey
-from confide.packages.sealed.manifest import WeightsFormat, write_signed
+from confide.packages.sealed.manifest import write_signed
 from confide.packages.sealed.package import SealedPackage
 from confide.packages.sealed.write import seal_model
 
@@ -152,6 +161,67 @@ def test_a_blind_run_is_certified(here: Attester, tee: SimulatedTee, package: Se
     assert clear.payload != made.payload
 
 
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory: pytest.TempPathFactory) -> SealedPackage:
+    folder = tmp_path_factory.mktemp("gguf")
+    file = write_gguf(open_model("demo"), folder / "demo.gguf", GgufType.F16).path
+    seal_model(contents_of(str(file)), folder / "package", key=KEY, owner=OWNER)
+    return SealedPackage.open(folder / "package")
+
+
+def scored(here: Attester, package: SealedPackage, metric: Metric, task: bytes) -> ScoreCertificate:
+    run = describe(here, package.manifest.model_digest, dataset_digest(task), metric, fresh_nonce())
+    return score(here, package, task, run, Keys(KEY))
+
+
+_QUESTION = {"prompt": "It was the best of", "choices": [" times, it was the worst", " x! x! x!"], "answer": 0}
+_CONTINUED = {"prompt": WORDS, "reference": WORDS}
+_TASKS = {
+    Metric.PERPLEXITY: TASK,
+    Metric.ACCURACY: task_file(HEADERS[Metric.ACCURACY], _QUESTION, {**_QUESTION, "answer": 1}),
+    Metric.AGREEMENT: task_file(HEADERS[Metric.AGREEMENT], _CONTINUED, _CONTINUED),
+}
+
+
+@pytest.mark.parametrize(
+    "metric", [Metric.PERPLEXITY, *(pytest.param(one, marks=pytest.mark.slow) for one in list(Metric)[1:])]
+)
+def test_a_gguf_model_is_measured_by_what_serves_it(
+    here: Attester, package: SealedPackage, gguf: SealedPackage, metric: Metric, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And comes near to what transformers makes of the same weights in float32."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})  # llama.cpp's threads spin where others compute
+    found, stock = (scored(here, one, metric, _TASKS[metric]).predicate for one in (gguf, package))
+    assert found.score.value == pytest.approx(stock.score.value, rel=0.01)
+    assert (found.counts, found.sampling) == (stock.counts, stock.sampling)
+    said = found.attested.statement.configuration
+    assert said is not None
+    assert said.engine is not None
+    assert (said.engine.name, said.engine.settings["dtype"]) == ("llama.cpp", "f16")
+    assert said.engine.version.startswith("xllamacpp ")
+
+
+def test_a_gguf_model_that_computes_no_numbers_has_no_score(
+    here: Attester, gguf: SealedPackage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GgufLogits, "__call__", lambda _, window: torch.full((len(window) - 1, 8), math.nan))
+    with pytest.raises(EvaluationError, match="not all finite"):
+        scored(here, gguf, Metric.PERPLEXITY, TASK)
+
+
+def test_no_adapter_is_measured_over_a_gguf_model(here: Attester, gguf: SealedPackage) -> None:
+    class Adapter:
+        manifest = SimpleNamespace(adapter="ad" * 32)
+
+        def require_base(self, digest: str) -> None:
+            assert digest == gguf.manifest.model_digest
+
+    digests = (gguf.manifest.model_digest, dataset_digest(TASK))
+    run = describe(here, *digests, Metric.PERPLEXITY, fresh_nonce(), adapter="ad" * 32)
+    with pytest.raises(InvalidTask, match="No adapter"):
+        score(here, gguf, TASK, run, Nobody(), adapter=Adapter())  # type: ignore[arg-type]
+
+
 def test_keys_are_closed_before_anything_is_opened(
     here: Attester, package: SealedPackage, data: SealedData, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,17 +304,6 @@ def test_both_owners_have_to_approve_this_very_run(
 def test_approvals_are_for_sealed_data(here: Attester, package: SealedPackage, run: Run) -> None:
     with pytest.raises(RunRefused, match="in the clear"):
         score(here, package, TASK, run, Nobody(), consents=consents(run))
-
-
-def test_a_model_that_is_not_measured_yet(here: Attester, tmp_path: Path) -> None:
-    weights = tmp_path / "model.gguf"
-    weights.write_bytes(b"GGUF")
-    contents = Contents("tiny", "llama", WeightsFormat.GGUF, "f16", {"model.gguf": weights})
-    seal_model(contents, tmp_path / "package", key=KEY, owner=OWNER)
-    package = SealedPackage.open(tmp_path / "package")
-    run = describe(here, package.manifest.model_digest, dataset_digest(TASK), Metric.PERPLEXITY, fresh_nonce())
-    with pytest.raises(InvalidTask, match="GGUF"):
-        score(here, package, TASK, run, Nobody())
 
 
 def test_evidence_that_would_not_hold_certifies_nothing(tee: SimulatedTee) -> None:

@@ -16,7 +16,7 @@ from confide.attest.appraise import appraise
 from confide.attest.check import Check
 from confide.attest.policy import SimulatedPolicy
 from confide.attest.requirements import ByCertificate, NotTrainedOn, ScoreAtLeast, Tdx, TrainedOn
-from confide.attest.scores import Metric, write_scores
+from confide.attest.scores import Metric, ScoreCertificate
 from confide.attest.simulated import SimulatedTee
 from confide.attest.training import Lora
 from confide.attest.verifier import Verifier
@@ -93,7 +93,9 @@ def test_what_is_served_under_an_adapter_shows_what_it_was_made_from(
     keys = {"fetch_data": Services(ADAPTER_KEY)}
     of_both = score(here, package, TASK, certified, Services(MODEL_KEY), adapter=adapter, **keys)
 
-    workload = Workload(tee, tee.collateral, training=adapter.certificate.write(), scores=write_scores([of_both]))
+    workload = Workload(
+        tee, tee.collateral, training=adapter.certificate.write(), scores=ScoreCertificate.write_lines([of_both])
+    )
     serving = loaded(package, adapter, workload)
     assert serving.engine.facts.adapters == workload.configuration.adapters == (digest,)
     assert serving.self_test is not None

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from confide.attest.scores import Metric
-from confide.certify.tasks import MAX_ITEMS, MAX_TASK_BYTES, Continuation, Passage, Question, read_task
+from confide.certify.tasks import TASK_FILE, Continuation, Passage, Question, read_task
 from confide.errors import InvalidTask
 
 HEADERS = {metric: {"confide-task": 1, "name": "a book", "metric": metric} for metric in Metric}
@@ -55,8 +55,8 @@ def test_each_metric_has_its_items() -> None:
         task_file(HEADERS[Metric.ACCURACY], {**ITEMS[Metric.ACCURACY], "answer": 2}),
         task_file(HEADERS[Metric.ACCURACY], {**ITEMS[Metric.ACCURACY], "answer": -1}),
         task_file(HEADERS[Metric.ACCURACY], {**ITEMS[Metric.ACCURACY], "choices": ["SECRET"]}),
-        b"\n" * (MAX_ITEMS + 2),
-        b" " * (MAX_TASK_BYTES + 1),
+        b"\n" * (TASK_FILE.most_entries + 2),
+        b" " * (TASK_FILE.most_bytes + 1),
     ],
     ids=range(18),
 )

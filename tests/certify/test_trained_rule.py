@@ -1,13 +1,17 @@
 """Policies about what lies over a model: adapters made from which data, as certificates say that are believed."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tests.certify.certificates import ADAPTER, DATASET, HARNESS, MEASURED, MODEL, Laboratory
+from tests.client.workload import FakeWorkload, serving
 
+import confide
 from confide.attest.check import Check
 from confide.attest.collateral import Collateral
 from confide.attest.configuration import Build, Configuration, UpstreamUsed
@@ -15,10 +19,13 @@ from confide.attest.policy import Policy, SimulatedPolicy
 from confide.attest.policy_toml import any_policy_from_toml, to_toml
 from confide.attest.policy_words import asked, left_open
 from confide.attest.requirements import ByCertificate, NoEgress, Tdx, name_of
-from confide.attest.scores import SCORES, write_scores
+from confide.attest.scores import SCORES, ScoreCertificate
+from confide.attest.simulated import SimulatedTee
 from confide.attest.statement import Statement
-from confide.attest.training import TRAINING, Lora, TrainingCertificate, write_training
-from confide.errors import InvalidPolicy
+from confide.attest.training import TRAINING, Lora, TrainingCertificate
+from confide.attest.wire import Attested
+from confide.enclave.workload import Workload
+from confide.errors import AttestationRefused, InvalidPolicy
 
 NOW = MEASURED + timedelta(days=5)
 OTHER = "11" * 32
@@ -40,7 +47,7 @@ def judged(
     said = Statement("00" * 32, model, configuration=configuration)
     documents = {**laboratory.collateral.documents} | sent
     if certificates:
-        documents[TRAINING] = write_training(certificates)
+        documents[TRAINING] = TrainingCertificate.write_lines(certificates)
     evidence, policy = laboratory.tee.quote(said.digest()), SimulatedPolicy((rule,))
     result = laboratory.verifier.appraise(evidence, Collateral(documents), policy, NOW, statement=said)
     (found,) = [check for check in result.checks if check.code == name_of(rule)]
@@ -159,9 +166,11 @@ def test_a_score_of_the_base_is_none_of_what_lies_under_an_adapter(laboratory: L
         (adapted, (OTHER,), False),
         (adapted, (ADAPTER, OTHER), False),
     ):
-        documents = {SCORES: write_scores([certificate])}
+        documents = {SCORES: ScoreCertificate.write_lines([certificate])}
         assert judged(laboratory, laboratory.rule(), adapters=adapters, **documents).passed is ok
-    assert not judged(laboratory, laboratory.rule(), configuration=None, **{SCORES: write_scores([bare])}).passed
+    assert not judged(
+        laboratory, laboratory.rule(), configuration=None, **{SCORES: ScoreCertificate.write_lines([bare])}
+    ).passed
 
 
 # -- as policies are written -------------------------------------------------------------------------------------------
@@ -203,3 +212,30 @@ def test_what_a_rule_leaves_open_is_said(laboratory: Laboratory) -> None:
     said = list(left_open(Policy((laboratory.trained_on(**rule),))))
     assert "trained-on: no certificate by Intel's hardware passes until min-tcb-evaluation names a number" in said
     assert any(one.startswith("trained-on, who signed: tdx: mrtd is the firmware alone") for one in said)
+
+
+@pytest.mark.parametrize("rule", ["trained_on", "not_trained_on"])
+def test_connecting_needs_a_certificate_of_the_adapter(rule: str, tmp_path: Path) -> None:
+    """As /attestation shows it, of the very adapter that the statement names."""
+    tee = SimulatedTee.create(tmp_path / "tee", MEASURED)
+    today = Laboratory(tee)
+    today.collateral = tee.collateral()
+    now = datetime.now(UTC)  # not before the collateral is issued
+    times = {"started": now, "finished": now}
+    policy, trusts = SimulatedPolicy((getattr(today, rule)(),)), {"simulated_root": tmp_path / "tee" / "root.pem"}
+    stated = msgspec.structs.replace(STATED, adapters=(ADAPTER,))
+    fake = FakeWorkload(Workload(tee, tee.collateral, model_digest=MODEL, configuration=stated))
+    data = OTHER if rule == "trained_on" else today.not_trained_on().dataset
+    other = today.training(today.training_run(dataset=data), **times)
+    with serving(fake) as running:
+        for shown in (None, other.write()):
+            fake.workload.training = shown
+            with pytest.raises(AttestationRefused) as caught:
+                confide.connect(running.url, policy=policy, **trusts)
+            assert caught.value.checks == (rule.replace("_", "-"),)
+        fake.workload.training = today.training(**times).write()
+        with confide.connect(running.url, policy=policy, **trusts) as session:
+            assert session.result.trusted
+        said = httpx.get(f"{running.url}/attestation", params={"nonce": "00" * 32})
+        found = Attested.decode(said.content).collateral.documents[TRAINING]
+        assert TrainingCertificate.read(found).predicate.adapter == ADAPTER

@@ -25,6 +25,12 @@ _forks.set_forkserver_preload(
         "confide.hybrid.server.service",
         "confide.enclave.api.app",
         "confide.enclave.engines.transformers_engine",
+        "pydantic.type_adapter",
+        "rich.columns",
+        "rich.markdown",
+        "rich.progress",
+        "rich.table",
+        "typer",
     ]
 )
 _SECONDS = 900

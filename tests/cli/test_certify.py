@@ -26,6 +26,7 @@ from confide.broker.app import key_broker_app
 from confide.broker.broker import Broker
 from confide.broker.log import AuditLog
 from confide.broker.store import Conditions, KeyStore
+from confide.certify import lm_eval_tasks
 from confide.cli import main, serve
 from confide.enclave import egress
 from confide.enclave.egress import WaysOut
@@ -156,7 +157,7 @@ def test_what_is_not_as_it_has_to_be_is_said(
     about = ("--task", place / "data", "--keys", "http://127.0.0.1:9", "--out", out, *tee(place))
     for words, code, says in (
         (("run", place / "model", "--task", place / "data", "--out", described, *tee(place)), 2, "--metric"),
-        (("run", place / "model", "--task", "lm-eval:hellaswag", "--out", described, *tee(place)), 1, "lm-eval"),
+        (("run", place / "model", "--task", "lm-eval:", "--out", described, *tee(place)), 1, "lm-eval"),
         (("score", place / "model", *about), 2, "--run"),
         (("verify", place / "task.jsonl", "--policy", place / "policy.toml"), 20, "no score certificate"),
     ):
@@ -195,3 +196,36 @@ def test_a_server_shows_certificates_of_its_own_model_only(
         )
         assert done.returncode == code, done.stdout
         assert says in json.loads(done.stdout)["error"]["message"]
+
+
+def test_a_task_of_lm_eval_is_measured_as_any_file(
+    place: Path, broker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And its certificate says what made the items, of what."""
+    monkeypatch.setattr(egress, "close_egress", lambda **_: WaysOut(closed=True))
+    prepared = {"harness": "lm-eval", "version": "0.4.13", "task": "pets", "measure": "acc"}
+    prepared |= {"config": "ab" * 32, "data": "cd" * 32}
+    header = {**HEADERS[Metric.ACCURACY], "name": "pets", "tokens": "together", "prepared": prepared}
+    item = {"prompt": "It was the best of", "choices": [" times", " x! x!"], "answer": 0}
+    content = task_file(header, item, item)
+    asked: list[tuple[str, Path | None]] = []
+
+    def prepare(spec: str, folder: Path | None = None) -> bytes:
+        asked.append((spec, folder))
+        return content
+
+    monkeypatch.setattr(lm_eval_tasks, "prepare_task", prepare)
+    spec, certificate = "lm-eval:pets", tmp_path / "certificate.json"
+    said = answer("task", spec, "--lm-eval-tasks", tmp_path, "--out", tmp_path / "pets.jsonl")
+    assert (tmp_path / "pets.jsonl").read_bytes() == content
+    assert (said["items"], said["prepared"]) == (2, prepared)
+    assert "lm-eval 0.4.13: pets, acc" in here("certify", "task", spec, "--out", tmp_path / "again").stdout
+    made = answer("score", place / "model", "--task", spec, "--keys", broker, *tee(place), "--out", certificate)
+    assert (made["task"], made["prepared"], made["run"]["dataset"]) == ("pets", prepared, said["dataset"])
+    trusts = ("--policy", place / "policy.toml", "--simulated-root", place / "tee" / "root.pem")
+    assert answer("verify", certificate, *trusts, "--task", spec)["verified"]
+    assert asked == [(spec, tmp_path), (spec, None), (spec, None), (spec, None)]
+    answer("index", tmp_path, *trusts, "--out", tmp_path / "site")
+    assert "lm-eval 0.4.13, acc" in (tmp_path / "site" / "index.html").read_text()
+    wrong = answer("verify", certificate, *trusts, "--task", certificate, "--lm-eval-tasks", tmp_path, code=2)
+    assert "goes with" in wrong["error"]["message"]

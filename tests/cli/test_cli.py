@@ -387,8 +387,8 @@ def test_a_server_wants_a_licence_and_counts_what_it_used(
     (used,) = answer("licence", "usage", state)["usage"]
     assert 3 <= generated + 2 <= used["tokens"] <= 40
     header, row = confide("licence", "usage", state, "reader", "--csv").stdout.splitlines()
-    assert header == "licence,id,day,tokens"
-    assert row == f"reader,{used['id']},{used['day']},{used['tokens']}"
+    assert header == "licence,id,day,unit,tokens"
+    assert row == f"reader,{used['id']},{used['day']},layers,{used['tokens']}"
     assert used["day"] in fits(confide("licence", "usage", state))
     shown = answer("licence", "show", state, "reader")
     assert (shown["tokens_used"], shown["state"]) == (used["tokens"], "revoked")

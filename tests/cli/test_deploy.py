@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from tests.attest.families.test_eventlog import log_of
-from tests.deploy import machine
+from tests.deploy import enclave_image, machine
 from tests.deploy.test_gramine_sign import sigstruct
 from tests.deploy.test_lint import MANIFESTS
 from tests.deploy.test_predict_snp import firmware as snp_firmware
@@ -142,6 +142,33 @@ def test_those_in_a_guest(package: Path, capsys: pytest.CaptureFixture[str], mon
     line = ("systemd", package, "--out", package.parent / "x", *KEYS, "--guest", guest)
     assert run(capsys, monkeypatch, *line)[0] == 1
     assert not (package.parent / "x").exists()
+
+
+def test_nitro_takes_two_runs(
+    package: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One for what the image is built of, and one for what came of it."""
+    folder, image = package.parent, "registry.example/python@sha256:" + "5c" * 32
+    line = ("nitro", package, *KEYS, "--base", image)
+    code, shown, err = run(capsys, monkeypatch, *line, "--out", folder / "first")
+    assert code == 0, err
+    assert "not predicted: build the image with `nitro-cli build-enclave`" in shown
+    assert "No policy was written" in err
+    (folder / "confide.eif").write_bytes(enclave_image.image())
+    code, shown, err = run(capsys, monkeypatch, *line, "--out", folder / "second", "--eif", folder / "confide.eif")
+    assert code == 0, err
+    expected = json.loads((folder / "second/expected.json").read_text())
+    (required, *_) = policy_from_toml((folder / "second/policy.toml").read_text()).requirements
+    assert required.pcrs["0"] == expected["measurements"]["pcr0"]  # type: ignore[union-attr]
+    assert "pcr3         not predicted: the role of the parent's instance" in shown
+    for name in ("Dockerfile", "enclave.json", "confide-keys.service"):
+        assert (folder / "first" / name).read_bytes() == (folder / "second" / name).read_bytes()
+    (folder / "confide.eif").write_bytes(enclave_image.image()[:-1])
+    for eif, says in ((folder / "confide.eif", "ends within"), (folder / "none.eif", "cannot be read")):
+        code, _, err = run(capsys, monkeypatch, *line, "--out", folder / "third", "--eif", eif)
+        assert code == 1
+        assert says in err
+    assert not (folder / "third").exists()
 
 
 def test_gramine_is_measured_by_its_tool(

@@ -17,6 +17,7 @@ from .command import run
 
 TEXT = "The old king called his three sons and said to them, I will give thee a good one, and they went home. " * 30
 LIMITS = ("--context", 32, "--windows", 6)
+SHORT = ("--context", 32, "--windows", 3)
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +39,15 @@ def answer(*arguments: object) -> dict[str, Any]:
     return found
 
 
-def test_perplexity_of_three_models(text: Path, tmp_path: Path) -> None:
-    found = answer("perplexity", "demo", text, *LIMITS, "--out", tmp_path)
+@pytest.fixture(scope="module")
+def results(text: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A folder with the results of an evaluation, and what it said."""
+    out = tmp_path_factory.mktemp("results")
+    return out, answer("perplexity", "demo", text, *LIMITS, "--out", out)
+
+
+def test_perplexity_of_three_models(text: Path, results: tuple[Path, dict[str, Any]]) -> None:
+    out, found = results
     assert (found["windows"], found["context"], found["scored_tokens"]) == (6, 32, 6 * 31)
     assert found["identical"] is True
     models = found["models"]
@@ -47,22 +55,22 @@ def test_perplexity_of_three_models(text: Path, tmp_path: Path) -> None:
     assert models["simulated"] == models["quantized"] != models["fp32"]
     assert models["quantized"]["ratio"]["value"] == pytest.approx(1, abs=0.005)
     assert models["fp32"]["ratio"] == {"value": 1, "low": 1, "high": 1}
-    assert json.loads((tmp_path / "perplexity.json").read_text()) == found
+    assert json.loads((out / "perplexity.json").read_text()) == found
     assert found["text_sha256"] == hashlib.sha256(text.read_bytes()).hexdigest()
     assert {"confide", "torch", "transformers"} == found["versions"].keys()
     assert (found["protect"], found["weight_bits"], found["measured"][-1]) == ("all", None, "Z")
-    lines = list(csv.DictReader((tmp_path / "perplexity.csv").open()))
+    lines = list(csv.DictReader((out / "perplexity.csv").open()))
     assert [(line["variant"], line["quantity"]) for line in lines[:2]] == [("fp32", "perplexity"), ("fp32", "ratio")]
     assert float(lines[0]["value"]) == models["fp32"]["perplexity"]["value"]
     assert {(line["text_sha256"], line["protected_layers"]) for line in lines} == {(found["text_sha256"], "all")}
-    latex = (tmp_path / "perplexity.tex").read_text()
+    latex = (out / "perplexity.tex").read_text()
     assert f"% text sha256: {found['text_sha256']}" in latex
     assert latex.count(r" \\") == 1 + len(lines)
-    assert (tmp_path / "perplexity.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "perplexity.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_agreement_for_people(text: Path) -> None:
-    shown = evaluate("agreement", "demo", text, *LIMITS, "--top-k", "5,1")
+    shown = evaluate("agreement", "demo", text, *SHORT, "--top-k", "5,1")
     assert "identical" in shown
     assert "too narrow" in shown
     assert "…" not in shown
@@ -71,7 +79,7 @@ def test_agreement_for_people(text: Path) -> None:
 
 
 def test_a_sweep_draws_accuracy_against_bits(text: Path, tmp_path: Path) -> None:
-    found = answer("agreement", "demo", text, *LIMITS, "--top-k", "1", "--sweep-bits", "2:4", "--out", tmp_path)
+    found = answer("agreement", "demo", text, *SHORT, "--top-k", "1", "--sweep-bits", "2:4", "--out", tmp_path)
     shares = [found["models"][f"{bits} bits"]["top_1"]["agreement"]["value"] for bits in (2, 3, 4)]
     assert 0.2 < shares[0] < shares[1] < shares[2] <= 1
     assert "identical" not in found
@@ -101,10 +109,9 @@ def test_what_ctrl_c_stops_goes_on_with_the_same_command(text: Path, tmp_path: P
     assert state.read_bytes().count(b"\n") == 1 + 3 * found["windows"]
 
 
-def test_results_of_other_settings_are_refused(text: Path, tmp_path: Path) -> None:
-    evaluate("perplexity", "demo", text, *LIMITS, "--out", tmp_path)
+def test_results_of_other_settings_are_refused(text: Path, results: tuple[Path, dict[str, Any]]) -> None:
     for other in (("--context", 16), ("--weight-bits", 4)):
-        shown = evaluate("perplexity", "demo", text, *LIMITS, *other, "--out", tmp_path, check=1)
+        shown = evaluate("perplexity", "demo", text, *LIMITS, *other, "--out", results[0], check=1)
         assert "another" in shown
         assert "choose another --out" in " ".join(shown.split())
 

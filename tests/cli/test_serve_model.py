@@ -27,7 +27,7 @@ from confide.broker.store import Conditions, KeyStore
 from confide.cli.demo.tampering import flip_byte
 from confide.cli.keys import PASSPHRASE_VARIABLE
 from confide.client.enclave import EnclaveSession
-from confide.errors import AttestationRefused
+from confide.errors import ApiKeyRefused, AttestationRefused, BudgetExhausted
 from confide.models.source import open_model
 from confide.packages.sealed.contents import contents_of
 from confide.packages.sealed.key import ModelKey
@@ -218,9 +218,28 @@ def test_questions_in_the_clear_are_refused(server: dict[str, object]) -> None:
     assert httpx.get(f"{server['url']}/health").status_code == 200
 
 
-def test_tls_may_end_inside(place: Place, expected: str) -> None:
-    with place.serving("safetensors", "--ra-tls") as server, place.connect(server, ra_tls=True) as session:
-        assert session.generate(PROMPT, **GREEDY) == expected
+def test_tls_may_end_inside_and_users_may_need_licences(place: Place, expected: str, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    with place.serving("safetensors", "--ra-tls", "--state", str(state)) as server:
+        assert server["licences"] is True
+        with place.connect(server, ra_tls=True) as session:
+            assert session.configuration is not None
+            assert session.configuration.options["licences"] == "true"
+            assert str(state) not in str(session.configuration)
+            with pytest.raises(ApiKeyRefused):
+                session.generate(PROMPT, **GREEDY)
+        made = json.loads(run("licence", "create", state, "--name", "reader", "--tokens", "40", "--json").stdout)
+        with place.connect(server, ra_tls=True, licence=made["key"]) as session:
+            assert session.generate(PROMPT, **GREEDY) == expected
+            with pytest.raises(BudgetExhausted):
+                session.generate(PROMPT * 10, **GREEDY)
+    usage = json.loads(run("licence", "usage", state, "--json").stdout)["usage"]
+    counted = {row["unit"]: row["tokens"] for row in usage}
+    assert counted["output"] == 12
+    assert set(counted) == {"input", "output"}
+    header, *rows = run("licence", "usage", state, "--csv").stdout.splitlines()
+    assert header == "licence,id,day,unit,tokens"
+    assert [row.split(",")[3:] for row in rows] == [["input", str(counted["input"])], ["output", "12"]]
 
 
 def refused(*arguments: object) -> str:

@@ -113,6 +113,22 @@ def test_each_session_has_a_salt_of_its_own_which_goes_encrypted(running: Runnin
     assert all(len(bytes.fromhex(salt)) == 32 for salt in (first, other))
 
 
+def test_a_licence_goes_where_prompts_go_and_only_there(running: Running) -> None:
+    async def asynchronously(session: EnclaveSession) -> None:
+        await session.async_openai.chat.completions.create(model=MODEL, messages=HELLO)  # type: ignore[arg-type]
+        await session.aclose()
+
+    running.fake.heads.clear()
+    with running.connect(licence="confide-mine") as session:
+        assert "confide-mine" not in repr(session)
+        session.chat("hello")
+        asyncio.run(asynchronously(session))
+    with running.connect() as session:
+        session.chat("hello")
+    shown = [dict(head.headers).get("authorization") for head in running.fake.heads if "/chat/" in head.path]
+    assert shown == ["Bearer confide-mine", "Bearer confide-mine", "Bearer none"]
+
+
 def restated(**changes: Any) -> Callable[[Attested], Attested]:
     """Says something else than what the hardware signed."""
 

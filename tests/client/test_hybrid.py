@@ -17,8 +17,8 @@ from confide.client.hybrid import HybridSession
 from confide.client.session import Session
 from confide.disk.home import home
 from confide.errors import InvalidPackage, PromptTooLong, RequestRefused, UnknownModel, WrongMode
-from confide.hybrid.server.ledger import Ledger
 from confide.hybrid.server.service import LayerService
+from confide.ledger.ledger import Ledger
 from confide.packages.server_package import ServerPackage
 from confide.receipts.client import ClientReceipt
 from confide.receipts.documents import digest_of

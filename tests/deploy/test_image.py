@@ -19,9 +19,10 @@ from pathlib import Path
 
 import pytest
 from tests.deploy.test_targets import SERVICE
+from tests.enclave.serving import eventually
 from tests.owners import OWNER
 
-from confide.deploy.image import build, dhcp, machine, start
+from confide.deploy.image import build, dhcp, enclave, machine, start
 from confide.deploy.image.dhcp import Kind, Lease, Question
 from confide.deploy.image.lock import MAX_BYTES, Lock
 from confide.deploy.image.modules import Modules, depends
@@ -622,3 +623,48 @@ def test_the_service_keeps_one_capability() -> None:
         [sys.executable, "-c", RIGHTS], env=environment, capture_output=True, text=True, check=True, cwd="/"
     )
     assert ended.stdout.split() == ["65534", *["0000000000000002"] * 4, "1"]
+
+
+# -- an enclave's program ----------------------------------------------------------------------------------------------
+
+KEPT = """
+import sys
+from confide.deploy.image import enclave, machine
+machine.give_up_rights, machine.AGAIN_SECONDS = lambda: None, 0.05
+enclave.settle = lambda kernel: None
+enclave.main()
+"""
+
+
+def test_an_enclave_s_service_is_started_again(tmp_path: Path) -> None:
+    """Every time that it ends, with an environment that is nobody's to choose."""
+    noted = tmp_path / "noted"
+    words = ("/bin/sh", "-c", f'echo "$HOME $LANG ${{SECRET-none}}" >> {noted}; exit 3')
+    environment = {"PYTHONPATH": str(Path(build.__file__).parents[3]), "SECRET": "a"}
+    command = [sys.executable, "-c", KEPT, *words]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, cwd="/") as running:
+        try:
+            eventually(lambda: noted.exists() and len(noted.read_text().splitlines()) >= 2)
+        finally:
+            running.kill()
+        assert running.stderr is not None
+        assert "confide: the service ended with 3; it is started again" in running.stderr.read()
+    assert set(noted.read_text().splitlines()) == {"/tmp C.UTF-8 none"}  # noqa: S108
+
+
+def test_an_enclave_s_kernel_is_locked_as_far_as_it_can_be(tmp_path: Path) -> None:
+    for name in ("sysrq", "modules_disabled"):
+        (tmp_path / name).write_text("?")
+    enclave.settle(tmp_path)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"sysrq": "0", "modules_disabled": "1"}
+
+
+def test_a_service_that_is_not_wanted_yet_is_not_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[object] = []
+    monkeypatch.setattr(machine, "start", lambda command: started.append(command) or 7)
+    service = machine.Kept(("a", "b"))
+    service.tend(wanted=False)
+    assert started == []
+    for _ in range(2):
+        service.tend()
+    assert started == [("a", "b")]

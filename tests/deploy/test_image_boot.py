@@ -16,7 +16,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -270,30 +270,39 @@ def changed(image: Path, folder: Path, name: str, find: bytes) -> Path:
     return folder / "changed"
 
 
-@pytest.mark.parametrize(
-    ("name", "find"),
-    [("root.img", b'"--ra-tls"'), ("package.img", b'"model_digest"')],
-    ids=("root", "package"),
-)
-def test_one_bit_and_it_stops(owner: Owner, image: Path, tmp_path: Path, name: str, find: bytes) -> None:
-    """The block is read, is not what its hash says, and the kernel panics: no key was asked for, nothing is served."""
+@pytest.fixture(scope="module")
+def stopped(owner: Owner, image: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What machines said that end by themselves. All are started at once; none of them asks for a key."""
+    place, line = tmp_path_factory.mktemp("stopped"), line_of(image)
+    started = {
+        "root": (changed(image, place / "root", "root.img", b'"--ra-tls"'), line),
+        "package": (changed(image, place / "package", "package.img", b'"model_digest"'), line),
+        "another hash": (image, line[:-1] + ("0" if line[-1] != "0" else "1")),
+        "no hash": (image, line.replace("roothash=", "nohash=")),
+    }
     before = owner.confide("keys", "log", "show").stdout
-    with booted(changed(image, tmp_path, name, find), line_of(image), tmp_path) as running:
-        said = running.wait_for_its_end()
-    assert re.search(r"device-mapper: verity: .* block \d+ is corrupted", said)
-    assert "Kernel panic - not syncing: dm-verity device corrupted" in said
-    assert "Serving" not in said
+    with ExitStack() as stack:
+        running = {}
+        for name, (files, told) in started.items():
+            (place / name).mkdir(exist_ok=True)
+            running[name] = stack.enter_context(booted(files, told, place / name))
+        said = {name: one.wait_for_its_end() for name, one in running.items()}
     assert owner.confide("keys", "log", "show").stdout == before
+    for name in ("root", "package"):
+        shutil.rmtree(place / name)
+    return said
 
 
-def test_another_root_hash_and_it_does_not_start(image: Path, tmp_path: Path) -> None:
-    line = line_of(image)
-    last = line[-1]
-    with booted(image, line[:-1] + ("0" if last != "0" else "1"), tmp_path) as running:
-        said = running.wait_for_its_end()
-    assert "is corrupted" in said
-    assert "confide: the root is" not in said
-    with booted(image, line.replace("roothash=", "nohash="), tmp_path) as running:
-        said = running.wait_for_its_end()
-    assert "confide: the kernel's command line has no single roothash=" in said
-    assert "Attempted to kill init" in said
+@pytest.mark.parametrize("name", ["root", "package"])
+def test_one_bit_and_it_stops(stopped: dict[str, str], name: str) -> None:
+    """The block is read, is not what its hash says, and the kernel panics: no key was asked for, nothing is served."""
+    assert re.search(r"device-mapper: verity: .* block \d+ is corrupted", stopped[name])
+    assert "Kernel panic - not syncing: dm-verity device corrupted" in stopped[name]
+    assert "Serving" not in stopped[name]
+
+
+def test_another_root_hash_and_it_does_not_start(stopped: dict[str, str]) -> None:
+    assert "is corrupted" in stopped["another hash"]
+    assert "confide: the root is" not in stopped["another hash"]
+    assert "confide: the kernel's command line has no single roothash=" in stopped["no hash"]
+    assert "Attempted to kill init" in stopped["no hash"]

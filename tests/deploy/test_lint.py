@@ -85,6 +85,12 @@ POLICY = f"io.katacontainers.config.agent.policy: {base64.b64encode(REGO.encode(
 AZURE = (MANIFESTS / "good/azuredeploy.json").read_text()
 GOOGLE = (MANIFESTS / "good/instance.json").read_text()
 APP = (MANIFESTS / "good/app-compose.json").read_text()
+ENCLAVE = (MANIFESTS / "good/enclave.json").read_text()
+NITRO = (MANIFESTS / "good/policy.toml").read_text()
+
+
+ANY_OF = '[[all]]\nrequire = "any-of"\n[[all.of]]\nrequire = "aws-nitro"\n'
+"""Of which one alternative names nothing."""
 
 
 def qemu(*words: str) -> str:
@@ -137,6 +143,14 @@ def qemu(*words: str) -> str:
         ("a.yaml", COMPOSE, "8470:8470", "2222:22", "ssh"),
         ("a.yaml", COMPOSE, "read_only: true", "env_file: .env\n    read_only: true", "unmeasured-environment"),
         ("a.yaml", COMPOSE, "serve, /package", "/usr/sbin/sshd, /package", "ssh"),
+        ("a.json", ENCLAVE, '"debug_mode": false', '"debug_mode": "false"', "enclave-debug"),
+        ("a.toml", NITRO, '"production"', '"simulated"', "simulated-policy"),
+        ("a.toml", NITRO, "pcrs = ", "# ", "policy-without-code"),
+        ("a.toml", NITRO, f'"0" = "{"01" * 48}", "1"', '"4"', "policy-without-code"),
+        ("a.toml", NITRO, "[[all]]", f"{ANY_OF}[[all.of]]", "policy-without-code"),
+        ("a.json", ENCLAVE, '"debug_mode": false', '"attach_console": true', "enclave-debug"),
+        ("a.service", UNIT, "ExecStart=", "ExecStart=sh -c 'nitro-cli run-enclave --attach-console' ", "enclave-debug"),
+        ("a.yaml", COMPOSE, "tmpfs:", "post_start: [{command: nitro-cli --debug-mode}]\n    tmpfs:", "enclave-debug"),
         ("a.service", UNIT, "DynamicUser=yes", "User=root", "root-user"),
         ("a.service", UNIT, "LimitCORE=0", "LimitCORE=infinity", "core-dumps"),
         ("a.service", UNIT, "NoNewPrivileges=yes", "NoNewPrivileges=no", "unhardened"),

@@ -3,6 +3,7 @@
 import base64
 import gzip
 import hashlib
+import io
 import json
 import tomllib
 from collections.abc import Callable
@@ -14,19 +15,23 @@ import pytest
 import typer
 import yaml
 from lxml import etree
-from tests.deploy import machine
+from tests.attest.families.cases import NOW
+from tests.attest.families.forged_nitro import Fields, nitro_case
+from tests.deploy import enclave_image, machine
 from tests.deploy.test_lint import MANIFESTS, REGO
 from tests.deploy.test_predict_snp import firmware as snp_firmware
 
 from confide.attest.families.dcap_signature import parse
 from confide.attest.families.eventlog import Event, EventLog, replay
-from confide.attest.policy import Policy
+from confide.attest.policy import Policy, SimulatedPolicy, appraise
 from confide.attest.policy_toml import policy_from_toml
-from confide.attest.requirements import AnyOf, AnyRequirement, Azure, Model, NoEgress, Snp, Tdx
+from confide.attest.requirements import AnyOf, AnyRequirement, Azure, Model, Nitro, NoEgress, Snp, Tdx
 from confide.cli.app import command_line
 from confide.deploy import clouds, targets
+from confide.deploy import nitro as enclaves
 from confide.deploy.deployment import Deployment
 from confide.deploy.lint.linter import lint
+from confide.deploy.predict.eif import EnclaveImage
 from confide.deploy.predict.events import differences, from_json
 from confide.deploy.predict.snp import SnpBoot
 from confide.deploy.predict.tdx import AcpiTables, DirectBoot
@@ -100,6 +105,12 @@ def gcp(
     return clouds.gcp(SERVICE, program=program, image=image, machine=machine, zone=zone, log=log, guest=guest)
 
 
+def nitro(image: bytes | None = enclave_image.image(), *, service: Service = SERVICE, **size: int) -> Deployment:
+    built = None if image is None else EnclaveImage.read(io.BytesIO(image))
+    enclave = enclaves.Enclave(**size)  # type: ignore[arg-type]
+    return enclaves.nitro(service, enclave, base=IMAGE, python="/usr/local/bin/python3", image=built)
+
+
 MAKERS: dict[str, Make] = {
     "gramine": gramine,
     "tdx": tdx,
@@ -110,6 +121,7 @@ MAKERS: dict[str, Make] = {
     "dstack": lambda: targets.dstack(SERVICE, image=IMAGE, guest=DSTACK_GUEST),
     "azure": lambda: azure(AZURE_GUEST),
     "gcp": lambda: gcp(GUEST),
+    "nitro": lambda: nitro(),
 }
 
 
@@ -125,7 +137,10 @@ def test_our_own_files_pass_our_linter(name: str) -> None:
         lint(one, content)
         for one, content in made.items()
         if one.endswith(
-            (".manifest", ".xml", ".yaml", ".service", "-compose.json", "azuredeploy.json", "instance.json")
+            (
+                *(".manifest", ".xml", ".yaml", ".service"),
+                *("-compose.json", "azuredeploy.json", "enclave.json", "instance.json"),
+            )
         )
         and one != "chart/Chart.yaml"
     ]
@@ -138,7 +153,7 @@ def test_the_policy_asks_for_model_and_machine(name: str) -> None:
     made = MAKERS[name]().everything()
     policy = policy_from_toml(made["policy.toml"].decode())
     kinds = [type(one).__name__ for one in policy.requirements]
-    assert kinds[0] == {"gramine": "Sgx", "azure": "Snp"}.get(name, "Tdx")
+    assert kinds[0] == {"gramine": "Sgx", "azure": "Snp", "nitro": "Nitro"}.get(name, "Tdx")
     assert Model(sha256=DIGEST) in policy.requirements
     assert (NoEgress() in policy.requirements) == (name != "gramine")
     expected = json.loads(made["expected.json"])
@@ -161,8 +176,9 @@ def test_the_policy_asks_for_model_and_machine(name: str) -> None:
         lambda: targets.dstack(SERVICE, image=IMAGE, guest=None),
         lambda: azure(),
         lambda: gcp(),
+        lambda: nitro(None),
     ],
-    ids=["gramine", "tdx", "systemd", "container", "coco", "helm", "dstack", "azure", "gcp"],
+    ids=["gramine", "tdx", "systemd", "container", "coco", "helm", "dstack", "azure", "gcp", "nitro"],
 )
 def test_without_the_code_there_is_no_policy(make: Make) -> None:
     """It would accept whatever runs on genuine hardware."""
@@ -477,3 +493,98 @@ def test_no_name_writes_a_setting(words: str) -> None:
 def test_what_is_refused(make: Callable[[], object]) -> None:
     with pytest.raises(DeployError):
         make()
+
+
+def test_units_leave_the_devices_that_evidence_comes_from() -> None:
+    """systemd closes all devices to a unit that allows some, and ProtectClock= allows the clock's (systemd.exec(5))."""
+    own = targets.systemd(SERVICE, program="/opt/confide/bin/confide", guest=None).files["confide.service"].decode()
+    closing = ("ProtectClock", "PrivateDevices", "DeviceAllow", "DevicePolicy")
+    assert not [line for line in own.splitlines() if line.startswith(closing)]
+    started = nitro(None).files["confide-enclave.service"].decode()
+    allowed = [line for line in started.splitlines() if line.startswith(closing)]
+    assert allowed == ["DeviceAllow=/dev/nitro_enclaves rw"]
+
+
+def test_nitro() -> None:
+    """What the enclave runs, what starts it, and what its parent carries to and fro."""
+    made = nitro()
+    recipe = made.files["Dockerfile"].decode().splitlines()
+    assert f"FROM {IMAGE}" in recipe
+    assert "COPY package /package" in recipe
+    (words,) = [json.loads(line.removeprefix("CMD ")) for line in recipe if line.startswith("CMD ")]
+    python = ["/usr/local/bin/python3", "-I", "-m"]
+    assert words[:8] == [*python, "confide.deploy.image.enclave", *python, "confide"]
+    serve = typer.main.get_command(command_line(["serve"])).commands["serve"]  # type: ignore[attr-defined]
+    given = serve.make_context("serve", words[9:]).params
+    assert (given["host"], given["port"], given["ra_tls"], given["packages"]) == ("vsock", 8470, True, ["/package"])
+    assert (given["keys"], given["keys_through"]) == (SERVICE.keys, "vsock:3:8471")
+    assert recipe.index("ENTRYPOINT []") < next(index for index, line in enumerate(recipe) if line.startswith("CMD "))
+    assert json.loads(made.files["enclave.json"]) == {
+        "enclave_name": "confide",
+        "eif_path": "/srv/confide/confide.eif",
+        "enclave_cid": 16,
+        "memory_mib": 16384,
+        "cpu_count": 4,
+        "debug_mode": False,
+    }
+    users, keys = (made.files[f"confide-{name}.service"].decode() for name in ("users", "keys"))
+    assert "ExecStart=/usr/bin/socat TCP-LISTEN:8470,reuseaddr,fork VSOCK-CONNECT:16:8470\n" in users
+    assert "ExecStart=/usr/bin/socat VSOCK-LISTEN:8471,fork TCP:keys.example:8471\n" in keys
+    assert "CAP_NET_BIND_SERVICE" not in users + keys
+    started = made.files["confide-enclave.service"].decode()
+    assert "ExecStart=/usr/bin/nitro-cli run-enclave --config /srv/confide/enclave.json\n" in started
+
+
+def test_a_low_port_and_a_broker_at_the_usual_one() -> None:
+    files = nitro(None, service=replace(SERVICE, port=443, keys="https://keys.example")).files
+    assert b"AmbientCapabilities=CAP_NET_BIND_SERVICE" in files["confide-users.service"]
+    assert b"TCP:keys.example:443\n" in files["confide-keys.service"]
+
+
+def test_nitro_s_policy_names_the_image_and_what_aws_does_not_publish() -> None:
+    image = EnclaveImage.read(io.BytesIO(enclave_image.signed()))
+    made = nitro(enclave_image.signed())
+    assert made.policy is not None
+    written = policy_from_toml(made.everything()["policy.toml"].decode())
+    assert written == made.policy
+    required = written.requirements[0]
+    assert required == Nitro(pcrs={str(number): value.hex() for number, value in image.pcrs.items()})
+    assert (written.exceptions.allow_tcb, written.exceptions.revocation) == (("Unknown",), "if-available")
+    assert set(made.expected()["unpredicted"]) == {"pcr3", "pcr4"}  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(
+    ("pcrs", "failing"),
+    [
+        ({0: 0, 1: 1, 2: 2}, set()),
+        ({0: 0, 1: 1, 2: 2, 4: 0, 31: 1}, set()),
+        ({0: 1, 1: 1, 2: 2}, {"pcr0"}),
+        ({0: 0, 1: 1}, {"pcr2"}),
+        ({0: None, 1: None, 2: None}, {"pcr0", "pcr1", "pcr2", "debug"}),
+    ],
+    ids=["as predicted", "others do not count", "another image", "one is not there", "debug mode"],
+)
+def test_who_meets_nitro_s_policy(pcrs: dict[int, int | None], failing: set[str]) -> None:
+    """Documents of nobody's hypervisor, with the predicted registers and others, by the written policy's words."""
+    image = EnclaveImage.read(io.BytesIO(enclave_image.image()))
+    shown = {number: bytes(48) if of is None else image.pcrs[of] for number, of in pcrs.items()}
+    case = nitro_case(Fields(pcrs=shown))
+    policy = nitro().policy
+    assert policy is not None
+    own = SimulatedPolicy.all_of(policy.requirements[0], exceptions=policy.exceptions)
+    found = appraise(case.verify(), own, NOW)
+    assert {check.code for check in found.failures} == failing
+    assert found.trusted is not bool(failing)
+
+
+def test_an_enclave_has_four_times_its_image_in_memory() -> None:
+    """`nitro-cli` starts none with less."""
+    image = EnclaveImage({0: b"\1" * 48}, 5 << 30)
+    with pytest.raises(DeployError, match="--memory 20"):
+        enclaves.Enclave(memory=19).require_room_for(image)
+    enclaves.Enclave(memory=20).require_room_for(image)
+    for size in ({"memory": 0}, {"memory": 16385}, {"processors": 0}, {"processors": 513}):
+        with pytest.raises(DeployError, match="1 to 16384 GiB"):
+            enclaves.Enclave(**size)
+    with pytest.raises(DeployError, match="--memory 20"):
+        enclaves.nitro(SERVICE, enclaves.Enclave(), base=IMAGE, python="/python", image=image)

@@ -83,6 +83,20 @@ def test_systemd_accepts_the_unit(unit: Path) -> None:
     assert "UMusk" in said([analyze, "verify", unit])[1]
 
 
+@pytest.mark.parametrize(("name", "most"), [("enclave", 40), ("users", 20), ("keys", 20)])
+def test_systemd_accepts_what_an_enclave_s_parent_runs(name: str, most: int, tmp_path: Path) -> None:
+    """With a program that is there, since socat and AWS's may not be; and finds them little exposed."""
+    analyze = tool("systemd-analyze")
+    content = made.nitro(None).files[f"confide-{name}.service"].decode()
+    path = tmp_path / f"confide-{name}.service"
+    path.write_text(content.replace("/usr/bin/socat", "/bin/true").replace("/usr/bin/nitro-cli", "/bin/true"))
+    assert path.name not in said([analyze, "verify", path])[1]
+    code, words = said([analyze, "security", "--offline=yes", f"--threshold={most}", path])
+    assert code == 0, words
+    path.write_text(path.read_text().replace("UMask=0077", "UMusk=0077"))
+    assert "UMusk" in said([analyze, "verify", path])[1]
+
+
 def test_systemd_finds_the_unit_little_exposed(unit: Path) -> None:
     """In tenths, of 100 at most; a unit that says nothing has 96."""
     measure = [tool("systemd-analyze"), "security", "--offline=yes", "--threshold=45"]

@@ -15,9 +15,9 @@ from confide.broker.store import KeyStore
 from confide.client.hint_fetch import fetch_hint
 from confide.disk.files import create_file, replace_file
 from confide.hybrid.client.refusals import Breach, RefusalList
-from confide.hybrid.server.ledger.backup import backup, restore
-from confide.hybrid.server.ledger.licences import licence_book
-from confide.hybrid.server.ledger.sqlite import DATABASE, SqliteStore
+from confide.ledger.backup import backup, restore
+from confide.ledger.licences import licence_book
+from confide.ledger.sqlite import DATABASE, SqliteStore
 from confide.models.gguf.types import GgufType
 from confide.models.gguf.write import write_gguf
 from confide.models.source import open_model

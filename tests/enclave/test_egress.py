@@ -12,6 +12,7 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Thread
 
 import pytest
@@ -19,6 +20,8 @@ import pytest
 from confide.attest.configuration import Egress
 from confide.enclave.connector import Connector
 from confide.enclave.egress import WaysOut
+
+from . import fake_vsock
 
 WAY = Connector.__new__(Connector)
 """Stands for a connector that is there, where nobody asks it."""
@@ -259,6 +262,28 @@ def test_what_cannot_be_closed_is_not_claimed() -> None:
         assert "confide.errors.enclave.EgressOpen" in done.stderr, (spoil, done.stderr)
 
 
+def test_a_filter_that_lets_virtual_sockets_through_is_noticed() -> None:
+    """One that refuses the families below theirs, and no other."""
+    try:
+        socket.socket(socket.AF_VSOCK).close()
+    except OSError as error:
+        pytest.skip(str(error))
+    spoil = """
+import struct
+equal, at_least = (struct.pack("=HBBI", *one) for one in ((0x15, 1, 0, socket.AF_UNIX), (0x35, 1, 0, socket.AF_VSOCK)))
+def lenient(number, operation, flags, program):
+    length = ctypes.c_ushort.from_buffer(program._obj).value
+    place = ctypes.c_void_p.from_buffer(program._obj, 8)  # struct sock_fprog
+    given = ctypes.string_at(place.value, 8 * length)
+    changed = ctypes.create_string_buffer(given.replace(equal, at_least), len(given))
+    place.value = ctypes.addressof(changed)
+    return real.syscall(number, operation, flags, program)
+kernel.syscall = lenient
+"""
+    done = run(f"{KERNEL}{spoil}\nclose_egress(keys=None, upstream=None)")
+    assert "is in place and does not hold" in done.stderr, done.stderr
+
+
 @dataclass
 class Neighbourhood:
     """A network namespace, `inner`, with a neighbour at 10.77.0.2 that greets whoever connects to its port 8000."""
@@ -353,3 +378,53 @@ def test_in_a_network_nothing_leaves_but_to_the_key_service(neighbourhood: Neigh
     arrivals = neighbourhood.arrivals()
     assert len([at for at in arrivals if at < float(closed)]) > 4
     assert not [at for at in arrivals if at > float(closed)]
+
+
+def test_where_there_is_no_network_virtual_sockets_lead_to_the_key_service(tmp_path: Path) -> None:
+    """Whatever the URL's host is: its name is for TLS alone, and nobody resolves it here."""
+    with greeter() as keys:
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(tmp_path / "8471"))
+        listener.listen()
+        with fake_vsock.relay(listener, (socket.AF_INET, ("127.0.0.1", keys))):
+            succeeded(
+                """
+                ways = close_egress(keys="https://keys.invalid:9", upstream=None, keys_through=(3, 8471))
+                assert ways.stated == "key-service-only"
+                for _ in range(3):
+                    with ways.keys.connect() as connection:
+                        assert connection.recv(9) == b"hello"
+                ways.close()
+                assert ways.stated == "none"
+                """,
+                env=os.environ | fake_vsock.environment(tmp_path),
+            )
+
+
+def test_a_virtual_socket_is_a_way_out_too() -> None:
+    """The kernel's own, before and after the filter."""
+    done = run(
+        """
+        from confide.errors import EgressOpen
+        try:
+            bound = socket.socket(socket.AF_VSOCK)
+            bound.bind((socket.VMADDR_CID_ANY, socket.VMADDR_PORT_ANY))
+        except OSError:
+            print("there are none here")
+            raise SystemExit(0)
+        try:
+            close_egress(keys=None, upstream=None)
+        except EgressOpen as error:
+            print(error)
+        ways = close_egress([bound], keys=None, upstream=None)
+        bound.listen()
+        refused(lambda: socket.socket(socket.AF_VSOCK))
+        refused(lambda: bound.connect((3, 9)))
+        print(ways.stated)
+        """
+    )
+    assert done.returncode == 0, done.stderr
+    if done.stdout == "there are none here\n":
+        pytest.skip(done.stdout)
+    assert "has a connection open already" in done.stdout
+    assert done.stdout.endswith("none\n")

@@ -8,6 +8,7 @@ from confide.attest.reading.configfs_tsm import ConfigfsTsm
 from confide.attest.reading.detect import Detected
 from confide.attest.reading.gpus import Gpus, WithGpus
 from confide.attest.reading.gramine import Gramine
+from confide.attest.reading.nitro import Nsm
 from confide.attest.reading.tpm import Tpm
 from confide.attest.simulated import SimulatedTee
 from confide.enclave.tee import TeeKind, open_tee
@@ -69,3 +70,12 @@ def test_simulation_is_asked_for_twice(tmp_path: Path) -> None:
     for kind, folder in ((TeeKind.SIMULATED, None), (TeeKind.AUTO, tmp_path / "tee"), (TeeKind.TDX, tmp_path / "tee")):
         with pytest.raises(NoTrustedEnvironment, match="only used where it is asked for"):
             open_tee(kind, folder)
+
+
+def test_a_nitro_enclave_is_found_by_its_module_and_has_no_gpus() -> None:
+    nvml = FakeNvml([])
+    for kind in (TeeKind.AUTO, TeeKind.NITRO):
+        tee = open_tee(kind, found=lambda: Detected((Nsm(),)), gpus=lambda: Gpus(nvml))
+        assert (tee.name, type(tee.reader)) == ("aws-nitro", Nsm)
+    with pytest.raises(NoTrustedEnvironment, match="no TDX environment"):
+        open_tee(TeeKind.TDX, found=lambda: Detected((Nsm(),)))

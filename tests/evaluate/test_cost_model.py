@@ -24,8 +24,8 @@ from confide.evaluate.cost_model import (
 )
 from confide.evaluate.plan import Choice, protection_choices
 from confide.hybrid.client.pads.pool import BLOCK_TOKENS
-from confide.hybrid.server.ledger.licences import DEFAULT_DISCLOSURE
-from confide.hybrid.server.ledger.usage import licensed_tokens, share_disclosed
+from confide.ledger.licences import DEFAULT_DISCLOSURE
+from confide.ledger.usage import licensed_tokens, share_disclosed
 from confide.models.roles import find_layers
 from confide.models.source import open_model
 from confide.models.split import SplitSummary, split

@@ -19,8 +19,8 @@ PARSERS = {
     "bundle.py": {"Bundle.read": "bundle"},
     "cbor.py": {"decode": "nitro-document"},
     "certificates.py": {
-        "Certificate._opened": "score-certificate",
-        "lines_of": "score-certificate",
+        "Certificate.read": "score-certificate",
+        "Certificate.read_lines": "score-certificate",
         "predicate_type": "training-certificate",
     },
     "chain.py": {"read_certificate": "certificates", "read_chain": "certificates", "read_crl": "certificates"},
@@ -48,10 +48,8 @@ PARSERS = {
         "open_certificate": "ra-tls",
     },
     "release.py": {"parse_measurements": "release-statement", "verify_release": "release"},
-    "scores.py": {"ScoreCertificate.read": "score-certificate", "read_scores": "score-certificate"},
     "statement.py": {"Statement.decode": "statement"},
     "tokens.py": {"_bundle": "gpu-tokens", "verify_token": "token"},
-    "training.py": {"TrainingCertificate.read": "training-certificate", "read_training": "training-certificate"},
     "wire.py": {"Attested.decode": "attested", "WireCollateral.thaw": "attested", "WireEvidence.thaw": "attested"},
     "families/azure.py": {"HclReport.parse": "hcl-report", "parse_runtime_data": "runtime-data"},
     "families/dcap.py": {"_papers": "dcap-quote"},
@@ -85,7 +83,7 @@ PARSERS = {
 }
 """What takes outside bytes apart, by its module, seen from `attest`, with a target that must reach it."""
 NO_PARSERS = {
-    "certificates.py": {"sign_payload", "signed_by"},  # signatures
+    "certificates.py": {"signed_by"},  # signatures
     "chain.py": {"_parsed", "list_date"},  # by way of the three above
     "collateral_files.py": {
         "_sort",

@@ -127,6 +127,8 @@ def test_an_older_version_is_not_put_in_force_again() -> None:
     fork = signed(version(DRAFT, history.current))
     with pytest.raises(GraphRefused, match="does not follow"):
         later.applied(fork, NOW)
+    with pytest.raises(GraphRefused, match="does not follow"):
+        begun().applied(second, NOW)  # of the same owners, for another graph of theirs
 
 
 def test_a_log_is_what_was_written() -> None:

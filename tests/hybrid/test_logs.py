@@ -20,8 +20,8 @@ from confide.hybrid import wire
 from confide.hybrid.client.connection import LayerConnection
 from confide.hybrid.client.dial import Dial
 from confide.hybrid.server.ahead import Block
-from confide.hybrid.server.ledger.sqlite import DATABASE, SqliteStore
 from confide.hybrid.server.service import Admitted
+from confide.ledger.sqlite import DATABASE, SqliteStore
 from confide.logs import JsonLines, TextLines
 
 from .server.world import Tokens, hello, model, serving

@@ -12,8 +12,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from confide import HybridModel
 from confide.errors import InsecureParameters, InvalidPackage
-from confide.hybrid.server.ledger import Ledger
 from confide.hybrid.server.service import LayerService
+from confide.ledger.ledger import Ledger
 from confide.packages.manifest import MANIFEST_NAME, Manifest, joined, read_manifest
 from confide.packages.server_package import ServerPackage, row_norms
 from confide.rlwe.parameters import Parameters, Profile

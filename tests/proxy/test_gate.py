@@ -20,6 +20,7 @@ from confide.enclave.api.problems import problem_response
 from confide.errors import (
     PASSING,
     REFUSING,
+    ApiKeyRefused,
     AttestationRefused,
     BudgetExhausted,
     ChannelBroken,
@@ -226,7 +227,7 @@ def test_what_may_pass_is_unreachable_and_asked_again(kind: type[ConfideError]) 
     ids=code_of,
 )
 def test_what_lasts_is_refused_and_no_program_asks_again(kind: type[ConfideError]) -> None:
-    assert problem_response(kind("x")).status_code == (503 if kind is EvidenceUnavailable else 403)
+    assert problem_response(kind("x")).status_code == {EvidenceUnavailable: 503, ApiKeyRefused: 401}.get(kind, 403)
     assert after(kind("x")) is State.REFUSED
 
 

@@ -69,7 +69,7 @@ def test_both_modes_side_by_side(tmp_path: Path) -> None:
 
 
 def test_a_file_can_say_what_sessions_can_be_told() -> None:
-    of_workloads = {"attestation_keys", "ra_tls"}  # the proxy has neither
+    of_workloads = {"attestation_keys", "ra_tls", "licence"}  # the proxy has neither of two, and the last from its file
     said = {field.name for field in fields(ModelSettings)}
     assert HybridOptions.__annotations__.keys() - said == NEVER.keys()
     assert EnclaveOptions.__annotations__.keys() - said == of_workloads
@@ -124,7 +124,6 @@ def test_any_bytes_are_settings_or_refused(tmp_path_factory: pytest.TempPathFact
         (ModelSettings(), "url"),
         (ModelSettings(shell="x"), "server"),
         (ModelSettings(url="https://x", server="wss://y"), "server: a url"),
-        (ModelSettings(url="https://x", licence_file="y"), "licence-file: a url"),
         (ModelSettings(url="https://x", proxy="http://y"), "proxy: a url"),
         (ModelSettings(url="https://x", patience=0), "patience: a url"),
         (ModelSettings(shell="x", server="wss://y", policy="p"), "policy: a shell"),

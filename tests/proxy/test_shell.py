@@ -22,8 +22,8 @@ from confide import HybridModel
 from confide.attest.check import Outcome
 from confide.errors import MalformedReceipt
 from confide.hybrid.client.refusals import RefusalList
-from confide.hybrid.server.ledger import Ledger
 from confide.hybrid.server.service import LayerService
+from confide.ledger.ledger import Ledger
 from confide.models.split import SplitSummary
 from confide.packages.server_package import ServerPackage
 from confide.proxy.shell import ShellAddress, ShellBackend

@@ -243,6 +243,35 @@ def test_headers_of_the_program_stay_here(place: Place) -> None:
     assert not names & {"authorization", "x-private", "user-agent-original", "cookie", "origin"}
 
 
+@pytest.mark.parametrize("configured", ["", "confide-configured"], ids=["none", "configured"])
+def test_a_licence_of_the_programs_or_the_settings_goes_through_the_channel(place: Place, configured: str) -> None:
+    with proxied(lambda: [place.backend(licence=configured)], keys=("confide-of-the-proxy",)) as url:
+        assert configured not in repr(place.backend(licence=configured).address) or not configured
+        for shown in (
+            {"authorization": "Bearer confide-of-the-proxy"},
+            {"x-api-key": "confide-of-the-proxy"},
+        ):
+            answer = httpx.post(
+                f"{url}/v1/completions", json={"model": MODEL, "prompt": "abc"}, headers=shown, trust_env=False
+            )
+            assert answer.is_success
+    with proxied(lambda: [place.backend(licence=configured)]) as url:
+        for shown in (
+            {"authorization": "Bearer confide-of-the-program"},
+            {"x-api-key": "confide-of-the-program"},
+            {"authorization": "Bearer sk-of-another-service"},
+        ):
+            answer = httpx.post(
+                f"{url}/v1/completions", json={"model": MODEL, "prompt": "abc"}, headers=shown, trust_env=False
+            )
+            assert answer.is_success
+    asked = [dict(head.headers) for head in place.fake.heads if head.path.endswith("/completions")]
+    otherwise = f"Bearer {configured}" if configured else None
+    program = "Bearer confide-of-the-program"
+    assert [head.get("authorization") for head in asked] == [otherwise, otherwise, program, program, otherwise]
+    assert not any("x-api-key" in head for head in asked)
+
+
 def test_what_the_policy_does_not_accept_is_told_nothing(place: Place, tmp_path: Path) -> None:
     policy = tmp_path / "policy.toml"
     policy.write_text(to_toml(SimulatedPolicy.all_of(Model("cd" * 32))))

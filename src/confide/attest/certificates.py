@@ -9,11 +9,11 @@ which code, is for a policy to say.
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar, Final, Generic, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, ClassVar, Final, Generic, Literal, NamedTuple, Self, TypeVar
 
 import msgspec
 import rfc8785
@@ -28,7 +28,6 @@ from confide.attest.wire import Attested, Record
 from confide.errors import AttestationError
 
 PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
-STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
 MAX_CERTIFICATE_BYTES: Final = 1 << 19
 MAX_CERTIFICATES: Final = 16
 MAX_DOCUMENT_BYTES: Final = 1 << 20
@@ -116,7 +115,22 @@ class Testimony(NamedTuple):
 
 
 _Outcome = TypeVar("_Outcome", bound=Outcome)
-_Statement = TypeVar("_Statement", bound=msgspec.Struct)
+
+
+class Subject(msgspec.Struct, frozen=True):
+    """What a statement is about, by name and digests; others may add digests that are not known here."""
+
+    name: Word
+    digest: Annotated[dict[Word, Annotated[str, msgspec.Meta(max_length=256)]], msgspec.Meta(max_length=16)]
+
+
+class InToto(msgspec.Struct, Generic[_Outcome], frozen=True):
+    """in-toto's Statement v1. Members that are not known are left alone, as its parsing rules have it."""
+
+    type: Literal["https://in-toto.io/Statement/v1"] = msgspec.field(name="_type")
+    subject: Annotated[tuple[Subject, ...], msgspec.Meta(min_length=1, max_length=8)]
+    predicate_type: str = msgspec.field(name="predicateType")
+    predicate: _Outcome
 
 
 class _Signature(msgspec.Struct, frozen=True):
@@ -146,6 +160,8 @@ class Certificate(Generic[_Outcome]):
     PURPOSE: ClassVar[str]
     """Under this name a statement holds the key that signs it, in hexadecimal."""
     MALFORMED: ClassVar[type[AttestationError]]
+    PREDICATE_TYPE: ClassVar[str]
+    PREDICATE: ClassVar[type[Outcome]]
 
     name: str
     predicate: _Outcome
@@ -168,8 +184,8 @@ class Certificate(Generic[_Outcome]):
         raise NotImplementedError
 
     @classmethod
-    def _opened(cls, data: bytes, kind: type[_Statement]) -> tuple[_Statement, bytes, bytes]:
-        """An envelope's statement, payload and signature. The class's error for anything else."""
+    def read(cls, data: bytes) -> Self:
+        """From a file's bytes. The class's error for anything else, and for one that contradicts itself."""
         if len(data) > MAX_CERTIFICATE_BYTES:
             raise cls.MALFORMED(
                 f"A {cls.WORD} certificate has at most {MAX_CERTIFICATE_BYTES >> 10} KiB; this is none, get the file "
@@ -177,9 +193,43 @@ class Certificate(Generic[_Outcome]):
             )
         try:
             envelope = msgspec.json.decode(data, type=_Envelope)
-            return msgspec.json.decode(envelope.payload, type=kind), envelope.payload, envelope.signatures[0].sig
+            statement = msgspec.json.decode(envelope.payload, type=InToto[cls.PREDICATE])  # type: ignore[name-defined]
+            if statement.predicate_type != cls.PREDICATE_TYPE:
+                raise ValueError("another kind")
         except (msgspec.MsgspecError, ValueError, RecursionError):
             raise cls.MALFORMED(f"This is no {cls.WORD} certificate, or it was damaged; get the file again.") from None
+        certificate = cls._of(statement, envelope.payload, envelope.signatures[0].sig)
+        certificate._require_possible()
+        return certificate
+
+    @classmethod
+    def _of(cls, statement: InToto[_Outcome], payload: bytes, signature: bytes) -> Self:
+        """The certificate that a statement is. The class's error where it contradicts itself."""
+        raise NotImplementedError
+
+    @classmethod
+    def _signed(cls, subjects: tuple[Subject, ...], predicate: _Outcome, key: Ed25519PrivateKey) -> Self:
+        """A new one, by the key that the predicate's evidence names."""
+        statement = InToto("https://in-toto.io/Statement/v1", subjects, cls.PREDICATE_TYPE, predicate)
+        payload = msgspec.json.encode(statement)
+        return cls._of(statement, payload, key.sign(pre_authentication(PAYLOAD_TYPE, payload)))
+
+    @classmethod
+    def read_lines(cls, document: bytes) -> tuple[Self, ...]:
+        """The certificates in a document, one to a line. The class's error where any of them is none."""
+        if len(document) > MAX_DOCUMENT_BYTES or document.rstrip(b"\n").count(b"\n") >= MAX_CERTIFICATES:
+            raise cls.MALFORMED(
+                f"At most {MAX_CERTIFICATES} certificates come with a model, of {MAX_DOCUMENT_BYTES >> 20} MiB; show "
+                "fewer."
+            )
+        return tuple(cls.read(line) for line in document.split(b"\n") if line.strip())
+
+    @classmethod
+    def write_lines(cls, certificates: Iterable[Self]) -> bytes:
+        """The document of these. The class's error where they are too many."""
+        document = b"".join(one.write() for one in certificates)
+        cls.read_lines(document)
+        return document
 
     def write(self) -> bytes:
         """The envelope as a file of one line."""
@@ -214,24 +264,10 @@ def predicate_type(data: bytes) -> str:
         return ""
 
 
-def sign_payload(payload: bytes, key: Ed25519PrivateKey) -> bytes:
-    """The DSSE signature, 64 bytes."""
-    return key.sign(pre_authentication(PAYLOAD_TYPE, payload))
-
-
 def pre_authentication(payload_type: str, payload: bytes) -> bytes:
     """What a DSSE signature is over: PAE of the protocol."""
     kind = payload_type.encode()
     return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
-
-
-def lines_of(document: bytes, malformed: type[AttestationError]) -> list[bytes]:
-    """The certificates in a document, one to a line, none of them read yet. `malformed` where they are too many."""
-    if len(document) > MAX_DOCUMENT_BYTES or document.rstrip(b"\n").count(b"\n") >= MAX_CERTIFICATES:
-        raise malformed(
-            f"At most {MAX_CERTIFICATES} certificates come with a model, of {MAX_DOCUMENT_BYTES >> 20} MiB; show fewer."
-        )
-    return [line for line in document.split(b"\n") if line.strip()]
 
 
 def measured_code(claims: Claims) -> dict[str, str]:

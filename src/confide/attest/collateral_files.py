@@ -23,8 +23,8 @@ from confide.attest.collateral_sources import signed_text
 from confide.attest.families import nvidia_json
 from confide.attest.forms import bounded, from_base64, octets, pem, read_object
 from confide.attest.release import RELEASE
-from confide.attest.scores import SCORES, ScoreCertificate, write_scores
-from confide.attest.training import PREDICATE_TYPE, TRAINING, TrainingCertificate, write_training
+from confide.attest.scores import SCORES, ScoreCertificate
+from confide.attest.training import TRAINING, TrainingCertificate
 from confide.errors import MalformedEvidence, WrongCollateral
 from confide.errors.certificates import PARSE_ERRORS
 
@@ -70,9 +70,9 @@ def gather(files: Iterable[bytes]) -> Collateral:
     if found.signed:
         found.put("dcap", _dcap(found))
     if found.scores:
-        found.put(SCORES, write_scores(found.scores))
+        found.put(SCORES, ScoreCertificate.write_lines(found.scores))
     if found.training:
-        found.put(TRAINING, write_training(found.training))
+        found.put(TRAINING, TrainingCertificate.write_lines(found.training))
     for one in found.lists:
         found.put("crl", one.public_bytes(Encoding.DER))
     _name_certificates(found)
@@ -113,7 +113,7 @@ def _sort_json(data: bytes, found: _Found) -> None:
 
 
 def _sort_certificate(data: bytes, found: _Found) -> None:
-    if predicate_type(data) == PREDICATE_TYPE:
+    if predicate_type(data) == TrainingCertificate.PREDICATE_TYPE:
         found.training.append(TrainingCertificate.read(data))
     else:
         found.scores.append(ScoreCertificate.read(data))

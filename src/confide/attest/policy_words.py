@@ -54,7 +54,7 @@ def left_open(policy: AnyPolicy) -> Iterator[str]:
     """What whoever wrote the policy may not have meant to leave open, with what to write."""
     asks = policy.requirements
     if not names_code(policy):
-        yield "any code on such hardware is trusted: name measurements (mrtd, measurement, mrenclave)"
+        yield "any code on such hardware is trusted: name measurements (mrtd, measurement, mrenclave, pcrs)"
     if not all_ways(asks, lambda one: isinstance(one, Fresh | ReportData)):
         yield "evidence of any date is trusted where nobody adds a nonce, as sessions and key brokers do: name fresh"
     if not all_ways(asks, lambda one: isinstance(one, Model | Corpus)):

@@ -3,30 +3,22 @@
 See `certificates` for their form. The subject is the sealed model, by its model digest under the name `confideModel`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, ClassVar, Final, Literal
+from typing import Annotated, ClassVar, Final, Literal, Self
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from confide.attest.certificates import (
-    STATEMENT_TYPE,
-    Certificate,
-    DatasetName,
-    DescribedRun,
-    Outcome,
-    lines_of,
-    sign_payload,
-)
+from confide.attest.certificates import Certificate, DatasetName, DescribedRun, InToto, Outcome, Subject
 from confide.attest.configuration import Count, Hex32, Word
 from confide.attest.wire import Record
 from confide.errors import MalformedScore
 
 SCORES: Final = "scores"
 """The document of a collateral that holds the certificates of the model served, as JSON Lines."""
-PREDICATE_TYPE: Final = "urn:confide:score:v1"
+_MODEL: Final = "confideModel"
 
 
 class Metric(StrEnum):
@@ -89,32 +81,30 @@ class Counts(Record, frozen=True):
     unit: Literal["tokens", "items"]
 
 
+class Prepared(Record, frozen=True):
+    """What made a task's items, of what, in the words of the task file, whose digest the run names.
+
+    harness: such as lm-eval, with its version. task: of the harness. measure: the harness's word for what is scored.
+    config: SHA-256 of the task's configuration. data: SHA-256 of the documents that the items are made from.
+    """
+
+    harness: Word
+    version: Word
+    task: Word
+    measure: Word
+    config: Hex32
+    data: Hex32
+
+
 class Predicate(Outcome, frozen=True):
-    """What a certificate says. task: its name, by the dataset's author."""
+    """What a certificate says. task: its name, by the dataset's author. prepared: None where a person made the task."""
 
     run: Run
     task: DatasetName
     sampling: Sampling
     counts: Counts
     score: Score
-
-
-class _Digest(msgspec.Struct, frozen=True):
-    model: Hex32 = msgspec.field(name="confideModel")
-
-
-class _Subject(msgspec.Struct, frozen=True):
-    name: Word
-    digest: _Digest
-
-
-class _Statement(msgspec.Struct, frozen=True):
-    """in-toto's. Members that are not known are left alone, as its parsing rules have it."""
-
-    type: Literal["https://in-toto.io/Statement/v1"] = msgspec.field(name="_type")
-    subject: Annotated[tuple[_Subject, ...], msgspec.Meta(min_length=1, max_length=1)]
-    predicate_type: Literal["urn:confide:score:v1"] = msgspec.field(name="predicateType")
-    predicate: Predicate
+    prepared: Prepared | None = None
 
 
 @dataclass(frozen=True)
@@ -124,6 +114,8 @@ class ScoreCertificate(Certificate[Predicate]):
     WORD: ClassVar[str] = "score"
     PURPOSE: ClassVar[str] = "score-certificate"
     MALFORMED: ClassVar[type[MalformedScore]] = MalformedScore
+    PREDICATE_TYPE: ClassVar[str] = "urn:confide:score:v1"
+    PREDICATE: ClassVar[type[Predicate]] = Predicate
 
     @property
     def run(self) -> Run:
@@ -136,31 +128,13 @@ class ScoreCertificate(Certificate[Predicate]):
         return {"model": self.run.model, "dataset": self.run.dataset, "nonce": self.run.nonce}
 
     @classmethod
-    def read(cls, data: bytes) -> "ScoreCertificate":
-        """From a file's bytes. MalformedScore for anything else, and for one that contradicts itself."""
-        statement, payload, signature = cls._opened(data, _Statement)
-        (subject,), predicate = statement.subject, statement.predicate
-        if subject.digest.model != predicate.run.model:
+    def _of(cls, statement: InToto[Predicate], payload: bytes, signature: bytes) -> Self:
+        subject, *others = statement.subject
+        if others or subject.digest.get(_MODEL) != statement.predicate.run.model:
             raise MalformedScore("The certificate's subject is another model than its run's; get the file again.")
-        certificate = cls(subject.name, predicate, payload, signature)
-        certificate._require_possible()
-        return certificate
+        return cls(subject.name, statement.predicate, payload, signature)
 
     @classmethod
-    def sign(cls, name: str, predicate: Predicate, key: Ed25519PrivateKey) -> "ScoreCertificate":
+    def sign(cls, name: str, predicate: Predicate, key: Ed25519PrivateKey) -> Self:
         """By the key that the predicate's evidence names. name: the model's."""
-        subject = _Subject(name, _Digest(predicate.run.model))
-        payload = msgspec.json.encode(_Statement(STATEMENT_TYPE, (subject,), PREDICATE_TYPE, predicate))
-        return cls(name, predicate, payload, sign_payload(payload, key))
-
-
-def read_scores(document: bytes) -> tuple[ScoreCertificate, ...]:
-    """The certificates in a document, one to a line. MalformedScore where any of them is none."""
-    return tuple(map(ScoreCertificate.read, lines_of(document, MalformedScore)))
-
-
-def write_scores(certificates: Iterable[ScoreCertificate]) -> bytes:
-    """The document of these. MalformedScore where they are too many."""
-    document = b"".join(one.write() for one in certificates)
-    read_scores(document)
-    return document
+        return cls._signed((Subject(name, {_MODEL: predicate.run.model}),), predicate, key)

@@ -6,24 +6,23 @@ two files by their SHA-256, as in-toto and model-signing name files.
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Final, Literal
+from typing import Annotated, ClassVar, Final, Self
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from confide.attest.certificates import (
-    STATEMENT_TYPE,
     Certificate,
     DatasetName,
     DescribedRun,
     Instant,
+    InToto,
     Outcome,
+    Subject,
     Testimony,
     key_bytes,
-    lines_of,
-    sign_payload,
 )
 from confide.attest.configuration import Count, Hex32, Word
 from confide.attest.wire import Attested, Record
@@ -31,7 +30,6 @@ from confide.errors import MalformedTraining
 
 TRAINING: Final = "training"
 """The document of a collateral that holds the certificates of the adapters served, as JSON Lines."""
-PREDICATE_TYPE: Final = "urn:confide:training:v1"
 CHECKPOINT_PURPOSE: Final = "training-checkpoint"
 """Under this name a statement holds the key that signs what a process leaves, in hexadecimal."""
 MAX_EARLIER: Final = 7
@@ -40,6 +38,8 @@ ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"
 ADAPTER_FILES: Final = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 """What an adapter is made of, as peft names it."""
 _KEY_ID: Final = r"\A[0-9a-f]{32}\Z"
+_ADAPTER, _FILE = "confideAdapter", "sha256"
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _ADAPTER_LABEL: Final = b"confide adapter 1\0"
 
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -145,25 +145,6 @@ class TrainingPredicate(Outcome, frozen=True):
     earlier: Annotated[tuple[EarlierPart, ...], msgspec.Meta(max_length=MAX_EARLIER)] = ()
 
 
-class _Digest(msgspec.Struct, frozen=True, omit_defaults=True):
-    adapter: Hex32 = msgspec.field(default="", name="confideAdapter")
-    sha256: Hex32 = ""
-
-
-class _Subject(msgspec.Struct, frozen=True):
-    name: Word
-    digest: _Digest
-
-
-class _Statement(msgspec.Struct, frozen=True):
-    """in-toto's. Members that are not known are left alone, as its parsing rules have it."""
-
-    type: Literal["https://in-toto.io/Statement/v1"] = msgspec.field(name="_type")
-    subject: Annotated[tuple[_Subject, ...], msgspec.Meta(min_length=3, max_length=3)]
-    predicate_type: Literal["urn:confide:training:v1"] = msgspec.field(name="predicateType")
-    predicate: TrainingPredicate
-
-
 @dataclass(frozen=True)
 class TrainingCertificate(Certificate[TrainingPredicate]):
     """A certificate of a training. name: of the base, by whoever sealed it. files: SHA-256 of each, by its name."""
@@ -171,6 +152,8 @@ class TrainingCertificate(Certificate[TrainingPredicate]):
     WORD: ClassVar[str] = "training"
     PURPOSE: ClassVar[str] = "training-certificate"
     MALFORMED: ClassVar[type[MalformedTraining]] = MalformedTraining
+    PREDICATE_TYPE: ClassVar[str] = "urn:confide:training:v1"
+    PREDICATE: ClassVar[type[TrainingPredicate]] = TrainingPredicate
 
     files: Mapping[str, str]
 
@@ -192,33 +175,31 @@ class TrainingCertificate(Certificate[TrainingPredicate]):
         return {"adapter": self.predicate.adapter, "base": run.base, "dataset": run.dataset, "nonce": run.nonce}
 
     @classmethod
-    def read(cls, data: bytes) -> "TrainingCertificate":
-        """From a file's bytes. MalformedTraining for anything else, and for one that contradicts itself."""
-        statement, payload, signature = cls._opened(data, _Statement)
+    def _of(cls, statement: InToto[TrainingPredicate], payload: bytes, signature: bytes) -> Self:
         predicate, (adapter, *files) = statement.predicate, statement.subject
-        digests = {one.name: one.digest.sha256 for one in files if one.digest.sha256}
-        if adapter.digest.adapter != predicate.adapter or digests.keys() != set(ADAPTER_FILES):
+        digests = {one.name: one.digest.get(_FILE, "") for one in files}
+        if adapter.digest.get(_ADAPTER) != predicate.adapter or not _are_its_files(digests, len(files)):
             raise MalformedTraining("The certificate's subjects are another adapter than its own; get the file again.")
         if [one.check for one in predicate.passed] != [one.check for one in predicate.run.checks]:
             raise MalformedTraining("The certificate lacks a check that its run asks for; get the file again.")
         steps = [0, *(part.steps for part in predicate.earlier), predicate.amount.steps]
         if steps != sorted(steps) or not all(part.key for part in predicate.earlier):
             raise MalformedTraining("The certificate's run was not taken up where it was left; get the file again.")
-        certificate = cls(adapter.name, predicate, payload, signature, digests)
-        certificate._require_possible()
-        return certificate
+        return cls(adapter.name, predicate, payload, signature, digests)
 
     @classmethod
-    def sign(
-        cls, name: str, predicate: TrainingPredicate, files: Mapping[str, str], key: Ed25519PrivateKey
-    ) -> "TrainingCertificate":
+    def sign(cls, name: str, predicate: TrainingPredicate, files: Mapping[str, str], key: Ed25519PrivateKey) -> Self:
         """By the key that the predicate's evidence names. name: the base model's. files: SHA-256 of each, as above."""
         subjects = (
-            _Subject(name, _Digest(adapter=predicate.adapter)),
-            *(_Subject(file, _Digest(sha256=files[file])) for file in ADAPTER_FILES),
+            Subject(name, {_ADAPTER: predicate.adapter}),
+            *(Subject(file, {_FILE: files[file]}) for file in ADAPTER_FILES),
         )
-        payload = msgspec.json.encode(_Statement(STATEMENT_TYPE, subjects, PREDICATE_TYPE, predicate))
-        return cls(name, predicate, payload, sign_payload(payload, key), files)
+        return cls._signed(subjects, predicate, key)
+
+
+def _are_its_files(digests: Mapping[str, str], count: int) -> bool:
+    named = count == len(ADAPTER_FILES) and digests.keys() == set(ADAPTER_FILES)
+    return named and all(_SHA256.fullmatch(digest) for digest in digests.values())
 
 
 def is_key_id(text: str) -> bool:
@@ -232,15 +213,3 @@ def adapter_digest(files: Mapping[str, bytes]) -> str:
     for name in ADAPTER_FILES:
         digest.update(msgspec.json.encode([name, len(files[name])]) + files[name])
     return digest.hexdigest()
-
-
-def read_training(document: bytes) -> tuple[TrainingCertificate, ...]:
-    """The certificates in a document, one to a line. MalformedTraining where any of them is none."""
-    return tuple(map(TrainingCertificate.read, lines_of(document, MalformedTraining)))
-
-
-def write_training(certificates: Iterable[TrainingCertificate]) -> bytes:
-    """The document of these. MalformedTraining where they are too many."""
-    document = b"".join(one.write() for one in certificates)
-    read_training(document)
-    return document

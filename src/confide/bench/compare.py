@@ -1,6 +1,7 @@
 """`confide bench compare`: results of several machines beside each other, of the same work and nothing else.
 
-The paper's two figures (see `tee`): by how much throughput falls and latency grows, cell by cell, with intervals.
+The paper's two figures (see `tee`): by how much throughput falls and latency grows, cell by cell, with intervals; and
+the same of training and retrieval where they were measured.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from confide.evaluate.statistics import Estimate
 
 @dataclass(frozen=True)
 class Compared:
-    """A cell on one machine. mean: tokens a second for throughput, seconds a token for latency.
+    """A cell on one machine. mean: tokens a second for throughput and training, seconds a token or a question else.
 
     overhead: by what share of the baseline's throughput is lost, or latency longer; None for the baseline itself.
     """
@@ -90,14 +91,14 @@ def _labels(results: Sequence[TeeResult]) -> list[str]:
 
 def sample_of(measured: CellRuns) -> Sample:
     """Its runs, in tokens a second or seconds a token, without those that lie too far out."""
-    if measured.cell.workload == "throughput":
+    if measured.cell.by_rate:
         return Sample.of([timing.tokens_per_second for timing in measured.runs])
     return Sample.of([timing.seconds_per_token for timing in measured.runs])
 
 
 def _overhead(cell: Cell, sample: Sample, baseline: Sample) -> Estimate:
     more = sample.over(baseline)
-    return Estimate(-more.value, -more.high, -more.low) if cell.workload == "throughput" else more
+    return Estimate(-more.value, -more.high, -more.low) if cell.by_rate else more
 
 
 def _differences(arms: Sequence[str], results: Sequence[TeeResult]) -> list[str]:

@@ -61,6 +61,9 @@ class ModelFacts(Part, frozen=True):
 class Timing(Part, frozen=True):
     """One run, in seconds: until the first token, and until the last. tokens: of all its answers together.
 
+    Of a training, until the first of its steps is done and the last, and tokens learnt from; of a retrieval, until the
+    first answer and the last, and how many questions there were.
+
     ValueError for a first token that is not before the last one.
     """
 
@@ -83,16 +86,22 @@ class Timing(Part, frozen=True):
         return (self.seconds - self.first) / (self.tokens - 1)
 
 
+WorkloadName = Literal["throughput", "latency", "training", "retrieval"]
 Timings = Annotated[tuple[Timing, ...], msgspec.Meta(min_length=1, max_length=MAX_RUNS)]
 
 
 class Cell(Part, frozen=True):
     """One workload in one engine and type of weights, on so many cores."""
 
-    workload: Literal["throughput", "latency"]
+    workload: WorkloadName
     engine: _Short
     dtype: _Short
     cores: Annotated[int, msgspec.Meta(ge=1, le=1 << 16)]
+
+    @property
+    def by_rate(self) -> bool:
+        """Whether it is measured by what is done in a second, and not by how long one thing takes."""
+        return self.workload in ("throughput", "training")
 
     @property
     def place(self) -> str:
@@ -122,7 +131,11 @@ class NotMeasured(Part, frozen=True):
 
 
 class Workload(Part, frozen=True):
-    """prompt, answer: tokens. batch, beams: of the throughput workload; latency has one of each."""
+    """prompt, answer: tokens. batch, beams: of the throughput workload; latency has one of each.
+
+    A training learns from `batch` windows of `prompt` tokens in a step. chunks: of the corpus that a retrieval asks,
+    unset where there is none.
+    """
 
     prompt: Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
     answer: Annotated[int, msgspec.Meta(ge=2, le=1 << 24)]
@@ -130,6 +143,7 @@ class Workload(Part, frozen=True):
     beams: Annotated[int, msgspec.Meta(ge=1, le=1 << 10)]
     warm_ups: Annotated[int, msgspec.Meta(ge=0, le=MAX_RUNS)]
     device: Literal["cpu", "cuda"]
+    chunks: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)] | msgspec.UnsetType = msgspec.UNSET
 
 
 class TeeResult(Part, frozen=True, tag="tee", tag_field="bench"):

@@ -1,7 +1,8 @@
 """`confide bench tee`: the same workloads on one kind of machine after another, to see what its protection costs.
 
 Workloads and their defaults are those of Chrapek et al., Confidential LLM Inference: Performance and Cost Across CPU
-and GPU TEEs (IISWC 2025, arXiv 2509.18886): throughput in batches with beam search, latency of one request.
+and GPU TEEs (IISWC 2025, arXiv 2509.18886): throughput in batches with beam search, latency of one request. Besides
+there are steps of a LoRA training and questions to a corpus, each as it is served here.
 """
 
 import tempfile
@@ -14,7 +15,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from confide.bench.cells import GGUF_TYPES, LLAMA_CPP, model_facts, plan_cells
+from confide.bench.cells import ANSWERS, GGUF_TYPES, LLAMA_CPP, model_facts, plan_cells, require_fit
 from confide.bench.checkout import commit
 from confide.bench.machine import Arm, Environment, Machine, shown_arm
 from confide.bench.results import (
@@ -26,13 +27,13 @@ from confide.bench.results import (
     TeeResult,
     Timing,
     Workload,
+    WorkloadName,
     digest_of,
     this_software,
 )
 from confide.bench.worker import Job, measure_apart
 from confide.errors import BenchmarkError
 from confide.evaluate.results import Results, Settings, keep_results
-from confide.models.context import require_room
 from confide.models.gguf.write import write_gguf
 from confide.models.source import Source
 
@@ -52,13 +53,17 @@ class Measure(Protocol):
 
 @dataclass(frozen=True)
 class Request:
-    """What to measure. source: of the model. cores: how many, for one cell after the other. runs: of each cell."""
+    """What to measure. source: of the model. cores: how many, for one cell after the other. runs: of each cell.
+
+    workloads: a retrieval takes `workload.chunks`.
+    """
 
     source: Source
     workload: Workload
     dtypes: Sequence[str]
     cores: Sequence[int]
     runs: int
+    workloads: Sequence[WorkloadName] = ANSWERS
 
     def plan(self, machine: Machine) -> tuple[list[Cell], list[NotMeasured]]:
         """The cells. PromptTooLong for a model with less context; BenchmarkError for cores that are not here, and where
@@ -69,11 +74,12 @@ class Request:
                 f"This process may use {machine.cores} of the machine's cores, and {max(self.cores)} are to be "
                 "measured; give fewer with --cores."
             )
-        require_room(self.source.config, self.workload.prompt, self.workload.answer)
-        cells, missing = plan_cells(self.source, self.workload.device, self.dtypes, self.cores)
+        for name in self.workloads:
+            require_fit(name, self.source, self.workload)
+        cells, missing = plan_cells(self.source, self.workload.device, self.dtypes, self.cores, self.workloads)
         if not cells:
             reasons = "; ".join(dict.fromkeys(one.reason for one in missing))
-            raise BenchmarkError(f"No engine has any of these types ({reasons}); give others with --dtypes.")
+            raise BenchmarkError(f"No engine has any of this ({reasons}); give others with --dtypes or --workload.")
         return cells, missing
 
 
@@ -161,7 +167,7 @@ def _files(source: Source, cells: Sequence[Cell]) -> Iterator[dict[str, Path]]:
 
 def _settings(request: Request, model: ModelFacts, machine: Machine, arm: Arm, code: str) -> Settings:
     """What runs depend on, so that those of another machine, code or model are never taken for these."""
-    workload = {name: str(value) for name, value in msgspec.structs.asdict(request.workload).items()}
+    workload = {name: str(value) for name, value in msgspec.to_builtins(request.workload).items()}
     return {
         "model": model.digest,
         "arm": arm.value,

@@ -89,11 +89,16 @@ def _place(one: Listed) -> tuple[str, str, str, float, str]:
 
 def _row(one: Listed) -> str:
     predicate, score = one.certificate.predicate, one.certificate.predicate.score
-    run = predicate.run
+    run, prepared = predicate.run, predicate.prepared
     kind = "blind run, approved by both owners" if one.certificate.approved_by(Role.DATA) else "dataset in the clear"
+    made = (
+        ""
+        if prepared is None
+        else f"<small>{_text(prepared.harness)} {_text(prepared.version)}, {_text(prepared.measure)}</small>"
+    )
     cells: Sequence[tuple[str, str]] = (
         ("", f"{_text(one.certificate.name)}<small><code>{_text(run.model)}</code></small>{_adapter(run.adapter)}"),
-        ("", f"{_text(predicate.task)}<small><code>{_text(run.dataset)}</code></small><small>{kind}</small>"),
+        ("", f"{_text(predicate.task)}<small><code>{_text(run.dataset)}</code></small><small>{kind}</small>{made}"),
         ("", f"{_text(run.metric.value)}<small>{predicate.counts.scored:,} {_text(predicate.counts.unit)}</small>"),
         (
             ' class="number"',

@@ -7,6 +7,7 @@ own, and not transformers' Trainer, which does as environment variables say and 
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, cast
 
@@ -132,7 +133,8 @@ def _with_lora(model: PreTrainedModel, lora: Lora) -> tuple[nn.Module, dict[str,
     settings: dict[str, Any] = {"r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout, "bias": "none"}
     config = LoraConfig(**settings, task_type="CAUSAL_LM", target_modules=targets, fan_in_fan_out=transposed)
     try:
-        wrapped = get_peft_model(model, config)
+        with warnings.catch_warnings(category=FutureWarning, action="ignore"):  # between these two libraries
+            wrapped = get_peft_model(model, config)
     except ValueError:
         raise TrainingFailed("The model has no modules of the names in the recipe's targets; correct them.") from None
     named = sorted(cast(set[str], config.target_modules))

@@ -5,9 +5,11 @@ words too: see `runs`.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -17,7 +19,7 @@ from confide.attest.configuration import EngineUsed
 from confide.attest.scores import Metric, Predicate, Run, ScoreCertificate
 from confide.certify.consent import Consent, require_owners
 from confide.certify.runs import Attester, Clock, approvals_of, described, nothing_said, require_same, utc_now
-from confide.certify.tasks import read_task
+from confide.certify.tasks import Task, read_task
 from confide.enclave.boot import Fetch
 from confide.enclave.egress import WaysOut
 from confide.errors import InvalidTask, RunRefused
@@ -27,7 +29,7 @@ from confide.packages.sealed.manifest import WeightsFormat
 from confide.packages.sealed.package import SealedPackage, UnlockedPackage
 
 if TYPE_CHECKING:
-    from confide.certify.measure import Measured
+    from confide.certify.measure import Asked, Measured
     from confide.models.adapter import Adapter
 
 
@@ -80,8 +82,8 @@ def score(
     approvals = approvals_of(run, package, data, consents)
     if adapter is not None:
         adapter.require_base(model)
-    if package.manifest.weights is not WeightsFormat.SAFETENSORS:
-        raise InvalidTask("A GGUF model is not measured yet; seal its safetensors, or wait for it.")
+    if adapter is not None and package.manifest.weights is WeightsFormat.GGUF:
+        raise InvalidTask("No adapter is laid over a GGUF model; measure its safetensors, or leave --adapter out.")
     workload = here.workload(run, ways)
     keys = {Role.MODEL: fetch(package.manifest.key, workload)}
     if isinstance(data, SealedData):
@@ -104,7 +106,7 @@ def score(
     key, attested = here.certify(run, ScoreCertificate.PURPOSE, said, finished)
     predicate = Predicate(
         run,
-        made.task,
+        made.task.name,
         found.sampling,
         found.counts,
         found.score,
@@ -112,34 +114,62 @@ def score(
         finished=finished,
         attested=attested,
         approvals=approvals,
+        prepared=made.task.prepared,
     )
     return ScoreCertificate.sign(package.manifest.name, predicate, key)
 
 
 @dataclass(frozen=True)
 class _Made:
-    """What came out. task: its name. engine: that computed."""
+    """What came out. engine: that computed."""
 
-    task: str
+    task: Task
     measured: "Measured"
     engine: EngineUsed
 
 
 def _measured(unlocked: UnlockedPackage, content: bytes, run: Run, adapter: "Adapter | None") -> _Made:
-    import torch
-    import transformers
-
     from confide.certify.measure import measure
-    from confide.packages.sealed.load import load_model, load_tokenizer
 
     task = read_task(content)
     if task.metric is not run.metric:
         raise RunRefused(f"The task is for {task.metric}, and the run for {run.metric}; describe the run again.")
+    opened = _in_llama_cpp(unlocked, task.context) if _is_gguf(unlocked) else _in_transformers(unlocked, adapter)
+    with opened as (model, engine):
+        return _Made(task, measure(task, model), engine)
+
+
+def _is_gguf(unlocked: UnlockedPackage) -> bool:
+    return unlocked.manifest.weights is WeightsFormat.GGUF
+
+
+@contextmanager
+def _in_transformers(unlocked: UnlockedPackage, adapter: "Adapter | None") -> "Iterator[tuple[Asked, EngineUsed]]":
+    import torch
+    import transformers
+
+    from confide.certify.measure import Asked
+    from confide.packages.sealed.load import load_model, load_tokenizer
+
     tokenizer = load_tokenizer(unlocked)
     if tokenizer is None:
         raise InvalidTask("The model was sealed without its tokenizer, which a task's texts take; seal it with one.")
     model = load_model(unlocked, dtype=torch.float32)
     if adapter is not None:
         model = adapter.merge_into(model)
-    engine = EngineUsed("transformers", transformers.__version__, {"torch": str(torch.__version__), "dtype": "f32"})
-    return _Made(task.name, measure(task, model, tokenizer), engine)
+    settings = {"torch": str(torch.__version__), "dtype": "f32"}
+    yield Asked.stock(model, tokenizer), EngineUsed("transformers", transformers.__version__, settings)
+
+
+@contextmanager
+def _in_llama_cpp(unlocked: UnlockedPackage, context: int | None) -> "Iterator[tuple[Asked, EngineUsed]]":
+    """context: tokens of a window, where the task says it."""
+    from confide.certify.measure import Asked
+    from confide.enclave.engines.gguf_logits import GgufLogits
+    from confide.evaluate.logits import require_numbers
+    from confide.evaluate.windows import LONGEST_CONTEXT
+    from confide.packages.sealed.memory import open_gguf
+
+    with open_gguf(unlocked) as file, GgufLogits(Path(file.path), context or LONGEST_CONTEXT) as logits:
+        model = Asked(lambda window: require_numbers(logits(window)), logits.tokenizer, logits.longest)
+        yield model, EngineUsed("llama.cpp", logits.version, logits.settings)

@@ -36,6 +36,7 @@ _COMMANDS: Final = (
     "quantize",
     "seal",
     "open",
+    "top",
 )
 _GROUPS: Final = (
     "hint",

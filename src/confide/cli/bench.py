@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args
 
 import typer
 from rich.markup import escape
@@ -18,7 +18,15 @@ from confide.cli.tee import WARNING
 if TYPE_CHECKING:
     from confide.bench.compare import Comparison
     from confide.bench.machine import Machine
-    from confide.bench.results import AnyResult, Cell, NotMeasured, QuantizationResult, ResultFile, TeeResult
+    from confide.bench.results import (
+        AnyResult,
+        Cell,
+        NotMeasured,
+        QuantizationResult,
+        ResultFile,
+        TeeResult,
+        WorkloadName,
+    )
     from confide.bench.tee import OnProgress
     from confide.evaluate.statistics import Estimate
 
@@ -31,7 +39,18 @@ Runs = Annotated[int, typer.Option(help="Runs that count.", min=1, max=1_000)]
 Context = Annotated[int | None, typer.Option(help="Tokens in a window of text; the model's, up to 2048.", min=2)]
 MaxWindows = Annotated[int | None, typer.Option("--windows", help="Use only so many windows, from the start.", min=2)]
 WarmUps = Annotated[int, typer.Option("--warm-ups", help="Runs before them, which do not.", min=0, max=1_000)]
-_UNITS: Final = {"throughput": (1.0, "tokens/s"), "latency": (1e3, "ms a token")}
+_UNITS: Final = {
+    "throughput": (1.0, "tokens/s"),
+    "latency": (1e3, "ms a token"),
+    "training": (1.0, "tokens/s"),
+    "retrieval": (1e3, "ms a question"),
+}
+_OVERHEADS: Final = {
+    "throughput": "throughput lost",
+    "latency": "latency added",
+    "training": "tokens a second lost in training",
+    "retrieval": "time added to a question",
+}
 
 
 @app.command("quantization")
@@ -90,8 +109,16 @@ def tee(
     out: Annotated[Path, typer.Option(help="Folder for the result, to go on in after an interruption.")],
     prompt: Prompt = 1024,
     answer: Answer = 128,
-    batch: Annotated[int, typer.Option(help="Prompts at once, for throughput.", min=1)] = 6,
+    workload: Annotated[
+        str, typer.Option(help="What to measure, of throughput, latency, training and retrieval.")
+    ] = "throughput,latency",
+    batch: Annotated[
+        int, typer.Option(help="Prompts at once, for throughput; windows in a training's step.", min=1)
+    ] = 6,
     beams: Annotated[int, typer.Option(help="Beams of each, for throughput.", min=1)] = 4,
+    chunks: Annotated[
+        int, typer.Option(help="Of the corpus, for retrieval, of 80 words each.", min=1, max=1 << 20)
+    ] = 10_000,
     warm_ups: WarmUps = 10,
     runs: Runs = 50,
     dtypes: Annotated[str, typer.Option(help="Types of weights, of f32, bf16 and int8.")] = "bf16,int8",
@@ -105,10 +132,12 @@ def tee(
     offline: Annotated[bool, typer.Option("--offline", help="Take vendors' collateral from the cache.")] = False,
     json: Json = False,
 ) -> None:
-    """Throughput and latency on this machine, whose kind is found out and attested.
+    """What a model's answers, a training and a retrieval take on this machine, whose kind is found out and attested.
 
     An interrupted run goes on with the same command. A checkout must be as it was committed.
     """
+    from msgspec.structs import replace
+
     from confide.bench.machine import Environment, this_machine
     from confide.bench.results import Workload
     from confide.bench.tee import Request, measure_tee
@@ -116,8 +145,11 @@ def tee(
 
     output.quiet_transformers()
     machine = this_machine()
-    workload = Workload(prompt, answer, batch, beams, warm_ups, _device(device))
-    request = Request(open_model(model), workload, _dtypes(dtypes), _cores(cores, machine.cores), runs)
+    names = _workloads(workload)
+    asked = Workload(prompt, answer, batch, beams, warm_ups, _device(device))
+    if "retrieval" in names:
+        asked = replace(asked, chunks=chunks)
+    request = Request(open_model(model), asked, _dtypes(dtypes), _cores(cores, machine.cores), runs, names)
     environment = Environment.find(simulated_tee, offline=offline)
     with measuring.interruptible(out), _progress(quiet=json) as progress:
         file = measure_tee(request, machine, environment, out, progress=progress)
@@ -135,7 +167,7 @@ def compare(
     results: Annotated[
         list[Path], typer.Argument(help="Files of `bench tee`; the first is what others are held against.")
     ],
-    out: Annotated[Path | None, typer.Option(help="Folder for the two figures.", file_okay=False)] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for a figure of each workload.", file_okay=False)] = None,
     json: Json = False,
 ) -> None:
     """By how much throughput falls and latency grows from one machine to others, with intervals of 95%.
@@ -189,6 +221,15 @@ def _dtypes(text: str) -> tuple[str, ...]:
     found = tuple(dict.fromkeys(text.split(",")))
     if not set(found) <= set(DTYPES):
         raise typer.BadParameter(f"--dtypes takes {', '.join(DTYPES)}, separated by commas")
+    return found
+
+
+def _workloads(text: str) -> "tuple[WorkloadName, ...]":
+    from confide.bench.results import WorkloadName
+
+    found = tuple(name for name in get_args(WorkloadName) if name in text.split(","))
+    if len(found) != len(set(text.split(","))):
+        raise typer.BadParameter(f"--workload takes {', '.join(get_args(WorkloadName))}, separated by commas")
     return found
 
 
@@ -248,7 +289,7 @@ def _draw(comparison: "Comparison", result: "TeeResult", out: Path) -> list[Path
 
     out.mkdir(parents=True, exist_ok=True)
     written = []
-    for workload, words in (("throughput", "throughput lost"), ("latency", "latency added")):
+    for workload, words in _OVERHEADS.items():
         groups: dict[str, dict[str, Estimate]] = {}
         for row in comparison.rows:
             if row.cell.workload == workload and row.overhead is not None:
@@ -289,6 +330,8 @@ def show_tee(result: "TeeResult") -> None:
     from confide.bench.compare import sample_of
 
     for workload, (scale, unit) in _UNITS.items():
+        if workload not in {each.cell.workload for each in result.cells}:
+            continue
         table = measuring.table("", unit, "runs", "dropped")
         for measured in (each for each in result.cells if each.cell.workload == workload):
             sample = sample_of(measured)

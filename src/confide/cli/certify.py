@@ -36,10 +36,10 @@ from confide.cli.files import read_file
 from confide.cli.options import Json, Offline, OwnerFile
 from confide.cli.tee import WARNING
 from confide.enclave.tee import TeeKind
-from confide.errors import InvalidTask, MalformedScore
+from confide.errors import MalformedScore
 
 if TYPE_CHECKING:
-    from confide.attest.scores import Run, ScoreCertificate
+    from confide.attest.scores import Prepared, Run, ScoreCertificate
     from confide.certify.runs import Attester
     from confide.packages.sealed.adapter import SealedAdapter
     from confide.packages.sealed.data import SealedData
@@ -47,7 +47,15 @@ if TYPE_CHECKING:
 app = typer.Typer(name="certify", help="Certified scores of sealed models.", no_args_is_help=True)
 
 TaskOption = Annotated[
-    str, typer.Option("--task", help="A task file, or a folder of `confide certify seal`.", metavar="FILE|FOLDER")
+    str,
+    typer.Option(
+        "--task",
+        help="A task file, a folder of `confide certify seal`, or a task of lm-eval, where that is installed.",
+        metavar="FILE|FOLDER|lm-eval:NAME",
+    ),
+]
+LmEvalTasks = Annotated[
+    Path | None, typer.Option(help="Tasks of lm-eval in YAML, to choose from instead of its own.", metavar="FOLDER")
 ]
 AdapterOption = Annotated[
     Path | None, typer.Option(help="A sealed adapter of `confide train lora`, to lay over the model.", metavar="FOLDER")
@@ -83,11 +91,38 @@ def seal(
     certifying.show_sealed(said, key)
 
 
+@app.command("task")
+def write_task(
+    task: Annotated[
+        str, typer.Argument(help="The task, with lm-eval's measure: acc without.", metavar="lm-eval:NAME[:acc_norm]")
+    ],
+    out: Annotated[Path, typer.Option(help="The task file to write; it must not exist.")],
+    lm_eval_tasks: LmEvalTasks = None,
+    json: Json = False,
+) -> None:
+    """Write a task of lm-eval as a task file, to seal it, to publish it, or to measure it where lm-eval is not."""
+    from confide.certify.lm_eval_tasks import prepare_task
+    from confide.certify.tasks import read_task
+
+    content = prepare_task(task, lm_eval_tasks)
+    certifying.create(out, content)
+    made = read_task(content)
+    if json:
+        output.result(
+            {"file": str(out), "dataset": made.digest, "task": made.name, "items": len(made.items)}
+            | {"prepared": msgspec.to_builtins(made.prepared)}
+        )
+        return
+    output.console.print(f"Wrote {len(made.items):,} items of {escape(made.name)}: {escape(str(out))}", soft_wrap=True)
+    certifying.show_lines({"dataset": made.digest, **_prepared_by(made.prepared)})
+
+
 @app.command("run")
 def describe_run(
     package: PackageFolder,
     task: TaskOption,
     out: Annotated[Path, typer.Option(help="The description to write; it must not exist.")],
+    lm_eval_tasks: LmEvalTasks = None,
     adapter: AdapterOption = None,
     metric: Annotated[Metric | None, typer.Option(help="Of a sealed task, which does not say it.")] = None,
     nonce: NonceOption = None,
@@ -99,7 +134,7 @@ def describe_run(
     """Describe the run that this environment would make, for both owners to approve. Needs no key."""
     from confide.certify.consent import write_run
 
-    data, over = _data(task), _adapter(adapter)
+    data, over = _data(task, lm_eval_tasks), _adapter(adapter)
     run = _described(package, data, over, metric, nonce, certifying.here(tee, simulated_tee, offline=offline))
     certifying.create(out, write_run(run))
     if json:
@@ -134,6 +169,7 @@ def score_package(
     task: TaskOption,
     keys: KeysOption,
     out: Annotated[Path, typer.Option(help="The certificate to write; it must not exist.")],
+    lm_eval_tasks: LmEvalTasks = None,
     adapter: AdapterOption = None,
     data_keys: Annotated[
         str | None, typer.Option(help="Address of the service of the data's and the adapter's keys, if it is another.")
@@ -161,7 +197,7 @@ def score_package(
     from confide.packages.sealed.data import SealedData
     from confide.packages.sealed.package import SealedPackage
 
-    data, over = _data(task), _adapter(adapter)
+    data, over = _data(task, lm_eval_tasks), _adapter(adapter)
     if isinstance(data, SealedData) and run is None:
         raise typer.BadParameter("a sealed dataset takes --run, and an --approval of each owner")
     if run is not None and nonce is not None:
@@ -204,7 +240,14 @@ def verify(
         str | None, typer.Option(help="Time of appraisal, such as 2026-02-19; when it was measured without.")
     ] = None,
     package: Annotated[Path | None, typer.Option(help="The sealed model that it has to be of.")] = None,
-    task: Annotated[Path | None, typer.Option(help="The task file or sealed dataset that it has to be of.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="The task file, sealed dataset or task of lm-eval that it has to be of.",
+            metavar="FILE|FOLDER|lm-eval:NAME",
+        ),
+    ] = None,
+    lm_eval_tasks: LmEvalTasks = None,
     nonce: Annotated[str | None, typer.Option(help="That the run was ordered with.", metavar="HEX")] = None,
     simulated_root: SimulatedRoot = None,
     json: Json = False,
@@ -215,7 +258,7 @@ def verify(
     read = _certificate(certificate)
     about = {
         "model": None if package is None else SealedPackage.open(package).manifest.model_digest,
-        "dataset": None if task is None else _dataset(_data(str(task))),
+        "dataset": None if task is None else _dataset(_data(task, lm_eval_tasks)),
         "nonce": nonce,
     }
     certifying.judge(
@@ -269,22 +312,22 @@ def index(
 # -- what the options name ---------------------------------------------------------------------------------------------
 
 
-def _data(task: str) -> "SealedData | bytes":
+def _data(task: str, lm_eval_tasks: Path | None) -> "SealedData | bytes":
+    from confide.certify.lm_eval_tasks import PREFIX, prepare_task
     from confide.packages.sealed.data import SealedData
 
-    if task.startswith("lm-eval:"):
-        raise InvalidTask(
-            "Tasks of lm-eval are not measured by this version; write their items to a task file (docs/certify.md)."
-        )
+    if task.startswith(PREFIX):
+        return prepare_task(task, lm_eval_tasks)
+    if lm_eval_tasks is not None:
+        raise typer.BadParameter("--lm-eval-tasks goes with --task lm-eval:NAME")
     path = Path(task)
     return SealedData.open(path) if path.is_dir() else _content(path)
 
 
 def _content(path: Path) -> bytes:
-    from confide.certify.tasks import MAX_TASK_BYTES
+    from confide.certify.tasks import TASK_FILE
 
-    too_large = InvalidTask(f"{path} has more than the {MAX_TASK_BYTES >> 20} MiB of a task file; divide it.")
-    return read_file(path, MAX_TASK_BYTES, too_large)
+    return read_file(path, TASK_FILE.most_bytes, TASK_FILE.too_large())
 
 
 def _dataset(data: "SealedData | bytes") -> str:
@@ -344,6 +387,7 @@ def _facts(certificate: "ScoreCertificate") -> dict[str, Any]:
         "score": msgspec.to_builtins(predicate.score),
         "counts": msgspec.to_builtins(predicate.counts),
         "sampling": msgspec.to_builtins(predicate.sampling),
+        "prepared": msgspec.to_builtins(predicate.prepared),
         "started": predicate.started.isoformat(),
         "finished": predicate.finished.isoformat(),
         "approved_by": {role.value: certificate.approved_by(role) for role in Role},
@@ -365,6 +409,16 @@ def _show_run(run: "Run") -> None:
     )
 
 
+def _prepared_by(prepared: "Prepared | None") -> dict[str, str]:
+    if prepared is None:
+        return {}
+    return {
+        "prepared by": f"{prepared.harness} {prepared.version}: {prepared.task}, {prepared.measure}",
+        "its config": prepared.config,
+        "its data": prepared.data,
+    }
+
+
 def _lines(certificate: "ScoreCertificate") -> dict[str, str]:
     predicate, score, run = certificate.predicate, certificate.predicate.score, certificate.run
     interval = f"{score.low:g} to {score.high:g} at {score.confidence:.0%}: {score.interval}"
@@ -372,6 +426,7 @@ def _lines(certificate: "ScoreCertificate") -> dict[str, str]:
         "model": f"{certificate.name}  {run.model}",
         **({"adapter": run.adapter} if run.adapter else {}),
         "task": f"{predicate.task}  {run.dataset}",
+        **_prepared_by(predicate.prepared),
         run.metric.value: f"{score.value:g}  ({interval})",
         "scored": f"{predicate.counts.scored:,} {predicate.counts.unit} of {predicate.counts.items:,} items",
         "measured": f"{predicate.finished:%Y-%m-%d %H:%M}, Confide {run.harness.version} {run.harness.digest[:16]}",

@@ -87,12 +87,11 @@ def command(
     }
     if replicas is not None:  # which a layer server has not
         evidence["replicas"] = replicas
-    hybrid: dict[str, Any] = {"shell": shell, "licence": licence_key(licence_file)} if shell else {}
-    if hybrid:
-        hybrid["progress"] = not json
+    hybrid: dict[str, Any] = {"shell": shell, "progress": not json} if shell else {}
     if proxy is not None:  # which a model in a trusted environment does not take
         hybrid["proxy"] = proxy
-    with connect(urls, **evidence, **hybrid, ca=ca, insecure_no_tls=insecure_no_tls) as session:
+    licence = licence_key(licence_file)
+    with connect(urls, **evidence, **hybrid, licence=licence, ca=ca, insecure_no_tls=insecure_no_tls) as session:
         chat = Chat(session, system, max_tokens)
         if json:
             output.result({"text": "".join(chat.pieces(once or "")), **describe(session)})

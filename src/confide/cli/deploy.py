@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from confide.attest.requirements.hardware import SnpTcb
     from confide.deploy.deployment import Deployment
     from confide.deploy.lint.linter import Report
+    from confide.deploy.predict.eif import EnclaveImage
     from confide.deploy.service import Service
 
 _REFUSED: Final = 10
@@ -310,6 +311,32 @@ def gcp(
     return clouds.gcp(service, program=program, image=image, machine=machine, zone=zone, log=seen, guest=_guest(guest))
 
 
+@_target("nitro")
+def nitro(
+    service: "Service",
+    base: Annotated[str, typer.Option(help="The image to start from, with Python, by its digest: NAME@sha256:...")],
+    eif: Annotated[
+        Path | None,
+        typer.Option(
+            help="What nitro-cli built of the Dockerfile; without it nothing is predicted, and no policy is written.",
+            dir_okay=False,
+        ),
+    ] = None,
+    python: Annotated[str, typer.Option(help="Python in that image.")] = "/usr/local/bin/python3",
+    files: Annotated[
+        str, typer.Option(help="Folder on the parent, with confide.eif and enclave.json.")
+    ] = "/srv/confide",
+    memory: Annotated[int, typer.Option(help="The enclave's memory, in GiB; four times its image at least.")] = 16,
+    processors: Annotated[int, typer.Option(help="The enclave's processors.")] = 4,
+) -> "Deployment":
+    """AWS Nitro: an enclave's image and its PCRs, and what its parent runs."""
+    from confide.deploy import nitro as target
+
+    enclave = target.Enclave(memory, processors, files)
+    image = None if eif is None else _enclave_image(eif)
+    return target.nitro(service, enclave, base=base, python=python, image=image)
+
+
 @app.command("image")
 def image(
     package: Package,
@@ -462,6 +489,16 @@ def _bytes(path: Path, limit: int) -> bytes:
         return read_bounded(path, limit)
     except OSError as error:
         raise DeployError(f"{path} cannot be read ({error.strerror}); give the file that is booted.") from None
+
+
+def _enclave_image(path: Path) -> "EnclaveImage":
+    from confide.deploy.predict.eif import EnclaveImage
+
+    try:
+        with path.open("rb") as file:
+            return EnclaveImage.read(file)
+    except OSError as error:
+        raise DeployError(f"{path} cannot be read ({error.strerror}); give what `nitro-cli` built.") from None
 
 
 def _guest(path: Path | None) -> "Policy | None":

@@ -57,6 +57,7 @@ ROLES: Final = {
     "postgres": "one ledger for several layer servers, in PostgreSQL",
     "rag": "build, search and serve corpora of documents",
     "sigstore": "releases that a build service signed",
+    "traces": "traces of requests to sealed models, for OpenTelemetry",
 }
 """What each extra of the project is for."""
 _LEAST_DISK: Final = 1 << 30
@@ -71,7 +72,7 @@ def command(
     ] = None,
     ca: Annotated[Path | None, typer.Option(help="Authorities to trust there, instead of the system's.")] = None,
     measure: Annotated[
-        bool, typer.Option("--measure", help="Also time products, first touches of memory and the disk: seconds.")
+        bool, typer.Option("--measure", help="Also time what each costs, from products to evidence: seconds.")
     ] = False,
     json: Json = False,
 ) -> None:

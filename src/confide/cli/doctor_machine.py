@@ -8,19 +8,25 @@ import mmap
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Final
 
+from confide.attest.reading.detect import Detected, detect
+from confide.attest.reading.reader import REPORT_DATA_BYTES
 from confide.cli import output
 from confide.cli.doctor import Finding, State
 from confide.deploy.tuning import REASONS
+from confide.errors import ConfideError
+from confide.printable import printable
 
 _GUEST: Final = {
     "SGX": "dev/sgx_enclave",
     "TDX": "dev/tdx_guest",
     "SEV-SNP": "dev/sev-guest",
+    "Nitro": "dev/nsm",
     "a TPM": "dev/tpmrm0",
     "configfs-tsm": "sys/kernel/config/tsm/report",
 }
@@ -31,6 +37,11 @@ _TIMEX_BYTES: Final = 256
 MEASURED_BYTES: Final = 1 << 27
 ROWS, COLUMNS, TOKENS = 4096, 4096, 64
 _TIMES: Final = 3
+_READINGS: Final = 100_000
+_BLOCKS: Final = 64
+_MOST_PROCESSORS: Final = 8192
+_OWN_CLOCKS: Final = ("tsc", "kvm-clock", "hyperv_clocksource_tsc_page", "arch_sys_counter")
+"""Read without leaving the guest (Linux, Documentation/virt/kvm/x86/timekeeping)."""
 
 
 def machine(root: Path = Path("/")) -> Iterator[Finding]:
@@ -48,7 +59,8 @@ def _devices(root: Path) -> Finding:
     guest = [name for name, path in _GUEST.items() if (root / path).exists()]
     host = [name for name, path in _HOST.items() if _said(root / path) in ("Y", "1")]
     if not guest + host:
-        return Finding("devices", State.ABSENT, "none of SGX, TDX, SEV-SNP or a TPM, in this machine or for its guests")
+        absent = "none of SGX, TDX, SEV-SNP, Nitro or a TPM, in this machine or for its guests"
+        return Finding("devices", State.ABSENT, absent)
     parts = [f"in this machine: {', '.join(guest)}"] if guest else []
     parts += [f"for its guests: {', '.join(host)}"] if host else []
     lacks = bool({"TDX", "SEV-SNP"} & set(guest)) and "configfs-tsm" not in guest
@@ -120,13 +132,17 @@ def _entropy() -> Finding:
 # -- measured ----------------------------------------------------------------------------------------------------------
 
 
-def measured(folder: Path) -> Iterator[Finding]:
-    """What takes a second to find out. folder: on the disk where models are kept."""
+def measured(folder: Path, root: Path = Path("/"), found: Callable[[], Detected] = detect) -> Iterator[Finding]:
+    """What takes a second to find out. folder: on the disk where models are kept. found: what makes evidence here."""
     yield _pages()
     yield _disk(folder)
+    yield _readings(root)
+    yield _generator()
+    yield from _nodes(root)
+    yield from _evidence(found())
 
 
-def products() -> Iterator[Finding]:
+def products(root: Path = Path("/")) -> Iterator[Finding]:
     """How fast this processor multiplies, in bytes by the hybrid mode's kernel, and in the types of models."""
     import torch
 
@@ -152,6 +168,107 @@ def products() -> Iterator[Finding]:
     yield Finding(
         "products", State.OK, f"{found} billion operations a second, {'with' if has else 'without'} AMX", todo
     )
+    yield from _siblings(root)
+
+
+def _siblings(root: Path) -> Iterator[Finding]:
+    """What a second thread of each core adds to products, where there is one: each in a thread that stays there."""
+    import torch
+
+    allowed = os.sched_getaffinity(0)
+    lists = root.glob("sys/devices/system/cpu/cpu[0-9]*/topology/thread_siblings_list")
+    cores = {tuple(sorted(allowed & set(_processors(_said(one))))) for one in lists} - {()}
+    if all(len(core) == 1 for core in cores):
+        return
+    weights, tokens = torch.ones(ROWS, COLUMNS), torch.ones(COLUMNS, TOKENS)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        alone = _together([core[0] for core in cores], partial(torch.matmul, weights, tokens))
+        all_of_them = _together([one for core in cores for one in core], partial(torch.matmul, weights, tokens))
+    finally:
+        torch.set_num_threads(threads)
+    speeds = [2e-9 * ROWS * COLUMNS * TOKENS * rate for rate in (alone, all_of_them)]
+    found = f"float32 {speeds[0]:.0f} billion operations a second by one a core, {speeds[1]:.0f} by all of them"
+    yield Finding("sibling threads", State.OK, found)
+
+
+def _together(places: Collection[int], work: Callable[[], object]) -> float:
+    """How often a second work is done, by a thread on each of these processors, all at once."""
+
+    def stay(place: int) -> None:
+        os.sched_setaffinity(0, {place})  # of this thread alone
+        for _ in range(_TIMES):
+            work()
+
+    started = time.perf_counter()
+    with ThreadPoolExecutor(len(places)) as pool:
+        list(pool.map(stay, places))
+    return _TIMES * len(places) / (time.perf_counter() - started)
+
+
+def _readings(root: Path) -> Finding:
+    """What a look at the clock costs, which a server takes at every turn: some sources leave the guest for it."""
+    source = _said(root / "sys/devices/system/clocksource/clocksource0/current_clocksource")
+    started = time.perf_counter()
+    for _ in range(_READINGS):
+        time.monotonic()
+    took = (time.perf_counter() - started) / _READINGS
+    slow = bool(source) and source not in _OWN_CLOCKS
+    todo = "start with clocksource=tsc, if the processor's counter is steady: this one leaves the guest"
+    found = f"{took * 1e9:.0f} ns each, by {source or 'an unknown source'}"
+    return Finding("clock readings", State.OK, found, todo if slow else "")
+
+
+def _generator() -> Finding:
+    """What the kernel's random bytes cost: keys, nonces and errors come from there."""
+    started = time.perf_counter()
+    for _ in range(_BLOCKS):
+        os.urandom(1 << 16)
+    speed = (_BLOCKS << 16) / (time.perf_counter() - started)
+    return Finding("random bytes", State.OK, f"{output.megabytes(round(speed))} a second")
+
+
+def _nodes(root: Path) -> Iterator[Finding]:
+    """What reading another node's memory costs, where there is another: from the last, of memory of the first."""
+    lists = sorted(root.glob("sys/devices/system/node/node[0-9]*/cpulist"), key=lambda path: (len(str(path)), path))
+    allowed = os.sched_getaffinity(0)
+    places = [sorted(allowed & set(_processors(_said(one)))) for one in lists]
+    places = [place for place in places if place]
+    if len(places) < 2:
+        return
+
+    def read() -> tuple[float, float]:
+        os.sched_setaffinity(0, places[0])
+        with mmap.mmap(-1, MEASURED_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+            for at in range(0, MEASURED_BYTES, mmap.PAGESIZE):
+                memory[at] = 1  # where it is touched first, there it lies
+            near = min(_reading(memory) for _ in range(_TIMES))
+            os.sched_setaffinity(0, places[-1])
+            return near, min(_reading(memory) for _ in range(_TIMES))
+
+    with ThreadPoolExecutor(1) as pool:  # a thread of its own, for its place is changed
+        near, far = (output.duration(one * (1 << 30) / MEASURED_BYTES) for one in pool.submit(read).result())
+    yield Finding("memory of nodes", State.OK, f"{near} a GiB read from its own node, {far} from another")
+
+
+def _reading(memory: mmap.mmap) -> float:
+    started = time.perf_counter()
+    memory.find(b"\xff")  # which is not in it
+    return time.perf_counter() - started
+
+
+def _evidence(detected: Detected) -> Iterator[Finding]:
+    """What evidence costs: it is made for every user who asks, and for every renewed certificate."""
+    for reader in detected.readers:
+        started = time.perf_counter()
+        try:
+            reader.read(os.urandom(REPORT_DATA_BYTES))
+        except ConfideError as error:
+            yield Finding("evidence", State.PROBLEM, f"{reader.name}: {printable(str(error))}")
+        else:
+            took = output.duration(time.perf_counter() - started)
+            yield Finding("evidence", State.OK, f"made by {reader.name} in {took}")
 
 
 def _pages() -> Finding:
@@ -201,6 +318,14 @@ def _disk(folder: Path) -> Finding:
         )
     found = f"{output.megabytes(round(size / took))} a second written, {output.megabytes(round(size / read))} read"
     return Finding("disk", State.OK, found)
+
+
+def _processors(text: str) -> Iterator[int]:
+    """Of a list as the kernel writes it, such as 0-3,8; none where it is no list."""
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        if first.isdecimal() and (last or first).isdecimal():
+            yield from range(int(first), min(int(last or first), _MOST_PROCESSORS) + 1)
 
 
 def _said(path: Path) -> str:

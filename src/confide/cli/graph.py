@@ -198,6 +198,7 @@ def coordinate(
         simulated_tee=simulated_tee,
         keys=None,
         keys_ca=None,
+        keys_through=None,
         ra_tls=False,
         tls_name=None,
         release=release,

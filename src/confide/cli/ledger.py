@@ -9,9 +9,9 @@ from rich.markup import escape
 
 from confide.cli import output
 from confide.cli.options import Json, ServerPlace
-from confide.hybrid.server.ledger import backup as work
-from confide.hybrid.server.ledger.address import parse_place
-from confide.hybrid.server.ledger.place import state_of
+from confide.ledger import backup as work
+from confide.ledger.address import parse_place
+from confide.ledger.place import state_of
 
 app = typer.Typer(name="ledger", help="Backups of a layer server's ledger.", no_args_is_help=True)
 

@@ -1,4 +1,4 @@
-"""`confide licence`: who may use a layer server, for how many tokens, and what they have used and learned."""
+"""`confide licence`: who may use a model, for how many tokens, and what they have used and learned."""
 
 import csv
 import math
@@ -26,23 +26,23 @@ from confide.cli.options import (
     licence_key,
 )
 from confide.errors import ConfideError
-from confide.hybrid.server.ledger.address import parse_place
-from confide.hybrid.server.ledger.licences import (
+from confide.ledger.address import parse_place
+from confide.ledger.licences import (
     DEFAULT_DISCLOSURE,
     SECONDS_PER_DAY,
     Licence,
     LicenceBook,
     licence_book,
 )
-from confide.hybrid.server.ledger.place import state_of
-from confide.hybrid.server.ledger.usage import WARN_DISCLOSED, bits_disclosed, licensed_tokens, share_disclosed
-from confide.packages.manifest import MANIFEST_NAME, Manifest, PackageKind, read_manifest
+from confide.ledger.place import state_of
+from confide.ledger.usage import WARN_DISCLOSED, bits_disclosed, licensed_tokens, share_disclosed
+from confide.packages.manifest import MANIFEST_NAME, Manifest, PackageKind, read_kind, read_manifest
 from confide.packages.signing import open_package
 from confide.packages.trusted_owners import accepted_owners, other_keys
 from confide.printable import printable
 from confide.rlwe.parameters import Profile
 
-app = typer.Typer(name="licence", help="Who may use a layer server, and what they have used.", no_args_is_help=True)
+app = typer.Typer(name="licence", help="Who may use a model, and what they have used.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(help="The licence's name or id.", metavar="NAME")]
 Tokens = Annotated[int | None, typer.Option(help="Tokens it may use in all.", min=1)]
@@ -235,24 +235,34 @@ def usage(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     json: Json = False,
 ) -> None:
-    """Show billed tokens by licence and day (UTC), as of the server's last checkpoint, at most five seconds ago."""
+    """Show billed tokens by licence, day (UTC) and unit, as of the server's last checkpoint, seconds ago at most.
+
+    The units: layers, of a layer server; input and output, the tokens of prompts and answers of a sealed model.
+    """
     with _book(server) as book:
         names = {licence.id: licence.name for licence in book.all()}
         found = book.usage(book.find(name) if name else None)
     rows = [
-        {"licence": names.get(one.licence, "anonymous"), "id": one.licence.hex(), "day": one.date, "tokens": one.tokens}
+        {
+            "licence": names.get(one.licence, "anonymous"),
+            "id": one.licence.hex(),
+            "day": one.date,
+            "unit": one.unit,
+            "tokens": one.tokens,
+        }
         for one in found
     ]
     if json:
         output.result({"usage": rows})
     elif as_csv:
-        writer = csv.DictWriter(sys.stdout, ["licence", "id", "day", "tokens"])
+        writer = csv.DictWriter(sys.stdout, ["licence", "id", "day", "unit", "tokens"])
         writer.writeheader()
         writer.writerows(rows)
     else:
-        table = _table("day", "licence", numbers=("tokens",))
+        table = _table("day", "licence", "unit", numbers=("tokens",))
         for row in rows:
-            table.add_row(str(row["day"]), escape(printable(str(row["licence"]))), f"{row['tokens']:,}")
+            name, tokens = escape(printable(str(row["licence"]))), f"{row['tokens']:,}"
+            table.add_row(str(row["day"]), name, str(row["unit"]), tokens)
         output.console.print(table if rows else "Nothing was used yet.")
 
 
@@ -262,8 +272,14 @@ def _book(server: str) -> Iterator[LicenceBook]:
     place = parse_place(server)
     if isinstance(place, Path):
         if not place.is_dir():
-            raise ConfideError(f"{place} is no folder; give the layer server's package folder, or its --state folder.")
-        if (place / MANIFEST_NAME).exists() and read_manifest(place).kind is not PackageKind.SERVER:
+            raise ConfideError(f"{place} is no folder; give the layer server's package folder, or the --state folder.")
+        kind = read_kind(place) if (place / MANIFEST_NAME).exists() else PackageKind.SERVER
+        if kind is PackageKind.SEALED:
+            raise ConfideError(
+                f"{place} is a sealed model, which stays as its owner signed it; give the folder that `confide serve "
+                "--state` has for its ledger."
+            )
+        if kind is not PackageKind.SERVER:
             raise ConfideError(f"{place} is a client's folder; licences are made where the server's package is.")
     with licence_book(state_of(place)) as book:
         yield book

@@ -48,9 +48,7 @@ InsecureNoTls = Annotated[
 ]
 LicenceFile = Annotated[
     Path | None,
-    typer.Option(
-        help="File with the licence key of the model's owner; CONFIDE_LICENCE or the credential `licence` without."
-    ),
+    typer.Option(help="File with your licence key for the model; CONFIDE_LICENCE or the credential `licence` without."),
 ]
 UserPolicy = Annotated[
     Path | None, typer.Option(help="TOML: what evidence must show; without: genuine, not debugged, up to date.")

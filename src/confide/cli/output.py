@@ -113,8 +113,9 @@ def megabytes(count: float) -> str:
 def duration(seconds: float) -> str:
     """A time for people, such as 51 ms or 3.2 h."""
     for unit, factor, most in (("ms", 1e-3, 1), ("s", 1, 120), ("min", 60, 7200), ("h", 3600, 172_800)):
-        if seconds < most:
-            return f"{seconds / factor:.3g} {unit}"
+        shown = f"{seconds / factor:.3g}"
+        if float(shown) * factor < most:  # rounded up, it may be the next unit's
+            return f"{shown} {unit}"
     return f"{seconds / 86_400:,.0f} days"
 
 

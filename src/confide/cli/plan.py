@@ -11,7 +11,7 @@ from rich.table import Table
 
 from confide.cli import output
 from confide.cli.options import Json
-from confide.hybrid.server.ledger.licences import DEFAULT_DISCLOSURE
+from confide.ledger.licences import DEFAULT_DISCLOSURE
 
 POOL_TOKENS = 256
 """Tokens ahead that the memory of a client's pool is given for."""

@@ -19,6 +19,7 @@ from confide.logs import JsonLines, TextLines
 from confide.net.loopback import require_loopback
 
 LAYERS = "Layer servers (confide split)"
+LICENCES = "Layer servers and sealed models"
 SEALED = "Sealed models and corpora (confide seal, confide rag build), and guards (confide guard sign)"
 GRAPH = "Services of a graph (confide graph)"
 MODEL = "Sealed models"
@@ -63,7 +64,9 @@ def command(
             metavar="PACKAGE...",
         ),
     ],
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; `vsock` for virtual sockets, where there is no network.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = 8470,
     tls_cert: Annotated[
         Path | None, typer.Option(help="PEM file of the server's certificate chain; with it, --host may be public.")
@@ -72,14 +75,19 @@ def command(
     log: Annotated[LogFormat, typer.Option(help="Log lines for people or for machines.")] = LogFormat.TEXT,
     state: Annotated[
         Path | None,
-        typer.Option(help="Folder of the ledger; PACKAGE/state by default.", rich_help_panel=LAYERS),
+        typer.Option(
+            help="Folder of the ledger: PACKAGE/state by default for a layer server. A sealed model answers everybody "
+            "without one, and licensed users only with one.",
+            rich_help_panel=LICENCES,
+        ),
     ] = None,
     ledger: Annotated[
         str | None,
         typer.Option(
             help="Instead, the ledger's PostgreSQL database, which several servers share: "
-            "postgresql://USER@HOST/DATABASE?sslrootcert=FILE; its password is the credential ledger-password.",
-            rich_help_panel=LAYERS,
+            "postgresql://USER@HOST/DATABASE?sslrootcert=FILE; its password is the credential ledger-password. With "
+            "a sealed model it takes --insecure-open-egress.",
+            rich_help_panel=LICENCES,
         ),
     ] = None,
     record: Annotated[
@@ -117,6 +125,13 @@ def command(
     ] = None,
     keys_ca: Annotated[
         Path | None, typer.Option(help="PEM file of the authorities to trust there.", rich_help_panel=SEALED)
+    ] = None,
+    keys_through: Annotated[
+        str | None,
+        typer.Option(
+            help="Where there is no network: vsock:CID:PORT, which leads to --keys; 3 is a Nitro enclave's parent.",
+            rich_help_panel=SEALED,
+        ),
     ] = None,
     ra_tls: Annotated[
         bool,
@@ -210,6 +225,14 @@ def command(
         float | None,
         typer.Option(help="Seconds in which the engine gives nothing to anybody; 300 without.", rich_help_panel=MODEL),
     ] = None,
+    traces: Annotated[
+        Path | None,
+        typer.Option(
+            help="Append traces to this file, for an OpenTelemetry collector that reads files: times and codes, no "
+            "content.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
     graph: Annotated[
         Path | None,
         typer.Option(help="The graph's log, to be one of its services; needs --service.", rich_help_panel=GRAPH),
@@ -257,9 +280,10 @@ def command(
 
     log_to_standard_error(log)
     listening = Listening(host, port, tls_cert, tls_key, insecure_no_tls, metrics_port, connections)
+    if state and ledger:
+        raise typer.BadParameter("the ledger is in a folder or in a database; give --state or --ledger")
+    licences: dict[str, object] = {"state": state, "ledger": ledger}
     layers: dict[str, object] = {
-        "state": state,
-        "ledger": ledger,
         "record": record,
         "megabytes_per_second": megabytes_per_second,
         "insecure_no_licences": insecure_no_licences,
@@ -269,6 +293,7 @@ def command(
         "simulated_tee": simulated_tee,
         "keys": keys,
         "keys_ca": keys_ca,
+        "keys_through": keys_through,
         "ra_tls": ra_tls,
         "tls_name": tls_name,
         "release": release,
@@ -292,6 +317,7 @@ def command(
         "max_tokens": max_tokens,
         "idle_timeout": idle_timeout,
         "engine_timeout": engine_timeout,
+        "traces": traces,
         "insecure_skip_self_test": insecure_skip_self_test,
     }
     named = _named(packages)
@@ -303,26 +329,30 @@ def command(
         from confide.cli.serve_model import ModelOptions, serve_model
 
         _require_unset(layers, "a sealed model")
-        serve_model(package, listening, ModelOptions(**sealed, **model), json=json)  # type: ignore[arg-type]
+        serve_model(package, listening, ModelOptions(**sealed, **model, **licences), json=json)  # type: ignore[arg-type]
         return
     if kind is PackageKind.CORPUS:
         from confide.cli.serve_corpus import serve_corpus
         from confide.cli.serve_sealed import TeeOptions
 
-        _require_unset(layers | model, "a corpus")
+        _require_unset(layers | model | licences, "a corpus")
         serve_corpus(package, listening, TeeOptions(**sealed), json=json)  # type: ignore[arg-type]
         return
     if kind is PackageKind.GUARD:
         from confide.cli.serve_guard import serve_guard
         from confide.cli.serve_sealed import TeeOptions
 
-        _require_unset(layers | model | {"keys": keys, "keys_ca": keys_ca}, "a guard")
+        keyed: dict[str, object] = {"keys": keys, "keys_ca": keys_ca, "keys_through": keys_through}
+        _require_unset(layers | model | licences | keyed, "a guard")
         serve_guard(package, listening, TeeOptions(**sealed), json=json)  # type: ignore[arg-type]
         return
     from confide.cli.serve_layers import LayerOptions, serve_layers
+    from confide.net.vsock import VSOCK
 
+    if host == VSOCK:
+        raise typer.BadParameter("--host vsock is not for a layer server")
     _require_unset(sealed | model, "a layer server")
-    serve_layers(named, listening, LayerOptions(**layers), json=json)  # type: ignore[arg-type]
+    serve_layers(named, listening, LayerOptions(**layers, **licences), json=json)  # type: ignore[arg-type]
 
 
 def _named(packages: list[str]) -> dict[str, Path]:

@@ -9,8 +9,8 @@ from rich.markup import escape
 
 from confide.cli import output
 from confide.cli.serve import Listening
-from confide.hybrid.server.ledger.address import DatabaseAddress, Place
 from confide.hybrid.server.limits import Limits
+from confide.ledger.address import DatabaseAddress, Place
 from confide.net.loopback import is_loopback
 
 
@@ -27,9 +27,9 @@ class LayerOptions:
 
 def serve_layers(packages: Mapping[str, Path], listening: Listening, options: LayerOptions, *, json: bool) -> None:
     """Serve until a signal comes. packages: by the names of their models."""
-    from confide.hybrid.server.ledger.place import choose_state, state_of
     from confide.hybrid.server.record import Recorder
     from confide.hybrid.server.server import load_services, serve
+    from confide.ledger.place import choose_state, state_of
 
     if options.insecure_no_licences and not is_loopback(listening.host):
         raise typer.BadParameter("--insecure-no-licences is for loopback hosts; make licences with `confide licence`")
@@ -37,8 +37,6 @@ def serve_layers(packages: Mapping[str, Path], listening: Listening, options: La
         raise typer.BadParameter("--record is for one model, whose layer groups it names by number")
     tls = listening.tls()
     recorder = Recorder(options.record) if options.record else None
-    if options.state and options.ledger:
-        raise typer.BadParameter("the ledger is in a folder or in a database; give --state or --ledger")
     chosen = DatabaseAddress.parse(options.ledger) if options.ledger else options.state
     if chosen is None and len({_absolute(state_of(package)) for package in packages.values()}) > 1:
         raise typer.BadParameter(

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -14,9 +15,12 @@ from confide.cli.files import read_file
 from confide.cli.serve import Listening
 from confide.cli.serve_sealed import TeeOptions, prepared
 from confide.enclave.engines.engine import Dtype
+from confide.extras import named_extras
 
 if TYPE_CHECKING:
     from confide.enclave.api.limits import Limits
+    from confide.enclave.api.traces import Traces
+    from confide.enclave.api.users import Users
     from confide.enclave.boot import Upstream
     from confide.enclave.engines.engine import EngineFacts, EngineSettings
     from confide.enclave.tee import Tee
@@ -46,6 +50,30 @@ class ModelOptions(TeeOptions):
     idle_timeout: float | None
     engine_timeout: float | None
     insecure_skip_self_test: bool
+    traces: Path | None
+    state: Path | None
+    ledger: str | None
+
+    def stated(self, tee: str, listening: Listening) -> dict[str, str]:
+        """As `TeeOptions.stated`, and whether users have licences and requests are traced."""
+        own = {"licences": self.state or self.ledger, "traces": self.traces}
+        return super().stated(tee, listening) | {name: "true" for name, given in own.items() if given}
+
+    def users(self, model_digest: str) -> "Users | None":
+        """Who may ask, where not everybody may. Opens the ledger; raises what `Ledger` does."""
+        if not (self.state or self.ledger):
+            return None
+        from confide.enclave.api.users import Users
+        from confide.ledger.address import DatabaseAddress
+        from confide.ledger.ledger import Ledger
+
+        place = DatabaseAddress.parse(self.ledger) if self.ledger else self.state
+        if isinstance(place, DatabaseAddress) and not self.insecure_open_egress:
+            raise typer.BadParameter(
+                "--ledger is reached over a connection, and this process closes its ways out; give --state, or "
+                "--insecure-open-egress, which the statement then says"
+            )
+        return Users(Ledger(place), bytes.fromhex(model_digest)) if place else None
 
     def engine(self) -> "EngineSettings":
         """How to run the model."""
@@ -88,14 +116,22 @@ def serve_model(package: Path, listening: Listening, options: ModelOptions, *, j
     adapter = None if options.adapter is None else SealedAdapter.open(options.adapter)
     if options.adapter_keys and adapter is None:
         raise typer.BadParameter("--adapter-keys goes with --adapter")
-    with prepared(
-        listening,
-        options,
-        upstream=upstream.url if upstream else None,
-        other_keys=options.adapter_keys,
-        scores=_scores(options.certificate, sealed, adapter) if options.certificate else None,
-        training=None if adapter is None else adapter.certificate.write(),
-    ) as place:
+    with ExitStack() as stack:
+        # Before the model, which takes its time: nobody is answered without the ledger.
+        users = options.users(sealed.manifest.model_digest)
+        if users is not None:
+            stack.callback(users.close)
+        traces = _traces(options.traces) if options.traces else None
+        place = stack.enter_context(
+            prepared(
+                listening,
+                options,
+                upstream=upstream.url if upstream else None,
+                other_keys=options.adapter_keys,
+                scores=_scores(options.certificate, sealed, adapter) if options.certificate else None,
+                training=None if adapter is None else adapter.certificate.write(),
+            )
+        )
         workload, own_tls = place.workload, place.own_tls
         with output.counting_bytes("opening", sealed.manifest.size, quiet=json) as on_chunk:
             loaded = load_engine(
@@ -128,11 +164,11 @@ def serve_model(package: Path, listening: Listening, options: ModelOptions, *, j
                 raise
 
         def ready(url: str) -> None:
-            _announce(url, workload, engine.facts, place.tee, json=json)
+            _announce(url, workload, engine.facts, place.tee, licences=users is not None, json=json)
 
         edges = list(place.joined.edges.values())
         search = search_through(edges[0]) if len(edges) == 1 else None  # what a model asks is a corpus
-        shown = Serving(engine, self_test, limits, search=search)
+        shown = Serving(engine, self_test, limits, users=users, traces=traces, search=search)
         serve_app(
             public_app(
                 workload,
@@ -150,7 +186,13 @@ def serve_model(package: Path, listening: Listening, options: ModelOptions, *, j
         )
 
 
-def _announce(url: str, workload: "Workload", facts: "EngineFacts", tee: "Tee", *, json: bool) -> None:
+def _traces(path: Path) -> "Traces":
+    with named_extras():
+        from confide.enclave.api.traces import Traces
+    return Traces(path)
+
+
+def _announce(url: str, workload: "Workload", facts: "EngineFacts", tee: "Tee", *, licences: bool, json: bool) -> None:
     from msgspec import to_builtins
 
     configuration = workload.configuration
@@ -165,6 +207,7 @@ def _announce(url: str, workload: "Workload", facts: "EngineFacts", tee: "Tee", 
                 "model_digest": workload.model_digest,
                 "tee": tee.name,
                 "simulated": tee.simulated,
+                "licences": licences,
                 "configuration": to_builtins(configuration),
             }
         )
@@ -180,18 +223,20 @@ def _announce(url: str, workload: "Workload", facts: "EngineFacts", tee: "Tee", 
     run = configuration.self_test
     tested = f"{run.outcome}, {run.tokens} known tokens" if run.tokens else run.outcome
     output.console.print(f"Self-test  {tested}   egress  {configuration.egress}", soft_wrap=True)
+    if licences:
+        output.console.print("Users need licences, which `confide licence create` makes.")
 
 
 def _scores(certificates: list[Path], sealed: "SealedPackage", adapter: "SealedAdapter | None") -> bytes:
     """The document of these certificates, which have to be of this model under this adapter."""
-    from confide.attest.scores import ScoreCertificate, write_scores
+    from confide.attest.scores import ScoreCertificate
 
     served = sealed.manifest.model_digest, adapter.manifest.adapter if adapter else ""
     found = [ScoreCertificate.read(read_file(path)) for path in certificates]
     for path, one in zip(certificates, found, strict=True):
         if (one.run.model, one.run.adapter) != served:
             raise typer.BadParameter(f"{path} certifies another model than the one that is served")
-    return write_scores(found)
+    return ScoreCertificate.write_lines(found)
 
 
 def _context(facts: "EngineFacts") -> str:

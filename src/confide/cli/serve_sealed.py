@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from confide.enclave.tee import Tee
     from confide.enclave.workload import Workload
     from confide.graph.history import History
+    from confide.net.vsock import VsockAddress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,7 @@ class TeeOptions:
     simulated_tee: Path | None
     keys: str | None
     keys_ca: Path | None
+    keys_through: str | None
     ra_tls: bool
     tls_name: list[str] | None
     release: Path | None
@@ -53,6 +55,9 @@ class TeeOptions:
             "certificate": None,  # nor does what others measured
             "adapter": None,  # the statement has its digest
             **dict.fromkeys(("graph", "service", "neighbour", "neighbour_ca")),  # and says which of which graph
+            "state": None,  # where the ledger is; that there is one, is said
+            "ledger": None,
+            "traces": None,
             "tee": tee,
             "tls_cert": listening.tls_cert,
             "insecure_no_tls": listening.insecure_no_tls,
@@ -131,6 +136,7 @@ def prepared(
     from confide.client.relying_party import vendor_collateral
     from confide.enclave.api.server import bind
     from confide.enclave.configuration import own_configuration
+    from confide.enclave.connector import Connector
     from confide.enclave.egress import WaysOut, close_egress
     from confide.enclave.fetch_key import fetch_key
     from confide.enclave.ra_tls import RaTls
@@ -142,6 +148,7 @@ def prepared(
         raise typer.BadParameter("give either --ra-tls or --tls-cert")
     if options.tls_name and not options.ra_tls:
         raise typer.BadParameter("--tls-name goes with --ra-tls; a certificate of --tls-cert has its names")
+    keys_through = _keys_through(options)
     tee = open_tee(options.tee or TeeKind.AUTO, options.simulated_tee)
     if tee.simulated:
         output.messages.print(f"[bold red]{WARNING}[/]")
@@ -164,7 +171,7 @@ def prepared(
         private = stack.enter_context(bind("127.0.0.1", listening.metrics_port)) if listening.metrics_port else None
         if options.insecure_open_egress:
             output.messages.print("[bold red]This process can open connections to anywhere, and says so.[/]")
-            ways = WaysOut()
+            ways = WaysOut(keys=Connector.to(options.keys, keys_through) if keys_through else None)
         else:
             ways = close_egress(
                 [bound, private] if private else [bound],
@@ -172,6 +179,7 @@ def prepared(
                 upstream=upstream,
                 other_keys=other_keys,
                 neighbours=urls,
+                keys_through=keys_through,
             )
         stack.callback(ways.close)
         key_tls = client_context(options.keys_ca)
@@ -190,3 +198,14 @@ def prepared(
                 insecure_no_tls=listening.insecure_no_tls,
             )
         yield Prepared(workload, tee, bound, private, ways, joined, fetch, other, tls, own_tls)
+
+
+def _keys_through(options: TeeOptions) -> "VsockAddress | None":
+    from confide.net.vsock import VsockAddress
+
+    if options.keys_through is None:
+        return None
+    try:
+        return VsockAddress.parse(options.keys_through)
+    except ValueError as error:
+        raise typer.BadParameter(f"--keys-through: {error}") from None

@@ -305,10 +305,9 @@ def open_adapter(
 
 
 def _content(path: Path) -> bytes:
-    from confide.certify.corpus import MAX_CORPUS_BYTES
+    from confide.certify.corpus import CORPUS_FILE
 
-    too_large = InvalidCorpus(f"{path} has more than the {MAX_CORPUS_BYTES >> 20} MiB of a corpus file; divide it.")
-    return read_file(path, MAX_CORPUS_BYTES, too_large)
+    return read_file(path, CORPUS_FILE.most_bytes, CORPUS_FILE.too_large())
 
 
 def _data(path: Path) -> "SealedData | bytes":

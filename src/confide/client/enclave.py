@@ -45,7 +45,13 @@ if TYPE_CHECKING:
 _INSIDE: Final = "http://workload.invalid"
 """Stands for the workload above the encrypted channel; the name is never looked up."""
 _NO_API_KEY: Final = "none"
-_OPENAI_CODES: Final = {"context_length_exceeded": "prompt-too-long", "model_not_found": "unknown-model"}
+_OPENAI_CODES: Final = {
+    "context_length_exceeded": "prompt-too-long",
+    "insufficient_quota": "budget-exhausted",
+    "invalid_api_key": "api-key-refused",
+    "model_not_found": "unknown-model",
+    "rate_limit_exceeded": "rate-limited",
+}
 """OpenAI's words for what has a code in `confide.errors`."""
 
 
@@ -74,6 +80,7 @@ class EnclaveSession(Session):
         insecure_no_tls: bool = False,
         offline: bool = False,
         replicas: int = 1,
+        licence: str = "",
         graph: str = "",
         coordinator: str = "",
         promise: AnyPolicy | Path | str | None = None,
@@ -85,7 +92,8 @@ class EnclaveSession(Session):
         inside the workload, and its certificate's evidence takes the place of an authority; requests then go through
         that alone, where they are otherwise encrypted to the workload's key whatever is in between.
         insecure_no_tls: allow http beyond this machine, where requests are encrypted as everywhere. replicas: how many
-        workloads a balancer may hand requests to at each address; at most 16 in all (ValueError).
+        workloads a balancer may hand requests to at each address; at most 16 in all (ValueError). licence: the key of a
+        licence, for a workload whose users have them; it goes where prompts go, and only there.
 
         graph: the id of a graph of services, of which the one here is the entry; then all of them are verified, and
         each has to satisfy the policy as well as its owners'. coordinator: of a graph that is not shown, the address of
@@ -120,6 +128,7 @@ class EnclaveSession(Session):
         )
         self._verdict: GraphVerdict | Coordinated | None = None
         self._ra_tls = ra_tls
+        self._api_key = licence or _NO_API_KEY
         self._tls = unauthenticated_context() if ra_tls else tls_context((encrypted or [""])[0], ca)
         self._receipts = Receipts(self._base_url)
         self._salted = {CACHE_SALT: secrets.token_hex(32)}
@@ -209,7 +218,7 @@ class EnclaveSession(Session):
         from openai import OpenAI
 
         http: Any = self._inside  # the SDK types httpx's successor, and takes both
-        return OpenAI(api_key=_NO_API_KEY, base_url=self._base_url, http_client=http, max_retries=0)
+        return OpenAI(api_key=self._api_key, base_url=self._base_url, http_client=http, max_retries=0)
 
     @cached_property
     def _inside(self) -> httpx.Client:
@@ -253,7 +262,7 @@ class EnclaveSession(Session):
         )
         receipted = AsyncReceiptedTransport(transport, self._receipts)
         http: Any = httpx.AsyncClient(transport=receipted, timeout=LONG_TIMEOUT, headers=self._salted)
-        return AsyncOpenAI(api_key=_NO_API_KEY, base_url=self._base_url, http_client=http, max_retries=0)
+        return AsyncOpenAI(api_key=self._api_key, base_url=self._base_url, http_client=http, max_retries=0)
 
     @cached_property
     def _async_http(self) -> httpx.AsyncClient:
@@ -337,9 +346,11 @@ def _typed(error: "APIError") -> ConfideError:
     body = error.body if isinstance(error.body, dict) else {}
     message = f"The workload says: {quoted(str(body.get('message') or error.message))}"
     kind = error_class(_OPENAI_CODES.get(str(error.code), str(error.code)), WORKLOAD_CODES)
-    if kind is ServerBusy or (kind is None and status == httpx.codes.TOO_MANY_REQUESTS):
+    if kind is None and status == httpx.codes.TOO_MANY_REQUESTS:
+        kind = ServerBusy
+    if kind is not None and issubclass(kind, ServerBusy):
         response = cast(httpx.Response | None, getattr(error, "response", None))
-        return ServerBusy(message, asked_for(response.headers.get("retry-after") if response else None) or 1.0)
+        return kind(message, asked_for(response.headers.get("retry-after") if response else None) or 1.0)
     if kind is not None:
         return kind(message)
     broken = status is None or status >= httpx.codes.INTERNAL_SERVER_ERROR

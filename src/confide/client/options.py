@@ -17,6 +17,7 @@ class EnclaveOptions(TypedDict, total=False):
     ra_tls: bool
     offline: bool
     replicas: int
+    licence: str
     graph: str
     coordinator: str
     promise: AnyPolicy | Path | str | None

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 from confide.attest.configuration import SamplingDefaults
 from confide.audit.log import note
 from confide.disk.files import create_file
-from confide.hybrid.wire import PROTOCOL_VERSION, SCHEME, licence_digest
+from confide.hybrid.wire import PROTOCOL_VERSION, SCHEME
+from confide.ledger.keys import licence_digest
 from confide.receipts.client import (
     CLIENT_VERSION,
     STATEMENT,

@@ -2,8 +2,7 @@
 
 Nothing that the vendor's firmware measures can be computed from files that are at hand. So a policy comes from evidence
 of one machine that the owner started from the same image, verified (`confide attest policy from`); what is here holds
-it to name the code, and adds the model. There is no target for AWS Nitro: its documents are verified, but nothing in
-Confide asks the module for one, and an enclave has no network but a socket of its parent's.
+it to name the code, and adds the model.
 """
 
 import json

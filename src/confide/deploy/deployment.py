@@ -22,7 +22,10 @@ from confide.extras import named_extras
 
 EXPECTED, POLICY = "expected.json", "policy.toml"
 
-_LINTED: Final = (".manifest", ".xml", ".yaml", ".service", "app-compose.json", "azuredeploy.json", "instance.json")
+_LINTED: Final = (
+    *(".manifest", ".xml", ".yaml", ".service"),
+    *("app-compose.json", "azuredeploy.json", "enclave.json", "instance.json", POLICY),
+)
 _NO_MANIFEST: Final = ("chart/Chart.yaml",)
 """Has such an ending, and says only what the chart is called."""
 _GUEST: Final = "the guest's image is not at hand; give a policy that names it with --guest"
@@ -45,13 +48,15 @@ class Deployment:
 
     def everything(self) -> dict[str, bytes]:
         """All files to write, with prediction and policy. DeployError where our own linter would refuse one."""
-        for name, content in self.files.items():
+        written = {**self.files, EXPECTED: (json.dumps(self.expected(), indent=2) + "\n").encode()}
+        if self.policy is not None:
+            written[POLICY] = to_toml(self.policy).encode()
+        for name, content in written.items():
             if name.endswith(_LINTED) and name not in _NO_MANIFEST:
                 broken = [one.rule for one in lint(name, content).findings if one.rule.severity is Severity.ERROR]
                 if broken:
                     raise DeployError(f"{name} would have {broken[0].id}; report this as a fault of Confide's.")
-        written = {**self.files, EXPECTED: (json.dumps(self.expected(), indent=2) + "\n").encode()}
-        return written if self.policy is None else {**written, POLICY: to_toml(self.policy).encode()}
+        return written
 
     def expected(self) -> dict[str, object]:
         """What `expected.json` says."""

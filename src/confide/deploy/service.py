@@ -42,9 +42,9 @@ class Service:
         """The service of a package in a folder. Raises what `SealedPackage.open` does."""
         return cls(SealedPackage.open(package).manifest.model_digest, keys, inside, port)
 
-    def command(self, program: str, *further: str) -> tuple[str, ...]:
+    def command(self, program: str, *further: str, host: str = "0.0.0.0") -> tuple[str, ...]:  # noqa: S104 - to be asked from outside is what it is for
         """The words that serve it. TLS ends in the machine, under a certificate that carries its evidence."""
-        listen = ("--host", "0.0.0.0", "--port", str(self.port), "--ra-tls")  # noqa: S104 - to be asked from outside is what it is for
+        listen = ("--host", host, "--port", str(self.port), "--ra-tls")
         return (program, "serve", self.package, "--keys", self.keys, *listen, *further)
 
     def requirements(self, *, egress_closed: bool = True) -> tuple[AnyRequirement, ...]:

@@ -201,7 +201,7 @@ def _transformers(
     if dtype is Dtype.INT8:
         quantize_layers(model)
     name, adapters = settings.name or unlocked.manifest.name, (adapter.digest,) if adapter else ()
-    return TransformersEngine(model, tokenizer, name, settings.context, adapters=adapters)
+    return TransformersEngine(model, tokenizer, name, settings.context, adapters=adapters, parallel=settings.parallel)
 
 
 def _llama_cpp(unlocked: UnlockedPackage, on_chunk: OnChunk | None, settings: EngineSettings) -> Engine:

@@ -24,22 +24,26 @@ _PORTS: Final = {"http": 80, "https": 443}
 
 
 class Connector:
-    """Opens TCP connections to one host and port. A context manager; safe for several threads."""
+    """Opens connections to one address. A context manager; safe for several threads."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str | int, port: int) -> None:
+        """host: a name or an address, reached by TCP; or a number of a machine's (CID), reached by virtual sockets."""
         self._here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._here.settimeout(2 * SECONDS)
         self._turn = threading.Lock()
         with there:
             # This very file, and nothing of the folder that we happen to be in.
-            command = [sys.executable, "-P", str(Path(__file__).resolve()), str(there.fileno()), host, str(port)]
+            command = [sys.executable, "-P", str(Path(__file__).resolve()), str(there.fileno())]
+            command += ["tcp" if isinstance(host, str) else "vsock", str(host), str(port)]
             self._process = subprocess.Popen(  # noqa: S603 - our own file
                 command, pass_fds=[there.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
             )
 
     @classmethod
-    def to(cls, url: str) -> Self:
-        """To where a URL leads."""
+    def to(cls, url: str, through: tuple[int, int] | None = None) -> Self:
+        """To where a URL leads. through: instead, to this CID and port of virtual sockets, which lead there."""
+        if through is not None:
+            return cls(*through)
         parts = urlsplit(url)
         return cls(parts.hostname or "", parts.port or _PORTS.get(parts.scheme, 0))
 
@@ -70,13 +74,26 @@ class Connector:
         self.close()
 
 
-def _serve(asked: socket.socket, host: str, port: int) -> None:
+def _opened(way: str, host: str, port: int) -> socket.socket:
+    if way == "tcp":
+        return socket.create_connection((host, port), SECONDS)
+    opened = socket.socket(socket.AF_VSOCK)
+    try:
+        opened.settimeout(SECONDS)
+        opened.connect((int(host), port))
+    except OSError:
+        opened.close()
+        raise
+    return opened
+
+
+def _serve(asked: socket.socket, way: str, host: str, port: int) -> None:
     """Until the other end is closed. What comes is counted and not read."""
     # No other process of this user may look into this one, or write to it.
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     while asked.recv(1):
         try:
-            with socket.create_connection((host, port), SECONDS) as opened:
+            with _opened(way, host, port) as opened:
                 opened.setblocking(True)
                 socket.send_fds(asked, [_OPENED], [opened.fileno()])
         except OSError:
@@ -85,4 +102,4 @@ def _serve(asked: socket.socket, host: str, port: int) -> None:
 
 if __name__ == "__main__":
     os.chdir("/")
-    _serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2], int(sys.argv[3]))
+    _serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2], sys.argv[3], int(sys.argv[4]))

@@ -119,17 +119,19 @@ def close_egress(
     upstream: str | None,
     other_keys: str | None = None,
     neighbours: Mapping[str, str] = MappingProxyType({}),
+    keys_through: tuple[int, int] | None = None,
 ) -> WaysOut:
     """Close this process's ways out, but for connectors to these URLs, and see that they are closed.
 
     listeners: bound sockets to serve on, the only ones with a network behind them that may be open by now. neighbours:
-    URLs by names. EgressOpen where something else is open, or where the kernel has no such filters: nothing is claimed
-    that does not hold.
+    URLs by names. keys_through: CID and port of virtual sockets that lead to keys, where there is no network.
+    EgressOpen where something else is open, or where the kernel has no such filters: nothing is claimed that does not
+    hold.
     """
     _require_no_connection(listeners)
     ways = WaysOut()
     try:
-        ways.keys = Connector.to(keys) if keys else None
+        ways.keys = Connector.to(keys, keys_through) if keys else None
         ways.upstream = Connector.to(upstream) if upstream else None
         ways.other_keys = Connector.to(other_keys) if other_keys else None
         for name, url in neighbours.items():
@@ -223,7 +225,8 @@ def _connected(open_socket: socket.socket) -> bool:
 
 def _verify() -> None:
     """Try what must not work, and look at every thread."""
-    for family, kind in ((socket.AF_INET, socket.SOCK_STREAM), (socket.AF_INET6, socket.SOCK_DGRAM)):
+    tried = ((socket.AF_INET, socket.SOCK_STREAM), (socket.AF_INET6, socket.SOCK_DGRAM))
+    for family, kind in (*tried, (socket.AF_VSOCK, socket.SOCK_STREAM)):
         try:
             socket.socket(family, kind).close()
         except PermissionError:

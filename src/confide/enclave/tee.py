@@ -12,6 +12,7 @@ from confide.attest.reading.configfs_tsm import ConfigfsTsm
 from confide.attest.reading.detect import Detected, detect
 from confide.attest.reading.gpus import Gpus, WithGpus, find_gpus
 from confide.attest.reading.gramine import Gramine
+from confide.attest.reading.nitro import Nsm
 from confide.attest.reading.reader import EvidenceReader
 from confide.attest.simulated import SimulatedTee
 from confide.errors import NoTrustedEnvironment
@@ -26,9 +27,17 @@ class TeeKind(StrEnum):
     SGX = "sgx"
     SNP = "snp"
     AZURE = "azure"
+    NITRO = "nitro"
 
 
-_FAMILIES = {TeeKind.TDX: Family.TDX, TeeKind.SGX: Family.SGX, TeeKind.SNP: Family.SNP, TeeKind.AZURE: Family.AZURE}
+_FAMILIES = {
+    TeeKind.TDX: Family.TDX,
+    TeeKind.SGX: Family.SGX,
+    TeeKind.SNP: Family.SNP,
+    TeeKind.AZURE: Family.AZURE,
+    TeeKind.NITRO: Family.NITRO,
+}
+_WITHOUT_DEVICES = (Family.SGX, Family.NITRO)
 
 
 @dataclass(frozen=True)
@@ -89,7 +98,7 @@ def open_tee(
 
 def _with_gpus(family: Family, reader: EvidenceReader, gpus: Callable[[], Gpus]) -> Tee:
     """A virtual machine's evidence takes its GPUs along. An enclave has no devices."""
-    if family is Family.SGX:
+    if family in _WITHOUT_DEVICES:
         return Tee(family.value, reader)
     found = gpus()
     if found.nvml is None:
@@ -101,6 +110,8 @@ def _family(reader: EvidenceReader) -> Family | None:
     """Whose evidence a reader gives; None for a TPM, which protects no memory."""
     if isinstance(reader, Gramine):
         return Family.SGX
+    if isinstance(reader, Nsm):
+        return Family.NITRO
     if isinstance(reader, AzureCvm):
         return Family.AZURE
     return reader.provider() if isinstance(reader, ConfigfsTsm) else None

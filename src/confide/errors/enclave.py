@@ -3,7 +3,15 @@
 from typing import Final
 
 from confide.errors.base import ConfideError
-from confide.errors.hybrid import MalformedMessage, ServerBusy, ServerFault
+from confide.errors.hybrid import (
+    BudgetExhausted,
+    LedgerUnavailable,
+    LicenceRefused,
+    MalformedMessage,
+    RateLimited,
+    ServerBusy,
+    ServerFault,
+)
 
 
 class ChannelError(ConfideError):
@@ -90,7 +98,7 @@ class SelfTestMissing(ConfideError):
 
 
 class EgressOpen(ConfideError):
-    """The process could still open connections, or one that it should not have is open."""
+    """The process could still open connections or change files, or a connection is open that it should not have."""
 
     code = "egress-open"
 
@@ -195,6 +203,12 @@ class RequestTimedOut(RequestRefused):
     code = "request-timed-out"
 
 
+class ApiKeyRefused(LicenceRefused):
+    """The licence key of a request to the API is missing, unknown, revoked or expired."""
+
+    code = "api-key-refused"
+
+
 class UnknownCorpus(RequestRefused):
     """A request names another corpus than the one served."""
 
@@ -211,15 +225,19 @@ WORKLOAD_CODES: Final = frozenset(
     error.code
     for error in (
         AnswerTimedOut,
+        ApiKeyRefused,
+        BudgetExhausted,
         ConversationRefused,
         EngineError,
         EngineFault,
         EngineUnavailable,
+        LedgerUnavailable,
         NeighbourRefused,
         NonceRefused,
         NotANeighbour,
         PromptRefused,
         PromptTooLong,
+        RateLimited,
         RequestRefused,
         RequestTimedOut,
         RequestTooLarge,

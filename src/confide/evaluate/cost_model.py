@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from confide.hybrid.client.padding import Padding
 from confide.hybrid.client.pads.pool import BLOCK_TOKENS
-from confide.hybrid.server.ledger.licences import DEFAULT_DISCLOSURE
+from confide.ledger.licences import DEFAULT_DISCLOSURE
 from confide.rlwe.freivalds import PRIME_BITS
 from confide.rlwe.parameters import ANSWER_BITS, HINT_PLANES, PLANES, RING_DEGREE
 

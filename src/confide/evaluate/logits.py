@@ -16,7 +16,11 @@ def window_logits(model: PreTrainedModel, window: Sequence[int]) -> Tensor:
 
     Raises EvaluationError where one is not finite: such a model has failed, and no measure of it means anything.
     """
-    logits: Tensor = model(torch.tensor([window], device=model.device), use_cache=False).logits[0, :-1].float()
+    return require_numbers(model(torch.tensor([window], device=model.device), use_cache=False).logits[0, :-1].float())
+
+
+def require_numbers(logits: Tensor) -> Tensor:
+    """The same. EvaluationError where one is not finite."""
     if not torch.isfinite(logits).all():
         raise EvaluationError(
             "The model's logits are not all finite, so it has no perplexity and no choices; check that the stock model "

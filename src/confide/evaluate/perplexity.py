@@ -40,7 +40,11 @@ def measure_loss(model: PreTrainedModel, window: Sequence[int], reference: Windo
 
     Raises EvaluationError where the model's logits are not finite.
     """
-    logits = window_logits(model, window)
+    return loss_of(window_logits(model, window), window)
+
+
+def loss_of(logits: Tensor, window: Sequence[int]) -> WindowLoss:
+    """The same by a window's logits, float32 (L - 1, vocabulary), as `window_logits` has them."""
     targets = torch.tensor(window[1:], device=logits.device)
     return WindowLoss(_nll(logits, targets), len(targets), logits_digest(logits))
 

@@ -87,7 +87,11 @@ def model_context(config: PreTrainedConfig, asked: int | None = None) -> int:
 
     Raises EvaluationError where the model cannot take as many as asked.
     """
-    longest = longest_context(config)
+    return window_context(longest_context(config), asked)
+
+
+def window_context(longest: int | None, asked: int | None = None) -> int:
+    """The same for a model that takes `longest` tokens, or as many as anybody likes."""
     if asked is None:
         return min(longest or LONGEST_CONTEXT, LONGEST_CONTEXT)
     if longest is not None and asked > longest:

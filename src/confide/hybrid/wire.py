@@ -4,7 +4,6 @@ Decoding is typed and bounded: whatever arrives is either a message whose every 
 MalformedMessage. Payloads are little-endian arrays; their sizes are checked against the layer table by the receiver.
 """
 
-import hashlib
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from confide.errors import WIRE_CODES, ConfideError, MalformedMessage, ProtocolError, WrongShape, error_class
+from confide.ledger.keys import MAX_KEY
 from confide.printable import quoted
 
 PROTOCOL_VERSION: Final = 3
@@ -39,7 +39,7 @@ TokenIndex = Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
 TokenCount = Annotated[int, msgspec.Meta(ge=1, le=MAX_REQUEST_TOKENS)]
 Amount = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
-LicenceKey = Annotated[str, msgspec.Meta(max_length=128)]
+LicenceKey = Annotated[str, msgspec.Meta(max_length=MAX_KEY)]
 Name = Annotated[str, msgspec.Meta(max_length=64)]
 Sentence = Annotated[str, msgspec.Meta(max_length=1000)]
 Payload = Annotated[memoryview, msgspec.Meta(max_length=MAX_FRAME)]
@@ -49,11 +49,6 @@ NOTHING: Final = memoryview(b"")
 
 class _Message(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False):
     pass
-
-
-def licence_digest(key: str) -> bytes:
-    """What a licence key is known by: SHA-256, 32 bytes. Of 32 random bytes nobody finds the key again."""
-    return hashlib.sha256(b"confide licence key 1\0" + key.encode()).digest()
 
 
 class Hello(_Message, tag=1):

@@ -1,9 +1,10 @@
-"""Bodies of requests, as large as they may be and no larger: each, and all that are on their way."""
+"""What comes in with a request: a body, as large as it may be and all of them no larger, from whom, with what key."""
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from starlette.datastructures import Headers
 from starlette.requests import Request
 
 from confide.errors import RequestTimedOut, RequestTooLarge, ServerBusy
@@ -19,9 +20,12 @@ class Bodies:
         self._shares = Shares(together)
 
     @asynccontextmanager
-    async def read(self, request: Request) -> AsyncIterator[bytes]:
-        """A body, which counts as held until the block ends. RequestTooLarge, RequestTimedOut, and ServerBusy."""
-        who = origin_of(request)
+    async def read(self, request: Request, who: str | None = None) -> AsyncIterator[bytes]:
+        """A body, which counts as held until the block ends. RequestTooLarge, RequestTimedOut, and ServerBusy.
+
+        who: whom it counts for; where it comes from without.
+        """
+        who = origin_of(request) if who is None else who
         body = bytearray()
         try:
             async with asyncio.timeout(self._seconds):
@@ -44,6 +48,15 @@ class Bodies:
     def _give_back(self, who: str, size: int) -> None:
         if size:
             self._shares.give_back(who, size)
+
+
+def bearer(headers: Headers) -> str:
+    """The key that a request shows, as OpenAI's programs do, or in `x-api-key`, as Anthropic's do; empty for none."""
+    given = headers.getlist("authorization")
+    if len(given) > 1:
+        return ""
+    scheme, _, token = (given or [""])[0].partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
 
 
 def origin_of(request: Request) -> str:

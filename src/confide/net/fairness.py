@@ -3,6 +3,8 @@
 import ipaddress
 from typing import Final
 
+from confide.net.vsock import VSOCK
+
 _IPV6_NETWORK: Final = 64
 """Bits of an IPv6 address that one subscriber cannot choose."""
 _LONGEST: Final = 64
@@ -12,12 +14,13 @@ def origin(address: str, port: int = 0) -> str:
     """Whom a connection counts for: its IPv4 address, or its IPv6 network.
 
     On this machine every connection counts for itself: what connects from here is a gateway, with everybody behind it.
+    So it does by virtual sockets, where the gateway is whoever runs this machine.
     port: the connection's; 0 where the address was forwarded by such a gateway.
     """
     try:
         ip = ipaddress.ip_address(address)
     except ValueError:
-        return address[:_LONGEST]
+        return f"{address[:_LONGEST]} {port}" if address.startswith(f"{VSOCK}:") else address[:_LONGEST]
     if ip.is_loopback:
         return f"{ip} {port}"
     if ip.version == 4:

@@ -15,8 +15,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from confide.enclave.api.problems import problem_response
 from confide.errors import RequestRefused, WrongKey
+from confide.net.body import bearer
 from confide.net.loopback import is_everywhere, is_loopback
 
+_KEY_HEADERS: Final = (b"authorization", b"x-api-key")
 _LOOPBACK_NAMES: Final = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -52,10 +54,19 @@ class Guard:
         headers = Headers(scope=scope)
         error = self._refusal(headers, scope["path"])
         if error is None:
-            await self._app(scope, receive, send)
+            await self._app(self._without_own_key(scope, headers), receive, send)
             return
         response = problem_response(error, scope["path"], 401 if isinstance(error, WrongKey) else 403)
         await response(scope, receive, send)
+
+    def _without_own_key(self, scope: Scope, headers: Headers) -> Scope:
+        """A key of the proxy's is for the proxy: what is passed on with questions is another one, of a licence."""
+        if not scope["path"].startswith("/v1/") or not self._shows(bearer(headers).encode()):
+            return scope
+        return {**scope, "headers": [one for one in scope["headers"] if one[0] not in _KEY_HEADERS]}
+
+    def _shows(self, shown: bytes) -> bool:
+        return any(hmac.compare_digest(shown, key) for key in self._keys)
 
     def _refusal(self, headers: Headers, path: str) -> RequestRefused | None:
         if headers.getlist("host")[1:] or headers.get("host", "").lower() not in self._hosts:
@@ -67,14 +78,14 @@ class Guard:
             return RequestRefused("Web pages of others may not use this address; open the one that it serves itself.")
         if self._open_to(path):
             return None
-        shown = _token(headers).encode()
+        shown = bearer(headers).encode()
         if self._page and hmac.compare_digest(shown, self._page):
             return None
         if _of_a_browser(headers):
             return WrongKey(
                 "A browser is only answered with this proxy's page; `confide proxy status` shows its address."
             )
-        if self._keys and path != "/health" and not any(hmac.compare_digest(shown, key) for key in self._keys):
+        if self._keys and path != "/health" and not self._shows(shown):
             return WrongKey(
                 "This proxy wants its key; give it to your program as its API key, in OPENAI_API_KEY for example."
             )
@@ -90,11 +101,6 @@ def _of_a_browser(headers: Headers) -> bool:
         or headers.get("sec-fetch-site", "none") != "none"
         or headers.get("sec-fetch-mode") == "navigate"
     )
-
-
-def _token(headers: Headers) -> str:
-    scheme, _, token = headers.get("authorization", "").partition(" ")
-    return token if scheme.lower() == "bearer" else headers.get("x-api-key", "")
 
 
 def as_host(name: str) -> str:

@@ -30,8 +30,9 @@ _Text = Annotated[str, Meta(min_length=1, max_length=2048)]
 class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab", kw_only=True):
     """One [[model]]: `url` for a trusted environment, or `shell` and `server` for the hybrid mode.
 
-    name: what programs call it. licence_file: holds the licence key, so that this file need not. Paths are taken from
-    the file's own folder. The rest as the options of `confide proxy`.
+    name: what programs call it. licence_file: holds the licence key, so that this file need not; a model in a trusted
+    environment may also be shown a program's own. Paths are taken from the file's own folder. The rest as the options
+    of `confide proxy`.
     """
 
     name: Annotated[str, Meta(max_length=128)] = ""
@@ -108,7 +109,6 @@ def _backend(model: ModelSettings, licence: str) -> Backend:
         "shell": model.shell,
         "server": model.server,
         "owner": model.owner,
-        "licence-file": model.licence_file,
         "checks": model.checks,
         "proxy": model.proxy,
         "patience": model.patience is not None,
@@ -129,6 +129,7 @@ def _backend(model: ModelSettings, licence: str) -> Backend:
             offline=model.offline,
             insecure_no_tls=model.insecure_no_tls,
             replicas=model.replicas or 1,
+            licence=_licence(model, licence),
         )
         return WorkloadBackend(model.name, address, AGAIN_SECONDS)
     if model.shell is None or model.server is None:

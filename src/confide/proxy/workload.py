@@ -5,7 +5,7 @@ import hmac
 import logging
 import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +26,8 @@ from confide.enclave.api.answer import while_connected
 from confide.enclave.api.events import event
 from confide.enclave.api.problems import MESSAGES, problem
 from confide.errors import ConfideError, KeyChanged, ProtocolError, ReceiptMissing
+from confide.ledger.keys import KEY_PREFIX
+from confide.net.body import bearer
 from confide.proxy.backend import Backend, Question
 from confide.proxy.facts import enclave_facts
 from confide.proxy.receipts import is_wrong
@@ -34,7 +36,7 @@ from confide.receipts.receipt import HEADER
 _INSIDE: Final = "http://workload.invalid/v1"
 """Stands for the workload above the encrypted channel; the name is never looked up."""
 _MAX_MODELS_BYTES: Final = 1 << 20
-_HANDED_ON: Final = ("content-type", "cache-control", "retry-after")
+_HANDED_ON: Final = ("content-type", "cache-control", "retry-after", "x-should-retry")
 READ_SECONDS: Final = 600.0
 """How long an answer may give nothing: who waits in line for one hears nothing meanwhile."""
 _log = logging.getLogger(__name__)
@@ -42,7 +44,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class WorkloadAddress:
-    """Where a workload is, and what its evidence must show; see EnclaveSession for each."""
+    """Where a workload is, what its evidence must show, and the licence to use it; see EnclaveSession for each."""
 
     url: str
     policy: Path | str | None = None
@@ -51,6 +53,7 @@ class WorkloadAddress:
     offline: bool = False
     insecure_no_tls: bool = False
     replicas: int = 1
+    licence: str = field(default="", repr=False)
 
 
 class _Model(msgspec.Struct, frozen=True):
@@ -156,7 +159,7 @@ class WorkloadBackend(Backend):
         if self.name:
             body = msgspec.json.encode({**question.fields, "model": self._served[0]})
         request = Request(scope, receive)
-        response = await while_connected(request, self._send(path, body, self._salt(request)))
+        response = await while_connected(request, self._send(path, body, self._headers(request)))
         headers = {name: response.headers[name] for name in _HANDED_ON if name in response.headers}
         if EXCHANGE in response.extensions:  # without one, an id is of a receipt that nobody could check
             headers[HEADER] = response.extensions[EXCHANGE].receipt_id
@@ -167,14 +170,20 @@ class WorkloadBackend(Backend):
         if not isinstance(error, ReceiptMissing):
             super().failed(error)
 
+    def _headers(self, request: Request) -> dict[str, str]:
+        """What goes along inside the channel: no other key of a program's than one that is a licence's."""
+        key = bearer(request.headers)
+        licence = key if key.startswith(KEY_PREFIX) else self.address.licence
+        key_shown = {"authorization": f"Bearer {licence}"} if licence else {}
+        return {"content-type": "application/json", CACHE_SALT: self._salt(request)} | key_shown
+
     def _salt(self, request: Request) -> str:
         """One for each machine that asks here, and on it for each salt that a program gives, so that none is shared."""
         host = request.client.host if request.client else ""
         asked = f"{host} {request.headers.get(CACHE_SALT, '')}"
         return hmac.digest(self._secret, asked.encode(), "sha256").hex()
 
-    async def _send(self, path: str, body: bytes, salt: str) -> httpx.Response:
-        headers = {"content-type": "application/json", CACHE_SALT: salt}
+    async def _send(self, path: str, body: bytes, headers: dict[str, str]) -> httpx.Response:
         request = self._inside.build_request("POST", f"{_INSIDE}{path}", content=body, headers=headers)
         try:
             return await self._inside.send(request, stream=True)

@@ -87,7 +87,7 @@ def test_what_is_no_machine_of_azures(tmp_path: Path) -> None:
 
 
 def test_it_is_looked_for_and_used(tmp_path: Path) -> None:
-    found = detect(tmp_path, tmp_path, tmp_path / "tpm", tmp_path / "tag")
+    found = detect(tmp_path, tmp_path, tmp_path / "tpm", tmp_path / "tag", tmp_path / "nsm")
     assert "no machine at Azure" in found.absent["azure-cvm"]
     reader = AzureCvm(runner=FakeTools(azure_case().evidence.raw))
     here = replace(found, readers=(reader,))

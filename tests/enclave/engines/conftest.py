@@ -15,7 +15,7 @@ from tests.enclave.engines.openai_server import openai_server
 from torch import nn
 from transformers import PreTrainedModel
 
-from confide.enclave.engines.engine import Engine, EngineFacts, Sampling
+from confide.enclave.engines.engine import Engine, EngineFacts, Prompt, Sampling
 from confide.enclave.engines.gguf_engine import GgufEngine
 from confide.enclave.engines.transformers_engine import TransformersEngine
 from confide.enclave.engines.upstream import UpstreamEngine
@@ -38,7 +38,7 @@ class Answer:
     pieces: int
 
 
-async def answer(engine: Engine, prompt: str, sampling: Sampling) -> Answer:
+async def answer(engine: Engine, prompt: str | Prompt, sampling: Sampling) -> Answer:
     """A whole answer. Only its last piece may say that it is over."""
     pieces = [piece async for piece in engine.generate(prompt, sampling)]
     assert all(piece.finish is None for piece in pieces[:-1])

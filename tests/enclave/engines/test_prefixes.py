@@ -11,6 +11,7 @@ from transformers import DynamicCache, MistralConfig
 from confide.enclave.engines import transformers_engine
 from confide.enclave.engines.engine import Engine, Piece, Sampling
 from confide.enclave.engines.prefixes import SECONDS, Names, Prefixes
+from confide.enclave.engines.rows import RoomyLayer
 
 MINE, YOURS = b"m" * 32, b"y" * 32
 PART = 4
@@ -39,8 +40,9 @@ def keep(prefixes: Prefixes, salt: bytes | None, tokens: Sequence[int]) -> None:
 
 def found(prefixes: Prefixes, salt: bytes | None, tokens: Sequence[int]) -> list[int]:
     """The tokens that need not be read."""
-    cache = prefixes.take(Names.of(salt, tokens, PART))
-    if cache is None:
+    cache = DynamicCache()
+    prefixes.take(Names.of(salt, tokens, PART), cache)
+    if not cache.layers:
         return []
     first, second = cache.layers
     assert torch.equal(first.keys, -first.values)
@@ -81,8 +83,10 @@ def test_who_has_another_salt_or_none_finds_nothing(prefixes: Prefixes) -> None:
 
 def test_what_is_taken_is_its_takers_own(prefixes: Prefixes) -> None:
     keep(prefixes, MINE, TOKENS)
-    cache = prefixes.take(Names.of(MINE, TOKENS, PART))
-    assert cache is not None
+    cache = DynamicCache()
+    cache.layers = [RoomyLayer(), RoomyLayer()]
+    prefixes.take(Names.of(MINE, TOKENS, PART), cache)
+    assert cache.get_seq_length() == 20
     for layer in cache.layers:
         layer.keys.zero_()
     cache.update(torch.ones(1, 1, 2, 1), torch.ones(1, 1, 2, 1), 0)

@@ -25,6 +25,21 @@ def test_a_seed_gives_the_same_answer_whatever_else_runs(transformers_bench: Ben
     assert transformers_bench.run(together) == alone
 
 
+def test_requests_share_passes_and_are_answered_as_alone(transformers_bench: Bench) -> None:
+    prompts = [f"{PROMPT} for the {number}th time," for number in range(8)]
+
+    async def all_at_once(engine: Engine) -> list[Answer]:
+        read = [await engine.read(prompt) for prompt in prompts]
+        return await asyncio.gather(*(answer(engine, prompt, Sampling(12, 0)) for prompt in read))
+
+    assert transformers_bench.make().facts.settings["batching"] == "together"
+    alone = [transformers_bench.run(lambda engine, one=one: answer(engine, one, Sampling(12, 0))) for one in prompts]
+    before = transformers_bench.computed()
+    assert transformers_bench.run(all_at_once) == alone
+    passes = transformers_bench.computed() - before
+    assert passes <= 8 + 8 + 11  # a prompt each, and a pass beside each; then those of the last one
+
+
 def test_greedy_answers_are_those_of_generate(transformers_bench: Bench, demo_model: PreTrainedModel) -> None:
     tokenizer = open_model("demo").load_tokenizer()
     assert tokenizer is not None

@@ -1,12 +1,13 @@
 """Who gets ready first, and who has to wait for whom."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import aclosing
 
 from confide.enclave.engines.turns import FIRST_STEPS, Turns
 
 
-def steps(name: str, preparing: int, results: int, log: list[str]) -> Iterator[str | None]:
+def steps(name: str, preparing: int, results: int, log: list[str]) -> Generator[str | None, None, None]:
     for _ in range(preparing):
         log.append(f"{name}?")
         yield None
@@ -22,11 +23,11 @@ def run(*jobs: tuple[str, int, int]) -> list[str]:
     async def all_of_them() -> None:
         turns = Turns("test")
 
-        def hold() -> Iterator[str | None]:
+        def hold() -> Generator[str | None, None, None]:
             asyncio.run_coroutine_threadsafe(asyncio.sleep(0.05), loop).result()
             yield None
 
-        async def one(job: Iterator[str | None]) -> None:
+        async def one(job: Generator[str | None, None, None]) -> None:
             async for _ in turns.run(job):
                 pass
 
@@ -58,3 +59,39 @@ def test_a_long_preparation_lets_others_pass_and_goes_on_itself() -> None:
     assert log.index("a!") < log.index("b!") < log.index("c!") < log.index("long!")
     meanwhile = log[FIRST_STEPS : log.index("c!")]
     assert meanwhile.count("long?") >= 12
+
+
+def test_who_leaves_is_gone_before_the_next_round() -> None:
+    log: list[str] = []
+
+    async def both() -> None:
+        loop, turns, left = asyncio.get_running_loop(), Turns("test"), asyncio.Event()
+
+        def staying() -> Generator[str | None, None, None]:
+            while "closed" not in log:
+                log.append("step")
+                yield "goes on"
+
+        def leaving() -> Generator[str | None, None, None]:
+            try:
+                yield "once"
+                asyncio.run_coroutine_threadsafe(left.wait(), loop).result(60)
+                log.append("left")
+                yield "twice"
+            finally:
+                log.append("closed")
+
+        async def stay() -> None:
+            async for _ in turns.run(staying()):
+                pass
+
+        async def leave() -> None:
+            async with aclosing(turns.run(leaving())) as pieces:
+                assert await anext(pieces) == "once"
+            left.set()
+
+        await asyncio.gather(stay(), leave())
+        await turns.close()
+
+    asyncio.run(both())
+    assert log.index("closed") == log.index("left") + 1

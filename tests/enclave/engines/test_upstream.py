@@ -3,9 +3,10 @@
 import asyncio
 import json
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import aclosing, closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
+from typing import Any
 
 import pytest
 from tests.enclave.engines.conftest import PROMPT, Answer, answer
@@ -17,6 +18,7 @@ from confide.models.source import open_model
 
 FACTS = EngineFacts("demo", "fake", "f32", 512)
 TOKENIZER = open_model("demo").load_tokenizer()
+PLAIN = Sampling(4, 0)
 
 
 def ask(url: str) -> EngineError:
@@ -102,12 +104,22 @@ def test_a_key_is_not_shown() -> None:
     asyncio.run(engine.close())
 
 
-def answered(events: str) -> Answer:
-    """An answer from a server that sends these events, byte for byte."""
+def answered(
+    events: str,
+    sampling: Sampling = PLAIN,
+    asked: list[dict[str, Any]] | None = None,
+    *,
+    leave: bool = False,
+) -> Answer:
+    """An answer from a server that sends these events, byte for byte. asked: gets what it was asked. leave: after the
+    first piece.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["content-length"]))
+            body = self.rfile.read(int(self.headers["content-length"]))
+            if asked is not None:
+                asked.append(json.loads(body))
             self.send_response(200)
             self.send_header("content-type", "text/event-stream; charset=utf-8")
             self.end_headers()
@@ -120,7 +132,11 @@ def answered(events: str) -> Answer:
     async def main(url: str) -> Answer:
         engine = UpstreamEngine(url, FACTS, TOKENIZER)
         try:
-            return await answer(engine, PROMPT, Sampling(4, 0))
+            if leave:
+                async with aclosing(engine.generate(PROMPT, sampling)) as pieces:
+                    first = await anext(pieces)
+                return Answer(first.text, first.tokens, first.finish, 1)
+            return await answer(engine, PROMPT, sampling)
         finally:
             await engine.close()
 
@@ -137,6 +153,26 @@ def events(text: str, finish: str | None, *, before: str = "data: ", end: str = 
     chunks = [{"choices": [{"text": text}]}, {"choices": [{"text": "", "finish_reason": finish}]}, USAGE]
     lines = [json.dumps(chunk, ensure_ascii=False) for chunk in chunks]
     return "".join(f"{before}{line}{end}" for line in (*lines, "[DONE]"))
+
+
+def test_what_a_server_keeps_of_prompts_is_each_users_own() -> None:
+    asked: list[dict[str, Any]] = []
+    one, other = bytes(32), bytes([1]) * 32
+    for salt in (one, one, other, None, None):
+        answered(events("one", "stop"), Sampling(4, 0, salt=salt), asked)
+    first, again, *rest = [request["cache_salt"] for request in asked]
+    assert first == again
+    assert len({first, *rest}) == 4  # and nobody's is never the same
+    assert all(len(salt) == 64 for salt in (first, *rest))
+    assert one.hex() not in str(asked)
+    assert not any(request["cache_prompt"] for request in asked)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 5])
+def test_text_counts_before_the_server_says_how_much_it_is(tokens: int) -> None:
+    sent = events("one", "stop").replace('"completion_tokens": 2', f'"completion_tokens": {tokens}')
+    assert answered(sent).tokens == tokens
+    assert answered(sent, leave=True).tokens == 1
 
 
 @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "🙂"])

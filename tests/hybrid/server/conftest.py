@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from confide.hybrid.server.ledger.address import DatabaseAddress, Place
+from confide.ledger.address import DatabaseAddress, Place
 
 if TYPE_CHECKING:
     from .postgres import Postgres

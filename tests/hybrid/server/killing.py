@@ -19,9 +19,9 @@ from websockets.exceptions import WebSocketException
 from confide.disk.secrets import LEDGER_PASSWORD, variable
 from confide.errors import LedgerUnavailable, ServerBusy
 from confide.hybrid import wire
-from confide.hybrid.server.ledger.address import Place, parse_place
 from confide.hybrid.server.server import serve
 from confide.hybrid.server.service import Admitted, LayerService
+from confide.ledger.address import Place, parse_place
 
 from .world import SHAPES, Client, Tokens, service
 

@@ -14,7 +14,7 @@ from typing import Final
 import psycopg
 import pytest
 
-from confide.hybrid.server.ledger.address import DatabaseAddress
+from confide.ledger.address import DatabaseAddress
 
 PASSWORD: Final = "wiederholt-geheim-4711"
 USER: Final = "keeper"

@@ -5,25 +5,30 @@ import shutil
 import sqlite3
 import stat
 import threading
+import time
 from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
 
 from confide.errors import ConfideError, LedgerCopied, LedgerCorrupted, LedgerInUse, LedgerUnavailable
-from confide.hybrid.server.ledger import Ledger
-from confide.hybrid.server.ledger import backup as module
-from confide.hybrid.server.ledger.address import DatabaseAddress, Place
-from confide.hybrid.server.ledger.backup import backup, restore
-from confide.hybrid.server.ledger.identity import file_identity
-from confide.hybrid.server.ledger.ledger import LEAST_LEASE
-from confide.hybrid.server.ledger.opening import open_store
-from confide.hybrid.server.ledger.sqlite import DATABASE, SqliteStore, lock_folder
-from confide.hybrid.wire import licence_digest
+from confide.ledger import backup as module
+from confide.ledger.address import DatabaseAddress, Place
+from confide.ledger.backup import backup, restore
+from confide.ledger.identity import file_identity
+from confide.ledger.keys import licence_digest
+from confide.ledger.ledger import LEAST_LEASE, Ledger
+from confide.ledger.opening import open_store
+from confide.ledger.sqlite import DATABASE, SqliteStore, lock_folder
+from confide.ledger.store import TABLES
 
 from .world import break_transactions, kill, outlast_the_dead
+
+if TYPE_CHECKING:
+    from .postgres import Postgres
 
 
 class Served:
@@ -204,12 +209,13 @@ def test_a_failed_restore_leaves_a_database_as_it_was(
     assert served.used() == 9
 
 
+@pytest.mark.parametrize("version", [4, 5])
 @pytest.mark.parametrize("lease", [0, 16])
-def test_a_ledger_of_the_schema_before_is_gone_on_with(tmp_path: Path, lease: int) -> None:
-    """As a server wrote it that had one owner of leases, and what was lost in their rows."""
+def test_a_ledger_of_a_schema_before_is_gone_on_with(tmp_path: Path, lease: int, version: int) -> None:
+    """As servers wrote it that had one owner of leases, with what was lost in their rows, and that had one unit."""
     folder = tmp_path / "state"
     folder.mkdir()
-    key = of_schema_4(folder / DATABASE, lease)
+    key = of_schema(version, folder / DATABASE, lease)
     backup(folder, tmp_path / "backup")  # which brings it up to date
     for place in (folder, tmp_path / "restored"):
         if place != folder:
@@ -220,14 +226,14 @@ def test_a_ledger_of_the_schema_before_is_gone_on_with(tmp_path: Path, lease: in
             assert (account.licence.name, account.licence.disclosure) == ("reader", 1.0)
             ledger.charge(account, 0, 1, None)
     (tmp_path / "older").mkdir()
-    of_schema_4(tmp_path / "older.sqlite", lease)
+    of_schema(version, tmp_path / "older.sqlite", lease)
     before = (tmp_path / "older.sqlite").read_bytes()
     assert restore(tmp_path / "older", tmp_path / "older.sqlite").tokens_used == 40 + lease
     assert (tmp_path / "older.sqlite").read_bytes() == before
 
 
 def test_a_server_of_the_schema_before_is_not_left_without_its_tables(tmp_path: Path) -> None:
-    of_schema_4(tmp_path / DATABASE, 16)
+    of_schema(4, tmp_path / DATABASE, 16)
     with closing(lock_folder(tmp_path)), pytest.raises(LedgerInUse):
         open_store(tmp_path)
     with closing(sqlite3.connect(tmp_path / DATABASE)) as database:
@@ -238,27 +244,51 @@ def test_a_server_of_the_schema_before_is_not_left_without_its_tables(tmp_path: 
         open_store(tmp_path)
 
 
-def of_schema_4(path: Path, lease: int) -> str:
+@pytest.mark.parametrize("heard", ["long ago", "now", "damaged"])
+def test_a_database_of_the_schema_before_is_gone_on_with(
+    database: DatabaseAddress, postgres: "Postgres", heard: str
+) -> None:
+    """Once no server of that version uses it any more: it would go on without its tables."""
+    owned = 5.0 if heard != "now" else time.time() + 60
+    with postgres.connect() as connection:
+        connection.execute("CREATE SCHEMA confide_ledger")
+        connection.execute("CREATE TABLE confide_ledger.version AS SELECT 5::bigint AS number")
+        for name, (columns, keys, rows) in tables_of(5, b"", 16).items():
+            described = ", ".join(f"{column} {TABLES[name].columns[column]}" for column in columns)
+            key = ", ".join(columns[:keys])
+            connection.execute(
+                f"CREATE TABLE confide_ledger.{name} ({described}, sum bytea NOT NULL, PRIMARY KEY ({key}))".encode()
+            )
+            for row in rows:
+                if row[0] == "identity":
+                    continue
+                if name == "owners":
+                    row = (*row[:-1], owned)
+                places = "%s, " * len(row)
+                command = f"INSERT INTO confide_ledger.{name} VALUES ({places} %s)"  # noqa: S608
+                connection.execute(command.encode(), (*row, old_sum(name, row)))
+        if heard == "damaged":
+            connection.execute("UPDATE confide_ledger.usage SET tokens = 1")
+    if heard != "long ago":
+        with pytest.raises(LedgerInUse if heard == "now" else LedgerCorrupted):
+            open_store(database)
+        with postgres.connect() as connection:
+            assert connection.execute("SELECT number FROM confide_ledger.version").fetchall() == [(5,)]
+            assert connection.execute("SELECT count(*) FROM confide_ledger.leases").fetchone() == (1,)
+        return
+    with closing(Ledger(database)) as ledger:
+        account = ledger.authenticate("confide-key", bytes(32))
+        assert (account.used, account.leased_elsewhere, dict(account.answered)) == (40, 16, {0: 33, 2: 30})
+        outlast_the_dead(database)
+    with closing(open_store(database)) as store:
+        store.verify()
+        assert store.total("usage", "tokens", unit="layers") == 40 + 16
+
+
+def of_schema(version: int, path: Path, lease: int) -> str:
     """A ledger's file as it was then, with a licence of this key."""
-    key, licence = "confide-key", b"12345678"
-    tables = {
-        "server": (("name", "value"), 1, [("clock", b"1700000000.5"), ("identity", b"")]),
-        "licences": (
-            ("id", "key_hash", "name", "created", "expires", "tokens", "tokens_per_minute", "disclosure", "check_sets",
-             "revoked"),
-            1,
-            [(licence, licence_digest(key), "reader", 1700000000, None, 1000, None, 1, 1, None)],
-        ),
-        "usage": (("licence", "day", "tokens"), 2, [(licence, 20000, 33), (licence, 20001, 7)]),
-        "disclosed": (
-            ("licence", "model", "layer_group", "tokens"),
-            3,
-            [(licence, bytes(32), 0, 33), (licence, bytes(32), 2, 30)],
-        ),
-        "leases": (("licence", "model", "day", "tokens", "lost"), 2, [(licence, bytes(32), 20001, lease, 7)]),
-    }  # fmt: skip
     with closing(sqlite3.connect(path)) as database, database:
-        for name, (columns, keys, rows) in tables.items():
+        for name, (columns, keys, rows) in tables_of(version, b"", lease).items():
             key_columns = ", ".join(columns[:keys])
             database.execute(
                 f"CREATE TABLE {name} ({', '.join(columns)}, sum NOT NULL, PRIMARY KEY ({key_columns})) WITHOUT ROWID"
@@ -266,10 +296,44 @@ def of_schema_4(path: Path, lease: int) -> str:
             for row in rows:
                 if row[0] == "identity":
                     row = ("identity", file_identity(path))
-                digest = hashlib.blake2b(msgspec.msgpack.encode([name, list(row)]), digest_size=8).digest()
-                database.execute(f"INSERT INTO {name} VALUES ({'?, ' * len(row)}?)", (*row, digest))  # noqa: S608
-        database.execute("PRAGMA user_version = 4")
-    return key
+                database.execute(f"INSERT INTO {name} VALUES ({'?, ' * len(row)}?)", (*row, old_sum(name, row)))  # noqa: S608
+        database.execute(f"PRAGMA user_version = {version}")
+    return "confide-key"
+
+
+def old_sum(table: str, row: tuple[object, ...]) -> bytes:
+    return hashlib.blake2b(msgspec.msgpack.encode([table, list(row)]), digest_size=8).digest()
+
+
+OldTable = tuple[tuple[str, ...], int, list[tuple[Any, ...]]]
+
+
+def tables_of(version: int, identity: bytes, lease: int) -> dict[str, OldTable]:
+    """Columns, how many of them are the key, and rows."""
+    licence, model, share = b"12345678", bytes(32), 1 if version == 4 else 1.0
+    leases: dict[str, OldTable] = {
+        "leases": (("licence", "model", "day", "tokens", "lost"), 2, [(licence, model, 20001, lease, 7)]),
+    }
+    if version == 5:
+        owned = [(licence, model, b"a server", 20001, lease)] if lease else []
+        leases = {
+            "leases": (("licence", "model", "owner", "day", "tokens"), 3, owned),
+            "lost": (("licence", "model", "tokens"), 2, [(licence, model, 7)]),
+            "owners": (("id", "fence", "heard"), 1, [(b"a server", 3, 5.0)]),
+        }
+    return leases | {
+        "server": (("name", "value"), 1, [("clock", b"1700000000.5"), ("identity", identity)]),
+        "licences": (
+            ("id", "key_hash", "name", "created", "expires", "tokens", "tokens_per_minute", "disclosure", "check_sets",
+             "revoked"),
+            1,
+            [(licence, licence_digest("confide-key"), "reader", 1700000000, None, 1000, None, share, 1, None)],
+        ),
+        "usage": (("licence", "day", "tokens"), 2, [(licence, 20000, 33), (licence, 20001, 7)]),
+        "disclosed": (
+            ("licence", "model", "layer_group", "tokens"), 3, [(licence, model, 0, 33), (licence, model, 2, 30)]
+        ),
+    }  # fmt: skip
 
 
 def test_nothing_is_restored_under_a_running_server(anywhere: Served, tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ import pytest
 from cli.command import run, serving
 from confide.cli.app import command_line
 from confide.errors import ConfideError, LedgerElsewhere
-from confide.hybrid.server.ledger import Ledger
-from confide.hybrid.server.ledger.address import DatabaseAddress
-from confide.hybrid.server.ledger.place import choose_state, state_of
+from confide.ledger.address import DatabaseAddress
+from confide.ledger.ledger import Ledger
+from confide.ledger.place import choose_state, state_of
 
 Answer = Callable[..., dict[str, Any]]
 

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Self
 
 import pytest
 
-from confide.hybrid.server.ledger import Ledger
-from confide.hybrid.server.ledger.address import DatabaseAddress, Place
-from confide.hybrid.server.ledger.ledger import MOST_LEASE
-from confide.hybrid.server.ledger.licences import licence_book
+from confide.ledger.address import DatabaseAddress, Place
+from confide.ledger.ledger import MOST_LEASE, Ledger
+from confide.ledger.licences import licence_book
 
 from .killing import Servers, Traffic, answered, processes
 from .world import model, outlast_the_dead

@@ -18,14 +18,14 @@ from confide.errors import (
     LicenceRefused,
     RateLimited,
 )
-from confide.hybrid.server.ledger import Ledger
-from confide.hybrid.server.ledger.address import Place
-from confide.hybrid.server.ledger.ledger import LEAST_LEASE, MOST_LEASE
-from confide.hybrid.server.ledger.licences import Licence, LicenceBook, licence_book
-from confide.hybrid.server.ledger.opening import open_store
-from confide.hybrid.server.ledger.sqlite import DATABASE
-from confide.hybrid.server.ledger.store import Row, Store
-from confide.hybrid.server.ledger.usage import Account, licensed_tokens, share_disclosed
+from confide.ledger import ledger as module
+from confide.ledger.address import Place
+from confide.ledger.ledger import LEAST_LEASE, MOST_LEASE, Ledger
+from confide.ledger.licences import Licence, LicenceBook, licence_book
+from confide.ledger.opening import open_store
+from confide.ledger.sqlite import DATABASE
+from confide.ledger.store import INPUT, OUTPUT, Row, Store
+from confide.ledger.usage import Account, licensed_tokens, share_disclosed
 from confide.packages.manifest import Group, Layer
 
 from .world import break_transactions, kill, outlast_the_dead, store_classes
@@ -136,7 +136,7 @@ def test_the_disk_covers_what_is_answered_while_another_thread_writes(ledger: Le
 def test_a_request_within_the_lease_asks_the_database_nothing(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     account = licensed(ledger)
     charge(ledger, account)
-    monkeypatch.setattr("confide.hybrid.server.ledger.ledger.LICENCE_SECONDS", math.inf)
+    monkeypatch.setattr("confide.ledger.ledger.LICENCE_SECONDS", math.inf)
     for store in store_classes():
         monkeypatch.setattr(store, "query", refuse)
     for group in range(10):
@@ -486,3 +486,93 @@ def test_another_key_keeps_what_was_counted(ledger: Ledger, place: Place) -> Non
     ledger.require_key(again, renewed.key_hash)
     with pytest.raises(LicenceRefused, match="another key"):
         ledger.require_key(again, held)
+
+
+# -- units -------------------------------------------------------------------------------------------------------
+
+
+def both(ledger: Ledger, key: str) -> tuple[Account, Account]:
+    """What an enclave counts by: tokens of prompts and tokens of answers."""
+    read = ledger.authenticate(key, MODEL, INPUT)
+    return read, ledger.account(read.budget, MODEL, OUTPUT)
+
+
+def test_units_are_counted_apart_and_draw_on_one_budget(place: Place) -> None:
+    with closing(Ledger(place)) as ledger:
+        key = licence_key(ledger, tokens=100)
+        read, made = both(ledger, key)
+        ledger.charge(read, 0, 60, None)
+        ledger.charge(made, 0, 30, None)
+        for _ in range(2):
+            ledger.checkpoint()
+            assert (read.used, made.used, read.tokens_left) == (90, 90, 10)
+        with pytest.raises(BudgetExhausted):
+            ledger.charge(read, 0, 11, None)
+        ledger.charge(made, 0, 10, None)
+    with closing(Ledger(place)) as ledger:
+        read, made = both(ledger, key)
+        assert (read.used, dict(read.answered), dict(made.answered)) == (100, {0: 60}, {0: 40})
+        used = {(usage.unit, usage.tokens) for usage in ledger.licences.usage()}
+    assert used == {("input", 60), ("output", 40)}
+
+
+def test_a_crash_counts_what_was_leased_in_its_unit(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    key = licence_key(ledger)
+    read, made = both(ledger, key)
+    ledger.charge(read, 0, 100, None)
+    ledger.charge(made, 0, 1, None)
+    kill(ledger)
+    with closing(Ledger(tmp_path)) as ledger:
+        used = {usage.unit: usage.tokens for usage in ledger.licences.usage()}
+        assert used == {"input": 100, "output": LEAST_LEASE}
+        read, made = both(ledger, key)
+        assert (read.lost, made.lost, read.used) == (100, LEAST_LEASE, 100 + LEAST_LEASE)
+
+
+def test_what_is_held_is_nobody_elses_and_comes_back(tmp_path: Path) -> None:
+    with closing(Ledger(tmp_path)) as ledger:
+        budget = both(ledger, licence_key(ledger, tokens=100, tokens_per_minute=80))[0].budget
+        with budget.holding(60):
+            assert budget.tokens_left == 40
+            with pytest.raises(BudgetExhausted), budget.holding(41):
+                pass
+            with pytest.raises(RateLimited) as limited, budget.holding(40):
+                pass
+            assert 10 < limited.value.retry_seconds <= 15  # 20 tokens, at 80 a minute
+        assert (budget.tokens_left, budget.held, budget.used) == (100, 0, 0)
+
+
+def test_tokens_of_a_request_that_was_let_in_are_not_too_many_for_the_minute(tmp_path: Path) -> None:
+    """An answer that has begun is not broken off for its pace: the next request waits for that."""
+    with closing(Ledger(tmp_path)) as ledger:
+        _, made = both(ledger, licence_key(ledger, tokens_per_minute=60))
+        with made.budget.holding(1):
+            pass
+        for _ in range(4):
+            ledger.charge(made, 0, 30, None, admitted=True)
+        with pytest.raises(RateLimited) as limited, made.budget.holding(1):
+            pass
+        assert limited.value.retry_seconds > 55
+        with pytest.raises(RateLimited):
+            ledger.charge(made, 0, 30, None)
+
+
+def test_a_ledger_that_cannot_be_followed_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(_: LicenceBook) -> int:
+        raise LedgerUnavailable("The cable was cut.")
+
+    monkeypatch.setattr(module, "TOUCH_SECONDS", 0.5)
+    with closing(Ledger(tmp_path)) as ledger:
+        eventually(lambda: ledger.in_touch)
+        with monkeypatch.context() as patch:
+            patch.setattr(LicenceBook, "changes", property(away))
+            eventually(lambda: not ledger.in_touch)
+        eventually(lambda: ledger.in_touch)
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from confide.errors import LedgerElsewhere
-from confide.hybrid.server.ledger.licences import licence_book
-from confide.hybrid.server.ledger.place import choose_state, state_of
+from confide.ledger.licences import licence_book
+from confide.ledger.place import choose_state, state_of
 
 
 @pytest.fixture

@@ -25,13 +25,12 @@ from confide.errors import (
     LicenceRefused,
     ServerBusy,
 )
-from confide.hybrid.server.ledger import Ledger
-from confide.hybrid.server.ledger import ledger as module
-from confide.hybrid.server.ledger.address import DatabaseAddress, Place, parse_place
-from confide.hybrid.server.ledger.ledger import ENDED, LEAST_LEASE
-from confide.hybrid.server.ledger.licences import licence_book
-from confide.hybrid.server.ledger.opening import open_store
-from confide.hybrid.server.ledger.usage import Account, licensed_tokens
+from confide.ledger import ledger as module
+from confide.ledger.address import DatabaseAddress, Place, parse_place
+from confide.ledger.ledger import ENDED, LEAST_LEASE, Ledger
+from confide.ledger.licences import licence_book
+from confide.ledger.opening import open_store
+from confide.ledger.usage import Account, licensed_tokens
 from confide.net.tls import make_certificates
 from confide.packages.manifest import Group, Layer
 

@@ -9,6 +9,7 @@ from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
 import numpy as np
 import pytest
@@ -33,13 +34,12 @@ from confide.hybrid.client.connection import LayerConnection
 from confide.hybrid.client.dial import Dial
 from confide.hybrid.server.ahead import PART_TOKENS
 from confide.hybrid.server.batch import Batcher
-from confide.hybrid.server.ledger import Ledger
-from confide.hybrid.server.ledger.ledger import LICENCE_SECONDS
-from confide.hybrid.server.ledger.licences import licence_book
-from confide.hybrid.server.ledger.sqlite import DATABASE, SqliteStore
-from confide.hybrid.server.ledger.usage import licensed_tokens
 from confide.hybrid.server.limits import AheadAllowance, Cost, Limits
 from confide.hybrid.server.service import Admitted, LayerService
+from confide.ledger.ledger import LICENCE_SECONDS, Ledger
+from confide.ledger.licences import licence_book
+from confide.ledger.sqlite import DATABASE, SqliteStore
+from confide.ledger.usage import licensed_tokens
 from confide.packages.manifest import Provenance
 from confide.packages.signing import Release, SignedManifest
 from confide.rlwe.parameters import Profile
@@ -310,7 +310,7 @@ def test_a_key_that_was_replaced_elsewhere_ends_within_a_second(tmp_path: Path) 
 
 def test_nobody_with_a_lease_waits_for_a_slow_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not for the first request of another licence, nor for a greeting; these are answered once it has spoken."""
-    monkeypatch.setattr("confide.hybrid.server.ledger.ledger.LICENCE_SECONDS", math.inf)
+    monkeypatch.setattr("confide.ledger.ledger.LICENCE_SECONDS", math.inf)
     with serving(service(tmp_path, insecure_no_licences=False)) as served, ExitStack() as stack:
         book = served.model.service.ledger.licences
         keys = [book.create(name, disclosure=None)[1] for name in ("one", "two", "three")]
@@ -747,3 +747,20 @@ def test_the_client_hears_of_a_full_server_as_of_a_busy_one(tmp_path: Path) -> N
         for _ in range(3):  # the second answer is as good as the first
             with pytest.raises(ServerBusy):
                 LayerConnection(dial, model().signed.release)
+
+
+def test_health_says_whether_answers_can_be_had_and_life_whether_to_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def said(url: str, path: str) -> tuple[int, str]:
+        answer = httpx.get(url.replace("ws://", "http://") + path, trust_env=False)
+        return answer.status_code, answer.text.strip()
+
+    with serving(service(tmp_path)) as served:
+        assert (said(served.url, "/health"), said(served.url, "/health/live")) == ((200, "ok"), (200, "ok"))
+        with monkeypatch.context() as patch:
+            patch.setattr(Ledger, "in_touch", property(lambda _: False))
+            assert said(served.url, "/health") == (503, "ledger-unavailable")
+            assert said(served.url, "/health/live") == (200, "ok")
+        served.server.draining = True
+        assert (said(served.url, "/health"), said(served.url, "/health/live")) == ((503, "draining"), (200, "ok"))

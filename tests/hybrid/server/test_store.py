@@ -12,20 +12,20 @@ from pathlib import Path
 import pytest
 
 from confide.errors import LedgerCorrupted, LedgerUnavailable
-from confide.hybrid.server.ledger import Ledger
-from confide.hybrid.server.ledger.address import DatabaseAddress, Place
-from confide.hybrid.server.ledger.opening import open_store
-from confide.hybrid.server.ledger.sqlite import DATABASE, SqliteStore
-from confide.hybrid.server.ledger.store import MAX_VALUE_BYTES, Store
+from confide.ledger.address import DatabaseAddress, Place
+from confide.ledger.ledger import Ledger
+from confide.ledger.opening import open_store
+from confide.ledger.sqlite import DATABASE, SqliteStore
+from confide.ledger.store import MAX_VALUE_BYTES, Store
 
 ROWS = {
     "server": {"name": "clock", "value": b"1"},
     "licences": {"id": b"i", "name": "reader", "tokens": None},
-    "leases": {"licence": b"i", "model": b"m", "owner": b"o", "day": 1, "tokens": 16},
-    "lost": {"licence": b"i", "model": b"m", "tokens": 3},
+    "leases": {"licence": b"i", "model": b"m", "unit": "layers", "owner": b"o", "day": 1, "tokens": 16},
+    "lost": {"licence": b"i", "model": b"m", "unit": "layers", "tokens": 3},
     "owners": {"id": b"o", "fence": 1, "heard": 5.0},
-    "usage": {"licence": b"i", "day": 1, "tokens": 2},
-    "disclosed": {"licence": b"i", "model": b"m", "layer_group": 1, "tokens": 2},
+    "usage": {"licence": b"i", "day": 1, "unit": "layers", "tokens": 2},
+    "disclosed": {"licence": b"i", "model": b"m", "unit": "layers", "layer_group": 1, "tokens": 2},
 }
 
 
@@ -70,7 +70,7 @@ def test_a_changed_row_is_found(store: Store, table: str, change: str) -> None:
 
 
 def test_a_row_of_one_table_is_none_of_another(store: Store) -> None:
-    store.query("INSERT INTO disclosed SELECT licence, model, 9, tokens, sum FROM lost", ())
+    store.query("INSERT INTO disclosed SELECT licence, model, unit, 9, tokens, sum FROM lost", ())
     with pytest.raises(LedgerCorrupted):
         store.verify()
 
@@ -89,7 +89,7 @@ def test_a_number_is_the_same_however_it_is_written(store: Store) -> None:
 
 
 def test_several_rows_are_put_at_once(store: Store) -> None:
-    place = {"licence": b"i", "model": b"m"}
+    place = {"licence": b"i", "model": b"m", "unit": "layers"}
     store.put_all("disclosed", [place | {"layer_group": group, "tokens": group * 5} for group in range(100)])
     assert store.total("disclosed", "tokens", licence=b"i") == 5 * sum(range(100))
     assert store.total("disclosed", "tokens", licence=b"nobody") == 0
@@ -158,13 +158,13 @@ several_processes = pytest.mark.parametrize(
 def test_readers_see_whole_transactions_while_another_process_writes(store: Store, place: Place) -> None:
     code = """
 import sys
-from confide.hybrid.server.ledger.address import parse_place
-from confide.hybrid.server.ledger.opening import open_store
+from confide.ledger.address import parse_place
+from confide.ledger.opening import open_store
 store = open_store(parse_place(sys.argv[1]))
 for number in range(2, 100):
     with store.transaction([b"licence1"]):
-        store.put("usage", licence=b"i", day=1, tokens=number)
-        store.put("disclosed", licence=b"i", model=b"m", layer_group=1, tokens=number)
+        store.put("usage", licence=b"i", day=1, unit="layers", tokens=number)
+        store.put("disclosed", licence=b"i", model=b"m", unit="layers", layer_group=1, tokens=number)
 store.close()
 """
     seen = set()
@@ -183,8 +183,8 @@ store.close()
 def test_licences_are_written_by_many_processes_while_the_server_answers(place: Place) -> None:
     code = """
 import sys
-from confide.hybrid.server.ledger.address import parse_place
-from confide.hybrid.server.ledger.licences import licence_book
+from confide.ledger.address import parse_place
+from confide.ledger.licences import licence_book
 for number in range(10):
     with licence_book(parse_place(sys.argv[1])) as book:
         book.create(f"{sys.argv[2]} {number}")

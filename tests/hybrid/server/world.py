@@ -18,15 +18,14 @@ from websockets.sync.client import connect
 
 from confide.errors import LedgerUnavailable
 from confide.hybrid import wire
-from confide.hybrid.server.ledger import Ledger
-from confide.hybrid.server.ledger.address import Place
-from confide.hybrid.server.ledger.ledger import OWNER_SECONDS, end_owners
-from confide.hybrid.server.ledger.opening import open_store
-from confide.hybrid.server.ledger.sqlite import SqliteStore
-from confide.hybrid.server.ledger.store import Store
 from confide.hybrid.server.limits import Limits
 from confide.hybrid.server.server import HostedModel, LayerServer
 from confide.hybrid.server.service import LayerService, Observer
+from confide.ledger.address import Place
+from confide.ledger.ledger import Ledger, end_owners
+from confide.ledger.opening import open_store
+from confide.ledger.sqlite import SqliteStore
+from confide.ledger.store import OWNER_SECONDS, Store
 from confide.packages.entropy import row_entropy
 from confide.packages.manifest import FORMAT, Group, Layer, Manifest, ModelDigest, PackageKind
 from confide.packages.server_package import StoredGroup, row_norms
@@ -93,7 +92,7 @@ def store_classes() -> list[type[Store]]:
     """The two kinds of database, as far as their libraries are installed."""
     classes: list[type[Store]] = [SqliteStore]
     with suppress(ImportError):
-        from confide.hybrid.server.ledger.postgres import PostgresStore
+        from confide.ledger.postgres import PostgresStore
 
         classes.append(PostgresStore)
     return classes

@@ -8,6 +8,8 @@ from types import MappingProxyType
 from confide.attest.reading.azure import ASSET_TAG, AzureCvm
 from confide.attest.reading.configfs_tsm import REPORT_FOLDER, ConfigfsTsm
 from confide.attest.reading.gramine import DEVICE_FOLDER, Gramine
+from confide.attest.reading.nitro import DEVICE as NSM
+from confide.attest.reading.nitro import Nsm
 from confide.attest.reading.reader import EvidenceReader
 from confide.attest.reading.tpm import DEVICE, Tpm
 from confide.errors import AttestationError, NoTrustedEnvironment
@@ -33,16 +35,21 @@ class Detected:
 
 
 def detect(
-    tsm: Path = REPORT_FOLDER, gramine: Path = DEVICE_FOLDER, tpm: Path = DEVICE, asset_tag: Path = ASSET_TAG
+    tsm: Path = REPORT_FOLDER,
+    gramine: Path = DEVICE_FOLDER,
+    tpm: Path = DEVICE,
+    asset_tag: Path = ASSET_TAG,
+    nsm: Path = NSM,
 ) -> Detected:
     """Look at each place in turn: an enclave, a confidential virtual machine, a TPM. Asks for no evidence."""
     candidates: tuple[Callable[[], EvidenceReader], ...] = (
         lambda: _gramine(gramine),
+        lambda: _nitro(nsm),
         lambda: _tsm(tsm),
         lambda: _azure(asset_tag),
         lambda: _tpm(tpm),
     )
-    names = ("gramine", "configfs-tsm", "azure-cvm", "tpm")
+    names = ("gramine", "nitro", "configfs-tsm", "azure-cvm", "tpm")
     readers: list[EvidenceReader] = []
     absent: dict[str, str] = {}
     for name, candidate in zip(names, candidates, strict=True):
@@ -55,6 +62,12 @@ def detect(
 
 def _gramine(folder: Path) -> Gramine:
     reader = Gramine(folder)
+    reader.check()
+    return reader
+
+
+def _nitro(device: Path) -> Nsm:
+    reader = Nsm(device)
     reader.check()
     return reader
 

@@ -40,8 +40,8 @@ from confide.attest.requirements.platform import (
 )
 from confide.attest.requirements.release import SignedRelease
 from confide.attest.requirements.workload import Fresh, Model, PolicyVersion, ReportData
-from confide.attest.scores import Metric, ScoreCertificate, read_scores
-from confide.attest.training import TrainingCertificate, read_training
+from confide.attest.scores import Metric, ScoreCertificate
+from confide.attest.training import TrainingCertificate
 from confide.errors import AttestationError, InvalidPolicy
 
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
@@ -181,7 +181,7 @@ class ScoreAtLeast(Requirement, frozen=True, tag="score-at-least"):
         if subject.scores is None:
             return "no certificate came with the evidence", False
         try:
-            certificates = read_scores(subject.scores)
+            certificates = ScoreCertificate.read_lines(subject.scores)
         except AttestationError as error:
             return f"{error.code}: {error}", False
         reasons = [self._lacking(one, served, subject) for one in certificates]
@@ -331,7 +331,7 @@ def _history(adapter: str, served: _Served, rule: TrainedOn | NotTrainedOn, subj
     if subject.training is None:
         return "no certificate came with the evidence"
     try:
-        certificates = read_training(subject.training)
+        certificates = TrainingCertificate.read_lines(subject.training)
     except AttestationError as error:
         return f"{error.code}: {error}"
     believed, reasons = [], []
@@ -465,8 +465,11 @@ def measures_code(one: Requirement) -> bool:
             return one.mrtd is not None or one.rtmrs is not None
         case Snp():
             return one.measurement is not None or one.id_key_digest is not None or one.author_key_digest is not None
-        case Tpm() | Nitro():
+        case Tpm():
             return one.pcrs is not None
+        case Nitro():
+            named = {index for index, value in (one.pcrs or {}).items() if any(bytes.fromhex(value))}
+            return bool({"0", "8"} & named) or {"1", "2"} <= named  # zeros are a debug enclave's
         case _:
             return False
 

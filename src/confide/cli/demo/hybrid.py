@@ -71,7 +71,7 @@ class _Demo:
         self._record = folder / "seen-by-the-server"
 
     def run(self) -> DemoResult:
-        from confide.hybrid.server.ledger.licences import licence_book
+        from confide.ledger.licences import licence_book
         from confide.models.source import open_model
         from confide.models.split import split
         from confide.packages.owner import OwnerKey

@@ -71,7 +71,7 @@ def _home(folder: Path) -> Iterator[None]:
 @contextmanager
 def _layers(folder: Path) -> Iterator[tuple[Path, str, str, str]]:
     """The demo model on a layer server: the client's folder, the address, the owner and a licence."""
-    from confide.hybrid.server.ledger.licences import licence_book
+    from confide.ledger.licences import licence_book
     from confide.models.source import open_model
     from confide.models.split import split
     from confide.packages.owner import OwnerKey

@@ -8,6 +8,7 @@ import ctypes
 import fcntl
 import json
 import os
+import platform
 import resource
 import signal
 import socket
@@ -48,7 +49,7 @@ ENVIRONMENT: Final = {
 
 _LEAST_RENEWAL, _MOST_RENEWAL = 60.0, 86400.0
 _WAIT_SECONDS: Final = 60.0
-_KERNEL_SETTINGS: Final = {
+KERNEL_SETTINGS: Final = {
     "sysrq": "0",  # the host has a keyboard, and its keys show registers and memory
     "kexec_load_disabled": "1",
     "modules_disabled": "1",
@@ -60,7 +61,8 @@ _KERNEL_SETTINGS: Final = {
 _CAP_DAC_OVERRIDE: Final = 1
 _PR_SET_KEEPCAPS, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _AMBIENT_RAISE = 8, 24, 38, 47, 2
 _CAPABILITIES_3: Final = 0x20080522
-_CAPSET: Final = 126  # of x86-64
+_CAPSET: Final = {"x86_64": 126, "aarch64": 91}
+"""The system call's number, as glibc has no function for it."""
 
 # linux/sockios.h, linux/if.h, linux/route.h
 _SET_FLAGS, _SET_ADDRESS, _SET_MASK, _ADD_ROUTE = 0x8914, 0x8916, 0x891C, 0x890B
@@ -77,19 +79,31 @@ def main() -> NoReturn:
     interface = bring_up_network()
     hardware = bytes.fromhex(Path(f"/sys/class/net/{interface}/address").read_text().strip().replace(":", ""))
     lease, renewal = None, 0.0
-    service, again = 0, 0.0
+    service = Kept(configuration["command"])
     while True:
         now = time.monotonic()
         if now >= renewal:
             lease, renewal = renewed(interface, hardware, lease)
-        if not service and lease and now >= again:
-            service = start(configuration["command"])
+        service.tend(wanted=lease is not None)
+        signal.sigtimedwait([signal.SIGCHLD], 1.0)
+
+
+class Kept:
+    """A service that is started again ten seconds after it ended."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self._command = command
+        self._number, self._again = 0, 0.0
+
+    def tend(self, *, wanted: bool = True) -> None:
+        """Start it where it is wanted and due, and see which processes have ended."""
+        if wanted and not self._number and time.monotonic() >= self._again:
+            self._number = start(self._command)
         with suppress(ChildProcessError):
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
-                if ended[0] == service:
+                if ended[0] == self._number:
                     say(f"the service ended with {os.waitstatus_to_exitcode(ended[1])}; it is started again")
-                    service, again = 0, time.monotonic() + AGAIN_SECONDS
-        signal.sigtimedwait([signal.SIGCHLD], 1.0)
+                    self._number, self._again = 0, time.monotonic() + AGAIN_SECONDS
 
 
 def prepare(package: Mapping[str, Any], kernel: Path = Path("/proc/sys/kernel")) -> None:
@@ -100,7 +114,7 @@ def prepare(package: Mapping[str, Any], kernel: Path = Path("/proc/sys/kernel"))
     mount("configfs", "/sys/kernel/config", "configfs", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     device = open_verity("package", disk("package"), package["root_hash"], package["blocks"])
     mount(device, package["path"], "squashfs", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)
-    for name, value in _KERNEL_SETTINGS.items():
+    for name, value in KERNEL_SETTINGS.items():
         (kernel / name).write_text(value)
 
 
@@ -133,7 +147,7 @@ def give_up_rights() -> None:
     os.setresuid(USER, USER, USER)
     kept = 1 << _CAP_DAC_OVERRIDE
     header, sets = struct.pack("=Ii", _CAPABILITIES_3, 0), struct.pack("=6I", kept, kept, kept, 0, 0, 0)
-    _checked(LIBC.syscall(_CAPSET, header, sets))
+    _checked(LIBC.syscall(_CAPSET[platform.machine()], header, sets))
     _prctl(_PR_CAP_AMBIENT, _AMBIENT_RAISE, _CAP_DAC_OVERRIDE)
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
 

@@ -1,7 +1,7 @@
-"""What machines at Azure, at Google and in dstack are asked for with: JSON.
+"""What machines at Azure, at Google and in dstack, and enclaves at AWS, are asked for with: JSON.
 
 Sources: Microsoft, Azure Resource Manager template reference, virtualMachines; Google, Compute Engine API, instances;
-dstack, app-compose.json.
+dstack, app-compose.json; AWS, Nitro CLI, `run-enclave --config`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -116,6 +116,13 @@ def check_instance(instance: Mapping[str, object]) -> Iterator[Finding]:
         if rule is not None and str(value or "").lower() not in _OFF:
             yield Finding(rule, f"metadata {name}")
         yield from in_variable(name.replace("-", "_"), value, f"metadata {name}")
+
+
+def check_enclave(enclave: Mapping[str, object]) -> Iterator[Finding]:
+    """Faults of what `nitro-cli` is told to start. A console is had of an enclave in debug mode alone."""
+    for name in ("debug_mode", "attach_console"):
+        if enclave.get(name, False) is not False:
+            yield Finding(rules.ENCLAVE_DEBUG, name)
 
 
 def check_app(app: Mapping[str, object]) -> Iterator[Finding]:

@@ -15,12 +15,18 @@ _PRELOADS: Final = ("LD_PRELOAD", "LD_AUDIT")
 _UNSAFE: Final = re.compile(r"(?<![\w\-])--(?:insecure|simulated)-[a-z\-]*")
 _SSH: Final = re.compile(r"""(?:^|[/\s;&|('"`])(?:sshd|dropbear)(?:$|[\s;&|)'"`])""")
 """Also inside a word, which can be a whole script: sh -c '...'."""
+_NITRO: Final = re.compile(r"(?<![\w\-])nitro-cli(?![\w\-])")
+_DEBUGGED: Final = re.compile(r"(?<![\w\-])--(?:debug-mode|attach-console)(?![\w\-])")
 _DIGEST: Final = re.compile(r"@sha256:[0-9a-f]{64}$")
 
 
 def in_command(words: Iterable[str], place: str, *, gramine: bool = False) -> Iterator[Finding]:
     """Faults of a command. gramine: whether it runs there, where the ways out cannot be closed."""
+    words = list(words)
+    starts_enclaves = any(map(_NITRO.search, words))
     for word in words:
+        for option in _DEBUGGED.findall(word) if starts_enclaves else ():
+            yield Finding(rules.ENCLAVE_DEBUG, f"{place} {option}")
         for option in _UNSAFE.findall(word):
             open_egress = gramine and option == "--insecure-open-egress"
             yield Finding(rules.OPEN_EGRESS if open_egress else rules.INSECURE_OPTION, f"{place} {option}")

@@ -9,7 +9,7 @@ from pathlib import PurePath
 from typing import Any, Final
 from urllib.parse import quote
 
-from confide.deploy.lint import clouds, containers, domain, gramine, units
+from confide.deploy.lint import clouds, containers, domain, gramine, policies, units
 from confide.deploy.lint.commands import mapping
 from confide.deploy.lint.reading import read_json, read_toml, read_unit, read_xml, read_yaml, text_of
 from confide.deploy.lint.rules import RULES, Finding, Severity
@@ -17,9 +17,9 @@ from confide.errors import InvalidManifest
 from confide.version import VERSION
 
 _KINDS: Final = (
-    "a Gramine manifest or initdata (.toml, .manifest), a domain (.xml), pods or a compose file (.yaml), "
-    "an agent policy (.rego), a unit (.service), or an Azure template, an instance of Google's or an app of dstack's "
-    "(.json)"
+    "a Gramine manifest, initdata or a policy (.toml, .manifest), a domain (.xml), pods or a compose file (.yaml), "
+    "an agent policy (.rego), a unit (.service), or an Azure template, an instance of Google's, an enclave of AWS's or "
+    "an app of dstack's (.json)"
 )
 
 
@@ -70,7 +70,11 @@ def _toml(text: str) -> tuple[str, Iterator[Finding]]:
     document = read_toml(text)
     initdata = isinstance(document.get("data"), dict) and "algorithm" in document
     manifest = any(isinstance(document.get(name), dict) for name in ("loader", "sgx", "libos"))
-    _require_one((initdata, manifest), "It is neither a Gramine manifest nor initdata; give one of them.")
+    policy = "confide-policy" in document
+    nothing = "It is none of a Gramine manifest, initdata and a policy; give one of them."
+    _require_one((initdata, manifest, policy), nothing)
+    if policy:
+        return "a policy", policies.check(text)
     if initdata:
         return "initdata", containers.check_initdata(document)
     return "a Gramine manifest", gramine.check(document)
@@ -90,12 +94,15 @@ def _json(text: str) -> tuple[str, Iterator[Finding]]:
     document = read_json(text)
     template = "deploymenttemplate.json" in str(document.get("$schema", "")).lower()
     app, instance = "docker_compose_file" in document, "machineType" in document and "disks" in document
-    nothing = "It is none of the JSON files that are known; give an Azure template, an instance or an app."
-    _require_one((template, app, instance), nothing)
+    enclave = "eif_path" in document
+    nothing = "It is none of the JSON files that are known; give an Azure template, an instance, an enclave or an app."
+    _require_one((template, app, instance, enclave), nothing)
     if template:
         return "an Azure template", clouds.check_template(document)
     if app:
         return "an app of dstack's", clouds.check_app(document)
+    if enclave:
+        return "an enclave of AWS's", clouds.check_enclave(document)
     return "an instance of Google's", clouds.check_instance(document)
 
 

@@ -205,6 +205,27 @@ SERIAL_CONSOLE: Final = _warning(
     "Azure Resource Manager, bootDiagnostics; Compute Engine, serial-port-enable; dstack, public_logs",
 )
 
+ENCLAVE_DEBUG: Final = _error(
+    "enclave-debug",
+    "A debug enclave's parent reads its console, and zeros are measured in place of its image; leave both out.",
+    "AWS, Nitro Enclaves User Guide, Cryptographic attestation",
+)
+
+# -- policies ----------------------------------------------------------------------------------------------------------
+
+_POLICIES: Final = "Confide, docs/attestation.md"
+POLICY_WITHOUT_CODE: Final = _error(
+    "policy-without-code",
+    "One way to satisfy the policy names no code, so that it takes any on such hardware; name what is measured of it.",
+    _POLICIES,
+)
+SIMULATED_POLICY: Final = _error(
+    "simulated-policy", "Anybody can make what satisfies this policy; write one for production.", _POLICIES
+)
+DEBUG_ALLOWED: Final = _error(
+    "debug-allowed", "Whoever runs the machine may read everything with a debugger; leave allow-debug out.", _POLICIES
+)
+
 # -- Confidential Containers -------------------------------------------------------------------------------------------
 
 EXEC_ALLOWED: Final = _error(

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from confide.attest.defaults import NO_EXCEPTIONS, Exceptions
 from confide.attest.policy import Policy
 from confide.attest.requirements import AnyRequirement
 from confide.deploy.predict.events import BootEvent, as_json
@@ -22,10 +23,10 @@ class Prediction:
     events: tuple[BootEvent, ...] = ()
     requirement: AnyRequirement | None = field(default=None)
 
-    def policy(self, *further: AnyRequirement) -> Policy:
+    def policy(self, *further: AnyRequirement, exceptions: Exceptions = NO_EXCEPTIONS) -> Policy:
         """A policy that asks for these measurements, and for more."""
         named = () if self.requirement is None else (self.requirement,)
-        return Policy.all_of(*named, *further)
+        return Policy.all_of(*named, *further, exceptions=exceptions)
 
     def as_json(self) -> dict[str, object]:
         """For `expected.json`."""

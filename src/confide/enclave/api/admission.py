@@ -1,8 +1,15 @@
-"""The gate before whatever makes answers: so many at a time, the others in line, and none of their failures is told."""
+"""The gate before whatever makes answers: who asks, so many at a time, the others in line; no failure is told on.
+
+Whoever asks is known before anything of the request is read, and has a turn before anything is computed for it.
+"""
 
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
 
+import msgspec
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -10,6 +17,8 @@ from confide.enclave.api.answer import while_connected
 from confide.enclave.api.failures import Outlet
 from confide.enclave.api.line import Line
 from confide.enclave.api.service import Service
+from confide.enclave.api.trace import Trace, with_trace
+from confide.enclave.api.users import with_user
 from confide.net.body import Bodies, origin_of
 
 
@@ -25,18 +34,24 @@ class Admission:
         self._endpoint = endpoint
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        metrics, started = self._service.metrics, time.monotonic()
-        answer = Outlet(send, self._service.limits.idle_seconds)
+        service, metrics, started = self._service, self._service.metrics, time.monotonic()
+        answer = Outlet(send, service.limits.idle_seconds)
+        asked = _Asked(service.traces.begin(self._endpoint) if service.traces else Trace())
         try:
-            await answer.fill(self._admit, scope, receive)
+            await answer.fill(partial(self._admit, asked), scope, receive)
         finally:
+            asked.trace.end(answer.status, batch=asked.batch)
             metrics.requests.labels(self._endpoint, answer.status).inc()
             metrics.seconds.labels(self._endpoint).observe(time.monotonic() - started)
 
-    async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _admit(self, asked: "_Asked", scope: Scope, receive: Receive, send: Send) -> None:
         metrics, request = self._service.metrics, Request(scope, receive)
-        self._service.require_sound()
-        async with self._bodies.read(request) as body:
+        service = self._service
+        service.require_sound()
+        with asked.trace.step("ledger") if service.users else nullcontext():
+            user = None if service.users is None else await service.users.admit(request)
+        who = user.id if user else origin_of(request)
+        async with self._bodies.read(request, who) as body:
             waiting = [body]
 
         async def again() -> Message:
@@ -45,7 +60,33 @@ class Admission:
             return await request.receive()
 
         async with AsyncExitStack() as stack:
-            with metrics.waiting.track_inprogress():
-                await while_connected(request, stack.enter_async_context(self._line.turn(origin_of(request))))
+            asked.batch = is_batch(body)
+            with metrics.waiting.track_inprogress(), asked.trace.step("queue"):
+                turn = self._line.turn(who, batch=asked.batch)
+                await while_connected(request, stack.enter_async_context(turn))
             with metrics.running.track_inprogress():
-                await self._app(scope, again, send)
+                await self._app(with_trace(with_user(scope, user), asked.trace), again, send)
+
+
+@dataclass
+class _Asked:
+    """What is known of a request while it is on its way."""
+
+    trace: Trace
+    batch: bool = False
+
+
+_BATCH: Final = "flex"
+"""OpenAI's word for what may wait."""
+
+
+class _Tier(msgspec.Struct):
+    service_tier: Any = None
+
+
+def is_batch(body: bytes) -> bool:
+    """Whether a request says that it may wait; of one that is no JSON, its endpoint says so."""
+    try:
+        return bool(msgspec.json.decode(body, type=_Tier).service_tier == _BATCH)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return False

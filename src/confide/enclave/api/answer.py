@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -17,11 +17,17 @@ from confide.enclave.api.metrics import Metrics
 from confide.enclave.api.pulse import Pulse
 from confide.enclave.api.schemas import Fields, SamplingFields, parse
 from confide.enclave.api.sources import Search
+from confide.enclave.api.trace import Trace, trace_of
+from confide.enclave.api.users import User, Users, user_of
 from confide.enclave.engines.engine import Chosen, Engine, EngineFacts, FinishReason, Message, Piece, Prompt, Sampling
 from confide.enclave.engines.forms import Form
 from confide.enclave.engines.tools import Offer, ToolCall
 from confide.enclave.self_test import SelfTest
-from confide.errors import EngineError, PromptRefused, PromptTooLong, RequestRefused
+from confide.errors import BudgetExhausted, EngineError, PromptRefused, PromptTooLong, RequestRefused, ServerBusy
+from confide.ledger.store import INPUT, OUTPUT
+
+if TYPE_CHECKING:
+    from confide.enclave.api.traces import Traces
 
 _Result = TypeVar("_Result")
 _SALT: Final = re.compile(r"[0-9a-f]{64}")
@@ -29,13 +35,18 @@ _SALT: Final = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Serving:
-    """What every endpoint works with. self_test, search: None where there is none."""
+    """What every endpoint works with. self_test, search: None where there is none. users: None where everybody may ask.
+
+    traces: where the requests' traces go, None for nowhere.
+    """
 
     engine: Engine
     self_test: SelfTest | None = None
     limits: Limits = field(default_factory=Limits)
     metrics: Metrics = field(default_factory=Metrics)
     pulse: Pulse = field(default_factory=Pulse)
+    users: Users | None = None
+    traces: "Traces | None" = None
     search: Search | None = None
 
     def require_sound(self) -> None:
@@ -44,8 +55,10 @@ class Serving:
             self.self_test.require_passed()
 
     def require_alive(self) -> None:
-        """EngineUnavailable while the engine makes no tokens."""
+        """EngineUnavailable while the engine makes no tokens, LedgerUnavailable while none can be counted."""
         self.pulse.require()
+        if self.users is not None:
+            self.users.require_alive()
 
     @contextmanager
     def engine_at_work(self) -> Iterator[None]:
@@ -104,7 +117,13 @@ class Answer:
     """The answers to one request, one after the other, by their pieces; to be closed, which stops the engine."""
 
     def __init__(
-        self, prompt_tokens: int, wanted: Wanted, first: Part, rest: AsyncGenerator[Part, None], metrics: Metrics
+        self,
+        prompt_tokens: int,
+        wanted: Wanted,
+        first: Part,
+        rest: AsyncGenerator[Part, None],
+        metrics: Metrics,
+        trace: Trace,
     ) -> None:
         self.prompt_tokens = prompt_tokens
         self.tokens = 0
@@ -113,6 +132,8 @@ class Answer:
         self._first = first
         self._rest = rest
         self._metrics = metrics
+        self._trace = trace
+        trace.decode()
 
     async def __aiter__(self) -> AsyncIterator[Part]:
         self._count(self._first)
@@ -150,6 +171,7 @@ class Answer:
     async def aclose(self) -> None:
         """Stop the engine's work on this."""
         await self._rest.aclose()
+        self._trace.decoded()
 
     def usage(self) -> dict[str, Any]:
         """Tokens so far, as OpenAI counts them: those of all candidates, and the prompt's once."""
@@ -173,17 +195,22 @@ async def begin(
     plan, wanted = planned(serving.engine.facts, fields, wanted)
     prompt = await while_connected(request, plan.read(serving.engine, asked))
     prompt_tokens = len(prompt.tokens)
+    user = user_of(request)
     sampling = _sampling(serving, prompt_tokens, fields, wanted)
-    sampling = replace(sampling, markers=plan.style.markers, salt=_salt(request))
+    sampling = replace(sampling, markers=plan.style.markers, salt=_salt(request, user))
     parts = _parts(serving, prompt, sampling, wanted.candidates, plan)
+    trace = trace_of(request)
+    if user is not None:
+        parts = _charged(parts, user, trace, prompt_tokens, wanted.candidates)
     try:
-        first = await while_connected(request, anext(parts))
+        with trace.step("prefill"):
+            first = await while_connected(request, anext(parts))
     except BaseException:
         await parts.aclose()
         raise
     serving.metrics.first_piece.observe(time.monotonic() - started)
     serving.metrics.prompt_tokens.add(prompt_tokens)
-    return Answer(prompt_tokens, wanted, first, parts, serving.metrics)
+    return Answer(prompt_tokens, wanted, first, parts, serving.metrics, trace)
 
 
 def planned(facts: EngineFacts, fields: SamplingFields, wanted: Wanted) -> tuple[CallPlan, Wanted]:
@@ -248,14 +275,48 @@ async def _parts(
                     yield index, part
 
 
-def _salt(request: Request) -> bytes | None:
-    """Of the request, where it has one. RequestRefused for another one than clients make: it must be hard to guess."""
+async def _charged(
+    parts: AsyncGenerator[Part, None], user: User, trace: Trace, prompt_tokens: int, answers: int
+) -> AsyncGenerator[Part, None]:
+    """Each part once it is charged, and the prompt before the first. BudgetExhausted before any work is spent.
+
+    Nothing is charged where the engine gives nothing, but for a client that leaves meanwhile. Where the tokens end, so
+    do the answers, as those do that have their full length.
+    """
+    async with aclosing(parts):
+        with user.holding(prompt_tokens + 1):
+            try:
+                part = await anext(parts)
+            except (asyncio.CancelledError, GeneratorExit):
+                user.charge_later(INPUT, prompt_tokens)
+                raise
+        with trace.step("ledger"):
+            await user.charge(INPUT, prompt_tokens)
+        while True:
+            index, piece = part
+            try:
+                await user.charge(OUTPUT, piece.tokens)
+            except (BudgetExhausted, ServerBusy):  # the latter where other servers have leased what is left
+                for left in range(index, answers):
+                    yield left, Piece("", 0, "length")
+                return
+            yield part
+            try:
+                part = await anext(parts)
+            except StopAsyncIteration:
+                return
+
+
+def _salt(request: Request, user: User | None) -> bytes | None:
+    """Of the request or its user, where it has either.
+
+    RequestRefused for another one than clients make: it must be hard to guess.
+    """
     given = request.headers.getlist(CACHE_SALT)
-    if not given:
-        return None
-    if len(given) > 1 or not _SALT.fullmatch(given[0]):
+    if len(given) > 1 or (given and not _SALT.fullmatch(given[0])):
         raise RequestRefused(f"`{CACHE_SALT}` is not 32 random bytes in hexadecimal; send such a one, or none.")
-    return bytes.fromhex(given[0])
+    salt = bytes.fromhex(given[0]) if given else None
+    return salt if user is None else user.salt(salt)
 
 
 def _require_able(facts: EngineFacts, fields: SamplingFields, wanted: Wanted) -> None:

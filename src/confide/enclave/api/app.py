@@ -41,6 +41,7 @@ def api_app(serving: Serving) -> Starlette:
             *health_routes(serving),
             Route("/v1/models", openai.models),
             Route("/v1/models/{name:path}", openai.model),
+            Route("/v1/usage", openai.usage, methods=["POST"]),
             answering("/v1/chat/completions", openai.chat),
             answering("/v1/completions", openai.completions),
             answering("/v1/embeddings", openai.embeddings),

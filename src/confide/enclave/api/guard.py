@@ -44,7 +44,8 @@ _QUESTIONS: Final = (
 _MODELS: Final = "/v1/models"
 _TOKENS: Final = ("prompt", "input")
 """Members that may hold numbers of tokens, which no phrase can be looked for in."""
-_HANDED_ON: Final = ("content-type", CACHE_SALT)
+_HANDED_ON: Final = ("authorization", "content-type", "x-api-key", CACHE_SALT)
+"""With a licence, which goes where prompts go."""
 _BACK: Final = ("content-type", "retry-after")
 _PARALLEL: Final = 64
 

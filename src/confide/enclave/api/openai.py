@@ -7,7 +7,7 @@ import base64
 import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -34,10 +34,13 @@ from confide.enclave.api.schemas import (
 )
 from confide.enclave.api.shapes import ChatShape, Shape, TextShape, events
 from confide.enclave.api.sources import Rag, Sources, require_search
+from confide.enclave.api.users import user_of
 from confide.enclave.engines.engine import Message
 from confide.enclave.engines.forms import Form
 from confide.enclave.engines.tools import Offer, Tool, ToolCall
 from confide.errors import PromptTooLong, RequestRefused, UnknownModel
+from confide.ledger.store import INPUT
+from confide.net.body import Bodies
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,15 @@ class OpenAi:
     def _model(self) -> dict[str, Any]:
         name = self.serving.engine.facts.model
         return {"id": name, "object": "model", "created": self.started, "owned_by": "confide"}
+
+    async def usage(self, request: Request) -> Response:
+        """What a user's licence has used. It takes no turn, costs nothing, and has a receipt as every answer has."""
+        users, limits = self.serving.users, self.serving.limits
+        if users is None:
+            raise RequestRefused("Users have no licences here, and nothing is counted for them.")
+        user = await users.identify(request)
+        async with Bodies(limits.body_bytes, limits.body_seconds, limits.body_bytes).read(request, user.id):
+            return json_response({"object": "confide.usage"} | user.usage())
 
     async def chat(self, request: Request) -> Response:
         """The next turn of a conversation."""
@@ -114,8 +126,11 @@ class OpenAi:
                 )
             prompts.append(prompt)
             total += len(prompt.tokens)
-        with self.serving.engine_at_work():
+        user = user_of(request)
+        with self.serving.engine_at_work(), user.holding(total) if user else nullcontext():
             vectors = await while_connected(request, engine.embed(prompts))
+        if user:
+            await user.charge(INPUT, total)
         encode: Callable[[list[float]], Any] = _base64 if asked.encoding_format == "base64" else list
         data = [
             {"object": "embedding", "index": index, "embedding": encode(vector)} for index, vector in enumerate(vectors)

@@ -16,17 +16,21 @@ from confide.errors import (
     PASSING,
     REFUSING,
     AnswerTimedOut,
+    ApiKeyRefused,
+    BudgetExhausted,
     ConfideError,
     EngineError,
     EngineUnavailable,
     EvidenceUnavailable,
     InsecureConnection,
+    LedgerUnavailable,
     LicenceError,
     NeighbourRefused,
     NonceRefused,
     NotANeighbour,
     PromptRefused,
     PromptTooLong,
+    RateLimited,
     RequestRefused,
     RequestTimedOut,
     RequestTooLarge,
@@ -40,6 +44,7 @@ from confide.errors import (
 
 _INVALID: Final = "invalid_request_error"
 _PERMISSION: Final = "permission_error"
+_QUOTA: Final = "insufficient_quota"
 KINDS: Final[Mapping[type[Exception], tuple[int, str]]] = {
     RequestRefused: (400, _INVALID),
     RequestTooLarge: (413, _INVALID),
@@ -54,7 +59,10 @@ KINDS: Final[Mapping[type[Exception], tuple[int, str]]] = {
     NotANeighbour: (403, _PERMISSION),
     NonceRefused: (409, _INVALID),
     NeighbourRefused: (502, "server_error"),
+    ApiKeyRefused: (401, _INVALID),
+    BudgetExhausted: (429, _QUOTA),
     ServerBusy: (429, "rate_limit_error"),
+    LedgerUnavailable: (503, "server_error"),
     AnswerTimedOut: (504, "timeout_error"),
     EvidenceUnavailable: (503, "server_error"),
     SelfTestFailed: (503, "server_error"),
@@ -67,7 +75,10 @@ _OWN: Final[Mapping[type[Exception], tuple[int, str]]] = {
 }
 """The same of what the local proxy finds out: no peer's word is taken for these."""
 _OPENAI_CODES: Final[Mapping[type[Exception], str]] = {
+    ApiKeyRefused: "invalid_api_key",
+    BudgetExhausted: _QUOTA,
     PromptTooLong: "context_length_exceeded",
+    RateLimited: "rate_limit_exceeded",
     UnknownModel: "model_not_found",
 }
 """Where programs look for OpenAI's own word; elsewhere the code is the error's in `confide.errors`."""
@@ -109,11 +120,13 @@ def problem(error: Exception, path: str = "", status: int | None = None) -> dict
 
 def problem_response(error: Exception, path: str = "", status: int | None = None) -> Response:
     """An error as an HTTP response; path and status as in `problem`."""
-    return _response(problem(error, path, status), status or _kind(error)[0], retry_after(error))
+    return _response(problem(error, path, status), status or _kind(error)[0], retry_headers(error))
 
 
-def retry_after(error: Exception) -> dict[str, str] | None:
-    """The header that says when to try again, where an error says so."""
+def retry_headers(error: Exception) -> dict[str, str] | None:
+    """When to try again, where an error says so; and that OpenAI's clients should not, where that is of no use."""
+    if isinstance(error, BudgetExhausted):
+        return {"x-should-retry": "false"}
     if not isinstance(error, ServerBusy):
         return None
     return {"retry-after": str(min(max(1, math.ceil(error.retry_seconds)), _MAX_RETRY_SECONDS))}

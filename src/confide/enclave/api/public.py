@@ -47,7 +47,7 @@ def public_app(
     neighbours: Neighbours | None = None,
     graph: Shown | None = None,
 ) -> Starlette:
-    """The application to serve a model to the world. Closes the engine when the server stops.
+    """The application to serve a model to the world. Closes the engine and the ledger when the server stops.
 
     tls_ends_here: the server's TLS key is the workload's own (see `confide.enclave.ra_tls`), so that the API
     may be asked directly. Otherwise it is reached through the encrypted channel alone. neighbours: who may ask;
@@ -60,12 +60,18 @@ def public_app(
         watching = [asyncio.create_task(pulse.keep_watching(engine, serving.limits.engine_seconds))]
         if serving.self_test:
             watching.append(asyncio.create_task(serving.self_test.keep_running()))
+        if serving.users:
+            watching.append(asyncio.create_task(serving.users.keep_recording()))
         yield
         for task in watching:
             task.cancel()
         await engine.close()
         if serving.search is not None:
             await serving.search.close()
+        if serving.users:
+            await run_in_threadpool(serving.users.close)
+        if serving.traces:
+            await run_in_threadpool(serving.traces.close)
 
     name, api = serving.engine.facts.model, api_app(serving)
     return workload_app(

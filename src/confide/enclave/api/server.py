@@ -2,18 +2,20 @@
 
 import asyncio
 import contextlib
+import errno
 import signal
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from confide.net.connections import Connection, Connections, room_for, unavailable
+from confide.net.vsock import VSOCK, spelled
 
 CONNECTIONS: Final = 4096
 _HEADER_BYTES: Final = 32 << 10
@@ -30,7 +32,12 @@ _ACCEPT_AGAIN_SECONDS: Final = 0.1
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket for `serve_app`, which does not listen yet. port: 0 takes a free one. AddressUnavailable."""
+    """A socket for `serve_app`, which does not listen yet. AddressUnavailable.
+
+    host: an address, or `vsock` for virtual sockets. port: 0 takes a free one.
+    """
+    if host == VSOCK:
+        return _bind_vsock(port)
     bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -40,6 +47,16 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         bound.close()
         raise unavailable(host, port, error) from error
+    return bound
+
+
+def _bind_vsock(port: int) -> socket.socket:
+    try:
+        bound = socket.socket(socket.AF_VSOCK)
+        bound.bind((socket.VMADDR_CID_ANY, port or socket.VMADDR_PORT_ANY))
+    except (OSError, AttributeError) as error:
+        refused = error if isinstance(error, OSError) else OSError(errno.EAFNOSUPPORT, "this system has none")
+        raise unavailable(VSOCK, port, refused) from error
     return bound
 
 
@@ -66,21 +83,31 @@ def serve_app(
     """
     with bound, private[1] if private else contextlib.nullcontext():
         host, port = bound.getsockname()[:2]
-        url = f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
-        server = Server(configuration(app, tls, forwarded=forwarded), lambda: ready(url), before, connections)
+        virtual = isinstance(host, int)
+        named = VSOCK if virtual else f"[{host}]" if ":" in host else host
+        url = f"{'https' if tls else 'http'}://{named}:{port}"
+        config = configuration(app, tls, forwarded=forwarded, loop="asyncio" if virtual else "uvloop")
+        server = Server(config, lambda: ready(url), before, connections)
         if private:
             server.add(private[0], private[1])
         server.run([bound])
 
 
-def configuration(app: ASGIApp, tls: ssl.SSLContext | None, *, forwarded: bool = True) -> uvicorn.Config:
+def configuration(
+    app: ASGIApp,
+    tls: ssl.SSLContext | None,
+    *,
+    forwarded: bool = True,
+    loop: Literal["uvloop", "asyncio"] = "uvloop",
+) -> uvicorn.Config:
     """uvicorn's settings: nothing that is asked reaches a log, and nobody holds a connection for long with nothing.
 
     forwarded: whether a gateway on this machine says with X-Forwarded-For whom a request is from, for fair shares.
+    loop: uvloop takes no virtual sockets.
     """
     return uvicorn.Config(
         app,
-        loop="uvloop",
+        loop=loop,
         http=Patient,
         ws="none",
         lifespan="on",
@@ -100,10 +127,11 @@ def configuration(app: ASGIApp, tls: ssl.SSLContext | None, *, forwarded: bool =
 class Patient(H11Protocol):
     """uvicorn's connection, with an end to its patience: a request's head, and taking an answer, have their time.
 
-    connection: how it is counted, where it is.
+    connection: how it is counted, where it is. peer: host and port of who is at its other end.
     """
 
     connection: Connection | None = None
+    peer: tuple[str, int] | None = None
     head_seconds = HEADER_SECONDS
     write_seconds = _WRITE_SECONDS
 
@@ -115,6 +143,7 @@ class Patient(H11Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """It is open."""
         super().connection_made(transport)  # type: ignore[arg-type]
+        self.client = self.peer or self.client
         if self.connection:
             self.connection.close = self.transport.abort
         self._wait_for_head(self.head_seconds)
@@ -178,8 +207,7 @@ class Door:
         try:
             bound.listen(_BACKLOG)
         except OSError as error:
-            host, port = bound.getsockname()[:2]
-            raise unavailable(host, port, error) from error
+            raise unavailable(*spelled(bound.getsockname()[:2]), error) from error
         bound.setblocking(False)
         self.sockets = (bound,)
         self._tls, self._protocol, self._connections = tls, protocol, connections
@@ -199,23 +227,24 @@ class Door:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                client, (host, port, *_) = await loop.sock_accept(bound)
+                client, address = await loop.sock_accept(bound)
             except OSError:  # gone again, or files are short for the moment
                 await asyncio.sleep(_ACCEPT_AGAIN_SECONDS)
                 continue
-            connection = self._connections.enter(host, port, lambda: None)
+            peer = spelled(address[:2])
+            connection = self._connections.enter(*peer, lambda: None)
             if connection is None:
                 client.close()
                 continue
-            task = loop.create_task(self._greet(client, connection))
+            task = loop.create_task(self._greet(client, peer, connection))
             connection.close = task.cancel
             self._greeting.add(task)
             task.add_done_callback(self._greeting.discard)
 
-    async def _greet(self, client: socket.socket, connection: Connection) -> None:
+    async def _greet(self, client: socket.socket, peer: tuple[str, int], connection: Connection) -> None:
         """TLS, if there is any, and from then on HTTP."""
         protocol = self._protocol()
-        protocol.connection = connection
+        protocol.connection, protocol.peer = connection, peer
         times = {"ssl_handshake_timeout": HEADER_SECONDS, "ssl_shutdown_timeout": HEADER_SECONDS} if self._tls else {}
         loop = asyncio.get_running_loop()
         try:

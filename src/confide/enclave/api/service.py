@@ -1,9 +1,13 @@
 """What the gate, /health and the public face take from whatever is served: a model, or a corpus."""
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from confide.enclave.api.limits import Limits
 from confide.enclave.api.metrics import Metrics
+from confide.enclave.api.users import Users
+
+if TYPE_CHECKING:
+    from confide.enclave.api.traces import Traces
 
 
 class Service(Protocol):
@@ -17,6 +21,16 @@ class Service(Protocol):
     @property
     def metrics(self) -> Metrics:
         """What its operator may watch."""
+        ...
+
+    @property
+    def users(self) -> Users | None:
+        """Who may ask, by their licences; None where everybody may."""
+        ...
+
+    @property
+    def traces(self) -> "Traces | None":
+        """Where the requests' traces go; None for nowhere."""
         ...
 
     def require_sound(self) -> None:

@@ -6,7 +6,7 @@ nobody vouches for what they say.
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -28,11 +28,15 @@ from confide.enclave.api.neighbours import Neighbours
 from confide.enclave.api.openai import json_response
 from confide.enclave.api.problems import HANDLERS
 from confide.enclave.api.public import workload_app
+from confide.enclave.api.users import Users
 from confide.enclave.workload import Workload
 from confide.errors import UnknownCorpus
 from confide.net.body import Bodies
 from confide.packages.sealed.corpus import Chunk, CorpusManifest
 from confide.rag.index import Hit, Index
+
+if TYPE_CHECKING:
+    from confide.enclave.api.traces import Traces
 
 PATH: Final = "/v1/vector_stores"
 MAX_RESULTS: Final = 50
@@ -69,6 +73,8 @@ class Retrieval:
     index: Index
     limits: Limits = field(default_factory=Limits)
     metrics: Metrics = field(default_factory=Metrics)
+    users: Users | None = None
+    traces: "Traces | None" = None
 
     def require_sound(self) -> None:
         """Every chunk was compared with what its owner signed before there was an index."""

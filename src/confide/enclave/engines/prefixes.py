@@ -14,10 +14,11 @@ from threading import Lock
 from typing import Final
 
 import numpy as np
-import torch
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
+
+from confide.enclave.engines.rows import RoomyLayer
 
 SECONDS: Final = 600.0
 """How long a beginning is kept that nobody uses."""
@@ -81,8 +82,8 @@ class Prefixes:
         """Bytes that are kept now."""
         return self._bytes
 
-    def take(self, names: Names) -> DynamicCache | None:
-        """A cache of the longest beginning that is kept, which the caller may go on with; None for none."""
+    def take(self, names: Names, cache: DynamicCache) -> None:
+        """Put the longest beginning that is kept into an empty cache, to go on with."""
         with self._lock:
             self._expire()
             found = []
@@ -91,13 +92,9 @@ class Prefixes:
                     break
                 found.append(self._kept[name].layers)
             self._use(names.parts[: len(found)])
-        if not found:
-            return None
-        layers = []
-        for parts in zip(*found, strict=True):
-            keys, values = zip(*parts, strict=True)
-            layers.append((torch.cat(keys, -2), torch.cat(values, -2)))
-        return DynamicCache(layers)
+        for layers in found:
+            for index, (keys, values) in enumerate(layers):
+                cache.update(keys, values, index)
 
     def put(self, names: Names, index: int, cache: object) -> None:
         """Keep the part of this index, which is the last that a cache has read. Of caches that slide, nothing is."""
@@ -151,7 +148,9 @@ def _layers_of(cache: object, tokens: int) -> _Layers | None:
         return None
     layers: _Layers = []
     for layer in cache.layers:
-        if type(layer) is not DynamicLayer or layer.keys is None or layer.values is None:
+        if not isinstance(layer, DynamicLayer) or type(layer) not in (DynamicLayer, RoomyLayer):
+            return None
+        if layer.keys is None or layer.values is None:
             return None
         if layer.get_seq_length() != tokens:
             return None

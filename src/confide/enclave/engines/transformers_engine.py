@@ -1,31 +1,34 @@
 """Any stock causal language model of transformers, on one thread that gives each request a token in its turn.
 
-Each request has its own KV cache and its own random numbers, and is never computed together with another. So a seed
-gives the same answer whatever else runs at the time, and whatever of the prompt was read before: see `prefixes`.
+Each request has its own KV cache and its own random numbers. Its prompt is read by itself, in parts, whatever of it was
+read before: see `prefixes`. The next tokens of all requests are computed together where the model can be, see `rows`:
+then the last bit of a logit hangs on how many they are, and a seed gives the same answer in all but the closest of
+choices. On what the others say nothing hangs.
 """
 
 import asyncio
-import inspect
-from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+import logging
+from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Final, cast
 
 import torch
 import transformers
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from confide.enclave.engines.answer_text import AnswerText, TokenBytes
 from confide.enclave.engines.choosing import Chooser, Likely
-from confide.enclave.engines.engine import Dtype, EngineFacts, Piece, Prompt, Sampling
+from confide.enclave.engines.engine import PARALLEL, Dtype, EngineFacts, Piece, Prompt, Sampling
 from confide.enclave.engines.guides import Guide, Guides
 from confide.enclave.engines.held import Buffer, digest_of
 from confide.enclave.engines.memory import available_bytes
 from confide.enclave.engines.prefixes import Names, Prefixes
 from confide.enclave.engines.prompts import Prompted, Prompts
+from confide.enclave.engines.rows import Batching, Row, Rows, explained
 from confide.enclave.engines.turns import Turns
-from confide.errors import EngineError, EngineFault
+from confide.errors import EngineError
 from confide.models.context import longest_context
 from confide.models.ends import end_tokens
 
@@ -38,13 +41,15 @@ LOOK_SECONDS: Final = 60.0
 _DTYPES: Final = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 """By the names of `Dtype`, and float16 for models that others load; the rest has torch's names."""
 
+_log = logging.getLogger(__name__)
+
 
 class TransformersEngine(Prompted):
     """The Engine of a loaded model in evaluation mode and its fast tokenizer.
 
     name: the model's in the API. context: tokens at most, and no more than the model's configuration says.
     kept_bytes: of what was read of prompts; an eighth of the memory that is left without. adapters: the digests of
-    those in its weights.
+    those in its weights. parallel: requests that are computed at once; whoever calls lets no more in.
     Raises EngineError where nothing says how long a context is, and for a tokenizer that is not fast.
     """
 
@@ -56,11 +61,15 @@ class TransformersEngine(Prompted):
         context: int | None = None,
         kept_bytes: int | None = None,
         adapters: tuple[str, ...] = (),
+        parallel: int = PARALLEL,
     ) -> None:
         if not tokenizer.is_fast:
             raise EngineError(f"{name} has a tokenizer without a tokenizer.json; convert it to a fast one first.")
         prompts = Prompts(tokenizer, _context(model, name, context), by_text=False)
-        super().__init__(_facts(model, name, prompts, adapters), prompts)
+        attention = str(getattr(model.config, "_attn_implementation", None))  # before `Rows` puts its own around it
+        self._rows = Rows(model)
+        _log.info("Requests for %s are decoded %s", name, self._rows.batching)
+        super().__init__(_facts(model, name, prompts, adapters, attention, self._rows.batching, parallel), prompts)
         self._model = model
         self._decoder = cast(PreTrainedTokenizerFast, tokenizer).backend_tokenizer
         self._bytes = TokenBytes(self._decoder)
@@ -130,45 +139,54 @@ class TransformersEngine(Prompted):
         if self._prefixes.size:
             self._look_later()
 
-    def _margins(self, prompt: list[int], tokens: int) -> Iterator[float | None]:
+    def _margins(self, prompt: list[int], tokens: int) -> Generator[float | None, None, None]:
         """One step is one token, as in `_answer`; None for a part of the prompt."""
-        reading = _Reading(self._model)
+        row = self._rows.row(len(prompt))
         for start in range(0, len(prompt), PREFILL):
-            reading.read(prompt[start : start + PREFILL])
+            row.read(prompt[start : start + PREFILL])
             yield None
         for _ in range(tokens):
-            best = reading.logits.topk(2)
+            best = row.logits.topk(2)
             token = int(best.indices[0])
             if token in self._ends:
                 return
             yield float(best.values[0] - best.values[1])
-            reading.read([token])
+            row.read([token])
 
-    def _answer(self, prompt: list[int], sampling: Sampling, guide: Guide | None) -> Iterator[Piece | None]:
-        """One step is one token of the answer, and None for a part of the prompt."""
+    def _answer(
+        self, prompt: list[int], sampling: Sampling, guide: Guide | None
+    ) -> Generator[Piece | None, None, None]:
+        """One step is one token of the answer, and None for a part of the prompt but the last, with which it begins."""
         names = Names.of(sampling.salt, prompt, PREFILL)
-        reading = _Reading(self._model, self._prefixes.take(names))
-        cached = reading.tokens
-        for start in range(cached, len(prompt), PREFILL):
-            reading.read(prompt[start : start + PREFILL])
-            self._prefixes.put(names, start // PREFILL, reading.cache)
-            yield None
-        for piece in self._pieces(reading, prompt, sampling, guide):
-            yield replace(piece, cached=cached)
-            cached = 0
+        row = self._rows.row(len(prompt))
+        if row.cache is not None:
+            self._prefixes.take(names, row.cache)
+        cached = row.tokens
+        try:
+            for start in range(cached, len(prompt), PREFILL):
+                row.read(prompt[start : start + PREFILL])
+                self._prefixes.put(names, start // PREFILL, row.cache)
+                if start + PREFILL < len(prompt):
+                    yield None
+            for piece in self._pieces(row, prompt, sampling, guide):
+                yield replace(piece, cached=cached)
+                cached = 0
+        finally:
+            row.leave()
 
     def _pieces(
-        self, reading: "_Reading", prompt: list[int], sampling: Sampling, guide: Guide | None
-    ) -> Iterator[Piece]:
+        self, row: Row, prompt: list[int], sampling: Sampling, guide: Guide | None
+    ) -> Generator[Piece, None, None]:
         """What follows a prompt that is read, a piece for each token."""
         text = AnswerText(self._decoder, prompt, sampling.stop, sampling.markers)
         choose = Chooser(sampling, guide)
         for left in reversed(range(sampling.max_tokens)):
-            token = choose(reading.logits)
+            logits = row.logits
+            token = choose(logits)
             if token in self._ends:
                 yield Piece(text.rest(), 1, "stop", chosen=text.take_chosen(), stop=text.stopped_by)
                 return
-            likely = None if sampling.logprobs is None else Likely(reading.logits, sampling.logprobs)
+            likely = None if sampling.logprobs is None else Likely(logits, sampling.logprobs)
             part = text.add(token, None if likely is None else likely.chosen(token, self._bytes))
             if text.stopped:
                 yield Piece(part, 1, "stop", chosen=text.take_chosen(), stop=text.stopped_by)
@@ -181,16 +199,16 @@ class TransformersEngine(Prompted):
             if not left:
                 yield Piece(part + text.rest(), 1, "length", chosen=text.take_chosen())
                 return
+            row.follow(token)
             yield Piece(part, 1, chosen=text.take_chosen())
-            reading.read([token])
 
-    def _embeddings(self, inputs: list[list[int]]) -> Iterator[list[list[float]] | None]:
+    def _embeddings(self, inputs: list[list[int]]) -> Generator[list[list[float]] | None, None, None]:
         """One step is a part of a text, and the last one gives all embeddings."""
         embeddings: list[list[float]] = []
         for tokens in inputs:
             cache, total = None, torch.zeros(())
             for start in range(0, len(tokens), PREFILL):
-                with torch.inference_mode(), _explained():
+                with torch.inference_mode(), explained():
                     ids = torch.tensor([tokens[start : start + PREFILL]], device=self._model.device)
                     output = self._model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
                     cache = output.past_key_values
@@ -200,40 +218,23 @@ class TransformersEngine(Prompted):
         yield embeddings
 
 
-class _Reading:
-    """What a model has read of one request. logits: of the next token, shape [vocabulary], float32."""
-
-    def __init__(self, model: PreTrainedModel, cache: DynamicCache | None = None) -> None:
-        """cache: of what is read already, to go on with."""
-        self.logits = torch.empty(0)
-        self.tokens = 0 if cache is None else cache.get_seq_length()
-        self.cache: object = cache
-        self._model = model
-        # Logits of a prompt's other tokens would be a third of the work for a small model, and nobody looks at them.
-        takes = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self._only_last = {"logits_to_keep": 1} if takes else {}
-
-    def read(self, tokens: list[int]) -> None:
-        """Read on."""
-        with torch.inference_mode(), _explained():
-            ids = torch.tensor([tokens], device=self._model.device)
-            output = self._model(input_ids=ids, past_key_values=self.cache, use_cache=True, **self._only_last)
-            self.cache = output.past_key_values
-            self.tokens += len(tokens)
-            self.logits = output.logits[0, -1].float().cpu()
-        if not torch.stack(self.logits.aminmax()).isfinite().all():  # argmax would take a NaN for the best of tokens
-            raise EngineFault(
-                "The model computes what is no number, so it has no answer; its operator must restart it."
-            )
-
-
-def _facts(model: PreTrainedModel, name: str, prompts: Prompts, adapters: tuple[str, ...]) -> EngineFacts:
+def _facts(
+    model: PreTrainedModel,
+    name: str,
+    prompts: Prompts,
+    adapters: tuple[str, ...],
+    attention: str,
+    batching: Batching,
+    parallel: int,
+) -> EngineFacts:
     quantization, dtype = _name(_main_dtype(model)), _name(model.dtype)
     settings = {
-        "attention": str(getattr(model.config, "_attn_implementation", None)),
+        "attention": attention,
+        "batching": batching.value,
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "device": str(model.device),
         "threads": str(torch.get_num_threads()),
+        "parallel": str(parallel),
         "matmul-precision": torch.get_float32_matmul_precision(),
     }
     return EngineFacts(
@@ -246,6 +247,7 @@ def _facts(model: PreTrainedModel, name: str, prompts: Prompts, adapters: tuple[
         template=prompts.template,
         adapters=adapters,
         settings=settings,
+        parallel=parallel,
         rounded=quantization != Dtype.F32,
     )
 
@@ -273,14 +275,3 @@ def _context(model: PreTrainedModel, name: str, most: int | None) -> int:
     if own is None and most is None:
         raise EngineError(f"The configuration of {name} does not say how long its context is; give it with --context.")
     return min(filter(None, (own, most)))
-
-
-@contextmanager
-def _explained() -> Iterator[None]:
-    """What goes wrong inside a model becomes an EngineFault: one request's trouble, and not its fault."""
-    try:
-        yield
-    except Exception as error:
-        raise EngineFault(
-            f"The model failed with {type(error).__name__}; less memory in use, or fewer requests at once, may help."
-        ) from error

@@ -4,12 +4,14 @@ A job first prepares, by steps that give None, and then gives results. Jobs that
 Between two such rounds the job that came first goes on with its preparation, by one step; so jobs get ready one after
 the other, and not all of them at the very end. One that takes more than `FIRST_STEPS` lets others pass: those that take
 longer share every second of these steps.
+
+Nobody's step waits for work on a job that is not wanted any more: such jobs end before the next round begins.
 """
 
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Generator
 from queue import SimpleQueue
 from typing import Final, Generic, TypeVar
 
@@ -30,7 +32,7 @@ _END: Final = _End()
 class _Job(Generic[T]):
     """Steps to take, and the way back to the event loop that waits for what they give."""
 
-    def __init__(self, steps: Iterator[T | None]) -> None:
+    def __init__(self, steps: Generator[T | None, None, None]) -> None:
         self.wanted = True
         self.ready = False
         self.steps_taken = 0
@@ -40,7 +42,7 @@ class _Job(Generic[T]):
 
     def advance(self) -> bool:
         """Take one step, on the working thread; whether there is another."""
-        if not self.wanted:
+        if self.ended():
             return False
         self.steps_taken += 1
         try:
@@ -49,6 +51,12 @@ class _Job(Generic[T]):
             return self.report(error)
         self.ready = self.ready or result is not None
         return self.report(result)
+
+    def ended(self) -> bool:
+        """Whether nobody waits for it any more; then its steps are closed."""
+        if not self.wanted:
+            self._steps.close()
+        return not self.wanted
 
     def report(self, result: T | Exception | _End | None) -> bool:
         """Hand over a result; whether more may follow."""
@@ -68,7 +76,7 @@ class Turns:
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
-    async def run(self, steps: Iterator[T | None]) -> AsyncGenerator[T | None, None]:
+    async def run(self, steps: Generator[T | None, None, None]) -> AsyncGenerator[T | None, None]:
         """What the steps give, one after the other: None while the job prepares.
 
         Closing the generator ends the job before its next step.
@@ -113,6 +121,7 @@ class Turns:
                         arrived.appendleft(job)
                     else:
                         long.append(job)
+            ready = deque(job for job in ready if not job.ended())
             for _ in range(len(ready)):
                 job = ready.popleft()
                 if job.advance():

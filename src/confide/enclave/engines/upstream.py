@@ -1,9 +1,12 @@
 """Any OpenAI-compatible server in the same trusted execution environment, such as vLLM.
 
 It is reached on a loopback address alone: prompts go to it in the clear. Its own tokenizer and context are not part of
-the OpenAI protocol, so both are given here.
+the OpenAI protocol, so both are given here. What it keeps of prompts is told apart by a salt (vLLM, SGLang), or it
+keeps nothing (llama.cpp); a server that knows neither word shares what it keeps among all who ask.
 """
 
+import hashlib
+import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import replace
@@ -35,6 +38,7 @@ SILENCE_SECONDS: Final = 120.0
 """A server that sends nothing for so long is given up."""
 CONNECTIONS: Final = 1024
 _DONE: Final = "[DONE]"
+_SALT_LABEL: Final = b"confide upstream salt 1\0"
 _REFUSALS: Final[Mapping[int, type[EngineError]]] = {
     400: PromptRefused,
     413: PromptRefused,
@@ -121,7 +125,7 @@ class UpstreamEngine(Prompted):
         )
 
     async def generate(self, prompt: str | Prompt, sampling: Sampling) -> AsyncGenerator[Piece, None]:
-        """An answer as the server gives it; how many tokens it has comes with the last piece.
+        """An answer as the server gives it. A piece of text stands for a token, until the last says how many they were.
 
         Closing the generator closes the connection, by which such servers stop. Raises PromptTooLong, and EngineError
         where the server is away, refuses, or breaks off.
@@ -139,6 +143,7 @@ class UpstreamEngine(Prompted):
         finish: FinishReason | None = None
         stop: str | None = None
         tokens: int | None = None
+        told = 0
         async with self._stream("completions", self._request(prompt.text, sampling)) as chunks:
             async for chunk in chunks:
                 tokens = chunk.usage.completion_tokens if chunk.usage else tokens
@@ -147,13 +152,14 @@ class UpstreamEngine(Prompted):
                     stop = choice.stop_reason if choice.stop_reason in sampling.stop else stop
                     chosen = () if sampling.logprobs is None else _chosen(choice, sampling.logprobs)
                     if choice.text or chosen:
-                        yield Piece(choice.text, 0, chosen=chosen)
+                        told += 1
+                        yield Piece(choice.text, 1, chosen=chosen)
         if finish is None or tokens is None:
             raise EngineFault(
                 "The model's server ended its answer without a finish reason or usage; use one that knows "
                 "stream_options.include_usage, as vLLM and llama.cpp do, and see that it runs."
             )
-        yield Piece("", tokens, finish, stop=stop)
+        yield Piece("", max(0, tokens - told), finish, stop=stop)
 
     async def embed(self, texts: Sequence[str | Prompt]) -> list[list[float]]:
         """Embeddings as the server gives them."""
@@ -188,6 +194,9 @@ class UpstreamEngine(Prompted):
             "max_tokens": sampling.max_tokens,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
+            # Without a salt of the request's, what is kept of it is nobody's. Servers of other kinds ignore both words.
+            "cache_salt": hashlib.sha256(_SALT_LABEL + (sampling.salt or secrets.token_bytes(32))).hexdigest(),
+            "cache_prompt": False,
         }
         # Only servers that are asked for these have to know them; the first two are not in the OpenAI protocol.
         for name in ("top_k", "min_p", "presence_penalty", "frequency_penalty"):

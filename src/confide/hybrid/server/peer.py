@@ -15,8 +15,8 @@ from picows import WSCloseCode, WSFrame, WSListener, WSMsgType, WSTransport
 from confide.errors import ConfideError, MalformedMessage, ProtocolError, ServerBusy, ServerFault
 from confide.hybrid import wire
 from confide.hybrid.server.doorman import Doorman
-from confide.hybrid.server.ledger.usage import Account
 from confide.hybrid.server.limits import ByteMeter, Cost, Credit, Limits
+from confide.ledger.usage import Account
 
 if TYPE_CHECKING:
     from confide.hybrid.server.server import HostedModel, LayerServer

@@ -21,17 +21,18 @@ import torch
 import uvloop
 from picows import WSListener, WSUpgradeRequest, WSUpgradeResponse, WSUpgradeResponseWithListener, ws_create_server
 
+from confide.errors import LedgerUnavailable
 from confide.hybrid import wire
 from confide.hybrid.server.ahead import PART_TOKENS, AheadMaker, Blocks, Room
 from confide.hybrid.server.batch import Batcher
-from confide.hybrid.server.ledger import Ledger
-from confide.hybrid.server.ledger.address import Place
-from confide.hybrid.server.ledger.usage import Account
 from confide.hybrid.server.limits import AheadAllowance, Limits
 from confide.hybrid.server.metrics import Metrics
 from confide.hybrid.server.peer import Licensee, Peer
 from confide.hybrid.server.record import Recorder
 from confide.hybrid.server.service import P0_BYTES, LayerService
+from confide.ledger.address import Place
+from confide.ledger.ledger import Ledger
+from confide.ledger.usage import Account, AccountKey
 from confide.logs import quiet_logger
 from confide.net.connections import unavailable
 from confide.packages.server_package import ServerPackage
@@ -103,7 +104,7 @@ class LayerServer:
             (self._paths[wire.PATH],) = self.models.values()
         self.metrics.ahead_bytes.set_function(lambda: self.room.used)
         self._licensees: dict[bytes, Licensee] = {}
-        self._renewing: set[tuple[bytes, bytes]] = set()
+        self._renewing: set[AccountKey] = set()
 
     @property
     def busy(self) -> bool:
@@ -116,7 +117,7 @@ class LayerServer:
 
     def renew(self, account: Account) -> None:
         """Have the account's next lease written while the present one still lasts."""
-        lease = (account.licence.id, account.model)
+        lease = account.key
         if lease in self._renewing:
             return
         self._renewing.add(lease)
@@ -175,15 +176,23 @@ class LayerServer:
             if self.draining or len(self.peers) >= self.limits.connections:
                 return _busy()
             return Peer(self, model)
-        return _page(b"draining\n" if self.draining else b"ok\n") if path == "/health" else None
+        return self._health(path)
 
     def _route_private(self, request: WSUpgradeRequest) -> WSUpgradeResponseWithListener | None:
         match request.path:
             case b"/metrics":
                 return _page(self.metrics.text())
-            case b"/health":
-                return _page(b"draining\n" if self.draining else b"ok\n")
-        return None
+        return self._health(request.path.decode("ascii", "replace"))
+
+    def _health(self, path: str) -> WSUpgradeResponseWithListener | None:
+        """/health: whether answers can be had here now. /health/live: that there is a server, not to be restarted."""
+        if path == "/health/live":
+            return _page(b"ok\n")
+        if path != "/health":
+            return None
+        if self.draining:
+            return _unwell("draining\n")
+        return _page(b"ok\n") if self.ledger.in_touch else _unwell(f"{LedgerUnavailable.code}\n")
 
     async def _keep_house(self) -> None:
         """Part with silent clients, and bring the ledger up to date now and then."""
@@ -229,10 +238,13 @@ def _page(body: bytes) -> WSUpgradeResponseWithListener:
 
 
 def _busy() -> WSUpgradeResponseWithListener:
+    return _unwell("The server has all the connections it takes; try again in a minute.\n")
+
+
+def _unwell(text: str) -> WSUpgradeResponseWithListener:
     # One for each: picows adds a length to the headers whenever it writes a response.
-    text = b"The server has all the connections it takes; try again in a minute.\n"
     return WSUpgradeResponseWithListener(
-        WSUpgradeResponse.create_error_response(HTTPStatus.SERVICE_UNAVAILABLE, text), None
+        WSUpgradeResponse.create_error_response(HTTPStatus.SERVICE_UNAVAILABLE, text.encode()), None
     )
 
 

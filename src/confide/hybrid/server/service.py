@@ -22,9 +22,9 @@ from confide.errors import (
 )
 from confide.hybrid import wire
 from confide.hybrid.server.ahead import Block, Keys
-from confide.hybrid.server.ledger import Ledger
-from confide.hybrid.server.ledger.usage import Account
 from confide.hybrid.server.limits import Cost
+from confide.ledger.ledger import Ledger
+from confide.ledger.usage import Account
 from confide.packages.manifest import Group
 from confide.packages.server_package import StoredGroup
 from confide.packages.signing import Release, SignedManifest

@@ -1,4 +1,4 @@
-"""The layer servers' durable record: who may ask for how much, and what was answered.
+"""A server's durable record: who may ask for how much, and what was answered.
 
 A lease stands in the database, on the disk, before the first of its answers leaves: no layer group will have answered
 more than what is recorded of it and the leases. So no write stands between most requests and their answers, and none
@@ -20,11 +20,11 @@ from typing import Final
 import msgspec
 
 from confide.errors import ClockWentBackwards, LedgerCopied, LedgerUnavailable, LicenceRefused, ServerBusy
-from confide.hybrid.server.ledger.address import Place
-from confide.hybrid.server.ledger.licences import ANONYMOUS, SECONDS_PER_DAY, LicenceBook
-from confide.hybrid.server.ledger.opening import open_store
-from confide.hybrid.server.ledger.store import Store
-from confide.hybrid.server.ledger.usage import WARN_DISCLOSED, Account, Budget
+from confide.ledger.address import Place
+from confide.ledger.licences import ANONYMOUS, SECONDS_PER_DAY, LicenceBook
+from confide.ledger.opening import open_store
+from confide.ledger.store import LAYERS, OWNER_SECONDS, Store, Unit
+from confide.ledger.usage import WARN_DISCLOSED, Account, AccountKey, Budget
 from confide.packages.manifest import Group
 
 LEAST_LEASE: Final = 16
@@ -33,10 +33,10 @@ MOST_LEASE: Final = 256
 LICENCE_SECONDS: Final = 1.0
 """How old the knowledge of licences may be that a request is checked against."""
 POLL_SECONDS: Final = 0.25
+TOUCH_SECONDS: Final = 5.0
+"""How old that knowledge may be in a server that says it is well: a moment in which it is too old is no failure."""
 HEARD_SECONDS: Final = 2.0
 """How often a server says that it is there, where there may be others."""
-OWNER_SECONDS: Final = 10.0
-"""How long one that says nothing is waited for; it has stopped answering long before, for its knowledge is too old."""
 FORGOTTEN_SECONDS: Final = 86_400.0
 """How long it is known of an owner that it was ended, so that it learns that if it is alive all the same."""
 ENDED: Final = -1
@@ -58,23 +58,24 @@ class _Fenced(Exception):
 class _Standing:
     """What the database says at one moment of a licence, and of a model's account.
 
-    used: tokens billed, of all models. answered: tokens of each layer group. leased, leased_of_model: tokens that other
-    servers have leased.
+    used: tokens billed, of all models and units. answered: tokens of each layer group. leased, leased_of_account:
+    tokens that other servers have leased, of the licence and of this account alone.
     """
 
     used: int
     answered: dict[int, int]
     lost: int
     leased: int
-    leased_of_model: int
+    leased_of_account: int
 
 
 class _Metered:
     """An account, and the lease that this server holds of it.
 
     leased: what every layer group may answer beyond what is recorded; None where that is not known. spent: what each
-    has answered of it. unbilled: tokens of that which no record has billed yet. pending: a lease that is being written,
-    beside which the present one still counts, with what was answered since it was made out, in the same way.
+    has answered of it. unbilled: tokens of that which no record has billed yet. put: those of them that the transaction
+    in progress has put into the database, so that within it they are counted there. pending: a lease that is being
+    written, beside which the present one still counts, with what was answered since it was made out, in the same way.
     """
 
     def __init__(self, account: Account) -> None:
@@ -82,6 +83,7 @@ class _Metered:
         self.leased: int | None = 0
         self.spent: Counter[int] = Counter()
         self.unbilled = 0
+        self.put = 0
         self.pending: int | None = None
         self.spare = LEAST_LEASE
         self.settled = 0
@@ -101,13 +103,14 @@ class _Metered:
 
     def begin(self, lease: int) -> None:
         """A lease is about to be written, with the record of all that was spent."""
-        self.pending, self._since, self._billing = lease, Counter(), self.unbilled
+        self.pending, self._since = lease, Counter()
+        self._billing = self.put = self.unbilled
 
     def recorded(self) -> None:
         """What was spent before `begin` is in the database."""
         self.spent = self._since.copy()
         self.unbilled -= self._billing
-        self._billing = 0
+        self._billing = self.put = 0
 
     def committed(self) -> None:
         """The write has ended as it should."""
@@ -116,6 +119,7 @@ class _Metered:
 
     def failed(self) -> None:
         """It may be in the database, or may not; whichever it is, nothing more is answered."""
+        self.put = 0
         if self.pending is not None:
             self.leased = self.pending = None
 
@@ -142,7 +146,7 @@ class Ledger:
         self._mutex = threading.RLock()
         self._writing = threading.Lock()
         self._reading = threading.Lock()
-        self._accounts: dict[tuple[bytes, bytes], _Metered] = {}
+        self._accounts: dict[AccountKey, _Metered] = {}
         self._budgets: dict[bytes, Budget] = {}
         self._unsure: Sequence[_Metered] = ()
         self._owner, self._fence = b"", 0
@@ -199,7 +203,7 @@ class Ledger:
 
     # -- licences ----------------------------------------------------------------------------------------------
 
-    def authenticate(self, key: str, model: bytes) -> Account:
+    def authenticate(self, key: str, model: bytes, unit: Unit = LAYERS) -> Account:
         """The account of a bearer key at a model. LicenceRefused where there is none, or it is not active."""
         with self._reading:
             licence = self.licences.of_key(key)
@@ -209,54 +213,57 @@ class Ledger:
                 budget = self._budgets.setdefault(licence.id, Budget(licence, self.now))
                 budget.licence = licence
         budget.require_active()
-        return self._metered(budget, model).account
+        return self.account(budget, model, unit)
 
     def anonymous(self, model: bytes) -> Account:
         """The account of clients without a licence."""
         with self._mutex:
             budget = self._budgets.setdefault(ANONYMOUS.id, Budget(ANONYMOUS, self.now))
-        return self._metered(budget, model).account
+        return self.account(budget, model)
 
-    def _metered(self, budget: Budget, model: bytes) -> _Metered:
-        licence = budget.licence.id
+    def account(self, budget: Budget, model: bytes, unit: Unit = LAYERS) -> Account:
+        """A licence's account of a model, in a unit. All of them draw on one budget."""
+        key = (budget.licence.id, model, unit)
         with self._mutex:
-            metered = self._accounts.get((licence, model))
+            metered = self._accounts.get(key)
         if metered is not None:
-            return metered
+            return metered.account
         with self._writing:
-            if (metered := self._accounts.get((licence, model))) is not None:
-                return metered
+            if (metered := self._accounts.get(key)) is not None:
+                return metered.account
+            account = Account(budget, model, unit)
             with self._store.snapshot():
-                standing = self._standing(licence, model)
+                standing = self._standing(account)
             with self._mutex:
-                metered = self._accounts[licence, model] = _Metered(Account(budget, model))
+                metered = self._accounts[key] = _Metered(account)
                 self._take(metered, standing)
-                metered.settled = sum(metered.account.answered.values())
-        return metered
+                metered.settled = sum(account.answered.values())
+        return account
 
-    def _standing(self, licence: bytes, model: bytes) -> _Standing:
+    def _standing(self, account: Account) -> _Standing:
         """Of one moment, within a transaction."""
+        licence, model, unit = account.key
         leases = [lease for lease in self._store.rows("leases", licence=licence) if lease["owner"] != self._owner]
         return _Standing(
             self._store.total("usage", "tokens", licence=licence),
-            self.licences.disclosed(licence, model),
-            self.licences.lost(licence, model),
+            self.licences.disclosed(licence, model, unit),
+            self.licences.lost(licence, model, unit),
             sum(lease["tokens"] for lease in leases),
-            sum(lease["tokens"] for lease in leases if lease["model"] == model),
+            sum(lease["tokens"] for lease in leases if (lease["model"], lease["unit"]) == (model, unit)),
         )
 
     def _take(self, metered: _Metered, standing: _Standing) -> None:
         """What the database says is so, and what was spent since comes on top."""
         account, budget = metered.account, metered.account.budget
-        account.lost, account.leased_elsewhere = standing.lost, standing.leased_of_model
+        account.lost, account.leased_elsewhere = standing.lost, standing.leased_of_account
         answered = Counter(standing.answered)
         answered.update(metered.spent)
         account.answered = answered
         account.peak = max(answered.values(), default=0)
         metered.unbilled = account.peak - max(standing.answered.values(), default=0)
         budget.leased_elsewhere = standing.leased
-        of_licence = (one for (licence, _), one in self._accounts.items() if licence == account.licence.id)
-        budget.used = standing.used + sum(one.unbilled for one in of_licence)
+        of_licence = (one for (licence, *_), one in self._accounts.items() if licence == account.licence.id)
+        budget.used = standing.used + sum(one.unbilled - one.put for one in of_licence)
 
     def refresh(self) -> None:
         """Read what has become of the licences, where any was changed. LedgerUnavailable where that cannot be."""
@@ -279,6 +286,11 @@ class Ledger:
             )
 
     @property
+    def in_touch(self) -> bool:
+        """Whether the database has lately said who may be answered; where it has not, most are answered nothing."""
+        return time.monotonic() - self._fresh_at <= TOUCH_SECONDS
+
+    @property
     def _fresh(self) -> bool:
         return time.monotonic() - self._fresh_at <= LICENCE_SECONDS
 
@@ -287,7 +299,7 @@ class Ledger:
         if not count:
             return self._fresh
         with self._mutex:
-            return self._covered(self._accounts[_key(account)], index, count, group)
+            return self._covered(self._accounts[account.key], index, count, group)
 
     def require_key(self, account: Account, key_hash: bytes) -> None:
         """LicenceRefused unless the account's licence is active and still has the key that a client came with."""
@@ -299,39 +311,40 @@ class Ledger:
 
     # -- answers -----------------------------------------------------------------------------------------------
 
-    def charge(self, account: Account, index: int, count: int, group: Group | None) -> bool:
+    def charge(self, account: Account, index: int, count: int, group: Group | None, *, admitted: bool = False) -> bool:
         """Count answers of so many tokens of a layer group, of which a lease is durable now.
 
-        group: what the answers disclose something of; None where the weights are public. Returns whether it is time
-        to `renew`. Raises LicenceError where the licence does not allow it, RateLimited, ServerBusy where it would if
+        group: what the answers disclose something of; None where the weights are public. admitted: they belong to a
+        request that was let in at its time, and are not too many for this minute. Returns whether it is time to
+        `renew`. Raises LicenceError where the licence does not allow it, RateLimited, ServerBusy where it would if
         other servers gave back what they have leased, and LedgerUnavailable where no lease can be recorded; in none of
         these cases anything was counted.
         """
-        metered = self._accounts[_key(account)]
+        metered = self._accounts[account.key]
         while True:
             with self._mutex:
                 if self._covered(metered, index, count, group):
-                    account.require(index, count, group)
+                    account.require(index, count, group, admitted=admitted)
                     metered.charge(index, count)
                     self._warn(account, index, group)
                     leased = metered.leased or 0
                     return metered.pending is None and leased - metered.spent[index] < leased // 2
-            self.prepare(account, index, count, group)
+            self.prepare(account, index, count, group, admitted=admitted)
 
     def _covered(self, metered: _Metered, index: int, count: int, group: Group | None) -> bool:
         if time.monotonic() - self._fresh_at > LICENCE_SECONDS or not metered.covers(index, count):
             return False
         return not metered.account.waits_for_others(index, count, group)
 
-    def prepare(self, account: Account, index: int, count: int, group: Group | None) -> None:
+    def prepare(self, account: Account, index: int, count: int, group: Group | None, *, admitted: bool = False) -> None:
         """Have such a charge `ready`, for another thread than the one that answers. Raises what `charge` does."""
-        metered = self._accounts[_key(account)]
+        metered = self._accounts[account.key]
         if self._closed:
             raise LedgerUnavailable(f"The ledger {self._store.place} is closed; ask a server that runs.")
         if not self._fresh:
             self.refresh()
         with self._mutex:
-            account.require(index, count, group)
+            account.require(index, count, group, admitted=admitted)
             if self._covered(metered, index, count, group):
                 return
         self._write([metered], lambda _: self._lease_for(metered, index, count, group))
@@ -346,7 +359,7 @@ class Ledger:
 
     def renew(self, account: Account) -> None:
         """Make the next lease before the present one is used up; for another thread than the one that answers."""
-        self._write([self._accounts[_key(account)]], lambda metered: self._lease_for(metered, 0, 0, None))
+        self._write([self._accounts[account.key]], lambda metered: self._lease_for(metered, 0, 0, None))
 
     def checkpoint(self) -> None:
         """Record what was answered, and give back the leases of licences that were not used since the last time."""
@@ -354,7 +367,7 @@ class Ledger:
 
     def _dirty(self, licences: Container[bytes] | None = None) -> list[_Metered]:
         with self._mutex:
-            found = [(licence, metered) for (licence, _), metered in self._accounts.items() if metered.dirty]
+            found = [(licence, metered) for (licence, *_), metered in self._accounts.items() if metered.dirty]
         return [metered for licence, metered in found if licences is None or licence in licences]
 
     def _write(self, accounts: Sequence[_Metered], lease: Callable[[_Metered], int]) -> None:
@@ -420,19 +433,20 @@ class Ledger:
     def _record(self, metered: _Metered, lease: Callable[[_Metered], int]) -> None:
         """Within a transaction: what was answered since the last record, and the lease from here on."""
         account = metered.account
-        licence = account.licence.id
+        licence, model, unit = account.key
         day = int(self.now() // SECONDS_PER_DAY)
-        standing = self._standing(licence, account.model)
-        today = self._store.row("usage", licence=licence, day=day)
+        standing = self._standing(account)
+        today = self._store.row("usage", licence=licence, day=day, unit=unit)
         with self._mutex:
             self._take(metered, standing)
             billed, leased = metered.unbilled, lease(metered)
             answered = {one: account.answered[one] for one, tokens in metered.spent.items() if tokens}
             metered.begin(leased)
-        place = {"licence": licence, "model": account.model}
+        place = {"licence": licence, "model": model, "unit": unit}
         self._store.put_all("disclosed", [place | {"layer_group": one, "tokens": answered[one]} for one in answered])
         if billed:
-            self._store.put("usage", licence=licence, day=day, tokens=billed + (today["tokens"] if today else 0))
+            tokens = billed + (today["tokens"] if today else 0)
+            self._store.put("usage", licence=licence, day=day, unit=unit, tokens=tokens)
         if leased:
             self._store.put("leases", **place, owner=self._owner, day=day, tokens=leased)
         else:
@@ -529,10 +543,6 @@ class Ledger:
             self._store.close()
 
 
-def _key(account: Account) -> tuple[bytes, bytes]:
-    return account.licence.id, account.model
-
-
 def _most(account: Account) -> int:
     """Tokens that a lease may have beyond what is asked for."""
     left = account.tokens_left
@@ -549,11 +559,12 @@ def end_owners(store: Store, before: float) -> None:
     for lease in store.rows("leases"):
         if heard.get(lease["owner"], -math.inf) >= before:
             continue
-        licence, model, day = lease["licence"], lease["model"], lease["day"]
-        used, lost = store.row("usage", licence=licence, day=day), store.row("lost", licence=licence, model=model)
-        store.put("usage", licence=licence, day=day, tokens=lease["tokens"] + (used["tokens"] if used else 0))
-        store.put("lost", licence=licence, model=model, tokens=lease["tokens"] + (lost["tokens"] if lost else 0))
-        store.delete("leases", licence=licence, model=model, owner=lease["owner"])
+        billed = {name: lease[name] for name in ("licence", "day", "unit")}
+        account = {name: lease[name] for name in ("licence", "model", "unit")}
+        used, lost = store.row("usage", **billed), store.row("lost", **account)
+        store.put("usage", **billed, tokens=lease["tokens"] + (used["tokens"] if used else 0))
+        store.put("lost", **account, tokens=lease["tokens"] + (lost["tokens"] if lost else 0))
+        store.delete("leases", **account, owner=lease["owner"])
     for owner in owners:
         if owner["heard"] < before - FORGOTTEN_SECONDS:
             store.delete("owners", id=owner["id"])

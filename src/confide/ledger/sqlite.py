@@ -3,20 +3,18 @@
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import IO, Any, Final
 
 from confide.disk.files import hold_folder
 from confide.errors import LedgerInUse, LedgerUnavailable
-from confide.hybrid.server.ledger.identity import file_identity
-from confide.hybrid.server.ledger.store import SCHEMA, TABLES, Row, Store, corrupted, row_sum
+from confide.ledger.identity import file_identity
+from confide.ledger.store import MIGRATED, SCHEMA, TABLES, Row, Store, corrupted
 
 DATABASE: Final = "ledger.sqlite"
 _FULL: Final = 2
-_OF_SCHEMA_4: Final = b"schema 4"
-"""Who held the leases that a server of that schema left; it ran alone, and has ended."""
 
 
 class SqliteStore(Store):
@@ -52,7 +50,7 @@ class SqliteStore(Store):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = folder / DATABASE
         if not serving:
-            if _schema(path) in _MIGRATIONS:
+            if _schema(path) in MIGRATED:
                 with closing(lock_folder(folder)):
                     return cls(path)
             return cls(path)
@@ -77,18 +75,18 @@ class SqliteStore(Store):
             version = self._version()
             if version == SCHEMA:
                 return
-            if version in _MIGRATIONS:
-                _MIGRATIONS[version](self)
+            if version in MIGRATED:
+                self.migrate(version)
             elif version or self._database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
                 raise LedgerUnavailable(
                     f"{self.path} was written by another version of Confide; use that one, or another state folder."
                 )
             else:
                 for table in TABLES:
-                    self._create(table)
+                    self.create(table)
             self._database.execute(f"PRAGMA user_version={SCHEMA}")
 
-    def _create(self, table: str) -> None:
+    def create(self, table: str) -> None:
         made = TABLES[table]
         self._database.execute(
             f"CREATE TABLE {table} ({', '.join(made.columns)}, sum NOT NULL, PRIMARY KEY ({', '.join(made.key)})) "
@@ -97,23 +95,6 @@ class SqliteStore(Store):
 
     def _version(self) -> int:
         return int(self._database.execute("PRAGMA user_version").fetchone()[0])
-
-    def migrate_from_4(self) -> None:
-        """Within a transaction. There, a lease had no owner, and the row what was lost before."""
-        columns = ("licence", "model", "day", "tokens", "lost")
-        old = self.query("SELECT * FROM leases", ())
-        for row in old:
-            if row.keys() != {*columns, "sum"} or row["sum"] != row_sum("leases", row, columns):
-                raise corrupted(self.path)
-        self._database.execute("DROP TABLE leases")
-        for table in ("lost", "owners", "leases"):
-            self._create(table)
-        for row in old:
-            place = {"licence": row["licence"], "model": row["model"]}
-            if row["lost"]:
-                self.put("lost", **place, tokens=row["lost"])
-            if row["tokens"]:
-                self.put("leases", **place, owner=_OF_SCHEMA_4, day=row["day"], tokens=row["tokens"])
 
     def verify(self) -> None:
         with self._reporting():
@@ -169,10 +150,6 @@ class SqliteStore(Store):
         self._database.close()
         if self._lock is not None:
             self._lock.close()
-
-
-_MIGRATIONS: Final[dict[int, Callable[[SqliteStore], None]]] = {4: SqliteStore.migrate_from_4}
-"""By the schema that each brings to the present one."""
 
 
 def copy_file(source: Path, target: Path) -> None:

@@ -6,12 +6,14 @@ What is disclosed belongs to the model's weights, whatever package they are serv
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
 from confide.errors import BudgetExhausted, DisclosureLimit, LicenceRefused, RateLimited
-from confide.hybrid.server.ledger.licences import Licence
+from confide.ledger.licences import Licence
+from confide.ledger.store import LAYERS, Unit
 from confide.packages.manifest import Group
 from confide.rlwe.parameters import ANSWER_BITS
 
@@ -45,20 +47,22 @@ def licensed_tokens(limit: float, group: Group, check_sets: int = 1) -> int:
 class Budget:
     """A licence and the tokens it has used, of whatever models. now: seconds since 1970.
 
-    leased_elsewhere: tokens that other servers may be using meanwhile.
+    leased_elsewhere: tokens that other servers may be using meanwhile. held: those that requests will be charged which
+    were let in, and have not been answered yet.
     """
 
     licence: Licence
     now: Callable[[], float]
     used: int = 0
     leased_elsewhere: int = 0
+    held: int = 0
     _allowance: float = math.inf
     _allowed_at: float = 0.0
 
     @property
     def tokens_left(self) -> int | None:
         """Tokens that may still be asked for; None without a limit."""
-        return None if self.licence.tokens is None else max(0, self.licence.tokens - self.used)
+        return None if self.licence.tokens is None else max(0, self.licence.tokens - self.used - self.held)
 
     def require_active(self) -> None:
         """LicenceRefused for a licence that is revoked or has expired."""
@@ -84,11 +88,28 @@ class Budget:
         # A minute's worth may be asked for at once, or a larger prompt when nothing was asked for a minute.
         self._allowance = min(rate, self._allowance + (now - self._allowed_at) * rate / 60)
         self._allowed_at = now
-        if self._allowance < min(tokens, rate):
-            wait = (min(tokens, rate) - self._allowance) * 60 / rate
+        missing = min(tokens, rate) + self.held - self._allowance
+        if missing > 0:
+            wait = missing * 60 / rate
             raise RateLimited(
-                f"The licence {self.licence.label} allows {rate} tokens a minute; try again in {math.ceil(wait)} s."
+                f"The licence {self.licence.label} allows {rate} tokens a minute; try again in {math.ceil(wait)} s.",
+                wait,
             )
+
+    @contextmanager
+    def holding(self, tokens: int) -> Iterator[None]:
+        """Set so many aside until the block ends, so that nobody else is let in for the same.
+
+        Raises what `require_active`, `require` and `require_rate` do, where they are not there.
+        """
+        self.require_active()
+        self.require(tokens)
+        self.require_rate(tokens)
+        self.held += tokens
+        try:
+            yield
+        finally:
+            self.held -= tokens
 
     def charge(self, tokens: int) -> None:
         """Count what is billed."""
@@ -96,9 +117,13 @@ class Budget:
         self._allowance -= tokens
 
 
+AccountKey = tuple[bytes, bytes, Unit]
+"""Of the licence, its id; of the model, its digest; and what is counted."""
+
+
 @dataclass
 class Account:
-    """What one model has answered to a licence, of each layer group. model: its digest.
+    """What one model has answered to a licence, in one unit, of each layer group. model: its digest.
 
     lost: tokens of leases that a crash ended; every layer group may have answered them. leased_elsewhere: those that
     every layer group may be answering at other servers meanwhile. peak: the most tokens that any layer group has
@@ -107,11 +132,17 @@ class Account:
 
     budget: Budget
     model: bytes
+    unit: Unit = LAYERS
     lost: int = 0
     leased_elsewhere: int = 0
     answered: Counter[int] = field(default_factory=Counter)
     peak: int = 0
     warned: bool = False
+
+    @property
+    def key(self) -> AccountKey:
+        """What tells it from others."""
+        return self.budget.licence.id, self.model, self.unit
 
     @property
     def licence(self) -> Licence:
@@ -132,10 +163,10 @@ class Account:
         """What answers of so many tokens of a layer group would cost, in tokens."""
         return max(0, self.answered.get(group, 0) + count - self.peak)
 
-    def require(self, index: int, count: int, group: Group | None) -> None:
+    def require(self, index: int, count: int, group: Group | None, *, admitted: bool = False) -> None:
         """Raise a LicenceError, or RateLimited, unless the licence allows answers of so many tokens more.
 
-        group: what they would disclose something of; None where the weights are public.
+        group: what they would disclose something of; None where the weights are public. admitted: see `Ledger.charge`.
         """
         self.budget.require_active()
         tokens = self.billed(index, count)
@@ -145,7 +176,8 @@ class Account:
                 f"With {count} tokens more, the licence {self.licence.label} could solve a layer's weights; "
                 "only the model's owner can lift that limit (`confide licence change --lift-disclosure`)."
             )
-        self.budget.require_rate(tokens)
+        if not admitted:
+            self.budget.require_rate(tokens)
 
     def _discloses_too_much(self, index: int, count: int, group: Group | None) -> bool:
         limit = self.licence.disclosure

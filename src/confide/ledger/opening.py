@@ -1,9 +1,9 @@
 """Opens a ledger wherever it is; the library for databases is loaded where there is one."""
 
 from confide.extras import named_extras
-from confide.hybrid.server.ledger.address import DatabaseAddress, Place
-from confide.hybrid.server.ledger.sqlite import SqliteStore
-from confide.hybrid.server.ledger.store import Store
+from confide.ledger.address import DatabaseAddress, Place
+from confide.ledger.sqlite import SqliteStore
+from confide.ledger.store import Store
 
 
 def open_store(place: Place, *, serving: bool = False) -> Store:
@@ -14,5 +14,5 @@ def open_store(place: Place, *, serving: bool = False) -> Store:
     if not isinstance(place, DatabaseAddress):
         return SqliteStore.open(place, serving=serving)
     with named_extras():
-        from confide.hybrid.server.ledger.postgres import PostgresStore
+        from confide.ledger.postgres import PostgresStore
     return PostgresStore(place)

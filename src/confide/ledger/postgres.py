@@ -18,9 +18,9 @@ from psycopg.rows import dict_row
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from confide.disk.secrets import LEDGER_PASSWORD, find_secret, variable
-from confide.errors import InvalidSettings, LedgerUnavailable
-from confide.hybrid.server.ledger.address import DatabaseAddress
-from confide.hybrid.server.ledger.store import SCHEMA, TABLES, Row, Store, corrupted
+from confide.errors import InvalidSettings, LedgerInUse, LedgerUnavailable
+from confide.ledger.address import DatabaseAddress
+from confide.ledger.store import MIGRATED, OWNER_SECONDS, SCHEMA, TABLES, Row, Store, corrupted
 from confide.printable import quoted
 
 CONNECT_SECONDS: Final = 3
@@ -104,21 +104,35 @@ class PostgresStore(Store):
             connection.execute("SELECT pg_advisory_xact_lock(%s, %s)", _LOCK_OF_ALL)
             there = connection.execute("SELECT to_regnamespace(%s) IS NOT NULL AS it", (_NAMESPACE,)).fetchone()
             if there and there["it"]:
-                found = connection.execute(version).fetchall()
-                if [row["number"] for row in found] != [SCHEMA]:
+                found = [row["number"] for row in connection.execute(version).fetchall()]
+                if len(found) == 1 and found[0] in MIGRATED:
+                    self._migrate(connection, found[0])
+                elif found != [SCHEMA]:
                     raise LedgerUnavailable(
                         f"{self.place} was written by another version of Confide; use that one, or another database."
                     )
                 return
             connection.execute(f"CREATE SCHEMA {_NAMESPACE}")
             connection.execute(f"CREATE TABLE {_NAMESPACE}.version (number bigint NOT NULL)")
-            for name, table in TABLES.items():
-                columns = ", ".join(f"{column} {kind}" for column, kind in table.columns.items())
-                connection.execute(
-                    f"CREATE TABLE {_NAMESPACE}.{name} ({columns}, sum bytea NOT NULL, "
-                    f"PRIMARY KEY ({', '.join(table.key)}))"
-                )
+            with self._within(connection):
+                for table in TABLES:
+                    self.create(table)
             connection.execute(f"INSERT INTO {_NAMESPACE}.version VALUES (%s)", (SCHEMA,))  # noqa: S608
+
+    def _migrate(self, connection: Connection, version: int) -> None:
+        """Within a transaction that is for all. LedgerInUse while servers of that version use the tables."""
+        connection.execute("SET LOCAL statement_timeout = 0")  # as long as it takes to go through all rows
+        connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+        heard = "SELECT count(*) AS number FROM owners WHERE heard >= extract(epoch FROM clock_timestamp()) - %s"
+        servers = connection.execute(heard, (OWNER_SECONDS,)).fetchone()
+        if servers and servers["number"]:
+            raise LedgerInUse(
+                f"Servers of an older version of Confide are using {self.place}; stop them all, and wait "
+                f"{OWNER_SECONDS:.0f} seconds for one that was killed."
+            )
+        with self._within(connection):
+            self.migrate(version)
+        connection.execute(f"UPDATE {_NAMESPACE}.version SET number = %s", (SCHEMA,))  # noqa: S608
 
     # -- statements --------------------------------------------------------------------------------------------
 
@@ -144,6 +158,12 @@ class PostgresStore(Store):
         command = f"INSERT INTO {table} ({', '.join(columns)}) SELECT * FROM unnest({places}) {conflict}"  # noqa: S608
         self.query(command, [[row[column] for row in rows] for column in columns])
 
+    def create(self, table: str) -> None:
+        made = TABLES[table]
+        columns = ", ".join(f"{column} {kind}" for column, kind in made.columns.items())
+        key = ", ".join(made.key)
+        self.query(f"CREATE TABLE {_NAMESPACE}.{table} ({columns}, sum bytea NOT NULL, PRIMARY KEY ({key}))", ())
+
     @contextmanager
     def transaction(self, licences: Iterable[bytes] | None = None) -> Iterator[None]:
         with self._begun() as connection:
@@ -165,11 +185,17 @@ class PostgresStore(Store):
     @contextmanager
     def _begun(self) -> Iterator[Connection]:
         with self._reporting(), self._pool.connection() as connection, connection.transaction():
-            self._own.connection = connection
-            try:
+            with self._within(connection):
                 yield connection
-            finally:
-                self._own.connection = None
+
+    @contextmanager
+    def _within(self, connection: Connection) -> Iterator[None]:
+        """This thread's statements are its transaction's."""
+        self._own.connection = connection
+        try:
+            yield
+        finally:
+            self._own.connection = None
 
     def now(self) -> float:
         """By the database's clock."""

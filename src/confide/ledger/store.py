@@ -10,18 +10,31 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
 from confide.errors import LedgerCorrupted
 
-SCHEMA: Final = 5
+SCHEMA: Final = 6
 """The version of the tables below."""
+MIGRATED: Final = (4, 5)
+"""Versions that are brought to it."""
+OWNER_SECONDS: Final = 10.0
+"""How long an owner that says nothing is waited for; it has stopped answering long before: it knows too little."""
+_OF_SCHEMA_4: Final = b"schema 4"
+"""Who held the leases that a server of that schema left; it ran alone, and has ended."""
 MAX_VALUE_BYTES: Final = 4096
 """Of a text or of bytes in a row."""
 
 Row = dict[str, Any]
+
+
+Unit = Literal["layers", "input", "output"]
+"""What a number of tokens counts: those that went through layer groups, those of prompts, those of answers."""
+LAYERS: Final[Unit] = "layers"
+INPUT: Final[Unit] = "input"
+OUTPUT: Final[Unit] = "output"
 
 
 @dataclass(frozen=True)
@@ -50,19 +63,24 @@ TABLES: Final = {
         },
         ("id",),
     ),
-    "usage": Table({"licence": "bytea", "day": "bigint", "tokens": "bigint"}, ("licence", "day")),
+    "usage": Table(
+        {"licence": "bytea", "day": "bigint", "unit": "text", "tokens": "bigint"}, ("licence", "day", "unit")
+    ),
+    # What was answered, by layer groups; where there are none, all of it is that of number 0.
     "disclosed": Table(
-        {"licence": "bytea", "model": "bytea", "layer_group": "bigint", "tokens": "bigint"},
-        ("licence", "model", "layer_group"),
+        {"licence": "bytea", "model": "bytea", "unit": "text", "layer_group": "bigint", "tokens": "bigint"},
+        ("licence", "model", "unit", "layer_group"),
     ),
     # Tokens of leases that their owners did not give back: every layer group may have answered them.
-    "lost": Table({"licence": "bytea", "model": "bytea", "tokens": "bigint"}, ("licence", "model")),
+    "lost": Table(
+        {"licence": "bytea", "model": "bytea", "unit": "text", "tokens": "bigint"}, ("licence", "model", "unit")
+    ),
     # The servers that hold leases. fence: how often each has written, -1 where another has ended it; heard: when it was
     # heard of last, in seconds since 1970.
     "owners": Table({"id": "bytea", "fence": "bigint", "heard": "double precision"}, ("id",)),
     "leases": Table(
-        {"licence": "bytea", "model": "bytea", "owner": "bytea", "day": "bigint", "tokens": "bigint"},
-        ("licence", "model", "owner"),
+        {"licence": "bytea", "model": "bytea", "unit": "text", "owner": "bytea", "day": "bigint", "tokens": "bigint"},
+        ("licence", "model", "unit", "owner"),
     ),
 }
 
@@ -148,6 +166,32 @@ class Store(ABC):
             for table, rows in found.items():
                 other.put_all(table, rows)
 
+    # -- schemas before ----------------------------------------------------------------------------------------
+
+    def migrate(self, version: int) -> None:
+        """Within a transaction: bring tables of a schema in `MIGRATED` to the present one. LedgerCorrupted."""
+        if version == 4:  # where a lease had no owner, and in its row what was lost before
+            leases = self._taken_out("leases", ("licence", "model", "day", "tokens", "lost"))
+            for table in ("lost", "owners", "leases"):
+                self.create(table)
+            of_layers = [row | {"unit": LAYERS} for row in leases]
+            self.put_all("lost", [_only("lost", row | {"tokens": row["lost"]}) for row in of_layers if row["lost"]])
+            owned = [row | {"owner": _OF_SCHEMA_4} for row in of_layers if row["tokens"]]
+            self.put_all("leases", [_only("leases", row) for row in owned])
+        for table in ("usage", "disclosed") if version == 4 else ("usage", "disclosed", "lost", "leases"):
+            rows = self._taken_out(table, [name for name in TABLES[table].columns if name != "unit"])
+            self.create(table)
+            self.put_all(table, [row | {"unit": LAYERS} for row in rows])
+
+    def _taken_out(self, table: str, columns: Sequence[str]) -> list[Row]:
+        """The rows of a table of another schema, which is gone then."""
+        found = self.query(f"SELECT * FROM {table}", ())  # noqa: S608
+        for row in found:
+            if row.pop("sum", None) != row_sum(table, row, columns) or row.keys() != set(columns):
+                raise corrupted(self.place)
+        self.query(f"DROP TABLE {table}", ())
+        return found
+
     def _condition(self, where: Row) -> str:
         return " WHERE " + " AND ".join(f"{column} = {self.mark}" for column in where) if where else ""
 
@@ -160,6 +204,10 @@ class Store(ABC):
     @abstractmethod
     def write(self, table: str, columns: Sequence[str], conflict: str, rows: Sequence[Row]) -> None:
         """Insert rows of these columns; conflict: the clause for those whose keys are there."""
+
+    @abstractmethod
+    def create(self, table: str) -> None:
+        """Within a transaction: make a table."""
 
     @abstractmethod
     def transaction(self, licences: Iterable[bytes] | None = None) -> AbstractContextManager[None]:
@@ -213,6 +261,11 @@ def row_sum(table: str, row: Row, columns: Iterable[str] | None = None) -> bytes
     """The checksum of a row. columns: those of another version of the table."""
     ordered = [row.get(column) for column in columns or TABLES[table].columns]
     return hashlib.blake2b(msgspec.msgpack.encode([table, ordered]), digest_size=8).digest()
+
+
+def _only(table: str, row: Row) -> Row:
+    """What of a row the table has."""
+    return {name: row[name] for name in TABLES[table].columns}
 
 
 def _typed(table: str, row: Row) -> Row:

@@ -14,11 +14,11 @@ from tempfile import TemporaryDirectory
 
 from confide.disk.files import name_file, sync_file, sync_folder
 from confide.errors import ConfideError, LedgerCorrupted, LedgerInUse, LedgerUnavailable
-from confide.hybrid.server.ledger.address import DatabaseAddress, Place
-from confide.hybrid.server.ledger.ledger import OWNER_SECONDS, end_owners
-from confide.hybrid.server.ledger.opening import open_store
-from confide.hybrid.server.ledger.sqlite import DATABASE, SqliteStore, copy_file, lock_folder
-from confide.hybrid.server.ledger.store import TABLES, Store, corrupted
+from confide.ledger.address import DatabaseAddress, Place
+from confide.ledger.ledger import end_owners
+from confide.ledger.opening import open_store
+from confide.ledger.sqlite import DATABASE, SqliteStore, copy_file, lock_folder
+from confide.ledger.store import OWNER_SECONDS, TABLES, Store, corrupted
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from typing import Final
 
 from confide.disk.files import FileTooLarge, read_bounded
 from confide.errors import InvalidSettings, LedgerElsewhere
-from confide.hybrid.server.ledger.address import PREFIX, DatabaseAddress, Place
-from confide.hybrid.server.ledger.sqlite import DATABASE
+from confide.ledger.address import PREFIX, DatabaseAddress, Place
+from confide.ledger.sqlite import DATABASE
 from confide.packages.manifest import MANIFEST_NAME
 
 STATE_NAME: Final = "state"

@@ -5,7 +5,6 @@ Kept apart from the running server, so that a licence can be made, changed or re
 
 import os
 import time
-from base64 import urlsafe_b64encode
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -14,13 +13,12 @@ from typing import Any, Final, Self
 import msgspec
 
 from confide.errors import ConfideError
-from confide.hybrid.server.ledger.address import Place
-from confide.hybrid.server.ledger.opening import open_store
-from confide.hybrid.server.ledger.store import Row, Store
-from confide.hybrid.wire import licence_digest
+from confide.ledger.address import Place
+from confide.ledger.keys import fresh_key, licence_digest
+from confide.ledger.opening import open_store
+from confide.ledger.store import LAYERS, Row, Store, Unit
 from confide.printable import printable
 
-KEY_PREFIX: Final = "confide-"
 MAX_NAME: Final = 200
 SECONDS_PER_DAY: Final = 86_400
 DEFAULT_DISCLOSURE: Final = 0.5
@@ -75,10 +73,11 @@ ANONYMOUS: Final = Licence(b"anonymou", b"", "anonymous", 0, disclosure=None)
 
 @dataclass(frozen=True)
 class Usage:
-    """What a licence has used: tokens on one day, a day since 1970."""
+    """What a licence has used: tokens on one day, a day since 1970. unit: of what."""
 
     licence: bytes
     day: int
+    unit: Unit
     tokens: int
 
     @property
@@ -97,7 +96,7 @@ class LicenceBook:
         """A new licence and its key, which cannot be had again. `limits` are fields of Licence."""
         if len(name) > MAX_NAME:
             raise ConfideError(f"A licence's name has {MAX_NAME} characters at most; give a shorter one.")
-        key = _fresh_key()
+        key = fresh_key()
         licence = Licence(os.urandom(8), licence_digest(key), name, int(time.time()), **limits)  # type: ignore[arg-type]
         with self._store.transaction():
             if self._store.count("licences", name=name):
@@ -138,22 +137,23 @@ class LicenceBook:
 
     def rekey(self, licence: Licence) -> tuple[Licence, str]:
         """Give a licence another key, which cannot be had again; the one it had is nobody's from then on."""
-        key = _fresh_key()
+        key = fresh_key()
         return self._replaced(licence, {"key_hash": licence_digest(key)}), key
 
     def usage(self, licence: Licence | None = None) -> list[Usage]:
-        """Tokens by licence and day, oldest first, as of the server's last checkpoint."""
+        """Tokens by licence, day and unit, oldest first, as of the server's last checkpoint."""
         where = {} if licence is None else {"licence": licence.id}
-        return sorted((Usage(**row) for row in self._store.rows("usage", **where)), key=lambda usage: usage.day)
+        found = (Usage(**row) for row in self._store.rows("usage", **where))
+        return sorted(found, key=lambda usage: (usage.day, usage.licence, usage.unit))
 
-    def disclosed(self, licence: bytes, model: bytes) -> dict[int, int]:
+    def disclosed(self, licence: bytes, model: bytes, unit: Unit = LAYERS) -> dict[int, int]:
         """Tokens answered to the licence with this id for each layer group of a model, without those of `lost`."""
-        rows = self._store.rows("disclosed", licence=licence, model=model)
+        rows = self._store.rows("disclosed", licence=licence, model=model, unit=unit)
         return {row["layer_group"]: row["tokens"] for row in rows}
 
-    def lost(self, licence: bytes, model: bytes) -> int:
+    def lost(self, licence: bytes, model: bytes, unit: Unit = LAYERS) -> int:
         """Tokens of leases that ended in a crash: every layer group of the model may have answered them."""
-        row = self._store.row("lost", licence=licence, model=model)
+        row = self._store.row("lost", licence=licence, model=model, unit=unit)
         return 0 if row is None else int(row["tokens"])
 
     @property
@@ -173,7 +173,3 @@ def licence_book(state: Place) -> Iterator[LicenceBook]:
     """The licences of the layer servers whose state folder or database this is, whether any runs or not."""
     with closing(open_store(state)) as store:
         yield LicenceBook(store)
-
-
-def _fresh_key() -> str:
-    return KEY_PREFIX + urlsafe_b64encode(os.urandom(32)).rstrip(b"=").decode()
