@@ -266,10 +266,10 @@ def test_a_model_without_a_tokenizer_is_refused(folder: Path) -> None:
 def test_a_model_that_fails_says_so_without_the_text(embedder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = Embedder.load(embedder)
 
-    def failing(**inputs: object) -> None:
+    def failing(model: BertModel, **inputs: object) -> None:
         raise RuntimeError("the tide")
 
-    monkeypatch.setattr(model._reading, "_model", failing)
+    monkeypatch.setattr(BertModel, "forward", failing)
     with pytest.raises(EngineFault, match="RuntimeError") as raised:
         model.of_question("the tide")
     assert "tide" not in str(raised.value)

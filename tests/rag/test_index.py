@@ -87,7 +87,7 @@ def test_a_chunk_without_a_word_of_the_question_is_found_by_what_it_means() -> N
 def test_words_and_meaning_have_an_equal_say() -> None:
     """Of three chunks each ranking has another first, and both the same second, which comes first."""
     index = by_meaning(["d tide tide", "c tide", "a rise"])
-    assert [place for place, _ in index._by_words("b tide", 9)] == [0, 1]
+    assert places(Index(index.chunks), "b tide") == [0, 1]
     assert places(index, "b tide") == [1, 0, 2]
     [first, second, _] = index.search("b tide", 9)
     assert first.score == 1 > second.score > 0
@@ -124,4 +124,4 @@ def test_a_reranker_has_the_last_word_on_the_best() -> None:
 
 
 def reranked(index: Index) -> list[int]:
-    return [place for place, _ in index._by_words("word", 20)]
+    return places(Index(index.chunks), "word", 20)
