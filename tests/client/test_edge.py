@@ -53,6 +53,8 @@ class Echo:
     limits: Limits = field(default_factory=lambda: Limits(attestations_per_second=1000))
     metrics: Metrics = field(default_factory=Metrics)
     seen: list[str] = field(default_factory=list)
+    users: None = None
+    traces: None = None
 
     def require_sound(self) -> None:
         pass

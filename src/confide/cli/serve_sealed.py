@@ -171,7 +171,7 @@ def prepared(
         private = stack.enter_context(bind("127.0.0.1", listening.metrics_port)) if listening.metrics_port else None
         if options.insecure_open_egress:
             output.messages.print("[bold red]This process can open connections to anywhere, and says so.[/]")
-            ways = WaysOut(keys=Connector.to(options.keys, keys_through) if keys_through else None)
+            ways = WaysOut(keys=Connector.to(options.keys, keys_through) if options.keys and keys_through else None)
         else:
             ways = close_egress(
                 [bound, private] if private else [bound],

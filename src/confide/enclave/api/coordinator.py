@@ -5,7 +5,7 @@ GET /graph/verdict?nonce=, inside the encrypted channel; see `confide.graph.verd
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -21,11 +21,15 @@ from confide.enclave.api.line import Line
 from confide.enclave.api.metrics import Metrics
 from confide.enclave.api.problems import HANDLERS
 from confide.enclave.api.public import workload_app
+from confide.enclave.api.users import Users
 from confide.enclave.workload import Workload
 from confide.errors import RequestRefused
 from confide.graph.verdict import PATH, SignedVerdict
 from confide.net.body import Bodies
 from confide.receipts.keyset import is_nonce
+
+if TYPE_CHECKING:
+    from confide.enclave.api.traces import Traces
 
 _NAME: Final = "coordinator"
 
@@ -37,6 +41,8 @@ class Coordinating:
     vouch: Callable[[str], SignedVerdict]
     limits: Limits = field(default_factory=Limits)
     metrics: Metrics = field(default_factory=Metrics)
+    users: Users | None = None
+    traces: "Traces | None" = None
 
     def require_sound(self) -> None:
         """It knows of nothing that would make its verdicts wrong."""

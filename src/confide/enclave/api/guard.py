@@ -6,7 +6,7 @@ model's answer comes back as it is, part by part. Needs no language model.
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 from starlette.applications import Starlette
@@ -26,11 +26,15 @@ from confide.enclave.api.metrics import Metrics
 from confide.enclave.api.neighbours import Neighbours
 from confide.enclave.api.problems import HANDLERS, MESSAGES
 from confide.enclave.api.public import workload_app
+from confide.enclave.api.users import Users
 from confide.enclave.workload import Workload
 from confide.errors import MalformedReceipt, PromptRefused, RequestRefused
 from confide.net.body import Bodies
 from confide.packages.guard import GuardPackage, texts_of
 from confide.receipts.documents import read_json
+
+if TYPE_CHECKING:
+    from confide.enclave.api.traces import Traces
 
 _QUESTIONS: Final = (
     "/v1/chat/completions",
@@ -58,6 +62,8 @@ class Guarding:
     model: httpx.AsyncClient
     limits: Limits = field(default_factory=Limits)
     metrics: Metrics = field(default_factory=Metrics)
+    users: Users | None = None
+    traces: "Traces | None" = None
 
     def require_sound(self) -> None:
         """The rules were compared with what their owner signed before there was a service."""
