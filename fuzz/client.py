@@ -13,7 +13,7 @@ from websockets.utils import accept_key
 from confide.hybrid import wire
 from confide.hybrid.client.connection import LayerConnection
 from confide.hybrid.client.dial import Dial
-from confide.hybrid.client.link import Link
+from confide.hybrid.client.links import Links
 from confide.hybrid.client.padding import Padding
 from confide.hybrid.client.pads.pool import Block, Taken
 from confide.hybrid.client.pads.source import Pads
@@ -100,9 +100,9 @@ class _Pool:
         self._p0 = np.zeros((2, PLANES, RING_DEGREE), np.int8)
 
     def take(self, group: int, most: int) -> Taken:
-        return Taken(0, 0, 2, True, self._pads, self._p0)
+        return Taken(0, 0, 2, frozenset({0}), self._pads, self._p0)
 
-    def announcements(self, most: int) -> list[Block]:
+    def announcements(self, shard: int, most: int) -> list[Block]:
         return [Block(0, self._p0, [self._pads])] if most >= 2 else []
 
 
@@ -110,15 +110,17 @@ def _multiply(connection: LayerConnection) -> None:
     group, parameters = model().signed.manifest.groups[0], _facts()[2]
     check = AnswerCheck(secret_vector(bytes(32), 0, parameters.rows), np.zeros(parameters.columns, np.uint64))
     groups = [CheckedGroup(group, parameters, check)]
-    link = Link(lambda: connection, patience=0)
-    product = RemoteProduct(link, _Pool(parameters), groups, Padding(1, 1), lambda breach: None)  # type: ignore[arg-type]
+    links = Links([Dial(connection.url, patience=0)], 3, lambda dial: connection)
+    product = RemoteProduct(links, _Pool(parameters), groups, Padding(1, 1), lambda *_: None)  # type: ignore[arg-type]
     answer = product(0, torch.zeros(2, parameters.columns, dtype=torch.int32))
     if answer.shape != (2, parameters.rows):
         raise AssertionError("an answer of the wrong shape was taken")
 
 
 def _welcome(in_flight: int = 1 << 20, ahead: int = 64) -> wire.Welcome:
-    return wire.Welcome(wire.PROTOCOL_VERSION, wire.Allowance(), OWNER.public.raw, _facts()[1], in_flight, ahead)
+    return wire.Welcome(
+        wire.PROTOCOL_VERSION, wire.Allowance(), OWNER.public.raw, _facts()[1], in_flight, ahead, ((0, 2),)
+    )
 
 
 def _binary(payload: bytes) -> bytes:

@@ -17,9 +17,15 @@ FROM_CLIENT: list[wire.FromClient] = [
 ]
 FROM_SERVER: list[wire.FromServer] = [
     wire.Welcome(
-        wire.PROTOCOL_VERSION, wire.Allowance(5, 3, 0.25, 0.5, 1000, 1 << 31, 60), DIGEST, DIGEST * 2, 1 << 24, 256
+        wire.PROTOCOL_VERSION,
+        wire.Allowance(5, 3, 0.25, 0.5, 1000, 1 << 31, 60),
+        DIGEST,
+        DIGEST * 2,
+        1 << 24,
+        256,
+        ((0, 3), (5, 65535)),
     ),
-    wire.Welcome(wire.PROTOCOL_VERSION, wire.Allowance(), DIGEST, DIGEST * 2, 0, 0),
+    wire.Welcome(wire.PROTOCOL_VERSION, wire.Allowance(), DIGEST, DIGEST * 2, 0, 0, ((0, 0),)),
     wire.Answer(memoryview(b"values")),
     wire.Failure("unknown-block", "Send it with p0."),
     wire.Failure("untrusted-owner", "\x1b[2J"),

@@ -77,7 +77,7 @@ class _Server:
     async def _make(self) -> LayerServer:
         made = service(scratch("state"))
         # Two connections' work and p0 of fewer tokens than a script may send
-        work = PART_TOKENS * sum(made.ahead_bytes)
+        work = PART_TOKENS * sum(made.ahead_bytes.values())
         limits = Limits(bytes_in_flight=8 * P0_BYTES, ahead_bytes=work, all_ahead_bytes=2 * work + 8 * P0_BYTES)
         return LayerServer({"small": made}, limits)
 

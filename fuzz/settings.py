@@ -1,4 +1,4 @@
-"""What people give on the command line: addresses, token ids, files of certificates, settings and secrets."""
+"""What people give on the command line: addresses, token ids, layer groups, certificates, settings, secrets."""
 
 import functools
 from collections.abc import Callable
@@ -13,6 +13,8 @@ from confide.disk.secrets import read_secret
 from confide.hybrid.client.connection import LayerConnection
 from confide.hybrid.client.dial import Dial
 from confide.hybrid.client.refusals import FILE_NAME, Breach, RefusalList
+from confide.hybrid.groups import Groups
+from confide.hybrid.placement import Placement
 from confide.net.loopback import is_loopback
 from confide.net.tls import client_context, make_certificates, server_context
 
@@ -44,6 +46,28 @@ def prompt_ids(data: bytes) -> None:
         return
     if not 0 <= min(ids) <= max(ids) < VOCABULARY:
         raise AssertionError("ids outside the vocabulary were taken")
+
+
+def layer_groups(data: bytes) -> None:
+    """`--groups`."""
+    groups = Groups.parse(data.decode("utf-8", "surrogateescape"))
+    if Groups.parse(str(groups)) != groups or Groups.of(groups) != groups:
+        raise AssertionError("a set of groups has two forms")
+
+
+def placement(data: bytes) -> None:
+    """`--placement`; what is one is the same one when it is written again."""
+    path = scratch("placement") / "placement.toml"
+    path.write_bytes(data)
+    found = Placement.read(path)
+    path.write_bytes(found.write())
+    if Placement.read(path) != found:
+        raise AssertionError("a placement has changed on its way")
+
+
+def _seeds_of_placement() -> list[bytes]:
+    servers = (("wss://a.example:8470", Groups.parse("0-2,7")), ("wss://b.example/chat", Groups.parse("3-6")))
+    return [Placement("0f" * 32, servers).write(), b"confide-placement = 1\n[[server]]\naddress = 'a'\n"]
 
 
 @functools.cache
@@ -117,6 +141,8 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "authorities": authorities,
     "certificate": certificate,
     "distrusted": distrusted,
+    "layer-groups": layer_groups,
+    "placement": placement,
     "settings-file": settings_file,
     "secret": secret,
 }
@@ -126,6 +152,8 @@ SEEDS: dict[str, Callable[[], list[bytes]]] = {
     "authorities": lambda: [_certificates()[0]],
     "certificate": _seeds_of_certificate,
     "distrusted": _seeds_of_distrusted,
+    "layer-groups": lambda: [b"0-47", b"0-11,24,30-31", b"3-1", b"0,1"],
+    "placement": _seeds_of_placement,
     "settings-file": lambda: [
         b'confide-config = 1\n[serve]\nport = 1\ntls-name = ["a"]\nra-tls = true\n[keys.serve]\nlog = "json"\n',
         b"confide-config = 1\n[chat]\ninsecure-no-tls = true\n",

@@ -369,7 +369,9 @@ def test_where_nobody_answers_it_is_said(
 
 
 @pytest.mark.parametrize(
-    "targets", [[], ["https://a.example", "wss://b.example"], ["wss://a.example", "wss://b.example"]]
+    "targets",
+    [[], ["https://a.example", "wss://b.example"], ["wss://a.example", "folder"], ["folder", "folder"]],
+    ids=["none", "mixed", "a folder", "folders"],
 )
 def test_other_lists_of_addresses_are_refused(targets: list[str]) -> None:
     with pytest.raises(WrongMode, match="several addresses"):

@@ -208,7 +208,7 @@ def test_no_object_shows_its_secrets(tmp_path: Path) -> None:
         service,
         hello(key),
         Admitted(0, planes, None, p0),
-        Block(p0, 3),
+        Block(p0, range(3)),
         wire.Ahead(0, wire.payload(p0)),
         wire.Online(0, 0, 0, 1, wire.payload(planes), wire.payload(p0)),
         wire.Answer(wire.payload(planes)),

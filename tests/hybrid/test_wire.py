@@ -16,8 +16,10 @@ FROM_CLIENT = [
     wire.Online(3, (1 << 32) - 1, 65535, wire.MAX_REQUEST_TOKENS, memoryview(b"planes"), memoryview(b"keys")),
 ]
 FROM_SERVER = [
-    wire.Welcome(3, wire.Allowance(5, 3, 0.25, 0.5, 1000, 1 << 31, 60), DIGEST, DIGEST * 2, 1 << 24, 256),
-    wire.Welcome(3, wire.Allowance(), DIGEST, DIGEST * 2, 0, 0),
+    wire.Welcome(
+        3, wire.Allowance(5, 3, 0.25, 0.5, 1000, 1 << 31, 60), DIGEST, DIGEST * 2, 1 << 24, 256, ((0, 3), (5, 65535))
+    ),
+    wire.Welcome(3, wire.Allowance(), DIGEST, DIGEST * 2, 0, 0, ((0, 0),)),
     wire.Answer(memoryview(b"values")),
     wire.Failure("unknown-block", "Send it with p0."),
 ]

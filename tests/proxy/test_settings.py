@@ -53,6 +53,13 @@ def written(folder: Path, text: str) -> Path:
     return path
 
 
+def test_a_placement_is_a_file_beside_the_settings(tmp_path: Path) -> None:
+    text = BOTH.replace('server = "wss://layers.example"', 'placement = "placement.toml"').replace("licence-file", "#")
+    (backend,) = backends(read_settings(written(tmp_path, text))[1:])
+    assert isinstance(backend, ShellBackend)
+    assert backend.address.server == tmp_path / "placement.toml"
+
+
 def test_both_modes_side_by_side(tmp_path: Path) -> None:
     (tmp_path / "licence").write_text("confide-key\n")
     big, small = read_settings(written(tmp_path, BOTH))
@@ -128,6 +135,8 @@ def test_any_bytes_are_settings_or_refused(tmp_path_factory: pytest.TempPathFact
         (ModelSettings(url="https://x", patience=0), "patience: a url"),
         (ModelSettings(shell="x", server="wss://y", policy="p"), "policy: a shell"),
         (ModelSettings(shell="x", server="wss://y", offline=True), "offline: a shell"),
+        (ModelSettings(shell="x", server="wss://y", placement="z"), "either"),
+        (ModelSettings(url="https://x", placement="z"), "placement: a url"),
         (ModelSettings(shell="x", server="wss://y", licence_file="/no/such"), "cannot be read"),
     ],
 )

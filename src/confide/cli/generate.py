@@ -17,6 +17,7 @@ from confide.cli.options import (
     Json,
     LicenceFile,
     Patience,
+    PlacementFile,
     Proxy,
     Shell,
     TrustedOwner,
@@ -43,7 +44,14 @@ def command(
     ] = None,
     prompt_file: Annotated[Path | None, typer.Option(help="A UTF-8 file with the text to go on from.")] = None,
     prompt_ids: Annotated[str | None, typer.Option(help="Token ids instead of text, such as 1,2,3.")] = None,
-    server: Annotated[str | None, typer.Option(help="Address of the layer server.")] = None,
+    server: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Address of the layer server; repeat it for servers that have the model's layer groups between them, "
+            "and for replicas."
+        ),
+    ] = None,
+    placement: PlacementFile = None,
     clear_with: Annotated[
         Path | None, typer.Option(help="Compute in the clear with this server folder: the reference of private runs.")
     ] = None,
@@ -79,11 +87,12 @@ def command(
     json: Json = False,
 ) -> None:
     """Generate text; it streams as the tokens come."""
-    if [server, clear_with, simulate_with].count(None) != 2:
-        raise typer.BadParameter("give one of --server, --clear-with and --simulate-with")
+    servers = placement or server or None
+    if [server or None, placement, clear_with, simulate_with].count(None) != 3:
+        raise typer.BadParameter("give one of --server, --placement, --clear-with and --simulate-with")
     if [prompt, prompt_file, prompt_ids].count(None) != 2:
         raise typer.BadParameter("give one of PROMPT, --prompt-file and --prompt-ids")
-    if receipt is not None and server is None:
+    if receipt is not None and servers is None:
         raise typer.BadParameter("--receipt goes with --server: without one, nothing was computed elsewhere")
     if prompt_file is not None:
         prompt = read_file(prompt_file).decode("utf-8")
@@ -93,7 +102,7 @@ def command(
     sampling = _sampling(temperature, top_k, top_p)
     padding = Padding(pad_prompt, _answer_multiple(pad_answer))
     request = _Request(prompt, prompt_ids, max_new_tokens, sampling, seed, json)
-    if server is None:
+    if servers is None:
         from confide.hybrid.simulate import load_simulated
         from confide.models.clear import load_clear
         from confide.packages.shell import shell_tokenizer
@@ -110,7 +119,7 @@ def command(
     key = ClientKey.open()
     private = HybridModel.from_shell(
         shell,
-        server=server,
+        server=servers,
         owner=owner,
         checks=checks,
         padding=padding,

@@ -42,6 +42,13 @@ Proxy = Annotated[
 Patience = Annotated[
     float, typer.Option(help="Seconds to wait for a server that goes away meanwhile, before giving up.", min=0)
 ]
+PlacementFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--placement",
+        help="Instead, the file that `confide plan --machines` wrote: which servers have which layer groups.",
+    ),
+]
 Checks = Annotated[Path | None, typer.Option(help="Check vectors of the model; SHELL/checks.msgpack by default.")]
 InsecureNoTls = Annotated[
     bool, typer.Option("--insecure-no-tls", help="Allow a plain connection beyond this machine. Not for production.")

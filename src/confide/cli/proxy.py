@@ -20,6 +20,7 @@ from confide.cli.options import (
     Json,
     LicenceFile,
     Offline,
+    PlacementFile,
     Proxy,
     Replicas,
     SimulatedRoot,
@@ -49,6 +50,7 @@ def command(
     offline: Offline = False,
     replicas: Replicas = None,
     server: Annotated[str | None, typer.Option(help="For a client folder: the layer server's address.")] = None,
+    placement: PlacementFile = None,
     owner: Annotated[
         str | None, typer.Option(help="For a client folder: the public key that must have signed it.")
     ] = None,
@@ -82,7 +84,7 @@ def command(
         return
     from confide.proxy.settings import ModelSettings, default_path, read_settings
 
-    if models is None and not targets and server is None and default_path().exists():
+    if models is None and not targets and server is None and placement is None and default_path().exists():
         models = default_path()
     own: dict[str, Any] = {
         "policy": _text(policy),
@@ -90,6 +92,7 @@ def command(
         "offline": offline,
         "replicas": replicas,
         "server": server,
+        "placement": _text(placement),
         "owner": owner,
         "checks": _text(checks),
         "proxy": proxy,
@@ -108,9 +111,10 @@ def command(
             raise typer.BadParameter(f"give either a file of models, {models}, or {what}")
         served = read_settings(models)
     else:
-        if server is not None and len(targets or ()) != 1:
-            raise typer.BadParameter("--server goes with one client folder")
-        place = "url" if server is None else "shell"
+        of_shell = server is not None or placement is not None
+        if of_shell and len(targets or ()) != 1:
+            raise typer.BadParameter("--server and --placement go with one client folder")
+        place = "shell" if of_shell else "url"
         served = [ModelSettings(**own | {place: target}) for target in targets or []]
         if not served:
             raise typer.BadParameter(

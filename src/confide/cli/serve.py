@@ -90,6 +90,14 @@ def command(
             rich_help_panel=LICENCES,
         ),
     ] = None,
+    groups: Annotated[
+        str | None,
+        typer.Option(
+            help="Layer groups to answer for, such as 0-47 or 0-11,24-35: the others are other machines', and their "
+            "files need not be here. See `confide plan --machines`.",
+            rich_help_panel=LAYERS,
+        ),
+    ] = None,
     record: Annotated[
         Path | None,
         typer.Option(help="Append everything the server sees online to this file, for audits.", rich_help_panel=LAYERS),
@@ -284,6 +292,7 @@ def command(
         raise typer.BadParameter("the ledger is in a folder or in a database; give --state or --ledger")
     licences: dict[str, object] = {"state": state, "ledger": ledger}
     layers: dict[str, object] = {
+        "groups": groups,
         "record": record,
         "megabytes_per_second": megabytes_per_second,
         "insecure_no_licences": insecure_no_licences,

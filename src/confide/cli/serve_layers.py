@@ -9,6 +9,7 @@ from rich.markup import escape
 
 from confide.cli import output
 from confide.cli.serve import Listening
+from confide.hybrid.groups import Groups
 from confide.hybrid.server.limits import Limits
 from confide.ledger.address import DatabaseAddress, Place
 from confide.net.loopback import is_loopback
@@ -20,6 +21,7 @@ class LayerOptions:
 
     state: Path | None
     ledger: str | None
+    groups: str | None
     record: Path | None
     megabytes_per_second: int | None
     insecure_no_licences: bool
@@ -35,6 +37,9 @@ def serve_layers(packages: Mapping[str, Path], listening: Listening, options: La
         raise typer.BadParameter("--insecure-no-licences is for loopback hosts; make licences with `confide licence`")
     if options.record and len(packages) > 1:
         raise typer.BadParameter("--record is for one model, whose layer groups it names by number")
+    if options.groups and len(packages) > 1:
+        raise typer.BadParameter("--groups is for one model, whose layer groups it names by number")
+    groups = Groups.parse(options.groups) if options.groups else None
     tls = listening.tls()
     recorder = Recorder(options.record) if options.record else None
     chosen = DatabaseAddress.parse(options.ledger) if options.ledger else options.state
@@ -43,20 +48,31 @@ def serve_layers(packages: Mapping[str, Path], listening: Listening, options: La
             "several models have one ledger; say with --state or --ledger where it is, or shall be"
         )
     (state,) = {_absolute(choose_state(package, chosen)) for package in packages.values()}
-    services = load_services(packages, state, recorder, insecure_no_licences=options.insecure_no_licences)
+    services = load_services(
+        packages, state, recorder, groups=groups, insecure_no_licences=options.insecure_no_licences
+    )
 
     def ready(url: str) -> None:
         models = [
-            {"name": name, "url": f"{url}/{name}", "groups": len(one.manifest.groups), "profile": one.manifest.profile}
+            {
+                "name": name,
+                "url": f"{url}/{name}",
+                "groups": len(one.manifest.groups),
+                "served_groups": str(one.groups),
+                "profile": one.manifest.profile,
+            }
             for name, one in services.items()
         ]
         if json:
-            alone = {name: models[0][name] for name in ("groups", "profile")} if len(models) == 1 else {}
+            facts = ("groups", "served_groups", "profile")
+            alone = {name: models[0][name] for name in facts} if len(models) == 1 else {}
             output.result({"url": url} | alone | {"models": models})
             return
         for model, one in zip(models, services.values(), strict=True):
+            part = f"the layer groups {one.groups} of " if groups else ""
             output.console.print(
-                f"Serving {model['groups']} layer groups ({escape(one.manifest.model_type)}, {model['profile']}) at "
+                f"Serving {part}{model['groups']} layer groups "
+                f"({escape(one.manifest.model_type)}, {model['profile']}) at "
                 f"[bold]{url if len(models) == 1 else model['url']}[/]   Ctrl-C stops"
             )
 

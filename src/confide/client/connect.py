@@ -20,9 +20,9 @@ def connect(target: str | Path | Sequence[str], **options: Unpack[ConnectOptions
 
     target: http:// or https:// is a workload in a trusted execution environment, with the options of EnclaveSession; it
     is appraised before anything of a prompt is sent. Several such addresses are replicas of one model. ws:// or wss://
-    is a layer server of the hybrid mode and needs `shell`, the client's folder; or give the folder, with the address as
-    `server`; its other options are those of HybridModel.from_shell. What cannot be had raises, and so does an option of
-    the other protection; no protection is ever replaced by another one.
+    is a layer server of the hybrid mode, several are those that have a model between them, and need `shell`, the
+    client's folder; or give the folder, with `server`; its other options are those of HybridModel.from_shell. What
+    cannot be had raises, and so does an option of the other protection; no protection is ever replaced by another one.
     """
     if unknown := [name for name in options if name not in ConnectOptions.__annotations__]:
         raise TypeError(f"connect() has no option {' or '.join(unknown)}")
@@ -33,12 +33,11 @@ def connect(target: str | Path | Sequence[str], **options: Unpack[ConnectOptions
         from confide.client.enclave import EnclaveSession
 
         return EnclaveSession(targets, **own)
-    if len(targets) != 1:
-        raise WrongMode("Only models in trusted environments have several addresses, all of http or https; give one.")
-    (scheme,) = schemes
-    is_address = scheme in ("ws", "wss")
+    is_address = bool(schemes) and schemes <= {"ws", "wss"}
+    if not is_address and len(targets) != 1:
+        raise WrongMode("There are several addresses only where all are http or https, or all ws or wss; give those.")
     shell = options.pop("shell", None) if is_address else targets[0]
-    server = targets[0] if is_address else options.pop("server", None)
+    server = targets if is_address else options.pop("server", None)
     if shell is None or server is None:
         raise WrongMode(
             "The hybrid mode needs both the client's folder (shell) and the layer server's address (server); for a "

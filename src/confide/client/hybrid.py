@@ -1,6 +1,6 @@
 """A session with a hybrid model: the shell runs here, and a layer server multiplies numbers that mean nothing to it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
@@ -46,8 +46,8 @@ def _request(asked: dict[str, Any], options: dict[str, Any]) -> bytes:
 class HybridSession(Session):
     """A `HybridModel` of a shell and its server, with the methods that all sessions have."""
 
-    def __init__(self, shell: Path | str, server: str, **options: Unpack[HybridOptions]) -> None:
-        """shell: the folder that `confide split` wrote for clients. options: see `HybridModel.from_shell`."""
+    def __init__(self, shell: Path | str, server: str | Path | Sequence[str], **options: Unpack[HybridOptions]) -> None:
+        """shell: the folder that `confide split` wrote for clients. server, options: see `HybridModel.from_shell`."""
         key = ClientKey.open()
         self.hybrid = HybridModel.from_shell(shell, server=server, **options)
         self._name = Path(shell).resolve().name

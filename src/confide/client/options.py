@@ -1,6 +1,6 @@
 """What sessions can be told, by protection; `connect` takes either, and refuses what belongs to the other."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypedDict
 
@@ -41,9 +41,9 @@ class HybridOptions(TypedDict, total=False):
 
 
 class ConnectOptions(EnclaveOptions, HybridOptions, total=False):
-    """Of `connect`. shell: the client's folder, where the target is the layer server's address; server: the address,
-    where the target is the folder.
+    """Of `connect`. shell: the client's folder, where the target is the layer server's address; server: the address or
+    addresses or, as a Path, the placement, where the target is the folder.
     """
 
     shell: Path | str
-    server: str
+    server: str | Path | Sequence[str]

@@ -16,6 +16,7 @@ from confide.hybrid.wire import PROTOCOL_VERSION, SCHEME
 from confide.ledger.keys import licence_digest
 from confide.receipts.client import (
     CLIENT_VERSION,
+    MAX_SERVER,
     STATEMENT,
     ClientReceipt,
     ClientReceiptFields,
@@ -70,8 +71,8 @@ class OwnReceipts:
     def __init__(self, key: ClientKey, hybrid: "HybridModel", name: str, defaults: SamplingDefaults) -> None:
         self._key = key
         self._defaults = defaults
-        release, licence, groups = hybrid.release, hybrid.dial.licence, hybrid.product.groups
-        self._server = hybrid.dial.url
+        release, licence, groups = hybrid.release, hybrid.dials[0].licence, hybrid.product.groups
+        self._server = ", ".join(dial.url for dial in hybrid.dials)[:MAX_SERVER]
         self._licence = f"sha256:{licence_digest(licence).hex()}" if licence else None
         self._model = ModelUsed(name[:256] or "model", release.model_digest.hex(), str(release.owner))
         self._discloses = release.profile is Profile.PRIVATE_WEIGHTS

@@ -91,6 +91,7 @@ from confide.errors.hybrid import (
     DisclosureLimit,
     InsecureParameters,
     IntegrityError,
+    InvalidPlacement,
     LedgerCopied,
     LedgerCorrupted,
     LedgerElsewhere,
@@ -111,6 +112,7 @@ from confide.errors.hybrid import (
     UnknownBlock,
     UnknownGroup,
     VersionMismatch,
+    WrongGroups,
     WrongShape,
 )
 from confide.errors.models import (
@@ -184,6 +186,7 @@ __all__ = [
     "InvalidImage",
     "InvalidManifest",
     "InvalidPackage",
+    "InvalidPlacement",
     "InvalidPolicy",
     "InvalidResult",
     "InvalidSettings",
@@ -259,6 +262,7 @@ __all__ = [
     "VersionMismatch",
     "WrongBinding",
     "WrongCollateral",
+    "WrongGroups",
     "WrongKey",
     "WrongMode",
     "WrongModelKey",

@@ -114,7 +114,7 @@ class MalformedMessage(ProtocolError):
 
 
 class UnknownGroup(ProtocolError):
-    """The layer group named does not exist in the model served."""
+    """The layer group named does not exist in the model served, or is at another server."""
 
     code = "unknown-group"
 
@@ -129,6 +129,18 @@ class UnknownBlock(ProtocolError):
     """The server has nothing made ahead for these tokens; the same request with their p0 is answered."""
 
     code = "unknown-block"
+
+
+class WrongGroups(ProtocolError):
+    """The server does not have the layer groups that are asked of it, or names some that the model has not."""
+
+    code = "wrong-groups"
+
+
+class InvalidPlacement(ConfideError):
+    """The servers given do not have a model's layer groups between them, each at one of them and its replicas."""
+
+    code = "invalid-placement"
 
 
 class ServerBusy(ProtocolError):

@@ -2,7 +2,8 @@
 
 import functools
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final, Self, cast
 
@@ -12,25 +13,29 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from confide.audit.log import note
 from confide.errors import (
     InvalidPackage,
+    InvalidPlacement,
     ModelMismatch,
     ServerDistrusted,
     UntrustedOwner,
     VersionMismatch,
+    WrongGroups,
     WrongMode,
 )
 from confide.hybrid.bars import byte_bar, group_bar, token_count
 from confide.hybrid.client.connection import LayerConnection
 from confide.hybrid.client.dial import PATIENCE_SECONDS, Dial
 from confide.hybrid.client.generation import Generated, Lengths, PaddedGeneration, width_and_length
-from confide.hybrid.client.link import Link
+from confide.hybrid.client.links import Links
 from confide.hybrid.client.padding import Padding
 from confide.hybrid.client.pads.pool import PadPool
 from confide.hybrid.client.pads.source import PadSource, lattice_pads, one_time_pads
 from confide.hybrid.client.product import CheckedGroup, OnlineTraffic, RemoteProduct
 from confide.hybrid.client.refusals import RefusalList
 from confide.hybrid.closing import Closing
+from confide.hybrid.groups import Groups
 from confide.hybrid.local import LocalModel
 from confide.hybrid.mode import Mode
+from confide.hybrid.placement import Placement
 from confide.models.context import longest_context
 from confide.models.conversation import render
 from confide.models.ends import end_at_all
@@ -49,7 +54,15 @@ from confide.rlwe.parameters import Profile
 from confide.trust.hybrid import remote_trust
 from confide.trust.statement import TrustStatement
 
-_REFUSALS: Final = (InvalidPackage, ModelMismatch, ServerDistrusted, UntrustedOwner, VersionMismatch)
+_REFUSALS: Final = (
+    InvalidPackage,
+    InvalidPlacement,
+    ModelMismatch,
+    ServerDistrusted,
+    UntrustedOwner,
+    VersionMismatch,
+    WrongGroups,
+)
 """Of a shell or a server that is not to be used; what else fails is no verdict."""
 
 
@@ -93,7 +106,7 @@ class HybridModel(Closing):
         cls,
         folder: Path | str,
         *,
-        server: str,
+        server: str | Path | Sequence[str],
         owner: str | bytes | None = None,
         checks: Path | str | None = None,
         licence: str = "",
@@ -107,38 +120,34 @@ class HybridModel(Closing):
     ) -> Self:
         """Open a shell for the layer server at an address such as wss://layers.example:8470.
 
+        server: the address. Several are servers that have the model's layer groups between them, those with the same
+        ones as replicas; each is asked what it has, or the file that `confide plan --machines` wrote says it (a Path).
         owner: the public key that must have signed the shell and the server's release; without it, any of the
         `trusted_owners`, and where one key took another's place, either. checks: the check vectors, `checks.msgpack` in
         the shell by default. padding: what the server sees of lengths. licence, ca, patience, insecure_no_tls,
         proxy: see `Dial`.
 
-        Raises UntrustedOwner for the shell or the check vectors of another owner, InvalidPackage without check vectors,
-        for no answer is believed unchecked, StaleHint where the hint is not the shell's, and ServerDistrusted where
-        this server gave a wrong answer before.
-        """
-        dial = Dial(server, licence, ca, patience, insecure_no_tls=insecure_no_tls, proxy=proxy)
-        bar = byte_bar("verifying the hint") if progress else None
-        return cls.dialled(folder, dial, owner=owner, checks=checks, padding=padding, device=device, on_hint=bar)
-
-    @classmethod
-    def dialled(
-        cls,
-        folder: Path | str,
-        dial: Dial,
-        *,
-        owner: str | bytes | None = None,
-        checks: Path | str | None = None,
-        padding: Padding | None = None,
-        device: str = "cpu",
-        on_hint: OnBytes | None = None,
-    ) -> Self:
-        """The same with the connection's options in one. on_hint: called as the hint is verified.
+        Raises InvalidPlacement where servers leave layer groups out or overlap, WrongGroups for one that has not what
+        it is asked for, UntrustedOwner for the shell or the check vectors of another owner, InvalidPackage without
+        check vectors, for no answer is believed unchecked, StaleHint where the hint is not the shell's, and
+        ServerDistrusted where one of the servers gave a wrong answer before.
 
         Where this user keeps an audit log, the verdict stands in it before anything follows.
         """
-        peer = dial.url
+        placement: Placement | None = None
+        placed: Sequence[tuple[str, Groups | None]]
+        if isinstance(server, Path):
+            placement = Placement.read(server)
+            placed = placement.servers
+        else:
+            placed = [(address, None) for address in ([server] if isinstance(server, str) else server)]
+        dials = [
+            Dial(address, licence, ca, patience, insecure_no_tls=insecure_no_tls, proxy=proxy, groups=groups)
+            for address, groups in placed
+        ]
+        peer = ", ".join(dial.url for dial in dials)
         try:
-            opened = cls._dialled(Path(folder), dial, owner, checks, padding, device, on_hint)
+            opened = cls._dialled(Path(folder), dials, placement, owner, checks, padding, device, progress=progress)
         except _REFUSALS as error:
             note("refused", mode="hybrid", peer=peer, failed=(error.code,))
             raise
@@ -153,12 +162,14 @@ class HybridModel(Closing):
     def _dialled(
         cls,
         folder: Path,
-        dial: Dial,
+        dials: Sequence[Dial],
+        placement: Placement | None,
         owner: str | bytes | None,
         checks: Path | str | None,
         padding: Padding | None,
         device: str,
-        on_hint: OnBytes | None,
+        *,
+        progress: bool,
     ) -> Self:
         shell = open_package(folder, PackageKind.SHELL, accepted_owners(owner))
         signer = shell.release.owner
@@ -167,28 +178,30 @@ class HybridModel(Closing):
         answer_checks = vectors.answer_checks(shell.manifest.groups)
         refused = RefusalList()
         digest = shell.manifest.model_digest
-        refused.require_trusted(dial.server, digest)
+        for dial in dials:
+            refused.require_trusted(dial.server, digest)
+        if placement is not None:
+            placement.require_model(shell.manifest)
         parameters = [group.parameters(shell.manifest.profile) for group in shell.manifest.groups]
-        source = _pad_source(folder, shell, on_hint)
+        source = _pad_source(folder, shell, byte_bar("verifying the hint") if progress else None)
         pool = PadPool(source, parameters)  # begins its first block at once, while the model is loaded
-        link = Link(lambda: LayerConnection(dial, shell.release, same_owner), dial.patience, pool.drop)
         groups = list(map(CheckedGroup, shell.manifest.groups, parameters, answer_checks))
-        product = RemoteProduct(
-            link, pool, groups, padding or Padding(), lambda breach: refused.add(dial.server, digest, breach)
-        )
-        try:
-            link.open()
+        with ExitStack() as stack:
+            stack.callback(pool.close)
+            links = Links(dials, len(groups), lambda dial: LayerConnection(dial, shell.release, same_owner), pool.drop)
+            product = RemoteProduct(
+                links, pool, groups, padding or Padding(), lambda server, breach: refused.add(server, digest, breach)
+            )
+            stack.callback(product.close)
             pool.on_block = product.announce_idle
             loaded = load_shell(folder, product, device, {signer})
             model = cls.__new__(cls)
-            model._progress = on_hint is not None
+            model._progress = progress
             tokenizer = shell_tokenizer(folder)
             end_at_all(loaded, tokenizer)
-            model._running = _Remote(loaded, tokenizer, product, shell.release, dial)
+            model._running = _Remote(loaded, tokenizer, product, shell.release, dials)
             setattr(loaded, "generate", model.generate)  # noqa: B010 - its stubs have no such attribute
-        except BaseException:
-            product.close()
-            raise
+            stack.pop_all()
         return model
 
     @property
@@ -306,9 +319,9 @@ class HybridModel(Closing):
         return self._remote.release
 
     @property
-    def dial(self) -> Dial:
-        """How the server is reached."""
-        return self._remote.dial
+    def dials(self) -> Sequence[Dial]:
+        """How the servers are reached."""
+        return self._remote.dials
 
     def close(self) -> None:
         """Close the connection and forget all pads. Whatever is asked of the model after that raises ModelClosed."""
@@ -327,13 +340,13 @@ class _Remote:
         tokenizer: PreTrainedTokenizerBase | None,
         product: RemoteProduct,
         release: Release,
-        dial: Dial,
+        dials: Sequence[Dial],
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.product = product
         self.release = release
-        self.dial = dial
+        self.dials = dials
         self.trust = remote_trust(release.profile)
         self.lengths: Lengths | None = None
         self.of_thread = threading.local()

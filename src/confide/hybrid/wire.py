@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from confide.errors import WIRE_CODES, ConfideError, MalformedMessage, ProtocolError, WrongShape, error_class
+from confide.hybrid.groups import MAX_RANGES
 from confide.ledger.keys import MAX_KEY
 from confide.printable import quoted
 
@@ -34,6 +35,7 @@ PublicKey = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 Signature = Annotated[bytes, msgspec.Meta(min_length=64, max_length=64)]
 Version = Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
 GroupIndex = Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
+GroupRange = tuple[GroupIndex, GroupIndex]
 BlockIndex = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 TokenIndex = Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
 TokenCount = Annotated[int, msgspec.Meta(ge=1, le=MAX_REQUEST_TOKENS)]
@@ -96,7 +98,8 @@ class Welcome(_Message, tag=2):
     owner, release: the public key and the signature of the model's owner; see packages.signing.Release.
     bytes_in_flight: payload bytes of online requests and their answers that the client may have sent and not have an
     answer to; beyond, the server stops reading. ahead_tokens: tokens of all blocks together whose p0 the server keeps;
-    older blocks make room.
+    older blocks make room. groups: first and last of each range of the layer groups that the server has, ascending and
+    apart; what `Groups` refuses is malformed.
     """
 
     version: Version
@@ -105,6 +108,7 @@ class Welcome(_Message, tag=2):
     release: Signature
     bytes_in_flight: Amount
     ahead_tokens: Amount
+    groups: Annotated[tuple[GroupRange, ...], msgspec.Meta(min_length=1, max_length=MAX_RANGES)]
 
 
 class Ahead(_Message, tag=3):

@@ -28,7 +28,7 @@ _Text = Annotated[str, Meta(min_length=1, max_length=2048)]
 
 
 class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab", kw_only=True):
-    """One [[model]]: `url` for a trusted environment, or `shell` and `server` for the hybrid mode.
+    """One [[model]]: `url` for a trusted environment, or `shell` and `server`, or `placement`, for the hybrid mode.
 
     name: what programs call it. licence_file: holds the licence key, so that this file need not; a model in a trusted
     environment may also be shown a program's own. Paths are taken from the file's own folder. The rest as the options
@@ -43,6 +43,7 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, ren
     replicas: Annotated[int, Meta(ge=1, le=MAX_REPLICAS)] | None = None
     shell: _Text | None = None
     server: _Text | None = None
+    placement: _Text | None = None
     owner: _Text | None = None
     licence_file: _Text | None = None
     checks: _Text | None = None
@@ -92,7 +93,7 @@ def write_settings(models: list[ModelSettings]) -> bytes:
 
 
 def _placed(model: ModelSettings, base: Path) -> ModelSettings:
-    names = ("policy", "simulated_root", "shell", "licence_file", "checks", "ca")
+    names = ("policy", "simulated_root", "shell", "placement", "licence_file", "checks", "ca")
     given = {name: value for name in names if (value := getattr(model, name)) is not None}
     return msgspec.structs.replace(model, **{name: str(base / value) for name, value in given.items()})
 
@@ -108,6 +109,7 @@ def _backend(model: ModelSettings, licence: str) -> Backend:
     of_hybrid = {
         "shell": model.shell,
         "server": model.server,
+        "placement": model.placement,
         "owner": model.owner,
         "checks": model.checks,
         "proxy": model.proxy,
@@ -132,8 +134,12 @@ def _backend(model: ModelSettings, licence: str) -> Backend:
             licence=_licence(model, licence),
         )
         return WorkloadBackend(model.name, address, AGAIN_SECONDS)
-    if model.shell is None or model.server is None:
-        raise InvalidSettings("A model has a url, or a shell and the address of its layer server (server); give these.")
+    server = model.server if model.placement is None else Path(model.placement)
+    if model.shell is None or server is None or (model.server and model.placement):
+        raise InvalidSettings(
+            "A model has a url, or a shell and either the address of its layer server (server) or its placement; give "
+            "these."
+        )
     _require_none(of_enclave, "a shell is verified by its owner's signature")
     options = HybridOptions(ca=model.ca, insecure_no_tls=model.insecure_no_tls, licence=_licence(model, licence))
     if model.proxy is not None:
@@ -141,7 +147,7 @@ def _backend(model: ModelSettings, licence: str) -> Backend:
     for name in ("owner", "checks", "proxy", "patience"):
         if (value := getattr(model, name)) is not None:
             options[name] = value
-    return ShellBackend(model.name, ShellAddress(Path(model.shell), model.server, options))
+    return ShellBackend(model.name, ShellAddress(Path(model.shell), server, options))
 
 
 def _require_none(foreign: Mapping[str, object], because: str) -> None:

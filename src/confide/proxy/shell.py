@@ -32,10 +32,10 @@ _EVER: Final = 365 * 24 * 3600.0
 
 @dataclass(frozen=True)
 class ShellAddress:
-    """The client's folder, and where its layer server is. options: see HybridModel.from_shell."""
+    """The client's folder, and its layer server's address or a placement. options: see HybridModel.from_shell."""
 
     folder: Path
-    server: str
+    server: str | Path
     options: HybridOptions = field(default_factory=HybridOptions, repr=False)
 
 
@@ -76,7 +76,7 @@ class ShellBackend(Backend):
 
     def describe(self) -> dict[str, Any]:
         """What the server saw so far, and who can see what."""
-        found: dict[str, Any] = {"mode": "hybrid", "url": self.address.server}
+        found: dict[str, Any] = {"mode": "hybrid", "url": str(self.address.server)}
         if self._engine is not None:
             found |= hybrid_facts(self._engine.hybrid) | {"kept_tokens": self._engine.kept.tokens}
             found["receipts"] = {"promised": True, **self.receipts.describe()}

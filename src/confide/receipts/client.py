@@ -35,6 +35,8 @@ _CLAUSE: Final = "confide client receipts 1"
 """What is asked of these receipts: docs/receipts.md."""
 _REQUIRED: Final = frozenset({"client-version", "client-statement", "client-signature", "client-key", "client-answers"})
 _MOST_GENERATIONS: Final = 128
+MAX_SERVER: Final = 2048
+"""Characters of the servers' addresses."""
 
 Hex32 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 Amount = Annotated[int, msgspec.Meta(ge=0, le=(1 << 53) - 1)]
@@ -100,7 +102,8 @@ class Link(_Part, frozen=True):
 
 
 class ClientReceiptFields(_Part, frozen=True, kw_only=True):
-    """licence: SHA-256 of the key, as the ledger of whoever gave it has it. disclosed_bits: at most, of the weights.
+    """server: its address, or those of a model's servers. licence: SHA-256 of the key, as the
+    ledger of whoever gave it has it. disclosed_bits: at most, of the weights.
 
     request_hash, response_hash: of the bodies byte by byte. public_key: the client's.
     """
@@ -110,7 +113,7 @@ class ClientReceiptFields(_Part, frozen=True, kw_only=True):
     receipt_id: Word
     made_at: Instant
     endpoint: Word
-    server: Annotated[str, msgspec.Meta(max_length=2048)]
+    server: Annotated[str, msgspec.Meta(max_length=MAX_SERVER)]
     model: ModelUsed
     protocol: ProtocolUsed
     licence: Digest | None

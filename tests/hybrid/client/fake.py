@@ -10,8 +10,9 @@ import numpy as np
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import Server, ServerConnection, serve
 
-from confide.errors import ConfideError, UnknownBlock
+from confide.errors import ConfideError, UnknownBlock, UnknownGroup
 from confide.hybrid import wire
+from confide.hybrid.groups import Groups
 from confide.packages.server_package import ServerPackage
 from confide.rlwe.online import Ahead, GroupMatrix
 from confide.rlwe.parameters import PLANES, RING_DEGREE
@@ -20,14 +21,18 @@ Tamper = Callable[[wire.Online, wire.Answer], wire.Answer]
 
 
 class FakeServer:
-    """tamper: what becomes of an honest answer. before: called with each online request, and may raise what is then
-    reported, or ConnectionAbortedError to hang up. frames, greetings, blocks: what came.
+    """groups: that it has, all without. claims: what it says of that, the truth without. tamper: what becomes of an
+    honest answer. before: called with each online request, and may raise what is then reported, or
+    ConnectionAbortedError to hang up. frames, greetings, blocks: what came.
     """
 
-    def __init__(self, package: Path) -> None:
+    def __init__(self, package: Path, groups: Groups | None = None) -> None:
         opened = ServerPackage.open(package)
         self.signed = opened.signed
-        self.groups = [GroupMatrix(stored.weights, stored.u) for stored in opened.load()]
+        self.held = groups or Groups.of(range(len(opened.manifest.groups)))
+        stored = {index: opened.group(index) for index in self.held}
+        self.groups = {index: GroupMatrix(one.weights, one.u) for index, one in stored.items()}
+        self.claims: tuple[tuple[int, int], ...] | None = None
         self.tamper: Tamper | None = None
         self.before: Callable[[wire.Online], object] = lambda message: None
         self.ahead_tokens = 256
@@ -87,6 +92,7 @@ class FakeServer:
                 bytes.fromhex(self.signed.signature.release),
                 self.bytes_in_flight,
                 self.ahead_tokens,
+                self.claims if self.claims is not None else self.held.ranges,
             )
         elif isinstance(message, wire.Ahead):
             self.blocks.append((message.block, bytes(message.p0)))
@@ -97,7 +103,9 @@ class FakeServer:
     def _answer(self, message: wire.Online, blocks: dict[int, np.ndarray]) -> wire.FromServer:
         try:
             self.before(message)
-            matrix = self.groups[message.group]
+            matrix = self.groups.get(message.group)
+            if matrix is None:
+                raise UnknownGroup("This server has other layer groups; ask another one.")
             group = self.signed.manifest.groups[message.group]
             planes = np.frombuffer(message.planes, np.int8).reshape(-1, message.count, group.columns)
             ahead: Ahead | None = None
@@ -127,8 +135,8 @@ def planes_of(p0: memoryview) -> np.ndarray:
 
 
 @contextmanager
-def serving(package: Path) -> Iterator[FakeServer]:
-    server = FakeServer(package)
+def serving(package: Path, groups: Groups | None = None) -> Iterator[FakeServer]:
+    server = FakeServer(package, groups)
     server.start()
     try:
         yield server

@@ -204,7 +204,7 @@ def test_an_answer_of_the_wrong_size_is_refused(model: HybridModel, server: Fake
 
 
 def test_a_message_out_of_turn_is_refused(model: HybridModel, server: FakeServer) -> None:
-    server.tamper = lambda message, answer: wire.Welcome(3, wire.Allowance(), bytes(32), bytes(64), 0, 0)  # type: ignore[return-value]
+    server.tamper = lambda message, answer: wire.Welcome(3, wire.Allowance(), bytes(32), bytes(64), 0, 0, ((0, 0),))  # type: ignore[return-value]
     with pytest.raises(MalformedMessage):
         generate(model)
 
@@ -299,7 +299,9 @@ def scripted(said: bytes, *, over_and_over: bool = False) -> Iterator[str]:
                     elif isinstance(event, Frame) and event.opcode is Opcode.BINARY:
                         signed = world.model().signed
                         owner, release = signed.release.owner.raw, bytes.fromhex(signed.signature.release)
-                        welcome = wire.Welcome(wire.PROTOCOL_VERSION, wire.Allowance(), owner, release, 1 << 20, 0)
+                        welcome = wire.Welcome(
+                            wire.PROTOCOL_VERSION, wire.Allowance(), owner, release, 1 << 20, 0, ((0, 2),)
+                        )
                         protocol.send_binary(wire.encode(welcome))
                     else:
                         pinged = True

@@ -171,7 +171,7 @@ def test_blocks_are_announced_in_order_and_as_they_are_needed(pool: PadPool) -> 
     announced: list[Block] = []
     for _ in range(300):
         pool.take(0, 1)
-        announced += pool.announcements(1 << 20)
+        announced += pool.announcements(0, 1 << 20)
         ahead = sum(block.tokens - block.used() for block in announced)
         assert ahead <= pool.block_tokens // 2 + pool.block_tokens
     assert [block.number for block in announced] == list(range(len(announced)))
@@ -180,8 +180,8 @@ def test_blocks_are_announced_in_order_and_as_they_are_needed(pool: PadPool) -> 
 
 def test_no_more_is_announced_than_a_server_keeps(pool: PadPool) -> None:
     pool.take(0, 1)
-    assert not pool.announcements(FIRST_TOKENS - 1)
-    assert [block.tokens for block in pool.announcements(FIRST_TOKENS)] == [FIRST_TOKENS]
+    assert not pool.announcements(0, FIRST_TOKENS - 1)
+    assert [block.tokens for block in pool.announcements(0, FIRST_TOKENS)] == [FIRST_TOKENS]
 
 
 def test_little_memory_makes_small_blocks() -> None:

@@ -618,13 +618,13 @@ def test_p0_is_bounded_for_each_connection_and_for_all(tmp_path: Path) -> None:
 
 def test_work_ahead_is_bounded_and_goes_on_where_a_group_is_done(tmp_path: Path) -> None:
     made = service(tmp_path)
-    most = 40 * sum(made.ahead_bytes)
+    most = 40 * sum(made.ahead_bytes.values())
     with serving(made, Limits(ahead_bytes=most)) as served, Client(served.url) as client:
         tokens = Tokens(96)
         client.send(tokens.ahead(0))
         wait_until(lambda: measured(served, "confide_ahead_tokens_total") == PART_TOKENS)
         work = served.server.room.used - len(tokens.p0)
-        assert PART_TOKENS * sum(made.ahead_bytes) <= work <= most
+        assert PART_TOKENS * sum(made.ahead_bytes.values()) <= work <= most
         for group in GROUPS:  # some of it was made, the rest is made now, and what was asked for is free again
             tokens.require_exact(group, client.ask(tokens.request(group, with_p0=False)))
         wait_until(lambda: served.server.room.used == 0)
@@ -643,7 +643,7 @@ def asked(client: Client, tokens: Tokens, group: int, planes: NDArray[np.int8], 
 def test_what_was_asked_for_makes_room_for_what_comes(tmp_path: Path) -> None:
     """Group by group: a prompt that is longer than what is kept goes on with work that was made ahead."""
     made = service(tmp_path)
-    limits = Limits(ahead_bytes=PART_TOKENS * sum(made.ahead_bytes))
+    limits = Limits(ahead_bytes=PART_TOKENS * sum(made.ahead_bytes.values()))
     with serving(made, limits) as served, Client(served.url) as client:
         tokens = Tokens(2 * PART_TOKENS)
         client.send(tokens.ahead(0))
@@ -679,7 +679,7 @@ def test_work_ahead_that_is_thrown_away_runs_out(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(AheadAllowance, "take", noted)
     made = service(tmp_path)
     p0 = len(Tokens(1).p0)
-    limits = Limits(ahead_bytes=PART_TOKENS * sum(made.ahead_bytes), p0_bytes=PART_TOKENS * p0)
+    limits = Limits(ahead_bytes=PART_TOKENS * sum(made.ahead_bytes.values()), p0_bytes=PART_TOKENS * p0)
     with serving(made, limits) as served, Client(served.url) as client:
         planes = memoryview(bytes(6 * SHAPES[0][1]))
         for number in range(6):

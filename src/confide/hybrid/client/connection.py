@@ -20,6 +20,7 @@ from websockets.protocol import State
 
 from confide.errors import (
     ConnectionLost,
+    InvalidPlacement,
     MalformedMessage,
     ServerBusy,
     ServerSilent,
@@ -28,6 +29,7 @@ from confide.errors import (
 from confide.hybrid import wire
 from confide.hybrid.client.dial import Dial
 from confide.hybrid.closing import Closing
+from confide.hybrid.groups import Groups
 from confide.logs import quiet_logger
 from confide.net.http_proxy import HttpProxy
 from confide.packages.owner import OwnerPublicKey
@@ -46,10 +48,11 @@ Reply = TypeVar("Reply", bound=wire.FromServer)
 class LayerConnection(Closing):
     """A greeted connection to a layer server. One thread at a time.
 
-    welcome: what the server said of itself and of the licence. asked: tokens of each layer group that it was asked for
-    since. Raises ConnectionLost where the server cannot be reached, ServerSilent where it stops answering,
-    UntrustedCertificate where it cannot prove who it is, UntrustedOwner or ModelMismatch where it does not present the
-    release that is asked for, and what the server reports as the error it is.
+    welcome: what the server said of itself and of the licence. groups: the layer groups that it says it has. asked:
+    tokens of each layer group that it was asked for since. Raises ConnectionLost where the server cannot be reached,
+    ServerSilent where it stops answering, UntrustedCertificate where it cannot prove who it is, UntrustedOwner or
+    ModelMismatch where it does not present the release that is asked for, and what the server reports as the error it
+    is.
     """
 
     def __init__(self, dial: Dial, release: Release, same_owner: Container[OwnerPublicKey] = ()) -> None:
@@ -75,6 +78,7 @@ class LayerConnection(Closing):
                 wire.Welcome,
             )
             release.require_signed(self.welcome.owner, self.welcome.release, same_owner)
+            self.groups = _groups(self.welcome)
         except BaseException:
             self._socket.close()
             raise
@@ -202,6 +206,13 @@ class LayerConnection(Closing):
             self._protocol.send_close()
             self._flush()
         self._socket.close()
+
+
+def _groups(welcome: wire.Welcome) -> Groups:
+    try:
+        return Groups(welcome.groups)
+    except InvalidPlacement as error:
+        raise MalformedMessage("The server's greeting names no layer groups in their form; connect again.") from error
 
 
 def _connect(url: str, host: str, port: int, proxy: HttpProxy | None) -> socket.socket:

@@ -12,6 +12,7 @@ from websockets.exceptions import InvalidURI
 from websockets.uri import WebSocketURI, parse_uri
 
 from confide.errors import InsecureConnection, ProtocolError
+from confide.hybrid.groups import Groups
 from confide.hybrid.wire import PATH
 from confide.net.http_proxy import HttpProxy
 from confide.net.loopback import is_loopback
@@ -56,9 +57,10 @@ class Dial:
     server wants one. ca: file of the authorities to trust at a wss:// address, instead of the system's. patience:
     seconds that a running generation waits for a server that is away; the first contact does not wait. silence: seconds
     that may pass without a single byte. proxy: an HTTP proxy to go through, http://host:port or
-    http://user:password@host:port; without it none is used, whatever the environment says. Raises ProtocolError for
-    what is no address, and InsecureConnection where it is plain and on another machine, unless `insecure_no_tls` is
-    set; InvalidCertificate for a `ca` that holds none.
+    http://user:password@host:port; without it none is used, whatever the environment says. groups: the layer groups
+    that are asked of this server; those that it says it has without. Raises ProtocolError for what is no address, and
+    InsecureConnection where it is plain and on another machine, unless `insecure_no_tls` is set; InvalidCertificate for
+    a `ca` that holds none.
     """
 
     server: str
@@ -68,6 +70,7 @@ class Dial:
     silence: float = SILENCE_SECONDS
     insecure_no_tls: bool = False
     proxy: str | None = field(default=None, repr=False)
+    groups: Groups | None = None
 
     def __post_init__(self) -> None:
         # Behind a proxy this machine's own addresses are the proxy's.

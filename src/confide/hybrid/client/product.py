@@ -1,4 +1,4 @@
-"""The matrix products of a private model: each is one round trip to the layer server, under pads that serve once.
+"""The matrix products of a private model: each is one round trip to a layer server, under pads that serve once.
 
 Nothing the server computes is believed. Every answer is checked, and a wrong one is kept from the server: it gets
 frames of the same shapes, made by the same steps, until the caller has gone as far as it might have gone.
@@ -30,7 +30,7 @@ from confide.errors import (
 )
 from confide.hybrid import wire
 from confide.hybrid.client.connection import LayerConnection
-from confide.hybrid.client.link import Link
+from confide.hybrid.client.links import Links
 from confide.hybrid.client.padding import Padding
 from confide.hybrid.client.pads.pool import PadPool, Taken
 from confide.hybrid.client.refusals import Breach
@@ -122,21 +122,22 @@ class RemoteProduct(Closing):
     happened, and from then on the caller gets zeros, and the server encryptions of what becomes of those.
     `require_intact` ends that.
 
-    groups: in the layer table's order. padding: what lengths the server may see. on_breach: called by the first
-    `require_intact` after a wrong answer, before it raises.
+    links: to the servers that have the groups. groups: in the layer table's order. padding: what lengths the servers
+    may see. on_breach: called by the first `require_intact` after a wrong answer, before it raises, with the address of
+    the server that gave it.
 
     Threads take turns: one generation, or one forward pass, at a time.
     """
 
     def __init__(
         self,
-        link: Link,
+        links: Links,
         pool: PadPool,
         groups: list[CheckedGroup],
         padding: Padding,
-        on_breach: Callable[[Breach], None],
+        on_breach: Callable[[str, Breach], None],
     ) -> None:
-        self._link = link
+        self._links = links
         self._pool = pool
         self.groups = groups
         self._on_breach = on_breach
@@ -151,6 +152,7 @@ class RemoteProduct(Closing):
         self.generating = False
         self.traffic = OnlineTraffic()
         self.breach: Breach | None = None
+        self._wrong = ""
 
     def __call__(self, group: int, x: Tensor) -> Tensor:
         """x int32 (tokens, columns) -> W x int32 (tokens, rows); zeros once an answer was wrong."""
@@ -181,7 +183,7 @@ class RemoteProduct(Closing):
             )
         if self._over:
             raise self._over.with_traceback(None)
-        self._link.require_open()
+        self._links.require_open()
 
     def _visible_tokens(self, group: int, tokens: int) -> int:
         """A prompt is padded; a step of decoding, one token for each sequence, shows nothing but that."""
@@ -197,6 +199,7 @@ class RemoteProduct(Closing):
         """Fill `result` with what the server answers for the values, checked."""
         # Parts that were made and not answered, oldest first. Each is made once: where the connection breaks, the same
         # bytes are sent again, now with p0. Parts that were not made yet come out of a fresh pool.
+        shard, link = self._links.of(group)
         unanswered: deque[_Part] = deque()
         made = 0
 
@@ -230,7 +233,7 @@ class RemoteProduct(Closing):
                     connection.asked[group] -= part.taken.count  # not billed
                     send(part, whole=True)
                     return
-                self._use(group, part, answer, result)
+                self._use(group, part, answer, result, connection.url)
                 unanswered.remove(part)
 
             def receive_all() -> None:
@@ -239,14 +242,14 @@ class RemoteProduct(Closing):
 
             while again or made < len(values):
                 # Before each part: a prompt may reach into a block whose p0 would else come with every group's request.
-                self._announce(connection, receive_all)
+                self._announce(shard, connection, receive_all)
                 part, whole = (again.popleft(), True) if again else (make(), False)
                 while owed and sum(waiting.bytes_in_flight for waiting, _ in owed) + part.bytes_in_flight > limit:
                     receive()
-                send(part, whole=whole or not part.taken.announced)
+                send(part, whole=whole or shard not in part.taken.announced)
             receive_all()
 
-        self._link.run(exchange)
+        link.run(exchange)
         self.traffic.round_trips += 1
 
     def _part(self, group: int, values: Int32Array, start: int) -> _Part:
@@ -257,27 +260,30 @@ class RemoteProduct(Closing):
         planes = wire.payload(mask(inputs, taken.pads.pads, checked.parameters))
         return _Part(taken, inputs, planes, place, 4 * checked.parameters.rows * taken.count)
 
-    def _use(self, group: int, part: _Part, answer: wire.Answer, result: Int32Array) -> None:
+    def _use(self, group: int, part: _Part, answer: wire.Answer, result: Int32Array, server: str) -> None:
         # A size cannot depend on the activations, so an error over one tells the server nothing of them.
         wire.require_bytes(answer.values, part.answer_bytes)
         self.traffic.bytes_down += len(answer.values)
         answers = np.frombuffer(answer.values, np.int32).reshape(part.taken.count, -1)
         products = unmask(answers, part.taken.pads.values, self.groups[group].parameters)
         result[part.place] = products
-        self._check(group, products, part)
+        self._check(group, products, part, server)
 
-    def _check(self, group: int, products: Int32Array, part: _Part) -> None:
+    def _check(self, group: int, products: Int32Array, part: _Part, server: str) -> None:
         """Note the first wrong answer of all; padding is checked like anything else."""
         right = self.groups[group].check(products, part.inputs)
         self.traffic.answers_right += int(right.sum())
         if self.breach is None and not right.all():
             facts = self.groups[group].group
             token = self._positions[group] + part.place.start + int(right.argmin())
+            self._wrong = server  # another replica may have taken its place before anybody hears of it
             self.breach = Breach(facts.name, tuple(layer.name for layer in facts.layers), token)
 
-    def _announce(self, connection: LayerConnection, receive_all: Callable[[], object] = lambda: None) -> None:
-        """Send what the server can work on before it is needed. receive_all: so that neither waits for the other."""
-        for block in self._pool.announcements(connection.welcome.ahead_tokens):
+    def _announce(
+        self, shard: int, connection: LayerConnection, receive_all: Callable[[], object] = lambda: None
+    ) -> None:
+        """Send what a shard's server can work on ahead. receive_all: so that neither waits for the other."""
+        for block in self._pool.announcements(shard, connection.welcome.ahead_tokens):
             if block.p0 is not None:
                 receive_all()
                 p0 = wire.payload(block.p0)
@@ -290,23 +296,23 @@ class RemoteProduct(Closing):
         """The same from another thread, if nothing is under way."""
         if self._pid == os.getpid() and self._turn.acquire(blocking=False):
             try:
-                connection = self._link.connected
-                if connection is not None and not self.generating:
-                    self._announce(connection)
-            except ConfideError:
-                self._link.drop()  # the next exchange finds out what is the matter
+                for shard, connection in [] if self.generating else self._links.connected:
+                    try:
+                        self._announce(shard, connection)
+                    except ConfideError:
+                        self._links.drop(shard)  # the next exchange finds out what is the matter
             finally:
                 self._turn.release()
 
     def require_server(self) -> None:
-        """ConnectionLost, or what it says, unless the server is there. It is asked nothing while an exchange waits."""
+        """ConnectionLost, or what they say, unless the servers are there. Nothing is asked while an exchange waits."""
         self._require_usable()
         if not self._turn.acquire(blocking=False):
-            if (away := self._link.away) is not None:
+            if (away := self._links.away) is not None:
                 raise away
             return
         try:
-            self._link.require_server()
+            self._links.require_server()
         finally:
             self._turn.release()
 
@@ -352,11 +358,12 @@ class RemoteProduct(Closing):
     def require_allowed(self, tokens: int) -> None:
         """Before a text of so many tokens: BudgetExhausted or DisclosureLimit unless the licence allows all of them.
 
-        By what the server said at the greeting; nothing is sent. Says so where there is little left, or an end near.
+        By what the servers said at the greeting; nothing is sent. Says so where there is little left, or an end near.
         """
-        connection = self._link.connected
-        if connection is None:  # the server says it when there is one again
-            return
+        for _, connection in self._links.connected:  # one that is away says it when it is there again
+            self._require_allowed(connection, tokens)
+
+    def _require_allowed(self, connection: LayerConnection, tokens: int) -> None:
         allowance, asked = connection.welcome.allowance, max(connection.asked.values(), default=0)
         for left, refusal in ((allowance.tokens_left, BudgetExhausted), (allowance.answers_left, DisclosureLimit)):
             if left is not None and asked + tokens > left:
@@ -391,11 +398,10 @@ class RemoteProduct(Closing):
 
     @property
     def disclosed(self) -> float | None:
-        """Of what solves the most disclosed layer group, the share that the licence had seen when the connection was
-        made, by the server's word; None without a connection.
+        """Of what solves the most disclosed layer group, the share that the licence had seen when the connections were
+        made, by the servers' word; None without a connection.
         """
-        connection = self._link.connected
-        return None if connection is None else connection.welcome.allowance.disclosed
+        return max((connection.welcome.allowance.disclosed for _, connection in self._links.connected), default=None)
 
     @property
     def ms_ahead_per_token(self) -> float:
@@ -412,7 +418,7 @@ class RemoteProduct(Closing):
                 "on. Find out why, then see `confide distrust`."
             )
             self.close()
-            self._on_breach(breach)
+            self._on_breach(self._wrong, breach)
         if self._over:
             raise self._over.with_traceback(None)
 
@@ -420,7 +426,7 @@ class RemoteProduct(Closing):
         """Close the connection and forget all pads. What is under way in another thread ends before its next frame."""
         if self._pid != os.getpid():
             return  # the connection is the parent's
-        self._link.shut()
+        self._links.shut()
         with self._turn:
-            self._link.close()
+            self._links.close()
             self._pool.close()

@@ -11,7 +11,7 @@ import itertools
 import logging
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Final, Self
@@ -70,13 +70,13 @@ class _Part:
 
 
 class Block:
-    """Some tokens of a client. p0: int8 (tokens, 6, N). groups: of the model."""
+    """Some tokens of a client. p0: int8 (tokens, 6, N). groups: the model's that are at this server."""
 
-    def __init__(self, p0: NDArray[np.int8], groups: int) -> None:
+    def __init__(self, p0: NDArray[np.int8], groups: Collection[int]) -> None:
         self.p0 = p0
         self._groups = groups
         self._parts = [_Part(p0[start : start + PART_TOKENS]) for start in range(0, len(p0), PART_TOKENS)]
-        self.steps = deque(itertools.product(self._parts, range(groups)))
+        self.steps = deque(itertools.product(self._parts, groups))
         """What has not been worked for."""
 
     @property
@@ -87,7 +87,7 @@ class Block:
     @property
     def spent(self) -> bool:
         """Whether every group was asked for all of it."""
-        return all(len(part.spent) == self._groups for part in self._parts)
+        return all(len(part.spent) == len(self._groups) for part in self._parts)
 
     def keys(self, group: int, first: int, count: int) -> list[Keys]:
         """Those of the tokens from `first`, in order, made or to be made."""
@@ -113,7 +113,7 @@ class Block:
     def forget(self) -> int:
         """Nothing of it is kept any more. The bytes that were."""
         self.steps.clear()
-        return sum(self.spend(group, self.tokens) for group in range(self._groups))
+        return sum(self.spend(group, self.tokens) for group in self._groups)
 
 
 class Blocks:
@@ -187,14 +187,15 @@ class _Waiting:
 class AheadMaker:
     """Makes one model's blocks ready, one group of one part at a time, in `worker`, as far as there is room.
 
-    bytes_a_token: of each group's work. busy: whether requests wait for their answers; they go first, for a while.
-    on_made: called with a part's tokens once all of it is made. All methods are for the event loop's thread.
+    groups, bytes_a_token: the matrix and the work of each group that is at this server. busy: whether requests wait for
+    their answers; they go first, for a while. on_made: called with a part's tokens once all of it is made. All methods
+    are for the event loop's thread.
     """
 
     def __init__(
         self,
-        groups: Sequence[GroupMatrix],
-        bytes_a_token: Sequence[int],
+        groups: Mapping[int, GroupMatrix],
+        bytes_a_token: Mapping[int, int],
         worker: Executor,
         busy: Callable[[], bool],
         on_made: Callable[[int], None],

@@ -21,8 +21,9 @@ import torch
 import uvloop
 from picows import WSListener, WSUpgradeRequest, WSUpgradeResponse, WSUpgradeResponseWithListener, ws_create_server
 
-from confide.errors import LedgerUnavailable
+from confide.errors import LedgerUnavailable, UnknownGroup
 from confide.hybrid import wire
+from confide.hybrid.groups import Groups
 from confide.hybrid.server.ahead import PART_TOKENS, AheadMaker, Blocks, Room
 from confide.hybrid.server.batch import Batcher
 from confide.hybrid.server.limits import AheadAllowance, Limits
@@ -35,7 +36,7 @@ from confide.ledger.ledger import Ledger
 from confide.ledger.usage import Account, AccountKey
 from confide.logs import quiet_logger
 from confide.net.connections import unavailable
-from confide.packages.server_package import ServerPackage
+from confide.packages.server_package import ServerPackage, StoredGroup
 
 CHECKPOINT_SECONDS = 5.0
 SWEEP_SECONDS = 1.0
@@ -71,7 +72,7 @@ class HostedModel:
 
     def allowance(self, licence: bytes) -> AheadAllowance:
         """Of work done ahead, for all connections of a licence."""
-        most = self._limits.ahead_bytes // sum(self.service.ahead_bytes)
+        most = self._limits.ahead_bytes // sum(self.service.ahead_bytes.values())
         return self._allowances.setdefault(licence, AheadAllowance(max(most, PART_TOKENS)))
 
     def blocks(self, grant: Callable[[int], bool]) -> Blocks:
@@ -253,16 +254,41 @@ def load_services(
     place: Place,
     recorder: Recorder | None = None,
     *,
+    groups: Groups | None = None,
     insecure_no_licences: bool = False,
 ) -> dict[str, LayerService]:
-    """Services for server packages by name, with one ledger at `place`. Reads and checks every weight."""
+    """Services for server packages by name, with one ledger at `place`. Reads and checks every weight.
+
+    groups: of one package, to answer these layer groups alone; files of the others are not read, and need not be there.
+    Raises UnknownGroup where the package has not so many.
+    """
     torch.set_num_threads(1)  # this thread will be the event loop's, and must not gather helpers: see LayerServer
     opened = {name: ServerPackage.open(folder) for name, folder in packages.items()}
+    stored = {name: _stored(package, groups) for name, package in opened.items()}
     ledger = Ledger(place)
     return {
-        name: LayerService(package.signed, package.load(), ledger, recorder, insecure_no_licences=insecure_no_licences)
+        name: LayerService(
+            package.signed,
+            stored[name],
+            ledger,
+            recorder,
+            groups=groups,
+            insecure_no_licences=insecure_no_licences,
+        )
         for name, package in opened.items()
     }
+
+
+def _stored(package: ServerPackage, groups: Groups | None) -> list[StoredGroup]:
+    if groups is None:
+        return package.load()
+    total = len(package.manifest.groups)
+    if groups.last >= total:
+        raise UnknownGroup(
+            f"{package.folder} has the layer groups 0-{total - 1} and not {groups}; `confide plan {package.folder} "
+            "--machines N` shares them out."
+        )
+    return [package.group(index) for index in groups]
 
 
 def serve(

@@ -5,7 +5,7 @@ request: any server with the same package answers any token.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,6 +21,7 @@ from confide.errors import (
     WrongShape,
 )
 from confide.hybrid import wire
+from confide.hybrid.groups import Groups
 from confide.hybrid.server.ahead import Block, Keys
 from confide.hybrid.server.limits import Cost
 from confide.ledger.ledger import Ledger
@@ -66,8 +67,9 @@ class Admitted:
 class LayerService:
     """The protected layers of one model, and the record of what was answered.
 
-    stored: the matrices of each group of the manifest, in order. insecure_no_licences: answer clients without a
-    licence too; with private weights that gives the weights away in time.
+    groups: those of the manifest that are answered here, all without. stored: the matrices of each, in order.
+    insecure_no_licences: answer clients without a licence too; with private weights that gives the weights away in
+    time.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class LayerService:
         ledger: Ledger,
         observer: Observer | None = None,
         *,
+        groups: Groups | None = None,
         insecure_no_licences: bool = False,
     ) -> None:
         self.manifest = manifest = signed.manifest
@@ -84,19 +87,22 @@ class LayerService:
         self.ledger = ledger
         self.model_digest = self.release.model_digest
         self.table_digest = self.release.table_digest
-        self.matrices = [GroupMatrix(group.weights, group.u) for group in stored]
+        self.groups = groups or Groups.of(range(len(manifest.groups)))
+        self.matrices: Mapping[int, GroupMatrix] = {
+            index: GroupMatrix(group.weights, group.u) for index, group in zip(self.groups, stored, strict=True)
+        }
         self.private = manifest.profile is Profile.PRIVATE_WEIGHTS
         self._release_signature = bytes.fromhex(signed.signature.release)
-        self._parameters = [group.parameters(manifest.profile) for group in manifest.groups]
+        self._parameters = {index: manifest.groups[index].parameters(manifest.profile) for index in self.groups}
         # What owners call it, else what tells it from others.
         self._version = manifest.provenance.version or self.release.digest[:16]
         self._observer = observer
         self._licences_optional = insecure_no_licences or not self.private
 
     @property
-    def ahead_bytes(self) -> list[int]:
-        """What work done ahead for one token takes, of each group."""
-        return [AHEAD_BYTES * parameters.rows for parameters in self._parameters]
+    def ahead_bytes(self) -> Mapping[int, int]:
+        """What work done ahead for one token takes, of each group that is here."""
+        return {index: AHEAD_BYTES * parameters.rows for index, parameters in self._parameters.items()}
 
     def authenticate(self, hello: wire.Hello) -> Account:
         """Check that the client's version, scheme and shell are this server's, and that it has a licence."""
@@ -136,6 +142,7 @@ class LayerService:
             self._release_signature,
             bytes_in_flight,
             ahead_tokens,
+            self.groups.ranges,
         )
 
     def allowance(self, account: Account) -> wire.Allowance:
@@ -161,20 +168,21 @@ class LayerService:
         return min(1e9, max(shares))
 
     def parameters(self, group: int) -> Parameters:
-        """The parameters of a group; UnknownGroup where there is none."""
-        if group >= len(self._parameters):
+        """The parameters of a group; UnknownGroup where there is none, or it is another server's."""
+        parameters = self._parameters.get(group)
+        if parameters is None:
             raise UnknownGroup(
-                f"The model has {len(self._parameters)} protected layer groups and the request names number {group}; "
-                "use the client folder that belongs to this server's package."
+                f"This server has the layer groups {self.groups} of {len(self.manifest.groups)} and the request names "
+                f"number {group}; ask the server that has it, with the client folder that belongs to this package."
             )
-        return self._parameters[group]
+        return parameters
 
     def cost(self, message: wire.Online) -> Cost:
-        """What an online request takes while it has no answer; no work where it names no group."""
+        """What an online request takes while it has no answer; no work where it names no group of this server's."""
         received = len(message.planes) + len(message.p0)
-        if message.group >= len(self._parameters):
+        parameters = self._parameters.get(message.group)
+        if parameters is None:
             return Cost(received, 0)
-        parameters = self._parameters[message.group]
         columns = parameters.columns + (RING_DEGREE if message.p0 else 0)
         return Cost(received + 4 * message.count * parameters.rows, message.count * parameters.rows * columns)
 
@@ -187,7 +195,7 @@ class LayerService:
                 "use a Confide client."
             )
         p0 = _int8(message.p0, tokens, PLANES, RING_DEGREE).copy()  # torch wraps writable memory only
-        return Block(p0, len(self._parameters))
+        return Block(p0, self._parameters.keys())
 
     def admit(self, account: Account, message: wire.Online, block: Block | None = None) -> Admitted:
         """Check an online request and charge it, with a durable lease, before any answer exists.
@@ -203,8 +211,8 @@ class LayerService:
         return Admitted(message.group, planes, keys, lease_is_low)
 
     def ready(self, account: Account, message: wire.Online) -> bool:
-        """Whether `admit` needs no word from the ledger's database; always for a group that there is not."""
-        if message.group >= len(self._parameters):
+        """Whether `admit` needs no word from the ledger's database; always for a group that is not here."""
+        if message.group not in self._parameters:
             return True
         return self.ledger.ready(account, message.group, message.count, self._disclosed_by(message))
 

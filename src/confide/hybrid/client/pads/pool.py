@@ -39,13 +39,13 @@ _BLOCKS: Final = 1 << 32
 class Taken:
     """Pads of consecutive tokens of a block, for one layer group, taken for good.
 
-    announced: whether the server should have p0 of these tokens; otherwise it needs p0, int8 (count, 6, N), with them.
+    announced: the shards whose servers should have p0 of these tokens; others need p0, int8 (count, 6, N), with them.
     """
 
     block: int
     first: int
     count: int
-    announced: bool
+    announced: frozenset[int]
     pads: Pads = field(repr=False)
     p0: NDArray[np.int8] | None = field(repr=False)
 
@@ -53,7 +53,7 @@ class Taken:
 class Block:
     """Pads for `tokens` tokens in every layer group. Hands each of them out once.
 
-    announced: whether the server has been sent p0.
+    announced: the model's shards, by number, that have been sent p0.
     """
 
     def __init__(self, number: int, p0: NDArray[np.int8] | None, pads: list[Pads]) -> None:
@@ -63,7 +63,7 @@ class Block:
         self.nbytes = sum(pad.nbytes for pad in pads) + (0 if p0 is None else p0.nbytes)
         self._pads = pads
         self._used = [0] * len(pads)
-        self.announced = False
+        self.announced: set[int] = set()
 
     def __repr__(self) -> str:
         return f"Block({self.number}, tokens={self.tokens}, <hidden>)"
@@ -90,7 +90,7 @@ class Block:
         part = slice(first, first + count)
         pads = self._pads[group]
         p0 = None if self.p0 is None else self.p0[part]
-        return Taken(self.number, first, count, self.announced, Pads(pads.pads[part], pads.values[part]), p0)
+        return Taken(self.number, first, count, frozenset(self.announced), Pads(pads.pads[part], pads.values[part]), p0)
 
 
 class PadPool(Closing):
@@ -167,22 +167,22 @@ class PadPool(Closing):
             self._wanted = max(self._wanted, min(tokens, self._most_tokens))
             self._changed.notify_all()
 
-    def announcements(self, most: int) -> list[Block]:
-        """Blocks whose p0 the server should get now, each handed out once; it keeps `most` tokens of them.
+    def announcements(self, shard: int, most: int) -> list[Block]:
+        """Blocks whose p0 a shard's server should get now, each handed out once to each. It keeps `most` tokens.
 
         None as long as it has enough for half a block: what is sent before it is needed may never be.
         """
         with self._changed:
-            known = [block for block in self._blocks if block.announced]
+            known = [block for block in self._blocks if shard in block.announced]
             room = most - sum(block.tokens for block in known)
             unused = sum(block.tokens - block.used() for block in known)
             fresh = []
             for block in self._blocks:
-                if block.announced or block.p0 is None:
+                if shard in block.announced or block.p0 is None:
                     continue
                 if unused > self.block_tokens // 2 or block.tokens > room:
                     break  # a later one would only be needed after this
-                block.announced = True
+                block.announced.add(shard)
                 fresh.append(block)
                 room -= block.tokens
                 unused += block.tokens
