@@ -76,7 +76,7 @@ PARSERS = {
     "../receipts/client.py": {"ClientReceipt.read": "client-receipt"},
     "../receipts/client_key.py": {"parse_key": "client-key"},
     "../receipts/documents.py": {"read_document": "receipt", "read_json": "report"},
-    "../receipts/events.py": {"sampling_event": "sampling"},
+    "../receipts/events.py": {"sampling_event": "sampling", "sources_event": "sources"},
     "../receipts/keyset.py": {"Keyset.read": "keyset"},
     "../receipts/receipt.py": {"Receipt.read": "receipt"},
     "../receipts/report.py": {"Report.read": "report"},
