@@ -1,7 +1,7 @@
 """Run every benchmark, or those named, and print the table.
 
-`attention`, `peers`, `engines`, `soak` and `scale` run only when named: the first four take minutes, and the last needs
-a database. On its first run `peers` installs other libraries from the network, in an environment of their own.
+`attention`, `peers`, `engines`, `soak` and `scale` run only when named: they take minutes, and the last needs
+PostgreSQL's server. On its first run `peers` installs other libraries from the network, in an environment of their own.
 """
 
 import sys

@@ -13,9 +13,10 @@ import torch
 from transformers import PreTrainedModel
 
 from benchmarks.measure import Figure, seconds, write
-from benchmarks.shapes import LLAMA_1B, serving, split_shape
+from benchmarks.shapes import serving, split_shape
 from benchmarks.whole_model import PREFILL_TOKENS, decode, prefill
 from confide import HybridModel
+from confide.evaluate.shapes import LLAMA_1B
 
 ROUNDS = 5
 SMALL_VOCABULARY = 1024

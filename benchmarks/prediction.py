@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from functools import partial
 
 from benchmarks.measure import Figure, write
-from benchmarks.shapes import GPT2_SMALL, SplitModel, serving, split_shape, split_source
+from benchmarks.shapes import SplitModel, serving, split_shape, split_source
 from benchmarks.whole_model import PREFILL_TOKENS, decode, prefill
 from confide import HybridModel
 from confide.evaluate.calibrate import calibrate
 from confide.evaluate.cost_model import Network
 from confide.evaluate.plan import Outlook, make_plan
+from confide.evaluate.shapes import GPT2_SMALL
 from confide.models.source import open_model
 
 ROUNDS = 5

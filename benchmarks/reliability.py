@@ -7,9 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.measure import Figure, write
-from benchmarks.shapes import GPT2_SMALL, serving, split_shape
+from benchmarks.shapes import serving, split_shape
 from benchmarks.whole_model import decode
 from confide import HybridModel
+from confide.evaluate.shapes import GPT2_SMALL
 from confide.rlwe.freivalds import AnswerCheck
 from confide.rlwe.pads import Int32Array
 

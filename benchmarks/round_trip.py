@@ -17,10 +17,11 @@ import numpy as np
 import torch
 
 from benchmarks.measure import Figure, write
-from benchmarks.shapes import GPT2_SMALL, serving_by, split_shape
+from benchmarks.shapes import serving_by, split_shape
 from benchmarks.whole_model import decode
 from confide import HybridModel
 from confide.cli import output
+from confide.evaluate.shapes import GPT2_SMALL
 from confide.hybrid.client.product import RemoteProduct
 from confide.hybrid.server import server
 from confide.rlwe.online import GroupMatrix

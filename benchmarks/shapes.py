@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, PreTrainedConfig
+from transformers import AutoModelForCausalLM, GPTNeoXConfig, PreTrainedConfig
 
 from confide import HybridModel
 from confide.ledger.licences import licence_book
@@ -20,7 +20,6 @@ from confide.models.source import Source, open_model
 from confide.models.split import split
 from confide.packages.owner import OwnerKey
 
-GPT2_SMALL = GPT2Config()
 PYTHIA_160M = GPTNeoXConfig(
     vocab_size=50304,
     hidden_size=768,
@@ -29,16 +28,6 @@ PYTHIA_160M = GPTNeoXConfig(
     intermediate_size=3072,
     max_position_embeddings=2048,
     rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25},
-)
-LLAMA_1B = LlamaConfig(
-    vocab_size=128256,
-    hidden_size=2048,
-    num_hidden_layers=16,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-    intermediate_size=8192,
-    max_position_embeddings=131072,
-    tie_word_embeddings=True,
 )
 
 

@@ -29,7 +29,6 @@ import uvloop
 
 from benchmarks.confidential.run import gpt2_small
 from benchmarks.measure import Figure, write
-from benchmarks.trace import MAX_BYTES, Arrival, read_trace, synthetic_trace, write_trace
 from confide.attest.simulated import SimulatedTee
 from confide.bench.answers import answering, no_conversations, prompt_of, time_answers
 from confide.cli.output import quiet_transformers
@@ -41,6 +40,7 @@ from confide.enclave.engines.engine import Engine, Prompt, Sampling
 from confide.enclave.engines.transformers_engine import TransformersEngine
 from confide.enclave.workload import Workload
 from confide.errors import BenchmarkError
+from confide.evaluate.trace import MAX_BYTES, Arrival, read_trace, synthetic_trace, write_trace
 from confide.models.ends import end_tokens
 from confide.models.source import open_model
 

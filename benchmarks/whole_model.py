@@ -14,9 +14,10 @@ import torch
 from transformers import PreTrainedModel
 
 from benchmarks.measure import Figure, seconds, write
-from benchmarks.shapes import GPT2_SMALL, PYTHIA_160M, SplitModel, serving, split_shape
+from benchmarks.shapes import PYTHIA_160M, SplitModel, serving, split_shape
 from confide import HybridModel
 from confide.cli.demo.hybrid import server_ahead_ms
+from confide.evaluate.shapes import GPT2_SMALL
 from confide.evaluate.timing import TokenClock
 from confide.hybrid.client.pads.pool import BLOCK_TOKENS
 from confide.hybrid.client.pads.source import lattice_pads

@@ -13,9 +13,8 @@ import tempfile
 from pathlib import Path
 
 CONFIDE = [sys.executable, "-m", "confide"]
-CORPUS = {"confide-corpus": 1, "name": "text"}
 TASK = {"confide-task": 1, "name": "rest", "metric": "perplexity", "context": 256}
-RECIPE = 'confide-training = 1\n[lora]\nlearning_rate = 2e-3\n[[check]]\ncheck = "duplicates"\n'
+RECIPE = 'confide-training = 1\n[lora]\nlearning_rate = 4e-3\n[[check]]\ncheck = "duplicates"\n'
 POLICY = 'confide-policy = 1\nkind = "simulated"\n[[all]]\nrequire = "tdx"\nmrtd = "{}"\n'
 os.environ.setdefault("CONFIDE_KEYS_PASSPHRASE", "of an owner who has nobody to ask")
 
@@ -27,11 +26,12 @@ def confide(*words: object) -> dict:  # what a command says for machines
 
 def main() -> None:
     text = Path(*sys.argv[1:2] or [Path(__file__).parents[1] / "docs" / "attestation.md"]).read_text()
-    cut = text.rindex("\n", 0, len(text) * 4 // 5)  # four fifths to learn from, the rest to be measured on
+    parts = [text[start : start + 2000] for start in range(0, len(text), 2000)]
+    learnt = [part for place, part in enumerate(parts) if place % 5 != 4]  # every fifth is kept to be measured on
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        for name, header, part in (("corpus", CORPUS, text[:cut]), ("task", TASK, text[cut:])):
-            Path(name).write_text("\n".join(map(json.dumps, (header, {"text": part}))))
+        for name, header, some in (("corpus", {"confide-corpus": 1, "name": "a"}, learnt), ("task", TASK, parts[4::5])):
+            Path(name).write_text("\n".join(map(json.dumps, (header, *({"text": part} for part in some)))))
         Path("recipe").write_text(RECIPE)
         confide("tee", "simulate", "init", "tee")
         confide("owner", "init", "--out", "owner.key")

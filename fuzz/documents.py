@@ -5,13 +5,17 @@ from collections.abc import Callable
 
 import docx
 import msgspec
+import numpy as np
 
+from confide.enclave.api.sources import parse_found, parse_store
 from confide.packages.sealed.corpus import (
     Chunk,
+    Embeddings,
     SealedCorpus,
     encode_chunks,
     parse_chunks,
     parse_corpus_manifest,
+    parse_vectors,
     seal_corpus,
 )
 from confide.packages.sealed.key import ModelKey
@@ -78,6 +82,25 @@ def chunks(data: bytes) -> None:
     Index(read).search(read[0].text, 3)
 
 
+def vectors(data: bytes) -> None:
+    """The file of embeddings in a corpus, of two dimensions."""
+    read = parse_vectors(data, 2)
+    if read.tobytes() != data or (np.abs(np.linalg.norm(read, axis=1) - 1) > 0.01).any():
+        raise AssertionError("a vector is none")
+
+
+def results(data: bytes) -> None:
+    """What a corpus service says it found, to a model service."""
+    for source in parse_found(data):
+        if source.cited()["digest"] != source.chunk.digest or not 0 <= source.score <= 1:
+            raise AssertionError("a source is none")
+
+
+def stores(data: bytes) -> None:
+    """Which store such a service says it has."""
+    parse_store(data)
+
+
 def manifest(data: bytes) -> None:
     """A corpus's manifest, which its owner signed."""
     read = parse_corpus_manifest(data)
@@ -89,7 +112,19 @@ def _manifests() -> list[bytes]:
     folder = scratch("corpus")
     first = seal_corpus(_CHUNKS, folder / "1", name="sea", key=_KEY, owner=OWNER)
     second = seal_corpus(_CHUNKS, folder / "2", name="", key=_KEY, owner=OWNER, after=SealedCorpus.open(folder / "1"))
-    return [msgspec.json.encode(first), msgspec.json.encode(second)]
+    (folder / "config.json").write_bytes(b"{}")
+    model = {"config.json": folder / "config.json"}
+    embeddings = Embeddings(model, np.eye(len(_CHUNKS), dtype=np.float32))
+    with_models = seal_corpus(
+        _CHUNKS, folder / "3", name="sea", key=_KEY, owner=OWNER, embeddings=embeddings, reranker=model
+    )
+    return [msgspec.json.encode(one) for one in (first, second, with_models)]
+
+
+def _results(chunk: Chunk) -> bytes:
+    attributes = {"digest": chunk.digest} | ({} if chunk.page is None else {"page": chunk.page})
+    found = {"file_id": f"file-{'0' * 32}", "filename": chunk.source, "score": 0.5, "attributes": attributes}
+    return msgspec.json.encode({"data": [found | {"content": [{"type": "text", "text": chunk.text}]}]})
 
 
 def _docx() -> bytes:
@@ -106,7 +141,10 @@ TARGETS = {
     "document-text": _document("a.md"),
     "document-answer": answer,
     "corpus-chunks": chunks,
+    "corpus-vectors": vectors,
     "corpus-manifest": manifest,
+    "corpus-results": results,
+    "corpus-stores": stores,
 }
 SEEDS = {
     "document-html": lambda: [b"<html><title>Tide</title><body><p>It <b>rises</b>&amp;<p>falls<!-- no -->", b"<p>x"],
@@ -118,5 +156,8 @@ SEEDS = {
         msgspec.msgpack.encode({"code": "unreadable-document", "reason": "it is empty"}),
     ],
     "corpus-chunks": lambda: [encode_chunks(_CHUNKS), b'["a.txt",0,"x"]'],
+    "corpus-vectors": lambda: [np.array([[1, 0], [0.6, 0.8]], "<f4").tobytes(), np.array([np.nan, 1], "<f4").tobytes()],
     "corpus-manifest": _manifests,
+    "corpus-results": lambda: [_results(_CHUNKS[0]), _results(_CHUNKS[0]).replace(b"tide", b"wave")],
+    "corpus-stores": lambda: [b'{"object":"list","data":[{"id":"vs_%s","name":"sea"}]}' % (b"0" * 64), b'{"data":[]}'],
 }

@@ -29,7 +29,7 @@ from confide.errors import MalformedEvidence
 from confide.receipts.client import ClientReceipt, verify_client_receipt
 from confide.receipts.client_key import ClientKey, parse_key
 from confide.receipts.documents import canonical
-from confide.receipts.events import sampling_event
+from confide.receipts.events import sampling_event, source_corpus, sources_event
 from confide.receipts.keyset import Keyset
 from confide.receipts.receipt import Receipt
 from confide.receipts.report import Report
@@ -39,6 +39,17 @@ from confide.receipts.verify_report import verify_report
 
 _FUZZ_KEY = ClientKey(Ed25519PrivateKey.from_private_bytes(vectors.SEED))
 _KEYSET = Keyset.of(vectors.KEYSET)
+_SOURCES = json.dumps(
+    {
+        "id": "chatcmpl-1",
+        "confide": {
+            "rag": {
+                "corpus": {"corpus": "0" * 64, "head": 1, "digest": "1" * 64, "owner": "2" * 64},
+                "sources": [{"file_id": "file-0", "filename": "tide.pdf", "digest": "3" * 64, "score": 1}],
+            }
+        },
+    }
+).encode()
 _GROUNDS = Grounds(_KEYSET, no_grounds().checks, pinned=_KEYSET.digest)
 
 
@@ -58,6 +69,13 @@ def receipt(data: bytes) -> None:
     if verify_receipt(read, _GROUNDS).verified and canonical(read.document) != canonical(vectors.RECEIPT):
         raise AssertionError("a receipt that nobody signed is verified")
     result.verdict()
+
+
+def sources(data: bytes) -> None:
+    """An answer that cites its sources, whole or a stream, of whatever made it."""
+    event = sources_event(data)
+    if event is not None and source_corpus(event).corpus != event["corpus"]:
+        raise AssertionError("the corpus is another one")
 
 
 def keyset(data: bytes) -> None:
@@ -186,6 +204,7 @@ TARGETS = {
     "report": report,
     "session": session,
     "sampling": sampling,
+    "sources": sources,
     "client-receipt": client_receipt,
     "client-key": client_key,
     "audit-line": audit_line,
@@ -201,4 +220,9 @@ SEEDS = {
     "report": _report,
     "session": lambda: [json.dumps(vectors.SESSION).encode()],
     "sampling": lambda: [vectors.REQUEST, b'{"temperature": 0.5, "seed": 18446744073709551615, "max_tokens": 9}'],
+    "sources": lambda: [
+        _SOURCES,
+        b'{"response":%s}' % _SOURCES,
+        b": padding\n\ndata: %s  \n\ndata: [DONE]\n\n" % _SOURCES,
+    ],
 }

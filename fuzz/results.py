@@ -1,4 +1,4 @@
-"""Files of results that somebody else measured, or says so."""
+"""Files of results that somebody else measured, or says so, and traces of requests."""
 
 from datetime import UTC, datetime
 
@@ -25,6 +25,7 @@ from confide.bench.results import (
     read_result,
     require_arm,
 )
+from confide.evaluate.trace import read_trace, synthetic_trace, write_trace
 
 
 def bench_result(data: bytes) -> None:
@@ -35,6 +36,19 @@ def bench_result(data: bytes) -> None:
         if read.result.arm.proven:
             raise AssertionError("a trusted environment that nothing shows")
         compare([read.result, _tee(2.0)])
+
+
+def trace(data: bytes) -> None:
+    """Requests, in order, the first of them at once."""
+    arrivals = read_trace(data)
+    times = [one.at for one in arrivals]
+    if times != sorted(times) or times[0] != 0:
+        raise AssertionError("a trace that does not begin with its first request")
+
+
+def _traces() -> list[bytes]:
+    made = write_trace(synthetic_trace(1, 4))
+    return [made, made.replace(b"0,", b"0+02:00,", 2), made.replace(b"\n", b"\r\n")]
 
 
 def _tee(seconds: float, arm: Arm = Arm.VM) -> TeeResult:
@@ -68,5 +82,5 @@ def _files() -> list[bytes]:
     return [msgspec.json.encode(file) for file in made]
 
 
-TARGETS = {"bench-result": bench_result}
-SEEDS = {"bench-result": _files}
+TARGETS = {"bench-result": bench_result, "trace": trace}
+SEEDS = {"bench-result": _files, "trace": _traces}

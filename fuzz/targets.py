@@ -27,6 +27,7 @@ _GROUPS = (
     "certificates",
     "results",
     "documents",
+    "graphs",
 )
 
 Target = Callable[[bytes], None]

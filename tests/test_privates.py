@@ -14,6 +14,7 @@ NOT_OURS = {
     "_exit",  # os: what a child of a fork ends with
     "_replace",  # of named tuples
     "_commit_hash",  # of transformers' configurations
+    "_attn_implementation",  # the same
     "_type",  # data: of in-toto statements
 }
 """Names of the standard library and of others, which have no public way."""

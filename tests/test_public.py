@@ -66,6 +66,7 @@ ATTEST = [
     "Exceptions",
     "FmspcIn",
     "Fresh",
+    "Graph",
     "Metric",
     "Model",
     "Nitro",

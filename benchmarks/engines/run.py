@@ -6,7 +6,7 @@
 Each side is a process of its own, see `side`; one is asked at a time, in turn. The three servers are asked in the same
 way: greedy completions, streamed, with the tokens that each says it made. Stock transformers is called without one.
 Weights are random, and none of the tokens that end an answer is ever the best. Prompts are not kept from one answer to
-the next on any side. 1B weights take 14 GB of memory for the four of them, and 5 GB on disk.
+the next on any side. The two large shapes take 14 GB of memory for the four of them, and 6 GB on disk.
 """
 
 import argparse
@@ -44,6 +44,8 @@ BATCHES: Final = (1, 8)
 CONTEXT: Final = 256
 _WORD: Final = " the"
 _SECONDS: Final = 600.0
+_SPIN: Final = "GOMP_SPINCOUNT"
+"""Which the `confide` command sets, and `benchmarks` for all of its questions."""
 
 
 @dataclass(frozen=True)
@@ -183,8 +185,10 @@ def _make(shape: Shape, folder: Path) -> None:
 
 @contextmanager
 def _side(kind: str, folder: Path) -> Iterator[Side]:
-    command = [sys.executable, "-m", "benchmarks.engines.side", kind, str(folder), str(CONTEXT)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, str(Path(__file__).with_name("side.py")), kind, str(folder), str(CONTEXT)]
+    spinning = {} if kind in THEIRS else {_SPIN: os.environ[_SPIN]}  # theirs as whoever knows nothing of it runs them
+    environment = {name: value for name, value in os.environ.items() if name != _SPIN} | spinning
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
     try:
         yield Side(process)
     finally:

@@ -1,11 +1,13 @@
 """One side of the comparison, in a process of its own, with all cores. The first line that it prints is JSON.
 
-    python -m benchmarks.engines.side KIND FOLDER CONTEXT
+    python benchmarks/engines/side.py KIND FOLDER CONTEXT
 
 transformers, gguf: our engines behind our API, in the clear. llama.cpp: its own server, of the same build, with its own
 defaults but for the slots, and keeping no prompts. These print where they serve. generate: stock transformers, in
 whichever type answers sooner here; it takes lines of JSON, {"prompt": how many tokens, "answer": how many, "batch": how
 many}, and answers each with its seconds.
+
+It is no module of `benchmarks`, which sets for how long threads of OpenMP spin: that is for whoever starts this to say.
 """
 
 import json

@@ -13,7 +13,7 @@ EXTRAS: Final[Mapping[str, str]] = MappingProxyType(
         **dict.fromkeys(("prometheus_client", "starlette", "uvicorn", "uvloop"), "proxy"),
         **dict.fromkeys(("httpx_sse", "picows", "xllamacpp"), "server"),
         "tenseal": "attention",
-        "matplotlib": "evaluate",
+        **dict.fromkeys(("matplotlib", "simpy"), "evaluate"),
         "pynvml": "gpu",
         "sigstore": "sigstore",
         "peft": "adapters",

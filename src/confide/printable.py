@@ -16,6 +16,8 @@ def printable(text: str, *, keep: str = "") -> str:
     That is controls and escapes, line ends, bidirectional overrides and other invisible formats, halves of characters,
     private and unassigned ones. keep: of them, those to leave as they are, such as "\\n" for text of several lines.
     """
+    if text.isprintable():  # as nearly all are, which is found out at once
+        return text
     return "".join(letter if letter.isprintable() or letter in keep else _shown(letter) for letter in text)
 
 

@@ -13,6 +13,7 @@ from confide.attest.configuration import (
     CorpusServed,
     Egress,
     EngineUsed,
+    GraphJoined,
     SamplingDefaults,
     SelfTestRun,
     UpstreamUsed,
@@ -27,6 +28,7 @@ from confide.attest.requirements import (
     Corpus,
     Engine,
     Environment,
+    Graph,
     Model,
     NoAdapters,
     NoEgress,
@@ -55,6 +57,7 @@ FULL = msgspec.structs.replace(
     options={"ra-tls": "true"},
     environment={"OMP_NUM_THREADS": "1"},
     corpus=CorpusServed("44" * 32, 3, "55" * 32, "66" * 32),
+    graph=GraphJoined("77" * 32, 3, "88" * 32, "model"),
 )
 RUNS_ELSEWHERE = UpstreamUsed("llama", "http://127.0.0.1:8000/v1")
 
@@ -119,6 +122,8 @@ HELD: list[tuple[AnyRequirement, dict[str, Any]]] = [
     (NoEgress(), {"egress": Egress.OPEN}),
     (NoEgress(), {"egress": Egress.UPSTREAM}),
     (NoEgress(), {"egress": Egress.KEY_SERVICE_AND_UPSTREAM}),
+    (NoEgress(), {"egress": Egress.KEY_SERVICE_AND_NEIGHBOURS}),
+    (NoEgress(allow_neighbours=True), {"egress": Egress.UPSTREAM_AND_NEIGHBOURS}),
     (Engine(("transformers", "llama.cpp")), {"engine": EngineUsed("upstream", "1", {})}),
     (Engine(("transformers",)), {"engine": None}),
     (Engine(("transformers",), ("5.23.0, torch 2.13.0+cpu",)), {"engine": EngineUsed("transformers", "5", {})}),
@@ -130,6 +135,10 @@ HELD: list[tuple[AnyRequirement, dict[str, Any]]] = [
     (Corpus("44" * 32, "66" * 32), {"corpus": CorpusServed("45" * 32, 3, "55" * 32, "66" * 32)}),
     (Corpus("44" * 32, "66" * 32), {"corpus": CorpusServed("44" * 32, 3, "55" * 32, "67" * 32)}),
     (Corpus("44" * 32, "66" * 32, 3), {"corpus": CorpusServed("44" * 32, 2, "55" * 32, "66" * 32)}),
+    (Graph("77" * 32, "model"), {"graph": GraphJoined("78" * 32, 3, "88" * 32, "model")}),
+    (Graph("77" * 32, "model"), {"graph": GraphJoined("77" * 32, 3, "88" * 32, "guard")}),
+    (Graph("77" * 32, "model", 3), {"graph": GraphJoined("77" * 32, 2, "88" * 32, "model")}),
+    (Graph("77" * 32, "model", 3, "88" * 32), {"graph": GraphJoined("77" * 32, 3, "89" * 32, "model")}),
     (NoAdapters(), {"adapters": ("other",)}),
     (Template(("22" * 32,)), {"template": "23" * 32}),
     (Template(("22" * 32,)), {"template": ""}),
@@ -178,14 +187,25 @@ def test_a_workload_without_a_corpus_serves_none_and_does_not_mention_it() -> No
         Statement.decode(Statement("aa", configuration=FULL).canonical().replace(b'"corpus":{', b'"corpus":null,"x":{'))
 
 
+def test_a_workload_of_no_graph_does_not_mention_one() -> None:
+    without = changed(graph=msgspec.UNSET)
+    assert failures(Graph("77" * 32, "model"), without) == ["graph", "graph-service", "graph-version"]
+    assert b"graph" not in Statement("aa", configuration=without).canonical()
+
+
 def test_no_outgoing_connection_but_to_the_key_service() -> None:
     assert not failures(NoEgress(), changed(egress=Egress.KEY_SERVICE))
+    for egress in (Egress.NONE, Egress.KEY_SERVICE, Egress.NEIGHBOURS, Egress.KEY_SERVICE_AND_NEIGHBOURS):
+        assert not failures(NoEgress(allow_neighbours=True), changed(egress=egress))
 
 
 @pytest.mark.parametrize(
     "make",
     [
         lambda: Engine(()),
+        lambda: Graph("77", "model"),
+        lambda: Graph("77" * 32, "model", 0),
+        lambda: Graph("77" * 32, "model", digest="88"),
         lambda: Engine(("",)),
         lambda: Weights(()),
         lambda: Weights(("11",)),

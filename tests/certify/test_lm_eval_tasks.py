@@ -43,6 +43,7 @@ class FakeTask:
     config: ClassVar[dict[str, Any]] = {"task": "pets", "dataset_kwargs": {"data_files": "a"}, "process_docs": shout}
     seed = 0
     prompts_differ = False
+    everything_is_right = False
 
     def set_fewshot_seed(self, seed: int) -> None:
         type(self).seed = seed
@@ -62,7 +63,7 @@ class FakeTask:
 
     def process_results(self, document: dict[str, Any], results: list[tuple[float, bool]]) -> dict[str, float]:
         likelihoods = [likelihood for likelihood, _ in results]
-        hit = likelihoods.index(max(likelihoods)) == document["label"]
+        hit = self.everything_is_right or likelihoods.index(max(likelihoods)) == document["label"]
         return dict.fromkeys(self.metrics, float(hit))
 
     def dump_config(self) -> dict[str, Any]:
@@ -141,10 +142,11 @@ def test_other_data_or_another_configuration_is_another_task(fake: type[FakeTask
         ("OUTPUT_TYPE", "generate_until", "multiple_choice"),
         ("prompts_differ", True, "in its prompts"),
         ("metrics", ("f1",), "not one right choice"),
+        ("everything_is_right", True, "not one right choice"),
         ("documents", [{**DOCUMENTS[0], "label": 7}], "not one right choice"),
         ("documents", [{**DOCUMENTS[0], "picture": b"bytes"}], "no text"),
     ],
-    ids=["kind", "prompts", "measure", "answer", "picture"],
+    ids=["kind", "prompts", "measure", "several", "answer", "picture"],
 )
 def test_what_is_not_measured_is_said(fake: type[FakeTask], change: str, value: Any, says: str) -> None:
     setattr(fake, change, value)

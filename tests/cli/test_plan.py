@@ -1,16 +1,19 @@
 """`confide plan` as a person or a script runs it."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.evaluate.rates import CLIENT, SERVER
 from transformers import LlamaConfig
 
-from confide.cli import app
-from confide.evaluate import calibrate, plan
+from confide.cli import app, plan_fleet
+from confide.evaluate import calibrate, plan, skeleton
 from confide.evaluate.cost_model import GroupRate, Rates, SkeletonTimes
+from confide.evaluate.trace import Arrival, write_trace
 from confide.rlwe.packed import chosen_kernel
 
 from .command import run
@@ -22,6 +25,8 @@ RATES = Rates(
     uncached=5e-11,
     kept_token=2e-10,
     kept_prompt_token=3e-11,
+    server=SERVER,
+    client=CLIENT,
 )
 
 
@@ -29,8 +34,11 @@ RATES = Rates(
 def known_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that need not be measured, with a terminal of 100 columns."""
     monkeypatch.setattr(calibrate, "calibrate", lambda: RATES)
-    monkeypatch.setattr(plan, "time_skeleton", lambda _, prompt: SkeletonTimes(0.002, 0.02, prompt))
+    for module in (plan, skeleton):
+        monkeypatch.setattr(module, "time_skeleton", lambda _, prompt: SkeletonTimes(0.002, 0.02, prompt))
+    monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setattr(app.output.console, "width", 100)
+    monkeypatch.setattr(plan_fleet, "REQUESTS", 12)
 
 
 def confide(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -103,6 +111,74 @@ def test_what_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert json.loads(capsys.readouterr().out)["error"]["code"] == "prompt-too-long"
     assert confide(monkeypatch, "plan", "no/such/model", "--json") == 1
     assert json.loads(capsys.readouterr().out)["error"]["code"] == "error"
+
+
+def fleet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
+    return planned(monkeypatch, capsys, "--model-shape", "gpt2-small", "--answer", 8, *arguments)
+
+
+@pytest.mark.usefixtures("known_machine")
+def test_a_fleet_is_planned_for_its_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = fleet(monkeypatch, capsys, "--users", 20_000, "--price", 2)
+    found = few["fleet"]
+    assert found["machines"] > 1
+    assert found["token"]["p99"] <= 2 * few["alone"]["token"]["p99"]
+    assert few["cost_per_hour"] == 2 * found["machines"]
+    assert few["cost_per_million_tokens"] == pytest.approx(2e6 * found["machines"] / (3600 * found["tokens"]))
+    roomy = fleet(monkeypatch, capsys, "--users", 20_000, "--machines", 10 * found["machines"], "--seed", 3)
+    assert roomy["fleet"]["busy"] < found["busy"]
+    assert roomy["cost_per_hour"] is None
+    assert roomy["seed"] == 3
+
+    (tmp_path / "trace.csv").write_bytes(write_trace([Arrival(float(at), 16, 2) for at in range(9)]))
+    traced = planned(
+        monkeypatch, capsys, "demo", "--users", 10, "--per-hour", 36, "--machines", 1, "--trace", tmp_path / "trace.csv"
+    )
+    assert traced["fleet"]["tokens"] == pytest.approx(10 * 36 / 3600 * 2)
+
+
+@pytest.mark.usefixtures("known_machine")
+def test_a_fleet_is_told_in_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(app.output.console, "width", 80)
+    arguments = ("--model-shape", "gpt2-small", "--users", 50, "--machines", 2, "--answer", 8, "--price", 1.5)
+    assert confide(monkeypatch, "plan", *arguments) == 0
+    printed = capsys.readouterr()
+    assert re.search(r"machines +2\n", printed.out)
+    assert re.search(r"cost an hour +3.00\n", printed.out)
+    assert "a licence lasts" in " ".join(printed.err.split())
+    assert max(map(len, printed.out.splitlines())) <= 80
+
+
+@pytest.mark.usefixtures("known_machine")
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "name a MODEL"),
+        (("demo", "--model-shape", "1b"), "name a MODEL"),
+        (("--model-shape", "9t"), "there are gpt2-small"),
+        (("demo", "--p99-first", 1), "--p99-first goes with --users"),
+        (("demo", "--users", 1, "--machines", 1, "--p99", 1), "--machines, or what"),
+        (("demo", "--users", 1, "--balancing", "fair"), "least-loaded"),
+        (("demo", "--users", 1, "--p99", 0.001), "cannot be met"),
+    ],
+    ids=range(7),
+)
+def test_a_fleet_that_cannot_be_is_refused(
+    arguments: tuple[object, ...], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert confide(monkeypatch, "plan", *arguments) == 2
+    assert said in " ".join(capsys.readouterr().err.replace("│", "").split())
+
+
+@pytest.mark.usefixtures("known_machine")
+def test_requests_that_fit_no_context_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "trace.csv").write_bytes(write_trace([Arrival(0.0, 10**6, 2)]))
+    assert confide(monkeypatch, "plan", "demo", "--users", 1, "--trace", tmp_path / "trace.csv", "--json") == 1
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "benchmark"
 
 
 @pytest.mark.slow

@@ -111,3 +111,40 @@ def test_a_corpus_is_served_once_its_owners_key_service_knows_the_head(
         misused = run("serve", tmp_path / "2", *options, "--context", "5")
         assert "--context is not for a corpus" in misused.stderr
     assert first["head"] == 1
+
+
+@pytest.mark.slow
+def test_a_corpus_is_built_shown_searched_and_served_with_its_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """tests/models/test_encoders.py does the same in one process."""
+    from tests.models.encoders import save_embedder, save_reranker  # which imports what takes seconds
+
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "tide.txt").write_text("the tide rises")
+    (tmp_path / "docs" / "moon.txt").write_text("the moon")
+    key, out = tmp_path / "corpus.key", tmp_path / "1"
+    models = ("--embedder", save_embedder(tmp_path / "e"), "--reranker", save_reranker(tmp_path / "r"))
+    refused = answer("build", tmp_path / "docs", "--out", out, "--key", key, "--embedder", tmp_path / "r", check=1)
+    assert refused["error"]["code"] == "model-not-supported"
+    assert not out.exists()
+    made = answer("build", tmp_path / "docs", "--out", out, "--key", key, *models)
+    assert len(made["embedder"]) == len(made["reranker"]) == 64
+    assert answer("show", out, "--key", key)["verified"]
+    hits = answer("search", out, "bread", "--key", key)["hits"]
+    assert {hit["source"] for hit in hits} == {"tide.txt", "moon.txt"}  # neither has the word
+
+    SimulatedTee.create(tmp_path / "tee")
+    root = tmp_path / "tee" / "root.pem"
+    policy = SimulatedPolicy.all_of(Corpus(made["corpus"], made["owner"]), NoEgress())
+    (tmp_path / "policy.toml").write_text(to_toml(policy))
+    monkeypatch.setenv(PASSPHRASE_VARIABLE, "passphrase")
+    keys = ("--folder", tmp_path / "keys")
+    bound = ("--package", out, "--policy", tmp_path / "policy.toml", "--simulated-root", root)
+    assert run("keys", "add", key, *bound, *keys).returncode == 0
+    with serving("keys", "serve", *keys, "--port", "0", "--offline") as broker:
+        options = ("--tee", "simulated", "--simulated-tee", tmp_path / "tee", "--keys", broker["url"], "--port", "0")
+        with serving("serve", out, *options) as service:
+            with confide.connect(service["url"], simulated_root=root, policy=policy) as session:
+                found = session.openai.vector_stores.search(service["vector_store"], query="bread").data
+                assert [hit.filename for hit in found] == [hit["source"] for hit in hits]

@@ -17,8 +17,14 @@ from threading import Thread
 
 import pytest
 
+from confide.attest.configuration import Egress
+from confide.enclave.connector import Connector
+from confide.enclave.egress import WaysOut
+
 from . import fake_vsock
 
+WAY = Connector.__new__(Connector)
+"""Stands for a connector that is there, where nobody asks it."""
 PRELUDE = """
 import errno, os, socket, sys, threading
 from confide.enclave.egress import close_egress
@@ -145,6 +151,34 @@ def test_who_comes_in_is_answered() -> None:
         assert client.communicate()[0].strip() == b"b'welcome'"
         """
     )
+
+
+def test_what_is_stated_names_every_way_that_is_left() -> None:
+    stated = {
+        WaysOut(*ways, closed=True, neighbours=neighbours).stated
+        for ways in ((None, None), (WAY, None), (None, WAY), (WAY, WAY))
+        for neighbours in ({}, {"search": WAY})
+    }
+    assert stated == set(Egress) - {Egress.OPEN}
+    assert WaysOut(neighbours={"search": WAY}).stated is Egress.OPEN
+    with greeter() as port:
+        succeeded(
+            """
+            ways = close_egress(keys=None, upstream=None, neighbours={"search": f"http://127.0.0.1:{sys.argv[1]}"})
+            assert ways.stated == "neighbours-only"
+            search = ways.neighbours["search"]
+            with search.connect() as connection:
+                assert connection.recv(9) == b"hello"
+            ways.close()
+            assert ways.stated == "none"
+            try:
+                search.connect()
+            except ConnectionError:
+                sys.exit()
+            raise AssertionError("the connector is still there")
+            """,
+            port,
+        )
 
 
 def test_connectors_lead_where_they_were_told_and_end() -> None:

@@ -34,6 +34,8 @@ from confide.packages.server_package import ServerPackage
 from confide.rlwe.pads import mask
 from owners import OWNER
 
+from .rates import CLIENT, SERVER
+
 CONFIG = LlamaConfig(
     vocab_size=97,
     hidden_size=32,
@@ -53,6 +55,8 @@ RATES = Rates(
     uncached=5e-11,
     kept_token=2e-10,
     kept_prompt_token=3e-11,
+    server=SERVER,
+    client=CLIENT,
 )
 SKELETON = SkeletonTimes(token=0.002, prompt=0.02, tokens=PROMPT)
 

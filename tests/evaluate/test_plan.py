@@ -13,6 +13,8 @@ from confide.evaluate.skeleton import time_skeleton
 from confide.models.roles import find_layers
 from confide.models.source import Source, open_model
 
+from .rates import CLIENT, SERVER
+
 RATES = Rates(
     ahead=GroupRate(1e-5, 6e-8, 1e-8, 0),
     token=GroupRate(3.4e-4, 0, 0, 8e-11),
@@ -20,6 +22,8 @@ RATES = Rates(
     uncached=5e-11,
     kept_token=2e-10,
     kept_prompt_token=3e-11,
+    server=SERVER,
+    client=CLIENT,
 )
 """Those of a machine with two cores."""
 LLAMA_7B = LlamaConfig(

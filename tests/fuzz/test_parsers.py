@@ -1,4 +1,4 @@
-"""Every parser of evidence, collateral, policies and receipts has a target that reaches it with what is kept."""
+"""Every parser of evidence, collateral, policies, receipts, results and traces has a target that reaches it."""
 
 import ast
 import functools
@@ -14,7 +14,7 @@ import confide
 
 ATTEST = Path(confide.__file__).parent / "attest"
 RECEIPTS = ATTEST.parent / "receipts"
-RESULTS = ATTEST.parent / "bench" / "results.py"
+OTHERS = [ATTEST.parent / path for path in ("bench/results.py", "evaluate/trace.py")]
 PARSERS = {
     "bundle.py": {"Bundle.read": "bundle"},
     "cbor.py": {"decode": "nitro-document"},
@@ -72,10 +72,11 @@ PARSERS = {
     },
     "reading/tpm.py": {"parse_registers": "tpm-registers"},
     "../bench/results.py": {"read_result": "bench-result"},
+    "../evaluate/trace.py": {"read_trace": "trace"},
     "../receipts/client.py": {"ClientReceipt.read": "client-receipt"},
     "../receipts/client_key.py": {"parse_key": "client-key"},
     "../receipts/documents.py": {"read_document": "receipt", "read_json": "report"},
-    "../receipts/events.py": {"sampling_event": "sampling"},
+    "../receipts/events.py": {"sampling_event": "sampling", "sources_event": "sources"},
     "../receipts/keyset.py": {"Keyset.read": "keyset"},
     "../receipts/receipt.py": {"Receipt.read": "receipt"},
     "../receipts/report.py": {"Report.read": "report"},
@@ -153,7 +154,7 @@ def _names() -> dict[tuple[str, int], tuple[str, str]]:
 
 
 def _functions() -> Iterator[tuple[str, str, ast.FunctionDef]]:
-    for path in sorted([*ATTEST.rglob("*.py"), *RECEIPTS.rglob("*.py"), RESULTS]):
+    for path in sorted([*ATTEST.rglob("*.py"), *RECEIPTS.rglob("*.py"), *OTHERS]):
         module = (
             path.relative_to(ATTEST).as_posix() if path.is_relative_to(ATTEST) else f"../{path.parent.name}/{path.name}"
         )

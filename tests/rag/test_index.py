@@ -1,9 +1,13 @@
 """What is found for a question, by words, by embeddings and by both."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from confide.packages.sealed.corpus import Chunk
-from confide.rag.index import Index, words
+from confide.rag.index import Index, Meaning, fused, words
 
 TEXTS = (
     "The tide rises twice a day.",
@@ -57,3 +61,67 @@ def test_a_question_costs_no_more_than_its_words_may() -> None:
 
 def test_a_corpus_without_words_is_found_by_nothing() -> None:
     assert Index([Chunk("a.txt", None, "!!!")]).search("!!! word", 5) == []
+
+
+class Directions:
+    """An embedder that knows which way a text points, by its first letter alone."""
+
+    def of_question(self, text: str) -> NDArray[np.float32]:
+        angle = np.float32(ord(text[0]) - ord("a")) / 10
+        return np.array([np.cos(angle), np.sin(angle)], np.float32)
+
+
+def by_meaning(texts: Sequence[str]) -> Index:
+    chunks = [Chunk("a.txt", None, text) for text in texts]
+    vectors = np.stack([Directions().of_question(text) for text in texts])
+    return Index(chunks, Meaning(vectors, Directions()))
+
+
+def test_a_chunk_without_a_word_of_the_question_is_found_by_what_it_means() -> None:
+    index = by_meaning(["h far", "b near", "a word"])
+    assert places(index, "a question") == [2, 1, 0]
+    assert places(index, "bah") == [1, 2, 0]
+    assert places(index, "bah", most=2) == [1, 2]
+
+
+def test_words_and_meaning_have_an_equal_say() -> None:
+    """Of three chunks each ranking has another first, and both the same second, which comes first."""
+    index = by_meaning(["d tide tide", "c tide", "a rise"])
+    assert places(Index(index.chunks), "b tide") == [0, 1]
+    assert places(index, "b tide") == [1, 0, 2]
+    [first, second, _] = index.search("b tide", 9)
+    assert first.score == 1 > second.score > 0
+
+
+def test_ranks_are_fused_as_their_formula_says() -> None:
+    places = fused([[7, 8], [8, 9]])
+    assert places == [(8, 1 / 62 + 1 / 61), (7, 1 / 61), (9, 1 / 62)]
+    assert fused([[3, 1], [1, 3]]) == [(3, 1 / 61 + 1 / 62), (1, 1 / 62 + 1 / 61)]
+    assert fused([]) == []
+
+
+class Lengths:
+    """A re-ranker that likes short texts, and notes how many it had to read."""
+
+    def __init__(self) -> None:
+        self.read: list[int] = []
+
+    def scores(self, question: str, texts: Sequence[str]) -> list[float]:
+        self.read.append(len(texts))
+        return [1 / len(text) for text in texts]
+
+
+def test_a_reranker_has_the_last_word_on_the_best() -> None:
+    reranker = Lengths()
+    texts = ["word " * count for count in range(1, 41)]
+    index = Index([Chunk("a.txt", None, text) for text in texts], reranker=reranker)
+    [first, second] = index.search("word", 2)
+    assert (first.place, first.score) == (min(reranked(index)), 1 / len(texts[first.place]))
+    assert first.score > second.score
+    assert len(index.search("word", 30)) == 30
+    assert index.search("volcano", 30) == []
+    assert reranker.read == [20, 30, 0]
+
+
+def reranked(index: Index) -> list[int]:
+    return places(Index(index.chunks), "word", 20)

@@ -25,12 +25,17 @@ class Egress(StrEnum):
     """Where the process can open connections to: what was enforced and checked, not what was intended.
 
     Connections that users open to it are not meant. An upstream is another process, whose own ways out nobody states.
+    Neighbours are services that it verifies before it tells them anything.
     """
 
     NONE = "none"
     KEY_SERVICE = "key-service-only"
     UPSTREAM = "upstream-only"
     KEY_SERVICE_AND_UPSTREAM = "key-service-and-upstream-only"
+    NEIGHBOURS = "neighbours-only"
+    KEY_SERVICE_AND_NEIGHBOURS = "key-service-and-neighbours-only"
+    UPSTREAM_AND_NEIGHBOURS = "upstream-and-neighbours-only"
+    KEY_SERVICE_UPSTREAM_AND_NEIGHBOURS = "key-service-upstream-and-neighbours-only"
     OPEN = "open"
 
 
@@ -100,13 +105,27 @@ class CorpusServed(_Part, frozen=True):
     owner: Hex32
 
 
+class GraphJoined(_Part, frozen=True):
+    """The graph of services that it is one of: see `confide.graph`.
+
+    graph: which. version: its number, which only grows. digest: of that version. service: as which of them. promise: of
+    a coordinator, the digest of the policy that it holds every service against that sees a user's data; else empty.
+    """
+
+    graph: Hex32
+    version: Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]
+    digest: Hex32
+    service: Annotated[str, msgspec.Meta(pattern=r"\A[a-z][a-z0-9-]{0,62}\Z")]
+    promise: Annotated[str, msgspec.Meta(pattern=r"\A([0-9a-f]{64})?\Z")] = ""
+
+
 class Configuration(_Part, frozen=True):
     """Everything that changes behaviour. What is not known yet, when a key is asked for, or not there is None or empty.
 
     context: tokens of prompt and answer together. adapters: what is laid over the weights, by
     digest where Confide did it, else by name. template: SHA-256 of the chat template,
     which is Confide's plain one for a model without. options: of the command that serves. environment: variables that
-    libraries look at, secrets by name. corpus: there is no such member where none is served.
+    libraries look at, secrets by name. corpus, graph: there is no such member where none is served, or joined.
     """
 
     confide: Build
@@ -122,3 +141,4 @@ class Configuration(_Part, frozen=True):
     options: Settings = {}
     environment: Settings = {}
     corpus: CorpusServed | msgspec.UnsetType = msgspec.UNSET
+    graph: GraphJoined | msgspec.UnsetType = msgspec.UNSET

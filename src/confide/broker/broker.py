@@ -16,9 +16,9 @@ from confide.attest.defaults import COLLATERAL
 from confide.attest.policy_toml import policy_digest
 from confide.broker.appraisal import Appraiser, channel_key
 from confide.broker.log import AuditLog, Entry
-from confide.broker.nonces import LIFETIME, Nonces
 from confide.broker.store import KeyStore
 from confide.channel.key_release import NonceAnswer, ReleaseAnswer, ReleaseRequest, wrapping_info
+from confide.channel.nonces import LIFETIME, Nonces
 from confide.errors import KeyRefused, UnknownModelKey
 
 _MAX_WORDS: Final = 512

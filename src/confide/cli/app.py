@@ -54,6 +54,8 @@ _GROUPS: Final = (
     "keys",
     "certify",
     "rag",
+    "graph",
+    "guard",
     "train",
     "deploy",
     "config",

@@ -18,7 +18,14 @@ from confide.attest.evidence import Family
 from confide.cli import output
 from confide.cli.files import read_file
 from confide.cli.options import Ca, InsecureNoTls, Json, Offline
-from confide.errors import AttestationError, InvalidPolicy, MalformedEvidence
+from confide.errors import (
+    AttestationError,
+    AttestationRefused,
+    GraphRefused,
+    InvalidPolicy,
+    MalformedEvidence,
+    NeighbourRefused,
+)
 from confide.printable import printable
 
 if TYPE_CHECKING:
@@ -32,6 +39,7 @@ if TYPE_CHECKING:
     from confide.attest.policy import AnyPolicy
     from confide.attest.result import AttestationResult
     from confide.attest.statement import Statement
+    from confide.client.graph import Coordinated, GraphVerdict
     from confide.receipts.verify_report import ReportResult
 
 
@@ -52,6 +60,9 @@ class VerdictGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except typer.Exit:
+            raise
+        except (AttestationRefused, GraphRefused, NeighbourRefused) as error:
+            error.exit_code = Exit.REFUSED
             raise
         except AttestationError as error:
             error.exit_code = Exit.MALFORMED
@@ -167,6 +178,53 @@ def verify(
         return
     given = _Given.read(mode, evidence, collateral, policy, at, family, statement, event_log)
     _finish(given.appraise(mode.verifier()), json=json)
+
+
+@app.command("graph")
+def graph(
+    url: Annotated[str, typer.Argument(help="Address of the service that users ask.", metavar="URL")],
+    graph: Annotated[str, typer.Option(help="The graph's id, as its owners published it.", metavar="ID")],
+    policy: Annotated[
+        Path | None,
+        typer.Option(
+            help="TOML, what each service has to show besides what its owners ask for; with --coordinator, what that "
+            "has to show.",
+            metavar="FILE",
+        ),
+    ] = None,
+    coordinator: Annotated[
+        str | None, typer.Option(help="Address of what vouches for a graph that is not shown.", metavar="URL")
+    ] = None,
+    promise: Annotated[
+        Path | None, typer.Option(help="TOML: the policy that the coordinator has to promise.", metavar="FILE")
+    ] = None,
+    simulated_root: SimulatedRoot = None,
+    attestation_key: AttestationKeys = None,
+    ca: Ca = None,
+    offline: Offline = False,
+    insecure_no_tls: InsecureNoTls = False,
+    json: Json = False,
+) -> None:
+    """Verify every service of a graph now, each under its owners' policy, and say which is not what it has to be.
+
+    Of a graph that is not shown: its coordinator, what that promises, and that the service here is the one meant. Only
+    nonces are sent there.
+    """
+    import httpx
+
+    from confide.client.graph import Coordinated, relying_on
+    from confide.client.hop import TIMEOUT, server_address, tls_context
+    from confide.client.relying_party import RelyingParty
+
+    party = RelyingParty.configure(policy, simulated_root, attestation_key or (), offline=offline)
+    whole = relying_on(graph, party, coordinator or "", promise, insecure_no_tls=insecure_no_tls)
+    address = server_address(url, insecure_no_tls=insecure_no_tls)
+    with httpx.Client(verify=tls_context(address, ca), timeout=TIMEOUT, trust_env=False) as http:
+        verdict = whole.verify(http, address)
+    if isinstance(verdict, Coordinated):
+        _finish_coordinated(verdict, json=json)
+    else:
+        _finish_graph(verdict, json=json)
 
 
 @app.command("freeze")
@@ -537,6 +595,57 @@ def _finish_report(result: "ReportResult", *, json: bool) -> None:
             output.note("It says that it hands questions on: each receipt names the upstream that answered.")
         show_verdict(result.verdict(), good=result.verified and not result.simulated)
     raise typer.Exit(Exit.TRUSTED if result.verified else Exit.REFUSED)
+
+
+def _finish_graph(verdict: "GraphVerdict", *, json: bool) -> None:
+    from confide.client.graph import trust_of
+
+    manifest, refused = verdict.history.current.manifest, verdict.refused
+    if json:
+        services = {
+            name: {
+                "trusted": name not in refused,
+                "failed": list(getattr(refused.get(name), "checks", ())),
+                "reason": str(refused.get(name, "")),
+            }
+            for name in verdict.services
+        }
+        about = {"graph": verdict.history.id, "version": manifest.version, "simulated": verdict.simulated}
+        trust = str(trust_of(verdict)) if verdict.trusted else ""
+        output.result({"trusted": verdict.trusted, **about, "services": services, "trust": trust})
+        raise typer.Exit(Exit.TRUSTED if verdict.trusted else Exit.REFUSED)
+    for name in verdict.services:
+        error = refused.get(name)
+        said = f"refused: {error}" if error else "is what its owners ask for"
+        output.console.print(Text(f"{name:<16} {said}", "red" if error else ""), soft_wrap=True)
+    if verdict.trusted:
+        output.console.print(Text(str(trust_of(verdict))), soft_wrap=True)
+    kind = "SIMULATED, and proves nothing: " if verdict.simulated else ""
+    words = "every service is trusted" if verdict.trusted else f"not trusted, because of {' and '.join(refused)}"
+    show_verdict(
+        f"{kind}Version {manifest.version} of {manifest.name}: {words}.",
+        good=verdict.trusted and not verdict.simulated,
+    )
+    raise typer.Exit(Exit.TRUSTED if verdict.trusted else Exit.REFUSED)
+
+
+def _finish_coordinated(verdict: "Coordinated", *, json: bool) -> None:
+    from confide.attest.policy_words import asked
+    from confide.client.graph import trust_of
+
+    said, simulated = verdict.verdict.verdict, verdict.coordinator.result.simulated
+    promise, trust = list(asked(verdict.promise)), trust_of(verdict)
+    if json:
+        about = {"graph": said.graph, "version": said.version, "simulated": simulated}
+        checked = {"promise": promise, "policy": said.promise, "checked": said.checked.isoformat()}
+        output.result({"trusted": True, **about, **checked, "trust": str(trust)})
+        return
+    output.console.print(Text(f"The coordinator verified, at {said.checked:%Y-%m-%d %H:%M:%S} UTC, of each service:"))
+    for sentence in promise:
+        output.console.print(Text(f"  {printable(sentence)}"), soft_wrap=True)
+    output.console.print(Text(str(trust)), soft_wrap=True)
+    kind = "SIMULATED, and proves nothing: " if simulated else ""
+    show_verdict(f"{kind}The coordinator vouches for every service that sees your data.", good=not simulated)
 
 
 def _as_json(result: "AttestationResult") -> dict[str, Any]:

@@ -52,7 +52,7 @@ ROLES: Final = {
     "adapters": "merge LoRA adapters into models before they are split",
     "attention": "encrypted attention",
     "deploy": "write, predict and check deployments",
-    "evaluate": "plots of what is evaluated",
+    "evaluate": "plots of what is evaluated, plans of fleets",
     "gpu": "evidence of NVIDIA GPUs",
     "postgres": "one ledger for several layer servers, in PostgreSQL",
     "rag": "build, search and serve corpora of documents",

@@ -1,5 +1,6 @@
-"""`confide plan`: what protecting a model would cost, before anything runs."""
+"""`confide plan`: what protecting a model would cost, before anything runs, and what machines its users would need."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,56 +20,120 @@ POOL_TOKENS = 256
 """Tokens ahead that the memory of a client's pool is given for."""
 
 if TYPE_CHECKING:
-    from confide.evaluate.cost_model import Cost, Rates
+    from confide.evaluate.cost_model import Cost, Network, Rates
     from confide.evaluate.plan import Outlook, Warned
+    from confide.models.source import Source
 
 
 def command(
     model: Annotated[
-        str,
+        str | None,
         typer.Argument(
-            help="`demo`, a local Hugging Face folder, or a hub id; with --machines the server folder of `confide "
-            "split`. No weight is read."
+            help="`demo`, a local Hugging Face folder, or a hub id; with --machines alone, the server folder of "
+            "`confide split`. No weight is read."
         ),
-    ],
+    ] = None,
+    model_shape: Annotated[
+        str | None, typer.Option(help="Instead of a model, published dimensions: gpt2-small, 1b, 8b or 70b.")
+    ] = None,
     tokens: Annotated[int, typer.Option(help="Tokens to plan for, of prompts and answers together.", min=1)] = 4096,
     prompt: Annotated[int, typer.Option(help="Tokens of the prompt before the first token.", min=1)] = 128,
     rtt: Annotated[float, typer.Option(help="Milliseconds of a round trip to the server.", min=0)] = 0.0,
     bandwidth: Annotated[
         float | None, typer.Option(help="Mbit/s to and from the server; loopback's without.", min=0.001)
     ] = None,
+    users: Annotated[
+        int | None, typer.Option(help="Plan the machines for so many users at once, by simulation.", min=1, max=10**9)
+    ] = None,
+    protect: Annotated[str | None, typer.Option(help="With --users: what to protect, as in `split`; all.")] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --users: CSV of TIMESTAMP,ContextTokens,GeneratedTokens that says how requests come; made up "
+            "without, from --prompt and --answer.",
+            exists=True,
+            dir_okay=False,
+        ),
+    ] = None,
+    answer: Annotated[int | None, typer.Option(help="With --users: the median answer's tokens; 128.", min=1)] = None,
+    per_hour: Annotated[
+        float | None, typer.Option(help="With --users: requests of one user in an hour; 10.", min=0.001, max=10**5)
+    ] = None,
     machines: Machines = None,
     server: PlannedServers = None,
     out: PlacementOut = None,
+    p99: Annotated[
+        float | None,
+        typer.Option(help="With --users: seconds of a later token, of 99 in 100; twice a lone user's.", min=0.001),
+    ] = None,
+    p99_first: Annotated[
+        float | None,
+        typer.Option(help="With --users: seconds to the first token, of 99 in 100; twice a lone user's.", min=0.001),
+    ] = None,
+    balancing: Annotated[
+        str | None, typer.Option(help="With --users: how a request finds its machine, least-loaded or random.")
+    ] = None,
+    price: Annotated[float | None, typer.Option(help="With --users: of a machine for an hour.", min=0)] = None,
+    seed: Annotated[int | None, typer.Option(help="With --users: of everything that is left to chance; 0.")] = None,
     json: Json = False,
 ) -> None:
     """Say what protecting a model would cost, for each choice of layers: time, network, hint, and what is disclosed.
 
-    With --machines: share its layer groups out, and write the placement that clients connect by.
+    With --users: how many machines these need, and what they wait. With --machines alone: share the layer groups of a
+    split model out, and write the placement that clients connect by.
     """
-    if machines is not None:
-        plan_machines(Path(model), machines, server or [], out, json=json)
+    from confide.cli.plan_fleet import FleetOptions, plan_fleet
+    from confide.evaluate.cost_model import Network
+
+    shared_out, simulated = (machines, None) if users is None else (None, machines)
+    fleet = FleetOptions(
+        users, protect, trace, answer, per_hour, simulated, p99, p99_first, balancing, price, seed, prompt
+    )
+    fleet.require_usable()
+    if shared_out is not None:
+        if model is None or model_shape is not None:
+            raise typer.BadParameter("--machines shares out a split model; name its server folder, or give --users")
+        plan_machines(Path(model), shared_out, server or [], out, json=json)
         return
     if server or out:
-        raise typer.BadParameter("--server and --out go with --machines")
-    if prompt > tokens:
-        raise typer.BadParameter("--tokens counts the prompt's too, so it cannot be less than --prompt")
-    import math
+        raise typer.BadParameter("--server and --out go with --machines, and not with --users")
+    output.quiet_transformers()
+    network = Network(rtt / 1e3, math.inf if bandwidth is None else bandwidth * 1e6 / 8)
+    source = _source(model, model_shape)
+    settings = {"model": source.name, "prompt": prompt, "rtt_ms": rtt, "bandwidth_mbit": bandwidth}
+    if users is None:
+        _plan_choices(source, network, settings | {"tokens": tokens}, tokens=tokens, prompt=prompt, json=json)
+    else:
+        plan_fleet(source, network, settings, fleet, json=json)
 
+
+def _source(model: str | None, shape: str | None) -> "Source":
+    from confide.evaluate.shapes import SHAPES
+    from confide.models.source import Source, open_model
+
+    if model is not None and shape is None:
+        return open_model(model)
+    if model is not None or shape is None:
+        raise typer.BadParameter("name a MODEL, or its --model-shape")
+    if shape not in SHAPES:
+        raise typer.BadParameter(f"there is no shape {shape!r}; there are {', '.join(SHAPES)}")
+    return Source(shape, "", SHAPES[shape])
+
+
+def _plan_choices(
+    source: "Source", network: "Network", settings: dict[str, Any], *, tokens: int, prompt: int, json: bool
+) -> None:
     from confide.evaluate.calibrate import calibrate
     from confide.evaluate.cost_model import Network
     from confide.evaluate.plan import make_plan, warnings
-    from confide.models.source import open_model
 
-    output.quiet_transformers()
-    network = Network(rtt / 1e3, math.inf if bandwidth is None else bandwidth * 1e6 / 8)
-    source = open_model(model)
+    if prompt > tokens:
+        raise typer.BadParameter("--tokens counts the prompt's too, so it cannot be less than --prompt")
     with output.messages.status("measuring this machine, about five seconds"):
         rates = calibrate()
         outlooks = make_plan(source, rates, network, tokens=tokens, prompt=prompt)
     warned = warnings(outlooks, network, tokens)
     if json:
-        settings = {"model": model, "tokens": tokens, "prompt": prompt, "rtt_ms": rtt, "bandwidth_mbit": bandwidth}
         output.result(settings | _as_json(outlooks, warned, rates))
         return
     output.console.print(_table(outlooks, tokens, prompt))

@@ -13,7 +13,12 @@ from confide.disk.files import create_file
 
 Machines = Annotated[
     int | None,
-    typer.Option(help="Share the layer groups of a split model out over so many machines.", min=1),
+    typer.Option(
+        help="Share the layer groups of a split model out over so many machines. With --users: so many, and not the "
+        "fewest that do.",
+        min=1,
+        max=10**9,
+    ),
 ]
 PlannedServers = Annotated[
     list[str] | None,

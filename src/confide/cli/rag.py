@@ -9,11 +9,14 @@ from rich.text import Text
 
 from confide.cli import output
 from confide.cli.options import Json, OwnerFile, TrustedOwner, require_text
+from confide.extras import named_extras
 from confide.printable import printable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from confide.packages.owner import OwnerPublicKey
-    from confide.packages.sealed.corpus import Chunk, CorpusManifest
+    from confide.packages.sealed.corpus import Chunk, CorpusManifest, Embeddings
 
 app = typer.Typer(name="rag", help="Sealed corpora of documents, for retrieval.", no_args_is_help=True)
 
@@ -48,6 +51,18 @@ def build(
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="Leave out, and name, documents that cannot be read.")
     ] = False,
+    embedder: Annotated[
+        Path | None,
+        typer.Option(
+            help="A sentence-transformers model: chunks are found by what they mean, too. It becomes part of the "
+            "corpus, as does the next.",
+            metavar="FOLDER",
+        ),
+    ] = None,
+    reranker: Annotated[
+        Path | None,
+        typer.Option(help="A cross-encoder, which has the last word on the best 20 chunks.", metavar="FOLDER"),
+    ] = None,
     owner: OwnerFile = None,
     json: Json = False,
 ) -> None:
@@ -63,23 +78,37 @@ def build(
     if after is not None and name is not None:
         raise typer.BadParameter("the next head keeps the name of the corpus; leave --name out")
     require_absent(out)
+    if embedder or reranker:
+        output.quiet_transformers()
     signer, corpus_key = read_or_make_key(owner), read_or_make(key)
     same = {signer.public, *other_keys(signer.public)}
     before = SealedCorpus.open(after, same) if after else None
+    # Before anything that takes long: what is none is refused at once.
+    reranking = _reranker_files(reranker) if reranker else None
+    embed = _embedding(embedder) if embedder else None
     with output.messages.status("reading") as status:
         gathered = gather(
             folder,
             skip_unreadable=skip_unreadable,
             on_document=lambda document: status.update(f"[dim]reading {escape(printable(document))}[/]"),
         )
-    manifest = seal_corpus(
-        gathered.chunks,
-        out,
-        name=safe_name(name or folder.resolve().name),
-        key=corpus_key,
-        owner=signer,
-        after=before,
-    )
+        embeddings = None
+        if embed is not None:
+            total = len(gathered.chunks)
+            embeddings = embed(
+                [chunk.text for chunk in gathered.chunks],
+                lambda count: status.update(f"[dim]embedding: {count:,} of {total:,} chunks"),
+            )
+        manifest = seal_corpus(
+            gathered.chunks,
+            out,
+            name=safe_name(name or folder.resolve().name),
+            key=corpus_key,
+            owner=signer,
+            after=before,
+            embeddings=embeddings,
+            reranker=reranking,
+        )
     if json:
         output.result({"package": str(out), **_facts(manifest, signer.public), "left_out": gathered.left_out})
         return
@@ -113,7 +142,11 @@ def show(
     from confide.packages.trusted_owners import accepted_owners
 
     sealed = SealedCorpus.open(corpus, accepted_owners(owner))
-    chunks = sealed.read(ModelKey.read(key)) if key else ()
+    chunks: tuple[Chunk, ...] = ()
+    if key:
+        unlocked = sealed.unlock(ModelKey.read(key))
+        chunks = unlocked.chunks()
+        unlocked.verify_models()
     counts: dict[str, int] = {}
     for chunk in chunks:
         counts[chunk.source] = counts.get(chunk.source, 0) + 1
@@ -126,7 +159,7 @@ def show(
     for source, count in counts.items():
         output.console.print(Text(f"{count:>6,} chunks  {source}"), soft_wrap=True)
     output.console.print(
-        "[green]Verified:[/] every chunk decrypts with this key, and is what its owner signed."
+        "[green]Verified:[/] every chunk and every model decrypts with this key, and is what its owner signed."
         if key
         else "The signature holds and no file is missing. Their content was not checked: use --key."
     )
@@ -149,7 +182,9 @@ def search(
 
     require_text(question, "the question")
     sealed = SealedCorpus.open(corpus, accepted_owners(owner))
-    hits = Index(sealed.read(ModelKey.read(key))).search(question, most)
+    if sealed.manifest.has_models:
+        output.quiet_transformers()
+    hits = Index.of(sealed.unlock(ModelKey.read(key))).search(question, most)
     if json:
         found = [_cited(hit.chunk) | {"score": hit.score, "text": hit.chunk.text} for hit in hits]
         output.result({"corpus": sealed.manifest.corpus, "head": sealed.manifest.head, "hits": found})
@@ -163,6 +198,25 @@ def search(
         output.console.print("\n")
     if not hits:
         output.note("No chunk has a word of the question.")
+
+
+def _embedding(folder: Path) -> "Callable[[list[str], Callable[[int], None]], Embeddings]":
+    """What embeds texts with the model of a folder, and tells how many are done."""
+    with named_extras():
+        from confide.models.encoders import Embedder, embedder_files
+    from confide.packages.sealed.corpus import Embeddings
+
+    files, model = embedder_files(folder), Embedder.load(folder)
+    return lambda texts, on_text: Embeddings(files, model.of_documents(texts, on_text))
+
+
+def _reranker_files(folder: Path) -> dict[str, Path]:
+    """The files of a re-ranker, once it is known to be one."""
+    with named_extras():
+        from confide.models.encoders import Reranker, reranker_files
+
+    Reranker.load(folder).scores("a question", ["an answer"])
+    return reranker_files(folder)
 
 
 def _cited(chunk: "Chunk") -> dict[str, Any]:
@@ -179,6 +233,8 @@ def _facts(manifest: "CorpusManifest", owner: "OwnerPublicKey") -> dict[str, Any
         "root": manifest.root,
         "documents": manifest.documents,
         "chunks": manifest.chunks,
+        "embedder": manifest.embedded.model_digest if manifest.embedded else "",
+        "reranker": manifest.reranker.model_digest if manifest.reranker else "",
         "key": manifest.key,
         "owner": str(owner),
     }

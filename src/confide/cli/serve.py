@@ -20,7 +20,8 @@ from confide.net.loopback import require_loopback
 
 LAYERS = "Layer servers (confide split)"
 LICENCES = "Layer servers and sealed models"
-SEALED = "Sealed models and corpora (confide seal, confide rag build)"
+SEALED = "Sealed models and corpora (confide seal, confide rag build), and guards (confide guard sign)"
+GRAPH = "Services of a graph (confide graph)"
 MODEL = "Sealed models"
 
 
@@ -58,8 +59,8 @@ def command(
     packages: Annotated[
         list[str],
         typer.Argument(
-            help="The server folder of `confide split`, the package of `confide seal`, or the corpus of `confide rag "
-            "build`. Of server folders also several, as NAME=FOLDER, each at ws://host:port/NAME.",
+            help="The server folder of `confide split`, the package of `confide seal`, the corpus of `confide rag "
+            "build`, or the rules of `confide guard sign`. Of server folders also several, as NAME=FOLDER, each at ws://host:port/NAME.",
             metavar="PACKAGE...",
         ),
     ],
@@ -240,6 +241,22 @@ def command(
             rich_help_panel=MODEL,
         ),
     ] = None,
+    graph: Annotated[
+        Path | None,
+        typer.Option(help="The graph's log, to be one of its services; needs --service.", rich_help_panel=GRAPH),
+    ] = None,
+    service: Annotated[
+        str | None, typer.Option(help="Which of its services this is, by name.", rich_help_panel=GRAPH)
+    ] = None,
+    neighbour: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Where a service is that this one asks; one for each.", metavar="NAME=URL", rich_help_panel=GRAPH
+        ),
+    ] = None,
+    neighbour_ca: Annotated[
+        Path | None, typer.Option(help="PEM file of the authorities to trust there.", rich_help_panel=GRAPH)
+    ] = None,
     insecure_open_egress: Annotated[
         bool,
         typer.Option(
@@ -259,10 +276,11 @@ def command(
     insecure_no_tls: InsecureNoTls = False,
     json: Json = False,
 ) -> None:
-    """Serve the protected layers of a model to licensed clients, or a sealed model or corpus from inside a TEE.
+    """Serve the protected layers of a model to licensed clients, or a model, corpus or guard from inside a TEE.
 
     Which of them, the package says. A layer server sees uniform numbers and answers with masked products. A sealed
-    model or corpus is opened in memory once its owner has released the key to this environment.
+    model or corpus is opened in memory once its owner has released the key to this environment. A guard looks for
+    phrases in what it hands on to its model.
     """
     if (tls_cert is None) != (tls_key is None):
         raise typer.BadParameter("give both --tls-cert and --tls-key")
@@ -288,6 +306,10 @@ def command(
         "ra_tls": ra_tls,
         "tls_name": tls_name,
         "release": release,
+        "graph": graph,
+        "service": service,
+        "neighbour": neighbour,
+        "neighbour_ca": neighbour_ca,
         "insecure_open_egress": insecure_open_egress,
     }
     model: dict[str, object] = {
@@ -310,7 +332,7 @@ def command(
     named = _named(packages)
     package = next(iter(named.values()))
     kind = read_kind(package) if len(named) == 1 else None
-    if kind in (PackageKind.SEALED, PackageKind.CORPUS):
+    if kind in (PackageKind.SEALED, PackageKind.CORPUS, PackageKind.GUARD):
         require_chosen(ctx)
     if kind is PackageKind.SEALED:
         from confide.cli.serve_model import ModelOptions, serve_model
@@ -324,6 +346,14 @@ def command(
 
         _require_unset(layers | model | licences, "a corpus")
         serve_corpus(package, listening, TeeOptions(**sealed), json=json)  # type: ignore[arg-type]
+        return
+    if kind is PackageKind.GUARD:
+        from confide.cli.serve_guard import serve_guard
+        from confide.cli.serve_sealed import TeeOptions
+
+        keyed: dict[str, object] = {"keys": keys, "keys_ca": keys_ca, "keys_through": keys_through}
+        _require_unset(layers | model | licences | keyed, "a guard")
+        serve_guard(package, listening, TeeOptions(**sealed), json=json)  # type: ignore[arg-type]
         return
     from confide.cli.serve_layers import LayerOptions, serve_layers
     from confide.net.vsock import VSOCK

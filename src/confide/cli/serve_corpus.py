@@ -23,6 +23,8 @@ def serve_corpus(package: Path, listening: Listening, options: TeeOptions, *, js
     from confide.packages.sealed.corpus import SealedCorpus
 
     sealed = SealedCorpus.open(package)
+    if sealed.manifest.has_models:
+        output.quiet_transformers()
     with prepared(listening, options) as place:
         retrieval = Retrieval(sealed.manifest, load_corpus(sealed, place.workload, place.fetch, ways=place.ways))
         background: list[asyncio.Task[None]] = []  # the loop ends them; kept, or they could be collected
@@ -32,7 +34,13 @@ def serve_corpus(package: Path, listening: Listening, options: TeeOptions, *, js
                 background.append(asyncio.create_task(place.own_tls.keep_current()))
 
         serve_app(
-            retrieval_app(place.workload, retrieval, tls_ends_here=options.ra_tls),
+            retrieval_app(
+                place.workload,
+                retrieval,
+                tls_ends_here=options.ra_tls,
+                neighbours=place.joined.neighbours,
+                graph=place.joined.shown,
+            ),
             place.bound,
             place.tls,
             lambda url: _announce(url, sealed, place, json=json),

@@ -102,6 +102,7 @@ class ModelOptions(TeeOptions):
 
 def serve_model(package: Path, listening: Listening, options: ModelOptions, *, json: bool) -> None:
     """Close the ways out, fetch the key with evidence, load the model, test it, and serve it until a signal."""
+    from confide.client.retrieval import search_through
     from confide.enclave.api.answer import Serving
     from confide.enclave.api.public import private_app, public_app
     from confide.enclave.api.server import CONNECTIONS, serve_app
@@ -165,9 +166,17 @@ def serve_model(package: Path, listening: Listening, options: ModelOptions, *, j
         def ready(url: str) -> None:
             _announce(url, workload, engine.facts, place.tee, licences=users is not None, json=json)
 
-        shown = Serving(engine, self_test, limits, users=users, traces=traces)
+        edges = list(place.joined.edges.values())
+        search = search_through(edges[0]) if len(edges) == 1 else None  # what a model asks is a corpus
+        shown = Serving(engine, self_test, limits, users=users, traces=traces, search=search)
         serve_app(
-            public_app(workload, shown, tls_ends_here=options.ra_tls),
+            public_app(
+                workload,
+                shown,
+                tls_ends_here=options.ra_tls,
+                neighbours=place.joined.neighbours,
+                graph=place.joined.shown,
+            ),
             place.bound,
             place.tls,
             ready,

@@ -59,7 +59,7 @@ def verify_workload(
                 raise
             busy = error
         else:
-            return _appraised(party, url, attested, nonce)
+            return appraised(party, url, attested, nonce)
         sleep(pause(attempt, busy.retry_seconds if isinstance(busy, ServerBusy) else 0.0))
     raise ValueError("There is at least one attempt.")
 
@@ -71,8 +71,11 @@ def _require_current(verified: Verified) -> None:
         require_current(configuration.corpus, simulated=verified.result.simulated)
 
 
-def _appraised(party: RelyingParty, url: str, attested: Attested, nonce: str) -> Verified:
-    """The verdict, which stands in the audit log, if this user keeps one, before anything follows from it."""
+def appraised(party: RelyingParty, url: str, attested: Attested, nonce: str) -> Verified:
+    """The verdict on what a workload showed for a nonce, now. AttestationError where it is not to be trusted.
+
+    It stands in the audit log, if this user keeps one, before anything follows from it.
+    """
     try:
         verified = party.appraise(attested, nonce, datetime.now(UTC), url)
         _require_current(verified)

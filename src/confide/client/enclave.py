@@ -15,6 +15,7 @@ from confide.attest.policy import AnyPolicy
 from confide.attest.result import AttestationResult
 from confide.channel.encryption import CACHE_SALT
 from confide.client.attested import verify_workload
+from confide.client.graph import Coordinated, GraphVerdict, relying_on, trust_of
 from confide.client.hop import LONG_TIMEOUT, TIMEOUT, server_address, tls_context
 from confide.client.ra_tls import AsyncAttestedTlsTransport, AttestedTlsTransport, unauthenticated_context
 from confide.client.receipts import AsyncReceiptedTransport, ReceiptedTransport, Receipts, save_receipt
@@ -80,6 +81,9 @@ class EnclaveSession(Session):
         offline: bool = False,
         replicas: int = 1,
         licence: str = "",
+        graph: str = "",
+        coordinator: str = "",
+        promise: AnyPolicy | Path | str | None = None,
     ) -> None:
         """url: where the workload or its gateway is, or several addresses of replicas, of which the first that holds is
         asked first. policy, simulated_root, attestation_keys, offline: see RelyingParty.
@@ -90,6 +94,11 @@ class EnclaveSession(Session):
         insecure_no_tls: allow http beyond this machine, where requests are encrypted as everywhere. replicas: how many
         workloads a balancer may hand requests to at each address; at most 16 in all (ValueError). licence: the key of a
         licence, for a workload whose users have them; it goes where prompts go, and only there.
+
+        graph: the id of a graph of services, of which the one here is the entry; then all of them are verified, and
+        each has to satisfy the policy as well as its owners'. coordinator: of a graph that is not shown, the address of
+        what vouches for it, which the policy is then for. promise: what it has to promise; without, what it does is
+        taken, and `trust` says it.
 
         Each replica is verified under the policy before anything is encrypted to it. With more than one, a new key does
         not stop the session: whoever has it is verified. A request that came to a replica that cannot read it, or that
@@ -107,9 +116,17 @@ class EnclaveSession(Session):
             raise InsecureConnection(
                 f"{self.urls[0]} is not an https address, and RA-TLS is TLS; write https://host:port."
             )
+        if graph and (len(self.urls) != 1 or replicas != 1 or ra_tls):
+            raise WrongMode("A graph has one entry, without replicas and asked without ra_tls; leave the others out.")
+        if (coordinator or promise is not None) and not graph:
+            raise WrongMode("A coordinator and its promise are a graph's; give graph as well, or leave them out.")
         if ra_tls and ca:
             raise WrongMode("RA-TLS trusts evidence and no authority; leave ca out, or connect without ra_tls.")
         self._party = RelyingParty.configure(policy, simulated_root, attestation_keys, offline=offline)
+        self._whole = (
+            relying_on(graph, self._party, coordinator, promise, insecure_no_tls=insecure_no_tls) if graph else None
+        )
+        self._verdict: GraphVerdict | Coordinated | None = None
         self._ra_tls = ra_tls
         self._api_key = licence or _NO_API_KEY
         self._tls = unauthenticated_context() if ra_tls else tls_context((encrypted or [""])[0], ca)
@@ -117,10 +134,19 @@ class EnclaveSession(Session):
         self._salted = {CACHE_SALT: secrets.token_hex(32)}
         self._http = httpx.Client(verify=self._tls, timeout=TIMEOUT, trust_env=False)
         try:
-            self._standing = Standing(lambda one: verify_workload(self._http, one, self._party), self.urls, replicas)
+            self._standing = Standing(self._verified, self.urls, replicas)
         except BaseException:
             self._http.close()
             raise
+
+    def _verified(self, url: str) -> Verified:
+        """Whoever answers there, and with it the graph, if it is the entry of one."""
+        if self._whole is None:
+            return verify_workload(self._http, url, self._party)
+        verdict = self._whole.verify(self._http, url)
+        entry = verdict.entry
+        self._verdict = verdict
+        return entry
 
     def __repr__(self) -> str:
         return f"EnclaveSession({', '.join(map(repr, self.urls))}, {self.result.family.value})"
@@ -143,10 +169,17 @@ class EnclaveSession(Session):
     @property
     def trust(self) -> TrustStatement:
         """Who can see prompt, weights and output, under which assumption."""
+        if self._verdict is not None:
+            return trust_of(self._verdict)
         channel = TLS if self._ra_tls else ENCRYPTED
         met = self._standing.replicas or (self._standing.last,)
         each = [enclave_trust(one.result, channel, one.statement.configuration) for one in met]
         return replicas_trust(each, self._standing.limit)
+
+    @property
+    def graph(self) -> GraphVerdict | Coordinated | None:
+        """What was verified of the graph whose entry this is; None where no graph was asked for."""
+        return self._verdict
 
     @property
     def replicas(self) -> tuple[Verified, ...]:

@@ -18,6 +18,9 @@ class EnclaveOptions(TypedDict, total=False):
     offline: bool
     replicas: int
     licence: str
+    graph: str
+    coordinator: str
+    promise: AnyPolicy | Path | str | None
     ca: Path | str | None
     insecure_no_tls: bool
 

@@ -13,6 +13,7 @@ import httpx
 
 from confide.attest.bundle import Bundle
 from confide.audit.log import note
+from confide.client.corpora import require_current
 from confide.client.hop import aread_bounded, read_bounded
 from confide.client.relying_party import Verified
 from confide.client.transport import TO, VERIFIED
@@ -25,6 +26,7 @@ from confide.errors import (
     UnknownReceipt,
 )
 from confide.receipts.documents import digest_of
+from confide.receipts.events import SOURCES, source_corpus, sources_event
 from confide.receipts.receipt import HEADER, MAX_RECEIPT_BYTES, Receipt
 from confide.receipts.verify import Grounds, ReceiptResult, grounds_of_statement, verify_receipt
 
@@ -66,7 +68,8 @@ class Exchange:
     def check(self, status: int, content: bytes) -> None:
         """Hold what the workload gave as the receipt against the whole answer. status, content: of that reply.
 
-        ReceiptMissing, MalformedReceipt, ReceiptRefused.
+        ReceiptMissing, MalformedReceipt, ReceiptRefused; CorpusRefused where it went by an older head of a corpus than
+        this user has met.
         """
         if status == httpx.codes.NOT_FOUND:
             raise ReceiptMissing(
@@ -76,8 +79,14 @@ class Exchange:
             raise ProtocolError(f"The workload answered {status} for a receipt; ask its operator.")
         self.receipt = content
         returned = f"sha256:{self._hash.hexdigest()}"
+        response = None if self.response is None else bytes(self.response)
         result = verify_receipt(
-            Receipt.read(content), self.grounds, request=self.request, returned=returned, receipt_id=self.receipt_id
+            Receipt.read(content),
+            self.grounds,
+            request=self.request,
+            response=response,
+            returned=returned,
+            receipt_id=self.receipt_id,
         )
         if not result.verified:
             failed = "; ".join(f"{one.code}: expected {one.expected}, saw {one.seen}" for one in result.failures)
@@ -85,6 +94,9 @@ class Exchange:
                 f"The receipt does not hold. Failed: {failed or 'it cannot be checked'}. Rely on nothing of this "
                 "answer, and ask the workload's operator."
             )
+        cited = next(result.receipt.events(SOURCES), None) or (sources_event(response) if response else None)
+        if cited is not None:
+            require_current(source_corpus(cited), simulated=self.verified.result.simulated)
         self.result = result
 
 
@@ -104,6 +116,7 @@ class Receipts:
         self._base_url = base_url
         self._settled = settled
         self.last: Exchange | None = None
+        self._known: tuple[Verified, Grounds] | None = None
 
     def result(self) -> ReceiptResult:
         """Every check of the last answer's. UnknownReceipt where there is none; what was wrong with it is raised."""
@@ -123,7 +136,7 @@ class Receipts:
         if request.method != "POST" or not answer.is_success:
             return None
         verified: Verified = answer.extensions[VERIFIED]
-        grounds = grounds_of(verified)
+        grounds = self._grounds_of(verified)
         if grounds.keyset is None:
             return None
         receipt_id = answer.headers.get(HEADER, "")
@@ -137,6 +150,13 @@ class Receipts:
             self._close(exchange)
         answer.extensions[EXCHANGE] = exchange
         return exchange
+
+    def _grounds_of(self, verified: Verified) -> Grounds:
+        """The same for all answers of a workload, as long as it is the one that was verified."""
+        known = self._known
+        if known is None or known[0] is not verified:
+            self._known = known = verified, grounds_of(verified)
+        return known[1]
 
     def question(self, exchange: Exchange, asked: httpx.Request) -> httpx.Request:
         """How to ask the replica that answered for the receipt, with the patience that the question itself had."""

@@ -86,6 +86,10 @@ class RelyingParty:
             return cls(Verifier(ProductionRoots(enrolled)), policy, vendor_collateral(offline=offline))
         return cls(Verifier(SimulatedRoots(dict.fromkeys(Family, root), enrolled)), policy, _SimulatedVendor())
 
+    def another(self, policy: AnyPolicy | Path | str) -> AnyPolicy:
+        """Another policy of the same kind, itself or a TOML file. InvalidPolicy for one of the other kind."""
+        return _production(policy) if isinstance(self.policy, Policy) else _simulated(policy)
+
     def appraise(self, attested: Attested, nonce: str, now: datetime, url: str = "") -> Verified:
         """AttestationRefused, with every check that failed, unless the hardware signed a statement made for this nonce.
 

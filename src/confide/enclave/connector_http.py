@@ -22,10 +22,12 @@ def through(connector: Connector, tls: ssl.SSLContext | None = None) -> httpx.HT
     return transport
 
 
-def async_through(connector: Connector, most: int) -> httpx.AsyncHTTPTransport:
+def async_through(connector: Connector, most: int, tls: ssl.SSLContext | None = None) -> httpx.AsyncHTTPTransport:
     """The same for `httpx.AsyncClient`. most: connections at a time."""
     transport = httpx.AsyncHTTPTransport()
-    transport._pool = httpcore.AsyncConnectionPool(max_connections=most, network_backend=_AsyncBackend(connector))
+    transport._pool = httpcore.AsyncConnectionPool(
+        ssl_context=tls, max_connections=most, network_backend=_AsyncBackend(connector)
+    )
     return transport
 
 

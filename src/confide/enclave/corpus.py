@@ -1,4 +1,4 @@
-"""From a sealed corpus to an index: evidence first, then the key, then the chunks, in memory alone."""
+"""From a sealed corpus to an index: evidence first, then the key, then chunks and models, in memory alone."""
 
 import msgspec
 
@@ -16,7 +16,8 @@ def load_corpus(package: SealedCorpus, workload: Workload, fetch: Fetch, *, ways
     The head's digest stands in the statement, in the place of a model's, before the workload attests; so the owner's
     key service releases the key for the head that it was told of, and for no other.
 
-    Raises what `fetch` raises, and InvalidPackage where the package is not what its owner signed.
+    Raises what `fetch` raises, InvalidPackage where the package is not what its owner signed, and
+    ModelNotSupported where a model in it cannot be run.
     """
     ways, manifest = ways or WaysOut(), package.manifest
     served = CorpusServed(manifest.corpus, manifest.head, manifest.digest, str(package.owner))
@@ -24,6 +25,6 @@ def load_corpus(package: SealedCorpus, workload: Workload, fetch: Fetch, *, ways
     workload.configuration = msgspec.structs.replace(workload.configuration, egress=ways.stated, corpus=served)
     key = fetch(manifest.key, workload)
     ways.close_keys()
-    index = Index(package.read(key))
+    index = Index.of(package.unlock(key))
     workload.configuration = msgspec.structs.replace(workload.configuration, egress=ways.stated)
     return index

@@ -14,9 +14,10 @@ import os
 import platform
 import socket
 import struct
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from confide.attest.configuration import Egress
@@ -59,27 +60,40 @@ CALLS: Final = {
 """By the machine's name, as `platform.machine` has it."""
 
 
+_STATED: Final = {
+    (False, False, False): Egress.NONE,
+    (True, False, False): Egress.KEY_SERVICE,
+    (False, True, False): Egress.UPSTREAM,
+    (True, True, False): Egress.KEY_SERVICE_AND_UPSTREAM,
+    (False, False, True): Egress.NEIGHBOURS,
+    (True, False, True): Egress.KEY_SERVICE_AND_NEIGHBOURS,
+    (False, True, True): Egress.UPSTREAM_AND_NEIGHBOURS,
+    (True, True, True): Egress.KEY_SERVICE_UPSTREAM_AND_NEIGHBOURS,
+}
+"""By whether a key service, an upstream, and neighbours can be reached."""
+
+
 @dataclass
 class WaysOut:
     """What this process can still reach. keys, other_keys, upstream: connectors, until they are closed, or None.
 
-    other_keys: to the service that releases the key of a dataset or an adapter, where it is another one. closed:
-    whether everything else is, which `close_egress` alone says.
+    other_keys: to the service that releases the key of a dataset or an adapter, where it is another one. neighbours: by
+    their names. closed: whether everything else is, which `close_egress` alone says.
     """
 
     keys: Connector | None = None
     upstream: Connector | None = None
     closed: bool = False
     other_keys: Connector | None = None
+    neighbours: dict[str, Connector] = field(default_factory=dict)
 
     @property
     def stated(self) -> Egress:
         """For the statement."""
         if not self.closed:
             return Egress.OPEN
-        if self.keys is not None or self.other_keys is not None:
-            return Egress.KEY_SERVICE_AND_UPSTREAM if self.upstream is not None else Egress.KEY_SERVICE
-        return Egress.UPSTREAM if self.upstream is not None else Egress.NONE
+        keys = self.keys is not None or self.other_keys is not None
+        return _STATED[keys, self.upstream is not None, bool(self.neighbours)]
 
     def close_keys(self) -> None:
         """The keys are here: their services are not needed any more."""
@@ -94,6 +108,8 @@ class WaysOut:
         if self.upstream is not None:
             self.upstream.close()
             self.upstream = None
+        while self.neighbours:
+            self.neighbours.popitem()[1].close()
 
 
 def close_egress(
@@ -102,13 +118,15 @@ def close_egress(
     keys: str | None,
     upstream: str | None,
     other_keys: str | None = None,
+    neighbours: Mapping[str, str] = MappingProxyType({}),
     keys_through: tuple[int, int] | None = None,
 ) -> WaysOut:
     """Close this process's ways out, but for connectors to these URLs, and see that they are closed.
 
-    listeners: bound sockets to serve on, the only ones with a network behind them that may be open by now.
-    keys_through: CID and port of virtual sockets that lead to keys, where there is no network. EgressOpen where
-    something else is open, or where the kernel has no such filters: nothing is claimed that does not hold.
+    listeners: bound sockets to serve on, the only ones with a network behind them that may be open by now. neighbours:
+    URLs by names. keys_through: CID and port of virtual sockets that lead to keys, where there is no network.
+    EgressOpen where something else is open, or where the kernel has no such filters: nothing is claimed that does not
+    hold.
     """
     _require_no_connection(listeners)
     ways = WaysOut()
@@ -116,6 +134,8 @@ def close_egress(
         ways.keys = Connector.to(keys, keys_through) if keys else None
         ways.upstream = Connector.to(upstream) if upstream else None
         ways.other_keys = Connector.to(other_keys) if other_keys else None
+        for name, url in neighbours.items():
+            ways.neighbours[name] = Connector.to(url)
         _install_filter()
         _verify()
     except BaseException:

@@ -57,6 +57,11 @@ class Tee:
         """Whether it protects nothing."""
         return isinstance(self.reader, SimulatedTee)
 
+    @property
+    def root(self) -> bytes | None:
+        """The simulated root that its evidence ends in, in DER; None where that is a vendor's."""
+        return self.reader.roots().certificates[Family.TDX] if isinstance(self.reader, SimulatedTee) else None
+
 
 def open_tee(
     kind: TeeKind,

@@ -15,6 +15,8 @@ from confide.attest.training import TRAINING
 from confide.attest.wire import Attested
 from confide.channel.keys import KEY_PURPOSE, ChannelKey
 from confide.enclave.configuration import own_configuration
+from confide.graph.verdict import PURPOSE as VERDICT_PURPOSE
+from confide.graph.verdict import VerdictKey
 from confide.receipts.keyset import PURPOSE as KEYSET_PURPOSE
 from confide.receipts.keyset import Keyset, make_keyset, report_data
 from confide.receipts.receipt import ReceiptKey
@@ -34,7 +36,8 @@ class Workload:
     model_digest: of the model it serves, empty until that is known. configuration: what runs, as far as that is known.
     release: a bundle that says whose build this is, see `attest.release`; scores, training: certificates of the model
     and of what lies over it, see `attest.scores` and `attest.training`; all are sent along and not looked at.
-    receipt_key: signs receipts. keyset_until: when nobody need believe it any more, in seconds since 1970.
+    receipt_key: signs receipts; verdict_key: what a coordinator says of its graph. keyset_until: when nobody need
+    believe the former any more, in seconds since 1970.
     """
 
     reader: EvidenceReader
@@ -48,6 +51,7 @@ class Workload:
     scores: bytes | None = None
     training: bytes | None = None
     receipt_key: ReceiptKey = field(default_factory=ReceiptKey)
+    verdict_key: VerdictKey | None = None
     keyset_until: int = field(default_factory=lambda: int(time.time()) + _KEYSET_SECONDS)
 
     @property
@@ -60,6 +64,8 @@ class Workload:
         keys = {KEY_PURPOSE: self.key.public.raw.hex(), KEYSET_PURPOSE: self.keyset.canonical.hex()}
         if self.tls_spki:
             keys[TLS_PURPOSE] = self.tls_spki
+        if self.verdict_key:
+            keys[VERDICT_PURPOSE] = self.verdict_key.public.hex()
         statement = Statement(nonce, self.model_digest, self.policy_version, keys, self.configuration)
         return Attested.make(self.reader.read(statement.digest()), statement, self._collateral())
 

@@ -109,6 +109,12 @@ class CorpusRefused(AttestationError):
     code = "corpus-refused"
 
 
+class GraphRefused(AttestationError):
+    """A graph of services is not as its owners signed it, older than one that was met, or nobody can tell."""
+
+    code = "graph-refused"
+
+
 class MalformedReceipt(AttestationError):
     """A receipt, or a document that belongs to it, is truncated, oversized or not what it should be."""
 
@@ -161,6 +167,12 @@ class TrainingFailed(ConfideError):
     """A training came to nothing: its loss is not finite, or what it left cannot be resumed."""
 
     code = "training-failed"
+
+
+class InvalidGraph(ConfideError):
+    """A manifest, draft or log of a graph of services is none, or contradicts itself."""
+
+    code = "invalid-graph"
 
 
 class InvalidPolicy(ConfideError):

@@ -132,9 +132,25 @@ class KeyRefused(ConfideError):
 
 
 class NonceRefused(ConfideError):
-    """Evidence for a model key was made for a nonce that is unknown, used or expired."""
+    """Evidence was made for a nonce that is unknown, used or expired."""
 
     code = "nonce-refused"
+
+
+class NotANeighbour(ConfideError):
+    """A service that answers its neighbours alone was asked by somebody else. checks: codes of those that failed."""
+
+    code = "not-a-neighbour"
+
+    def __init__(self, message: str, checks: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.checks = checks
+
+
+class NeighbourRefused(ConfideError):
+    """A service behind the one that was asked is not what it has to be, or does not let that one in."""
+
+    code = "neighbour-refused"
 
 
 class AuditLogInUse(ConfideError):
@@ -216,6 +232,9 @@ WORKLOAD_CODES: Final = frozenset(
         EngineFault,
         EngineUnavailable,
         LedgerUnavailable,
+        NeighbourRefused,
+        NonceRefused,
+        NotANeighbour,
         PromptRefused,
         PromptTooLong,
         RateLimited,

@@ -19,11 +19,12 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from confide.errors import ServerFault
-from confide.evaluate.cost_model import GroupRate, Rates
+from confide.evaluate.cost_model import ClientRates, GroupRate, Rates, ServerRates
 from confide.hybrid.client.connection import LayerConnection
 from confide.hybrid.client.dial import Dial
 from confide.hybrid.client.links import Links
@@ -42,7 +43,7 @@ from confide.packages.server_package import ServerPackage, group_file, row_norms
 from confide.packages.signing import open_package, sign_package
 from confide.rlwe.online import GroupMatrix, matrix_product
 from confide.rlwe.packed import PackedMatrix
-from confide.rlwe.parameters import Parameters, Profile
+from confide.rlwe.parameters import PLANES, RING_DEGREE, Parameters, Profile
 from confide.rlwe.public import PublicSeed
 from confide.rlwe.tokens import TokenSecrets
 
@@ -53,6 +54,11 @@ TOKENS = 120
 """Lone tokens sent through every layer."""
 PROMPTS = 7
 PROMPT_TOKENS = 128
+BATCHES = (1, 4, 16, 64)
+"""Tokens of all requests in one product of the server's."""
+PRODUCTS = 5
+LEAST_REQUEST = 10e-6
+"""Seconds that a request takes beside its product, at least: a smaller difference of measured times is noise."""
 UNCACHED_MATRICES = 28
 """Of LARGE x LARGE int8, together 66 MB: see KEPT_WIDTH."""
 KEPT_WIDTH = 4096
@@ -67,24 +73,40 @@ def calibrate() -> Rates:
     """
     with tempfile.TemporaryDirectory(prefix="confide-calibration-") as folder, torch.inference_mode():
         client, server = _write_packages(Path(folder))
-        ahead = _ahead_seconds(client, server)
+        package = ServerPackage.open(server)
+        matrices = [GroupMatrix(stored.weights, stored.u) for stored in package.load()]
+        with _one_thread():
+            pads, contributions = _ahead_seconds(client, package, matrices)
+            products = [(tokens, _product_seconds(matrices, tokens)) for tokens in BATCHES]
+        threads = _threads_speedup(matrices[-1])
         with _serving(server) as url, closing(_product(client, url)) as product:
-            layers = _layers(ServerPackage.open(server).manifest.groups, product)
-            _, *token = _round_seconds(layers, 1, TOKENS)
-            _, *prompt = _round_seconds(layers, PROMPT_TOKENS, PROMPTS)
+            layers = _layers(package.manifest.groups, product)
+            token, own_token = _round_seconds(layers, 1, TOKENS)
+            prompt, own_prompt = _round_seconds(layers, PROMPT_TOKENS, PROMPTS)
         uncached = _uncached_seconds()
         kept_token, kept_prompt_token = _kept_seconds(1), _kept_seconds(PROMPT_TOKENS)
+    beside = np.subtract(np.subtract(token, own_token), products[0][1])
     return Rates(
-        ahead=fit(SHAPES[1:], ahead),
+        ahead=fit(SHAPES[1:], np.add(pads, contributions)),
         token=fit(SHAPES[1:], token),
-        prompt_token=fit(SHAPES[1:], [seconds / PROMPT_TOKENS for seconds in prompt]),
+        prompt_token=fit(SHAPES[1:], np.divide(prompt, PROMPT_TOKENS)),
         uncached=uncached,
         kept_token=kept_token,
         kept_prompt_token=kept_prompt_token,
+        server=ServerRates(
+            request=fit(SHAPES[1:], np.maximum(beside, LEAST_REQUEST)),
+            products=tuple((tokens, fit(SHAPES[1:], seconds)) for tokens, seconds in products),
+            threads=threads,
+        ),
+        client=ClientRates(
+            token=fit(SHAPES[1:], own_token),
+            prompt_token=fit(SHAPES[1:], np.divide(own_prompt, PROMPT_TOKENS)),
+            pads=fit(SHAPES[1:], pads),
+        ),
     )
 
 
-def fit(shapes: Sequence[tuple[int, int]], seconds: Sequence[float]) -> GroupRate:
+def fit(shapes: Sequence[tuple[int, int]], seconds: ArrayLike) -> GroupRate:
     """The rate nearest to what was measured for (rows, columns), in relative terms, with nothing below zero.
 
     Non-negative least squares, by trying every choice of terms: there are four, and only fifteen choices.
@@ -134,26 +156,56 @@ def _write_packages(folder: Path) -> tuple[Path, Path]:
     return client, server
 
 
-def _ahead_seconds(client: Path, server: Path) -> list[float]:
-    """Seconds of the work ahead of one token, both parties, for each layer but the first."""
-    package = ServerPackage.open(server)
+def _ahead_seconds(
+    client: Path, package: ServerPackage, matrices: Sequence[GroupMatrix]
+) -> tuple[list[float], list[float]]:
+    """Seconds of the work ahead of one token for each layer but the first: the client's, and the server's."""
     manifest = package.manifest
     hint = Hint.open(client, manifest)
     secrets = TokenSecrets(PublicSeed(bytes.fromhex(manifest.model_digest), manifest.epoch), BLOCK_TOKENS)
+    pads, contributions = [], []
+    for index, (group, matrix) in enumerate(zip(manifest.groups, matrices, strict=True)):
+        parameters = group.parameters(manifest.profile)
+        started = time.perf_counter()
+        secrets.pads(index, parameters)
+        secrets.values(hint.rows(index), parameters)
+        made = time.perf_counter()
+        matrix.ahead(secrets.p0)
+        pads.append((made - started) / BLOCK_TOKENS)
+        contributions.append((time.perf_counter() - made) / BLOCK_TOKENS)
+    return pads[1:], contributions[1:]
+
+
+def _product_seconds(matrices: Sequence[GroupMatrix], tokens: int) -> list[float]:
+    """Median seconds of the server's product of so many tokens, for each layer but the first."""
+    calls = [
+        partial(matrix.answer, _digits(PLANES, tokens, columns), matrix.ahead(_digits(tokens, PLANES, RING_DEGREE)))
+        for matrix, (_, columns) in zip(matrices, SHAPES, strict=True)
+    ]
+    times = [[_seconds(call) for call in calls] for _ in range(PRODUCTS)]
+    return [statistics.median(column) for column in zip(*times, strict=True)][1:]
+
+
+def _threads_speedup(matrix: GroupMatrix) -> float:
+    """By how much torch's threads together are faster than one with the largest product, and at least 1."""
+    planes, keys = _digits(PLANES, BATCHES[-1], LARGE), matrix.ahead(_digits(BATCHES[-1], PLANES, RING_DEGREE))
+    together = statistics.median(_seconds(partial(matrix.answer, planes, keys)) for _ in range(PRODUCTS))
+    with _one_thread():
+        alone = statistics.median(_seconds(partial(matrix.answer, planes, keys)) for _ in range(PRODUCTS))
+    return max(1.0, alone / together)
+
+
+def _digits(*shape: int) -> NDArray[np.int8]:
+    return np.random.default_rng(0).integers(-128, 128, shape, dtype=np.int8)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """As the server's event loop has, and a client's pool."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as the pool's thread, and the server's for p0
+    torch.set_num_threads(1)
     try:
-        times = []
-        for index, group in enumerate(manifest.groups):
-            stored = package.group(index)
-            matrix = GroupMatrix(stored.weights, stored.u)
-            parameters = group.parameters(manifest.profile)
-            started = time.perf_counter()
-            secrets.pads(index, parameters)
-            secrets.values(hint.rows(index), parameters)
-            matrix.ahead(secrets.p0)
-            times.append((time.perf_counter() - started) / BLOCK_TOKENS)
-        return times[1:]
+        yield
     finally:
         torch.set_num_threads(threads)
 
@@ -196,26 +248,23 @@ def _layers(groups: Sequence[Group], product: RemoteProduct) -> list[nn.Module]:
     return list(model.values())
 
 
-def _round_seconds(layers: Sequence[nn.Module], tokens: int, rounds: int) -> list[float]:
-    """Median seconds for each layer, for so many tokens at once.
+def _round_seconds(layers: Sequence[nn.Module], tokens: int, rounds: int) -> tuple[list[float], list[float]]:
+    """Median seconds for each layer but the first, for so many tokens at once, and what of them this thread worked.
 
     Layer after layer, as in a model, so that each finds the caches as others have left them.
     """
     inputs = [torch.randn(tokens, columns) for _, columns in SHAPES]
-    times = [[_seconds(partial(layer, x)) for layer, x in zip(layers, inputs, strict=True)] for _ in range(rounds)]
-    return [statistics.median(column) for column in zip(*times, strict=True)]
+    times = [[_worked(partial(layer, x)) for layer, x in zip(layers, inputs, strict=True)] for _ in range(rounds)]
+    whole, own = np.median(np.array(times), axis=0).T[:, 1:].tolist()
+    return whole, own
 
 
 def _uncached_seconds() -> float:
     """How much longer a weight takes in the product of one token, in seconds, if many matrices take turns, not two."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as the server does for short answers
-    try:
+    with _one_thread():
         ones = torch.ones(UNCACHED_MATRICES, LARGE, LARGE, dtype=torch.int8)
         matrices = [PackedMatrix.where_faster(matrix) for matrix in ones]
         few, many = (_turns_seconds(matrices[:count], 2 * UNCACHED_MATRICES) for count in (2, UNCACHED_MATRICES))
-    finally:
-        torch.set_num_threads(threads)
     return max(0.0, many - few) / LARGE**2
 
 
@@ -234,7 +283,13 @@ def _kept_seconds(tokens: int) -> float:
     return statistics.median(times) / (tokens * weights.numel())
 
 
-def _seconds(call: Callable[[], Tensor]) -> float:
+def _seconds(call: Callable[[], object]) -> float:
     started = time.perf_counter()
     call()
     return time.perf_counter() - started
+
+
+def _worked(call: Callable[[], object]) -> tuple[float, float]:
+    """Seconds that a call took, and of this thread's own work in it."""
+    began = time.thread_time()
+    return _seconds(call), time.thread_time() - began

@@ -99,8 +99,46 @@ class GroupRate:
 
 
 @dataclass(frozen=True)
+class ServerRates:
+    """How fast a layer server's event loop is.
+
+    request: what a request takes beside the product, frames and ledger and what loopback adds to them. products: one
+    product of so many tokens of all requests in it, by one thread, ascending by tokens. threads: how many times as fast
+    torch's threads together are with a large one.
+    """
+
+    request: GroupRate
+    products: tuple[tuple[int, GroupRate], ...]
+    threads: float
+
+    def product(self, group: GroupShape, tokens: int) -> float:
+        """Seconds: between what was measured, and beyond it, along a straight line; of no tokens, none."""
+        if not tokens:
+            return 0.0
+        if len(self.products) == 1 or tokens <= self.products[0][0]:
+            return self.products[0][1].seconds(group)
+        later = next((index for index, (most, _) in enumerate(self.products) if most >= tokens), len(self.products) - 1)
+        (few, less), (many, more) = self.products[later - 1 : later + 1]
+        share = (tokens - few) / (many - few)
+        return (1 - share) * less.seconds(group) + share * more.seconds(group)
+
+
+@dataclass(frozen=True)
+class ClientRates:
+    """How fast a client is in what it does itself, for each token of a layer group.
+
+    token: for one lone token, between an answer and the next request. prompt_token: for one among many. pads: what it
+    makes ahead, in another thread.
+    """
+
+    token: GroupRate
+    prompt_token: GroupRate
+    pads: GroupRate
+
+
+@dataclass(frozen=True)
 class Rates:
-    """How fast a machine is, as client and server at once.
+    """How fast a machine is, as client and server at once, and as either.
 
     ahead: the work ahead of one token, both parties, in blocks. token: one lone token online, as in decoding;
     prompt_token: one token among many. uncached: what `token` takes longer, in seconds a weight, where weights come
@@ -114,6 +152,8 @@ class Rates:
     uncached: float
     kept_token: float
     kept_prompt_token: float
+    server: ServerRates
+    client: ClientRates
 
 
 @dataclass(frozen=True)
@@ -154,12 +194,15 @@ def ahead_cost(cut: Cut, rates: Rates, network: Network) -> Cost:
     return Cost(work + network.seconds(0, P0_BYTES), P0_BYTES)
 
 
+def from_memory(cut: Cut, rates: Rates, group: GroupShape) -> float:
+    """Seconds that a group's weights take longer in a product, where all of them together fit no cache."""
+    return rates.uncached * group.weights if cut.protected_weights > CACHED_WEIGHTS else 0.0
+
+
 def token_cost(cut: Cut, rates: Rates, skeleton: SkeletonTimes, network: Network) -> Cost:
     """One step of decoding: one round trip for each protected group."""
     size = cut.online_bytes(1)
-    work = sum(rates.token.seconds(group) for group in cut.protected)
-    if cut.protected_weights > CACHED_WEIGHTS:
-        work += rates.uncached * cut.protected_weights
+    work = sum(rates.token.seconds(group) + from_memory(cut, rates, group) for group in cut.protected)
     kept = rates.kept_token * sum(group.weights for group in cut.kept)
     return Cost(skeleton.token + work + kept + network.seconds(len(cut.protected), size), size)
 

@@ -84,10 +84,11 @@ def protection_choices(layers: ModelLayers) -> list[Choice]:
     else:
         words += ["all", "all,lm_head"] if head and not first_tied(layers.model, head) else ["all"]
     named = [("one layer", first), *zip(words, words, strict=True)]
-    return [Choice(name, protect, _cut(layers, protect)) for name, protect in named]
+    return [Choice(name, protect, cut_by(layers, protect)) for name, protect in named]
 
 
-def _cut(layers: ModelLayers, protect: str) -> Cut:
+def cut_by(layers: ModelLayers, protect: str) -> Cut:
+    """A model as `confide split --protect` would cut it; raises what `ModelLayers.select` does."""
     groups = [group.layers for group in layers.select(protect)]
     protected = {layer for group in groups for layer in group}
     alone = [(layer,) for group in layers.groups for layer in group.layers if layer not in protected]

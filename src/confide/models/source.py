@@ -110,7 +110,7 @@ def open_model(model: str) -> Source:
             f"transformers cannot read the configuration of {model} ({type(error).__name__}); get an undamaged copy."
         ) from error
     _require_causal(config, model)
-    _require_unquantized(config, model)
+    require_unquantized(config, model)
     return Source(model, location, config)
 
 
@@ -143,7 +143,7 @@ def _require_causal(config: PreTrainedConfig, name: str) -> None:
     )
 
 
-def _require_unquantized(config: PreTrainedConfig, name: str) -> None:
+def require_unquantized(config: PreTrainedConfig, name: str) -> None:
     """Of a quantized checkpoint only the library that made it can tell what its integers mean."""
     settings = getattr(config, "quantization_config", None)
     if settings is not None:

@@ -55,6 +55,7 @@ class PackageKind(StrEnum):
     DATA = "sealed-data"
     CORPUS = "sealed-corpus"
     ADAPTER = "sealed-adapter"
+    GUARD = "guard"
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

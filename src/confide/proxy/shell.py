@@ -21,7 +21,7 @@ from confide.proxy.facts import hybrid_facts
 from confide.proxy.receipts import GENERATIONS, ReceiptShelf
 from confide.receipts.client import verify_client_receipt
 from confide.receipts.client_key import ClientKey
-from confide.receipts.receipt import HEADER
+from confide.receipts.receipt import HEADER, Event
 
 _LIMITS: Final = Limits(waiting=32, waiting_seconds=7200.0, idle_seconds=1800.0, engine_seconds=1800.0)
 """One answer is made at a time, and the others wait for it."""
@@ -51,7 +51,7 @@ class _Issuer:
     def begin(self, endpoint: str, body: bytes) -> Finish:
         question, made = self._own.question(endpoint, body), GENERATIONS.get()
 
-        def finish(receipt_id: str, _: str | None, returned: str) -> None:
+        def finish(receipt_id: str, _: str | None, returned: str, _noted: Sequence[Event]) -> None:
             receipt = self._own.make(question, returned, made, receipt_id)
             result = verify_client_receipt(receipt, client_key=self._own.public_key, request=body)
             self._shelf.put(receipt_id, receipt.write(), result.verdict())

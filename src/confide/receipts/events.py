@@ -3,7 +3,8 @@
 ACI leaves other events to services (7.4); whoever does not know these ignores them, and the signature holds.
 """
 
-from typing import Any, Final
+import re
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -20,8 +21,12 @@ ADAPTERS: Final = "confide.adapters"
 CORPUS: Final = "confide.corpus"
 SAMPLING: Final = "confide.sampling"
 CHAIN: Final = "confide.chain"
+SOURCES: Final = "confide.sources"
+"""The chunks that a model was given to go by, and the corpus that they are from."""
 STATED: Final = (MODEL, BUILD, ENGINE, WEIGHTS, ADAPTERS, CORPUS)
 """Those that a statement says, too, where there is such a thing."""
+_DATA: Final = re.compile(rb"(?:\A|\n)data: ([^\n]*)")
+_CONFIDE: Final = b'"confide"'
 _SAFE: Final = 2**53
 
 _Number = int | float | None
@@ -60,6 +65,55 @@ def stated_events(configuration: Configuration, model_digest: str) -> list[Event
     if isinstance(configuration.corpus, CorpusServed):
         events.append({"type": CORPUS, **msgspec.to_builtins(configuration.corpus)})
     return events
+
+
+class _Cited(msgspec.Struct, frozen=True):
+    digest: Annotated[str, msgspec.Meta(max_length=64)]
+
+
+class _Rag(msgspec.Struct, frozen=True):
+    corpus: CorpusServed
+    sources: list[_Cited]
+
+
+class _Confide(msgspec.Struct, frozen=True):
+    rag: _Rag | None = None
+
+
+class _Response(msgspec.Struct, frozen=True):
+    confide: _Confide | None = None
+
+
+class _Answer(_Response, frozen=True):
+    """response: what the events of a stream are about, in the newer API."""
+
+    response: _Response | None = None
+
+
+def sources_event(answer: bytes) -> Event | None:
+    """The chunks that an answer cites, and their corpus: a body as it came, of a stream too. None for one without."""
+    if _CONFIDE not in answer:
+        return None
+    for part in _DATA.findall(answer) or [answer]:
+        if _CONFIDE not in part:
+            continue
+        try:
+            said = msgspec.json.decode(part, type=_Answer)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            continue
+        confide = said.confide or (said.response.confide if said.response else None)
+        if confide is not None and confide.rag is not None:
+            chunks = [source.digest for source in confide.rag.sources]
+            return {"type": SOURCES, **msgspec.to_builtins(confide.rag.corpus), "chunks": chunks}
+    return None
+
+
+def source_corpus(event: Event) -> CorpusServed:
+    """The corpus of an event of the kind SOURCES. MalformedReceipt where it names none."""
+    try:
+        return msgspec.convert({name: event.get(name) for name in CorpusServed.__struct_fields__}, CorpusServed)
+    except msgspec.MsgspecError:
+        raise MalformedReceipt("The receipt names sources of no corpus; ask the workload's operator.") from None
 
 
 def sampling_event(request: bytes, defaults: SamplingDefaults) -> Event | None:

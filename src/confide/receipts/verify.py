@@ -19,7 +19,15 @@ from confide.attest.requirements import Subject
 from confide.attest.result import AttestationResult
 from confide.attest.statement import Statement
 from confide.receipts.documents import API_VERSION, digest_of
-from confide.receipts.events import CHAIN, SAMPLING, STATED, sampling_event, stated_events
+from confide.receipts.events import (
+    CHAIN,
+    SAMPLING,
+    SOURCES,
+    STATED,
+    sampling_event,
+    sources_event,
+    stated_events,
+)
 from confide.receipts.keyset import PURPOSE, Keyset, report_data
 from confide.receipts.receipt import FORWARDED, RECEIVED, RETURNED, UPSTREAM, Event, Receipt
 from confide.receipts.report import Report
@@ -153,6 +161,7 @@ def verify_receipt(
         *_upstream(receipt, grounds, session),
         *_stated(receipt, grounds.statement),
         *_sampling(receipt, grounds.statement, request),
+        *_sources(receipt, response),
         *_chain(receipt, previous),
     )
     required = _REQUIRED if grounds.pinned else _REQUIRED | _ATTESTED
@@ -288,6 +297,22 @@ def _sampling(receipt: Receipt, statement: Statement | None, request: bytes | No
     event = sampling_event(request, defaults)
     expected = _words([event] if event else [])
     yield check(_code(SAMPLING), expected or "none", said, said == expected, _OURS)
+
+
+def _sources(receipt: Receipt, response: bytes | None) -> Iterator[Check]:
+    """That the chunks named here are those that the answer cites.
+
+    Who hands an answer on, as a guard does, names none of its sources.
+    """
+    said = _words(receipt.events(SOURCES))
+    event = None if response is None else sources_event(response)
+    expected = _words([event] if event else [])
+    if response is None and said:
+        yield skipped(_code(SOURCES), said, "the response was not given", _OURS)
+    elif expected and not said:
+        yield skipped(_code(SOURCES), expected, "the receipt names none of them", _OURS)
+    elif said:
+        yield check(_code(SOURCES), expected or "none", said or "none", said == expected, _OURS)
 
 
 def _chain(receipt: Receipt, previous: Receipt | None) -> Iterator[Check]:

@@ -112,7 +112,8 @@ def test_the_key_is_asked_for_with_the_head_in_the_statement(tee: SimulatedTee, 
 def test_a_damaged_corpus_is_not_served(tee: SimulatedTee, heads: list[SealedCorpus], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(heads[0].folder, tmp_path / "corpus"))
     corpus = SealedCorpus.open(folder)
-    corpus.path.write_bytes(bytes(corpus.path.stat().st_size))
+    path = corpus.path(corpus.manifest.file)
+    path.write_bytes(bytes(path.stat().st_size))
     with pytest.raises(DamagedFile):
         load_corpus(corpus, Workload(tee), lambda key, workload: KEY)
 

@@ -48,17 +48,23 @@ def greedy(row: Row, steps: int = STEPS) -> tuple[list[int], torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def gpt2() -> Rows:
-    return Rows(model_of(FAMILIES["gpt2"]))
+def model() -> PreTrainedModel:
+    return model_of(FAMILIES["gpt2"])
+
+
+@pytest.fixture(scope="module")
+def gpt2(model: PreTrainedModel) -> Rows:
+    return Rows(model)
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "opt"])
 def test_rows_together_get_what_each_gets_alone(family: str) -> None:
-    rows = Rows(model_of(FAMILIES.get(family, UNLISTED)))
+    model = model_of(FAMILIES.get(family, UNLISTED))
+    rows = Rows(model)
     assert rows.batching is ALONE.get(family, Batching.TOGETHER)
     alone = [greedy(read(rows, prompt)) for prompt in PROMPTS]
     passes: list[int] = []
-    rows._model.register_forward_pre_hook(lambda *_, **kwargs: passes.append(1))
+    model.register_forward_pre_hook(lambda *_: passes.append(1))
     together = [read(rows, prompt) for prompt in PROMPTS]
     answers: list[list[int]] = [[] for _ in PROMPTS]
     before = len(passes)
@@ -89,13 +95,13 @@ def test_what_others_say_changes_not_a_bit(gpt2: Rows) -> None:
     assert not torch.equal(first, other)
 
 
-def test_rows_come_and_go_at_any_token(gpt2: Rows) -> None:
+def test_rows_come_and_go_at_any_token(model: PreTrainedModel, gpt2: Rows) -> None:
     alone = [greedy(read(gpt2, prompt), 9)[0] for prompt in PROMPTS]
     first, second = read(gpt2, PROMPTS[0]), read(gpt2, PROMPTS[1])
     late = None
     answers: list[list[int]] = [[], [], []]
     sizes: list[int] = []
-    hook = gpt2._model.register_forward_pre_hook(
+    hook = model.register_forward_pre_hook(
         lambda _module, _inputs, given: sizes.append(len(given["input_ids"])), with_kwargs=True
     )
     for step in range(9):
@@ -114,7 +120,7 @@ def test_rows_come_and_go_at_any_token(gpt2: Rows) -> None:
 
 
 @pytest.mark.parametrize("where", ["transformer.wte", "transformer.h.1.mlp"])
-def test_a_row_that_fails_fails_by_itself(where: str, gpt2: Rows) -> None:
+def test_a_row_that_fails_fails_by_itself(where: str, model: PreTrainedModel, gpt2: Rows) -> None:
     """Also where caches have grown by half of the pass that fails."""
     expected = together(gpt2, PROMPTS)
     rows = [read(gpt2, prompt) for prompt in PROMPTS]
@@ -127,7 +133,6 @@ def test_a_row_that_fails_fails_by_itself(where: str, gpt2: Rows) -> None:
             raise MemoryError
 
     passes: list[None] = []
-    model = gpt2._model
     hooks = [
         model.register_forward_pre_hook(lambda *_: passes.append(None)),
         model.get_submodule(where).register_forward_pre_hook(fail),
@@ -182,10 +187,10 @@ def dynamic(**more: object) -> PreTrainedConfig:
     ids=["dynamic", "longrope", "linear", "hybrid"],
 )
 def test_models_whose_rows_hang_together_are_computed_one_by_one(config: PreTrainedConfig, batching: Batching) -> None:
-    rows = Rows(model_of(config))
-    assert rows.batching is batching
+    model = model_of(config)
+    assert Rows(model).batching is batching
     if batching is not Batching.TOGETHER:
-        assert rows._model.config._attn_implementation == "sdpa"
+        assert model.config._attn_implementation == "sdpa"
 
 
 def test_who_asks_for_another_attention_gets_it() -> None:

@@ -14,8 +14,8 @@ from starlette.testclient import TestClient
 from tests.enclave.key_release.scene import KEY, Scene
 
 from confide.broker.app import key_broker_app
-from confide.broker.nonces import Nonces
 from confide.channel.key_release import MAX_REQUEST_BYTES, NonceAnswer, ReleaseAnswer
+from confide.channel.nonces import Nonces
 from confide.errors import KeyStoreError
 from confide.logs import TextLines
 

@@ -28,10 +28,10 @@ from confide.broker import log as log_module
 from confide.broker.appraisal import Appraiser
 from confide.broker.broker import Broker
 from confide.broker.log import LOG_NAME, Entry, LogReader, leave_entry
-from confide.broker.nonces import LIFETIME, Nonces
 from confide.broker.store import Conditions
 from confide.channel.key_release import ReleaseRequest, wrapping_info
 from confide.channel.keys import ChannelKey
+from confide.channel.nonces import LIFETIME, Nonces
 from confide.errors import (
     AuditLogCorrupted,
     AuditLogUnavailable,

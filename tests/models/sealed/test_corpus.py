@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
 from confide.errors import (
@@ -21,10 +22,13 @@ from confide.packages.manifest import MANIFEST_NAME, PackageKind, read_kind
 from confide.packages.sealed import corpus as module
 from confide.packages.sealed.corpus import (
     Chunk,
+    Embeddings,
+    Reranker,
     SealedCorpus,
     encode_chunks,
     parse_chunks,
     parse_corpus_manifest,
+    parse_vectors,
     seal_corpus,
 )
 from confide.packages.sealed.data import SealedData
@@ -52,7 +56,7 @@ def folder(made: Path, tmp_path: Path) -> Path:
 
 def test_what_was_sealed_is_read_and_nothing_of_it_is_in_the_clear(made: Path) -> None:
     sealed = SealedCorpus.open(made, {OWNER.public})
-    assert sealed.read(KEY) == CHUNKS
+    assert sealed.unlock(KEY).chunks() == CHUNKS
     manifest = sealed.manifest
     assert (manifest.name, manifest.head, manifest.previous) == ("sea", 1, "")
     assert (manifest.documents, manifest.chunks) == (2, 3)
@@ -82,7 +86,7 @@ def test_another_key_and_another_owner_are_refused(made: Path) -> None:
     with pytest.raises(UntrustedOwner):
         SealedCorpus.open(made, {STRANGER.public})
     with pytest.raises(WrongModelKey):
-        SealedCorpus.open(made).read(ModelKey(b"l" * 32))
+        SealedCorpus.open(made).unlock(ModelKey(b"l" * 32))
 
 
 @pytest.mark.parametrize(
@@ -103,7 +107,7 @@ def test_changed_missing_and_surplus_files_are_refused(folder: Path) -> None:
     content = path.read_bytes()
     path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
     with pytest.raises(DamagedFile):
-        SealedCorpus.open(folder).read(KEY)
+        SealedCorpus.open(folder).unlock(KEY).chunks()
     path.write_bytes(content[:-1])
     with pytest.raises(TruncatedFile):
         SealedCorpus.open(folder)
@@ -119,12 +123,12 @@ def test_who_has_the_key_alone_cannot_put_other_chunks_in_its_place(folder: Path
     ours = SealedCorpus.open(folder).manifest
     shutil.copy(tmp_path / "other" / "chunks.jsonl.sealed", folder)
     with pytest.raises(DamagedFile):
-        SealedCorpus.open(folder).read(KEY)
+        SealedCorpus.open(folder).unlock(KEY).chunks()
     # And whoever signs must have signed what the chunks are, too, and not their file alone.
     mixed = msgspec.structs.replace(theirs, root=ours.root)
     write_signed_manifest(folder, mixed, module.SIGNED_LABEL, OWNER)
     with pytest.raises(SubstitutedContent):
-        SealedCorpus.open(folder).read(KEY)
+        SealedCorpus.open(folder).unlock(KEY).chunks()
 
 
 def test_a_signature_over_one_kind_of_package_is_none_over_another(folder: Path) -> None:
@@ -177,3 +181,107 @@ def test_a_corpus_has_chunks_and_not_too_many(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(InvalidPackage):
         parse_chunks(encode_chunks(CHUNKS))
     assert not (tmp_path / "out").exists()
+
+
+VECTORS = np.eye(3, 4, dtype=np.float32)
+
+
+@pytest.fixture(scope="module")
+def with_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus with embeddings, and with models that are files like any others here."""
+    place = tmp_path_factory.mktemp("models")
+    files = {}
+    for name in ("config.json", "1_Pooling/config.json"):
+        files[name] = place / name
+        files[name].parent.mkdir(exist_ok=True)
+        files[name].write_text(f"secret of {name}")
+    embeddings = Embeddings(files, VECTORS)
+    reranker = {"config.json": files["config.json"]}
+    seal_corpus(CHUNKS, place / "out", name="sea", key=KEY, owner=OWNER, embeddings=embeddings, reranker=reranker)
+    return place / "out"
+
+
+def test_embeddings_and_models_are_sealed_as_chunks_are(with_models: Path) -> None:
+    unlocked = SealedCorpus.open(with_models).unlock(KEY)
+    manifest = unlocked.manifest
+    assert manifest.embedded is not None
+    assert manifest.reranker is not None
+    assert unlocked.chunks() == CHUNKS
+    np.testing.assert_array_equal(unlocked.vectors(manifest.embedded), VECTORS)
+    found = {name: bytes(reader.read()) for name, reader in unlocked.model(manifest.embedded).items()}
+    assert found == {name: f"secret of {name}".encode() for name in ("config.json", "1_Pooling/config.json")}
+    assert list(unlocked.model(manifest.reranker)) == ["config.json"]
+    written = [path.read_bytes() for path in with_models.rglob("*") if path.is_file()]
+    assert not any(word in content for content in written for word in (b"secret", VECTORS.tobytes()[:16]))
+    assert len({file.digest for file in manifest.all_files}) == 5  # the same file twice is encrypted twice
+    unlocked.verify_models()
+
+
+def test_a_heads_digest_is_over_vectors_and_models_too(with_models: Path) -> None:
+    manifest = SealedCorpus.open(with_models).manifest
+    embedded, reranker = manifest.embedded, manifest.reranker
+    assert embedded is not None
+    assert reranker is not None
+    head = ["sea", manifest.corpus, 1, "", 2, 3, manifest.root]
+    models = [
+        ["embedded", embedded.model_digest, 4, embedded.vectors.root],
+        ["reranker", reranker.model_digest],
+    ]
+    said = msgspec.json.encode([*head, *models])
+    assert manifest.digest == hashlib.sha256(b"confide corpus head 1\0" + said).hexdigest()
+    other = msgspec.structs.replace(embedded.model[1], root="0" * 64)
+    changed = [
+        msgspec.structs.replace(manifest, embedded=None),
+        msgspec.structs.replace(manifest, reranker=None),
+        msgspec.structs.replace(manifest, embedded=msgspec.structs.replace(embedded, dimensions=2)),
+        msgspec.structs.replace(manifest, embedded=msgspec.structs.replace(embedded, model=(embedded.model[0], other))),
+        msgspec.structs.replace(manifest, embedded=msgspec.structs.replace(embedded, vectors=other)),
+    ]
+    assert len({one.digest for one in [manifest, *changed]}) == 6
+
+
+def test_vectors_of_another_head_cannot_be_put_in_their_place(with_models: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(with_models, tmp_path / "corpus"))
+    embeddings = Embeddings({"config.json": with_models / "manifest.json"}, VECTORS[::-1].copy())
+    seal_corpus(CHUNKS, tmp_path / "other", name="sea", key=KEY, owner=OWNER, embeddings=embeddings)
+    shutil.copy(tmp_path / "other" / "vectors.f32.sealed", folder)
+    unlocked = SealedCorpus.open(folder).unlock(KEY)
+    assert unlocked.manifest.embedded is not None
+    with pytest.raises(DamagedFile):
+        unlocked.vectors(unlocked.manifest.embedded)
+    (folder / "embedder" / "config.json.sealed").write_bytes(bytes(32))
+    with pytest.raises(TruncatedFile):
+        SealedCorpus.open(folder)
+    (folder / "embedder" / "more.py.sealed").write_bytes(b"")
+    with pytest.raises(SurplusFile):
+        SealedCorpus.open(folder)
+
+
+@pytest.mark.parametrize(
+    "row", [[0, 0, 0, 0], [1, 1, 0, 0], [np.nan, 0, 0, 0], [np.inf, 0, 0, 0], [3e38, 3e38, 0, 0]], ids=range(5)
+)
+def test_what_is_no_vector_of_length_one_is_refused(row: list[float]) -> None:
+    content = np.array([[1, 0, 0, 0], row], "<f4").tobytes()
+    with pytest.raises(InvalidPackage, match="something else than embeddings"):
+        parse_vectors(content, 4)
+    np.testing.assert_array_equal(parse_vectors(content[:16], 4), [[1, 0, 0, 0]])
+    with pytest.raises(InvalidPackage):
+        parse_vectors(content[:12], 4)
+
+
+@pytest.mark.parametrize("change", ["dimensions", "vectors", "outside", "chunks", "twice", "reranker"])
+def test_a_manifest_whose_vectors_do_not_fit_its_chunks_is_refused(with_models: Path, change: str) -> None:
+    manifest = SealedCorpus.open(with_models).manifest
+    embedded, replace = manifest.embedded, msgspec.structs.replace
+    assert embedded is not None
+    parse_corpus_manifest(msgspec.json.encode(manifest))
+    changes: dict[str, dict[str, object]] = {
+        "dimensions": {"embedded": replace(embedded, dimensions=5)},
+        "vectors": {"embedded": replace(embedded, vectors=replace(embedded.vectors, name="embedder/vectors"))},
+        "outside": {"embedded": replace(embedded, model=(replace(embedded.model[0], name="config.json"),))},
+        "chunks": {"chunks": 4},
+        "twice": {"embedded": replace(embedded, model=embedded.model * 2)},
+        "reranker": {"reranker": Reranker((embedded.model[0],))},
+    }
+    with pytest.raises(InvalidPackage, match="contradicts"):
+        parse_corpus_manifest(msgspec.json.encode(replace(manifest, **changes[change])))

@@ -15,6 +15,7 @@ from confide.attest.requirements.configuration import (
     Corpus,
     Engine,
     Environment,
+    Graph,
     NoAdapters,
     NoEgress,
     NoUpstream,
@@ -422,6 +423,7 @@ AnyRequirement = (
     | Corpus
     | Engine
     | Environment
+    | Graph
     | NoAdapters
     | NoEgress
     | NoUpstream

@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from confide.attest.check import Check, check
-from confide.attest.configuration import Configuration, CorpusServed, Egress
+from confide.attest.configuration import Configuration, CorpusServed, Egress, GraphJoined
 from confide.attest.requirements.base import ABSENT, Requirement, Subject, one_of, period, require_hex
 from confide.errors import InvalidPolicy
 from confide.printable import printable
@@ -69,17 +69,70 @@ class Corpus(Requirement, frozen=True, tag="corpus"):
         )
 
 
-class NoEgress(Requirement, frozen=True, tag="no-egress"):
-    """The attested process can open no connection, but to the service that releases its model key."""
+class Graph(Requirement, frozen=True, tag="graph"):
+    """It is this service of this graph, and holds its neighbours against what the graph's owners signed.
+
+    id: which graph, as `confide graph` prints it. digest: of the one version that it may have; empty for any from
+    version_at_least on.
+    """
+
+    id: str
+    service: str
+    version_at_least: int = msgspec.field(default=1, name="version-at-least")
+    digest: str = ""
+
+    def __post_init__(self) -> None:
+        require_hex("id", self.id, 32)
+        if self.digest:
+            require_hex("digest", self.digest, 32)
+        if not 1 <= self.version_at_least <= 1 << 40:
+            raise InvalidPolicy(f"Versions count from 1, and the policy says {self.version_at_least}; correct it.")
 
     def sentences(self) -> Iterator[str]:
-        yield "no way out but to the key service"
+        version = f"the version {self.digest[:16]}..." if self.digest else f"version {self.version_at_least} or later"
+        yield f"the service {printable(self.service)!r} of the graph {self.id[:16]}..., at {version}"
 
     def checks(self, subject: Subject) -> Iterator[Check]:
-        def seen(configuration: Configuration) -> Seen:
-            return configuration.egress.value, configuration.egress in (Egress.NONE, Egress.KEY_SERVICE)
+        def joined(value: Callable[[GraphJoined], Seen]) -> Callable[[Configuration], Seen]:
+            def seen(configuration: Configuration) -> Seen:
+                graph = configuration.graph
+                return (ABSENT, False) if isinstance(graph, msgspec.UnsetType) else value(graph)
 
-        yield _configured("egress", f"{Egress.NONE} or {Egress.KEY_SERVICE}", subject, seen)
+            return seen
+
+        def same(code: str, expected: str, value: Callable[[GraphJoined], str]) -> Check:
+            return _configured(code, expected, subject, joined(lambda one: (value(one), value(one) == expected)))
+
+        yield same("graph", self.id, lambda one: one.graph)
+        yield same("graph-service", self.service, lambda one: one.service)
+        least = self.version_at_least
+        yield _configured(
+            "graph-version", f"at least {least}", subject, joined(lambda one: (str(one.version), one.version >= least))
+        )
+        if self.digest:
+            yield same("graph-digest", self.digest, lambda one: one.digest)
+
+
+class NoEgress(Requirement, frozen=True, tag="no-egress"):
+    """The attested process can open no connection, but to the service that releases its model key.
+
+    allow_neighbours: nor but to services that it verifies before it tells them anything, in TOML `allow-neighbours`.
+    What it asks of those follows from its measured code, and from the graph that its statement names.
+    """
+
+    allow_neighbours: bool = msgspec.field(default=False, name="allow-neighbours")
+
+    def sentences(self) -> Iterator[str]:
+        yield "no way out but to the key service" + (" and to neighbours" if self.allow_neighbours else "")
+
+    def checks(self, subject: Subject) -> Iterator[Check]:
+        neighbours = (Egress.NEIGHBOURS, Egress.KEY_SERVICE_AND_NEIGHBOURS) if self.allow_neighbours else ()
+        allowed = (Egress.NONE, Egress.KEY_SERVICE, *neighbours)
+
+        def seen(configuration: Configuration) -> Seen:
+            return configuration.egress.value, configuration.egress in allowed
+
+        yield _configured("egress", one_of(tuple(allowed)), subject, seen)
 
 
 class Engine(Requirement, frozen=True, tag="engine"):

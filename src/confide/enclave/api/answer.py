@@ -16,6 +16,7 @@ from confide.enclave.api.limits import Limits
 from confide.enclave.api.metrics import Metrics
 from confide.enclave.api.pulse import Pulse
 from confide.enclave.api.schemas import Fields, SamplingFields, parse
+from confide.enclave.api.sources import Search
 from confide.enclave.api.trace import Trace, trace_of
 from confide.enclave.api.users import User, Users, user_of
 from confide.enclave.engines.engine import Chosen, Engine, EngineFacts, FinishReason, Message, Piece, Prompt, Sampling
@@ -34,7 +35,7 @@ _SALT: Final = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Serving:
-    """What every endpoint works with. self_test: None where there is none. users: None where everybody may ask.
+    """What every endpoint works with. self_test, search: None where there is none. users: None where everybody may ask.
 
     traces: where the requests' traces go, None for nowhere.
     """
@@ -46,6 +47,7 @@ class Serving:
     pulse: Pulse = field(default_factory=Pulse)
     users: Users | None = None
     traces: "Traces | None" = None
+    search: Search | None = None
 
     def require_sound(self) -> None:
         """SelfTestFailed once the engine is known to compute garbage."""

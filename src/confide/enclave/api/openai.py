@@ -17,6 +17,7 @@ from starlette.responses import Response
 
 from confide.enclave.api.answer import Serving, Wanted, begin, read, while_connected
 from confide.enclave.api.events import EventStream
+from confide.enclave.api.receipts import note
 from confide.enclave.api.schemas import (
     ChatMessage,
     ChatRequest,
@@ -32,6 +33,7 @@ from confide.enclave.api.schemas import (
     StreamFields,
 )
 from confide.enclave.api.shapes import ChatShape, Shape, TextShape, events
+from confide.enclave.api.sources import Rag, Sources, require_search
 from confide.enclave.api.users import user_of
 from confide.enclave.engines.engine import Message
 from confide.enclave.engines.forms import Form
@@ -81,8 +83,10 @@ class OpenAi:
             raise RequestRefused("`top_logprobs` goes with `logprobs`; ask for both.", "top_logprobs")
         choices, told = asked.n or 1, (asked.top_logprobs or 0) if asked.logprobs else None
         wanted = Wanted(choices, choices, told, _form(asked.response_format), _offer(asked), limit)
-        shape = ChatShape(asked.model, logprobs=told is not None, with_usage=_with_usage(asked))
-        turns = as_turns(asked.messages)
+        turns, sources = as_turns(asked.messages), None
+        if asked.confide is not None and asked.confide.rag is not None:
+            turns, sources = await grounded(self.serving, request, asked.confide.rag, turns, "confide.rag")
+        shape = ChatShape(asked.model, logprobs=told is not None, with_usage=_with_usage(asked), sources=sources)
         return await respond(self.serving, request, turns, asked, wanted, shape, stream=bool(asked.stream))
 
     async def completions(self, request: Request) -> Response:
@@ -139,6 +143,20 @@ def require_model(serving: Serving, name: str) -> None:
     """UnknownModel, unless it is the one that is served."""
     if name != serving.engine.facts.model:
         raise UnknownModel("This model is not served here; /v1/models says which one is.", "model")
+
+
+async def grounded(
+    serving: Serving, request: Request, asked: Rag, turns: Sequence[Message], field: str
+) -> tuple[list[Message], Sources]:
+    """A conversation with sources for its last question, which its receipt will name. field: that asks for them.
+
+    RequestRefused where no corpus is behind the model, and what `Search.find` raises.
+    """
+    search = require_search(serving.search, field)
+    sources = await while_connected(request, search.find(asked, turns))
+    given = sources.ground(turns)
+    note(request, sources.events(given))
+    return given, sources
 
 
 async def respond(

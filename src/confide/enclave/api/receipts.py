@@ -5,7 +5,7 @@ import re
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from threading import Lock
 from typing import Final, Protocol
 
@@ -39,8 +39,11 @@ class _Answer(_Named):
     message: _Named | None = None
 
 
-Finish = Callable[[str, str | None, str], object]
-"""Takes the id of a receipt, that in the answer, and the digest of what went out, and has the receipt made."""
+_NOTED: Final = "confide.noted"
+
+Finish = Callable[[str, str | None, str, Sequence[Event]], object]
+"""Takes the id of a receipt, that in the answer, the digest of what went out and what was noted on the way, and has
+the receipt made."""
 
 
 class Issuer(Protocol):
@@ -76,7 +79,13 @@ class Receipts:
     def begin(self, endpoint: str, body: bytes) -> Finish:
         """Note what came in."""
         events = self.received(endpoint, body, digest_of(body))
-        return lambda receipt_id, chat_id, returned: self.issue(receipt_id, chat_id, endpoint, events, returned)
+
+        def finish(receipt_id: str, chat_id: str | None, returned: str, noted: Sequence[Event]) -> None:
+            changed = any(event["type"] == FORWARDED for event in noted)
+            kept = [event for event in events if not (changed and event["type"] == FORWARDED)]
+            self.issue(receipt_id, chat_id, endpoint, [*kept, *noted], returned)
+
+        return finish
 
     def issue(self, receipt_id: str, chat_id: str | None, endpoint: str, events: list[Event], returned: str) -> Receipt:
         """Sign a receipt, and keep it. events: what came in. returned: the digest of what went out."""
@@ -136,7 +145,13 @@ class Receipted:
         if scope["type"] == "http" and scope["method"] == "POST":
             exchange = _Exchange(self._receipts, scope["path"], receive, send)
             receive, send = exchange.receive, exchange.send
+            scope = {**scope, _NOTED: exchange.noted}
         await self._app(scope, receive, send)
+
+
+def note(request: Request, events: Sequence[Event]) -> None:
+    """Have these stand in the receipt for a request, if there will be one."""
+    request.scope.get(_NOTED, []).extend(events)
 
 
 class _Exchange:
@@ -151,6 +166,7 @@ class _Exchange:
         self._id = ""
         self._chat_id: str | None = None
         self._begun = False
+        self.noted: list[Event] = []
 
     async def receive(self) -> Message:
         """Hashes what comes in."""
@@ -176,7 +192,7 @@ class _Exchange:
             self._returned.update(body)
             if not message.get("more_body", False):
                 returned = f"sha256:{self._returned.hexdigest()}"
-                self._finish(self._id, self._chat_id, returned)
+                self._finish(self._id, self._chat_id, returned, self.noted)
         await self._send(message)
 
 

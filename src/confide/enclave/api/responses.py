@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from confide.enclave.api.answer import Choice, Serving, Wanted, read
 from confide.enclave.api.events import event
-from confide.enclave.api.openai import offer_of, require_model, respond, tool_of
+from confide.enclave.api.openai import grounded, offer_of, require_model, respond, tool_of
 from confide.enclave.api.problems import problem
 from confide.enclave.api.schemas import (
     MAX_MESSAGES,
@@ -33,6 +33,7 @@ from confide.enclave.api.schemas import (
     SamplingFields,
 )
 from confide.enclave.api.shapes import BlockShape, Object, told
+from confide.enclave.api.sources import MostSources, Rag, Sources, StoreId
 from confide.enclave.engines.engine import Chosen, FinishReason, Message
 from confide.enclave.engines.forms import Form
 from confide.enclave.engines.tools import CallPart, Offer, ToolCall
@@ -40,6 +41,7 @@ from confide.errors import ConfideError, RequestRefused
 
 _ID_BYTES: Final = 12
 """Short, so that a delta has room for any token's text before its event becomes longer than others."""
+_RESULTS: Final = "file_search_call.results"
 _LOGPROBS: Final = "message.output_text.logprobs"
 _INCOMPLETE: Final[Mapping[FinishReason | None, str]] = {
     "length": "max_output_tokens",
@@ -62,9 +64,12 @@ _Content = str | Annotated[list[InputPart], Meta(max_length=MAX_PARTS)]
 
 
 class InputItem(msgspec.Struct, forbid_unknown_fields=True):
-    """A turn of the conversation, a call in an earlier answer, or its result. id, status and phase have no effect."""
+    """A turn of the conversation, a call in an earlier answer, or its result. id, status and phase have no effect.
 
-    type: Literal["message", "function_call", "function_call_output"] = "message"
+    Nor has a search in an earlier answer, with its queries and results: each answer has its own.
+    """
+
+    type: Literal["message", "function_call", "function_call_output", "file_search_call"] = "message"
     role: Literal["system", "developer", "user", "assistant"] | None = None
     content: _Content | None = None
     call_id: CallId | None = None
@@ -74,6 +79,8 @@ class InputItem(msgspec.Struct, forbid_unknown_fields=True):
     id: str | None = None
     status: str | None = None
     phase: str | None = None
+    queries: Any = None
+    results: Any = None
     caller: None = None
     namespace: None = None
 
@@ -99,6 +106,7 @@ _FIELDS_OF: Final[Mapping[str, set[str]]] = {
     "message": {"role", "content"},
     "function_call": {"call_id", "name", "arguments"},
     "function_call_output": {"call_id", "output"},
+    "file_search_call": set(),
 }
 
 
@@ -106,10 +114,23 @@ def _joined(content: _Content | None) -> str:
     return content if isinstance(content, str) else "".join(part.text for part in content or ())
 
 
-class ResponseTool(Function, kw_only=True, forbid_unknown_fields=True):
+class ResponseTool(Function, kw_only=True, tag_field="type", tag="function", forbid_unknown_fields=True):
     """A function that may be called."""
 
-    type: Literal["function"]
+
+class FileSearch(msgspec.Struct, tag_field="type", tag="file_search", forbid_unknown_fields=True):
+    """A search of the corpus behind the model. It is made before the model answers, whether it would ask for it or not.
+
+    vector_store_ids: there is one.
+    """
+
+    vector_store_ids: Annotated[list[StoreId], Meta(min_length=1, max_length=1)]
+    max_num_results: MostSources | None = None
+
+    def asked(self) -> Rag:
+        """The same as the older endpoint has it."""
+        [store] = self.vector_store_ids
+        return Rag(store) if self.max_num_results is None else Rag(store, self.max_num_results)
 
 
 class ResponseToolChoice(msgspec.Struct, forbid_unknown_fields=True):
@@ -150,9 +171,11 @@ class ResponseRequest(msgspec.Struct, kw_only=True):
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
-    include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = None
+    include: (
+        list[Literal["message.output_text.logprobs", "reasoning.encrypted_content", "file_search_call.results"]] | None
+    ) = None
     text: TextConfig | None = None
-    tools: Annotated[list[ResponseTool], Meta(max_length=MAX_TOOLS)] | None = None
+    tools: Annotated[list[ResponseTool | FileSearch], Meta(max_length=MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ResponseToolChoice | None = None
     parallel_tool_calls: bool | None = None
     store: bool | None = None
@@ -180,8 +203,20 @@ class Responses:
         if form is not None and "response_format" in self.serving.engine.facts.cannot:
             raise RequestRefused("`text.format` is not offered with this model; leave it out.", "text")
         wanted = Wanted(1, 1, (asked.top_logprobs or 0) if shows else None, form, offer, "max_output_tokens")
-        shape = ResponseShape(asked, logprobs=shows, calls=offer is not None)
-        return await respond(self.serving, request, _turns(asked), fields, wanted, shape, stream=bool(asked.stream))
+        turns, sources, search = _turns(asked), None, _file_search(asked)
+        if search is None and _RESULTS in (asked.include or ()):
+            raise RequestRefused(f"`{_RESULTS}` in `include` goes with the tool file_search; ask for both.", "include")
+        if search is not None:
+            turns, sources = await grounded(self.serving, request, search.asked(), turns, "tools")
+        shape = ResponseShape(asked, logprobs=shows, calls=offer is not None, sources=sources)
+        return await respond(self.serving, request, turns, fields, wanted, shape, stream=bool(asked.stream))
+
+
+def _file_search(asked: ResponseRequest) -> FileSearch | None:
+    searches = [tool for tool in asked.tools or () if isinstance(tool, FileSearch)]
+    if len(searches) > 1:
+        raise RequestRefused("`tools` has file_search twice; there is one vector store.", "tools")
+    return searches[0] if searches and asked.tool_choice != "none" else None
 
 
 def _turns(asked: ResponseRequest) -> list[Message]:
@@ -190,6 +225,8 @@ def _turns(asked: ResponseRequest) -> list[Message]:
     if isinstance(asked.input, str):
         return [*turns, Message("user", asked.input)]
     for item in asked.input:
+        if item.type == "file_search_call":
+            continue
         turn = item.turn()
         if turn.calls and turns and turns[-1].role == "assistant":
             before = turns.pop()
@@ -207,18 +244,25 @@ def _form(text: TextConfig | None) -> Form | None:
 
 def _offer(asked: ResponseRequest) -> Offer | None:
     choice = asked.tool_choice
-    tools = [tool_of(one.name, one.description, one.parameters, strict=one.strict) for one in asked.tools or ()]
+    functions = [one for one in asked.tools or () if isinstance(one, ResponseTool)]
+    tools = [tool_of(one.name, one.description, one.parameters, strict=one.strict) for one in functions]
     named = choice.name if isinstance(choice, ResponseToolChoice) else None
-    must = choice not in (None, "none", "auto")
+    # A search is a call of a tool, too, and always made.
+    must = choice not in (None, "none", "auto") and not (choice == "required" and _file_search(asked))
     return offer_of(tools, off=choice == "none", must=must, named=named, several=asked.parallel_tool_calls is not False)
 
 
 class ResponseShape(BlockShape):
-    """Of /v1/responses: its items are a message of one part and calls, which come in deltas. Events are numbered."""
+    """Of /v1/responses: its items are a message of one part and calls, which come in deltas. Events are numbered.
 
-    def __init__(self, asked: ResponseRequest, *, logprobs: bool, calls: bool) -> None:
+    Before them stands the search for the sources that the model was given, if any; the message cites each of them.
+    """
+
+    def __init__(self, asked: ResponseRequest, *, logprobs: bool, calls: bool, sources: Sources | None = None) -> None:
         super().__init__(calls=calls)
         self._logprobs = logprobs
+        self._search = None if sources is None else _searched(sources, shown=_RESULTS in (asked.include or ()))
+        self._cited = () if sources is None else _citations(sources)
         self._number = 0
         self._items: list[Object] = []
         self._said: list[str] = []
@@ -245,11 +289,15 @@ class ResponseShape(BlockShape):
             "store": False,
             "metadata": {},
         }
+        if sources is not None:
+            self._head["confide"] = sources.cited()
 
     def whole(self, choices: Sequence[Choice], usage: Object) -> Object:
         """As `Shape.whole`."""
         [choice] = choices
         self._reason = choice.finish
+        if self._search is not None:
+            self._items.append(self._search)
         if choice.text or not choice.calls:
             self._items.append(self._message(choice.text, choice.chosen, self._status))
         self._items += [
@@ -267,6 +315,12 @@ class ResponseShape(BlockShape):
     def _begin(self, usage: Object) -> Iterable[bytes]:
         yield self._event("response.created", response=self._response("in_progress"))
         yield self._event("response.in_progress", response=self._response("in_progress"))
+        if self._search is not None:
+            yield from self._add({**self._search, "results": None})
+            for step in ("in_progress", "searching", "completed"):
+                yield self._event(f"response.file_search_call.{step}", **self._item_place)
+            self._items[-1] = self._search
+            yield self._event("response.output_item.done", output_index=len(self._items) - 1, item=self._search)
 
     def _open_text(self) -> Iterable[bytes]:
         yield from self._add({"id": _item_id("msg"), "type": "message", "role": "assistant", "content": []})
@@ -290,6 +344,9 @@ class ResponseShape(BlockShape):
         item = self._items[-1] = self._current(self._status)
         if self._open == "text":
             [part] = item["content"]
+            for number, cited in enumerate(part["annotations"]):
+                place = {**self._place, "annotation_index": number}
+                yield self._event("response.output_text.annotation.added", **place, annotation=cited)
             yield self._event("response.output_text.done", **self._place, text=part["text"], logprobs=part["logprobs"])
             yield self._event("response.content_part.done", **self._place, part=part)
         else:
@@ -346,11 +403,42 @@ class ResponseShape(BlockShape):
 
     def _part(self, text: str, chosen: Sequence[Chosen]) -> Object:
         shown = told(chosen) if self._logprobs else []
-        return {"type": "output_text", "text": text, "annotations": [], "logprobs": shown}
+        cited = list(self._cited) if text else []
+        return {"type": "output_text", "text": text, "annotations": cited, "logprobs": shown}
 
 
 def _item_id(prefix: str) -> str:
     return f"{prefix}_{secrets.token_hex(_ID_BYTES)}"
+
+
+def _searched(sources: Sources, *, shown: bool) -> Object:
+    """The item of a search. shown: its results too."""
+    results = [
+        {
+            "file_id": source.file_id,
+            "filename": source.chunk.source,
+            "score": source.score,
+            "text": source.chunk.text,
+            "attributes": source.attributes,
+        }
+        for source in sources.found
+    ]
+    return {
+        "id": _item_id("fs"),
+        "type": "file_search_call",
+        "status": "completed",
+        "queries": [sources.question],
+        "results": results if shown else None,
+    }
+
+
+def _citations(sources: Sources) -> tuple[Object, ...]:
+    """One for each document. index: of the file among them."""
+    files = {source.file_id: source.chunk.source for source in sources.found}
+    return tuple(
+        {"type": "file_citation", "index": index, "file_id": file_id, "filename": name}
+        for index, (file_id, name) in enumerate(files.items())
+    )
 
 
 def _call(call_id: str, name: str, arguments: str, status: str) -> Object:

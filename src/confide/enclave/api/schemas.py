@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
+from confide.enclave.api.sources import Extensions
 from confide.errors import RequestRefused
 from confide.printable import printable
 
@@ -193,6 +194,7 @@ class ChatRequest(StreamFields, kw_only=True):
     tools: Annotated[list[FunctionTool], Meta(max_length=MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
+    confide: Extensions | None = None
 
 
 class CompletionRequest(StreamFields, kw_only=True):

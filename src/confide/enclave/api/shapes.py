@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 from confide.enclave.api.answer import Answer, Choice
 from confide.enclave.api.events import KEEP_ALIVE, event
 from confide.enclave.api.problems import problem
+from confide.enclave.api.sources import Sources
 from confide.enclave.engines.engine import Chance, Chosen, FinishReason, Piece
 from confide.enclave.engines.tools import CallPart
 from confide.errors import ConfideError
@@ -163,8 +164,11 @@ class _OpenAi(Shape):
 
     def part(self, index: int, piece: Piece) -> Iterable[bytes]:
         """As `Shape.part`."""
+        return (event(self._chunk(index, piece)),)
+
+    def _chunk(self, index: int, piece: Piece) -> Object:
         choice = {"index": index} | self._delta(index, piece) | {"finish_reason": piece.finish}
-        return (event(self._head | {"object": self.chunk, "choices": [choice]}),)
+        return self._head | {"object": self.chunk, "choices": [choice]}
 
     def closing(self, usage: Object) -> Iterable[bytes]:
         """As `Shape.closing`."""
@@ -186,9 +190,20 @@ class ChatShape(_OpenAi):
 
     prefix, name, chunk = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
-    def __init__(self, model: str, *, logprobs: bool, with_usage: bool) -> None:
+    def __init__(self, model: str, *, logprobs: bool, with_usage: bool, sources: Sources | None = None) -> None:
+        """sources: that the model was given; they are cited in a whole answer, and with the first part of a stream."""
         super().__init__(model, logprobs=logprobs, with_usage=with_usage)
         self._begun: set[int] = set()
+        self._cited: Object = {} if sources is None else {"confide": sources.cited()}
+
+    def whole(self, choices: Sequence[Choice], usage: Object) -> Object:
+        """As `Shape.whole`."""
+        return super().whole(choices, usage) | self._cited
+
+    def part(self, index: int, piece: Piece) -> Iterable[bytes]:
+        """As `Shape.part`."""
+        cited, self._cited = self._cited, {}
+        return (event(self._chunk(index, piece) | cited),)
 
     def _choice(self, index: int, choice: Choice) -> Object:
         message: Object = {"role": "assistant", "content": choice.text, "refusal": None}

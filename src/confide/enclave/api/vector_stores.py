@@ -20,9 +20,11 @@ from starlette.routing import Route
 from confide.enclave.api.admission import Admission
 from confide.enclave.api.answer import read
 from confide.enclave.api.app import health_routes
+from confide.enclave.api.graph import Shown
 from confide.enclave.api.limits import Limits
 from confide.enclave.api.line import Line
 from confide.enclave.api.metrics import Metrics
+from confide.enclave.api.neighbours import Neighbours
 from confide.enclave.api.openai import json_response
 from confide.enclave.api.problems import HANDLERS
 from confide.enclave.api.public import workload_app
@@ -81,10 +83,19 @@ class Retrieval:
         """It waits for no engine."""
 
 
-def retrieval_app(workload: Workload, retrieval: Retrieval, *, tls_ends_here: bool = False) -> Starlette:
+def retrieval_app(
+    workload: Workload,
+    retrieval: Retrieval,
+    *,
+    tls_ends_here: bool = False,
+    neighbours: Neighbours | None = None,
+    graph: Shown | None = None,
+) -> Starlette:
     """The application to serve to the world: as `public_app` is for a model."""
     name, api = store_id(retrieval.manifest), vector_stores_app(retrieval)
-    return workload_app(workload, retrieval, name, api, ("/v1",), tls_ends_here=tls_ends_here)
+    return workload_app(
+        workload, retrieval, name, api, ("/v1",), tls_ends_here=tls_ends_here, neighbours=neighbours, graph=graph
+    )
 
 
 def vector_stores_app(retrieval: Retrieval) -> Starlette:

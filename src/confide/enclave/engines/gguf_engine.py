@@ -138,7 +138,7 @@ class GgufEngine(Prompted):
     async def margins(self, prompt: str, tokens: int) -> list[float]:
         """From the probabilities that llama.cpp gives."""
         self._prompts.require_fit(len((await self.read(prompt)).tokens), Sampling(tokens))
-        request = _request(prompt, Sampling(tokens, temperature=0)) | {"logprobs": 2}
+        request = _request(prompt, Sampling(tokens, temperature=0, logprobs=2))
         margins: list[float] = []
         async with aclosing(self._complete(request)) as chunks:
             async for chunk in chunks:

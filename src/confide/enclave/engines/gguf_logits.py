@@ -75,9 +75,8 @@ _CALLS: Final = {
 }
 
 
-@_Log
-def _say_nothing(_level: int, _text: bytes, _data: int) -> None:
-    """What llama.cpp logs tells of the model."""
+_say_nothing: Final = _Log(lambda _level, _text, _data: None)
+"""What llama.cpp logs tells of the model."""
 
 
 class GgufLogits:
@@ -95,6 +94,7 @@ class GgufLogits:
         self.version = f"xllamacpp {xllamacpp.__version__}"
         self.settings = {"dtype": file.quantization, "threads": str(threads), "cpu": xllamacpp.get_system_info()}
         self._model = self._context = None
+        self._room = self._vocabulary = 0
         self._batch = _Batch()
         try:
             self._load(path, min(context or file.context, file.context), threads)

@@ -20,7 +20,7 @@ from confide.hybrid.server.service import Admitted, LayerService
 from confide.rlwe.parameters import RING_DEGREE
 
 MAX_WINDOW: Final = 0.5e-3
-_MIN_WINDOW: Final = 0.01e-3
+MIN_WINDOW: Final = 0.01e-3
 ACTIVE_SECONDS: Final = 0.05
 """A client counts as active for this long after a request."""
 MAX_BATCH: Final = 64
@@ -119,7 +119,7 @@ class Batcher:
         if gathered > 1:
             self._window = min(2 * self._window, MAX_WINDOW)
         else:
-            self._window = max(self._window / 2, _MIN_WINDOW)
+            self._window = max(self._window / 2, MIN_WINDOW)
 
     def _flush(self, group: int) -> None:
         batch = self._queues.pop(group)

@@ -19,7 +19,7 @@ CONFIG: Final = "config.json"
 GENERATION_CONFIG: Final = "generation_config.json"
 TOKENIZER: Final = "tokenizer.json"
 _WEIGHTS: Final = "model.safetensors"
-_INDEX: Final = "model.safetensors.index.json"
+WEIGHTS_INDEX: Final = "model.safetensors.index.json"
 _GGUF: Final = "model.gguf"
 _ENCODERS: Final = frozenset(
     MODEL_ARCH_NAMES[kind]
@@ -81,7 +81,7 @@ def contents_of(model: str) -> Contents:
 def _of_folder(name: str, folder: Path) -> Contents:
     config = open_model(str(folder)).config
     _require_tokenizer(folder)
-    weights = _weight_files(folder)
+    weights = weight_files(folder)
     names = [CONFIG, *(name for name in _OPTIONAL if (folder / name).is_file()), *weights]
     files = {name: folder / name for name in names}
     dtype = _main_dtype(folder, weights)
@@ -99,17 +99,18 @@ def _require_tokenizer(folder: Path) -> None:
         )
 
 
-def _weight_files(folder: Path) -> list[str]:
+def weight_files(folder: Path) -> list[str]:
+    """The names of the safetensors files of a folder. ModelNotSupported where there are none, or one is missing."""
     if (folder / _WEIGHTS).is_file():
         return [_WEIGHTS]
     try:
-        names = sorted(set(msgspec.json.decode((folder / _INDEX).read_bytes(), type=_Index).weight_map.values()))
+        names = sorted(set(msgspec.json.decode((folder / WEIGHTS_INDEX).read_bytes(), type=_Index).weight_map.values()))
     except (OSError, ValueError, msgspec.MsgspecError, RecursionError) as error:
         raise ModelNotSupported(
-            f"{folder} has neither {_WEIGHTS} nor a sound {_INDEX}; save the model as safetensors first."
+            f"{folder} has neither {_WEIGHTS} nor a sound {WEIGHTS_INDEX}; save the model as safetensors first."
         ) from error
     if missing := [name for name in names if not (folder / name).is_file()]:
-        raise ModelNotSupported(f"{folder} lacks the file {missing[0]} that {_INDEX} names; download it whole.")
+        raise ModelNotSupported(f"{folder} lacks the file {missing[0]} that {WEIGHTS_INDEX} names; download it whole.")
     return names
 
 

@@ -76,6 +76,7 @@ class MemoryFolder:
         with ExitStack() as entered:
             folder = Path(entered.enter_context(_own_folder()))
             for name, reader in self._readers.items():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / name).symlink_to(entered.enter_context(MemoryFile(reader)).path)
             self._open = entered.pop_all()
         return folder

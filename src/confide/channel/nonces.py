@@ -34,7 +34,7 @@ class Nonces:
         with self._lock:
             self._forget(now)
             if not self._shares.take(who):
-                raise ServerBusy("Too many workloads asked for a key just now; try again in a minute.", 60)
+                raise ServerBusy("Too many workloads asked for a nonce just now; try again in a minute.", 60)
             nonce = self._random(NONCE_BYTES).hex()
             self._until[nonce] = now + LIFETIME, who
             return nonce

@@ -4,9 +4,17 @@ import random
 import statistics
 
 import pytest
-from benchmarks.trace import MAX_ARRIVALS, MAX_BYTES, MAX_TOKENS, Arrival, read_trace, synthetic_trace, write_trace
 
 from confide.errors import BenchmarkError
+from confide.evaluate.trace import (
+    MAX_ARRIVALS,
+    MAX_BYTES,
+    MAX_TOKENS,
+    Arrival,
+    read_trace,
+    synthetic_trace,
+    write_trace,
+)
 
 HEAD = b"TIMESTAMP,ContextTokens,GeneratedTokens\n"
 

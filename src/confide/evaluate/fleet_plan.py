@@ -1,0 +1,272 @@
+"""How many machines so many users of a protected model need: a machine's rates, a trace of requests, and a simulation.
+
+Users and machines are all like the machine that was measured. Every machine holds the whole model.
+"""
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
+
+import numpy as np
+
+from confide.evaluate.cost_model import P0_BYTES, Cut, GroupShape, Network, Rates, SkeletonTimes, from_memory
+from confide.evaluate.fleet import Balancing, Batching, Machine, Simulated, simulate
+from confide.evaluate.trace import Arrival
+from confide.hybrid.client.padding import Padding
+from confide.hybrid.server import batch
+from confide.hybrid.server.limits import Limits
+from confide.hybrid.server.service import AHEAD_BYTES
+from confide.rlwe.parameters import RING_DEGREE
+
+STAGES: Final = 8
+"""Into which a model's layer groups are gathered at most, so that a fleet is simulated in minutes."""
+CELL: Final = 4
+"""Machines of a large fleet that are simulated, with their share of its requests."""
+_PRECISION: Final = 100
+"""A number of machines is searched to one part in so many."""
+
+
+class FleetTimes:
+    """The `fleet.Times` of a cut model, from rates: layer groups one after the other, gathered into stages.
+
+    Within a stage nobody else's request comes between two groups, and its windows are as many times as long.
+    """
+
+    def __init__(self, cut: Cut, rates: Rates, skeleton: SkeletonTimes, network: Network, stages: int = STAGES) -> None:
+        groups = cut.protected
+        self.stages = min(stages, len(groups))
+        ends = [len(groups) * stage // self.stages for stage in range(self.stages + 1)]
+        self._stages = [groups[start:end] for start, end in pairwise(ends)]
+        self._cut, self._rates, self._skeleton, self._network = cut, rates, skeleton, network
+        self.ahead_bytes: Sequence[int] = [AHEAD_BYTES * sum(group.rows for group in stage) for stage in self._stages]
+        self._pads = sum(rates.client.pads.seconds(group) for group in groups)
+        self._known: dict[tuple[int, int, int, int], tuple[float, float]] = {}
+
+    @property
+    def batching(self) -> Batching:
+        """The server's, for stages."""
+        gathered = len(self._cut.protected) / self.stages
+        return Batching(batch.MAX_WINDOW * gathered, batch.MIN_WINDOW * gathered, batch.ACTIVE_SECONDS * gathered)
+
+    def product(self, stage: int, requests: int, tokens: int, unmade: int) -> tuple[float, float]:
+        """See `fleet.Times`. Of a prompt's parts, each counts as one token of the head."""
+        key = (stage, requests, tokens, unmade)
+        if key not in self._known:
+            looping = working = 0.0
+            for group in self._stages[stage]:
+                asked = requests if group.head else tokens
+                seconds = self._rates.server.product(group, asked) + from_memory(self._cut, self._rates, group)
+                seconds += self._rates.server.product(_masks(group), unmade)
+                looping += requests * self._rates.server.request.seconds(group)
+                if (asked * group.columns + unmade * RING_DEGREE) * group.rows <= batch.INLINE_WORK:
+                    looping += seconds
+                else:
+                    working += seconds / self._rates.server.threads
+            self._known[key] = looping, working
+        return self._known[key]
+
+    def ahead(self, stage: int, tokens: int) -> float:
+        """See `fleet.Times`."""
+        together = sum(self._rates.server.product(_masks(group), tokens) for group in self._stages[stage])
+        return together / self._rates.server.threads
+
+    def own(self, stage: int, tokens: int) -> float:
+        """See `fleet.Times`. What no stage has is shared out over all of them."""
+        rate = self._rates.client.token if tokens == 1 else self._rates.client.prompt_token
+        masking = sum(group.prompt_tokens(tokens) * rate.seconds(group) for group in self._stages[stage])
+        return masking + self._beside(tokens) / self.stages
+
+    def _beside(self, tokens: int) -> float:
+        skeleton, rates = self._skeleton, self._rates
+        if tokens == 1:
+            return skeleton.token + rates.kept_token * sum(group.weights for group in self._cut.kept)
+        kept = 0.0
+        for group in self._cut.kept:
+            asked = group.prompt_tokens(tokens)
+            kept += asked * group.weights * (rates.kept_token if asked == 1 else rates.kept_prompt_token)
+        return skeleton.prompt * tokens / skeleton.tokens + kept
+
+    def trip(self, stage: int, tokens: int) -> float:
+        """See `fleet.Times`."""
+        groups = self._stages[stage]
+        return self._network.seconds(len(groups), tokens * sum(group.online_bytes for group in groups))
+
+    def pads(self) -> float:
+        """See `fleet.Times`."""
+        return self._pads
+
+
+def _masks(group: GroupShape) -> GroupShape:
+    """What p0 is multiplied by: as many rows."""
+    return GroupShape(group.rows, RING_DEGREE)
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What all users ask for. rate: requests a second of all of them. trace: how these come, and how long they are."""
+
+    users: int
+    rate: float
+    trace: Sequence[Arrival]
+
+
+@dataclass(frozen=True)
+class Percentiles:
+    """Seconds."""
+
+    p50: float
+    p99: float
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> "Percentiles":
+        """Zeros of none."""
+        return cls(*np.percentile(seconds, (50, 99)).tolist()) if seconds else cls(0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class FleetOutlook:
+    """What a fleet of so many machines is like.
+
+    first, token: from a request to its first token, and from each token to the next. busy: share of the time that a
+    machine answers. memory: bytes of a machine for the model and for connections of its users that have all of their
+    work ahead. traffic: bytes a second of a machine, both ways, in the mean. tokens: a second, of all machines.
+    """
+
+    machines: int
+    first: Percentiles
+    token: Percentiles
+    busy: float
+    memory: int
+    traffic: float
+    tokens: float
+
+
+def share_of(trace: Sequence[Arrival], rate: float, share: float, count: int, seed: int) -> list[Arrival]:
+    """So many requests: those that a share of a fleet gets, which is asked so often a second, as in the trace.
+
+    The trace's times are multiplied so that they fit `rate`, and it begins anew where it ends. Each of its requests
+    goes to the share by chance.
+    """
+    chance = random.Random(seed)  # noqa: S311 - the same from each seed
+    period = trace[-1].at * len(trace) / max(1, len(trace) - 1) or 1.0
+    stretch = len(trace) / (rate * period)
+    found: list[Arrival] = []
+    place = -1
+    while len(found) < count:
+        # How many others come before the next one of the share has a geometric distribution.
+        place += 1 if share >= 1 else 1 + int(math.log(1 - chance.random()) / math.log1p(-share))
+        turn, index = divmod(place, len(trace))
+        one = trace[index]
+        found.append(Arrival((turn * period + one.at) * stretch, one.context, one.generated))
+    start = found[0].at
+    return [Arrival(one.at - start, one.context, one.generated) for one in found]
+
+
+class FleetPlan:
+    """Fleets for one demand on one kind of machine.
+
+    cores: of a machine, for its one layer server. requests: simulated for each fleet.
+    """
+
+    def __init__(
+        self,
+        cut: Cut,
+        times: FleetTimes,
+        demand: Demand,
+        *,
+        cores: int,
+        balancing: Balancing,
+        seed: int,
+        requests: int,
+    ) -> None:
+        self._cut, self._times, self._demand = cut, times, demand
+        self._machine = Machine(cores, times.batching)
+        self._balancing, self._seed, self._requests = balancing, seed, requests
+        padding = Padding()
+        self._trace = [Arrival(one.at, padding.prompt_tokens(one.context), one.generated) for one in demand.trace]
+
+    def alone(self) -> tuple[Percentiles, Percentiles]:
+        """First and later tokens where each user has a machine: no fleet is faster."""
+        arrivals = share_of(self._trace, self._demand.rate, 1.0, self._requests, self._seed)
+        apart = [Arrival(0.0, one.context, one.generated) for one in arrivals]
+        found = simulate(self._times, apart, machines=len(apart), machine=self._machine, seed=self._seed)
+        return _percentiles(found)
+
+    def outlook(self, machines: int) -> FleetOutlook:
+        """What so many machines are like."""
+        cell, demand = min(machines, CELL), self._demand
+        arrivals = share_of(self._trace, demand.rate, cell / machines, self._requests, self._seed)
+        found = simulate(
+            self._times,
+            arrivals,
+            machines=cell,
+            machine=self._machine,
+            balancing=self._balancing,
+            seed=self._seed,
+        )
+        first, token = _percentiles(found)
+        answered = sum(one.generated for one in self._trace) / len(self._trace)
+        asked = sum(one.context for one in self._trace) / len(self._trace)
+        size = self._cut.online_bytes(1) + P0_BYTES
+        each = demand.rate / machines
+        limits = Limits()
+        users = math.ceil(demand.users / machines)
+        return FleetOutlook(
+            machines,
+            first,
+            token,
+            found.busy,
+            self._cut.server_bytes + min(limits.all_ahead_bytes, users * (limits.p0_bytes + limits.ahead_bytes)),
+            each * (asked + answered - 1) * size,
+            demand.rate * answered,
+        )
+
+    def least(self, first: float, token: float, on_try: Callable[[int], None] = lambda _: None) -> FleetOutlook:
+        """The fewest machines, to one part in a hundred, with p99 of at most these seconds. on_try: of each number."""
+        known: dict[int, FleetOutlook] = {}
+
+        def meets(machines: int) -> bool:
+            on_try(machines)
+            known[machines] = found = self.outlook(machines)
+            return found.first.p99 <= first and found.token.p99 <= token
+
+        return known[fewest(meets, self._fewest_possible())]
+
+    def _fewest_possible(self) -> int:
+        """Below this the products alone take longer than there is time, however many tokens share one."""
+        tokens = sum(one.context + one.generated - 1 for one in self._trace) / len(self._trace)
+        many = batch.MAX_BATCH
+        looping, working = np.sum(
+            [self._times.product(stage, 1, many, 0) for stage in range(self._times.stages)], axis=0
+        )
+        return max(1, int(self._demand.rate * tokens * max(looping, working) / many))
+
+
+def fewest(meets: Callable[[int], bool], start: int) -> int:
+    """The smallest number that meets what is asked, from `start`, to one part in a hundred.
+
+    Where a number does, all larger ones are taken to. OverflowError where none up to a million times `start` does.
+    """
+    most, step = start, 1
+    least = start - 1
+    while not meets(most):
+        if most > start * 10**6:
+            raise OverflowError(most)
+        least = most
+        most, step = most + step, 2 * step
+    while most - least > max(1, most // _PRECISION):
+        middle = (least + most) // 2
+        if meets(middle):
+            most = middle
+        else:
+            least = middle
+    return most
+
+
+def _percentiles(found: Simulated) -> tuple[Percentiles, Percentiles]:
+    settled = found.settled()
+    gaps = [gap for one in settled for gap in one.gaps]
+    return Percentiles.of([one.first for one in settled]), Percentiles.of(gaps)
