@@ -88,6 +88,12 @@ def test_the_largest_share_is_as_small_as_it_can_be(sizes: list[int], machines: 
     assert largest == best
 
 
+@pytest.mark.parametrize("parts", [["0-2", "2-3"], ["0-3", "1-2"], ["0-1", "1-3"]], ids=["end", "within", "begin"])
+def test_an_overlap_is_refused(parts: list[str]) -> None:
+    with pytest.raises(InvalidPlacement, match="at servers of which one"):
+        require_partition(map(Groups.parse, parts), 4)
+
+
 # -- files -------------------------------------------------------------------------------------------------------
 
 
