@@ -17,6 +17,7 @@ from confide.packages.sealed.contents import contents_of
 from confide.packages.sealed.manifest import read_signed
 from confide.packages.sealed.tensors import parse_layout
 from confide.packages.signing import SIGNATURE_NAME, open_package
+from sources import parsed
 
 SOURCES = Path(confide.__file__).parent
 DECODERS = {"json.decode", "msgpack.decode", "toml.decode", "json.loads", "jsonlib.loads"}
@@ -54,7 +55,7 @@ def test_every_decoder_of_outside_bytes_expects_deep_nesting() -> None:
     for path in sorted(SOURCES.rglob("*.py")):
         name = path.relative_to(SOURCES).as_posix()
         if name not in OURS:
-            bare += [f"{name}:{line}" for line, guarded in calls(ast.parse(path.read_text())) if not guarded]
+            bare += [f"{name}:{line}" for line, guarded in calls(parsed(path)) if not guarded]
     assert bare == []
 
 

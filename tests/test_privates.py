@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from sources import parsed
+
 ROOT = Path(__file__).parents[1]
 PRIVATE = re.compile(r"_[A-Za-z0-9]\w*")
 NOT_OURS = {
@@ -24,7 +26,7 @@ def of_the_package() -> set[str]:
     """Every private name in it, of functions, classes, values and attributes."""
     names = set()
     for path in (ROOT / "src").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path)):
             match node:
                 case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
                     names.add(name)
@@ -58,7 +60,7 @@ def test_no_test_reaches_into_privates() -> None:
         f"{path.relative_to(ROOT)}:{line}: {name}"
         for folder in ("tests", "fuzz", "benchmarks", "tools", "examples")
         for path in sorted((ROOT / folder).rglob("*.py"))
-        for line, name in reached(ast.parse(path.read_text()), names)
+        for line, name in reached(parsed(path), names)
     ]
     assert found == []
 

@@ -243,7 +243,7 @@ def test_tls_may_end_inside_and_users_may_need_licences(place: Place, expected: 
 
 
 def refused(*arguments: object) -> str:
-    done = run("serve", *arguments, "--json", timeout=60)
+    done = run("serve", *arguments, "--json", timeout=900)
     assert done.returncode == 1
     return str(json.loads(done.stdout.splitlines()[-1])["error"]["code"])
 
@@ -276,7 +276,7 @@ def test_options_of_the_other_kind_are_refused(place: Place) -> None:
 
 @pytest.mark.slow  # each kind is refused by quicker tests
 def test_the_demo_refuses_three_kinds_of_tampering() -> None:
-    done = run("demo", "enclave", "--json", timeout=120)
+    done = run("demo", "enclave", "--json", timeout=900)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["verified"] is True

@@ -82,7 +82,7 @@ def rogue() -> Iterator[str]:
 
 
 def refusal(*command: str) -> str:
-    done = run(*command, "--json", timeout=120)
+    done = run(*command, "--json", timeout=900)
     assert done.returncode == 1, done.stdout + done.stderr
     return str(json.loads(done.stdout.splitlines()[-1])["error"]["code"])
 
@@ -153,7 +153,7 @@ def test_no_key_leaves_for_a_server_whose_port_is_taken(place: Place) -> None:
         port = str(other.getsockname()[1])
         taken = [*place.command("allowed", url, "--insecure-skip-self-test"), "--port", port]
         for command in (taken, [*taken[:-1], "0", "--metrics-port", port]):
-            done = run(*command, timeout=120)
+            done = run(*command, timeout=900)
             assert done.returncode == 1
             assert "Traceback" not in done.stderr
             assert f"127.0.0.1 port {port} cannot be listened on" in " ".join(done.stderr.split())

@@ -24,7 +24,7 @@ real = ctypes.CDLL(None, use_errno=True)
 def said(code: str, own: Path) -> str:
     own.mkdir()
     script = PRELUDE + textwrap.dedent(code)
-    done = subprocess.run([sys.executable, "-c", script, str(own)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script, str(own)], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -52,7 +52,7 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     script = PRELUDE + textwrap.dedent(code)
     command = [*prefix, sys.executable, "-c", script, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, **options)  # type: ignore[call-overload]
+    return subprocess.run(command, capture_output=True, text=True, timeout=900, **options)  # type: ignore[call-overload]
 
 
 def succeeded(*arguments: object, **options: object) -> str:

@@ -11,6 +11,7 @@ import pytest
 from fuzz.targets import corpus, targets
 
 import confide
+from sources import parsed
 
 ATTEST = Path(confide.__file__).parent / "attest"
 RECEIPTS = ATTEST.parent / "receipts"
@@ -158,7 +159,7 @@ def _functions() -> Iterator[tuple[str, str, ast.FunctionDef]]:
         module = (
             path.relative_to(ATTEST).as_posix() if path.is_relative_to(ATTEST) else f"../{path.parent.name}/{path.name}"
         )
-        for node in ast.parse(path.read_text()).body:
+        for node in parsed(path).body:
             if isinstance(node, ast.FunctionDef):
                 yield module, node.name, node
             elif isinstance(node, ast.ClassDef):

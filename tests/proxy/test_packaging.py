@@ -36,7 +36,7 @@ def test_systemd_takes_the_unit(tmp_path: Path) -> None:
     unit.write_text(block.replace("%h/.venv/bin/confide", str(program)))
     environment = {"XDG_RUNTIME_DIR": str(tmp_path), "HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
     command = ["systemd-analyze", "verify", "--user", str(unit)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 

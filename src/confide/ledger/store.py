@@ -175,9 +175,11 @@ class Store(ABC):
             for table in ("lost", "owners", "leases"):
                 self.create(table)
             of_layers = [row | {"unit": LAYERS} for row in leases]
-            self.put_all("lost", [_only("lost", row | {"tokens": row["lost"]}) for row in of_layers if row["lost"]])
+            self.put_all(
+                "lost", [_kept("lost", row | {"tokens": row["lost"]}) for row in of_layers if row["lost"]]
+            )
             owned = [row | {"owner": _OF_SCHEMA_4} for row in of_layers if row["tokens"]]
-            self.put_all("leases", [_only("leases", row) for row in owned])
+            self.put_all("leases", [_kept("leases", row) for row in owned])
         for table in ("usage", "disclosed") if version == 4 else ("usage", "disclosed", "lost", "leases"):
             rows = self._taken_out(table, [name for name in TABLES[table].columns if name != "unit"])
             self.create(table)
@@ -263,7 +265,7 @@ def row_sum(table: str, row: Row, columns: Iterable[str] | None = None) -> bytes
     return hashlib.blake2b(msgspec.msgpack.encode([table, ordered]), digest_size=8).digest()
 
 
-def _only(table: str, row: Row) -> Row:
+def _kept(table: str, row: Row) -> Row:
     """What of a row the table has."""
     return {name: row[name] for name in TABLES[table].columns}
 

@@ -36,7 +36,7 @@ class SoftwareTpm:
         """One tool; what it left in the TPM's few slots is dropped first."""
         environment = os.environ | {"TPM2TOOLS_TCTI": f"swtpm:path={self.folder / 'tpm.sock'}"}
         for words in (("tpm2_flushcontext", "--transient-object"), command):
-            subprocess.run(words, cwd=self.folder, env=environment, check=True, capture_output=True, timeout=60)
+            subprocess.run(words, cwd=self.folder, env=environment, check=True, capture_output=True, timeout=900)
 
     def key(self, scheme: str) -> bytes:
         """Make an attestation key; its public key in DER."""

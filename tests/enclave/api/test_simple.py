@@ -25,7 +25,7 @@ def url() -> Iterator[str]:
 
 def curl(*arguments: str) -> str:
     return subprocess.run(
-        ["curl", "--silent", "--no-buffer", *arguments], capture_output=True, timeout=120, check=True, text=True
+        ["curl", "--silent", "--no-buffer", *arguments], capture_output=True, timeout=900, check=True, text=True
     ).stdout
 
 

@@ -21,6 +21,12 @@ TOKENIZER = open_model("demo").load_tokenizer()
 PLAIN = Sampling(4, 0)
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that is busy with other things takes seconds to connect to itself."""
+    monkeypatch.setattr("confide.enclave.engines.upstream.CONNECT_SECONDS", 60.0)
+
+
 def ask(url: str) -> EngineError:
     """The error that asking for an answer ends in. It says nothing of the prompt."""
 

@@ -269,7 +269,8 @@ def test_the_thread_waits_for_others() -> None:
 
     with PadPool(Looking, SHAPES) as pool:
         pool.take(0, 1)
-    assert sys.platform != "linux" or min(priorities) > os.getpriority(os.PRIO_PROCESS, 0)
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    assert sys.platform != "linux" or own == 19 or min(priorities) > own
 
 
 def test_pads_are_ready_before_anything_is_asked(model: HybridModel, server: FakeServer) -> None:

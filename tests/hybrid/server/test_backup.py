@@ -65,8 +65,12 @@ def anywhere(place: Place) -> Served:
     return Served(place)
 
 
-def test_a_backup_is_made_while_the_server_goes_on(anywhere: Served, tmp_path: Path) -> None:
+def test_a_backup_is_made_while_the_server_goes_on(
+    anywhere: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     served = anywhere
+    for patience in ("CONNECT_SECONDS", "STATEMENT_SECONDS", "LOCK_SECONDS"):  # the machine may be busy with others
+        monkeypatch.setattr(f"confide.ledger.postgres.{patience}", 60)
     stop = threading.Event()
 
     def serve() -> None:

@@ -176,7 +176,7 @@ def serving(
     thread = threading.Thread(target=lambda: asyncio.run(main()))
     thread.start()
     try:
-        served = ready.get(timeout=30)
+        served = ready.get(timeout=900)
         if isinstance(served, BaseException):
             raise served
         yield served

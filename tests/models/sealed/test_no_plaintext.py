@@ -28,7 +28,7 @@ def test_opening_writes_nothing_and_writing_would_be_seen(
         | {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)

@@ -231,7 +231,8 @@ class LayerServer:
 def _prepare_worker(niceness: int) -> None:
     torch.set_num_threads(WORKER_THREADS)
     with contextlib.suppress(OSError):  # a platform where threads have no priority of their own
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + niceness))
 
 
 def _page(body: bytes) -> WSUpgradeResponseWithListener:

@@ -311,7 +311,8 @@ def _lower_priority() -> None:
     """Let this thread wait for others. On Linux a thread has a priority of its own, and its workers inherit it."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+            thread = threading.get_native_id()
+            os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + _NICE))
 
 
 def _free_memory() -> int:
