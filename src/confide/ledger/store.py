@@ -175,9 +175,7 @@ class Store(ABC):
             for table in ("lost", "owners", "leases"):
                 self.create(table)
             of_layers = [row | {"unit": LAYERS} for row in leases]
-            self.put_all(
-                "lost", [_kept("lost", row | {"tokens": row["lost"]}) for row in of_layers if row["lost"]]
-            )
+            self.put_all("lost", [_kept("lost", row | {"tokens": row["lost"]}) for row in of_layers if row["lost"]])
             owned = [row | {"owner": _OF_SCHEMA_4} for row in of_layers if row["tokens"]]
             self.put_all("leases", [_kept("leases", row) for row in owned])
         for table in ("usage", "disclosed") if version == 4 else ("usage", "disclosed", "lost", "leases"):
