@@ -16,7 +16,7 @@ OPTIONS = ModelOptions(
     **dict.fromkeys(
         ("tee", "simulated_tee", "keys", "keys_ca", "tls_name", "release", "certificate", "adapter",
          "adapter_keys", "upstream", "upstream_model", "context", "name", "parallel", "threads", "dtype",
-         "max_tokens", "idle_timeout", "engine_timeout")
+         "max_tokens", "idle_timeout", "engine_timeout", "keys_through", "traces", "state", "ledger")
     ),
     ra_tls=False, insecure_open_egress=False, insecure_skip_self_test=False,
 )  # fmt: skip

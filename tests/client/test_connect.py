@@ -13,7 +13,7 @@ from confide.errors import WrongMode
     ("target", "options", "foreign"),
     [
         ("https://models.example", {"shell": "client"}, "shell"),
-        ("https://models.example", {"licence": "key"}, "licence"),
+        ("https://models.example", {"checks": "checks.msgpack"}, "checks"),
         ("https://models.example", {"padding": confide.Padding()}, "padding"),
         ("wss://layers.example", {"shell": "client", "policy": "policy.toml"}, "policy"),
         ("wss://layers.example", {"shell": "client", "simulated_root": "root.pem"}, "simulated_root"),

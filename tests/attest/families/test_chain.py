@@ -212,5 +212,5 @@ def test_whoever_loads_certificates_expects_every_error_of_the_library() -> None
     loading = re.compile(r"load_(der|pem)_x509")
     texts = {path: path.read_text() for path in Path(confide.__file__).parent.rglob("*.py")}
     loaders = {path: text for path, text in texts.items() if loading.search(text)}
-    assert {path.name for path in loaders} == {"chain.py", "gateway.py", "tls.py"}
+    assert {path.name for path in loaders} == {"chain.py", "eif.py", "gateway.py", "tls.py"}
     assert all("*PARSE_ERRORS" in text or "except PARSE_ERRORS" in text for text in loaders.values())

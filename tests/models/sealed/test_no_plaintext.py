@@ -34,7 +34,7 @@ def test_opening_writes_nothing_and_writing_would_be_seen(
     seen = json.loads(done.stdout)
     assert seen["opening"]["opened"] == []
     assert seen["opening"]["files"] == []
-    assert len(seen["opening"]["made"]) == 1  # the folder of links, which is gone
+    assert len(set(seen["opening"]["made"])) == 1  # the folder of links, which is gone
     assert seen["opening"]["left"] == []
     assert seen["opening"]["written"] < 4096  # a few words to the terminal
     (file,) = seen["careless"]["files"]

@@ -15,13 +15,13 @@ from enum import IntEnum
 from typing import IO, Final, Self
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from confide.attest.cbor import decode
 from confide.attest.requirements import Nitro
 from confide.deploy.predict.prediction import Prediction
 from confide.errors import InvalidImage, MalformedEvidence
+from confide.errors.certificates import PARSE_ERRORS
 
 MAX_SECTIONS: Final = 32
 MAX_SIGNATURE_BYTES: Final = 32768
@@ -164,6 +164,6 @@ def _certificate(signature: bytes) -> bytes:
         match decode(signature, "enclave image's signature"):
             case [{"signing_certificate": list(pem)}, *_]:
                 return x509.load_pem_x509_certificate(bytes(pem)).public_bytes(Encoding.DER)
-    except (MalformedEvidence, ValueError, TypeError, UnsupportedAlgorithm):
+    except (MalformedEvidence, *PARSE_ERRORS):
         pass
     raise InvalidImage("The enclave image's signature has no certificate; sign it again.")
