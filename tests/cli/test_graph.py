@@ -125,6 +125,7 @@ def broker(tmp_path: Path, tee: Path) -> Iterator[tuple[str, Packages]]:
         yield announced["url"], packages
 
 
+@pytest.mark.slow
 def test_services_in_processes_of_their_own_are_verified_as_one(
     tmp_path: Path, tee: Path, broker: tuple[str, Packages]
 ) -> None:

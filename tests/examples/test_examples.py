@@ -31,6 +31,7 @@ def test_an_example_runs_to_its_end(name: str) -> None:
     assert run(EXAMPLES / name)[-1] == LAST_LINES[name]
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_to_its_end(tmp_path: Path) -> None:
     """Its cells one after another, as a kernel would run them."""
     cells = json.loads((EXAMPLES / "notebook.ipynb").read_text())["cells"]

@@ -141,7 +141,7 @@ def test_what_is_no_question_is_refused_by_form(url: str, body: bytes) -> None:
     assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_answered_in_form(url: str, body: bytes) -> None:
     answer = ask(url, body=body)
