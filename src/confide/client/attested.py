@@ -16,7 +16,7 @@ from confide.attest.policy_toml import policy_digest
 from confide.attest.wire import MAX_ATTESTED_BYTES, Attested
 from confide.audit.log import is_kept, note
 from confide.client.corpora import require_current
-from confide.client.hop import MAX_REFUSAL_BYTES, may_pass, read_bounded, refusal, sending
+from confide.client.hop import fetch, may_pass
 from confide.client.relying_party import RelyingParty, Verified
 from confide.errors import AttestationError, AttestationRefused, ConfideError, ServerBusy
 from confide.net.patience import pause
@@ -31,16 +31,7 @@ def fetch_attestation(http: httpx.Client, url: str, nonce: str) -> Attested:
 
     MalformedEvidence, ConnectionLost, GatewayError. No redirect is followed, and a reply that is too large is not read.
     """
-    request = http.build_request("GET", url + PATH, params={"nonce": nonce})
-    with sending():
-        response = http.send(request, stream=True, follow_redirects=False)
-    try:
-        if response.status_code != httpx.codes.OK:
-            body = read_bounded(response, MAX_REFUSAL_BYTES)
-            raise refusal(response.status_code, body, response.headers.get("retry-after"))
-        return Attested.decode(read_bounded(response, MAX_ATTESTED_BYTES))
-    finally:
-        response.close()
+    return Attested.decode(fetch(http, url + PATH, {"nonce": nonce}, MAX_ATTESTED_BYTES))
 
 
 def verify_workload(

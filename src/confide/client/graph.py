@@ -22,7 +22,7 @@ from confide.attest.policy_toml import any_policy_from_toml, policy_digest
 from confide.attest.policy_words import asked
 from confide.attest.wire import Attested
 from confide.client.attested import NONCE_BYTES, appraised, verify_workload
-from confide.client.hop import MAX_REFUSAL_BYTES, TIMEOUT, read_bounded, refusal, sending, server_address
+from confide.client.hop import TIMEOUT, fetch, read_bounded, server_address
 from confide.client.met import Met, require_newest
 from confide.client.relying_party import RelyingParty, Verified
 from confide.client.standing import Standing
@@ -105,11 +105,11 @@ class GraphParty:
         A service that gave none, or is not what it has to be, is refused by name. Raises GraphRefused where the log is
         another graph's, an older one's than was met or not as its owners signed it, and InvalidGraph for no log.
         """
-        history = History.read(_fetched(http, url + LOG_PATH, {}, MAX_LOG_BYTES), self.graph)
+        history = History.read(fetch(http, url + LOG_PATH, {}, MAX_LOG_BYTES), self.graph)
         if history.current.manifest.coordinator:
             raise GraphRefused("The owners of this graph do not show it; give the address of its coordinator as well.")
         nonce = secrets.token_hex(NONCE_BYTES)
-        gathered = Gathered.decode(_fetched(http, url + EVIDENCE_PATH, {"nonce": nonce}, MAX_GATHERED_BYTES))
+        gathered = Gathered.decode(fetch(http, url + EVIDENCE_PATH, {"nonce": nonce}, MAX_GATHERED_BYTES))
         return self.appraise(history, gathered, nonce, url)
 
     def appraise(self, history: History, gathered: Gathered, nonce: str, url: str = "") -> GraphVerdict:
@@ -274,16 +274,3 @@ def require_met(joined: GraphJoined, *, simulated: bool) -> None:
         )
 
     require_newest(Met[GraphJoined], _WHAT, joined.graph, met, lambda one: one.version, older, simulated=simulated)
-
-
-def _fetched(http: httpx.Client, url: str, params: Mapping[str, str], most: int) -> bytes:
-    request = http.build_request("GET", url, params=dict(params))
-    with sending():
-        response = http.send(request, stream=True, follow_redirects=False)
-    try:
-        if response.status_code != httpx.codes.OK:
-            body = read_bounded(response, MAX_REFUSAL_BYTES)
-            raise refusal(response.status_code, body, response.headers.get("retry-after"))
-        return read_bounded(response, most)
-    finally:
-        response.close()

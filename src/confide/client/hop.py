@@ -200,3 +200,20 @@ def caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:
     while error is not None and not isinstance(error, kind):
         error = error.__cause__ or error.__context__
     return error is not None
+
+
+def fetch(http: httpx.Client, url: str, params: Mapping[str, str], most: int) -> bytes:
+    """The body that a GET is answered with, of at most so many bytes.
+
+    ConnectionLost, GatewayError, or what the server says it refuses for. No redirect is followed.
+    """
+    request = http.build_request("GET", url, params=dict(params))
+    with sending():
+        response = http.send(request, stream=True, follow_redirects=False)
+    try:
+        if response.status_code != httpx.codes.OK:
+            body = read_bounded(response, MAX_REFUSAL_BYTES)
+            raise refusal(response.status_code, body, response.headers.get("retry-after"))
+        return read_bounded(response, most)
+    finally:
+        response.close()

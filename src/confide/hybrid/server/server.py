@@ -7,10 +7,8 @@ fraction of a millisecond, less than a change of threads. Long prompts and work 
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import ssl
-import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
@@ -24,6 +22,7 @@ from picows import WSListener, WSUpgradeRequest, WSUpgradeResponse, WSUpgradeRes
 from confide.errors import LedgerUnavailable, UnknownGroup
 from confide.hybrid import wire
 from confide.hybrid.groups import Groups
+from confide.hybrid.priority import lower_priority
 from confide.hybrid.server.ahead import PART_TOKENS, AheadMaker, Blocks, Room
 from confide.hybrid.server.batch import Batcher
 from confide.hybrid.server.limits import AheadAllowance, Limits
@@ -230,9 +229,7 @@ class LayerServer:
 
 def _prepare_worker(niceness: int) -> None:
     torch.set_num_threads(WORKER_THREADS)
-    with contextlib.suppress(OSError):  # a platform where threads have no priority of their own
-        thread = threading.get_native_id()
-        os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + niceness))
+    lower_priority(niceness)
 
 
 def _page(body: bytes) -> WSUpgradeResponseWithListener:

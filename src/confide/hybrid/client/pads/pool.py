@@ -4,10 +4,8 @@ Nothing of it is ever written to disk. All of it is dropped as soon as anything 
 after the machine slept, whenever a connection breaks, and when the model is closed.
 """
 
-import contextlib
 import itertools
 import os
-import sys
 import threading
 import time
 import weakref
@@ -22,6 +20,7 @@ from confide.errors import ModelClosed
 from confide.hybrid.client.pads.clocks import TOLERANCE_SECONDS, slept_seconds
 from confide.hybrid.client.pads.source import Pads, PadSource
 from confide.hybrid.closing import Closing
+from confide.hybrid.priority import lower_priority
 from confide.rlwe.parameters import Parameters
 
 FIRST_TOKENS: Final = 16
@@ -255,7 +254,7 @@ class PadPool(Closing):
     # -- the thread that makes them --------------------------------------------------------------------------
 
     def _work(self) -> None:
-        _lower_priority()
+        lower_priority(_NICE)
         while True:
             with self._changed:
                 while not self._closed and (self._problem is not None or self._enough()):
@@ -305,14 +304,6 @@ def _forget_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_forget_in_child)
-
-
-def _lower_priority() -> None:
-    """Let this thread wait for others. On Linux a thread has a priority of its own, and its workers inherit it."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):
-            thread = threading.get_native_id()
-            os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + _NICE))
 
 
 def _free_memory() -> int:
