@@ -50,31 +50,13 @@ def hidden(digests: dict[str, str], promise: SimulatedPolicy = PROMISE) -> Histo
 
 
 @pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("machine")
-    SimulatedTee.create(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def root(machine: Path) -> Path:
-    return machine / "root.pem"
-
-
-@pytest.fixture(scope="module")
-def packages(tmp_path_factory: pytest.TempPathFactory) -> Packages:
-    return Packages.make(tmp_path_factory.mktemp("packages"))
-
-
-@pytest.fixture(scope="module")
 def history(packages: Packages) -> History:
     return hidden(dict(packages.digests))
 
 
 @pytest.fixture(scope="module")
-def scene(machine: Path, root: Path, history: History, packages: Packages) -> Iterator[Running]:
-    der = read_certificate(root.read_bytes(), "root").public_bytes(Encoding.DER)
-    with running(SimulatedTee.open(machine), der, history, packages) as scene:
+def scene(machine: Path, root_der: bytes, history: History, packages: Packages) -> Iterator[Running]:
+    with running(SimulatedTee.open(machine), root_der, history, packages) as scene:
         yield scene
 
 

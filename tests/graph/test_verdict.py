@@ -8,10 +8,8 @@ from pathlib import Path
 import httpx
 import msgspec
 import pytest
-from cryptography.hazmat.primitives.serialization import Encoding
 
 import confide
-from confide.attest.chain import read_certificate
 from confide.attest.policy import SimulatedPolicy
 from confide.attest.requirements import ConfideVersion, NoEgress
 from confide.attest.simulated import SimulatedTee
@@ -41,30 +39,8 @@ from .scene import CHUNK, RULES, Packages, Running, restated, running
 
 
 @pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("machine")
-    SimulatedTee.create(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def tee(machine: Path) -> SimulatedTee:
     return SimulatedTee.open(machine)
-
-
-@pytest.fixture(scope="module")
-def root(machine: Path) -> Path:
-    return machine / "root.pem"
-
-
-@pytest.fixture(scope="module")
-def root_der(root: Path) -> bytes:
-    return read_certificate(root.read_bytes(), "root").public_bytes(Encoding.DER)
-
-
-@pytest.fixture(scope="module")
-def packages(tmp_path_factory: pytest.TempPathFactory) -> Packages:
-    return Packages.make(tmp_path_factory.mktemp("packages"))
 
 
 @pytest.fixture(scope="module")
