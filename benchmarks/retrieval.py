@@ -229,7 +229,7 @@ def _inside(folder: Path) -> ASGIApp:
     tee, corpus = SimulatedTee.open(folder / "tee"), SealedCorpus.open(folder / "corpus")
     workload = Workload(tee, tee.collateral)
     index = load_corpus(corpus, workload, lambda key, workload: _KEY)
-    return retrieval_app(workload, Retrieval(corpus.manifest, index, Limits(attestations_per_second=1000)))
+    return retrieval_app(workload, Retrieval(corpus.manifest, index, limits=Limits(attestations_per_second=1000)))
 
 
 if __name__ == "__main__":

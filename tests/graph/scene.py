@@ -81,7 +81,7 @@ def running(tee: SimulatedTee, root: bytes, history: History, packages: Packages
     with ExitStack() as stack:
         workload = service("retrieval", "")
         index = load_corpus(packages.corpus, workload, lambda key, workload: KEY)
-        retrieval, joined = Retrieval(packages.corpus.manifest, index, LIMITS), scene.joined["retrieval"]
+        retrieval, joined = Retrieval(packages.corpus.manifest, index, limits=LIMITS), scene.joined["retrieval"]
         app = retrieval_app(workload, retrieval, neighbours=joined.neighbours, graph=joined.shown)
         scene.urls["retrieval"] = stack.enter_context(serving(app))
 
@@ -93,7 +93,7 @@ def running(tee: SimulatedTee, root: bytes, history: History, packages: Packages
 
         workload = service("guard", packages.guard.manifest.digest)
         joined = scene.joined["guard"]
-        guarding = Guarding(packages.guard, joined.edges["model"].client(), LIMITS)
+        guarding = Guarding(packages.guard, joined.edges["model"].client(), limits=LIMITS)
         app = guard_app(workload, guarding, neighbours=joined.neighbours, graph=joined.shown)
         scene.urls["guard"] = stack.enter_context(serving(app))
 
@@ -101,7 +101,7 @@ def running(tee: SimulatedTee, root: bytes, history: History, packages: Packages
             workload = scene.workloads[name] = Workload(tee, tee.collateral)
             coordinator = Coordinator(history, workload, root=root, urls=dict(scene.urls))
             stack.callback(coordinator.close)
-            app = coordinator_app(workload, Coordinating(coordinator.vouch, LIMITS))
+            app = coordinator_app(workload, Coordinating(coordinator.vouch, limits=LIMITS))
             scene.urls[name] = stack.enter_context(serving(app))
         yield scene
 

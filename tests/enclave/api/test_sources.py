@@ -111,7 +111,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory, home: Path) -> Iterator[Scen
         SimulatedPolicy.all_of(Corpus(corpus.manifest.corpus, str(OWNER.public), 1)), root
     )
     neighbours = Neighbours(behind.key, callers({"model": of_model}))
-    retrieval = retrieval_app(behind, Retrieval(corpus.manifest, index, LIMITS), neighbours=neighbours)
+    retrieval = retrieval_app(behind, Retrieval(corpus.manifest, index, limits=LIMITS), neighbours=neighbours)
     engine = FakeEngine(context=4000)
     with serving(retrieval) as corpus_url:
         search = search_through(Edge(corpus_url, front, of_corpus, name="model"))

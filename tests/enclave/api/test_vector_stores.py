@@ -69,7 +69,7 @@ def served(tee: SimulatedTee, corpus: SealedCorpus) -> Iterator[str]:
     """Its address."""
     workload = Workload(tee, tee.collateral)
     index = load_corpus(corpus, workload, lambda key, workload: KEY)
-    retrieval = Retrieval(corpus.manifest, index, Limits(attestations_per_second=1000))
+    retrieval = Retrieval(corpus.manifest, index, limits=Limits(attestations_per_second=1000))
     with serving(retrieval_app(workload, retrieval)) as url:
         yield url
 

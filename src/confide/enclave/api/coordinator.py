@@ -4,8 +4,8 @@ GET /graph/verdict?nonce=, inside the encrypted channel; see `confide.graph.verd
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass
+from typing import Final
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -16,39 +16,24 @@ from starlette.routing import Route
 
 from confide.enclave.api.admission import Admission
 from confide.enclave.api.app import health_routes
-from confide.enclave.api.limits import Limits
 from confide.enclave.api.line import Line
-from confide.enclave.api.metrics import Metrics
 from confide.enclave.api.problems import HANDLERS
 from confide.enclave.api.public import workload_app
-from confide.enclave.api.users import Users
+from confide.enclave.api.service import Engineless
 from confide.enclave.workload import Workload
 from confide.errors import RequestRefused
 from confide.graph.verdict import PATH, SignedVerdict
 from confide.net.body import Bodies
 from confide.receipts.keyset import is_nonce
 
-if TYPE_CHECKING:
-    from confide.enclave.api.traces import Traces
-
 _NAME: Final = "coordinator"
 
 
 @dataclass(frozen=True)
-class Coordinating:
+class Coordinating(Engineless):
     """vouch: verifies all services now, and says so for a nonce. NeighbourRefused where one is not what it must be."""
 
     vouch: Callable[[str], SignedVerdict]
-    limits: Limits = field(default_factory=Limits)
-    metrics: Metrics = field(default_factory=Metrics)
-    users: Users | None = None
-    traces: "Traces | None" = None
-
-    def require_sound(self) -> None:
-        """It knows of nothing that would make its verdicts wrong."""
-
-    def require_alive(self) -> None:
-        """It waits for no engine."""
 
 
 def coordinator_app(workload: Workload, coordinating: Coordinating, *, tls_ends_here: bool = False) -> Starlette:

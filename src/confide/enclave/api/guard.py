@@ -5,8 +5,8 @@ model's answer comes back as it is, part by part. Needs no language model.
 """
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass
+from typing import Any, Final
 
 import httpx
 from starlette.applications import Starlette
@@ -20,21 +20,16 @@ from confide.channel.encryption import CACHE_SALT
 from confide.enclave.api.admission import Admission
 from confide.enclave.api.app import API_PATHS, health_routes
 from confide.enclave.api.graph import Shown
-from confide.enclave.api.limits import Limits
 from confide.enclave.api.line import Line
-from confide.enclave.api.metrics import Metrics
 from confide.enclave.api.neighbours import Neighbours
 from confide.enclave.api.problems import HANDLERS, MESSAGES
 from confide.enclave.api.public import workload_app
-from confide.enclave.api.users import Users
+from confide.enclave.api.service import Engineless
 from confide.enclave.workload import Workload
 from confide.errors import MalformedReceipt, PromptRefused, RequestRefused
 from confide.net.body import Bodies
 from confide.packages.guard import GuardPackage, texts_of
 from confide.receipts.documents import read_json
-
-if TYPE_CHECKING:
-    from confide.enclave.api.traces import Traces
 
 _QUESTIONS: Final = (
     "/v1/chat/completions",
@@ -55,21 +50,11 @@ _PARALLEL: Final = 64
 
 
 @dataclass(frozen=True)
-class Guarding:
+class Guarding(Engineless):
     """Rules, and the model that they are before. model: asks it by paths alone."""
 
     package: GuardPackage
     model: httpx.AsyncClient
-    limits: Limits = field(default_factory=Limits)
-    metrics: Metrics = field(default_factory=Metrics)
-    users: Users | None = None
-    traces: "Traces | None" = None
-
-    def require_sound(self) -> None:
-        """The rules were compared with what their owner signed before there was a service."""
-
-    def require_alive(self) -> None:
-        """It waits for no engine of its own."""
 
     def require_allowed(self, body: bytes) -> None:
         """PromptRefused for a question that has one of the phrases, RequestRefused for one that cannot be read."""

@@ -1,5 +1,6 @@
-"""What the gate, /health and the public face take from whatever is served: a model, or a corpus."""
+"""What the gate, /health and the public face take from whatever is served: a model, a corpus, or rules."""
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from confide.enclave.api.limits import Limits
@@ -40,3 +41,19 @@ class Service(Protocol):
     def require_alive(self) -> None:
         """Raises while no answer can be made."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engineless:
+    """A service that waits for no engine, and whose matter was compared with what its owner signed before it began."""
+
+    limits: Limits = field(default_factory=Limits)
+    metrics: Metrics = field(default_factory=Metrics)
+    users: Users | None = None
+    traces: "Traces | None" = None
+
+    def require_sound(self) -> None:
+        """Nothing is known that would make its answers wrong."""
+
+    def require_alive(self) -> None:
+        """There is no engine that could have stopped."""

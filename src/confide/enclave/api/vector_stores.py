@@ -5,8 +5,8 @@ nobody vouches for what they say.
 """
 
 import hashlib
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -21,22 +21,17 @@ from confide.enclave.api.admission import Admission
 from confide.enclave.api.answer import read
 from confide.enclave.api.app import health_routes
 from confide.enclave.api.graph import Shown
-from confide.enclave.api.limits import Limits
 from confide.enclave.api.line import Line
-from confide.enclave.api.metrics import Metrics
 from confide.enclave.api.neighbours import Neighbours
 from confide.enclave.api.openai import json_response
 from confide.enclave.api.problems import HANDLERS
 from confide.enclave.api.public import workload_app
-from confide.enclave.api.users import Users
+from confide.enclave.api.service import Engineless
 from confide.enclave.workload import Workload
 from confide.errors import UnknownCorpus
 from confide.net.body import Bodies
 from confide.packages.sealed.corpus import Chunk, CorpusManifest
 from confide.rag.index import Hit, Index
-
-if TYPE_CHECKING:
-    from confide.enclave.api.traces import Traces
 
 PATH: Final = "/v1/vector_stores"
 MAX_RESULTS: Final = 50
@@ -66,21 +61,11 @@ class SearchRequest(msgspec.Struct, kw_only=True):
 
 
 @dataclass(frozen=True)
-class Retrieval:
+class Retrieval(Engineless):
     """A corpus that is served, ready to be asked."""
 
     manifest: CorpusManifest
     index: Index
-    limits: Limits = field(default_factory=Limits)
-    metrics: Metrics = field(default_factory=Metrics)
-    users: Users | None = None
-    traces: "Traces | None" = None
-
-    def require_sound(self) -> None:
-        """Every chunk was compared with what its owner signed before there was an index."""
-
-    def require_alive(self) -> None:
-        """It waits for no engine."""
 
 
 def retrieval_app(
