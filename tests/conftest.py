@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import logging
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -53,6 +54,16 @@ def no_proxy() -> Iterator[None]:
             patch.delenv(name, raising=False)
             patch.delenv(name.upper(), raising=False)
         yield
+
+
+@pytest.fixture(autouse=True)
+def no_handlers_left() -> Iterator[None]:
+    """A command that runs in a test's own process sets up logging, to a stream that ends with the test."""
+    before = list(logging.root.handlers)
+    yield
+    for handler in logging.root.handlers[:]:
+        if type(handler) is logging.StreamHandler and handler not in before:
+            logging.root.removeHandler(handler)
 
 
 @pytest.fixture
