@@ -12,6 +12,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -67,7 +68,7 @@ def main() -> list[Figure]:
     return figures
 
 
-def run(heads: int, tokens: int) -> dict[str, object]:
+def run(heads: int, tokens: int) -> dict[str, Any]:
     """One block, from calibration to the decrypted result."""
     generator = np.random.default_rng(SEED)
     rows = 3 * heads * HEAD_WIDTH

@@ -110,7 +110,7 @@ class Player(WSListener):
     def send_ahead(self, most: int) -> None:
         """Zeros for p0, of as many tokens as the server works for ahead."""
         p0 = bytes(min(most, self._ahead_tokens) * PLANES * RING_DEGREE)
-        self._transport.send(WSMsgType.BINARY, wire.encode(wire.Ahead(0, p0)))
+        self._transport.send(WSMsgType.BINARY, wire.encode(wire.Ahead(0, memoryview(p0))))
 
     def leave(self) -> None:
         self._transport.disconnect()

@@ -4,6 +4,8 @@ Prediction and measurement follow each other in one run, the server a process of
 """
 
 import statistics
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,7 +20,10 @@ from confide.evaluate.shapes import GPT2_SMALL
 from confide.models.source import open_model
 
 ROUNDS = 5
-MODELS = {"GPT-2-small shape": partial(split_shape, GPT2_SMALL), "demo model": lambda: split_source(open_model("demo"))}
+MODELS: dict[str, Callable[[], AbstractContextManager[SplitModel]]] = {
+    "GPT-2-small shape": partial(split_shape, GPT2_SMALL),
+    "demo model": lambda: split_source(open_model("demo")),
+}
 
 
 @dataclass(frozen=True)

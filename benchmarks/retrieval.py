@@ -21,8 +21,10 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -144,7 +146,8 @@ def _made_up(paragraphs: Sequence[str]) -> list[Chunk]:
 def _random_vectors(dimensions: int) -> NDArray[np.float32]:
     drawn: NDArray[np.float32]
     drawn = np.random.default_rng(4).standard_normal((CHUNKS, dimensions), np.float32)
-    return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+    drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
+    return drawn
 
 
 def _speed(chunks: Sequence[Chunk], questions: Sequence[str], model: Path | None) -> list[Figure]:
@@ -159,7 +162,7 @@ def _speed(chunks: Sequence[Chunk], questions: Sequence[str], model: Path | None
         owner = OwnerKey.generate()
         seal_corpus(chunks, folder / "corpus", name="benchmark", key=_KEY, owner=owner, embeddings=embeddings)
         index = Index.of(SealedCorpus.open(folder / "corpus").unlock(_KEY))
-        direct = [seconds(lambda asked=asked: index.search(asked, DEPTH)) for asked in questions]
+        direct = [seconds(partial(index.search, asked, DEPTH)) for asked in questions]
         with _serving(_outside, folder) as plain, _serving(_inside, folder) as attested:
             store = store_id(SealedCorpus.open(folder / "corpus").manifest)
             inside, outside, ratio = _in_and_out(folder, plain, attested, store, questions)
@@ -193,7 +196,8 @@ def _in_and_out(
     asked = iter([one for one in draw.choices(questions, k=ROUNDS + 1) for _ in range(2)])
     session = confide.connect(attested, simulated_root=folder / "tee" / "root.pem")
     assert isinstance(session, EnclaveSession)
-    with session, httpx.Client(trust_env=False) as http:
+    with session, httpx.Client(trust_env=False) as client:
+        http: Any = client  # the SDK types httpx's successor, and takes both
         clients = session.openai, OpenAI(api_key="none", base_url=f"{plain}/v1", http_client=http, max_retries=0)
         inside, outside = (
             lambda client=client: client.vector_stores.search(store, query=next(asked), max_num_results=DEPTH)

@@ -36,7 +36,7 @@ async def replay(session: EnclaveSession, model: str, requests: list[dict[str, A
         )
         async for _ in stream:
             first = first or time.perf_counter()
-        return first - due
+        return float(first - due)
 
     return list(await asyncio.gather(*map(ask, requests)))
 

@@ -5,14 +5,15 @@ import struct
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from tests.attest.fake_sigstore import statement
-from tests.attest.families.authorities import crl
+from tests.attest.families.authorities import Key, crl
 from tests.attest.families.forged_nvidia import BLOCKS, DEVICE, ROOT
 from tests.attest.families.forged_rim import answer, manifest, response
 from tests.attest.families.forged_snp import ARK, snp_case
-from tests.attest.families.forged_tpm import PCRS, Key, quote, signature
+from tests.attest.families.forged_tpm import PCRS, quote, signature
 
 from confide.attest.amd import Product
 from confide.attest.collateral_cache import Document, Response
@@ -58,11 +59,12 @@ def _header(data: bytes) -> str:
 
 def vendor_answers(data: bytes) -> None:
     """Intel's and AMD's services, at whose addresses anybody may be."""
-    for ask in (
+    questions: tuple[Callable[[Any], object], ...] = (
         lambda vendor: intel_collateral(vendor, IntelPlatform("00" * 6, "platform", Family.TDX)),
         lambda vendor: amd_collateral(vendor, AmdPlatform(Product.TURIN, bytes(64), bytes(8))),
         lambda vendor: amd_collateral(vendor, AmdPlatform(Product.MILAN, bytes(64), bytes(8)), vlek=b""),
-    ):
+    )
+    for ask in questions:
         try:
             ask(_Vendor(data))
         except ConfideError:

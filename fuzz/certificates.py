@@ -156,16 +156,24 @@ def _attested(run: DescribedRun, purpose: str) -> Attested:
 
 def _trained() -> TrainingCertificate:
     files = dict.fromkeys(ADAPTER_FILES, "fe" * 32)
-    times = {"started": _AT, "finished": _AT, "attested": _attested(_TRAINING, TrainingCertificate.PURPOSE)}
-    predicate = TrainingPredicate(_TRAINING, "a book", Amount(2, 9, 1), "ad" * 32, (Passed("size"),), **times)
+    predicate = TrainingPredicate(
+        _TRAINING,
+        "a book",
+        Amount(2, 9, 1),
+        "ad" * 32,
+        (Passed("size"),),
+        started=_AT,
+        finished=_AT,
+        attested=_attested(_TRAINING, TrainingCertificate.PURPOSE),
+    )
     return TrainingCertificate.sign("demo", predicate, files, _SIGNER)
 
 
 def _certificate() -> list[bytes]:
     attested = _attested(_RUN, ScoreCertificate.PURPOSE)
     score, counts = Score(50.5, 49.5, 51.5, 0.95, "bootstrap"), Counts(2, 900, "tokens")
-    times = {"started": _AT, "finished": _AT, "attested": attested}
-    predicate = Predicate(_RUN, "a book", Sampling("none", 512, 7), counts, score, **times)
+    sampling = Sampling("none", 512, 7)
+    predicate = Predicate(_RUN, "a book", sampling, counts, score, started=_AT, finished=_AT, attested=attested)
     blind = msgspec.structs.replace(predicate, approvals=(consent_to(_RUN, Role.DATA, OWNER, _KEY).approval,))
     return [ScoreCertificate.sign("demo", one, _SIGNER).write() for one in (predicate, blind)]
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 import msgspec
@@ -78,13 +79,16 @@ def draft(data: bytes) -> None:
 
 def messages(data: bytes) -> None:
     """What services say to each other, and to users: each decoder on the same bytes."""
-    for kind in (Introduction, Introduced, NonceAnswer):
+    readers: tuple[Callable[[], object], ...] = (
+        lambda: decode(data, Introduction),
+        lambda: decode(data, Introduced),
+        lambda: decode(data, NonceAnswer),
+        lambda: Gathered.decode(data),
+        lambda: SignedVerdict.decode(data).require_signed(VerdictKey().public.hex()),
+    )
+    for read in readers:
         with contextlib.suppress(ConfideError):
-            decode(data, kind)
-    with contextlib.suppress(ConfideError):
-        Gathered.decode(data)
-    with contextlib.suppress(ConfideError):
-        SignedVerdict.decode(data).require_signed(VerdictKey().public.hex())
+            read()
 
 
 def rules(data: bytes) -> None:

@@ -49,8 +49,8 @@ def state(data: bytes) -> None:
         ledger.charge(ledger.anonymous(_MODEL), 0, 1, None)
         for licence in ledger.licences.all():
             ledger.licences.usage(licence)
-            ledger.licences.disclosed(licence, _MODEL)
-            ledger.licences.lost(licence, _MODEL)
+            ledger.licences.disclosed(licence.id, _MODEL)
+            ledger.licences.lost(licence.id, _MODEL)
         ledger.checkpoint()
 
 

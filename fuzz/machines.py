@@ -33,7 +33,7 @@ def evidence(data: bytes) -> None:
 def collateral(data: bytes) -> None:
     """Files of collateral, told by content."""
     script = Script(data)
-    files = []
+    files: list[bytes] = []
     while len(files) < 6 and (content := script.chunk(2)):
         files.append(content)
     read_collateral(files or [data[2:]])

@@ -12,7 +12,7 @@ from confide.enclave.api.calls import BARE, LISTED, NAMED, OWN, TAGGED, CallRead
 from confide.enclave.api.schemas import ChatRequest, parse
 from confide.enclave.engines.forms import Form
 from confide.enclave.engines.guides import Guides
-from confide.enclave.engines.tools import Offer, Tool
+from confide.enclave.engines.tools import CallPart, Offer, Tool
 
 STYLES = (TAGGED, LISTED, NAMED, BARE, OWN)
 OFFER = Offer((Tool("send"), Tool("look_up")))
@@ -51,7 +51,8 @@ def calls(data: bytes) -> None:
     style, text = STYLES[data[0] % len(STYLES)] if data else TAGGED, data[1:].decode(errors="replace")
     readings = []
     for cuts in (len(text) or 1, 1):
-        reader, shown, parts = CallReader(style, OFFER), "", []
+        reader, shown = CallReader(style, OFFER), ""
+        parts: list[CallPart] = []
         for start in range(0, len(text), cuts):
             more, found = reader.read(text[start : start + cuts])
             shown += more

@@ -157,9 +157,10 @@ def _audit_line() -> list[bytes]:
 
 
 def _audit_statement() -> list[bytes]:
-    facts = {"log": "11" * 32, "entries": 3, "head": "22" * 32, "at": datetime(2026, 1, 1, tzinfo=UTC)}
-    counted = Checkpoint(**facts, public_key="00" * 32, segment=1, bytes=900)
-    retired = Retired(**facts, public_key="00" * 32, segment=1)
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    log, head, key = "11" * 32, "22" * 32, "00" * 32
+    counted = Checkpoint(log=log, entries=3, head=head, at=at, public_key=key, segment=1, bytes=900)
+    retired = Retired(log=log, entries=3, head=head, at=at, public_key=key, segment=1)
     return [write_statement(sign(counted, _FUZZ_KEY)), write_statement(sign(retired, _FUZZ_KEY))]
 
 

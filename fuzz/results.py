@@ -73,7 +73,9 @@ _PLACE = (
 def _quantization() -> QuantizationResult:
     one = Interval(1.5, 1.0, 2.0)
     row = QuantizationRow("llama.cpp", "q8_0", 1, 1, one, one, {"1": one}, one, one, 0)
-    return QuantizationResult(1, datetime(2026, 11, 29, tzinfo=UTC), *_PLACE, *range(1, 7), "7e" * 32, 9, (row,), ())
+    return QuantizationResult(
+        1, datetime(2026, 11, 29, tzinfo=UTC), *_PLACE, 1, 2, 3, 4, 5, 6, "7e" * 32, 9, (row,), ()
+    )
 
 
 def _files() -> list[bytes]:

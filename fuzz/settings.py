@@ -88,9 +88,9 @@ def certificate(data: bytes) -> None:
     script = Script(data)
     folder = scratch("certificate")
     paths = (folder / "server.pem", folder / "server.key")
+    damages: list[Callable[[bytes], bytes]] = [bytes, script.damaged, lambda content: script.chunk(2)]
     for path, intact in zip(paths, _certificates()[1:], strict=True):
-        damage = script.choice([bytes, script.damaged, lambda content: script.chunk(2)])
-        path.write_bytes(damage(intact))
+        path.write_bytes(script.choice(damages)(intact))
     server_context(*paths)
 
 

@@ -3,6 +3,7 @@
 import importlib
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 from confide.errors import ConfideError
 
@@ -49,7 +50,7 @@ def corpus(name: str) -> list[bytes]:
     return [path.read_bytes() for path in sorted((CORPUS / name).iterdir())]
 
 
-def _modules() -> list:
+def _modules() -> list[ModuleType]:
     return [importlib.import_module(f"fuzz.{group}") for group in _GROUPS]
 
 

@@ -51,7 +51,7 @@ def bill() -> str:
             made[name], [made[one] for one in sorted(map(_name, _requires(found, every))) if one in made]
         )
     epoch = os.environ.get("SOURCE_DATE_EPOCH")
-    bom.metadata.timestamp = datetime.fromtimestamp(int(epoch), UTC) if epoch else None
+    bom.metadata.timestamp = datetime.fromtimestamp(int(epoch), UTC) if epoch else None  # type: ignore[assignment]
     parts = "\n".join(sorted(str(component.purl) for component in (root, *made.values())))
     bom.serial_number = uuid.UUID(bytes=hashlib.sha256(parts.encode()).digest()[:16], version=4)
     text = JsonV1Dot6(bom).output_as_string(indent=2) + "\n"

@@ -29,7 +29,7 @@ class Head:
     @property
     def levels(self) -> int:
         """The largest integer of `bits` bits with a sign."""
-        return 2 ** (self.bits - 1) - 1
+        return (1 << (self.bits - 1)) - 1
 
     @classmethod
     def load(cls, path: str | Path) -> "Head":

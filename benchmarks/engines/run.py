@@ -30,9 +30,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTr
 
 from benchmarks.engines.side import GGUF, MODEL
 from benchmarks.measure import Figure, write
-from benchmarks.shapes import GPT2_SMALL, LLAMA_1B
 from confide.cli.output import quiet_transformers
 from confide.errors import BenchmarkError
+from confide.evaluate.shapes import GPT2_SMALL, LLAMA_1B
 from confide.models.ends import end_tokens
 from confide.models.gguf.types import GgufType
 from confide.models.gguf.write import write_gguf

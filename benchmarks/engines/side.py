@@ -56,7 +56,7 @@ def our_transformers(folder: Path, context: int) -> Engine:
     source = open_model(str(folder))
     model, tokenizer = source.load_model(), source.load_tokenizer()
     assert tokenizer is not None
-    model = model.to(TORCH_DTYPES[fastest_dtype(model)])
+    torch.nn.Module.to(model, TORCH_DTYPES[fastest_dtype(model)])  # in place
     return TransformersEngine(model, tokenizer, MODEL, context, parallel=PARALLEL)
 
 

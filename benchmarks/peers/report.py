@@ -1,5 +1,6 @@
 """The table and the plot of all sides."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -10,7 +11,7 @@ from benchmarks.peers.layer import Layer
 from benchmarks.peers.measurement import Measurement, Traffic
 from benchmarks.peers.published import PUBLISHED
 
-BARS = {
+BARS: dict[str, Callable[[Measurement], float]] = {
     "lone token": lambda measurement: measurement.lone.seconds,
     "per token, amortised": lambda measurement: measurement.amortised_seconds,
     "online alone": lambda measurement: measurement.online_seconds,

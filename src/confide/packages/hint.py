@@ -64,8 +64,9 @@ def verified(folder: Path, index: int, manifest: Manifest, on_bytes: OnBytes | N
     path = folder / hint_name(index)
     try:
         with open_file(path) as file:
-            # Hashed through the mapping that is used afterwards: what is at the path may have changed by then.
-            mapped: NDArray[np.int8] = np.memmap(file, np.int8, mode="r")
+            # Hashed through the mapping that is used afterwards: what is at the path may have changed by then. Torch
+            # wants memory that can be written to; what is written here stays in this process.
+            mapped: NDArray[np.int8] = np.memmap(file, np.int8, mode="c")
     except FileNotFoundError as error:
         raise InvalidPackage(
             f"{path} is missing; get the hint with `confide hint fetch`, or copy the folder {HINT_FOLDER} from where "

@@ -11,7 +11,9 @@ import os
 import time
 from collections.abc import Callable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 FP32_CHUNK = 1024
@@ -50,7 +52,7 @@ def _is_faster(device: torch.device) -> bool:
     return shortest_run(lambda: int8_kernel(left, right, None)) < shortest_run(lambda: fp32_kernel(left, right, None))
 
 
-def shortest_run(product: Callable[[], Tensor]) -> float:
+def shortest_run(product: Callable[[], Tensor | NDArray[np.int64]]) -> float:
     """Seconds of the shortest of five runs after one to warm up, of a product (rows, columns) on any device."""
     times = []
     for _ in range(6):

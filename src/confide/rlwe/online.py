@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from confide.rlwe.digits import digits
-from confide.rlwe.gemm import int8_matmul
-from confide.rlwe.packed import MOST_TOKENS, PackedMatrix, weighted_sum
+from confide.rlwe.packed import MOST_TOKENS, PackedMatrix, plain_product
 from confide.rlwe.pads import Int8Array
 from confide.rlwe.parameters import ANSWER_BITS, MODULUS_BITS
 
@@ -94,6 +93,4 @@ def _product(weights: Tensor | PackedMatrix, planes: Int8Array) -> NDArray[np.in
         return np.concatenate([_product(weights, planes[:, start : start + MOST_TOKENS]) for start in starts])
     if isinstance(weights, PackedMatrix):
         return weights.product(planes)
-    # Planes that came in a message cannot be written to, and torch wants what can.
-    stacked = torch.from_numpy(np.require(planes.reshape(-1, planes.shape[2]), requirements="W"))
-    return weighted_sum(int8_matmul(stacked, weights.t()).numpy().reshape(*planes.shape[:2], -1), 8)
+    return plain_product(weights, planes)

@@ -10,7 +10,7 @@ sum might exceed 2^24. A kernel is used where it passes a test with extreme valu
 import functools
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -21,13 +21,18 @@ from torch import Tensor
 
 from confide.rlwe.digits import value
 from confide.rlwe.gemm import int8_matmul, shortest_run, takes_int8
+from confide.rlwe.parameters import PLANES
 
-MOST_TOKENS = 128
+MOST_TOKENS = 64
 """Of one product; more are taken in turns, whose operands stay in cache."""
 _LEAST_WEIGHTS = 1 << 18
 """Below this the call itself takes longer than the product."""
 _MAX_SUM = 1 << 24
 _ZERO_POINT = 128
+_MATRICES = 8
+_PROMPT = 32
+_TYPICAL = 80
+"""A weight that some row of nearly every matrix exceeds, and whose sums need no cut columns."""
 _NARROW = 64
 """255 * 64 twice stays below 2^15: weights up to this may meet digits of eight bits in 16-bit sums."""
 
@@ -96,6 +101,13 @@ class PackedMatrix:
             for more in rest:
                 first += more
         return first.reshape(*digits.shape[:2], -1)
+
+
+def plain_product(weights: Tensor, planes: NDArray[np.int8]) -> NDArray[np.int64]:
+    """`PackedMatrix.product` of a matrix as it is, int8 (rows, columns)."""
+    # Planes that came in a message cannot be written to, and torch wants what can.
+    stacked = torch.from_numpy(np.require(planes.reshape(-1, planes.shape[2]), requirements="W"))
+    return weighted_sum(int8_matmul(stacked, weights.t()).numpy().reshape(*planes.shape[:2], -1), 8)
 
 
 def weighted_sum(sums: NDArray[Any], bits: int) -> NDArray[np.int64]:
@@ -169,21 +181,26 @@ _FBGEMM = Kernel(_pack_fbgemm, _multiply_fbgemm, saturates=True, name="FBGEMM")
 
 @functools.cache
 def fastest(choice: str) -> Kernel | None:
-    """The kernel that is exact and fastest, None where that is the plain product, for a token's worth of digits.
+    """The kernel that is exact and fastest, None where that is the plain product.
 
-    choice: what CONFIDE_GEMM says. Measured once a process.
+    choice: what CONFIDE_GEMM says. Measured once a process, for a few lone tokens and a part of a prompt: with whole
+    products, for one kernel needs more digits than another, and with matrices in turn, for a model's leave the cache.
     """
     if choice == "fp32":
         return None
-    weights = torch.ones(1024, 1024, dtype=torch.int8)
-    digits = torch.ones(6, 1024, dtype=torch.int8)
-    best, kernel = shortest_run(lambda: int8_matmul(digits, weights.t())), None
+    matrices = torch.full((_MATRICES, 2048, 1536), _TYPICAL, dtype=torch.int8)
+    token, prompt = (np.ones((PLANES, tokens, 1536), np.int8) for tokens in (1, _PROMPT))
+
+    def seconds(products: Sequence[Callable[[NDArray[np.int8]], NDArray[np.int64]]]) -> float:
+        decoding = shortest_run(lambda: [product(token) for product in products][-1])
+        return decoding + shortest_run(lambda: products[0](prompt))
+
+    best, kernel = seconds([functools.partial(plain_product, weights) for weights in matrices]), None
     for candidate in candidates():
         if is_exact(candidate):
-            packed = candidate.pack(weights)
-            seconds = shortest_run(functools.partial(candidate.multiply, packed, digits.view(torch.uint8), 0))
-            if seconds < best:
-                best, kernel = seconds, candidate
+            taken = seconds([PackedMatrix(weights, candidate).product for weights in matrices])
+            if taken < best:
+                best, kernel = taken, candidate
     return kernel
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from confide.rlwe.digits import digits
 from confide.rlwe.gemm import int8_matmul, takes_int8
+from confide.rlwe.packed import weighted_sum
 from confide.rlwe.pads import Int8Array, Int32Array, Int64Array
 from confide.rlwe.parameters import ANSWER_BITS, HINT_PLANES, MODULUS_BITS, PLANES, RING_DEGREE, Parameters
 from confide.rlwe.public import PublicSeed
@@ -23,8 +24,10 @@ from confide.rlwe.streams import Stream, fresh_key
 
 _MASK = (1 << MODULUS_BITS) - 1
 _LIMB_BITS = 24
-_HINT_ROWS = 128
-"""Rows of a hint multiplied at a time, so that their float64 form (2 MiB) stays in cache."""
+_HINT_ROWS = 256
+"""Rows of a hint multiplied at a time, so that their float64 form (4 MiB) stays in cache."""
+_TRANSFORMED = 64
+"""Tokens whose transforms (16 KiB each) are multiplied at a time, for the same reason."""
 
 
 class TokenSecrets:
@@ -59,9 +62,10 @@ class TokenSecrets:
             if group in self._given or os.getpid() != self._process:
                 raise ValueError("These tokens' secrets have served this layer group; make new ones.")
             self._given.add(group)
-        hidden = [self._times(self._public.a(group, block)) for block in range(parameters.blocks)]
         pads = rounded_gaussian(self._stream, self.tokens, parameters.columns).long()
-        pads -= torch.cat(hidden, dim=1)[:, : parameters.columns]
+        for block in range(parameters.blocks):
+            part = pads[:, block * RING_DEGREE : (block + 1) * RING_DEGREE]
+            self._subtract_product(part, self._public.a(group, block))
         pads &= _MASK
         return pads.numpy()
 
@@ -83,20 +87,23 @@ class TokenSecrets:
 
     def _key(self) -> Int8Array:
         key = rounded_gaussian(self._stream, self.tokens, RING_DEGREE).long()
-        key -= self._times(self._public.p1())
+        self._subtract_product(key, self._public.p1())
         return np.ascontiguousarray(np.moveaxis(digits(key.numpy(), PLANES), -1, 1))
 
-    def _times(self, polynomial: Tensor) -> Tensor:
-        """The ring products of all secrets with a polynomial mod 2^48: int64 (tokens, N), exact, not reduced.
+    def _subtract_product(self, target: Tensor, polynomial: Tensor) -> None:
+        """From int64 (tokens, up to N) take the ring products of all secrets and a polynomial, as far as it goes.
 
-        In two signed limbs of 24 bits: sums stay below 2^34, which float64 transforms carry exactly.
+        Exact, not reduced mod 2^48. In two signed limbs of 24 bits: sums stay below 2^34, which float64 transforms
+        carry exactly.
         """
         half = 1 << (_LIMB_BITS - 1)
         low = ((polynomial + half) & ((1 << _LIMB_BITS) - 1)) - half
         limbs = transform(torch.stack([low, (polynomial - low) >> _LIMB_BITS]))
-        product = inverse(self._transform * limbs[1]).round_().long() << _LIMB_BITS
-        product += inverse(self._transform * limbs[0]).round_().long()
-        return product
+        for start in range(0, self.tokens, _TRANSFORMED):
+            part = target[start : start + _TRANSFORMED]
+            secrets = self._transform[start : start + _TRANSFORMED]
+            for limb, shift in ((limbs[0], 0), (limbs[1], _LIMB_BITS)):
+                part -= inverse(secrets * limb)[:, : part.shape[1]].round_().long() << shift
 
     def _inner_products(self, hint: Int8Array) -> Tensor:
         """Rows of a hint times the secrets: int64 (tokens, rows), of the top 40 bits.
@@ -104,12 +111,11 @@ class TokenSecrets:
         As five int8 products where the processor is fast at them. Elsewhere as one of float64, which is exact: 2048
         terms of at most 2^39 stay below 2^53.
         """
-        planes = torch.from_numpy(np.array(hint))
+        planes = torch.from_numpy(hint)
         if not takes_int8(torch.device("cpu")):
             return (self._secret.double() @ _values(planes).t()).long()
         products = int8_matmul(planes.view(-1, RING_DEGREE), self._secret.t()).view(len(hint), HINT_PLANES, self.tokens)
-        places = torch.tensor([1 << (8 * place) for place in range(HINT_PLANES)])
-        return torch.einsum("rpt,p->tr", products.long(), places)
+        return torch.from_numpy(weighted_sum(products.transpose(0, 1).contiguous().numpy(), 8)).t()
 
 
 def _values(planes: Tensor) -> Tensor:

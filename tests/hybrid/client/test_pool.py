@@ -85,6 +85,17 @@ def test_the_next_pass_begins_at_the_same_token_in_every_group(pool: PadPool) ->
     assert {pool.take(group, 1).first for group in range(3)} == {10}
 
 
+def test_more_is_made_before_the_last_block_is_spent(pool: PadPool) -> None:
+    deadline = time.monotonic() + 60
+    for _ in range(3 * pool.block_tokens):
+        pool.next_pass()
+        while pool.tokens_ready < pool.block_tokens:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        time.sleep(0.002)  # so that the thread sees that there is enough, and waits
+        pool.take(0, 1)
+
+
 def test_what_is_dropped_is_never_used(pool: PadPool) -> None:
     first = pool.take(0, 1).pads.pads[0, 0]
     pool.drop()

@@ -159,6 +159,7 @@ class PadPool(Closing):
                 last = next((block for block in reversed(self._blocks) if block.used()), self._blocks[0])
                 last.skip_to(last.used())
             self._drop_spent()
+            self._changed.notify_all()  # the thread makes more long before the last block is spent
 
     def want(self, tokens: int) -> None:
         """Keep so many tokens ahead from now on, as far as memory allows."""
