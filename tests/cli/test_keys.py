@@ -20,6 +20,7 @@ from confide.broker import store
 from confide.broker.log import LOG_NAME, AuditLog, Entry
 from confide.cli.app import main
 from confide.disk.home import make_home
+from confide.packages.owner import OwnerKey
 from confide.packages.sealed.contents import Contents
 from confide.packages.sealed.key import ModelKey
 from confide.packages.sealed.manifest import WeightsFormat
@@ -144,6 +145,26 @@ def test_a_package_says_which_model_the_key_is_for(files: Path, run: Run) -> Non
 
     (files / "model.key").write_bytes(os.urandom(32))
     assert json.loads(run(*add).out)["error"]["code"] == "wrong-model-key"
+
+
+def test_a_model_gets_another_key_and_keeps_its_digest(files: Path, run: Run) -> None:
+    (files / "one.gguf").write_bytes(b"weights")
+    contents = Contents("made-up", "none", WeightsFormat.GGUF, "f16", {"one.gguf": files / "one.gguf"})
+    before = seal_model(contents, files / "package", key=ModelKey.read(files / "model.key"), owner=OWNER)
+    rotate = ("rotate", "package", "--key", "model.key", "--new-key", "new.key", "--out", "again", "--json")
+    stranger = run(*rotate)
+    assert json.loads(stranger.out)["error"]["code"] == "untrusted-owner"
+    assert not (files / "new.key").exists()
+    make_home()
+    trust(OWNER.public, "")
+    rotated = run(*rotate)
+    assert rotated.code == 0, rotated.err
+    told, key = json.loads(rotated.out), ModelKey.read(files / "new.key")
+    assert (told["replaced"], told["key"], told["model_digest"]) == (before.key, key.id, before.model_digest)
+    again = SealedPackage.open(files / "again")
+    assert str(again.owner) == told["owner"] == str(OwnerKey.read(files / "home" / "owner.key").public)
+    assert bytes(again.unlock(key).file("one.gguf").read()) == b"weights"
+    assert json.loads(run(*rotate).out)["error"]["message"].startswith("again exists already")
 
 
 def test_the_log_is_verified_and_shown(files: Path, run: Run) -> None:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
 import typer
+from rich.markup import escape
 from rich.text import Text
 
 from confide.cli import output
 from confide.cli.files import read_file
-from confide.cli.options import InsecureNoTls, Json
+from confide.cli.options import InsecureNoTls, Json, OwnerFile
 from confide.cli.serve import LogFormat, log_to_standard_error
 from confide.cli.tee import WARNING
 from confide.disk.home import home, make_home
@@ -133,6 +134,45 @@ def change(
     else:
         output.console.print(f"Key [bold]{identity}[/] has another policy from now on.", soft_wrap=True)
         output.console.print(Text(f"Released where: {stored.conditions.policy}"), soft_wrap=True)
+
+
+@app.command("rotate")
+def rotate(
+    package: Annotated[Path, typer.Argument(help="The sealed model.", metavar="PACKAGE")],
+    key: Annotated[Path, typer.Option(help="File of the model key that it has.")],
+    new_key: Annotated[Path, typer.Option(help="File of the key that it gets; made where there is none.")],
+    out: Annotated[Path, typer.Option(help="The folder to write; it must not exist.", metavar="PACKAGE")],
+    owner: OwnerFile = None,
+    json: Json = False,
+) -> None:
+    """Seal a model anew, for another key. It keeps its digest, so that users' policies and certificates hold.
+
+    The old package is left as it is: whoever has it and the old key can read it for ever.
+    """
+    from confide.cli.owner import read_or_make_key
+    from confide.cli.seal import read_or_make
+    from confide.packages.sealed.draft import require_absent
+    from confide.packages.sealed.key import ModelKey
+    from confide.packages.sealed.package import SealedPackage
+    from confide.packages.sealed.write import reseal_model
+    from confide.packages.trusted_owners import trusted_owners
+
+    require_absent(out)
+    unlocked = SealedPackage.open(package, trusted_owners()).unlock(ModelKey.read(key))
+    signer, old = read_or_make_key(owner), unlocked.manifest.key
+    with output.counting_bytes("sealing anew", unlocked.manifest.size, quiet=json) as on_chunk:
+        manifest = reseal_model(unlocked, out, key=read_or_make(new_key), owner=signer, on_chunk=on_chunk)
+    if json:
+        found = {"key": manifest.key, "replaced": old, "model_digest": manifest.model_digest}
+        output.result({"package": str(out), "owner": str(signer.public)} | found)
+        return
+    output.console.print(f"Sealed {escape(manifest.name)} anew, for the key [bold]{manifest.key}[/].", soft_wrap=True)
+    output.console.print(f"Model digest  {manifest.model_digest}   as before", soft_wrap=True)
+    output.console.print(
+        f"Next: confide keys add {escape(str(new_key))} --package {escape(str(out))} --policy POLICY; roll it out; "
+        f"then confide keys remove {old}",
+        soft_wrap=True,
+    )
 
 
 @app.command("remove")

@@ -8,15 +8,24 @@ import pytest
 from safetensors.torch import save_file
 from transformers import T5Config
 
-from confide.errors import ConfideError, InvalidPackage, ModelNotSupported
+from confide.errors import (
+    ConfideError,
+    DamagedFile,
+    InvalidPackage,
+    ModelNotSupported,
+    SubstitutedContent,
+    WrongModelKey,
+)
 from confide.models.source import Source
 from confide.models.split import SplitSummary
 from confide.packages.manifest import PackageKind, read_kind, read_manifest
 from confide.packages.sealed.contents import Contents, contents_of
 from confide.packages.sealed.key import ModelKey
+from confide.packages.sealed.known_answers import KnownAnswer, KnownAnswers
 from confide.packages.sealed.manifest import WeightsFormat
 from confide.packages.sealed.package import SealedPackage
-from confide.packages.sealed.write import seal_model
+from confide.packages.sealed.stream import ChunkCipher, chunk_count
+from confide.packages.sealed.write import reseal_model, seal_model
 from owners import OWNER
 
 from .conftest import KEY
@@ -71,6 +80,60 @@ def test_the_digest_is_the_models_and_not_the_packages(demo_package: Path, tmp_p
     fewer = {name: path for name, path in contents.files.items() if name != "generation_config.json"}
     smaller = Contents(contents.name, contents.architecture, contents.weights, contents.quantization, fewer)
     assert seal_model(smaller, tmp_path / "smaller", key=KEY, owner=OWNER).model_digest != first.model_digest
+
+
+def test_a_model_that_gets_another_key_is_the_same_model(
+    folder: Path, plain_files: dict[str, Path], tmp_path: Path
+) -> None:
+    other, done = ModelKey.generate(), []
+    unlocked = SealedPackage.open(folder).unlock(KEY)
+    manifest = reseal_model(unlocked, tmp_path / "again", key=other, owner=OWNER, on_chunk=done.append)
+    assert (manifest.model_digest, manifest.key) == (unlocked.manifest.model_digest, other.id)
+    assert sum(done) == unlocked.manifest.size
+    again = SealedPackage.open(tmp_path / "again")
+    assert not {file.digest for file in again.manifest.files} & {file.digest for file in unlocked.manifest.files}
+    for name, path in plain_files.items():
+        assert bytes(again.unlock(other).file(name).read()) == path.read_bytes()
+    with pytest.raises(WrongModelKey):
+        again.unlock(KEY)
+    with pytest.raises(ConfideError, match="this key already"):
+        reseal_model(unlocked, tmp_path / "same", key=KEY, owner=OWNER)
+
+
+def test_its_known_answers_get_the_key_too(demo_package: Path, tmp_path: Path) -> None:
+    other, given = (
+        ModelKey.generate(),
+        KnownAnswers(1, "made up", "1", "00" * 32, (KnownAnswer("Once", " upon a time", 4, 0.5),)),
+    )
+    examined = tmp_path / "examined"
+    seal_model(contents_of("demo"), examined, key=KEY, owner=OWNER, examine=lambda unlocked: given)
+    unlocked = SealedPackage.open(examined).unlock(KEY)
+    reseal_model(unlocked, tmp_path / "again", key=other, owner=OWNER)
+    again = SealedPackage.open(tmp_path / "again").unlock(other)
+    again.verify()
+    assert again.known_answers() == given
+
+
+@pytest.mark.parametrize("damage", ["changed", "substituted"])
+def test_nothing_is_sealed_anew_that_the_owner_did_not_seal(
+    folder: Path, plain_files: dict[str, Path], tmp_path: Path, damage: str
+) -> None:
+    package = SealedPackage.open(folder)
+    path = package.path(package.manifest.files[0])
+    if damage == "changed":
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+    else:  # by somebody who has the key
+        plain = bytearray(plain_files["one.gguf"].read_bytes())
+        plain[0] ^= 1
+        cipher = ChunkCipher(KEY.file_key(bytes.fromhex(package.manifest.salt), 0, "one.gguf"), len(plain))
+        spans = [cipher.span(index) for index in range(chunk_count(len(plain)))]
+        sealed = [cipher.seal(index, bytes(plain[span.start : span.end])) for index, span in enumerate(spans)]
+        content = bytearray(b"".join(sealed))
+    path.write_bytes(content)
+    with pytest.raises(DamagedFile if damage == "changed" else SubstitutedContent):
+        reseal_model(package.unlock(KEY), tmp_path / "again", key=ModelKey.generate(), owner=OWNER)
+    assert [path.name for path in tmp_path.iterdir()] == ["package"]
 
 
 def test_an_interrupted_run_leaves_nothing(plain_files: dict[str, Path], tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from io import BufferedReader
+from io import BufferedReader, RawIOBase
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from confide.errors import DamagedFile, SubstitutedContent, TruncatedFile
 from confide.packages.manifest import open_file
@@ -21,6 +22,9 @@ from confide.packages.sealed.manifest import SealedFile
 from confide.packages.sealed.merkle import leaf_hash, root_hash
 from confide.packages.sealed.regions import Regions
 from confide.packages.sealed.stream import CHUNK_BYTES, TAG_BYTES, ChunkCipher, chunk_count, sealed_size
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 OnChunk = Callable[[int], None]
 """Told the bytes of each chunk that is done, in the thread that asked for them."""
@@ -72,6 +76,10 @@ class SealedReader:
             raise ValueError("the buffers do not have the file's size")
         self._check(partial(self._place, regions), on_chunk)
 
+    def open(self) -> BufferedReader:
+        """The content from its beginning, to be read in order; what was read is compared with no root."""
+        return BufferedReader(_Decrypted(self._path, self._file, self._decrypt), CHUNK_BYTES)
+
     def verify(self, on_chunk: OnChunk | None = None) -> None:
         """Decrypt everything, and keep nothing."""
         self._check(lambda source, index: self._decrypt(source, index, self._scratch.plain), on_chunk)
@@ -90,10 +98,7 @@ class SealedReader:
                 pool.shutdown(wait=False, cancel_futures=True)  # or leaving would first decrypt all the rest
                 raise
         if root_hash(leaves).hex() != self._file.root:
-            raise SubstitutedContent(
-                f"{self._path} was encrypted with the right key, but is not what its owner signed; "
-                "get the package from its owner again, and find out who else has the key."
-            )
+            raise substituted(self._path)
 
     def _place(self, regions: Regions, source: BufferedReader, index: int) -> memoryview:
         span = self._cipher.span(index)
@@ -116,6 +121,29 @@ class SealedReader:
         return plaintext
 
 
+class _Decrypted(RawIOBase):
+    """A file of a package, chunk by chunk. decrypt: a chunk of the ciphertext, into room for it."""
+
+    def __init__(
+        self, path: Path, file: SealedFile, decrypt: Callable[[BufferedReader, int, memoryview], memoryview]
+    ) -> None:
+        self._source = open_ciphertext(path, file)
+        self._decrypt = decrypt
+        self._chunks = iter(range(file.chunks))
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, room: "WriteableBuffer") -> int:
+        """The next chunk, or nothing after the last one. room: for a chunk at least."""
+        index = next(self._chunks, None)
+        return 0 if index is None else len(self._decrypt(self._source, index, memoryview(room)))
+
+    def close(self) -> None:
+        self._source.close()
+        super().close()
+
+
 def open_ciphertext(path: Path, file: SealedFile) -> BufferedReader:
     """A file of a package as it lies on disk. TruncatedFile where it is missing or has another length than signed."""
     try:
@@ -126,6 +154,14 @@ def open_ciphertext(path: Path, file: SealedFile) -> BufferedReader:
         source.close()
         raise truncated(path)
     return source
+
+
+def substituted(path: Path) -> SubstitutedContent:
+    """What to raise about a file that somebody with the key, and no owner, encrypted."""
+    return SubstitutedContent(
+        f"{path} was encrypted with the right key, but is not what its owner signed; "
+        "get the package from its owner again, and find out who else has the key."
+    )
 
 
 def truncated(path: Path) -> TruncatedFile:
