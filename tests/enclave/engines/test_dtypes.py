@@ -73,7 +73,7 @@ def test_what_is_measured_is_a_matrix_of_the_model_though_not_its_head(
 def test_prompts_and_answers_are_measured_as_they_are_computed(
     columns: int, other_way: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With shapes in place of times: a token of an answer goes through many weights, a prompt through few."""
+    """With shapes in place of times: tokens of answers go through many weights, a prompt through few."""
     shapes = []
 
     def shape(product: Callable[[], Tensor], most: float = 0) -> float:
@@ -84,7 +84,7 @@ def test_prompts_and_answers_are_measured_as_they_are_computed(
     monkeypatch.setattr(dtypes, "shortest", shape)
     token_seconds(torch.bfloat16, columns, other_way=other_way)
     wide = min(columns, 1 << 14)
-    expected = [(PREFILL, ((1 << 20) // wide, wide)), (1, ((1 << 24) // wide, wide))]
+    expected = [(PREFILL, ((1 << 20) // wide, wide)), *((tokens, ((1 << 24) // wide, wide)) for tokens in (1, 8))]
     assert shapes == [(tokens, shape[::-1] if other_way else shape) for tokens, shape in expected]
 
 
@@ -95,4 +95,5 @@ def test_what_has_lost_over_its_prompt_is_not_measured_any_further(monkeypatch: 
     assert token_seconds(torch.float32, 1024, other_way=False, most=share) == share
     assert measured == [1.0]
     assert token_seconds(torch.float32, 1024, other_way=False, most=share + 0.1) == share + 1
-    assert len(measured) == 3
+    assert token_seconds(torch.float32, 1024, other_way=False, most=share + 1.1) == share + 2
+    assert len(measured) == 1 + 2 + 3

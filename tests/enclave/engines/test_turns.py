@@ -4,35 +4,37 @@ import asyncio
 from collections.abc import Generator
 from contextlib import aclosing
 
-from confide.enclave.engines.turns import FIRST_STEPS, Turns
+from confide.enclave.engines.turns import FIRST_STEPS, Part, Turns
 
 
-def steps(name: str, preparing: int, results: int, log: list[str]) -> Generator[str | None, None, None]:
-    for _ in range(preparing):
+def steps(
+    name: str, preparing: int, results: int, log: list[str], share: float = 0
+) -> Generator[str | Part | None, None, None]:
+    for step in range(preparing):
         log.append(f"{name}?")
-        yield None
+        yield Part(share, step == preparing - 1) if share else None
     for _ in range(results):
         log.append(f"{name}!")
         yield name
 
 
-def run(*jobs: tuple[str, int, int]) -> list[str]:
+def run(*jobs: tuple[str, int, int], share: float = 0) -> list[str]:
     """What was done in which order, by jobs that all came before the first step."""
     log: list[str] = []
 
     async def all_of_them() -> None:
         turns = Turns("test")
 
-        def hold() -> Generator[str | None, None, None]:
+        def hold() -> Generator[str | Part | None, None, None]:
             asyncio.run_coroutine_threadsafe(asyncio.sleep(0.05), loop).result()
             yield None
 
-        async def one(job: Generator[str | None, None, None]) -> None:
+        async def one(job: Generator[str | Part | None, None, None]) -> None:
             async for _ in turns.run(job):
                 pass
 
         loop = asyncio.get_running_loop()
-        await asyncio.gather(one(hold()), *(one(steps(*job, log)) for job in jobs))
+        await asyncio.gather(one(hold()), *(one(steps(*job, log, share)) for job in jobs))
         await turns.close()
 
     asyncio.run(all_of_them())
@@ -45,6 +47,17 @@ def test_the_first_is_ready_first() -> None:
     assert ready == sorted(ready)
     assert log[:5] == ["a?"] * 4 + ["a!"]
     assert log.index("b!") < log.index("c?")
+
+
+def test_short_preparations_share_a_round() -> None:
+    log = run(("a", 1, 2), ("b", 1, 2), ("c", 1, 2), ("d", 1, 2), share=0.4)
+    assert log[:6] == ["a?", "b?", "c?", "a!", "b!", "c!"]  # which come to more than one together
+    assert log[6:11] == ["d?", "a!", "b!", "c!", "d!"]
+
+
+def test_who_is_not_ready_gives_nothing_between() -> None:
+    log = run(("a", 3, 1), ("b", 1, 1), share=1)
+    assert log == ["a?", "a?", "a?", "a!", "b?", "b!"]
 
 
 def test_results_go_on_while_others_prepare() -> None:

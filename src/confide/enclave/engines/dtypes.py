@@ -27,6 +27,9 @@ GAIN: Final = 0.8
 """The share of float32's time that bfloat16 has to stay below: it rounds, and a measurement is not exact."""
 _PROMPT_SHARE: Final = 8
 """Tokens of prompts to one of an answer: 1,024 to 128, as in Chrapek et al. (arXiv 2509.18886)."""
+_TOGETHER: Final = 8
+"""Answers whose next tokens are computed at once where several users ask: in one type as slow as many lone tokens, in
+another as fast as one."""
 _WIDEST: Final = 1 << 14
 _LAYER: Final = 1 << 20
 _STREAMED: Final = 1 << 24
@@ -66,7 +69,9 @@ def faster(seconds: Mapping[Dtype, float]) -> Dtype:
 
 
 def token_seconds(dtype: torch.dtype, columns: int, *, other_way: bool, most: float = math.inf) -> float:
-    """Of a token of an answer and its share of the prompt, through `_STREAMED` weights; or a part, from `most` on.
+    """Of an answer's share of its prompt, a lone token and a step of `_TOGETHER` answers, or a part from `most` on.
+
+    All of them go through `_STREAMED` weights.
 
     other_way: whether matrices are (columns, rows), as GPT-2's are.
     """
@@ -83,8 +88,11 @@ def token_seconds(dtype: torch.dtype, columns: int, *, other_way: bool, most: fl
     with torch.inference_mode():
         layer = weights(_LAYER)
         each = _PROMPT_SHARE / PREFILL * _STREAMED / layer.numel()
-        prompt = each * shortest(product(PREFILL, layer), most / each)
-        return prompt if prompt >= most else prompt + shortest(product(1, weights(_STREAMED)), most)
+        seconds = each * shortest(product(PREFILL, layer), most / each)
+        for tokens in (1, _TOGETHER):
+            if seconds < most:
+                seconds += shortest(product(tokens, weights(_STREAMED)), most)
+        return seconds
 
 
 def shortest(

@@ -1,14 +1,14 @@
-"""What a model reads for several requests: each prompt by itself, and then the next token of all of them in one pass.
+"""What a model reads for several requests, parts of prompts and next tokens, in one pass.
 
 A pass reads the weights once, however many rows are in it, and that is where the time of decoding goes. Linear layers
-see a batch of rows. Attention sees one row after the other, each with a cache of its own length: so there is neither
-padding nor mask, rows come and go at every token, and no row's keys are ever laid beside another's.
+see the tokens of all rows, one after the other. Attention sees one row after the other, each with a cache of its own
+length: so there is no padding, rows come and go at every token, and no row's keys are ever laid beside another's.
 
 Not every model can be computed so; which can is found out by what it does, see `Batching`.
 """
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from enum import StrEnum
@@ -26,10 +26,10 @@ from confide.errors import EngineFault
 ROOM: Final = 256
 """Tokens by which a cache grows, so that most steps copy nothing of it."""
 _ATTENTION: Final = "confide-rows"
-_TRIAL: Final = (3, 7)
-"""Tokens that two rows have read when it is tried whether they can go on together."""
+_TRIAL: Final = ((3, 1), (7, 2), (0, 5))
+"""Tokens that rows have read when it is tried whether they can go on together, and how many they then read."""
 _CLOSE: Final = 0.1
-"""Of how far the two rows' logits are apart, the most by which a trial's may differ. Rounding to bfloat16 stays below,
+"""Of how far two rows' logits are apart, the most by which a trial's may differ. Rounding to bfloat16 stays below,
 and a row at another's position or with another's keys far above."""
 
 
@@ -37,7 +37,7 @@ class Batching(StrEnum):
     """Whether rows are computed together, and why not.
 
     CACHE: they slide over a window, or hold other than keys and values. ATTENTION: it is not the one that torch has.
-    POSITIONS: what a position is encoded as hangs on the longest row. TRIAL: two rows got other logits than each alone.
+    POSITIONS: what a position is encoded as hangs on the longest row. TRIAL: rows got other logits than each alone.
     """
 
     TOGETHER = "together"
@@ -102,9 +102,9 @@ class Row:
         """Read on, in a pass of its own. EngineFault where the model fails."""
         self.take(self._rows.read_alone(self, tokens))
 
-    def follow(self, token: int) -> None:
-        """Have a token read with those of the other rows, once one of them asks for its logits."""
-        self._rows.add(self, token)
+    def follow(self, tokens: Sequence[int]) -> None:
+        """Have tokens read with those of the other rows, once one of them asks for its logits."""
+        self._rows.add(self, tokens)
 
     def take(self, outcome: Tensor | EngineFault) -> None:
         """What came of reading."""
@@ -131,8 +131,8 @@ class Rows:
         self._model = model
         # Logits of a prompt's other tokens would be a third of the work for a small model, and nobody looks at them.
         takes = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self._only_last = {"logits_to_keep": 1} if takes else {}
-        self._due: dict[Row, int] = {}
+        self._keeps_some = takes
+        self._due: dict[Row, Sequence[int]] = {}
         self._plain = self._makes_plain_caches()
         self.batching = self._find_batching()
 
@@ -148,14 +148,15 @@ class Rows:
         """The logits behind them. EngineFault where the model fails."""
         with torch.inference_mode(), explained():
             ids = torch.tensor([tokens], device=self._model.device)
-            output = self._model(input_ids=ids, past_key_values=row.cache, use_cache=True, **self._only_last)
+            only_last = {"logits_to_keep": 1} if self._keeps_some else {}
+            output = self._model(input_ids=ids, past_key_values=row.cache, use_cache=True, **only_last)
             row.cache = output.past_key_values
             logits: Tensor = output.logits[0, -1].float().cpu()
             return logits
 
-    def add(self, row: Row, token: int) -> None:
+    def add(self, row: Row, tokens: Sequence[int]) -> None:
         """To be read in the next pass."""
-        self._due[row] = token
+        self._due[row] = tokens
 
     def remove(self, row: Row) -> None:
         """Not to be read after all."""
@@ -166,7 +167,7 @@ class Rows:
         if row not in self._due:
             return
         if self.batching is not Batching.TOGETHER:
-            row.read([self._due.pop(row)])
+            row.read(self._due.pop(row))
             return
         due, self._due = self._due, {}
         if len(due) > 1:
@@ -180,24 +181,29 @@ class Rows:
                 for one, outcome in zip(due, logits, strict=True):
                     one.take(outcome)
                 return
-        for one, token in due.items():
+        for one, tokens in due.items():
             try:
-                one.read([token])
+                one.read(tokens)
             except EngineFault as fault:
                 one.take(fault)
 
-    def _read_together(self, due: dict[Row, int]) -> Tensor:
-        """The logits behind a token of each row, [rows, vocabulary]."""
+    def _read_together(self, due: Mapping[Row, Sequence[int]]) -> Tensor:
+        """The logits behind the tokens of each row, [rows, vocabulary]."""
+        counts = [len(tokens) for tokens in due.values()]
+        ids = [token for tokens in due.values() for token in tokens]
+        places = [place for row, tokens in due.items() for place in range(row.tokens, row.tokens + len(tokens))]
+        last = torch.tensor(counts, device=self._model.device).cumsum(0) - 1
         with torch.inference_mode(), explained():
             output = self._model(
-                input_ids=torch.tensor([[token] for token in due.values()], device=self._model.device),
-                position_ids=torch.tensor([[row.tokens] for row in due], device=self._model.device),
+                input_ids=torch.tensor([ids], device=self._model.device),
+                position_ids=torch.tensor([places], device=self._model.device),
                 use_cache=False,
                 row_caches=[row.cache for row in due],
-                **self._only_last,
+                row_tokens=counts,
+                **({"logits_to_keep": last} if self._keeps_some else {}),
             )
-            logits: Tensor = output.logits[:, -1].float().cpu()
-            return logits
+            logits: Tensor = output.logits[0] if self._keeps_some else output.logits[0, last]
+            return logits.float().cpu()
 
     def _makes_plain_caches(self) -> bool:
         """Whether the model, left to itself, keeps all keys and all values, and nothing else."""
@@ -223,18 +229,19 @@ class Rows:
         return Batching.TRIAL
 
     def _passes_trial(self) -> bool:
-        """Whether two rows of different lengths get the logits together that each gets alone."""
-        rows, alone = [], []
+        """Whether rows of different lengths get the logits together that each gets alone."""
+        due, alone = {}, []
         try:
-            for length in _TRIAL:
-                row = self.row()
-                row.read(range(length))
+            for length, more in _TRIAL:
+                row, tokens = self.row(), range(more)
+                if length:
+                    row.read(range(length))
                 before = _layers(row)
-                row.read([0])
+                row.read(tokens)
                 alone.append(row.logits)
                 row.cache.layers = before
-                rows.append(row)
-            together = self._read_together(dict.fromkeys(rows, 0))
+                due[row] = tokens
+            together = self._read_together(due)
         except EngineFault:
             return False
         apart = (alone[0] - alone[1]).abs().max()
@@ -269,18 +276,28 @@ def _attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    row_caches: Sequence[DynamicCache] | None = None,
+    row_caches: Sequence[DynamicCache] = (),
+    row_tokens: Sequence[int] = (),
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """torch's, in the shapes of transformers; with caches, of one token of each row over all that this row has read."""
-    if row_caches is None:
+    """torch's, in the shapes of transformers; with caches, of so many tokens of each row over all that it has read."""
+    if not row_caches:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     index: Any = module.layer_idx
+    parts = (one.split(list(row_tokens), dim=2) for one in (query, key, value))
     outputs = []
-    for cache, asked, *added in zip(row_caches, query.split(1), key.split(1), value.split(1), strict=True):
+    for cache, asked, *added in zip(row_caches, *parts, strict=True):
         keys, values = cache.layers[index].update(*added)
-        outputs.append(sdpa_attention_forward(module, asked, keys, values, None, **kwargs)[0])
-    return torch.cat(outputs), None
+        outputs.append(sdpa_attention_forward(module, asked, keys, values, _mask(asked, keys), **kwargs)[0])
+    return torch.cat(outputs, dim=1), None
+
+
+def _mask(asked: Tensor, keys: Tensor) -> Tensor | None:
+    """Which keys the last tokens of a row see: None where torch knows, for a lone token and for a row's first ones."""
+    count, total = asked.shape[-2], keys.shape[-2]
+    if count in (1, total):
+        return None
+    return torch.ones(count, total, dtype=torch.bool, device=asked.device).tril(total - count)
 
 
 AttentionInterface.register(_ATTENTION, _attention)

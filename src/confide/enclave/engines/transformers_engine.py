@@ -1,9 +1,9 @@
 """Any stock causal language model of transformers, on one thread that gives each request a token in its turn.
 
-Each request has its own KV cache and its own random numbers. Its prompt is read by itself, in parts, whatever of it was
-read before: see `prefixes`. The next tokens of all requests are computed together where the model can be, see `rows`:
-then the last bit of a logit hangs on how many they are, and a seed gives the same answer in all but the closest of
-choices. On what the others say nothing hangs.
+Each request has its own KV cache and its own random numbers. Its prompt is read in parts, whatever of it was read
+before: see `prefixes`. Parts of prompts and the next tokens of all requests are computed together where the model can
+be, see `rows`: then the last bit of a logit hangs on how many they are, and a seed gives the same answer in all but the
+closest of choices. On what the others say nothing hangs.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from confide.enclave.engines.memory import available_bytes
 from confide.enclave.engines.prefixes import Names, Prefixes
 from confide.enclave.engines.prompts import Prompted, Prompts
 from confide.enclave.engines.rows import Batching, Row, Rows, explained
-from confide.enclave.engines.turns import Turns
+from confide.enclave.engines.turns import Part, Turns
 from confide.errors import EngineError
 from confide.models.context import longest_context
 from confide.models.ends import end_tokens
@@ -155,8 +155,8 @@ class TransformersEngine(Prompted):
 
     def _answer(
         self, prompt: list[int], sampling: Sampling, guide: Guide | None
-    ) -> Generator[Piece | None, None, None]:
-        """One step is one token of the answer, and None for a part of the prompt but the last, with which it begins."""
+    ) -> Generator[Piece | Part, None, None]:
+        """One step is a part of the prompt, and then one token of the answer."""
         names = Names.of(sampling.salt, prompt, PREFILL)
         row = self._rows.row(len(prompt))
         if row.cache is not None:
@@ -164,10 +164,11 @@ class TransformersEngine(Prompted):
         cached = row.tokens
         try:
             for start in range(cached, len(prompt), PREFILL):
-                row.read(prompt[start : start + PREFILL])
+                part = prompt[start : start + PREFILL]
+                row.follow(part)
+                yield Part(len(part) / PREFILL, start + PREFILL >= len(prompt))
+                _ = row.logits
                 self._prefixes.put(names, start // PREFILL, row.cache)
-                if start + PREFILL < len(prompt):
-                    yield None
             for piece in self._pieces(row, prompt, sampling, guide):
                 yield replace(piece, cached=cached)
                 cached = 0
@@ -199,7 +200,7 @@ class TransformersEngine(Prompted):
             if not left:
                 yield Piece(part + text.rest(), 1, "length", chosen=text.take_chosen())
                 return
-            row.follow(token)
+            row.follow([token])
             yield Piece(part, 1, chosen=text.take_chosen())
 
     def _embeddings(self, inputs: list[list[int]]) -> Generator[list[list[float]] | None, None, None]:

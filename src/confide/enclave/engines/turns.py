@@ -1,9 +1,9 @@
 """Many jobs, one thread: first come, first served, and yet none holds up the others for long.
 
-A job first prepares, by steps that give None, and then gives results. Jobs that give results take turns, a step each.
-Between two such rounds the job that came first goes on with its preparation, by one step; so jobs get ready one after
-the other, and not all of them at the very end. One that takes more than `FIRST_STEPS` lets others pass: those that take
-longer share every second of these steps.
+A job first prepares, by steps that give None or a `Part`, and then gives results. Jobs that give results take turns, a
+step each. Between two such rounds the job that came first goes on with its preparation, by one step, and those after it
+where that was less than a whole one; so jobs get ready one after the other, and not all of them at the very end. One
+that takes more than `FIRST_STEPS` lets others pass: those that take longer share every second of these steps.
 
 Nobody's step waits for work on a job that is not wanted any more: such jobs end before the next round begins.
 """
@@ -12,6 +12,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Generator
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Final, Generic, TypeVar
 
@@ -20,6 +21,14 @@ from confide.errors import EngineUnavailable
 T = TypeVar("T")
 FIRST_STEPS: Final = 8
 """Steps of preparation in which nobody passes."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a step of preparation may give: its share of a whole one, and whether it was the last."""
+
+    share: float
+    last: bool
 
 
 class _End:
@@ -32,10 +41,11 @@ _END: Final = _End()
 class _Job(Generic[T]):
     """Steps to take, and the way back to the event loop that waits for what they give."""
 
-    def __init__(self, steps: Generator[T | None, None, None]) -> None:
+    def __init__(self, steps: Generator[T | Part | None, None, None]) -> None:
         self.wanted = True
         self.ready = False
         self.steps_taken = 0
+        self.share = 1.0
         self.results: asyncio.Queue[T | Exception | _End | None] = asyncio.Queue()
         self._steps = steps
         self._loop = asyncio.get_running_loop()
@@ -49,7 +59,10 @@ class _Job(Generic[T]):
             result = next(self._steps, _END)
         except Exception as error:  # noqa: BLE001 - whoever waits for this job must hear of it, and the others go on
             return self.report(error)
-        self.ready = self.ready or result is not None
+        if isinstance(result, Part):
+            self.share, self.ready, result = result.share, result.last, None
+        else:
+            self.share, self.ready = 1.0, self.ready or result is not None
         return self.report(result)
 
     def ended(self) -> bool:
@@ -76,7 +89,7 @@ class Turns:
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
-    async def run(self, steps: Generator[T | None, None, None]) -> AsyncGenerator[T | None, None]:
+    async def run(self, steps: Generator[T | Part | None, None, None]) -> AsyncGenerator[T | None, None]:
         """What the steps give, one after the other: None while the job prepares.
 
         Closing the generator ends the job before its next step.
@@ -111,9 +124,12 @@ class Turns:
                     return self._end([*arrived, *long, *ready])
                 arrived.append(arrival)
             for preparing in (arrived, long):
-                if preparing:
+                left = 1.0
+                while preparing and left > 0:
                     job = preparing.popleft()
-                    if not job.advance():
+                    going = job.advance()
+                    left -= job.share
+                    if not going:
                         continue
                     if job.ready:
                         ready.append(job)
