@@ -4,6 +4,8 @@ import asyncio
 import os
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,20 @@ def listeners() -> set[tuple[str, str]]:
             elif words[9] in inodes and (words[3] == "0A" or protocol.startswith("udp")):
                 found.add((protocol, words[1]))
     return found
+
+
+LET_GO = """
+import sys
+from pathlib import Path
+from confide.enclave.engines.gguf_engine import GgufEngine
+for _ in range(20):
+    GgufEngine(Path(sys.argv[1]), "demo", context=32, threads=1, parallel=1)
+"""
+
+
+def test_an_engine_that_is_let_go_of_at_once_ends(gguf_file: Path) -> None:
+    """llama.cpp's loop, which has a thread of its own, does not hear of an end that came before its beginning."""
+    subprocess.run([sys.executable, "-c", LET_GO, str(gguf_file)], check=True, timeout=900)
 
 
 def test_nothing_listens_while_it_loads_but_a_private_socket_and_nothing_after(
