@@ -500,7 +500,7 @@ def _load(path: Path, context: int, parallel: int, threads: int) -> xllamacpp.Se
                 "is too large for the memory with so many requests at once; check the file, or lower the context."
             ) from error
         _stop_listening(address)
-    # Its loop may not have begun yet, and would not hear of an end before that: whoever lets go of it would wait for ever.
+    # Its loop may not have begun yet, and does not hear of an end before that: whoever lets go of it waits for ever.
     server.handle_embeddings({"input": [[0]]})
     return server
 
