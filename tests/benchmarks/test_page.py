@@ -24,11 +24,9 @@ def test_every_kept_figure_has_its_row() -> None:
         found = json.loads(path.read_text())
         assert (path.name in NO_FIGURES) == ("figures" not in found and "digest" not in found), path
         for figure in found.get("figures", ()):
-            row = next(line for line in made if line.startswith(f"| {figure['what']} | {figure['value']:,.2f} "))
-            rest = (
-                f"| {figure['reached']} | {found['measured']} | {found['machine']['processor']} | {figure['detail']} |"
-            )
-            assert row.endswith(rest)
+            start = f"| {figure['what']} | {figure['value']:,.2f} "
+            end = f"| {figure['reached']} | {found['measured']} | {found['machine']['processor']} | {figure['detail']} |"
+            assert any(line.startswith(start) and line.endswith(end) for line in made)
 
 
 def document(**changes: object) -> bytes:
