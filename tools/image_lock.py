@@ -25,7 +25,7 @@ LOCK: Final = ROOT / "packaging" / "image.lock"
 PACKAGES: Final = (
     *("libpython3.11-minimal", "libpython3.11-stdlib", "python3.11-minimal"),
     *("libbz2-1.0", "libc6", "libcrypt1", "libexpat1", "libffi8", "libgcc-s1", "libgomp1", "liblzma5", "libssl3"),
-    *("libstdc++6", "libuuid1", "zlib1g"),
+    *("libsqlite3-0", "libstdc++6", "libuuid1", "zlib1g"),
 )
 """Python, and the libraries that it, its modules and the wheels are linked to."""
 KERNEL: Final = "linux-image-cloud-amd64"

@@ -53,7 +53,7 @@ for _ in range(20):
 
 def test_an_engine_that_is_let_go_of_at_once_ends(gguf_file: Path) -> None:
     """llama.cpp's loop, which has a thread of its own, does not hear of an end that came before its beginning."""
-    subprocess.run([sys.executable, "-c", LET_GO, str(gguf_file)], check=True, timeout=900)
+    subprocess.run([sys.executable, "-c", LET_GO, str(gguf_file)], check=True, timeout=300)
 
 
 def test_nothing_listens_while_it_loads_but_a_private_socket_and_nothing_after(
