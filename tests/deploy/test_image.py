@@ -91,6 +91,41 @@ def test_the_lock_of_the_release_names_pinned_wheels_and_one_kernel() -> None:
     assert sum(name.startswith("linux-image-") for name in lock.debs) == 1
 
 
+LINKED = {
+    "_bz2": "libbz2-1.0",
+    "_ctypes": "libffi8",
+    "_elementtree": "libexpat1",
+    "_hashlib": "libssl3",
+    "_lzma": "liblzma5",
+    "_sqlite3": "libsqlite3-0",
+    "_ssl": "libssl3",
+    "_uuid": "libuuid1",
+    "pyexpat": "libexpat1",
+    "zlib": "zlib1g",
+}
+"""Debian's package of the library that a module of Python's own is linked to."""
+UNMET = {"_crypt", "_curses", "_curses_panel", "_dbm", "_gdbm", "_tkinter", "nis", "readline"}
+"""Modules that are linked to libraries which no image has."""
+LOADED = """
+import pkgutil, sys
+from importlib import import_module
+for name in ("channel", "disk", "enclave", "ledger", "net", "packages"):
+    package = import_module(f"confide.{name}")
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        import_module(module.name)
+print(*sys.modules)
+"""
+
+
+def test_the_lock_has_the_libraries_of_what_serving_imports() -> None:
+    """Or the machine would start, and its service end."""
+    done = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True, check=True, timeout=900)
+    loaded, debs = set(done.stdout.split()), {deb.partition("=")[0] for deb in Lock.read(LOCK.read_bytes()).debs}
+    assert "_sqlite3" in loaded
+    assert not loaded & UNMET
+    assert {LINKED[name] for name in loaded & LINKED.keys()} <= debs
+
+
 # -- trees and archives ------------------------------------------------------------------------------------------------
 
 TREE: Tree = {
