@@ -78,7 +78,8 @@ def test_who_leaves_is_gone_before_the_next_round() -> None:
     log: list[str] = []
 
     async def both() -> None:
-        loop, turns, left = asyncio.get_running_loop(), Turns("test"), asyncio.Event()
+        loop, turns = asyncio.get_running_loop(), Turns("test")
+        inside, left = asyncio.Event(), asyncio.Event()
 
         def staying() -> Generator[str | None, None, None]:
             while "closed" not in log:
@@ -88,6 +89,7 @@ def test_who_leaves_is_gone_before_the_next_round() -> None:
         def leaving() -> Generator[str | None, None, None]:
             try:
                 yield "once"
+                loop.call_soon_threadsafe(inside.set)
                 asyncio.run_coroutine_threadsafe(left.wait(), loop).result(60)
                 log.append("left")
                 yield "twice"
@@ -101,6 +103,7 @@ def test_who_leaves_is_gone_before_the_next_round() -> None:
         async def leave() -> None:
             async with aclosing(turns.run(leaving())) as pieces:
                 assert await anext(pieces) == "once"
+                await inside.wait()
             left.set()
 
         await asyncio.gather(stay(), leave())
