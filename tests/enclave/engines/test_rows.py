@@ -93,6 +93,7 @@ def test_prompts_are_read_in_parts_beside_others(family: str) -> None:
     """A long one in parts, one that has read some, one that has read nothing, and one that decodes."""
     model = model_of(FAMILIES.get(family, UNLISTED))
     rows = Rows(model)
+    assert rows.batching is ALONE.get(family, Batching.TOGETHER)
     prompts = [[3, 9, *range(20, 40)], [7, 11, 12, 13], [5, 6, 7, 8, 9], [41, 42, 43]]
     alone = [greedy(read(rows, prompt), 3) for prompt in prompts]
     made = [read(rows, prompts[0][:5]), read(rows, prompts[1][:2]), rows.row(), read(rows, prompts[3][:2])]
