@@ -25,7 +25,8 @@ def test_every_kept_figure_has_its_row() -> None:
         assert (path.name in NO_FIGURES) == ("figures" not in found and "digest" not in found), path
         for figure in found.get("figures", ()):
             start = f"| {figure['what']} | {figure['value']:,.2f} "
-            end = f"| {figure['reached']} | {found['measured']} | {found['machine']['processor']} | {figure['detail']} |"
+            where = found["machine"]["processor"]
+            end = f"| {figure['reached']} | {found['measured']} | {where} | {figure['detail']} |"
             assert any(line.startswith(start) and line.endswith(end) for line in made)
 
 
