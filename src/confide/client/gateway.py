@@ -7,7 +7,7 @@ import httpx
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from confide.client.hop import MAX_REFUSAL_BYTES, read_bounded, refusal, sending
+from confide.client.hop import getting, read_bounded
 from confide.errors import MalformedReceipt
 from confide.errors.certificates import PARSE_ERRORS
 from confide.receipts.report import MAX_REPORT_BYTES
@@ -22,17 +22,9 @@ def fetch_report(http: httpx.Client, url: str, nonce: str) -> tuple[bytes, Chann
     url: of the gateway, with the report's path or without. ConnectionLost, GatewayError, ServerBusy; MalformedReceipt
     for one that is too large. No redirect is followed.
     """
-    request = http.build_request("GET", url.removesuffix(PATH) + PATH, params={"nonce": nonce})
-    with sending():
-        answer = http.send(request, stream=True, follow_redirects=False)
-    try:
-        if answer.status_code != httpx.codes.OK:
-            body = read_bounded(answer, MAX_REFUSAL_BYTES)
-            raise refusal(answer.status_code, body, answer.headers.get("retry-after"))
+    with getting(http, url.removesuffix(PATH) + PATH, {"nonce": nonce}) as answer:
         content = read_bounded(answer, MAX_REPORT_BYTES)
         return content, _channel(answer, url)
-    finally:
-        answer.close()
 
 
 def _channel(answer: httpx.Response, url: str) -> Channel | None:

@@ -203,7 +203,14 @@ def caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:
 
 
 def fetch(http: httpx.Client, url: str, params: Mapping[str, str], most: int) -> bytes:
-    """The body that a GET is answered with, of at most so many bytes.
+    """The body that a GET is answered with, of at most so many bytes. Raises what `getting` does."""
+    with getting(http, url, params) as response:
+        return read_bounded(response, most)
+
+
+@contextmanager
+def getting(http: httpx.Client, url: str, params: Mapping[str, str]) -> Iterator[httpx.Response]:
+    """What a GET is answered with, its body not yet read.
 
     ConnectionLost, GatewayError, or what the server says it refuses for. No redirect is followed.
     """
@@ -214,6 +221,6 @@ def fetch(http: httpx.Client, url: str, params: Mapping[str, str], most: int) ->
         if response.status_code != httpx.codes.OK:
             body = read_bounded(response, MAX_REFUSAL_BYTES)
             raise refusal(response.status_code, body, response.headers.get("retry-after"))
-        return read_bounded(response, most)
+        yield response
     finally:
         response.close()

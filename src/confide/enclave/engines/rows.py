@@ -130,8 +130,7 @@ class Rows:
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
         # Logits of a prompt's other tokens would be a third of the work for a small model, and nobody looks at them.
-        takes = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self._keeps_some = takes
+        self._keeps_some = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._due: dict[Row, Sequence[int]] = {}
         self._plain = self._makes_plain_caches()
         self.batching = self._find_batching()

@@ -78,7 +78,8 @@ class SealedReader:
 
     def open(self) -> BufferedReader:
         """The content from its beginning, to be read in order; what was read is compared with no root."""
-        return BufferedReader(_Decrypted(self._path, self._file, self._decrypt), CHUNK_BYTES)
+        source = open_ciphertext(self._path, self._file)
+        return BufferedReader(_Decrypted(source, self._file.chunks, self._decrypt), CHUNK_BYTES)
 
     def verify(self, on_chunk: OnChunk | None = None) -> None:
         """Decrypt everything, and keep nothing."""
@@ -125,11 +126,11 @@ class _Decrypted(RawIOBase):
     """A file of a package, chunk by chunk. decrypt: a chunk of the ciphertext, into room for it."""
 
     def __init__(
-        self, path: Path, file: SealedFile, decrypt: Callable[[BufferedReader, int, memoryview], memoryview]
+        self, source: BufferedReader, chunks: int, decrypt: Callable[[BufferedReader, int, memoryview], memoryview]
     ) -> None:
-        self._source = open_ciphertext(path, file)
+        self._source = source
         self._decrypt = decrypt
-        self._chunks = iter(range(file.chunks))
+        self._chunks = iter(range(chunks))
 
     def readable(self) -> bool:
         return True
