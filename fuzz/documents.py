@@ -2,12 +2,15 @@
 
 import io
 from collections.abc import Callable
+from functools import cache
 
 import docx
 import msgspec
 import numpy as np
 
+from confide.enclave.api.own import HEAD_HEADER, Head
 from confide.enclave.api.sources import parse_found, parse_store
+from confide.enclave.api.upload import uploaded
 from confide.packages.sealed.corpus import (
     Chunk,
     Embeddings,
@@ -20,9 +23,17 @@ from confide.packages.sealed.corpus import (
 )
 from confide.packages.sealed.key import ModelKey
 from confide.rag.chunks import CHARACTERS, cut
+from confide.rag.collection import (
+    Collection,
+    Document,
+    collection_id,
+    open_collection,
+    parse_collection,
+    seal_collection,
+)
 from confide.rag.documents import MAX_CHARACTERS, read_document
 from confide.rag.index import Index
-from confide.rag.reading import pages_of
+from confide.rag.reader import pages_of
 
 from .bench import OWNER, scratch
 
@@ -108,6 +119,54 @@ def manifest(data: bytes) -> None:
         raise AssertionError("what was written is another manifest")
 
 
+def collection(data: bytes) -> None:
+    """A user's collection, as a service's disk gives it: anything that was not written opens."""
+    open_collection(data, _KEY)
+    if data not in _sealed():
+        raise AssertionError("what nobody sealed was opened")
+
+
+def collection_content(data: bytes) -> None:
+    """What is in one, once it was decrypted."""
+    read = parse_collection(data)
+    if parse_collection(msgspec.msgpack.encode(read)) != read or len(read.digest) != 64:
+        raise AssertionError("what was written is another collection")
+
+
+def collection_head(data: bytes) -> None:
+    """The head of one, in a header of the service behind a model."""
+    head = Head.of({HEAD_HEADER: data.decode("latin-1")})
+    if head is None or Head.of(head.headers) != head:
+        raise AssertionError("what was written is another head")
+
+
+def upload(data: bytes) -> None:
+    """A form with a document: its type, a line end, its body."""
+    kind, _, body = data.partition(b"\n")
+    name, content = uploaded(kind.decode("latin-1"), body)
+    if content not in body or len(name.encode()) > len(body):
+        raise AssertionError("a document has what was not sent")
+
+
+@cache
+def _sealed() -> list[bytes]:
+    chunks = tuple(_CHUNKS)
+    document = Document(f"file-{'0' * 32}", "a.txt", 7, 7, attached=True, chunks=chunks, embedder="", vectors=b"")
+    made = Collection(1, collection_id(_KEY), 1, "", "notes", 7, (document,))
+    return [seal_collection(made, _KEY), seal_collection(msgspec.structs.replace(made, documents=()), _KEY)]
+
+
+def _contents() -> list[bytes]:
+    return [msgspec.msgpack.encode(open_collection(one, _KEY)) for one in _sealed()]
+
+
+def _forms() -> list[bytes]:
+    part = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.txt"\r\n\r\nThe tide\r\n'
+    other = b'--x\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nassistants\r\n'
+    kind = b"multipart/form-data; boundary=x\n"
+    return [kind + other + part + b"--x--\r\n", kind + part, b'multipart/form-data; boundary="x"\n' + part + b"--x--"]
+
+
 def _manifests() -> list[bytes]:
     folder = scratch("corpus")
     first = seal_corpus(_CHUNKS, folder / "1", name="sea", key=_KEY, owner=OWNER)
@@ -145,6 +204,10 @@ TARGETS = {
     "corpus-manifest": manifest,
     "corpus-results": results,
     "corpus-stores": stores,
+    "collection": collection,
+    "collection-content": collection_content,
+    "collection-head": collection_head,
+    "upload": upload,
 }
 SEEDS = {
     "document-html": lambda: [b"<html><title>Tide</title><body><p>It <b>rises</b>&amp;<p>falls<!-- no -->", b"<p>x"],
@@ -160,4 +223,8 @@ SEEDS = {
     "corpus-manifest": _manifests,
     "corpus-results": lambda: [_results(_CHUNKS[0]), _results(_CHUNKS[0]).replace(b"tide", b"wave")],
     "corpus-stores": lambda: [b'{"object":"list","data":[{"id":"vs_%s","name":"sea"}]}' % (b"0" * 64), b'{"data":[]}'],
+    "collection": lambda: [one[:200] for one in _sealed()],
+    "collection-content": _contents,
+    "collection-head": lambda: [f"{'0' * 64} 7 {'a' * 64}".encode(), f"{'0' * 64} deleted".encode()],
+    "upload": _forms,
 }

@@ -17,7 +17,7 @@ EXTRAS: Final[Mapping[str, str]] = MappingProxyType(
         "pynvml": "gpu",
         "sigstore": "sigstore",
         "peft": "adapters",
-        **dict.fromkeys(("bm25s", "docx", "pypdf"), "rag"),
+        **dict.fromkeys(("bm25s", "docx", "pypdf", "python_multipart"), "rag"),
         **dict.fromkeys(("psycopg", "psycopg_pool"), "postgres"),
         "opentelemetry": "traces",
         **dict.fromkeys(("jinja2", "sevsnpmeasure", "yaml"), "deploy"),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.rag.made import pdf
 
 import confide
 from confide.attest.policy import SimulatedPolicy
@@ -108,9 +109,61 @@ def test_a_corpus_is_served_once_its_owners_key_service_knows_the_head(
         refused = run("serve", tmp_path / "1", *options, "--json")
         assert json.loads(refused.stdout)["error"]["code"] == "key-refused"
         assert {"model", "corpus-head"} <= set(re.findall(r"[a-z-]+", refused.stdout))
-        misused = run("serve", tmp_path / "2", *options, "--context", "5")
-        assert "--context is not for a corpus" in misused.stderr
+        for wrong, said in (
+            (("--context", "5"), "--context is not for a corpus"),
+            (("--collections-mib", "5"), "--collections-mib goes with --collections"),
+        ):
+            misused = run("serve", tmp_path / "2", *options, *wrong)
+            assert (misused.returncode, said in misused.stderr) == (2, True), misused.stderr
+        own = ("--collections", tmp_path / "shelf", "--collections-mib", "1")
+        with serving("serve", tmp_path / "2", *options, *own) as service:
+            assert (service["collections"], service["configuration"]["options"]["collections"]) == (True, "true")
+            assert "shelf" not in json.dumps(service)  # where documents are is not the world's business
+            _keep_documents(tmp_path, service["url"], root)
     assert first["head"] == 1
+
+
+def _keep_documents(folder: Path, url: str, root: Path) -> None:
+    """What a user does with `confide collection`, at a service whose ways out are closed."""
+    key, proof = folder / "own.key", folder / "proof"
+
+    def own(verb: str, *arguments: object, check: int = 0) -> dict[str, Any]:
+        done = run("collection", verb, url, key, *arguments, "--simulated-root", root, "--json")
+        assert done.returncode == check, done.stderr + done.stdout
+        said: dict[str, Any] = json.loads(done.stdout)
+        return said
+
+    created = json.loads(run("collection", "create", key, "--json").stdout)
+    assert key.stat().st_mode & 0o777 == 0o600
+    assert run("collection", "create", key).returncode == 1  # a key is never replaced
+    (folder / "ada.pdf").write_bytes(pdf(["Ada sleeps at noon."]))
+    (folder / "bed.txt").write_text("Bed seven is free.")
+    added = own("add", folder / "ada.pdf", folder / "bed.txt")
+    assert added["vector_store"] == created["vector_store"]
+    assert [one["name"] for one in own("list")["documents"]] == ["ada.pdf", "bed.txt"]
+    [hit] = own("search", "when does Ada sleep?")["found"]
+    assert (hit["name"], hit["page"], hit["text"]) == ("ada.pdf", 1, "Ada sleeps at noon.")
+    for shown, said in (
+        (run("collection", "search", url, key, "bed", "--simulated-root", root), "Bed seven is free."),
+        (run("collection", "list", url, key, "--simulated-root", root), "2 documents"),
+    ):
+        assert said in shown.stdout, shown.stderr
+    assert own("remove", hit["id"]) == {"removed": [hit["id"]]}
+    assert own("search", "Ada")["found"] == []
+    (folder / "bad.pdf").write_bytes(b"%PDF-1.4")
+    assert own("add", folder / "bad.pdf", check=1)["error"]["code"] == "unreadable-document"
+    (folder / "large.txt").write_text("word " * (1 << 18))
+    assert own("add", folder / "large.txt", check=1)["error"]["code"] == "collection-full"
+    assert list((folder / "shelf").glob("*.sealed"))
+    deleted = own("delete", "--proof", proof)
+    assert (deleted["verified"], deleted["key_removed"]) == (True, True)
+    assert not key.exists()
+    assert list((folder / "shelf").glob("*.sealed")) == []
+    bundle = ("--bundle", proof / "bundle.json", "--simulated-root", root)
+    again = run("receipt", "verify", proof / "receipt.json", *bundle, "--request", proof / "request", "--json")
+    assert again.returncode == 0, again.stdout + again.stderr
+    said = json.loads((proof / "receipt.json").read_bytes())
+    assert {"corpus": created["vector_store"][3:], "deleted": True, "type": "confide.collection"} in said["event_log"]
 
 
 @pytest.mark.slow

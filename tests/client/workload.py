@@ -159,6 +159,7 @@ class FakeWorkload:
             model=MODEL,
             keyset_digest=self.workload.keyset.digest,
             endpoint=path,
+            method="POST",
             served_at=int(time.time()),
             events=[
                 {"type": "request.received", "body_hash": hashes[0]},

@@ -81,3 +81,50 @@ def test_what_does_not_confine_is_said(code: str, says: str, tmp_path: Path) -> 
     )
     assert says in done
     assert list(tmp_path.iterdir()) == [tmp_path / "own"]
+
+
+def test_a_process_that_is_closed_off_changes_nothing_opens_nothing_and_looks_into_nobody(tmp_path: Path) -> None:
+    done = said(
+        """
+        import socket
+        from confide.enclave.confinement import close_off
+        before = open(f"/proc/{os.getppid()}/maps").read()
+        close_off()
+        for work in (
+            lambda: (own / "new").touch(),
+            lambda: open(os.devnull, "w"),
+            lambda: socket.create_connection(("127.0.0.1", 9), 1),
+            lambda: socket.socket(socket.AF_UNIX).connect("/run/x"),
+            lambda: open(f"/proc/{os.getppid()}/mem", "rb"),
+            lambda: open(f"/proc/{os.getppid()}/maps"),
+            lambda: open(f"/proc/{os.getppid()}/environ"),
+        ):
+            try:
+                work()
+            except OSError:
+                continue
+            raise SystemExit("it was not refused")
+        print(bool(before), (own.parent).exists())
+        """,
+        tmp_path / "own",
+    )
+    assert done == "True True\n"
+
+
+def test_a_process_that_can_still_change_files_is_said_not_to_be_closed_off(tmp_path: Path) -> None:
+    done = said(
+        """
+        from confide.enclave.confinement import close_off
+        real = types.SimpleNamespace(
+            syscall=lambda number, *_: os.dup(0) + 3 if number == 444 else 0, prctl=lambda *_: 0
+        )
+        confinement.ctypes.CDLL = lambda *_, **__: real
+        confinement.os = types.SimpleNamespace(**{**vars(os), "close": lambda number: None})
+        try:
+            close_off()
+        except EgressOpen as error:
+            print(error)
+        """,
+        tmp_path / "own",
+    )
+    assert "do not hold" in done

@@ -10,10 +10,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from confide.errors import NotInstalled, UnreadableDocument
+from confide.enclave.confinement import close_off
+from confide.errors import EgressOpen, NotInstalled, UnreadableDocument
 from confide.packages.sealed.corpus import Chunk
 from confide.rag.documents import Page
-from confide.rag.reading import DocumentReader, gather, pages_of
+from confide.rag.reader import DocumentReader, pages_of
+from confide.rag.reading import gather
 
 from .made import pdf, word
 
@@ -74,6 +76,25 @@ def test_a_document_that_takes_too_long_ends_its_reader_and_nothing_else(reader:
     with pytest.raises(UnreadableDocument, match="more than 0 s"):
         reader.read("a.pdf", pdf([f"x) Tj {'(y) Tj ' * 400_000}(z"]))
     assert reader.read("a.txt", b"after") == [Page(None, "after")]
+
+
+def refuse() -> None:
+    raise EgressOpen("This process cannot be confined; report this.")
+
+
+def test_a_process_that_cannot_be_closed_off_reads_nothing() -> None:
+    """However large what it is given is."""
+    with closing(DocumentReader(first=refuse)) as reader:
+        for size in (1, 1 << 22):
+            with pytest.raises(EgressOpen, match="cannot be confined"):
+                reader.read("a.txt", b"x" * size)
+
+
+def test_documents_of_every_kind_are_read_by_a_process_that_is_closed_off() -> None:
+    """What their readers import, and look for, is no more than it may do."""
+    for name, content in (("a.txt", b"Sun"), ("a.html", b"<p>Sun"), ("a.pdf", pdf(["Sun"])), ("a.docx", word(["Sun"]))):
+        with closing(DocumentReader(first=close_off)) as reader:
+            assert [page.text.strip() for page in reader.read(name, content)] == ["Sun"]
 
 
 def test_a_document_that_takes_too_much_memory_is_refused() -> None:

@@ -100,6 +100,7 @@ def test_what_a_workload_signs() -> None:
         model="m",
         keyset_digest=keyset.digest,
         endpoint="/v1/completions",
+        method="POST",
         served_at=1_900_000_000,
         events=[{"type": "request.received", "body_hash": vectors.REQUEST_HASH}],
     )

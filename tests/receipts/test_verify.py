@@ -171,6 +171,7 @@ def test_another_key(scene: Scene) -> None:
         model="m",
         keyset_digest=scene.keyset.digest,
         endpoint="/v1/completions",
+        method="POST",
         served_at=SERVED,
         events=document["event_log"],
     )

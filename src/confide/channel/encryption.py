@@ -28,6 +28,8 @@ PATH: Final = "/encrypted"
 CACHE_SALT: Final = "confide-cache-salt"
 """Header of the request inside, or of one in TLS that ends inside: 32 random bytes in hexadecimal, a secret of whoever
 asks. What the workload has read of a prompt serves later ones with the same salt, and no others."""
+COLLECTION_KEY: Final = "confide-collection-key"
+"""Header of the same request: the key of a collection of the user's own, 32 bytes in hexadecimal."""
 MAX_FRAME: Final = 64 << 10
 """Plaintext in one frame."""
 _MAGIC: Final = b"CFD1"

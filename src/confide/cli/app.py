@@ -54,6 +54,7 @@ _GROUPS: Final = (
     "keys",
     "certify",
     "rag",
+    "collection",
     "graph",
     "guard",
     "train",

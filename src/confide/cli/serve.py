@@ -23,6 +23,7 @@ LICENCES = "Layer servers and sealed models"
 SEALED = "Sealed models and corpora (confide seal, confide rag build), and guards (confide guard sign)"
 GRAPH = "Services of a graph (confide graph)"
 MODEL = "Sealed models"
+CORPUS = "Sealed corpora"
 
 
 class LogFormat(StrEnum):
@@ -241,6 +242,18 @@ def command(
             rich_help_panel=MODEL,
         ),
     ] = None,
+    collections: Annotated[
+        Path | None,
+        typer.Option(
+            help="With a corpus: let users keep documents of their own in this folder, sealed under keys of theirs.",
+            file_okay=False,
+            rich_help_panel=CORPUS,
+        ),
+    ] = None,
+    collections_mib: Annotated[
+        int | None,
+        typer.Option(help="For all of their documents, in MiB; 1024 without.", min=1, rich_help_panel=CORPUS),
+    ] = None,
     graph: Annotated[
         Path | None,
         typer.Option(help="The graph's log, to be one of its services; needs --service.", rich_help_panel=GRAPH),
@@ -329,6 +342,7 @@ def command(
         "traces": traces,
         "insecure_skip_self_test": insecure_skip_self_test,
     }
+    corpus: dict[str, object] = {"collections": collections, "collections_mib": collections_mib}
     named = _named(packages)
     package = next(iter(named.values()))
     kind = read_kind(package) if len(named) == 1 else None
@@ -337,22 +351,21 @@ def command(
     if kind is PackageKind.SEALED:
         from confide.cli.serve_model import ModelOptions, serve_model
 
-        _require_unset(layers, "a sealed model")
+        _require_unset(layers | corpus, "a sealed model")
         serve_model(package, listening, ModelOptions(**sealed, **model, **licences), json=json)  # type: ignore[arg-type]
         return
     if kind is PackageKind.CORPUS:
-        from confide.cli.serve_corpus import serve_corpus
-        from confide.cli.serve_sealed import TeeOptions
+        from confide.cli.serve_corpus import CorpusOptions, serve_corpus
 
         _require_unset(layers | model | licences, "a corpus")
-        serve_corpus(package, listening, TeeOptions(**sealed), json=json)  # type: ignore[arg-type]
+        serve_corpus(package, listening, CorpusOptions(**sealed, **corpus), json=json)  # type: ignore[arg-type]
         return
     if kind is PackageKind.GUARD:
         from confide.cli.serve_guard import serve_guard
         from confide.cli.serve_sealed import TeeOptions
 
         keyed: dict[str, object] = {"keys": keys, "keys_ca": keys_ca, "keys_through": keys_through}
-        _require_unset(layers | model | licences | keyed, "a guard")
+        _require_unset(layers | model | licences | keyed | corpus, "a guard")
         serve_guard(package, listening, TeeOptions(**sealed), json=json)  # type: ignore[arg-type]
         return
     from confide.cli.serve_layers import LayerOptions, serve_layers
@@ -360,7 +373,7 @@ def command(
 
     if host == VSOCK:
         raise typer.BadParameter("--host vsock is not for a layer server")
-    _require_unset(sealed | model, "a layer server")
+    _require_unset(sealed | model | corpus, "a layer server")
     serve_layers(named, listening, LayerOptions(**layers, **licences), json=json)  # type: ignore[arg-type]
 
 

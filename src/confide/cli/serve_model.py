@@ -168,6 +168,7 @@ def serve_model(package: Path, listening: Listening, options: ModelOptions, *, j
 
         edges = list(place.joined.edges.values())
         search = search_through(edges[0]) if len(edges) == 1 else None  # what a model asks is a corpus
+        limits = limits.with_uploads() if search else limits
         shown = Serving(engine, self_test, limits, users=users, traces=traces, search=search)
         serve_app(
             public_app(

@@ -58,6 +58,7 @@ class TeeOptions:
             "state": None,  # where the ledger is; that there is one, is said
             "ledger": None,
             "traces": None,
+            "collections": None,  # nor where users' documents are; that they may keep some, is said
             "tee": tee,
             "tls_cert": listening.tls_cert,
             "insecure_no_tls": listening.insecure_no_tls,

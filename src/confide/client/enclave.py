@@ -1,11 +1,10 @@
 """A session with a model inside a trusted execution environment: verified first, and only then sent anything."""
 
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self, cast
+from typing import TYPE_CHECKING, Any, Final, Self
 from urllib.parse import urlsplit
 
 import httpx
@@ -13,8 +12,10 @@ import httpx
 from confide.attest.configuration import Configuration
 from confide.attest.policy import AnyPolicy
 from confide.attest.result import AttestationResult
-from confide.channel.encryption import CACHE_SALT
+from confide.channel.encryption import CACHE_SALT, COLLECTION_KEY
+from confide.client.answers import first_choice, text_of, typed_errors
 from confide.client.attested import verify_workload
+from confide.client.collections import OwnCollection
 from confide.client.graph import Coordinated, GraphVerdict, relying_on, trust_of
 from confide.client.hop import LONG_TIMEOUT, TIMEOUT, server_address, tls_context
 from confide.client.ra_tls import AsyncAttestedTlsTransport, AttestedTlsTransport, unauthenticated_context
@@ -24,35 +25,21 @@ from confide.client.session import Pieces, Session
 from confide.client.standing import Standing
 from confide.client.transport import AsyncEncryptedTransport, EncryptedTransport
 from confide.errors import (
-    WORKLOAD_CODES,
-    ConfideError,
     InsecureConnection,
     ProtocolError,
-    ServerBusy,
-    ServerFault,
     WrongMode,
-    error_class,
 )
-from confide.net.patience import asked_for
-from confide.printable import quoted
+from confide.packages.sealed.key import ModelKey
 from confide.receipts.verify import ReceiptResult
 from confide.trust.enclave import ENCRYPTED, TLS, enclave_trust, replicas_trust
 from confide.trust.statement import TrustStatement
 
 if TYPE_CHECKING:
-    from openai import APIError, AsyncOpenAI, OpenAI
+    from openai import AsyncOpenAI, OpenAI
 
 _INSIDE: Final = "http://workload.invalid"
 """Stands for the workload above the encrypted channel; the name is never looked up."""
 _NO_API_KEY: Final = "none"
-_OPENAI_CODES: Final = {
-    "context_length_exceeded": "prompt-too-long",
-    "insufficient_quota": "budget-exhausted",
-    "invalid_api_key": "api-key-refused",
-    "model_not_found": "unknown-model",
-    "rate_limit_exceeded": "rate-limited",
-}
-"""OpenAI's words for what has a code in `confide.errors`."""
 
 
 class EnclaveSession(Session):
@@ -206,30 +193,44 @@ class EnclaveSession(Session):
     @property
     def models(self) -> list[str]:
         """All that the workload serves, asked for now."""
-        with _typed_errors():
+        with typed_errors():
             served = self.openai.models.list().data
             if not served:
                 raise ProtocolError("The workload serves no model; ask its operator.")
-            return [_text(model.id) for model in served]
+            return [text_of(model.id) for model in served]
 
     @cached_property
     def openai(self) -> "OpenAI":
         """The OpenAI SDK's client. Its base_url is inside the channel."""
         from openai import OpenAI
 
-        http: Any = self._inside  # the SDK types httpx's successor, and takes both
+        http: Any = httpx.Client(transport=self._inside, timeout=LONG_TIMEOUT, headers=self._salted)
+        # The SDK types httpx's successor, and takes both.
         return OpenAI(api_key=self._api_key, base_url=self._base_url, http_client=http, max_retries=0)
 
     @cached_property
-    def _inside(self) -> httpx.Client:
+    def _inside(self) -> ReceiptedTransport:
         """What is asked with this ends inside the workload."""
         transport = (
             AttestedTlsTransport(self._party, self._standing)
             if self._ra_tls
             else EncryptedTransport(self._http, self._standing)
         )
-        receipted = ReceiptedTransport(transport, self._receipts)
-        return httpx.Client(transport=receipted, timeout=LONG_TIMEOUT, headers=self._salted)
+        return ReceiptedTransport(transport, self._receipts)
+
+    def collection(self, key: ModelKey | Path | str) -> OwnCollection:
+        """Documents of this user's own at the service, under a key, or a file of one, that they alone have.
+
+        ModelKeyError for a file that is none. Whoever has the key can read them; see `confide collection create`.
+        """
+        from openai import OpenAI
+
+        key = key if isinstance(key, ModelKey) else ModelKey.read(Path(key))
+        # Below the SDK, which may be told to log what it sends.
+        shown = {**self._salted, COLLECTION_KEY: key.raw.hex()}
+        http: Any = httpx.Client(transport=self._inside, timeout=LONG_TIMEOUT, headers=shown)
+        client = OpenAI(api_key=self._api_key, base_url=self._base_url, http_client=http, max_retries=0)
+        return OwnCollection(key, client, self.save_receipt)
 
     def receipt(self) -> ReceiptResult:
         """Every check of the workload's receipt for the last answer, of either client, made as that answer ended.
@@ -274,21 +275,21 @@ class EnclaveSession(Session):
 
     def generate(self, text: str, **options: Any) -> str:
         """How the text goes on. options: those of the OpenAI API's completions, such as max_tokens or temperature."""
-        with _typed_errors():
+        with typed_errors():
             made = self.openai.completions.create(**{"model": self.model, **options, "prompt": text})
-            return _text(_choice(made).text)
+            return text_of(first_choice(made).text)
 
     def _answer(self, messages: list[dict[str, str]], options: dict[str, Any]) -> str:
-        with _typed_errors():
+        with typed_errors():
             made = self.openai.chat.completions.create(**{"model": self.model, **options, "messages": messages})
-            return _text(_choice(made).message.content or "")
+            return text_of(first_choice(made).message.content or "")
 
     def _stream(self, messages: list[dict[str, str]], options: dict[str, Any]) -> Pieces:
-        with _typed_errors():
+        with typed_errors():
             request = {"model": self.model, **options, "messages": messages, "stream": True}
             with self.openai.chat.completions.create(**request) as chunks:
                 yield from (
-                    _text(text) for chunk in chunks if chunk.choices and (text := chunk.choices[0].delta.content)
+                    text_of(text) for chunk in chunks if chunk.choices and (text := chunk.choices[0].delta.content)
                 )
 
     def close(self) -> None:
@@ -310,48 +311,3 @@ class EnclaveSession(Session):
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
-
-
-@contextmanager
-def _typed_errors() -> Iterator[None]:
-    """What the workload's API says is wrong, as typed errors. It came through the channel, so it is the workload's."""
-    from openai import APIError
-
-    try:
-        yield
-    except APIError as error:
-        raise _typed(error) from error
-    except (AttributeError, LookupError, ValueError, RecursionError) as error:
-        raise _no_answer() from error
-
-
-def _choice(made: Any) -> Any:
-    if not isinstance(made.choices, list) or not made.choices:
-        raise _no_answer()
-    return made.choices[0]
-
-
-def _text(found: object) -> str:
-    if not isinstance(found, str):
-        raise _no_answer()
-    return found
-
-
-def _no_answer() -> ProtocolError:
-    return ProtocolError("What the workload answered is not what the OpenAI API has; ask its operator what it runs.")
-
-
-def _typed(error: "APIError") -> ConfideError:
-    status = cast(int | None, getattr(error, "status_code", None))
-    body = error.body if isinstance(error.body, dict) else {}
-    message = f"The workload says: {quoted(str(body.get('message') or error.message))}"
-    kind = error_class(_OPENAI_CODES.get(str(error.code), str(error.code)), WORKLOAD_CODES)
-    if kind is None and status == httpx.codes.TOO_MANY_REQUESTS:
-        kind = ServerBusy
-    if kind is not None and issubclass(kind, ServerBusy):
-        response = cast(httpx.Response | None, getattr(error, "response", None))
-        return kind(message, asked_for(response.headers.get("retry-after") if response else None) or 1.0)
-    if kind is not None:
-        return kind(message)
-    broken = status is None or status >= httpx.codes.INTERNAL_SERVER_ERROR
-    return (ServerFault if broken else ProtocolError)(message)

@@ -25,6 +25,7 @@ from confide.errors import (
     GatewayError,
     InsecureConnection,
     KeyChanged,
+    RequestTooLarge,
     ServerBusy,
     ServerSilent,
     UntrustedCertificate,
@@ -58,6 +59,11 @@ _CHANNEL_ERRORS: Final[Mapping[str, tuple[type[ConfideError], str]]] = MappingPr
             ChannelBroken,
             "The request was changed or cut on its way to the workload. Send it again, and find out what is in between "
             "if that recurs.",
+        ),
+        RequestTooLarge.code: (
+            RequestTooLarge,
+            "The request is larger than the workload takes, or what stands before it; send less text, or a smaller "
+            "document.",
         ),
     }
 )

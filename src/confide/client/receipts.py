@@ -13,6 +13,7 @@ import httpx
 
 from confide.attest.bundle import Bundle
 from confide.audit.log import note
+from confide.channel.encryption import COLLECTION_KEY
 from confide.client.corpora import require_current
 from confide.client.hop import aread_bounded, read_bounded
 from confide.client.relying_party import Verified
@@ -20,14 +21,17 @@ from confide.client.transport import TO, VERIFIED
 from confide.disk.files import create_file
 from confide.errors import (
     ConfideError,
+    ModelKeyError,
     ProtocolError,
     ReceiptMissing,
     ReceiptRefused,
     UnknownReceipt,
 )
+from confide.packages.sealed.key import ModelKey
+from confide.rag.collection import collection_id
 from confide.receipts.documents import digest_of
-from confide.receipts.events import SOURCES, source_corpus, sources_event
-from confide.receipts.receipt import HEADER, MAX_RECEIPT_BYTES, Receipt
+from confide.receipts.events import COLLECTION, SOURCES, source_corpus, sources_event
+from confide.receipts.receipt import HEADER, MAX_RECEIPT_BYTES, METHODS, Receipt
 from confide.receipts.verify import Grounds, ReceiptResult, grounds_of_statement, verify_receipt
 
 MAX_KEPT_BYTES: Final = 4 << 20
@@ -42,15 +46,16 @@ _END: Final = b"[DONE]"
 class Exchange:
     """One question, its answer, and what came of the receipt.
 
-    verified: the workload that answered. receipt: as it came, once it was fetched. result: every check of a receipt
-    that holds. problem: why there is none. Neither while the answer is under way, or where it was stopped. response:
-    the answer, or None where it is too long to be kept.
+    verified: the workload that answered. collection: the id of the one whose key was shown; empty for none. receipt: as
+    it came, once it was fetched. result: every check of a receipt that holds. problem: why there is none. Neither while
+    the answer is under way, or where it was stopped. response: the answer, or None where it is too long to be kept.
     """
 
     receipt_id: str
     request: bytes = field(repr=False)
     verified: Verified = field(repr=False)
     grounds: Grounds = field(repr=False)
+    collection: str = ""
     receipt: bytes = field(default=b"", repr=False)
     result: ReceiptResult | None = field(default=None, repr=False)
     problem: ConfideError | None = None
@@ -68,8 +73,8 @@ class Exchange:
     def check(self, status: int, content: bytes) -> None:
         """Hold what the workload gave as the receipt against the whole answer. status, content: of that reply.
 
-        ReceiptMissing, MalformedReceipt, ReceiptRefused; CorpusRefused where it went by an older head of a corpus than
-        this user has met.
+        ReceiptMissing, MalformedReceipt, ReceiptRefused; CorpusRefused where it went by an older head of a corpus, or
+        of a collection, than this user has met.
         """
         if status == httpx.codes.NOT_FOUND:
             raise ReceiptMissing(
@@ -95,8 +100,15 @@ class Exchange:
                 "answer, and ask the workload's operator."
             )
         cited = next(result.receipt.events(SOURCES), None) or (sources_event(response) if response else None)
-        if cited is not None:
-            require_current(source_corpus(cited), simulated=self.verified.result.simulated)
+        own = next(result.receipt.events(COLLECTION), None)
+        if own is not None and own.get("corpus") != self.collection:
+            raise ReceiptRefused(
+                "The receipt is about another collection than the one whose key was shown. Rely on nothing of this "
+                "answer, and ask the workload's operator."
+            )
+        for event in (cited, own):
+            if event is not None and not event.get("deleted"):
+                require_current(source_corpus(event), simulated=self.verified.result.simulated)
         self.result = result
 
 
@@ -133,14 +145,14 @@ class Receipts:
 
     def begin(self, request: httpx.Request, content: bytes, answer: httpx.Response) -> Exchange | None:
         """For an answer that has to have a receipt. ReceiptMissing where there is none."""
-        if request.method != "POST" or not answer.is_success:
+        if request.method not in METHODS or not answer.is_success:
             return None
         verified: Verified = answer.extensions[VERIFIED]
         grounds = self._grounds_of(verified)
         if grounds.keyset is None:
             return None
         receipt_id = answer.headers.get(HEADER, "")
-        self.last = exchange = Exchange(receipt_id, content, verified, grounds)
+        self.last = exchange = Exchange(receipt_id, content, verified, grounds, _collection_of(request))
         if not receipt_id.isalnum() or not receipt_id.isascii() or len(receipt_id) > _LONGEST_ID:
             exchange.receipt_id = ""
             exchange.problem = ReceiptMissing(
@@ -193,6 +205,15 @@ class Receipts:
         self._settled(exchange)
         if exchange.problem is not None:
             raise exchange.problem
+
+
+def _collection_of(request: httpx.Request) -> str:
+    """The id of the collection whose key a request shows; empty for none."""
+    shown = request.headers.get(COLLECTION_KEY, "")
+    try:
+        return collection_id(ModelKey(bytes.fromhex(shown))) if shown else ""
+    except (ValueError, ModelKeyError):
+        return ""  # the workload refuses it
 
 
 class ReceiptedTransport(httpx.BaseTransport):

@@ -1,6 +1,6 @@
 """Errors of the enclave mode: the channel, engines, the API and the release of keys."""
 
-from typing import Final
+from typing import Final, Self
 
 from confide.errors.base import ConfideError
 from confide.errors.hybrid import (
@@ -12,6 +12,7 @@ from confide.errors.hybrid import (
     ServerBusy,
     ServerFault,
 )
+from confide.errors.models import UnreadableDocument
 
 
 class ChannelError(ConfideError):
@@ -215,6 +216,32 @@ class UnknownCorpus(RequestRefused):
     code = "unknown-corpus"
 
 
+class UnknownDocument(RequestRefused):
+    """A request names a document that a user's collection does not have."""
+
+    code = "unknown-document"
+
+
+class CollectionFull(RequestRefused):
+    """A user's collection, or the room for all of them, has no place for what is to be added."""
+
+    code = "collection-full"
+
+
+class CollectionDamaged(ConfideError):
+    """What a service's machine kept of a user's collection is not what was written there."""
+
+    code = "collection-damaged"
+
+    @classmethod
+    def changed(cls) -> Self:
+        """The only one there is: nobody can tell what was changed."""
+        return cls(
+            "What is kept of this collection was changed or cut on the service's machine; ask its operator for a copy, "
+            "or delete it and add your documents again."
+        )
+
+
 class UnknownModel(RequestRefused):
     """A request names another model than the one served."""
 
@@ -227,6 +254,8 @@ WORKLOAD_CODES: Final = frozenset(
         AnswerTimedOut,
         ApiKeyRefused,
         BudgetExhausted,
+        CollectionDamaged,
+        CollectionFull,
         ConversationRefused,
         EngineError,
         EngineFault,
@@ -245,8 +274,10 @@ WORKLOAD_CODES: Final = frozenset(
         ServerBusy,
         ServerFault,
         UnknownCorpus,
+        UnknownDocument,
         UnknownModel,
         UnknownReceipt,
+        UnreadableDocument,
     )
 )
 """The codes that a workload's API may report. A client takes no other error from a workload's word."""

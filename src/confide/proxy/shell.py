@@ -48,7 +48,7 @@ class _Issuer:
     def headers(self, receipt_id: str) -> Mapping[str, str]:
         return {HEADER: receipt_id}
 
-    def begin(self, endpoint: str, body: bytes) -> Finish:
+    def begin(self, method: str, endpoint: str, body: bytes) -> Finish:
         question, made = self._own.question(endpoint, body), GENERATIONS.get()
 
         def finish(receipt_id: str, _: str | None, returned: str, _noted: Sequence[Event]) -> None:

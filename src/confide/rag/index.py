@@ -42,8 +42,17 @@ class Hit:
 class Embedder(Protocol):
     """Makes vectors of Euclidean length 1 that are near each other where texts mean the like."""
 
+    @property
+    def dimensions(self) -> int:
+        """Of each vector."""
+        ...
+
     def of_question(self, text: str) -> NDArray[np.float32]:
         """The vector of a question, shape [dimensions]."""
+        ...
+
+    def of_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """The vectors of texts, shape [texts, dimensions]."""
         ...
 
 
@@ -57,10 +66,14 @@ class Reranker(Protocol):
 
 @dataclass(frozen=True)
 class Meaning:
-    """What chunks are compared by besides words. vectors: of each, shape [chunks, dimensions], each of length 1."""
+    """What chunks are compared by besides words. vectors: of each, shape [chunks, dimensions], each of length 1.
+
+    digest: of the embedder, in hexadecimal, where it is part of a corpus.
+    """
 
     vectors: NDArray[np.float32]
     embedder: Embedder
+    digest: str = ""
 
 
 class Index:
@@ -77,7 +90,7 @@ class Index:
             from bm25s import BM25
         logging.getLogger("bm25s").setLevel(logging.WARNING)  # it has itself tell every step
         self.chunks = tuple(chunks)
-        self._meaning, self._reranker = meaning, reranker
+        self.meaning, self.reranker = meaning, reranker
         # What has no words gets one that no question has, for the library divides by the mean length.
         numbers = {"": 0}
         texts = [[numbers.setdefault(word, len(numbers)) for word in words(chunk.text)] or [0] for chunk in chunks]
@@ -97,7 +110,7 @@ class Index:
             with MemoryFolder(corpus.model(embedded)) as folder:
                 embedder = encoders.Embedder.load(folder)
             embedder.require_dimensions(embedded.dimensions)
-            meaning = Meaning(corpus.vectors(embedded), embedder)
+            meaning = Meaning(corpus.vectors(embedded), embedder, embedded.model_digest)
         if manifest.reranker is not None:
             with MemoryFolder(corpus.model(manifest.reranker)) as folder:
                 reranker = encoders.Reranker.load(folder)
@@ -113,11 +126,11 @@ class Index:
         """
         depth = max(most, _DEPTH)
         ranked = self._by_words(question, depth)
-        if self._meaning is not None:
-            ranked = fused([[place for place, _ in ranked], self._by_meaning(self._meaning, question, depth)])
-        if self._reranker is not None:
+        if self.meaning is not None:
+            ranked = fused([[place for place, _ in ranked], self._by_meaning(self.meaning, question, depth)])
+        if self.reranker is not None:
             places = [place for place, _ in ranked[: max(most, _RERANKED)]]
-            scores = self._reranker.scores(question, [self.chunks[place].text for place in places])
+            scores = self.reranker.scores(question, [self.chunks[place].text for place in places])
             ranked = sorted(zip(places, scores, strict=True), key=lambda pair: pair[1], reverse=True)
             return [Hit(place, self.chunks[place], score) for place, score in ranked[:most]]
         return [Hit(place, self.chunks[place], score / ranked[0][1]) for place, score in ranked[:most]]

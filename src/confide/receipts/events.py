@@ -23,6 +23,8 @@ SAMPLING: Final = "confide.sampling"
 CHAIN: Final = "confide.chain"
 SOURCES: Final = "confide.sources"
 """The chunks that a model was given to go by, and the corpus that they are from."""
+COLLECTION: Final = "confide.collection"
+"""The head of a user's own collection that was asked or changed, or that it was deleted."""
 STATED: Final = (MODEL, BUILD, ENGINE, WEIGHTS, ADAPTERS, CORPUS)
 """Those that a statement says, too, where there is such a thing."""
 _DATA: Final = re.compile(rb"(?:\A|\n)data: ([^\n]*)")
@@ -114,6 +116,13 @@ def source_corpus(event: Event) -> CorpusServed:
         return msgspec.convert({name: event.get(name) for name in CorpusServed.__struct_fields__}, CorpusServed)
     except msgspec.MsgspecError:
         raise MalformedReceipt("The receipt names sources of no corpus; ask the workload's operator.") from None
+
+
+def collection_event(served: CorpusServed | None, collection: str) -> Event:
+    """served: the head that a request was answered by. collection: its id; of one that was deleted there is no more."""
+    if served is None:
+        return {"type": COLLECTION, "corpus": collection, "deleted": True}
+    return {"type": COLLECTION, **msgspec.to_builtins(served)}
 
 
 def sampling_event(request: bytes, defaults: SamplingDefaults) -> Event | None:

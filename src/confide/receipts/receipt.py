@@ -24,6 +24,8 @@ from confide.receipts.keyset import ED25519, SigningKey
 
 HEADER: Final = "confide-receipt"
 """Of an answer, with the id of its receipt."""
+METHODS: Final = ("POST", "DELETE")
+"""Of requests whose answers have receipts: those that something comes of."""
 MAX_RECEIPT_BYTES: Final = 1 << 16
 RECEIVED: Final = "request.received"
 FORWARDED: Final = "request.forwarded"
@@ -130,6 +132,7 @@ class ReceiptKey:
         model: str | None,
         keyset_digest: str,
         endpoint: str,
+        method: str,
         served_at: int,
         events: Sequence[Event],
     ) -> Receipt:
@@ -141,7 +144,7 @@ class ReceiptKey:
             "model": model,
             "workload_keyset_digest": keyset_digest,
             "endpoint": endpoint,
-            "method": "POST",
+            "method": method,
             "served_at": served_at,
             "event_log": list(events),
             "key_id": self.id,

@@ -18,6 +18,7 @@ from confide.attest.configuration import CorpusServed
 from confide.attest.policy import SimulatedPolicy
 from confide.attest.requirements import Corpus, Model
 from confide.attest.simulated import SimulatedTee
+from confide.client.collections import OwnCollection
 from confide.client.corpora import require_current
 from confide.client.edge import Edge, callers
 from confide.client.enclave import EnclaveSession
@@ -27,6 +28,7 @@ from confide.enclave.api.answer import Serving
 from confide.enclave.api.app import api_app
 from confide.enclave.api.limits import Limits
 from confide.enclave.api.neighbours import Neighbours
+from confide.enclave.api.own import HEAD_HEADER, Head
 from confide.enclave.api.public import public_app
 from confide.enclave.api.sources import MAX_SOURCES, Rag, Search, Source, Sources, parse_found, parse_store
 from confide.enclave.api.vector_stores import Retrieval, file_id, retrieval_app, store_id
@@ -44,8 +46,9 @@ from confide.errors import (
 )
 from confide.packages.sealed.corpus import Chunk, SealedCorpus, seal_corpus
 from confide.packages.sealed.key import ModelKey
+from confide.rag.shelf import Shelf
 from confide.receipts.documents import digest_of
-from confide.receipts.events import SOURCES
+from confide.receipts.events import COLLECTION, SOURCES
 from confide.receipts.receipt import FORWARDED, Event
 from owners import OWNER
 
@@ -53,7 +56,7 @@ from ..fake_engine import FakeEngine
 from ..serving import serving
 
 KEY = ModelKey(b"k" * 32)
-LIMITS = Limits(attestations_per_second=1000)
+LIMITS = Limits(attestations_per_second=1000).with_uploads()
 MODEL = "ab" * 32
 CHUNKS = (
     Chunk("tide.pdf", 3, 'The tide rises "twice" a day.'),
@@ -111,7 +114,8 @@ def scene(tmp_path_factory: pytest.TempPathFactory, home: Path) -> Iterator[Scen
         SimulatedPolicy.all_of(Corpus(corpus.manifest.corpus, str(OWNER.public), 1)), root
     )
     neighbours = Neighbours(behind.key, callers({"model": of_model}))
-    retrieval = retrieval_app(behind, Retrieval(corpus.manifest, index, limits=LIMITS), neighbours=neighbours)
+    shelf = Shelf(place / "shelf", index, 1 << 30)
+    retrieval = retrieval_app(behind, Retrieval(corpus.manifest, index, shelf, limits=LIMITS), neighbours=neighbours)
     engine = FakeEngine(context=4000)
     with serving(retrieval) as corpus_url:
         search = search_through(Edge(corpus_url, front, of_corpus, name="model"))
@@ -386,3 +390,107 @@ def test_a_corpus_that_gives_no_answer_is_said_to(answer: httpx.Response, error:
 def test_no_more_is_taken_than_was_asked_for() -> None:
     both = json.dumps({"data": [json.loads(found(chunk))["data"][0] for chunk in CHUNKS]}).encode()
     assert [source.chunk for source in asked(httpx.Response(200, content=both)).found] == [CHUNKS[0]]
+
+
+# -- users' own documents ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mine(scene: Scene, tmp_path: Path) -> Iterator[OwnCollection]:
+    """A document about cats, added through the model's service, under a key that nobody else has."""
+    mine = scene.session.collection(ModelKey.generate())
+    (tmp_path / "cat.txt").write_text("The cat Ada sleeps at noon.")
+    mine.add(tmp_path / "cat.txt")
+    yield mine
+    mine.delete(tmp_path / "proof")
+
+
+def test_a_model_answers_by_a_users_own_documents(scene: Scene, mine: OwnCollection) -> None:
+    body = {"confide": {"rag": {"vector_store": mine.vector_store}}}
+    ask = mine.openai.chat.completions.create
+    answer: Any = ask(model="echo", messages=[{"role": "user", "content": "When does Ada sleep?"}], extra_body=body)
+    [source] = answer.confide["rag"]["sources"]
+    assert source["filename"] == "cat.txt"
+    assert "sleeps at noon" in scene.engine.prompts[-1]
+    corpus = answer.confide["rag"]["corpus"]
+    assert (corpus["corpus"], corpus["owner"], corpus["head"]) == (mine.id, mine.id, 3)
+    result = scene.session.receipt()
+    assert result.verified
+    [said] = result.receipt.events(SOURCES)
+    assert (said["corpus"], said["head"], said["chunks"]) == (mine.id, 3, [source["digest"]])
+
+
+def test_openais_file_search_finds_them_too(scene: Scene, mine: OwnCollection) -> None:
+    answer = mine.openai.responses.create(
+        model="echo",
+        input="When does Ada sleep?",
+        tools=[{"type": "file_search", "vector_store_ids": [mine.vector_store]}],
+        include=["file_search_call.results"],
+    )
+    call: Any = answer.output[0]
+    assert [(hit.filename, hit.text) for hit in call.results] == [("cat.txt", "The cat Ada sleeps at noon.")]
+
+
+def test_nobody_else_is_answered_by_them(scene: Scene, mine: OwnCollection) -> None:
+    body = {"confide": {"rag": {"vector_store": mine.vector_store}}}
+    for other in (scene.session.openai, scene.session.collection(ModelKey.generate()).openai):
+        with pytest.raises(openai.NotFoundError, match="no vector store with this id"):
+            other.chat.completions.create(model="echo", messages=[{"role": "user", "content": "Ada?"}], extra_body=body)
+        with pytest.raises(openai.NotFoundError):
+            other.vector_stores.search(mine.vector_store, query="Ada")
+
+
+def test_the_key_of_a_collection_goes_along_for_nothing_else(
+    scene: Scene, mine: OwnCollection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[dict[str, str]] = []
+    real = Edge.handle_async_request
+
+    async def noted(self: Edge, request: httpx.Request) -> httpx.Response:
+        sent.append(dict(request.headers))
+        return await real(self, request)
+
+    monkeypatch.setattr(Edge, "handle_async_request", noted)
+    body = {"confide": {"rag": {"vector_store": scene.store}}}
+    ask = mine.openai.chat.completions.create
+    answer: Any = ask(model="echo", messages=[{"role": "user", "content": QUESTION}], extra_body=body)
+    assert answer.confide["rag"]["vector_store"] == scene.store
+    assert [headers for headers in sent if "confide-collection-key" in headers] == []
+    mine.search("Ada")
+    assert [len(headers["confide-collection-key"]) for headers in sent[1:]] == [64]
+    assert all("authorization" not in headers for headers in sent)
+
+
+def test_documents_are_changed_through_the_model_with_its_receipts(
+    scene: Scene, mine: OwnCollection, tmp_path: Path
+) -> None:
+    [cat] = mine.documents()
+    mine.remove(cat.id)
+    result = scene.session.receipt()
+    [event] = result.receipt.events(COLLECTION)
+    assert (event["corpus"], event["head"], result.receipt.fields.method) == (mine.id, 4, "DELETE")
+    assert result.verified
+    gone = mine.delete(tmp_path / "gone")
+    assert [event["deleted"] for event in gone.receipt.events(COLLECTION)] == [True]
+    assert not mine.exists
+
+
+@pytest.mark.parametrize("name", ["a%2Fb", "..", "a%3Fb", "a%20b", "é"], ids=range(5))
+def test_a_path_that_another_may_read_otherwise_is_not_handed_on(scene: Scene, mine: OwnCollection, name: str) -> None:
+    http: Any = mine.openai._client
+    answer = http.get(f"{mine.openai.base_url}files/{name}")
+    assert answer.status_code in (400, 404)
+
+
+@pytest.mark.parametrize(
+    "said", ["", "x", "0" * 64, f"{'0' * 64} 0 {'0' * 64}", f"{'0' * 64} 1 {'g' * 64}", f"{'0' * 64} removed"]
+)
+def test_a_head_that_is_none_is_an_engines_fault(said: str) -> None:
+    with pytest.raises(EngineFault):
+        Head.of({HEAD_HEADER: said})
+    assert Head.of({}) is None
+
+
+def test_heads_are_read_as_they_were_written() -> None:
+    for head in (Head("a" * 64, None), Head("a" * 64, CorpusServed("a" * 64, 7, "b" * 64, "a" * 64))):
+        assert Head.of(head.headers) == head

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import Final
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -14,13 +15,17 @@ from confide.enclave.api.answer import Serving
 from confide.enclave.api.line import Line
 from confide.enclave.api.messages import Messages
 from confide.enclave.api.openai import OpenAi, json_response
+from confide.enclave.api.own import FILES, STORES
 from confide.enclave.api.problems import HANDLERS, MESSAGES
 from confide.enclave.api.responses import Responses
 from confide.enclave.api.service import Service
 from confide.enclave.api.simple import Simple
+from confide.enclave.api.sources import Search
 from confide.errors import ConfideError
 from confide.net.body import Bodies
 
+_DOCUMENTS: Final = 4
+"""Requests about documents at once."""
 API_PATHS = ("/v1", "/generate", "/chat")
 """Below these questions are asked, in the clear; see `confide.enclave.api.public`."""
 
@@ -36,9 +41,11 @@ def api_app(serving: Serving) -> Starlette:
         gate = Middleware(Admission, service=serving, line=line, bodies=bodies, endpoint=path)
         return Route(path, endpoint, methods=methods or ("POST",), middleware=[gate])
 
+    search = serving.search
     return Starlette(
         routes=[
             *health_routes(serving),
+            *(() if search is None else _documents(serving, search)),
             Route("/v1/models", openai.models),
             Route("/v1/models/{name:path}", openai.model),
             Route("/v1/usage", openai.usage, methods=["POST"]),
@@ -53,6 +60,23 @@ def api_app(serving: Serving) -> Starlette:
         ],
         exception_handlers=HANDLERS,
     )
+
+
+def _documents(serving: Serving, search: Search) -> list[Route]:
+    """What is about users' own documents is answered by the corpus service behind the model, and takes no turn of its.
+
+    They are whoever's key of a collection is shown; see `confide.enclave.api.collections`.
+    """
+    limits = serving.limits
+    line = Line(_DOCUMENTS, limits.waiting, limits.waiting_seconds)
+    bodies = Bodies(limits.largest_bytes, limits.body_seconds, limits.bodies_bytes)
+    one = f"{STORES}/{{id}}"
+    paths = (FILES, f"{FILES}/{{file}}", STORES, one, f"{one}/search", f"{one}/files", f"{one}/files/{{file}}")
+
+    def gate(path: str) -> list[Middleware]:
+        return [Middleware(Admission, service=serving, line=line, bodies=bodies, endpoint=path)]
+
+    return [Route(path, search.hand_on, methods=["GET", "POST", "DELETE"], middleware=gate(path)) for path in paths]
 
 
 def health_routes(service: Service) -> list[Route]:

@@ -4,7 +4,6 @@ What it hands on are the very bytes that it looked at, and JSON that two readers
 model's answer comes back as it is, part by part. Needs no language model.
 """
 
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -13,10 +12,10 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
 
-from confide.channel.encryption import CACHE_SALT
+from confide.channel.encryption import CACHE_SALT, COLLECTION_KEY
 from confide.enclave.api.admission import Admission
 from confide.enclave.api.app import API_PATHS, health_routes
 from confide.enclave.api.graph import Shown
@@ -24,6 +23,7 @@ from confide.enclave.api.line import Line
 from confide.enclave.api.neighbours import Neighbours
 from confide.enclave.api.problems import HANDLERS, MESSAGES
 from confide.enclave.api.public import workload_app
+from confide.enclave.api.relay import handed_on
 from confide.enclave.api.service import Engineless
 from confide.enclave.workload import Workload
 from confide.errors import MalformedReceipt, PromptRefused, RequestRefused
@@ -43,9 +43,8 @@ _QUESTIONS: Final = (
 _MODELS: Final = "/v1/models"
 _TOKENS: Final = ("prompt", "input")
 """Members that may hold numbers of tokens, which no phrase can be looked for in."""
-_HANDED_ON: Final = ("authorization", "content-type", "x-api-key", CACHE_SALT)
-"""With a licence, which goes where prompts go."""
-_BACK: Final = ("content-type", "retry-after")
+_HANDED_ON: Final = ("authorization", "content-type", "x-api-key", CACHE_SALT, COLLECTION_KEY)
+"""With a licence, and the key of a collection, which go where prompts go."""
 _PARALLEL: Final = 64
 
 
@@ -104,10 +103,10 @@ def _api(guarding: Guarding) -> Starlette:
     async def ask(request: Request) -> Response:
         body = await request.body()
         await run_in_threadpool(guarding.require_allowed, body)
-        return await _handed_on(guarding.model, request, body)
+        return await handed_on(guarding.model, request, body, _HANDED_ON)
 
     async def look(request: Request) -> Response:
-        return await _handed_on(guarding.model, request, b"")
+        return await handed_on(guarding.model, request, b"", _HANDED_ON)
 
     def gate(path: str) -> list[Middleware]:
         return [Middleware(Admission, service=guarding, line=line, bodies=bodies, endpoint=path)]
@@ -120,22 +119,6 @@ def _api(guarding: Guarding) -> Starlette:
         ],
         exception_handlers=HANDLERS,
     )
-
-
-async def _handed_on(model: httpx.AsyncClient, request: Request, body: bytes) -> Response:
-    headers = {name: value for name in _HANDED_ON if (value := request.headers.get(name))}
-    asked = model.build_request(request.method, request.url.path, content=body, headers=headers)
-    answer = await model.send(asked, stream=True)
-
-    async def parts() -> AsyncIterator[bytes]:
-        try:
-            async for part in answer.aiter_raw():
-                yield part
-        finally:
-            await answer.aclose()
-
-    back = {name: value for name in _BACK if (value := answer.headers.get(name))}
-    return StreamingResponse(parts(), answer.status_code, back)
 
 
 def _has_numbers(value: Any) -> bool:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing, nullcontext
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Final, Literal
 
 import msgspec
@@ -17,6 +18,7 @@ from starlette.responses import Response
 
 from confide.enclave.api.answer import Serving, Wanted, begin, read, while_connected
 from confide.enclave.api.events import EventStream
+from confide.enclave.api.own import key_of
 from confide.enclave.api.receipts import note
 from confide.enclave.api.schemas import (
     ChatMessage,
@@ -153,7 +155,7 @@ async def grounded(
     RequestRefused where no corpus is behind the model, and what `Search.find` raises.
     """
     search = require_search(serving.search, field)
-    sources = await while_connected(request, search.find(asked, turns))
+    sources = await while_connected(request, search.find(asked, turns, key_of(request)))
     given = sources.ground(turns)
     note(request, sources.events(given))
     return given, sources
@@ -250,9 +252,12 @@ def _content(message: ChatMessage) -> str:
     return "".join(part.text for part in message.content or ())
 
 
-def json_response(content: dict[str, Any], status: int = 200) -> Response:
+def json_response(
+    content: dict[str, Any], status: int = 200, headers: Mapping[str, str] = MappingProxyType({})
+) -> Response:
     """An answer that nobody may keep."""
-    return Response(msgspec.json.encode(content), status, {"cache-control": "no-store"}, media_type="application/json")
+    headers = {"cache-control": "no-store", **headers}
+    return Response(msgspec.json.encode(content), status, headers, media_type="application/json")
 
 
 def _base64(vector: list[float]) -> str:

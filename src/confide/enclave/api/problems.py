@@ -18,6 +18,7 @@ from confide.errors import (
     AnswerTimedOut,
     ApiKeyRefused,
     BudgetExhausted,
+    CollectionDamaged,
     ConfideError,
     EngineError,
     EngineUnavailable,
@@ -38,8 +39,10 @@ from confide.errors import (
     ServerBusy,
     ServerFault,
     UnknownCorpus,
+    UnknownDocument,
     UnknownModel,
     UnknownReceipt,
+    UnreadableDocument,
 )
 
 _INVALID: Final = "invalid_request_error"
@@ -51,6 +54,9 @@ KINDS: Final[Mapping[type[Exception], tuple[int, str]]] = {
     RequestTimedOut: (408, _INVALID),
     UnknownModel: (404, _INVALID),
     UnknownCorpus: (404, _INVALID),
+    UnknownDocument: (404, _INVALID),
+    UnreadableDocument: (400, _INVALID),
+    CollectionDamaged: (500, "server_error"),
     UnknownReceipt: (404, "not_found"),
     PromptRefused: (400, _INVALID),
     EngineError: (502, "server_error"),
@@ -95,7 +101,8 @@ _ANTHROPIC_KINDS: Final[Mapping[int, str]] = {
 """The type of an error in Anthropic's words, by its status; of any other, whose fault it is."""
 _HTTP: Final = {
     404: "There is no such endpoint here; /v1/models, /v1/chat/completions, /v1/completions, /v1/responses, "
-    "/v1/messages and /v1/embeddings are, or /v1/vector_stores where a corpus is served.",
+    "/v1/messages and /v1/embeddings are, or /v1/vector_stores where a corpus is served, and /v1/files "
+    "where its users keep documents of their own.",
     405: "This endpoint takes another method; use POST for questions.",
 }
 _MAX_RETRY_SECONDS: Final = 3600

@@ -119,7 +119,7 @@ def workload_app(
     channel = EncryptedChannel(
         let_in,
         workload.key,
-        body_bytes=limits.body_bytes,
+        body_bytes=limits.largest_bytes,
         body_seconds=limits.body_seconds,
         bodies_bytes=limits.bodies_bytes,
         on_refusal=lambda code: metrics.refusals.labels(code).inc(),

@@ -19,7 +19,7 @@ from confide.enclave.workload import Workload
 from confide.errors import UnknownReceipt
 from confide.receipts.documents import API_VERSION, digest_of
 from confide.receipts.events import chain_event, sampling_event, stated_events
-from confide.receipts.receipt import FORWARDED, HEADER, RECEIVED, RETURNED, Event, Receipt
+from confide.receipts.receipt import FORWARDED, HEADER, METHODS, RECEIVED, RETURNED, Event, Receipt
 
 _ACI_HEADER: Final = "x-receipt-id"
 _KEPT: Final = 4096
@@ -52,7 +52,7 @@ class Issuer(Protocol):
     def headers(self, receipt_id: str) -> Mapping[str, str]:
         """Of an answer that has a receipt."""
 
-    def begin(self, endpoint: str, body: bytes) -> Finish:
+    def begin(self, method: str, endpoint: str, body: bytes) -> Finish:
         """A question has come. What it gives is called before the last of the answer leaves, unless it was cut."""
 
 
@@ -76,18 +76,26 @@ class Receipts:
             "x-aci-keyset-digest": self._workload.keyset.digest,
         }
 
-    def begin(self, endpoint: str, body: bytes) -> Finish:
+    def begin(self, method: str, endpoint: str, body: bytes) -> Finish:
         """Note what came in."""
         events = self.received(endpoint, body, digest_of(body))
 
         def finish(receipt_id: str, chat_id: str | None, returned: str, noted: Sequence[Event]) -> None:
             changed = any(event["type"] == FORWARDED for event in noted)
             kept = [event for event in events if not (changed and event["type"] == FORWARDED)]
-            self.issue(receipt_id, chat_id, endpoint, [*kept, *noted], returned)
+            self.issue(receipt_id, chat_id, endpoint, [*kept, *noted], returned, method)
 
         return finish
 
-    def issue(self, receipt_id: str, chat_id: str | None, endpoint: str, events: list[Event], returned: str) -> Receipt:
+    def issue(
+        self,
+        receipt_id: str,
+        chat_id: str | None,
+        endpoint: str,
+        events: list[Event],
+        returned: str,
+        method: str = METHODS[0],
+    ) -> Receipt:
         """Sign a receipt, and keep it. events: what came in. returned: the digest of what went out."""
         workload = self._workload
         with self._lock:
@@ -98,6 +106,7 @@ class Receipts:
                 model=self._model,
                 keyset_digest=workload.keyset.digest,
                 endpoint=endpoint,
+                method=method,
                 served_at=int(time.time()),
                 events=[
                     *events,
@@ -134,7 +143,7 @@ class Receipts:
 class Receipted:
     """ASGI middleware around the API. The header with a receipt's id comes with the answer, the receipt at its end.
 
-    Whatever is asked by POST gets one: a client that was promised receipts takes no such answer without it.
+    Whatever is asked with one of METHODS gets one: a client that was promised receipts takes no such answer without it.
     """
 
     def __init__(self, app: ASGIApp, receipts: Issuer) -> None:
@@ -142,8 +151,8 @@ class Receipted:
         self._receipts = receipts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "POST":
-            exchange = _Exchange(self._receipts, scope["path"], receive, send)
+        if scope["type"] == "http" and scope["method"] in METHODS:
+            exchange = _Exchange(self._receipts, (scope["method"], scope["path"]), receive, send)
             receive, send = exchange.receive, exchange.send
             scope = {**scope, _NOTED: exchange.noted}
         await self._app(scope, receive, send)
@@ -157,8 +166,9 @@ def note(request: Request, events: Sequence[Event]) -> None:
 class _Exchange:
     """One question and its answer, on their way through."""
 
-    def __init__(self, receipts: Issuer, endpoint: str, receive: Receive, send: Send) -> None:
-        self._receipts, self._endpoint = receipts, endpoint
+    def __init__(self, receipts: Issuer, asked: tuple[str, str], receive: Receive, send: Send) -> None:
+        """asked: method and path."""
+        self._receipts, self._asked = receipts, asked
         self._receive, self._send = receive, send
         self._parts: list[bytes] = []
         self._finish: Finish | None = None
@@ -174,7 +184,7 @@ class _Exchange:
         if message["type"] == "http.request" and self._finish is None:
             self._parts.append(message.get("body", b""))
             if not message.get("more_body", False):
-                self._finish = self._receipts.begin(self._endpoint, b"".join(self._parts))
+                self._finish = self._receipts.begin(*self._asked, b"".join(self._parts))
                 self._parts.clear()
         return message
 

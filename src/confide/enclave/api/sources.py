@@ -11,17 +11,24 @@ from typing import Annotated, Any, Final
 import httpx
 import msgspec
 from msgspec import Meta
+from starlette.requests import Request
+from starlette.responses import Response
 
 from confide.attest.configuration import CorpusServed
+from confide.channel.encryption import COLLECTION_KEY
+from confide.enclave.api.own import STORES, Head
+from confide.enclave.api.receipts import note
+from confide.enclave.api.relay import handed_on
 from confide.enclave.engines.engine import Message
 from confide.errors import EngineFault, EngineUnavailable, RequestRefused, ServerBusy, UnknownCorpus
 from confide.packages.sealed.corpus import Chunk, PageNumber
 from confide.packages.sealed.corpus import Source as SourceName
+from confide.packages.sealed.key import ModelKey
+from confide.rag.collection import collection_id
 from confide.receipts.documents import digest_of
 from confide.receipts.events import SOURCES
 from confide.receipts.receipt import FORWARDED, Event
 
-PATH: Final = "/v1/vector_stores"
 MAX_SOURCES: Final = 20
 MAX_QUESTION_CHARACTERS: Final = 4096
 _SOURCES: Final = 4
@@ -145,31 +152,43 @@ class Search:
         """http: through that channel, by paths alone. served: what the verified statement of whoever answered says."""
         self._http, self._served = http, served
 
-    async def find(self, asked: Rag, turns: Sequence[Message]) -> Sources:
-        """What fits the last question of a conversation.
+    async def find(self, asked: Rag, turns: Sequence[Message], key: ModelKey | None = None) -> Sources:
+        """What fits the last question of a conversation. key: of a collection of the user's, if that is to be asked.
 
         RequestRefused where it has none, UnknownCorpus for another store than there is, EngineFault for an answer that
         is none, EngineUnavailable, ServerBusy, and what the channel raises.
         """
         question = turns[_last_question(turns)].content[:MAX_QUESTION_CHARACTERS]
         store = asked.vector_store or await self._only_store()
-        body = {"query": question, "max_num_results": asked.top_k}
-        response, content = await self._ask("POST", f"{PATH}/{store}/search", body)
-        corpus = self._served(response)
+        body, own = {"query": question, "max_num_results": asked.top_k}, ""
+        if key is not None and store == f"vs_{collection_id(key)}":
+            own = key.raw.hex()
+        response, content = await self._ask("POST", f"{STORES}/{store}/search", body, own)
+        head = Head.of(response.headers) if own else None
+        corpus = head.served if head else None if own else self._served(response)
         if corpus is None or store != f"vs_{corpus.corpus}":
             raise EngineFault("The service behind this one has no such corpus, whatever it answers; ask the operator.")
         return Sources(corpus, question, parse_found(content)[: asked.top_k])
+
+    async def hand_on(self, request: Request) -> Response:
+        """Have the service behind this one answer what is about a user's own documents; the receipt says so, too."""
+        answer = await handed_on(self._http, request, await request.body(), ("content-type", COLLECTION_KEY))
+        head = Head.of(answer.headers)
+        if head is not None:
+            note(request, [head.event])
+        return answer
 
     async def close(self) -> None:
         """Close the connections."""
         await self._http.aclose()
 
     async def _only_store(self) -> str:
-        _, content = await self._ask("GET", PATH, None)
+        _, content = await self._ask("GET", STORES, None)
         return parse_store(content)
 
-    async def _ask(self, method: str, path: str, body: object) -> tuple[httpx.Response, bytes]:
-        async with self._http.stream(method, path, json=body, timeout=_SECONDS) as response:
+    async def _ask(self, method: str, path: str, body: object, key: str = "") -> tuple[httpx.Response, bytes]:
+        headers = {COLLECTION_KEY: key} if key else {}
+        async with self._http.stream(method, path, json=body, headers=headers, timeout=_SECONDS) as response:
             content = bytearray()
             async for part in response.aiter_bytes():
                 content += part
@@ -178,7 +197,9 @@ class Search:
         if response.status_code == httpx.codes.OK:
             return response, bytes(content)
         if response.status_code == httpx.codes.NOT_FOUND:
-            raise UnknownCorpus("There is no vector store with this id behind this model; leave the id out.")
+            raise UnknownCorpus(
+                "There is no vector store with this id behind this model; leave it out, or show the key of your own."
+            )
         if response.status_code == httpx.codes.TOO_MANY_REQUESTS:
             raise ServerBusy("The corpus behind this model is busy; try again in a moment.")
         raise EngineUnavailable("The corpus behind this model gives no answer; try again, or ask without it.")

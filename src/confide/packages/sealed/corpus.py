@@ -45,7 +45,7 @@ _VECTORS: Final = "vectors.f32"
 EMBEDDER: Final = "embedder/"
 RERANKER: Final = "reranker/"
 """What the names of these models' files begin with."""
-_FLOAT: Final = np.dtype("<f4")
+FLOAT: Final = np.dtype("<f4")
 _UNIT: Final = 1e-3
 """By how much a vector's length may differ from 1: float32 rounds by less."""
 SIGNED_LABEL: Final = b"confide sealed corpus 1\0"
@@ -261,7 +261,7 @@ def _fits(embedded: Embedded, chunks: int) -> bool:
     vectors = embedded.vectors
     return (
         vectors.name == _VECTORS
-        and vectors.size == chunks * embedded.dimensions * _FLOAT.itemsize
+        and vectors.size == chunks * embedded.dimensions * FLOAT.itemsize
         and _of_model(embedded.model, EMBEDDER)
     )
 
@@ -272,9 +272,9 @@ def _of_model(files: Sequence[SealedFile], prefix: str) -> bool:
 
 def parse_vectors(content: bytes | bytearray, dimensions: int) -> NDArray[np.float32]:
     """Embeddings of a file's bytes, shape [rows, dimensions]. InvalidPackage where one is no vector of length 1."""
-    if len(content) % (dimensions * _FLOAT.itemsize):
+    if len(content) % (dimensions * FLOAT.itemsize):
         raise _no_vectors()
-    vectors = np.frombuffer(content, _FLOAT).reshape(-1, dimensions)
+    vectors = np.frombuffer(content, FLOAT).reshape(-1, dimensions)
     with np.errstate(all="ignore"):  # whatever is no number is no length either
         lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
         if not (np.abs(lengths - 1) <= _UNIT).all():
@@ -342,7 +342,7 @@ def seal_corpus(
         file = drafted.seal(_FILE, content)
         embedded = None
         if embeddings is not None:
-            vectors = drafted.seal(_VECTORS, embeddings.vectors.astype(_FLOAT).tobytes())
+            vectors = drafted.seal(_VECTORS, embeddings.vectors.astype(FLOAT).tobytes())
             model = drafted.seal_model(EMBEDDER, embeddings.model)
             embedded = Embedded(model, embeddings.vectors.shape[1], vectors)
         manifest = CorpusManifest(
