@@ -1,6 +1,8 @@
 """A collection as it is sealed, and the shelf that many are kept on: heads, keys, room, models, what stays open."""
 
+import gc
 import threading
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from confide.disk.files import sync_folder
 from confide.errors import CollectionDamaged, CollectionFull, EngineUnavailable
 from confide.packages.sealed.corpus import FLOAT, Chunk
 from confide.packages.sealed.key import ModelKey
@@ -236,6 +239,25 @@ def test_a_folder_that_cannot_be_used_is_said_to(tmp_path: Path) -> None:
     for work in (lambda: shelf.find(KEY), lambda: shelf.change(KEY, adding()), lambda: shelf.delete(KEY)):
         with pytest.raises(EngineUnavailable):
             work()
+
+
+def test_what_was_deleted_is_in_no_memory_and_durably_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[tuple[Path, bool]] = []
+    real = sync_folder
+
+    def noted(folder: Path) -> None:
+        synced.append((folder, any(folder.glob("*.sealed"))))
+        real(folder)
+
+    shelf = Shelf(tmp_path, SERVED, 1 << 20)
+    opened = weakref.ref(shelf.change(KEY, adding(document("Ada sleeps."))))
+    assert opened() is not None
+    monkeypatch.setattr("confide.rag.shelf.sync_folder", noted)
+    shelf.delete(KEY)
+    gc.collect()
+    assert opened() is None
+    assert synced == [(tmp_path, False)]
+    shelf.delete(KEY)
 
 
 # -- with models -------------------------------------------------------------------------------------------------------

@@ -82,6 +82,7 @@ class Scene:
                 "model": "m",
                 "keyset_digest": self.keyset.digest,
                 "endpoint": "/v1/completions",
+                "method": "POST",
                 "served_at": SERVED,
                 "events": events,
                 **changes,

@@ -90,6 +90,7 @@ def build(
         gathered = gather(
             folder,
             skip_unreadable=skip_unreadable,
+            first=_closed_off(),
             on_document=lambda document: status.update(f"[dim]reading {escape(printable(document))}[/]"),
         )
         embeddings = None
@@ -221,6 +222,20 @@ def _reranker_files(folder: Path) -> dict[str, Path]:
 
 def _cited(chunk: "Chunk") -> dict[str, Any]:
     return {"source": chunk.source, "page": chunk.page, "digest": chunk.digest}
+
+
+def _closed_off() -> "Callable[[], object] | None":
+    """What the process that reads documents does first; None, which is told, where the system has no such thing."""
+    from confide.enclave.confinement import close_off
+    from confide.errors import EgressOpen
+    from confide.rag.reader import try_out
+
+    try:
+        try_out(close_off)
+    except EgressOpen as error:
+        output.note(f"Documents are read by a process that could open connections and change files: {error}")
+        return None
+    return close_off
 
 
 def _facts(manifest: "CorpusManifest", owner: "OwnerPublicKey") -> dict[str, Any]:

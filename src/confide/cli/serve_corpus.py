@@ -1,7 +1,6 @@
 """Serving a sealed corpus from inside a trusted execution environment: what `confide serve` does for such a package."""
 
 import asyncio
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -39,15 +38,14 @@ class CorpusOptions(TeeOptions):
         served: whose models read them, too.
         """
         from confide.enclave.confinement import close_off
-        from confide.rag.reader import DocumentReader
+        from confide.rag.reader import try_out
         from confide.rag.shelf import Shelf
 
         if self.collections is None:
             if self.collections_mib is not None:
                 raise typer.BadParameter("--collections-mib goes with --collections")
             return None
-        with closing(DocumentReader(first=close_off)) as reader:
-            reader.read("try.txt", b"A document, to see that one can be read.")
+        try_out(close_off)
         return Shelf(self.collections, served, (self.collections_mib or _MIB) << 20)
 
 

@@ -8,6 +8,7 @@ import multiprocessing
 import resource
 import signal
 from collections.abc import Callable
+from contextlib import closing
 from multiprocessing.connection import Connection
 from typing import Annotated, Final
 
@@ -86,6 +87,12 @@ class DocumentReader:
         process.start()
         theirs.close()
         return process, ours
+
+
+def try_out(first: Callable[[], object]) -> None:
+    """See that a process that does this first can read. Raises what it raises."""
+    with closing(DocumentReader(first=first)) as reader:
+        reader.read("try.txt", b"A document, to see that one can be read.")
 
 
 def pages_of(said: bytes) -> list[Page]:

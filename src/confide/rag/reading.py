@@ -28,16 +28,21 @@ class Gathered:
 
 
 def gather(
-    folder: Path, *, skip_unreadable: bool = False, on_document: Callable[[str], None] = lambda name: None
+    folder: Path,
+    *,
+    skip_unreadable: bool = False,
+    first: Callable[[], object] | None = None,
+    on_document: Callable[[str], None] = lambda name: None,
 ) -> Gathered:
     """The chunks of all documents in a folder and below it, in the order of their names.
 
     Links, hidden files and folders, and files of other kinds are left out. A document that cannot be read raises
-    UnreadableDocument, or is left out with skip_unreadable. on_document: told each name before it is read.
+    UnreadableDocument, or is left out with skip_unreadable. first: see `DocumentReader`. on_document: told each name
+    before it is read.
     """
     chunks: list[Chunk] = []
     left_out: dict[str, str] = {}
-    with closing(DocumentReader()) as reader:
+    with closing(DocumentReader(first=first)) as reader:
         for count, path in enumerate(_files(folder), start=1):
             if count > MAX_DOCUMENTS:
                 raise ConfideError(f"{folder} has more than {MAX_DOCUMENTS:,} files; build several corpora.")

@@ -25,6 +25,7 @@ from confide.errors import (
     CollectionDamaged,
     CollectionFull,
     CorpusRefused,
+    EgressOpen,
     ReceiptRefused,
     RequestRefused,
     RequestTooLarge,
@@ -252,6 +253,27 @@ def test_deletion_is_shown_by_a_receipt_that_can_be_verified_later(
     assert list(again.receipt.events(COLLECTION)) == list(result.receipt.events(COLLECTION))
     with pytest.raises(confide.ConfideError, match="has files already"):
         mine.delete(tmp_path / "proof")
+
+
+def test_a_deletion_that_the_receipt_does_not_name_is_refused(
+    mine: OwnCollection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("confide.enclave.api.collections.note", lambda *_: None)
+    with pytest.raises(ReceiptRefused, match="does not say that this collection was deleted"):
+        mine.delete(tmp_path / "proof")
+
+
+def refuse() -> None:
+    raise EgressOpen("This process cannot be confined; report this.")
+
+
+def test_a_document_is_read_by_a_process_that_is_closed_off_or_not_at_all(
+    mine: OwnCollection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("confide.enclave.api.collections.close_off", refuse)
+    with pytest.raises(confide.ConfideError, match="cannot be confined"):
+        mine.add(written(tmp_path, "a.txt"))
+    assert mine.documents() == []
 
 
 def test_whoever_deletes_needs_the_key(session: EnclaveSession, mine: OwnCollection, tmp_path: Path) -> None:
