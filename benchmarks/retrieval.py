@@ -89,6 +89,7 @@ class Known:
 
     def __init__(self, embedder: Embedder, questions: Iterable[str]) -> None:
         self._vectors = {question: embedder.of_question(question) for question in questions}
+        self.dimensions, self.of_documents = embedder.dimensions, embedder.of_documents
 
     def of_question(self, text: str) -> NDArray[np.float32]:
         return self._vectors[text]

@@ -152,7 +152,8 @@ def search(
             Text(f"{printable(one['name'])}{page}", "bold").append(f"  {one['score']:.2f}", "not bold")
         )
         text = one["text"]
-        output.words(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
+        output.words(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")
+        output.console.print("\n")
     if not found:
         output.console.print("Nothing fits.")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.text import Text
 
 from confide.cli import output
 from confide.cli.attest import (
@@ -28,9 +29,10 @@ from confide.cli.attest import (
 from confide.cli.files import read_file
 from confide.cli.options import Json, TrustedOwner
 from confide.errors import InvalidPolicy
+from confide.printable import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from confide.receipts.client import ClientReceiptResult
     from confide.receipts.documents import Document
@@ -229,9 +231,22 @@ def _grounds(
     )
 
 
+def _collection(result: "Verdict") -> "Mapping[str, Any] | None":
+    """What a workload's receipt says of a user's own collection, where it says something of one."""
+    from confide.receipts.events import COLLECTION
+    from confide.receipts.verify import ReceiptResult
+
+    return next(result.receipt.events(COLLECTION), None) if isinstance(result, ReceiptResult) else None
+
+
 def show(result: "Verdict") -> None:
-    """Every check in a table, and the verdict."""
+    """Every check in a table, what it says of a collection, and the verdict."""
     show_checks(result.checks)
+    if (said := _collection(result)) is not None:
+        which = f"collection {printable(str(said.get('corpus')))}"
+        deleted = said.get("deleted") is True
+        what = "was deleted; nothing of it is kept" if deleted else f"was asked or changed, head {said.get('head')}"
+        output.console.print(Text(f"It says: {which} {printable(what)}"), soft_wrap=True)
     show_verdict(result.verdict(), good=result.verified and not result.simulated)
 
 
@@ -244,5 +259,6 @@ def as_json(result: "ReceiptResult | ClientReceiptResult") -> dict[str, Any]:
         "simulated": result.simulated,
         "made_by": "client" if result.receipt.fields.api_version == CLIENT_VERSION else "workload",
         "receipt_id": result.receipt.fields.receipt_id,
+        "collection": _collection(result),
         "checks": [asdict(check) for check in result.checks],
     }
