@@ -12,6 +12,7 @@ EXTRAS: Final[Mapping[str, str]] = MappingProxyType(
         **dict.fromkeys(("gguf", "safetensors", "tokenizers", "torch", "tqdm", "transformers", "websockets"), "hybrid"),
         **dict.fromkeys(("prometheus_client", "starlette", "uvicorn", "uvloop"), "proxy"),
         **dict.fromkeys(("httpx_sse", "picows", "xllamacpp"), "server"),
+        "obstore": "objects",
         "tenseal": "attention",
         **dict.fromkeys(("matplotlib", "simpy"), "evaluate"),
         "pynvml": "gpu",

@@ -17,7 +17,7 @@ from confide.errors import ConfideError, ConnectionLost, InsecureConnection, Inv
 from confide.models.source import Source
 from confide.models.split import SplitSummary, split
 from confide.packages import hint_writer
-from confide.packages.hint import Hint, hint_size
+from confide.packages.hint import Hint, hint_bytes, hint_size
 from confide.packages.hint_writer import add_hint
 from confide.packages.manifest import Manifest, PackageKind, hint_name, read_manifest
 from confide.packages.server_package import ServerPackage
@@ -362,8 +362,10 @@ class Lost(Quiet):
 
 
 def test_a_server_that_never_ends_fills_no_disk(client: Path, manifest: Manifest) -> None:
+    done: list[int] = []
     with published(client, Endless) as url, pytest.raises(StaleHint):
-        fetch_hint(client, manifest, url)
+        fetch_hint(client, manifest, url, on_bytes=done.append)
+    assert sum(done) <= hint_bytes(manifest.groups[0])
     assert list((client / "hint").iterdir()) == []
 
 

@@ -25,6 +25,7 @@ _BROKEN_PIPE = 141
 _COMMANDS: Final = (
     "plan",
     "split",
+    "fetch",
     "checks",
     "serve",
     "generate",

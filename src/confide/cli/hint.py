@@ -7,7 +7,7 @@ import typer
 from rich.markup import escape
 
 from confide.cli import output
-from confide.cli.options import Ca, Json, OwnerFile, Shell, TrustedOwner
+from confide.cli.options import Ca, Endpoint, Json, OwnerFile, Shell, TrustedOwner
 from confide.packages.manifest import Manifest, PackageKind
 from confide.packages.signing import open_package
 from confide.packages.trusted_owners import accepted_owners
@@ -36,8 +36,14 @@ def make(
 @app.command("fetch")
 def fetch(
     client: Shell,
-    source: Annotated[str, typer.Argument(help="An https address or a folder that has it.", metavar="SOURCE")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="What has it: an https address, s3://bucket/folder (also gs://, az://), or a folder.", metavar="SOURCE"
+        ),
+    ],
     owner: TrustedOwner = None,
+    endpoint: Endpoint = None,
     ca: Ca = None,
     json: Json = False,
 ) -> None:
@@ -48,7 +54,7 @@ def fetch(
     manifest = _opened(client, owner)
     size = hint_size(manifest)
     with output.counting_bytes("fetching the hint", size, quiet=json) as on_bytes:
-        fetch_hint(client, manifest, source, ca=ca, on_bytes=on_bytes)
+        fetch_hint(client, manifest, source, ca=ca, endpoint=endpoint, on_bytes=on_bytes)
     _report(client, size, "Fetched", json=json)
 
 

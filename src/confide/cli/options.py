@@ -50,6 +50,10 @@ PlacementFile = Annotated[
     ),
 ]
 Checks = Annotated[Path | None, typer.Option(help="Check vectors of the model; SHELL/checks.msgpack by default.")]
+Endpoint = Annotated[
+    str | None,
+    typer.Option(help="With s3://: the address of storage that speaks S3 elsewhere than at Amazon.", metavar="URL"),
+]
 InsecureNoTls = Annotated[
     bool, typer.Option("--insecure-no-tls", help="Allow a plain connection beyond this machine. Not for production.")
 ]

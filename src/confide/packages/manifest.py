@@ -85,6 +85,11 @@ def safe_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.\-]", "-", name)[:256] or "unnamed"
 
 
+def group_name(index: int) -> str:
+    """The path, in a server's package, of the matrices of the group of this index."""
+    return f"group-{index:05d}.safetensors"
+
+
 def hint_name(index: int) -> str:
     """The path, in a shell, of the hint of the group of this index."""
     return f"{HINT_FOLDER}/group-{index:05d}.bin"

@@ -16,7 +16,15 @@ from safetensors.torch import load
 from torch import Tensor
 
 from confide.errors import InvalidPackage
-from confide.packages.manifest import MASK_TENSOR, Group, Manifest, ModelDigest, PackageKind, read_package_file
+from confide.packages.manifest import (
+    MASK_TENSOR,
+    Group,
+    Manifest,
+    ModelDigest,
+    PackageKind,
+    group_name,
+    read_package_file,
+)
 from confide.packages.signing import SignedManifest, open_package
 from confide.rlwe.parameters import RING_DEGREE, Norms, Profile
 
@@ -26,7 +34,7 @@ _MAX_HEADER: Final = 1 << 17
 
 def group_file(folder: Path, index: int) -> Path:
     """Where the matrices of the group of this index lie."""
-    return folder / f"group-{index:05d}.safetensors"
+    return folder / group_name(index)
 
 
 def row_norms(weights: Tensor) -> Norms:

@@ -25,7 +25,7 @@ from confide.packages.sealed.stream import chunk_count
 from confide.packages.signing import package_files
 
 _FILE: Final = "task.jsonl"
-_SIGNED_LABEL: Final = b"confide sealed data 1\0"
+SIGNED_LABEL: Final = b"confide sealed data 1\0"
 
 
 class DataManifest(Record, frozen=True):
@@ -54,7 +54,7 @@ class SealedData:
         Raises UntrustedOwner, SurplusFile, and InvalidPackage for whatever else is wrong.
         """
         folder = Path(folder)
-        content, owner = read_signed_manifest(folder, _SIGNED_LABEL, trusted)
+        content, owner = read_signed_manifest(folder, SIGNED_LABEL, trusted)
         manifest = parse_data_manifest(content)
         if surplus := sorted(set(package_files(folder)) - {_FILE + SUFFIX}):
             raise SurplusFile(f"{folder / surplus[0]} is not part of the dataset that its owner sealed; remove it.")
@@ -89,6 +89,6 @@ def seal_data(content: bytes, out: Path | str, *, key: ModelKey, owner: OwnerKey
         file_key = key.file_key(salt, 0, _FILE)
         file = seal_file(io.BytesIO(content), len(content), Path(_FILE), draft, _FILE, file_key)
         manifest = DataManifest(1, "sealed-data", key.id, salt.hex(), hashlib.sha256(content).hexdigest(), file)
-        write_signed_manifest(draft, manifest, _SIGNED_LABEL, owner)
+        write_signed_manifest(draft, manifest, SIGNED_LABEL, owner)
         draft.rename(out)
     return manifest
