@@ -300,19 +300,8 @@ def test_a_hint_comes_from_object_storage(
 
 def test_memory_holds_no_file(stored: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is read at once is a part, however large the file."""
-    largest = 0
-    real = package_fetch._complete
-
-    def noted(read: Any, part: Path, *rest: Any) -> bool:
-        def watched(name: str, start: int) -> Iterator[bytes]:
-            nonlocal largest
-            for chunk in read(name, start):
-                largest = max(largest, len(chunk))
-                yield chunk
-
-        return real(watched, part, *rest)
-
-    monkeypatch.setattr(package_fetch, "_complete", noted)
     monkeypatch.setattr("confide.client.objects.CHUNK", 1 << 16)
-    fetched(stored, tmp_path / "out")
-    assert 0 < largest < 1 << 20
+    parts: list[int] = []
+    fetched(stored, tmp_path / "out", progress=Progress(on_bytes=parts.append))
+    assert sum(parts) > 1 << 20
+    assert max(parts) < 1 << 20
