@@ -13,6 +13,7 @@ EXTRAS: Final[Mapping[str, str]] = MappingProxyType(
         **dict.fromkeys(("prometheus_client", "starlette", "uvicorn", "uvloop"), "proxy"),
         **dict.fromkeys(("httpx_sse", "picows", "xllamacpp"), "server"),
         "obstore": "objects",
+        "ray": "cluster",
         "tenseal": "attention",
         **dict.fromkeys(("matplotlib", "simpy"), "evaluate"),
         "pynvml": "gpu",

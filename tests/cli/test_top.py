@@ -20,12 +20,13 @@ from confide.enclave.api.metrics import Metrics as EnclaveMetrics
 from confide.enclave.api.public import private_app
 from confide.errors import ConfideError, ConnectionLost, EngineUnavailable, ProtocolError
 from confide.hybrid.server.metrics import Metrics as LayerMetrics
+from confide.net import metrics as metrics_page
 
 BOARD = Path(__file__).resolve().parents[2] / "packaging" / "grafana" / "confide.json"
 
 
-def reading(metrics: EnclaveMetrics | LayerMetrics, at: float, health: str = "ok") -> top.Reading:
-    return top.Reading(at, health, top.parse(metrics.text().decode()))
+def reading(metrics: EnclaveMetrics | LayerMetrics, at: float, health: str = "ok") -> metrics_page.Reading:
+    return metrics_page.Reading(at, health, metrics_page.parse(metrics.text().decode()))
 
 
 def test_an_enclave_server_by_the_second() -> None:
@@ -81,7 +82,7 @@ def test_nothing_yet_and_nothing_there() -> None:
     assert (back.kind, back.requests_per_second) == ("enclave", None)
 
 
-def quiet_reading() -> top.Reading:
+def quiet_reading() -> metrics_page.Reading:
     return reading(EnclaveMetrics(), 0)
 
 
@@ -91,7 +92,7 @@ def test_whatever_answers_is_metrics_or_a_sentence() -> None:
     for _ in range(300):
         text = "".join(dice.choices(parts, k=dice.randrange(30)))
         with suppress(ProtocolError):
-            top.line("http://x", quiet_reading(), top.Reading(1, "ok", top.parse(text)))
+            top.line("http://x", quiet_reading(), metrics_page.Reading(1, "ok", metrics_page.parse(text)))
 
 
 @pytest.mark.parametrize(
@@ -109,7 +110,7 @@ def test_whatever_answers_is_metrics_or_a_sentence() -> None:
 )
 def test_what_is_no_count_is_refused(text: str) -> None:
     with pytest.raises(ProtocolError):
-        top.parse(text)
+        metrics_page.parse(text)
 
 
 @contextmanager

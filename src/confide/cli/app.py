@@ -60,6 +60,7 @@ _GROUPS: Final = (
     "guard",
     "train",
     "deploy",
+    "cluster",
     "config",
 )
 

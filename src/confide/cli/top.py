@@ -6,11 +6,10 @@ Two readings make one line: what is counted is shown by the second. What answers
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Annotated, Final
 
 import httpx
-import msgspec
 import typer
 from rich.live import Live
 from rich.table import Table
@@ -18,49 +17,11 @@ from rich.text import Text
 
 from confide.cli import output
 from confide.cli.options import Json
-from confide.errors import ConfideError, ConnectionLost, ProtocolError
-from confide.printable import printable
+from confide.errors import ConfideError
+from confide.net.metrics import Reading, Sample, read_server
 
-MAX_BYTES: Final = 1 << 20
-"""Of a page of metrics."""
-_MAX_SAMPLES: Final = 20_000
 _SECONDS: Final = 5.0
-_HEALTH_BYTES: Final = 4096
-_LONGEST_REASON: Final = 60
 _SERVERS_FAULT: Final = 500
-
-Labels = Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One line of /metrics."""
-
-    name: str
-    labels: Labels
-    value: float
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What a server said at one moment. at: seconds of a monotonic clock. health: ok, or why not."""
-
-    at: float
-    health: str
-    samples: Sequence[Sample] = field(repr=False)
-
-    def total(self, name: str) -> float:
-        """The sum over all labels."""
-        return sum(sample.value for sample in self.samples if sample.name == name)
-
-    def buckets(self, name: str) -> dict[float, float]:
-        """Of a histogram, over all labels: how many were at most so long."""
-        found: dict[float, float] = {}
-        for sample in self.samples:
-            if sample.name == f"{name}_bucket":
-                most = float(sample.labels.get("le", "inf"))
-                found[most] = found.get(most, 0.0) + sample.value
-        return found
 
 
 @dataclass(frozen=True)
@@ -130,10 +91,10 @@ def command(
     """
     urls = [_address(server) for server in servers]
     with httpx.Client(timeout=_SECONDS, trust_env=False) as client:
-        before = [_read(client, url) for url in urls]
+        before = [read_server(client, url) for url in urls]
         if json or once or not output.console.is_terminal:
             time.sleep(interval)
-            lines = [line(url, old, _read(client, url)) for url, old in zip(urls, before, strict=True)]
+            lines = [line(url, old, read_server(client, url)) for url, old in zip(urls, before, strict=True)]
             if json:
                 output.result({"servers": [asdict(one) for one in lines]})
             else:
@@ -145,7 +106,7 @@ def command(
                     time.sleep(interval)
                 except KeyboardInterrupt:
                     return
-                after = [_read(client, url) for url in urls]
+                after = [read_server(client, url) for url in urls]
                 live.update(_table([line(*one) for one in zip(urls, before, after, strict=True)]), refresh=True)
                 before = after
 
@@ -204,62 +165,6 @@ def quantile(share: float, buckets: Mapping[float, float]) -> float | None:
             return below + (most - below) * (share * total - counted) / max(count - counted, 1e-9)
         below, counted = most, count
     return below
-
-
-def parse(text: str) -> list[Sample]:
-    """Metrics in the Prometheus text format. ProtocolError for what is none, or far too much."""
-    from prometheus_client.parser import text_string_to_metric_families
-
-    found: list[Sample] = []
-    try:
-        for family in text_string_to_metric_families(text):
-            found += [Sample(one.name, one.labels, one.value) for one in family.samples]
-            if len(found) > _MAX_SAMPLES:
-                raise ValueError("too many")
-        for one in found:
-            if not math.isfinite(one.value) or math.isnan(float(one.labels.get("le", "inf"))):
-                raise ValueError("no count")
-    except (ValueError, LookupError, TypeError, RecursionError):
-        raise ProtocolError("What answers there shows no metrics; give a server's --metrics-port.") from None
-    return found
-
-
-def _read(client: httpx.Client, url: str) -> Reading | ConfideError:
-    """One reading, or why there is none: the other servers are shown all the same."""
-    try:
-        at, page = time.monotonic(), _get(client, f"{url}/metrics", MAX_BYTES)
-        samples = parse(page[1])
-        status, said = _get(client, f"{url}/health", _HEALTH_BYTES)
-    except ConfideError as error:
-        return error
-    return Reading(at, "ok" if status == httpx.codes.OK else _reason(said) or f"status {status}", samples)
-
-
-class _Health(msgspec.Struct):
-    """What a server in a trusted environment says; a layer server says a word."""
-
-    reason: str = ""
-
-
-def _reason(said: str) -> str:
-    try:
-        word = msgspec.json.decode(said, type=_Health).reason
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        word = said
-    return printable(word.strip())[:_LONGEST_REASON]
-
-
-def _get(client: httpx.Client, url: str, most: int) -> tuple[int, str]:
-    content = bytearray()
-    try:
-        with client.stream("GET", url) as response:
-            for part in response.iter_bytes():
-                content += part
-                if len(content) > most:
-                    raise ProtocolError("What answers there shows no metrics; give a server's --metrics-port.")
-    except httpx.HTTPError as error:
-        raise ConnectionLost(f"{url} cannot be asked ({type(error).__name__}); see that the server runs.") from error
-    return response.status_code, content.decode("utf-8", "replace")
 
 
 def _address(server: str) -> str:

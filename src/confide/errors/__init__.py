@@ -47,7 +47,7 @@ from confide.errors.base import (
     Unexpected,
     UntrustedCertificate,
 )
-from confide.errors.deploy import DeployError, InvalidImage, InvalidManifest, RolloutStopped
+from confide.errors.deploy import ClusterUnavailable, DeployError, InvalidImage, InvalidManifest, RolloutStopped
 from confide.errors.enclave import (
     BROKER_CODES,
     WORKLOAD_CODES,
@@ -161,6 +161,7 @@ __all__ = [
     "ChannelRefused",
     "ClientKeyError",
     "ClockWentBackwards",
+    "ClusterUnavailable",
     "CollateralUnavailable",
     "CollectionDamaged",
     "CollectionFull",

@@ -15,6 +15,12 @@ class RolloutStopped(DeployError):
     code = "rollout-stopped"
 
 
+class ClusterUnavailable(DeployError):
+    """There is no Ray cluster, or a server does not start in it."""
+
+    code = "cluster-unavailable"
+
+
 class InvalidImage(DeployError):
     """A firmware, a kernel or another file that would be measured is damaged or not what it should be."""
 
