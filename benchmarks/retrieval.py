@@ -91,8 +91,9 @@ class Known:
         self._vectors = {question: embedder.of_question(question) for question in questions}
         self.dimensions, self.of_documents = embedder.dimensions, embedder.of_documents
 
-    def of_question(self, text: str) -> NDArray[np.float32]:
-        return self._vectors[text]
+    def cosines(self, question: str, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        cosines: NDArray[np.float32] = vectors @ self._vectors[question]
+        return cosines
 
 
 def _rankings(
@@ -114,7 +115,7 @@ def _ranking(index: Index) -> Ranking:
 
 
 def _nearest(meaning: Meaning, question: str) -> list[int]:
-    near = np.argsort(-(meaning.vectors @ meaning.embedder.of_question(question)), kind="stable")
+    near = np.argsort(-meaning.embedder.cosines(question, meaning.vectors), kind="stable")
     return [int(place) for place in near[:DEPTH]]
 
 

@@ -275,6 +275,9 @@ class Directions:
         angle = np.float32(ord(text[0].lower()) - ord("a")) / 10
         return np.array([np.cos(angle), np.sin(angle)], np.float32)
 
+    def cosines(self, question: str, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        return vectors @ self.of_question(question)
+
     def of_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
         self.read.extend(texts)
         return np.stack([self.of_question(text) for text in texts])

@@ -70,6 +70,9 @@ class Directions:
         angle = np.float32(ord(text[0]) - ord("a")) / 10
         return np.array([np.cos(angle), np.sin(angle)], np.float32)
 
+    def cosines(self, question: str, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        return vectors @ self.of_question(question)
+
 
 def by_meaning(texts: Sequence[str]) -> Index:
     chunks = [Chunk("a.txt", None, text) for text in texts]

@@ -47,8 +47,8 @@ class Embedder(Protocol):
         """Of each vector."""
         ...
 
-    def of_question(self, text: str) -> NDArray[np.float32]:
-        """The vector of a question, shape [dimensions]."""
+    def cosines(self, question: str, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Of a question with each of these vectors, shape [rows]. vectors: as `of_documents` makes them."""
         ...
 
     def of_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -146,7 +146,7 @@ class Index:
 
     def _by_meaning(self, meaning: Meaning, question: str, most: int) -> list[int]:
         """Places, the best one first."""
-        return _best(meaning.vectors @ meaning.embedder.of_question(question), most)
+        return _best(meaning.embedder.cosines(question, meaning.vectors), most)
 
 
 def fused(rankings: Iterable[Sequence[int]]) -> list[tuple[int, float]]:

@@ -64,7 +64,7 @@ class Opened:
         ids = [document.id for document in documents for _ in document.chunks]
         meaning = self._served.meaning
         if meaning is not None:
-            vectors = b"".join(document.vectors for document in documents)
+            vectors = bytearray().join(document.vectors for document in documents)  # torch wants what can be written
             meaning = replace(meaning, vectors=parse_vectors(vectors, meaning.embedder.dimensions))
         return Index(chunks, meaning, self._served.reranker), ids
 
