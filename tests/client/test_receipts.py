@@ -1,6 +1,7 @@
 """`session.receipt()`: for exactly what was asked and answered, whatever the workload would like to show instead."""
 
 import asyncio
+import base64
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,15 +22,15 @@ from confide.client.enclave import EnclaveSession
 from confide.client.receipts import ReceiptedTransport
 from confide.client.receipts import Receipts as AnswersReceipts
 from confide.client.relying_party import RelyingParty, Verified
-from confide.client.transport import VERIFIED
+from confide.client.transport import VERIFIED, EncryptedTransport
 from confide.enclave.api.answer import Serving
 from confide.enclave.api.public import public_app
 from confide.enclave.api.receipts import Receipted, Receipts
 from confide.enclave.configuration import configuration_with, own_configuration
 from confide.enclave.ra_tls import RaTls
 from confide.enclave.workload import Workload
-from confide.errors import ReceiptMissing, ReceiptRefused, UnknownReceipt
-from confide.receipts.receipt import Receipt, ReceiptKey
+from confide.errors import MalformedReceipt, ReceiptMissing, ReceiptRefused, UnknownReceipt
+from confide.receipts.receipt import WITH_ANSWER, Receipt, ReceiptKey
 from confide.receipts.verify import ReceiptResult
 
 
@@ -75,6 +76,55 @@ def test_of_an_answer_and_of_a_stream(session: EnclaveSession) -> None:
     assert chain["previous"] == first.receipt.digest
     session.generate("hello")
     assert all_passed(session.receipt())
+
+
+def test_what_came_with_an_answer_is_not_fetched_and_counts_as_much(
+    session: EnclaveSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    real = EncryptedTransport.handle_request
+
+    def noted(self: EncryptedTransport, request: httpx.Request) -> httpx.Response:
+        asked.append(f"{request.method} {request.url.path}")
+        return real(self, request)
+
+    monkeypatch.setattr(EncryptedTransport, "handle_request", noted)
+    session.model  # noqa: B018 - asked for now
+    asked.clear()
+    session.chat("hello")
+    assert all_passed(session.receipt())
+    assert asked == ["POST /v1/chat/completions"]
+    asked.clear()
+    with session.openai.completions.create(model=session.model, prompt="hello", stream=True) as stream:
+        assert list(stream)
+    assert all_passed(session.receipt())
+    assert [one.split("/")[0] for one in asked] == ["POST ", "GET "]
+
+
+@pytest.mark.parametrize("given", ["", "!", "e30=", "bm90IGpzb24=", "another"])
+def test_what_came_with_an_answer_and_is_not_its_receipt_is_refused(
+    session: EnclaveSession, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    """An empty one is none, and is fetched; of everything else nothing is believed."""
+    session.chat("something else")
+    before = base64.b64encode(session.receipt().receipt.write()).decode()
+    real = EncryptedTransport.handle_request
+
+    def changed(self: EncryptedTransport, request: httpx.Request) -> httpx.Response:
+        answer = real(self, request)
+        if request.method == "POST":
+            answer.headers[WITH_ANSWER] = before if given == "another" else given
+        return answer
+
+    monkeypatch.setattr(EncryptedTransport, "handle_request", changed)
+    if not given:
+        session.chat("hello")
+        assert all_passed(session.receipt())
+        return
+    with pytest.raises((ReceiptRefused, MalformedReceipt)):
+        session.chat("hello")
+    with pytest.raises((ReceiptRefused, MalformedReceipt)):
+        session.receipt()
 
 
 def test_of_an_asynchronous_answer(session: EnclaveSession) -> None:
@@ -182,7 +232,7 @@ def test_an_answer_without_a_receipt_is_no_answer_where_the_statement_promises_o
 
 
 def test_a_receipt_that_is_not_there(session: EnclaveSession, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Receipts, "issue", lambda self, *said: None)
+    monkeypatch.setattr(Receipts, "begin", lambda self, *asked: lambda *said: None)
     with pytest.raises(ReceiptMissing, match="signed no receipt"):
         session.chat("hello")
     with pytest.raises(ReceiptMissing):

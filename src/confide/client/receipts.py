@@ -3,6 +3,7 @@
 A workload promises receipts by the keyset in its signed statement. From then on an answer without one is no answer.
 """
 
+import base64
 import hashlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
@@ -31,7 +32,7 @@ from confide.packages.sealed.key import ModelKey
 from confide.rag.collection import collection_id
 from confide.receipts.documents import digest_of
 from confide.receipts.events import COLLECTION, SOURCES, source_corpus, sources_event
-from confide.receipts.receipt import HEADER, MAX_RECEIPT_BYTES, METHODS, Receipt
+from confide.receipts.receipt import HEADER, MAX_RECEIPT_BYTES, METHODS, WITH_ANSWER, Receipt
 from confide.receipts.verify import Grounds, ReceiptResult, grounds_of_statement, verify_receipt
 
 MAX_KEPT_BYTES: Final = 4 << 20
@@ -46,9 +47,10 @@ _END: Final = b"[DONE]"
 class Exchange:
     """One question, its answer, and what came of the receipt.
 
-    verified: the workload that answered. collection: the id of the one whose key was shown; empty for none. receipt: as
-    it came, once it was fetched. result: every check of a receipt that holds. problem: why there is none. Neither while
-    the answer is under way, or where it was stopped. response: the answer, or None where it is too long to be kept.
+    verified: the workload that answered. collection: the id of the one whose key was shown; empty for none. together:
+    what came with the answer's head in the receipt's place, empty for nothing. receipt: as it came, once it was there.
+    result: every check of a receipt that holds. problem: why there is none. Neither while the answer is under way, or
+    where it was stopped. response: the answer, or None where it is too long to be kept.
     """
 
     receipt_id: str
@@ -56,6 +58,7 @@ class Exchange:
     verified: Verified = field(repr=False)
     grounds: Grounds = field(repr=False)
     collection: str = ""
+    together: str = field(default="", repr=False)
     receipt: bytes = field(default=b"", repr=False)
     result: ReceiptResult | None = field(default=None, repr=False)
     problem: ConfideError | None = None
@@ -160,6 +163,7 @@ class Receipts:
                 "taken; ask its operator what stands in between."
             )
             self._close(exchange)
+        exchange.together = answer.headers.get(WITH_ANSWER, "")
         answer.extensions[EXCHANGE] = exchange
         return exchange
 
@@ -169,6 +173,16 @@ class Receipts:
         if known is None or known[0] is not verified:
             self._known = known = verified, grounds_of(verified)
         return known[1]
+
+    def came(self, exchange: Exchange) -> tuple[int, bytes] | ConfideError | None:
+        """The receipt that came with an answer; None where it has to be fetched."""
+        if not exchange.together:
+            return None
+        try:
+            content = base64.b64decode(exchange.together, validate=True)
+        except ValueError:
+            content = b""
+        return int(httpx.codes.OK), content  # what is none is found out where it is read
 
     def question(self, exchange: Exchange, asked: httpx.Request) -> httpx.Request:
         """How to ask the replica that answered for the receipt, with the patience that the question itself had."""
@@ -224,6 +238,7 @@ class ReceiptedTransport(httpx.BaseTransport):
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """As the transport inside. ReceiptMissing; what is wrong with a receipt is raised at the answer's end."""
+        request.headers[WITH_ANSWER] = "1"
         answer = self._inner.handle_request(request)
         try:
             exchange = self._receipts.begin(request, request.read(), answer)
@@ -235,16 +250,17 @@ class ReceiptedTransport(httpx.BaseTransport):
         return answer
 
     def _settle(self, exchange: Exchange, asked: httpx.Request) -> None:
-        fetched: tuple[int, bytes] | ConfideError
+        self._receipts.settle(exchange, self._receipts.came(exchange) or self._fetched(exchange, asked))
+
+    def _fetched(self, exchange: Exchange, asked: httpx.Request) -> tuple[int, bytes] | ConfideError:
         try:
             answer = self._inner.handle_request(self._receipts.question(exchange, asked))
             try:
-                fetched = answer.status_code, read_bounded(answer, MAX_RECEIPT_BYTES)
+                return answer.status_code, read_bounded(answer, MAX_RECEIPT_BYTES)
             finally:
                 answer.close()
         except ConfideError as error:
-            fetched = error
-        self._receipts.settle(exchange, fetched)
+            return error
 
     def close(self) -> None:
         """Close the connections."""
@@ -259,6 +275,7 @@ class AsyncReceiptedTransport(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """As the transport inside. ReceiptMissing; what is wrong with a receipt is raised at the answer's end."""
+        request.headers[WITH_ANSWER] = "1"
         answer = await self._inner.handle_async_request(request)
         try:
             exchange = self._receipts.begin(request, await request.aread(), answer)
@@ -270,16 +287,17 @@ class AsyncReceiptedTransport(httpx.AsyncBaseTransport):
         return answer
 
     async def _settle(self, exchange: Exchange, asked: httpx.Request) -> None:
-        fetched: tuple[int, bytes] | ConfideError
+        self._receipts.settle(exchange, self._receipts.came(exchange) or await self._fetched(exchange, asked))
+
+    async def _fetched(self, exchange: Exchange, asked: httpx.Request) -> tuple[int, bytes] | ConfideError:
         try:
             answer = await self._inner.handle_async_request(self._receipts.question(exchange, asked))
             try:
-                fetched = answer.status_code, await aread_bounded(answer, MAX_RECEIPT_BYTES)
+                return answer.status_code, await aread_bounded(answer, MAX_RECEIPT_BYTES)
             finally:
                 await answer.aclose()
         except ConfideError as error:
-            fetched = error
-        self._receipts.settle(exchange, fetched)
+            return error
 
     async def aclose(self) -> None:
         """Close the connections."""

@@ -24,6 +24,11 @@ from confide.receipts.keyset import ED25519, SigningKey
 
 HEADER: Final = "confide-receipt"
 """Of an answer, with the id of its receipt."""
+WITH_ANSWER: Final = "confide-receipt-with-answer"
+"""Of a request, as `1`: the receipt may come with the answer, where it is whole in one part. Of that answer: the
+receipt's JSON in base64; it is the one that is had by its id, too."""
+MAX_WITH_ANSWER: Final = 32 << 10
+"""Bytes of such a header: one that is longer is fetched."""
 METHODS: Final = ("POST", "DELETE")
 """Of requests whose answers have receipts: those that something comes of."""
 MAX_RECEIPT_BYTES: Final = 1 << 16

@@ -74,18 +74,29 @@ def test_in_turns_each_replica_is_verified_once_and_one_of_them_answers(tmp_path
             assert session.chat(f"word {index}") == f"You said: user: word {index}"
             assert session.receipt().verified
         assert len(session.replicas) == 2
-        requests = behind.requests(1 + 2 * COUNT)
+        requests = behind.requests(1 + COUNT)
         assert 0 < requests["/attestation 200"] <= 4  # none of it for a request: two would do, in another order
-        assert requests["/encrypted 200"] == 1 + 2 * COUNT  # the model's name, and each answer's receipt
-        assert requests["/encrypted 409"] <= 1 + 2 * COUNT
+        assert requests["/encrypted 200"] == 1 + COUNT  # the model's name; receipts come with their answers
+        assert requests["/encrypted 409"] <= 1 + COUNT
         assert sorted(map(asked, behind.engines)) == [0, COUNT]  # whose cache has the conversation
+
+
+@pytest.mark.parametrize("method", ["", KEPT], ids=["in turns", "kept"])
+def test_the_receipt_of_a_stream_is_fetched_from_whoever_made_it(tmp_path: Path, method: str) -> None:
+    with behind_nginx(tmp_path, method) as behind, behind.session() as session:
+        model = session.model
+        for index in range(COUNT):
+            with session.openai.completions.create(model=model, prompt=f"word {index}", stream=True) as stream:
+                assert list(stream)
+            assert session.receipt().verified
+        assert behind.requests(1 + 2 * COUNT)["/encrypted 200"] == 1 + 2 * COUNT  # the model's name, and each receipt
 
 
 def test_a_balancer_that_keeps_a_client_has_nothing_sent_twice(tmp_path: Path) -> None:
     with behind_nginx(tmp_path, KEPT) as behind, behind.session() as session:
         for index in range(COUNT):
             assert session.chat(f"word {index}") == f"You said: user: word {index}"
-        assert behind.requests(1 + 2 * COUNT) == {"/attestation 200": 1, "/encrypted 200": 1 + 2 * COUNT}
+        assert behind.requests(1 + COUNT) == {"/attestation 200": 1, "/encrypted 200": 1 + COUNT}
 
 
 @pytest.mark.parametrize("method", ["", KEPT], ids=["in turns", "kept"])

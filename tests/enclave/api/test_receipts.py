@@ -1,5 +1,6 @@
 """Receipts as clients get them: over exactly what they sent and got, in a chain, and under an attested key."""
 
+import base64
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -9,6 +10,8 @@ import httpx
 import msgspec
 import pytest
 from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
@@ -20,14 +23,14 @@ from confide.enclave.api.app import api_app
 from confide.enclave.api.limits import Limits
 from confide.enclave.api.problems import HANDLERS
 from confide.enclave.api.public import public_app
-from confide.enclave.api.receipts import Receipts
+from confide.enclave.api.receipts import Receipted, Receipts
 from confide.enclave.configuration import configuration_with, own_configuration
 from confide.enclave.workload import Workload
 from confide.errors import EngineError
 from confide.receipts.documents import digest_of
 from confide.receipts.events import sampling_event
 from confide.receipts.keyset import Keyset, report_data
-from confide.receipts.receipt import Receipt
+from confide.receipts.receipt import WITH_ANSWER, Receipt
 from confide.receipts.report import Report
 
 from ..encrypted_client import ask, attested_key
@@ -99,6 +102,41 @@ def test_a_receipt_is_over_the_exact_bytes(client: TestClient, workload: Workloa
         said = json.loads(answer.text.split("\n\n")[0].split("data: ")[1] if stream else answer.text)
         said = said.get("response") or said.get("message") or said
         assert receipt.fields.chat_id == said["id"]
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_a_receipt_comes_with_a_whole_answer_where_it_is_asked_for(client: TestClient, path: str) -> None:
+    answer = client.post(path, json=BODIES[path], headers={WITH_ANSWER: "1"})
+    together = Receipt.read(base64.b64decode(answer.headers[WITH_ANSWER], validate=True))
+    assert together.document == fetched(client, answer).document
+    assert hashes(together, "response.returned") == [digest_of(answer.content)]
+    for headers in ({}, {WITH_ANSWER: "0"}):
+        assert WITH_ANSWER not in client.post(path, json=BODIES[path], headers=headers).headers
+    if path != "/v1/embeddings":
+        stream = client.post(path, json=BODIES[path] | {"stream": True}, headers={WITH_ANSWER: "1"})
+        assert WITH_ANSWER not in stream.headers  # there is none yet when a stream begins
+        assert fetched(client, stream)
+    refused = client.post(path, json={}, headers={WITH_ANSWER: "1"})
+    assert (refused.status_code, WITH_ANSWER in refused.headers) == (400, False)
+
+
+def test_a_receipt_that_is_long_is_fetched(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("confide.enclave.api.receipts.MAX_WITH_ANSWER", 100)
+    answer = client.post("/v1/completions", json=BODIES["/v1/completions"], headers={WITH_ANSWER: "1"})
+    assert WITH_ANSWER not in answer.headers
+    assert fetched(client, answer)
+
+
+def test_an_answer_in_parts_is_as_it_was(workload: Workload) -> None:
+    """What comes in several parts begins before there is a receipt, whatever its type."""
+
+    async def parts(_: Request) -> StreamingResponse:
+        return StreamingResponse(iter([b"[1,", b"2]"]), media_type="application/json")
+
+    app = Receipted(Starlette(routes=[Route("/parts", parts, methods=["POST"])]), Receipts(workload, "m"))
+    with TestClient(app) as client:
+        answer = client.post("/parts", headers={WITH_ANSWER: "1"}, content=b"x")
+    assert (answer.json(), WITH_ANSWER in answer.headers) == ([1, 2], False)
 
 
 def test_what_the_answer_was_made_with(client: TestClient, workload: Workload) -> None:

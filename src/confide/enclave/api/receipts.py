@@ -1,5 +1,6 @@
 """A signed receipt for every answer: middleware around the API, which sees what it takes and gives, byte by byte."""
 
+import base64
 import hashlib
 import re
 import secrets
@@ -10,7 +11,7 @@ from threading import Lock
 from typing import Final, Protocol
 
 import msgspec
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -19,7 +20,17 @@ from confide.enclave.workload import Workload
 from confide.errors import UnknownReceipt
 from confide.receipts.documents import API_VERSION, digest_of
 from confide.receipts.events import chain_event, sampling_event, stated_events
-from confide.receipts.receipt import FORWARDED, HEADER, METHODS, RECEIVED, RETURNED, Event, Receipt
+from confide.receipts.receipt import (
+    FORWARDED,
+    HEADER,
+    MAX_WITH_ANSWER,
+    METHODS,
+    RECEIVED,
+    RETURNED,
+    WITH_ANSWER,
+    Event,
+    Receipt,
+)
 
 _ACI_HEADER: Final = "x-receipt-id"
 _KEPT: Final = 4096
@@ -40,10 +51,12 @@ class _Answer(_Named):
 
 
 _NOTED: Final = "confide.noted"
+_WHOLE: Final = "application/json"
+"""What comes in one part; a stream begins before there is a receipt."""
 
-Finish = Callable[[str, str | None, str, Sequence[Event]], object]
+Finish = Callable[[str, str | None, str, Sequence[Event]], bytes | None]
 """Takes the id of a receipt, that in the answer, the digest of what went out and what was noted on the way, and has
-the receipt made."""
+the receipt made. Gives it, where it may come with the answer."""
 
 
 class Issuer(Protocol):
@@ -80,10 +93,10 @@ class Receipts:
         """Note what came in."""
         events = self.received(endpoint, body, digest_of(body))
 
-        def finish(receipt_id: str, chat_id: str | None, returned: str, noted: Sequence[Event]) -> None:
+        def finish(receipt_id: str, chat_id: str | None, returned: str, noted: Sequence[Event]) -> bytes:
             changed = any(event["type"] == FORWARDED for event in noted)
             kept = [event for event in events if not (changed and event["type"] == FORWARDED)]
-            self.issue(receipt_id, chat_id, endpoint, [*kept, *noted], returned, method)
+            return self.issue(receipt_id, chat_id, endpoint, [*kept, *noted], returned, method).write()
 
         return finish
 
@@ -152,7 +165,8 @@ class Receipted:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] in METHODS:
-            exchange = _Exchange(self._receipts, (scope["method"], scope["path"]), receive, send)
+            together = Headers(scope=scope).get(WITH_ANSWER) == "1"
+            exchange = _Exchange(self._receipts, (scope["method"], scope["path"]), receive, send, together=together)
             receive, send = exchange.receive, exchange.send
             scope = {**scope, _NOTED: exchange.noted}
         await self._app(scope, receive, send)
@@ -166,9 +180,12 @@ def note(request: Request, events: Sequence[Event]) -> None:
 class _Exchange:
     """One question and its answer, on their way through."""
 
-    def __init__(self, receipts: Issuer, asked: tuple[str, str], receive: Receive, send: Send) -> None:
-        """asked: method and path."""
-        self._receipts, self._asked = receipts, asked
+    def __init__(
+        self, receipts: Issuer, asked: tuple[str, str], receive: Receive, send: Send, *, together: bool
+    ) -> None:
+        """asked: method and path. together: whether the receipt may come with the answer."""
+        self._receipts, self._asked, self._together = receipts, asked, together
+        self._held: Message | None = None
         self._receive, self._send = receive, send
         self._parts: list[bytes] = []
         self._finish: Finish | None = None
@@ -195,6 +212,9 @@ class _Exchange:
             headers = MutableHeaders(raw=list(message["headers"]))
             headers.update(self._receipts.headers(self._id))
             message = {**message, "headers": headers.raw}
+            if self._together and headers.get("content-type") == _WHOLE:
+                self._held = message  # until it is known whether there is more than one part
+                return
         elif message["type"] == "http.response.body" and self._id and self._finish is not None:
             body = message.get("body", b"")
             if body and not self._begun:
@@ -202,8 +222,20 @@ class _Exchange:
             self._returned.update(body)
             if not message.get("more_body", False):
                 returned = f"sha256:{self._returned.hexdigest()}"
-                self._finish(self._id, self._chat_id, returned, self.noted)
+                receipt = self._finish(self._id, self._chat_id, returned, self.noted)
+                self._put_in(receipt)
+        if self._held is not None:
+            held, self._held = self._held, None
+            await self._send(held)
         await self._send(message)
+
+    def _put_in(self, receipt: bytes | None) -> None:
+        """With the answer's head, if that is still here."""
+        if self._held is None or receipt is None:
+            return
+        encoded = base64.b64encode(receipt).decode()
+        if len(encoded) <= MAX_WITH_ANSWER:
+            MutableHeaders(raw=self._held["headers"])[WITH_ANSWER] = encoded
 
 
 def _answer_id(first: bytes) -> str | None:
