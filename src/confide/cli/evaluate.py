@@ -16,6 +16,7 @@ from confide.cli import evaluate_attention, measuring, output
 from confide.cli.calibration import calibration_texts
 from confide.cli.measuring import Model, Out, TopK
 from confide.cli.options import ActivationBits, Calibrate, Json, Protect, WeightBits
+from confide.cluster.ray_settings import set_before_ray
 from confide.errors import EvaluationError
 
 if TYPE_CHECKING:
@@ -43,6 +44,16 @@ SweepBits = Annotated[
     str | None, typer.Option(help="Measure at each number of weight bits instead, and draw it.", metavar="2:8")
 ]
 
+OnRay = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        help="With --sweep-bits: measure each as a task of this Ray cluster, auto for the one on this machine. The "
+        "model lies at the same path on all of its machines.",
+        metavar="ADDRESS",
+    ),
+]
+
 
 @dataclass(frozen=True)
 class _Request:
@@ -58,6 +69,7 @@ class _Request:
     windows: int | None
     max_tokens: int | None
     sweep_bits: str | None
+    ray: str | None
     out: Path | None
     json: bool
 
@@ -74,6 +86,7 @@ def perplexity(
     windows: MaxWindows = None,
     max_tokens: MaxTokens = None,
     sweep_bits: SweepBits = None,
+    ray: OnRay = None,
     out: Out = None,
     json: Json = False,
 ) -> None:
@@ -96,6 +109,7 @@ def perplexity(
         windows,
         max_tokens,
         sweep_bits,
+        ray,
         out,
         json,
     )
@@ -130,6 +144,7 @@ def agreement(
     windows: MaxWindows = None,
     max_tokens: MaxTokens = None,
     sweep_bits: SweepBits = None,
+    ray: OnRay = None,
     out: Out = None,
     json: Json = False,
 ) -> None:
@@ -153,6 +168,7 @@ def agreement(
         windows,
         max_tokens,
         sweep_bits,
+        ray,
         out,
         json,
     )
@@ -225,16 +241,31 @@ class _Evaluation:
 
     def measure(self, measure: "Measure[Result]", kind: type[Result]) -> dict[str, list[Result]]:
         """The results of every variant, by its name, as far as they were not kept from an earlier run."""
-        from confide.evaluate.run import measure_variants
         from confide.evaluate.variants import CLEAR, SIMULATED
 
         names = [variant.name for variant in self._variants]
         with measuring.interruptible(self._request.out), self._results(kind) as results:
             with measuring.progress(names, len(self.windows), quiet=self._request.json) as progress:
-                measured = measure_variants(self._variants, self.windows, measure, results, progress)
+                with self._measuring() as measured_by:
+                    measured = measured_by(self._variants, self.windows, measure, results, progress)
         if not self.sweep:
             self._identical = measured[SIMULATED] == measured[CLEAR]
         return measured
+
+    @contextmanager
+    def _measuring(self) -> "Iterator[Callable[..., dict[str, list[Any]]]]":
+        """What measures variants: here, or on a Ray cluster."""
+        if self._request.ray is None:
+            from confide.evaluate.run import measure_variants
+
+            yield measure_variants
+            return
+        set_before_ray(self._request.ray)
+        from confide.cluster.ray_cluster import connected
+        from confide.cluster.tasks import measure_on_ray
+
+        with connected(self._request.ray):
+            yield measure_on_ray
 
     @contextmanager
     def _results(self, kind: type[Result]) -> "Iterator[Results[Result]]":
@@ -316,6 +347,8 @@ class _Evaluation:
 def _sweep_range(request: _Request) -> list[int]:
     """The weight bits to sweep over; none without --sweep-bits."""
     if request.sweep_bits is None:
+        if request.ray is not None:
+            raise typer.BadParameter("--ray goes with --sweep-bits, whose models are measured beside each other")
         return []
     if request.weight_bits:
         raise typer.BadParameter("give either --weight-bits or --sweep-bits")

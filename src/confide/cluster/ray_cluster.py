@@ -22,6 +22,8 @@ with named_extras():
 
 NAMESPACE: Final = "confide"
 _CONTROLLER: Final = "confide-controller"
+_OBJECTS_BYTES: Final = 128 << 20
+"""Of memory that Ray sets aside; what it carries here is small."""
 _STOP_SECONDS: Final = 120.0
 _ASK_SECONDS: Final = 60.0
 
@@ -118,7 +120,7 @@ def connected(address: str | None) -> Iterator[str]:
     options: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "ERROR"}
     try:
         if address is None:
-            ray.init(include_dashboard=False, **options)
+            ray.init(include_dashboard=False, object_store_memory=_OBJECTS_BYTES, **options)
         else:
             ray.init(address=address, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:

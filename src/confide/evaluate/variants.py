@@ -16,7 +16,7 @@ from confide.models.calibration import Moments
 from confide.models.clear import ClearProduct
 from confide.models.precision import Recipe
 from confide.models.quantized import QuantizedModel, calibrate
-from confide.models.roles import find_layers
+from confide.models.roles import LayerGroup, find_layers
 from confide.models.source import Source
 
 FP32 = "fp32"
@@ -57,15 +57,33 @@ def swept_variants(
     texts: to calibrate on; that is done once for all, on the stock model.
     """
     chosen = find_layers(source.config).select(protect)
-
-    @functools.cache
-    def moments() -> Moments | None:
-        return calibrate(source.load_model(), chosen, recipes[min(recipes)], texts) if texts else None
-
-    def clear(recipe: Recipe) -> PreTrainedModel:
-        quantized = QuantizedModel.quantize(source.load_model(), chosen, recipe=recipe, moments=moments())
-        quantized.use(ClearProduct(quantized.matrices))
-        return quantized.model
-
-    by_bits = {bits: Variant(f"{bits} bits", functools.partial(clear, recipe)) for bits, recipe in recipes.items()}
+    calibration = _Calibration(source, chosen, recipes[min(recipes)], texts)
+    by_bits = {
+        bits: Variant(f"{bits} bits", functools.partial(_load_swept, source, chosen, recipe, calibration))
+        for bits, recipe in recipes.items()
+    }
     return Variant(FP32, source.load_model), by_bits
+
+
+class _Calibration:
+    """What is found out once for all recipes. Where it is sent to another process it is found out before."""
+
+    def __init__(self, source: Source, chosen: Sequence[LayerGroup], recipe: Recipe, texts: Sequence[Tensor]) -> None:
+        self._of = source, chosen, recipe, texts
+
+    @functools.cached_property
+    def moments(self) -> Moments | None:
+        """None without texts."""
+        source, chosen, recipe, texts = self._of
+        return calibrate(source.load_model(), chosen, recipe, texts) if texts else None
+
+    def __getstate__(self) -> dict[str, Moments | None]:
+        return {"moments": self.moments}
+
+
+def _load_swept(
+    source: Source, chosen: Sequence[LayerGroup], recipe: Recipe, calibration: _Calibration
+) -> PreTrainedModel:
+    quantized = QuantizedModel.quantize(source.load_model(), chosen, recipe=recipe, moments=calibration.moments)
+    quantized.use(ClearProduct(quantized.matrices))
+    return quantized.model
