@@ -1,5 +1,6 @@
 """Receipts as clients get them: over exactly what they sent and got, in a chain, and under an attested key."""
 
+import asyncio
 import base64
 import json
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
+from starlette.types import Message, Receive, Scope, Send
 
 from confide.attest.configuration import Egress
 from confide.attest.simulated import SimulatedTee
@@ -137,6 +139,30 @@ def test_an_answer_in_parts_is_as_it_was(workload: Workload) -> None:
     with TestClient(app) as client:
         answer = client.post("/parts", headers={WITH_ANSWER: "1"}, content=b"x")
     assert (answer.json(), WITH_ANSWER in answer.headers) == ([1, 2], False)
+
+
+def test_a_stream_begins_at_once(workload: Workload) -> None:
+    """Its head does not wait for the first part, which may take a while."""
+    sent: list[Message] = []
+    heads: list[int] = []
+
+    async def stream(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        heads.append(len(sent))
+        await send({"type": "http.response.body", "body": b"data: {}\n\n"})
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"x"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/s", "headers": [(WITH_ANSWER.encode(), b"1")]}
+    asyncio.run(Receipted(stream, Receipts(workload, "m"))(scope, receive, send))
+    assert heads == [1]
+    assert len(sent) == 2
 
 
 def test_what_the_answer_was_made_with(client: TestClient, workload: Workload) -> None:
