@@ -260,6 +260,23 @@ def test_what_was_deleted_is_in_no_memory_and_durably_gone(tmp_path: Path, monke
     shelf.delete(KEY)
 
 
+def test_what_is_deleted_while_it_is_read_stays_in_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Shelf(tmp_path, SERVED, 1 << 20).change(KEY, adding(document("Ada sleeps.")))
+    shelf, real = Shelf(tmp_path, SERVED, 1 << 20), open_collection
+
+    def deleted(sealed: bytes, key: ModelKey) -> Collection:
+        shelf.delete(key)
+        return real(sealed, key)
+
+    monkeypatch.setattr("confide.rag.shelf.open_collection", deleted)
+    found = shelf.find(KEY)
+    assert found is not None
+    opened = weakref.ref(found)
+    del found
+    gc.collect()
+    assert opened() is None
+
+
 # -- with models -------------------------------------------------------------------------------------------------------
 
 

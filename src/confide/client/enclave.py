@@ -1,7 +1,7 @@
 """A session with a model inside a trusted execution environment: verified first, and only then sent anything."""
 
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -202,9 +202,13 @@ class EnclaveSession(Session):
     @cached_property
     def openai(self) -> "OpenAI":
         """The OpenAI SDK's client. Its base_url is inside the channel."""
+        return self._sdk(self._salted)
+
+    def _sdk(self, headers: Mapping[str, str]) -> "OpenAI":
+        """headers: of every request, below the SDK, which may be told to log what it sends."""
         from openai import OpenAI
 
-        http: Any = httpx.Client(transport=self._inside, timeout=LONG_TIMEOUT, headers=self._salted)
+        http: Any = httpx.Client(transport=self._inside, timeout=LONG_TIMEOUT, headers=headers)
         # The SDK types httpx's successor, and takes both.
         return OpenAI(api_key=self._api_key, base_url=self._base_url, http_client=http, max_retries=0)
 
@@ -223,13 +227,8 @@ class EnclaveSession(Session):
 
         ModelKeyError for a file that is none. Whoever has the key can read them; see `confide collection create`.
         """
-        from openai import OpenAI
-
         key = key if isinstance(key, ModelKey) else ModelKey.read(Path(key))
-        # Below the SDK, which may be told to log what it sends.
-        shown = {**self._salted, COLLECTION_KEY: key.raw.hex()}
-        http: Any = httpx.Client(transport=self._inside, timeout=LONG_TIMEOUT, headers=shown)
-        client = OpenAI(api_key=self._api_key, base_url=self._base_url, http_client=http, max_retries=0)
+        client = self._sdk({**self._salted, COLLECTION_KEY: key.raw.hex()})
         return OwnCollection(key, client, self.save_receipt)
 
     def receipt(self) -> ReceiptResult:

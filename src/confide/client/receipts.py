@@ -174,7 +174,7 @@ class Receipts:
             self._known = known = verified, grounds_of(verified)
         return known[1]
 
-    def came(self, exchange: Exchange) -> tuple[int, bytes] | ConfideError | None:
+    def came(self, exchange: Exchange) -> tuple[int, bytes] | None:
         """The receipt that came with an answer; None where it has to be fetched."""
         if not exchange.together:
             return None

@@ -126,9 +126,9 @@ class Shelf:
         """Remove what there is under a key, damaged or not, and forget it. Where there is nothing, nothing is done."""
         name = collection_id(key)
         with self._alone():
-            self._forget(name)
             self._path(name).unlink(missing_ok=True)
             sync_folder(self._folder)
+            self._forget(name)  # after that, for whoever is reading it looks once more
 
     def _embedded(self, collection: Collection) -> Collection:
         """With vectors by the model that is served now, which may have been another one when a document came."""
@@ -160,6 +160,8 @@ class Shelf:
             raise CollectionDamaged.changed() from None
         opened = Opened(self._embedded(open_collection(sealed, key)), self._served)
         self._keep(name, salt_of(sealed), len(sealed), opened)
+        if not path.exists():  # it was deleted meanwhile, and is not to stay in memory
+            self._forget(name)
         return opened
 
     def _keep(self, name: str, salt: bytes, size: int, opened: Opened) -> None:
