@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 import msgspec
 import torch
 import uvloop
-from tests.hybrid.server.postgres import PASSWORD, Postgres
+from tests.postgres import PASSWORD, Postgres
 
 from benchmarks.load import Load, Player, hello, record, replay
 from benchmarks.measure import Figure, proportional_bytes, write

@@ -6,10 +6,14 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from confide.ledger.address import DatabaseAddress
+    from postgres import Postgres
 
 # How long an example takes is this machine's affair, and what else runs there.
 settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -102,3 +106,26 @@ def test_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"{folder} is not there; set CONFIDE_TEST_DATA to the folder of test data")
     return folder
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator["Postgres"]:
+    """A database server that all tests of this process share; skips where none is installed."""
+    pytest.importorskip("psycopg_pool")
+    from postgres import PASSWORD, Postgres
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("PG")]:
+            patch.delenv(name)
+        patch.setenv("CONFIDE_LEDGER_PASSWORD", PASSWORD)
+        server = Postgres()
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
+@pytest.fixture
+def database(postgres: "Postgres") -> "DatabaseAddress":
+    """An empty database."""
+    return postgres.database()

@@ -124,6 +124,10 @@ HELD: list[tuple[AnyRequirement, dict[str, Any]]] = [
     (NoEgress(), {"egress": Egress.KEY_SERVICE_AND_UPSTREAM}),
     (NoEgress(), {"egress": Egress.KEY_SERVICE_AND_NEIGHBOURS}),
     (NoEgress(allow_neighbours=True), {"egress": Egress.UPSTREAM_AND_NEIGHBOURS}),
+    (NoEgress(allow_neighbours=True), {"egress": Egress.NEIGHBOURS_AND_LEDGER}),
+    (NoEgress(), {"egress": Egress.LEDGER}),
+    (NoEgress(allow_ledger=True), {"egress": Egress.NEIGHBOURS_AND_LEDGER}),
+    (NoEgress(allow_ledger=True), {"egress": Egress.UPSTREAM_AND_LEDGER}),
     (Engine(("transformers", "llama.cpp")), {"engine": EngineUsed("upstream", "1", {})}),
     (Engine(("transformers",)), {"engine": None}),
     (Engine(("transformers",), ("5.23.0, torch 2.13.0+cpu",)), {"engine": EngineUsed("transformers", "5", {})}),
@@ -197,6 +201,12 @@ def test_no_outgoing_connection_but_to_the_key_service() -> None:
     assert not failures(NoEgress(), changed(egress=Egress.KEY_SERVICE))
     for egress in (Egress.NONE, Egress.KEY_SERVICE, Egress.NEIGHBOURS, Egress.KEY_SERVICE_AND_NEIGHBOURS):
         assert not failures(NoEgress(allow_neighbours=True), changed(egress=egress))
+    for egress in (Egress.NONE, Egress.KEY_SERVICE, Egress.LEDGER, Egress.KEY_SERVICE_AND_LEDGER):
+        assert not failures(NoEgress(allow_ledger=True), changed(egress=egress))
+    both = NoEgress(allow_neighbours=True, allow_ledger=True)
+    closed = [egress for egress in Egress if egress is not Egress.OPEN and "upstream" not in egress]
+    assert len(closed) == 8
+    assert [egress for egress in Egress if not failures(both, changed(egress=egress))] == closed
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from confide.cli.demo.tampering import flip_byte
 from confide.cli.keys import PASSPHRASE_VARIABLE
 from confide.client.enclave import EnclaveSession
 from confide.errors import ApiKeyRefused, AttestationRefused, BudgetExhausted
+from confide.ledger.address import DatabaseAddress
 from confide.models.source import open_model
 from confide.packages.sealed.contents import contents_of
 from confide.packages.sealed.key import ModelKey
@@ -153,7 +154,7 @@ def test_a_thousand_requests_to_two_behind_a_balancer(place: Place, tmp_path: Pa
         log = (tmp_path / "nginx" / "access.log").read_text()
     assert len(answers) == 1
     assert log.count("GET /attestation") <= 4
-    assert log.count('POST /encrypted HTTP/1.1" 200') == 1 + 2 * 1000
+    assert log.count('POST /encrypted HTTP/1.1" 200') == 1 + 1000  # each with its receipt
 
 
 def _options(place: Place) -> dict[str, str]:
@@ -240,6 +241,25 @@ def test_tls_may_end_inside_and_users_may_need_licences(place: Place, expected: 
     header, *rows = run("licence", "usage", state, "--csv").stdout.splitlines()
     assert header == "licence,id,day,unit,tokens"
     assert [row.split(",")[3:] for row in rows] == [["input", str(counted["input"])], ["output", "12"]]
+
+
+def test_users_of_replicas_share_a_database_that_their_processes_cannot_reach(
+    place: Place, expected: str, database: DatabaseAddress
+) -> None:
+    made = json.loads(run("licence", "create", database, "--name", "reader", "--tokens", "2000", "--json").stdout)
+    closed = SimulatedPolicy.all_of(NoEgress(allow_ledger=True))
+    ledger = ("--ledger", str(database))
+    with place.serving("safetensors", *ledger) as one, place.serving("safetensors", *ledger) as other:
+        for server in (one, other):
+            assert server["licences"] is True
+            with place.connect(server, policy=closed, licence=made["key"]) as session:
+                assert session.configuration is not None
+                assert session.configuration.egress == "ledger-only"
+                assert session.generate(PROMPT, **GREEDY) == expected
+            with pytest.raises(AttestationRefused, match="egress"):
+                place.connect(server, policy=SimulatedPolicy.all_of(NoEgress()))
+    usage = json.loads(run("licence", "usage", database, "--json").stdout)["usage"]
+    assert {row["unit"]: row["tokens"] for row in usage}["output"] == 24
 
 
 def refused(*arguments: object) -> str:

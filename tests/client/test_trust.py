@@ -89,6 +89,7 @@ def test_simulated_evidence_says_so_in_capitals_everywhere() -> None:
     [
         ({"upstream": UpstreamUsed("llama", "http://127.0.0.1:8000/v1")}, "another program"),
         ({"egress": Egress.OPEN}, "open connections to anywhere"),
+        ({"egress": Egress.NEIGHBOURS_AND_LEDGER}, "write to a database of its operator"),
         ({"self_test": SelfTestRun("not-run")}, "self-test: not-run"),
         ({"self_test": SelfTestRun("failed")}, "self-test: failed"),
     ],

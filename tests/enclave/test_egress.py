@@ -155,9 +155,10 @@ def test_who_comes_in_is_answered() -> None:
 
 def test_what_is_stated_names_every_way_that_is_left() -> None:
     stated = {
-        WaysOut(*ways, closed=True, neighbours=neighbours).stated
+        WaysOut(*ways, closed=True, neighbours=neighbours, ledger=ledger).stated
         for ways in ((None, None), (WAY, None), (None, WAY), (WAY, WAY))
         for neighbours in ({}, {"search": WAY})
+        for ledger in (False, True)
     }
     assert stated == set(Egress) - {Egress.OPEN}
     assert WaysOut(neighbours={"search": WAY}).stated is Egress.OPEN

@@ -25,7 +25,8 @@ class Egress(StrEnum):
     """Where the process can open connections to: what was enforced and checked, not what was intended.
 
     Connections that users open to it are not meant. An upstream is another process, whose own ways out nobody states.
-    Neighbours are services that it verifies before it tells them anything.
+    Neighbours are services that it verifies before it tells them anything. A ledger is the operator's database, which
+    another process asks for it.
     """
 
     NONE = "none"
@@ -36,7 +37,21 @@ class Egress(StrEnum):
     KEY_SERVICE_AND_NEIGHBOURS = "key-service-and-neighbours-only"
     UPSTREAM_AND_NEIGHBOURS = "upstream-and-neighbours-only"
     KEY_SERVICE_UPSTREAM_AND_NEIGHBOURS = "key-service-upstream-and-neighbours-only"
+    LEDGER = "ledger-only"
+    KEY_SERVICE_AND_LEDGER = "key-service-and-ledger-only"
+    UPSTREAM_AND_LEDGER = "upstream-and-ledger-only"
+    KEY_SERVICE_UPSTREAM_AND_LEDGER = "key-service-upstream-and-ledger-only"
+    NEIGHBOURS_AND_LEDGER = "neighbours-and-ledger-only"
+    KEY_SERVICE_NEIGHBOURS_AND_LEDGER = "key-service-neighbours-and-ledger-only"
+    UPSTREAM_NEIGHBOURS_AND_LEDGER = "upstream-neighbours-and-ledger-only"
+    KEY_SERVICE_UPSTREAM_NEIGHBOURS_AND_LEDGER = "key-service-upstream-neighbours-and-ledger-only"
     OPEN = "open"
+
+    @classmethod
+    def to(cls, *ways: str) -> "Egress":
+        """The word for these, in the order of the members above."""
+        *others, last = ways or ("",)
+        return cls(f"{'-'.join(others)}-and-{last}-only" if others else f"{last}-only" if last else cls.NONE)
 
 
 class Build(_Part, frozen=True):

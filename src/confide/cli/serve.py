@@ -86,8 +86,7 @@ def command(
         str | None,
         typer.Option(
             help="Instead, the ledger's PostgreSQL database, which several servers share: "
-            "postgresql://USER@HOST/DATABASE?sslrootcert=FILE; its password is the credential ledger-password. With "
-            "a sealed model it takes --insecure-open-egress.",
+            "postgresql://USER@HOST/DATABASE?sslrootcert=FILE; its password is the credential ledger-password.",
             rich_help_panel=LICENCES,
         ),
     ] = None,

@@ -61,18 +61,12 @@ class ModelOptions(TeeOptions):
 
     def users(self, model_digest: str) -> "Users | None":
         """Who may ask, where not everybody may. Opens the ledger; raises what `Ledger` does."""
-        if not (self.state or self.ledger):
-            return None
         from confide.enclave.api.users import Users
         from confide.ledger.address import DatabaseAddress
+        from confide.ledger.keeper import KeptStore
         from confide.ledger.ledger import Ledger
 
-        place = DatabaseAddress.parse(self.ledger) if self.ledger else self.state
-        if isinstance(place, DatabaseAddress) and not self.insecure_open_egress:
-            raise typer.BadParameter(
-                "--ledger is reached over a connection, and this process closes its ways out; give --state, or "
-                "--insecure-open-egress, which the statement then says"
-            )
+        place = KeptStore(DatabaseAddress.parse(self.ledger)) if self.ledger else self.state
         return Users(Ledger(place), bytes.fromhex(model_digest)) if place else None
 
     def engine(self) -> "EngineSettings":
@@ -117,7 +111,8 @@ def serve_model(package: Path, listening: Listening, options: ModelOptions, *, j
     if options.adapter_keys and adapter is None:
         raise typer.BadParameter("--adapter-keys goes with --adapter")
     with ExitStack() as stack:
-        # Before the model, which takes its time: nobody is answered without the ledger.
+        # Before the model, which takes its time, as nobody is answered without the ledger; and before the ways out are
+        # closed, as a database needs one.
         users = options.users(sealed.manifest.model_digest)
         if users is not None:
             stack.callback(users.close)
@@ -130,6 +125,7 @@ def serve_model(package: Path, listening: Listening, options: ModelOptions, *, j
                 other_keys=options.adapter_keys,
                 scores=_scores(options.certificate, sealed, adapter) if options.certificate else None,
                 training=None if adapter is None else adapter.certificate.write(),
+                ledger=options.ledger is not None,
             )
         )
         workload, own_tls = place.workload, place.own_tls

@@ -125,13 +125,14 @@ def prepared(
     scores: bytes | None = None,
     training: bytes | None = None,
     sealed: bool = True,
+    ledger: bool = False,
 ) -> Iterator[Prepared]:
     """Find the environment, bind the addresses, and close this process's ways out but for the key service's.
 
     The addresses come before that: no socket can be made later, and no key leaves for a server that cannot listen.
     upstream: another address that stays reachable; other_keys: one until the keys are here. neighbours: addresses that
     stay reachable, by names, each with its connector in `ways`. scores, training: sent along with the evidence.
-    sealed: whether it takes a key.
+    sealed: whether it takes a key. ledger: whether another process keeps one for this one.
     """
     from confide.client.joining import Joined, join, stapled
     from confide.client.relying_party import vendor_collateral
@@ -181,6 +182,7 @@ def prepared(
                 other_keys=other_keys,
                 neighbours=urls,
                 keys_through=keys_through,
+                ledger=ledger,
             )
         stack.callback(ways.close)
         key_tls = client_context(options.keys_ca)

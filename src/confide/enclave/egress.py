@@ -60,25 +60,13 @@ CALLS: Final = {
 """By the machine's name, as `platform.machine` has it."""
 
 
-_STATED: Final = {
-    (False, False, False): Egress.NONE,
-    (True, False, False): Egress.KEY_SERVICE,
-    (False, True, False): Egress.UPSTREAM,
-    (True, True, False): Egress.KEY_SERVICE_AND_UPSTREAM,
-    (False, False, True): Egress.NEIGHBOURS,
-    (True, False, True): Egress.KEY_SERVICE_AND_NEIGHBOURS,
-    (False, True, True): Egress.UPSTREAM_AND_NEIGHBOURS,
-    (True, True, True): Egress.KEY_SERVICE_UPSTREAM_AND_NEIGHBOURS,
-}
-"""By whether a key service, an upstream, and neighbours can be reached."""
-
-
 @dataclass
 class WaysOut:
     """What this process can still reach. keys, other_keys, upstream: connectors, until they are closed, or None.
 
     other_keys: to the service that releases the key of a dataset or an adapter, where it is another one. neighbours: by
-    their names. closed: whether everything else is, which `close_egress` alone says.
+    their names. ledger: whether another process keeps one for this one. closed: whether everything else is, which
+    `close_egress` alone says.
     """
 
     keys: Connector | None = None
@@ -86,14 +74,20 @@ class WaysOut:
     closed: bool = False
     other_keys: Connector | None = None
     neighbours: dict[str, Connector] = field(default_factory=dict)
+    ledger: bool = False
 
     @property
     def stated(self) -> Egress:
         """For the statement."""
         if not self.closed:
             return Egress.OPEN
-        keys = self.keys is not None or self.other_keys is not None
-        return _STATED[keys, self.upstream is not None, bool(self.neighbours)]
+        ways = {
+            "key-service": self.keys or self.other_keys,
+            "upstream": self.upstream,
+            "neighbours": self.neighbours,
+            "ledger": self.ledger,
+        }
+        return Egress.to(*(name for name, way in ways.items() if way))
 
     def close_keys(self) -> None:
         """The keys are here: their services are not needed any more."""
@@ -120,16 +114,18 @@ def close_egress(
     other_keys: str | None = None,
     neighbours: Mapping[str, str] = MappingProxyType({}),
     keys_through: tuple[int, int] | None = None,
+    ledger: bool = False,
 ) -> WaysOut:
     """Close this process's ways out, but for connectors to these URLs, and see that they are closed.
 
     listeners: bound sockets to serve on, the only ones with a network behind them that may be open by now. neighbours:
-    URLs by names. keys_through: CID and port of virtual sockets that lead to keys, where there is no network.
+    URLs by names. keys_through: CID and port of virtual sockets that lead to keys, where there is no network. ledger:
+    whether a process that was started before keeps one.
     EgressOpen where something else is open, or where the kernel has no such filters: nothing is claimed that does not
     hold.
     """
     _require_no_connection(listeners)
-    ways = WaysOut()
+    ways = WaysOut(ledger=ledger)
     try:
         ways.keys = Connector.to(keys, keys_through) if keys else None
         ways.upstream = Connector.to(upstream) if upstream else None

@@ -142,7 +142,8 @@ class Ledger:
     ClockWentBackwards where it cannot be opened.
     """
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place | Store) -> None:
+        """place: or a store that is open, which is closed with this."""
         self._mutex = threading.RLock()
         self._writing = threading.Lock()
         self._reading = threading.Lock()
@@ -154,7 +155,7 @@ class Ledger:
         self._in_touch_since = time.monotonic()
         self._closed = False
         with ExitStack() as stack:
-            self._store = open_store(place, serving=True)
+            self._store = place if isinstance(place, Store) else open_store(place, serving=True)
             stack.callback(self._store.close)
             self.licences = LicenceBook(self._store)
             self._started = self._store.now() - time.monotonic()

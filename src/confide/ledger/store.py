@@ -133,7 +133,7 @@ class Store(ABC):
 
     def total(self, table: str, column: str, **where: Any) -> int:
         """The sum of a column over the rows with these values; their checksums are not looked at."""
-        query = f"SELECT sum({column}) AS number FROM {table}{self._condition(where)}"  # noqa: S608
+        query = f"SELECT CAST(sum({column}) AS bigint) AS number FROM {table}{self._condition(where)}"  # noqa: S608
         return int(self.query(query, tuple(where.values()))[0]["number"] or 0)
 
     def put(self, table: str, **values: Any) -> None:

@@ -112,6 +112,8 @@ def _of_what_runs(configuration: Configuration | None) -> Iterator[str]:
         yield "another program there makes the answers; evidence does not say which, or what it sends where"
     if configuration.egress is Egress.OPEN:
         yield "the workload can open connections to anywhere; ask for no-egress in the policy"
+    elif "ledger" in configuration.egress.value:
+        yield "the workload can write to a database of its operator, for licences and tokens; no-egress refuses that"
     if configuration.self_test.outcome != "passed" and not isinstance(configuration.corpus, CorpusServed):
         yield f"whether it computes the model rightly is not known (self-test: {configuration.self_test.outcome})"
 

@@ -28,7 +28,7 @@ from confide.ledger.store import TABLES
 from .world import break_transactions, kill, outlast_the_dead
 
 if TYPE_CHECKING:
-    from .postgres import Postgres
+    from postgres import Postgres
 
 
 class Served:

@@ -16,7 +16,7 @@ from .killing import Servers, Traffic, answered, processes
 from .world import model, outlast_the_dead
 
 if TYPE_CHECKING:
-    from .postgres import Postgres
+    from postgres import Postgres
 
 SEED = 11
 

@@ -38,7 +38,7 @@ from ..flaky import flaky_road
 from .world import kill, outlast_the_dead, store_classes
 
 if TYPE_CHECKING:
-    from .postgres import Postgres
+    from postgres import Postgres
 
 MODEL = bytes(32)
 GROUP = Group("g", (Layer("l", 64),), 768, 15, 30, 768 * 8.0)

@@ -13,6 +13,7 @@ import pytest
 
 from confide.errors import LedgerCorrupted, LedgerUnavailable
 from confide.ledger.address import DatabaseAddress, Place
+from confide.ledger.keeper import KeptStore
 from confide.ledger.ledger import Ledger
 from confide.ledger.opening import open_store
 from confide.ledger.sqlite import DATABASE, SqliteStore
@@ -29,9 +30,19 @@ ROWS = {
 }
 
 
+@pytest.fixture(params=["sqlite", "postgres", "kept"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """kept: a database that another process keeps for this one."""
+    if request.param == "sqlite":
+        return tmp_path / "state"
+    address: DatabaseAddress = request.getfixturevalue("database")
+    return address
+
+
 @pytest.fixture
-def store(place: Place) -> Iterator[Store]:
-    with closing(open_store(place)) as made:
+def store(request: pytest.FixtureRequest, place: Place) -> Iterator[Store]:
+    kept = request.node.callspec.params["place"] == "kept"
+    with closing(KeptStore(place) if kept and isinstance(place, DatabaseAddress) else open_store(place)) as made:
         for table, row in ROWS.items():
             made.put(table, **row)
         yield made

@@ -5,6 +5,7 @@ A statement without a configuration, or one that the hardware did not sign, sati
 
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
+from itertools import compress, product
 from typing import Final
 
 import msgspec
@@ -117,17 +118,22 @@ class NoEgress(Requirement, frozen=True, tag="no-egress"):
     """The attested process can open no connection, but to the service that releases its model key.
 
     allow_neighbours: nor but to services that it verifies before it tells them anything, in TOML `allow-neighbours`.
-    What it asks of those follows from its measured code, and from the graph that its statement names.
+    What it asks of those follows from its measured code, and from the graph that its statement names. allow_ledger:
+    nor but to a database of the operator's, which learns licences and numbers of tokens; in TOML `allow-ledger`.
     """
 
     allow_neighbours: bool = msgspec.field(default=False, name="allow-neighbours")
+    allow_ledger: bool = msgspec.field(default=False, name="allow-ledger")
 
     def sentences(self) -> Iterator[str]:
-        yield "no way out but to the key service" + (" and to neighbours" if self.allow_neighbours else "")
+        neighbours = " and to neighbours" if self.allow_neighbours else ""
+        yield f"no way out but to the key service{neighbours}{' and to a ledger' if self.allow_ledger else ''}"
 
     def checks(self, subject: Subject) -> Iterator[Check]:
-        neighbours = (Egress.NEIGHBOURS, Egress.KEY_SERVICE_AND_NEIGHBOURS) if self.allow_neighbours else ()
-        allowed = (Egress.NONE, Egress.KEY_SERVICE, *neighbours)
+        ways = ["key-service", *(["neighbours"] * self.allow_neighbours), *(["ledger"] * self.allow_ledger)]
+        # every choice of them, in their order
+        choices = (compress(ways, chosen) for chosen in product((False, True), repeat=len(ways)))
+        allowed = [Egress.to(*choice) for choice in choices]
 
         def seen(configuration: Configuration) -> Seen:
             return configuration.egress.value, configuration.egress in allowed
