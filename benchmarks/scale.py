@@ -188,14 +188,15 @@ def simulated(manifest: Manifest, clients: int, servers: int, generator: float, 
     """The same run by simulation. generator: seconds for each request. shared: whether it works on a server's core."""
     rates = calibrate()
     each = GroupRate(generator, 0, 0, 0)
-    server = rates.server
+    server = replace(rates.server, threads=1.0)  # on a core of its own
     if shared:
         server = replace(server, request=replace(server.request, fixed=server.request.fixed + generator))
     rates = replace(rates, server=server, client=ClientRates(token=each, prompt_token=each, pads=NOTHING))
     cut = Cut(tuple(GroupShape(group.rows, group.columns) for group in manifest.groups), ())
     times = FleetTimes(cut, rates, SkeletonTimes(0.0, 0.0, 1), Network(), stages=len(cut.protected))
     arrivals = [Arrival(0.0, 1, TOKENS[clients])] * clients
-    return simulate(times, arrivals, machines=servers, machine=Machine(1, times.batching), warm=False)
+    machine = Machine(1, times.batching)
+    return simulate(times, arrivals, machines=servers, machine=machine, warm=False, one_thread=True)
 
 
 def _difference(what: str, ratio: float, detail: str) -> Figure:

@@ -4,6 +4,7 @@ from confide.evaluate.cost_model import ClientRates, GroupRate, ServerRates
 
 SERVER = ServerRates(
     request=GroupRate(1e-4, 1e-8, 1e-8, 0),
+    wakeups=GroupRate(5e-5, 0, 0, 0),
     products=(
         (1, GroupRate(5e-5, 0, 0, 1e-10)),
         (4, GroupRate(5e-5, 0, 0, 3e-10)),

@@ -65,11 +65,12 @@ def test_each_time_is_what_the_rates_say() -> None:
     group = GROUPS[0]
     request = SERVER.request.seconds(group)
     masks = GroupShape(group.rows, 2048)
-    assert one.product(0, 3, 5, 0) == pytest.approx((3 * request + SERVER.product(group, 5), 0))
+    assert one.request(0) == pytest.approx(request)
+    assert one.product(0, 3, 5, 0) == pytest.approx((SERVER.product(group, 5), 0))
     unmade = SERVER.product(masks, 4)
-    assert one.product(0, 3, 5, 4) == pytest.approx((3 * request + SERVER.product(group, 5) + unmade, 0))
+    assert one.product(0, 3, 5, 4) == pytest.approx((SERVER.product(group, 5) + unmade, 0))
     assert one.ahead(0, 32) == pytest.approx(SERVER.product(masks, 32) / SERVER.threads)
-    assert one.trip(0, 32) == pytest.approx(0.01 + 32 * group.online_bytes / 1e6)
+    assert one.trip(0, 32) == pytest.approx(5e-5 + 0.01 + 32 * group.online_bytes / 1e6)
     head = 100_000 * RATES.kept_token
     assert one.own(0, 1) == pytest.approx(CLIENT.token.seconds(group) + SKELETON.token + head)
     assert one.own(0, 40) == pytest.approx(40 * CLIENT.prompt_token.seconds(group) + 2 * SKELETON.prompt + head)
@@ -84,7 +85,7 @@ def test_a_product_as_large_as_the_server_gives_away_is_its_workers() -> None:
     assert working == 0
     assert looping > RATES.uncached * wide.weights
     looping, working = times(cut).product(0, 1, inline + 1, 0)
-    assert looping == pytest.approx(SERVER.request.seconds(wide))
+    assert looping == 0
     together = SERVER.product(wide, inline + 1) + RATES.uncached * wide.weights
     assert working == pytest.approx(together / SERVER.threads)
 

@@ -59,6 +59,7 @@ BATCHES = (1, 4, 16, 64)
 PRODUCTS = 5
 LEAST_REQUEST = 10e-6
 """Seconds that a request takes beside its product, at least: a smaller difference of measured times is noise."""
+LEAST_WAKEUPS = 1e-6
 UNCACHED_MATRICES = 28
 """Of LARGE x LARGE int8, together 66 MB: see KEPT_WIDTH."""
 KEPT_WIDTH = 4096
@@ -79,13 +80,16 @@ def calibrate() -> Rates:
             pads, contributions = _ahead_seconds(client, package, matrices)
             products = [(tokens, _product_seconds(matrices, tokens)) for tokens in BATCHES]
         threads = _threads_speedup(matrices[-1])
-        with _serving(server) as url, closing(_product(client, url)) as product:
+        with _serving(server) as (url, pid), closing(_product(client, url)) as product:
             layers = _layers(package.manifest.groups, product)
-            token, own_token = _round_seconds(layers, 1, TOKENS)
-            prompt, own_prompt = _round_seconds(layers, PROMPT_TOKENS, PROMPTS)
+            token, own_token, loop = _round_seconds(layers, 1, TOKENS, partial(_loop_seconds, pid))
+            prompt, own_prompt, _ = _round_seconds(layers, PROMPT_TOKENS, PROMPTS, partial(_loop_seconds, pid))
         uncached = _uncached_seconds()
         kept_token, kept_prompt_token = _kept_seconds(1), _kept_seconds(PROMPT_TOKENS)
     beside = np.subtract(np.subtract(token, own_token), products[0][1])
+    # Where the system does not say what a thread worked, all of a round trip is taken for the server's work.
+    request = np.subtract(loop, products[0][1]) if any(loop) else beside
+    request = np.clip(request, LEAST_REQUEST, np.maximum(beside, LEAST_REQUEST))
     return Rates(
         ahead=fit(SHAPES[1:], np.add(pads, contributions)),
         token=fit(SHAPES[1:], token),
@@ -94,7 +98,8 @@ def calibrate() -> Rates:
         kept_token=kept_token,
         kept_prompt_token=kept_prompt_token,
         server=ServerRates(
-            request=fit(SHAPES[1:], np.maximum(beside, LEAST_REQUEST)),
+            request=fit(SHAPES[1:], request),
+            wakeups=fit(SHAPES[1:], np.maximum(beside - request, LEAST_WAKEUPS)),
             products=tuple((tokens, fit(SHAPES[1:], seconds)) for tokens, seconds in products),
             threads=threads,
         ),
@@ -223,8 +228,8 @@ def _product(client: Path, url: str) -> RemoteProduct:
 
 
 @contextmanager
-def _serving(package: Path) -> Iterator[str]:
-    """A layer server in a process of its own, as in earnest; yields its address."""
+def _serving(package: Path) -> Iterator[tuple[str, int]]:
+    """A layer server in a process of its own, as in earnest; yields its address, and the process's number."""
     arguments = ["serve", str(package), "--port", "0", "--insecure-no-licences", "--json"]
     process = subprocess.Popen(  # noqa: S603 - our own command
         [sys.executable, "-m", "confide", *arguments], stdout=subprocess.PIPE, text=True
@@ -233,7 +238,7 @@ def _serving(package: Path) -> Iterator[str]:
         announcement = process.stdout.readline() if process.stdout else ""
         if not announcement.startswith('{"url"'):
             raise ServerFault("The layer server to measure did not start; run `confide serve` by hand to see why.")
-        yield json.loads(announcement)["url"]
+        yield json.loads(announcement)["url"], process.pid
     finally:
         process.terminate()
         process.wait()
@@ -248,15 +253,19 @@ def _layers(groups: Sequence[Group], product: RemoteProduct) -> list[nn.Module]:
     return list(model.values())
 
 
-def _round_seconds(layers: Sequence[nn.Module], tokens: int, rounds: int) -> tuple[list[float], list[float]]:
-    """Median seconds for each layer but the first, for so many tokens at once, and what of them this thread worked.
+def _round_seconds(
+    layers: Sequence[nn.Module], tokens: int, rounds: int, loop_seconds: Callable[[], float]
+) -> tuple[list[float], list[float], list[float]]:
+    """Median seconds for each layer but the first, for so many tokens at once.
 
-    Layer after layer, as in a model, so that each finds the caches as others have left them.
+    And what of them this thread worked, and the server's event loop. Layer after layer, as in a model, so that each
+    finds the caches as others have left them.
     """
     inputs = [torch.randn(tokens, columns) for _, columns in SHAPES]
-    times = [[_worked(partial(layer, x)) for layer, x in zip(layers, inputs, strict=True)] for _ in range(rounds)]
-    whole, own = np.median(np.array(times), axis=0).T[:, 1:].tolist()
-    return whole, own
+    calls = [partial(layer, x) for layer, x in zip(layers, inputs, strict=True)]
+    times = [[_worked(call, loop_seconds) for call in calls] for _ in range(rounds)]
+    whole, own, loop = np.median(np.array(times), axis=0).T[:, 1:].tolist()
+    return whole, own, loop
 
 
 def _uncached_seconds() -> float:
@@ -289,7 +298,16 @@ def _seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def _worked(call: Callable[[], object]) -> tuple[float, float]:
-    """Seconds that a call took, and of this thread's own work in it."""
-    began = time.thread_time()
-    return _seconds(call), time.thread_time() - began
+def _worked(call: Callable[[], object], loop_seconds: Callable[[], float]) -> tuple[float, float, float]:
+    """Seconds that a call took, of this thread's own work in it, and of the server's event loop's."""
+    loop, began = loop_seconds(), time.thread_time()
+    took, own = _seconds(call), time.thread_time() - began
+    return took, own, loop_seconds() - loop
+
+
+def _loop_seconds(pid: int) -> float:
+    """What a process's first thread has worked, as Linux says it in proc(5), schedstat; zero on other systems."""
+    try:
+        return int(Path(f"/proc/{pid}/task/{pid}/schedstat").read_text().split()[0]) * 1e-9
+    except OSError:
+        return 0.0

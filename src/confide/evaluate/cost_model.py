@@ -102,12 +102,13 @@ class GroupRate:
 class ServerRates:
     """How fast a layer server's event loop is.
 
-    request: what a request takes beside the product, frames and ledger and what loopback adds to them. products: one
-    product of so many tokens of all requests in it, by one thread, ascending by tokens. threads: how many times as fast
-    torch's threads together are with a large one.
+    request: what a request takes of it beside the product, frames and ledger. wakeups: what loopback adds to a round
+    trip, while neither side works. products: one product of so many tokens of all requests in it, by one thread,
+    ascending by tokens. threads: how many times as fast torch's threads together are with a large one.
     """
 
     request: GroupRate
+    wakeups: GroupRate
     products: tuple[tuple[int, GroupRate], ...]
     threads: float
 

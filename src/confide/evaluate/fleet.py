@@ -20,8 +20,10 @@ from confide.hybrid.client.product import PART_TOKENS
 from confide.hybrid.server import ahead, batch
 from confide.hybrid.server.limits import Limits
 
-NICE_SHARE: Final = 110 / (110 + 1024)
-"""Of a core that a thread of niceness 10 gets beside one of niceness 0: the kernel's weights, sched(7)."""
+NICE: Final = 110 / 1024
+"""How much a thread of niceness 10 weighs beside one of niceness 0 where they share a core: the kernel's, sched(7)."""
+READING: Final = 2 / 3
+"""Of what a request takes beside its product, before it is in a queue; the rest sends its answer. By a profiler."""
 _INSTANT: Final = 1e-9
 """Seconds by which two sums of times may differ and mean the same moment."""
 
@@ -41,6 +43,9 @@ class Times(Protocol):
 
     stages: int
     ahead_bytes: Sequence[int]
+
+    def request(self, stage: int) -> float:
+        """Of a server's event loop for each request, beside its product."""
 
     def product(self, stage: int, requests: int, tokens: int, unmade: int) -> tuple[float, float]:
         """Of a server: on its event loop, and in its worker. unmade: tokens whose work ahead is part of it."""
@@ -70,7 +75,7 @@ class Batching:
 
 @dataclass(frozen=True)
 class Machine:
-    """A layer server's machine. cores: with one, the event loop, long products and work ahead share it."""
+    """A layer server's machine. cores: that its event loop, long products and work ahead share."""
 
     cores: int = 1
     batching: Batching = field(default_factory=Batching)
@@ -111,17 +116,20 @@ def simulate(
     balancing: Balancing = Balancing.LEAST_LOADED,
     seed: int = 0,
     warm: bool = True,
+    one_thread: bool = False,
 ) -> Simulated:
     """Send requests to so many equal machines, and see when their tokens come.
 
     Each comes from a user of its own, whose connection stays. warm: it was made some time before, so that its first
     block's pads are there, and the work ahead of it as far as there is room; without, it begins with the request, for
-    which it sends p0 of all its tokens and no more.
+    which it sends p0 of all its tokens and no more. one_thread: what clients do themselves is done by one thread, as in
+    a load generator; without, by a machine of each one's own.
     """
     env, chance = simpy.Environment(), random.Random(seed)  # noqa: S311 - the same from each seed
     servers = [_Server(env, times, machine or Machine()) for _ in range(machines)]
     served = [Served(one.at) for one in arrivals]
     trips: list[float] = []
+    shared = _Thread() if one_thread else None
 
     def choose() -> _Server:
         if balancing is Balancing.RANDOM:
@@ -130,7 +138,7 @@ def simulate(
         return chance.choice([server for server in servers if server.clients == least])
 
     def begin(arrival: Arrival, result: Served) -> None:
-        _Client(env, times, choose(), arrival, result, trips, warm=warm).begin()
+        _Client(env, times, choose(), shared or _Thread(), arrival, result, trips, warm=warm).begin()
 
     for arrival, result in zip(arrivals, served, strict=True):
         _after(env, arrival.at, lambda a=arrival, r=result: begin(a, r))  # type: ignore[misc]
@@ -144,6 +152,72 @@ def _after(env: simpy.Environment, delay: float, act: Callable[[], object]) -> N
         act()
 
     env.timeout(delay).callbacks.append(run)
+
+
+@dataclass
+class _Thread:
+    """Does one thing after the other."""
+
+    free_at: float = 0.0
+
+    def take(self, now: float, seconds: float) -> float:
+        """When it begins what is given to it now."""
+        start = max(now, self.free_at)
+        self.free_at = start + seconds
+        return start
+
+
+@dataclass(eq=False)
+class _Task:
+    """What a thread of a server does now. left: seconds, with a core for itself. rate: how much of one it has."""
+
+    left: float
+    weight: float
+    done: Callable[[], None]
+    rate: float = 0.0
+
+
+class _Cores:
+    """Cores of a machine, which threads that are at work share by their weights, as under the kernel's scheduler."""
+
+    def __init__(self, env: simpy.Environment, count: int) -> None:
+        self._env, self._count = env, count
+        self._tasks: list[_Task] = []
+        self._at = 0.0
+        self._course = 0
+
+    def run(self, seconds: float, weight: float, done: Callable[[], None]) -> None:
+        """Have a thread work for so long, were it alone. done: called at its end."""
+        self._catch_up()
+        self._tasks.append(_Task(seconds, weight, done))
+        self._share_out()
+
+    def _catch_up(self) -> None:
+        now = self._env.now
+        for task in self._tasks:
+            task.left -= (now - self._at) * task.rate
+        self._at = now
+
+    def _share_out(self) -> None:
+        """Nobody has more than a core; what a heavy one can't use is the others'."""
+        cores, weights = float(self._count), sum(task.weight for task in self._tasks)
+        for task in sorted(self._tasks, key=lambda task: -task.weight):
+            task.rate = min(1.0, cores * task.weight / weights)
+            cores -= task.rate
+            weights -= task.weight
+        self._course += 1
+        if not self._tasks:
+            return
+        course, first = self._course, min(self._tasks, key=lambda task: task.left / task.rate)
+
+        def end() -> None:
+            if course == self._course:
+                self._catch_up()
+                self._tasks.remove(first)
+                self._share_out()
+                first.done()
+
+        _after(self._env, max(0.0, first.left / first.rate), end)
 
 
 @dataclass(eq=False)
@@ -165,13 +239,14 @@ class _Client:
         env: simpy.Environment,
         times: Times,
         server: "_Server",
+        thread: _Thread,
         arrival: Arrival,
         result: Served,
         trips: list[float],
         *,
         warm: bool,
     ) -> None:
-        self._env, self._times, self._server = env, times, server
+        self._env, self._times, self._server, self._thread = env, times, server, thread
         self._left, self._prompt = arrival.generated, arrival.context
         self._result, self._trips = result, trips
         self._used = self._stage = self._tokens = self._owed = 0
@@ -208,12 +283,13 @@ class _Client:
         parts = list(_parts(self._tokens))
         own = self._times.own(self._stage, self._tokens) / len(parts)
         self._owed = len(parts)
-        first = self._used
+        first, now = self._used, self._env.now
+        start = self._thread.take(now, len(parts) * own)
         for number, tokens in enumerate(parts, start=1):
-            trip = self._times.trip(self._stage, tokens)
-            message = _Message(self, self._stage, first, tokens, self._env.now + number * own)
+            sent, trip = start + number * own, self._times.trip(self._stage, tokens)
+            message = _Message(self, self._stage, first, tokens, sent)
             first += tokens
-            _after(self._env, number * own + trip, lambda m=message: self._server.receive(m))  # type: ignore[misc]
+            _after(self._env, sent - now + trip, lambda m=message: self._server.receive(m))  # type: ignore[misc]
 
     def answered(self, message: _Message) -> None:
         """One part has come back."""
@@ -252,74 +328,119 @@ def _parts(tokens: int) -> Iterator[int]:
 
 
 class _Server:
-    """A layer server: frames are read when the event loop is free, and answered in batches by stage."""
+    """A layer server: its event loop reads what has come, answers a queue if its time has come, and reads again.
+
+    Long products are its worker's, one after the other. Whoever is answered hears that in turn.
+    """
 
     def __init__(self, env: simpy.Environment, times: Times, machine: Machine) -> None:
-        self._env, self._times, self._machine = env, times, machine
+        self._env, self._times = env, times
         self._batching = machine.batching
         self._window = machine.batching.window
+        self._cores = _Cores(env, machine.cores)
         self._inbox: deque[_Message] = deque()
+        self._reading: deque[_Message] = deque()
+        self._sending: deque[_Message] = deque()
         self._queues: dict[int, list[_Message]] = {}
         self._since: dict[int, float] = {}
         self._active: OrderedDict[_Client, float] = OrderedDict()
-        self._waiting = self._at_work = 0
-        self._looping = False
-        self._worker_free = self._look_again = 0.0
+        self._work: deque[tuple[float, list[_Message]]] = deque()
+        self._waiting = 0
+        self._looping = self._working = False
+        self._look_again = self._engaged_at = 0.0
         self.clients = 0
         self.busy = 0.0
         self.room = ahead.Room(machine.limits.all_ahead_bytes)
         self.limits = machine.limits
         self.stages, self.ahead_bytes = times.stages, times.ahead_bytes
-        self.ahead = _Ahead(env, times, self, machine.cores)
+        self.ahead = _Ahead(times, self, self._cores, lambda delay, act: _after(env, delay, act))
 
     @property
     def waited_for(self) -> bool:
         """Whether any request waits for its answer."""
-        return bool(self._looping or self._queues or self._inbox or self._at_work)
+        return bool(self._looping or self._working or self._queues or self._inbox)
 
     def receive(self, message: _Message) -> None:
         """A frame is there, and will be read."""
         self._inbox.append(message)
-        if not self._looping:
-            self._turn()
+        self._turn()
 
     def _turn(self) -> None:
-        """What the event loop does whenever it is free: read, and answer a queue if its time has come."""
-        now = self._env.now
-        self.ahead.note_change()
-        while self._inbox:
-            message = self._inbox.popleft()
-            self._note_active(message.client, now)
-            queue = self._queues.setdefault(message.stage, [])
-            queue.append(message)
-            self._waiting += 1
-            if len(self._active) == 1 or len(queue) >= self._batching.most:
-                self._flush(message.stage)
-                return
-            self._since.setdefault(message.stage, now)
-        if not self._queues:
+        """What the event loop does whenever it is free."""
+        while not self._looping:
+            if self._sending:
+                message = self._sending.popleft()
+                self._loop(
+                    (1 - READING) * self._times.request(message.stage),
+                    lambda m=message: m.client.answered(m),  # type: ignore[misc]
+                )
+            elif self._reading:
+                message = self._reading.popleft()
+                self._loop(
+                    READING * self._times.request(message.stage),
+                    lambda m=message: self._add(m),  # type: ignore[misc]
+                )
+            elif not self._answer_in_time():
+                if not self._inbox:
+                    break
+                self._reading, self._inbox = self._inbox, deque()
+        if not self.waited_for:
             self.ahead.go_on()
+
+    def _loop(self, seconds: float, then: Callable[[], None]) -> None:
+        """The event loop does nothing else for so long."""
+        if not seconds:
+            then()
             return
+        self._engage(loop=True)
+
+        def done() -> None:
+            self._engage(loop=False)
+            then()
+            self._turn()
+
+        self._cores.run(seconds, 1.0, done)
+
+    def _engage(self, *, loop: bool | None = None, worker: bool | None = None) -> None:
+        """One of the two begins to work, or ends."""
+        if self._looping or self._working:
+            self.busy += self._env.now - self._engaged_at
+        self._engaged_at = self._env.now
+        self._looping = self._looping if loop is None else loop
+        self._working = self._working if worker is None else worker
+
+    def _add(self, message: _Message) -> None:
+        now = self._env.now
+        self._note_active(message.client, now)
+        queue = self._queues.setdefault(message.stage, [])
+        queue.append(message)
+        self._waiting += 1
+        if len(self._active) == 1 or len(queue) >= self._batching.most:
+            self._flush(message.stage)
+        else:
+            self._since.setdefault(message.stage, now)
+
+    def _answer_in_time(self) -> bool:
+        """Answer a queue if its time has come: whether it has."""
+        if not self._queues:
+            return False
         oldest = min(self._since, key=self._since.__getitem__)
         due = self._since[oldest] + self._window
         if self._waiting >= len(self._active):
             self._flush(min(self._queues))
-        elif due - now <= _INSTANT:
+        elif due - self._env.now <= _INSTANT:
             self._adapt(len(self._queues[oldest]))
             self._flush(oldest)
         else:
             self._wake_at(due)
+            return False
+        return True
 
     def _wake_at(self, due: float) -> None:
         if due == self._look_again:
             return
         self._look_again = due
-
-        def look() -> None:
-            if not self._looping:
-                self._turn()
-
-        _after(self._env, due - self._env.now, look)
+        _after(self._env, due - self._env.now, self._turn)
 
     def _note_active(self, client: _Client, now: float) -> None:
         self._active[client] = now
@@ -341,34 +462,30 @@ class _Server:
         unmade = sum(message.client.block.spend(stage, message.first, message.tokens) for message in messages)
         tokens = sum(message.tokens for message in messages)
         looping, working = self._times.product(stage, len(messages), tokens, unmade)
-        if self._machine.cores == 1:
-            looping, working = looping + working, 0.0
-            if self.ahead.working:
-                looping /= 1 - NICE_SHARE
-        self.busy += looping + working
-        self._looping = True
+        self.ahead.go_on()  # there may be room again
+        if working:
+            self._loop(looping, lambda: self._give_away(working, messages))
+        else:
+            self._loop(looping, lambda: self._sending.extend(messages))
 
-        def looped() -> None:
-            self._looping = False
-            if working:
-                self._at_work += 1
-                self._worker_free = max(self._worker_free, self._env.now) + working
-                _after(self._env, self._worker_free - self._env.now, worked)
-            else:
-                _deliver(messages)
+    def _give_away(self, seconds: float, messages: list[_Message]) -> None:
+        """To the worker, when it is free."""
+        self._work.append((seconds, messages))
+        if not self._working:
+            self._go_on_working()
+
+    def _go_on_working(self) -> None:
+        seconds, messages = self._work.popleft()
+        self._engage(worker=True)
+
+        def done() -> None:
+            self._engage(worker=False)
+            self._sending.extend(messages)
+            if self._work:
+                self._go_on_working()
             self._turn()
 
-        def worked() -> None:
-            self._at_work -= 1
-            _deliver(messages)
-
-        self.ahead.go_on()  # there may be room again
-        _after(self._env, looping, looped)
-
-
-def _deliver(messages: list[_Message]) -> None:
-    for message in messages:
-        message.client.answered(message)
+        self._cores.run(seconds, 1.0, done)
 
 
 class _Block:
@@ -446,22 +563,19 @@ class _Block:
 class _Ahead:
     """What makes blocks ready, a stage of a part at a time, while nobody waits for an answer or has waited for long.
 
-    With one core it has what the event loop leaves, and a share of what that takes; with more it has others.
+    It has niceness 10, and gets on where others leave a core free, or by its share of one.
     """
 
-    def __init__(self, env: simpy.Environment, times: Times, server: _Server, cores: int) -> None:
-        self._env, self._times, self._server, self._cores = env, times, server, cores
+    def __init__(
+        self,
+        times: Times,
+        server: _Server,
+        cores: _Cores,
+        after: Callable[[float, Callable[[], object]], None],
+    ) -> None:
+        self._times, self._server, self._cores, self._after = times, server, cores, after
         self._blocks: OrderedDict[_Block, None] = OrderedDict()
-        self._step: tuple[_Block, tuple[int, int]] | None = None
-        self._left = self._at = 0.0
-        self._rate = 1.0
-        self._course = 0
-        self._patient = False
-
-    @property
-    def working(self) -> bool:
-        """Whether a step is under way."""
-        return self._step is not None
+        self._working = self._patient = False
 
     def add(self, block: _Block) -> None:
         """There is something to do for a block, or there is room again."""
@@ -474,56 +588,35 @@ class _Ahead:
 
     def go_on(self) -> None:
         """Begin a step, unless one is under way or requests go first for a while."""
-        if self._step is not None:
-            self.note_change()
-        elif self._blocks and not self._patient:
+        if not self._working and self._blocks and not self._patient:
             if self._server.waited_for:
                 self._patient = True
-                _after(self._env, ahead.MOST_PATIENCE, self._lose_patience)
+                self._after(ahead.MOST_PATIENCE, self._lose_patience)
             else:
                 self._begin()
 
     def _lose_patience(self) -> None:
         self._patient = False
-        if self._step is None:
+        if not self._working:
             self._begin()
 
     def _begin(self) -> None:
         while self._blocks:
             block = next(iter(self._blocks))
-            key = block.next_step()
-            if key is not None:
-                self._step = block, key
-                self._left, self._at = self._times.ahead(key[1], block.tokens_of(key[0])), self._env.now
-                self._rate = self._share()
-                self._await_end()
+            if (key := block.next_step()) is not None:
+                self._make(block, key)
                 return
             del self._blocks[block]  # until it has room again
             if block.ended:
                 block.forget()
 
-    def _share(self) -> float:
-        return NICE_SHARE if self._cores == 1 and self._server.waited_for else 1.0
-
-    def note_change(self) -> None:
-        """The event loop has begun something, or ended it."""
-        if self._step is None or (rate := self._share()) == self._rate:
-            return
-        now = self._env.now
-        self._left = max(0.0, self._left - (now - self._at) * self._rate)
-        self._at, self._rate = now, rate
-        self._await_end()
-
-    def _await_end(self) -> None:
-        self._course += 1
-        course = self._course
+    def _make(self, block: _Block, key: tuple[int, int]) -> None:
+        self._working = True
 
         def end() -> None:
-            if course != self._course or self._step is None:
-                return
-            block, key = self._step
-            self._step = None
+            self._working = False
             block.keep(key)
             self.go_on()
 
-        _after(self._env, self._left / self._rate, end)
+        part, stage = key
+        self._cores.run(self._times.ahead(stage, block.tokens_of(part)), NICE, end)

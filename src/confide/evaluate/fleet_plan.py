@@ -42,6 +42,8 @@ class FleetTimes:
         self._stages = [groups[start:end] for start, end in pairwise(ends)]
         self._cut, self._rates, self._skeleton, self._network = cut, rates, skeleton, network
         self.ahead_bytes: Sequence[int] = [AHEAD_BYTES * sum(group.rows for group in stage) for stage in self._stages]
+        self._requests = [sum(rates.server.request.seconds(group) for group in stage) for stage in self._stages]
+        self._wakeups = [sum(rates.server.wakeups.seconds(group) for group in stage) for stage in self._stages]
         self._pads = sum(rates.client.pads.seconds(group) for group in groups)
         self._known: dict[tuple[int, int, int, int], tuple[float, float]] = {}
 
@@ -50,6 +52,10 @@ class FleetTimes:
         """The server's, for stages."""
         gathered = len(self._cut.protected) / self.stages
         return Batching(batch.MAX_WINDOW * gathered, batch.MIN_WINDOW * gathered, batch.ACTIVE_SECONDS * gathered)
+
+    def request(self, stage: int) -> float:
+        """See `fleet.Times`."""
+        return self._requests[stage]
 
     def product(self, stage: int, requests: int, tokens: int, unmade: int) -> tuple[float, float]:
         """See `fleet.Times`. Of a prompt's parts, each counts as one token of the head."""
@@ -60,7 +66,6 @@ class FleetTimes:
                 asked = requests if group.head else tokens
                 seconds = self._rates.server.product(group, asked) + from_memory(self._cut, self._rates, group)
                 seconds += self._rates.server.product(_masks(group), unmade)
-                looping += requests * self._rates.server.request.seconds(group)
                 if (asked * group.columns + unmade * RING_DEGREE) * group.rows <= batch.INLINE_WORK:
                     looping += seconds
                 else:
@@ -92,7 +97,8 @@ class FleetTimes:
     def trip(self, stage: int, tokens: int) -> float:
         """See `fleet.Times`."""
         groups = self._stages[stage]
-        return self._network.seconds(len(groups), tokens * sum(group.online_bytes for group in groups))
+        size = tokens * sum(group.online_bytes for group in groups)
+        return self._wakeups[stage] + self._network.seconds(len(groups), size)
 
     def pads(self) -> float:
         """See `fleet.Times`."""

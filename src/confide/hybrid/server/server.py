@@ -67,12 +67,13 @@ class HostedModel:
             lambda: server.busy,
             server.metrics.ahead.inc,
         )
+        tokens = self._limits.ahead_bytes // sum(service.ahead_bytes.values())
+        self._allowed_tokens = max(tokens, PART_TOKENS)
         self._allowances: dict[bytes, AheadAllowance] = {}
 
     def allowance(self, licence: bytes) -> AheadAllowance:
         """Of work done ahead, for all connections of a licence."""
-        most = self._limits.ahead_bytes // sum(self.service.ahead_bytes.values())
-        return self._allowances.setdefault(licence, AheadAllowance(max(most, PART_TOKENS)))
+        return self._allowances.setdefault(licence, AheadAllowance(self._allowed_tokens))
 
     def blocks(self, grant: Callable[[int], bool]) -> Blocks:
         """Of a new connection. grant: whether its licence may have so many tokens worked for."""
