@@ -1,6 +1,6 @@
 """Several users at one layer server, GPT-2-small's shape: throughput and latency of decoding, work ahead included.
 
-Their frames are made beforehand; see `benchmarks.load`.
+Their frames are made beforehand; see `confide.evaluate.load`.
 """
 
 import asyncio
@@ -8,9 +8,9 @@ import statistics
 
 import uvloop
 
-from benchmarks.load import Load, Player, hello, record, replay
 from benchmarks.measure import Figure, children, proportional_bytes, write
 from benchmarks.shapes import SplitModel, serving, split_shape
+from confide.evaluate.load import Load, Player, hello, record, replay
 from confide.evaluate.shapes import GPT2_SMALL
 from confide.hybrid import wire
 from confide.hybrid.server.limits import Limits

@@ -8,7 +8,7 @@ from itertools import accumulate
 
 import pytest
 
-from confide.evaluate.fleet import NICE, READING, Balancing, Batching, Machine, Simulated, simulate
+from confide.evaluate.fleet import NICE, Balancing, Batching, Machine, Simulated, simulate
 from confide.evaluate.trace import Arrival
 from confide.hybrid.server import ahead, batch
 from confide.hybrid.server.limits import Limits

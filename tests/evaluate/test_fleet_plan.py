@@ -33,14 +33,13 @@ GROUPS = (GroupShape(300, 100), GroupShape(100, 100), GroupShape(400, 100), Grou
 SMALL = Cut(GROUPS, (GroupShape(1000, 100, head=True),))
 
 
-def times(cut: Cut = SMALL, network: Network | None = None, stages: int = 2) -> FleetTimes:
-    return FleetTimes(cut, RATES, SKELETON, network or Network(), stages)
+def times(cut: Cut = SMALL, network: Network | None = None, stages: int = 2, cores: int = 2) -> FleetTimes:
+    return FleetTimes(cut, RATES, SKELETON, network or Network(), cores=cores, stages=stages)
 
 
 def test_a_product_between_two_that_were_measured_lies_between_them() -> None:
     group = GroupShape(1000, 1000)
     measured = {tokens: rate.seconds(group) for tokens, rate in SERVER.products}
-    assert SERVER.product(group, 0) == 0
     assert {tokens: SERVER.product(group, tokens) for tokens in measured} == pytest.approx(measured)
     assert SERVER.product(group, 10) == pytest.approx((measured[4] + measured[16]) / 2)
     assert SERVER.product(group, 112) == pytest.approx(measured[64] + (measured[64] - measured[16]))
@@ -61,7 +60,7 @@ def test_stages_together_are_the_model() -> None:
 
 
 def test_each_time_is_what_the_rates_say() -> None:
-    one = FleetTimes(Cut(GROUPS[:1], SMALL.kept), RATES, SKELETON, Network(0.01, 1e6))
+    one = FleetTimes(Cut(GROUPS[:1], SMALL.kept), RATES, SKELETON, Network(0.01, 1e6), cores=2)
     group = GROUPS[0]
     request = SERVER.request.seconds(group)
     masks = GroupShape(group.rows, 2048)
@@ -88,6 +87,10 @@ def test_a_product_as_large_as_the_server_gives_away_is_its_workers() -> None:
     assert looping == 0
     together = SERVER.product(wide, inline + 1) + RATES.uncached * wide.weights
     assert working == pytest.approx(together / SERVER.threads)
+    assert times(cut, cores=1).product(0, 1, inline + 1, 0) == pytest.approx((together, 0))
+    more = batch.INLINE_WORK_ALONE // wide.weights + 1
+    longest = SERVER.product(wide, more) + RATES.uncached * wide.weights
+    assert times(cut, cores=1).product(0, 1, more, 0) == pytest.approx((0, longest))  # torch has one thread
 
 
 def test_a_head_has_one_token_of_each_request() -> None:
@@ -137,7 +140,7 @@ def test_a_share_by_chance_comes_without_the_bursts_of_the_whole() -> None:
 def plan(users: int, **options: object) -> FleetPlan:
     trace = [Arrival(float(at), 16, 4) for at in range(50)]
     return FleetPlan(
-        SMALL, times(stages=1), Demand(users, users / 360, trace), cores=1, seed=1,
+        SMALL, times(stages=1, cores=1), Demand(users, users / 360, trace), seed=1,
         **{"balancing": Balancing.RANDOM, "requests": 60} | options,
     )  # fmt: skip
 
@@ -194,7 +197,7 @@ def test_gathering_groups_into_stages_changes_little() -> None:
     found = []
     for stages in (24, 8):
         fleet = FleetPlan(
-            cut, times(cut, Network(0.002), stages), Demand(1, 4.0, trace), cores=1,
+            cut, times(cut, Network(0.002), stages, cores=1), Demand(1, 4.0, trace),
             balancing=Balancing.RANDOM, seed=1, requests=40,
         )  # fmt: skip
         found.append(fleet.outlook(1))

@@ -87,9 +87,8 @@ def plan_fleet(
         rates, skeleton = calibrate(), time_skeleton(source.config, options.prompt)
         plan = FleetPlan(
             cut,
-            FleetTimes(cut, rates, skeleton, network),
+            FleetTimes(cut, rates, skeleton, network, cores=_cores()),
             demand,
-            cores=_cores(),
             balancing=balancing,
             seed=seed,
             requests=REQUESTS,

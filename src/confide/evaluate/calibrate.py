@@ -4,6 +4,7 @@ What is timed is the whole path that private models take: ledger, frames, loopba
 processes, so that a change to any of it changes the rates. Rates come from four shapes, large and small each way.
 """
 
+import asyncio
 import json
 import statistics
 import subprocess
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from confide.errors import ServerFault
 from confide.evaluate.cost_model import ClientRates, GroupRate, Rates, ServerRates
+from confide.evaluate.load import Player, hello, record, replay
 from confide.hybrid.client.connection import LayerConnection
 from confide.hybrid.client.dial import Dial
 from confide.hybrid.client.links import Links
@@ -54,7 +56,12 @@ TOKENS = 120
 """Lone tokens sent through every layer."""
 PROMPTS = 7
 PROMPT_TOKENS = 128
-BATCHES = (1, 4, 16, 64)
+CROWD = 16
+"""Clients that ask at once."""
+CROWD_TOKENS = 8
+CROWD_SETTLES = 0.3
+"""Seconds in which the server has their work ahead done many times."""
+BATCHES = (1, 4, CROWD, 64)
 """Tokens of all requests in one product of the server's."""
 PRODUCTS = 5
 LEAST_REQUEST = 10e-6
@@ -70,6 +77,7 @@ KEPT_ROUNDS = 7
 def calibrate() -> Rates:
     """Measure this machine. Takes some seconds, with 60 MB in a temporary folder and no network but loopback.
 
+    Not for a thread that runs an event loop.
     Raises ServerFault where the layer server does not start.
     """
     with tempfile.TemporaryDirectory(prefix="confide-calibration-") as folder, torch.inference_mode():
@@ -84,12 +92,14 @@ def calibrate() -> Rates:
             layers = _layers(package.manifest.groups, product)
             token, own_token, loop = _round_seconds(layers, 1, TOKENS, partial(_loop_seconds, pid))
             prompt, own_prompt, _ = _round_seconds(layers, PROMPT_TOKENS, PROMPTS, partial(_loop_seconds, pid))
+            crowd = _crowd_seconds(package.manifest, url, partial(_loop_seconds, pid))
         uncached = _uncached_seconds()
         kept_token, kept_prompt_token = _kept_seconds(1), _kept_seconds(PROMPT_TOKENS)
     beside = np.subtract(np.subtract(token, own_token), products[0][1])
-    # Where the system does not say what a thread worked, all of a round trip is taken for the server's work.
-    request = np.subtract(loop, products[0][1]) if any(loop) else beside
-    request = np.clip(request, LEAST_REQUEST, np.maximum(beside, LEAST_REQUEST))
+    request = np.maximum(np.subtract(loop, products[0][1]) if any(loop) else beside, LEAST_REQUEST)
+    if crowd:  # it costs less where many come at once: there are fewer wake-ups, and caches are warm
+        share = statistics.fmean(dict(products)[CROWD]) / CROWD
+        request *= min(1.0, max(LEAST_REQUEST, crowd - share) / float(request.mean()))
     return Rates(
         ahead=fit(SHAPES[1:], np.add(pads, contributions)),
         token=fit(SHAPES[1:], token),
@@ -266,6 +276,18 @@ def _round_seconds(
     times = [[_worked(call, loop_seconds) for call in calls] for _ in range(rounds)]
     whole, own, loop = np.median(np.array(times), axis=0).T[:, 1:].tolist()
     return whole, own, loop
+
+
+def _crowd_seconds(manifest: Manifest, url: str, loop_seconds: Callable[[], float]) -> float:
+    """Mean seconds of the server's event loop for one request of many clients, product and all.
+
+    Each asks for one layer after the other. Zero where the system does not say what a thread worked.
+    """
+    recording = record(manifest, CROWD_TOKENS)
+    players = [(url, Player(recording, hello(manifest, ""))) for _ in range(CROWD)]
+    began: list[float] = []
+    load = asyncio.run(replay(players, settle=CROWD_SETTLES, on_begin=lambda: began.append(loop_seconds())))
+    return (loop_seconds() - began[0]) / len(load.latencies)
 
 
 def _uncached_seconds() -> float:

@@ -113,9 +113,7 @@ class ServerRates:
     threads: float
 
     def product(self, group: GroupShape, tokens: int) -> float:
-        """Seconds: between what was measured, and beyond it, along a straight line; of no tokens, none."""
-        if not tokens:
-            return 0.0
+        """Seconds: between what was measured, and beyond it, along a straight line."""
         if len(self.products) == 1 or tokens <= self.products[0][0]:
             return self.products[0][1].seconds(group)
         later = next((index for index, (most, _) in enumerate(self.products) if most >= tokens), len(self.products) - 1)

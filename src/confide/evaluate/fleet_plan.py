@@ -32,11 +32,17 @@ _PRECISION: Final = 100
 class FleetTimes:
     """The `fleet.Times` of a cut model, from rates: layer groups one after the other, gathered into stages.
 
-    Within a stage nobody else's request comes between two groups, and its windows are as many times as long.
+    Within a stage nobody else's request comes between two groups, and its windows are as many times as long. cores: of
+    a server's machine.
     """
 
-    def __init__(self, cut: Cut, rates: Rates, skeleton: SkeletonTimes, network: Network, stages: int = STAGES) -> None:
+    def __init__(
+        self, cut: Cut, rates: Rates, skeleton: SkeletonTimes, network: Network, *, cores: int, stages: int = STAGES
+    ) -> None:
         groups = cut.protected
+        self.cores = cores
+        self._inline_work = batch.inline_work(cores)
+        self._threads = rates.server.threads if cores > 1 else 1.0
         self.stages = min(stages, len(groups))
         ends = [len(groups) * stage // self.stages for stage in range(self.stages + 1)]
         self._stages = [groups[start:end] for start, end in pairwise(ends)]
@@ -64,19 +70,24 @@ class FleetTimes:
             looping = working = 0.0
             for group in self._stages[stage]:
                 asked = requests if group.head else tokens
-                seconds = self._rates.server.product(group, asked) + from_memory(self._cut, self._rates, group)
-                seconds += self._rates.server.product(_masks(group), unmade)
-                if (asked * group.columns + unmade * RING_DEGREE) * group.rows <= batch.INLINE_WORK:
+                seconds = self._product(group, asked) + self._product(_masks(group), unmade)
+                if (asked * group.columns + unmade * RING_DEGREE) * group.rows <= self._inline_work:
                     looping += seconds
                 else:
-                    working += seconds / self._rates.server.threads
+                    working += seconds / self._threads
             self._known[key] = looping, working
         return self._known[key]
 
+    def _product(self, group: GroupShape, tokens: int) -> float:
+        """By one thread; of no tokens, nothing."""
+        if not tokens:
+            return 0.0
+        return self._rates.server.product(group, tokens) + from_memory(self._cut, self._rates, group)
+
     def ahead(self, stage: int, tokens: int) -> float:
         """See `fleet.Times`."""
-        together = sum(self._rates.server.product(_masks(group), tokens) for group in self._stages[stage])
-        return together / self._rates.server.threads
+        together = sum(self._product(_masks(group), tokens) for group in self._stages[stage])
+        return together / self._threads
 
     def own(self, stage: int, tokens: int) -> float:
         """See `fleet.Times`. What no stage has is shared out over all of them."""
@@ -174,7 +185,7 @@ def share_of(trace: Sequence[Arrival], rate: float, share: float, count: int, se
 class FleetPlan:
     """Fleets for one demand on one kind of machine.
 
-    cores: of a machine, for its one layer server. requests: simulated for each fleet.
+    requests: simulated for each fleet.
     """
 
     def __init__(
@@ -183,13 +194,12 @@ class FleetPlan:
         times: FleetTimes,
         demand: Demand,
         *,
-        cores: int,
         balancing: Balancing,
         seed: int,
         requests: int,
     ) -> None:
         self._cut, self._times, self._demand = cut, times, demand
-        self._machine = Machine(cores, times.batching)
+        self._machine = Machine(times.cores, times.batching)
         self._balancing, self._seed, self._requests = balancing, seed, requests
         padding = Padding()
         self._trace = [Arrival(one.at, padding.prompt_tokens(one.context), one.generated) for one in demand.trace]

@@ -11,7 +11,7 @@ import math
 import os
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from confide.errors import ClockWentBackwards, LedgerCopied, LedgerUnavailable, 
 from confide.ledger.address import Place
 from confide.ledger.licences import ANONYMOUS, SECONDS_PER_DAY, LicenceBook
 from confide.ledger.opening import open_store
-from confide.ledger.store import LAYERS, OWNER_SECONDS, Store, Unit
+from confide.ledger.store import LAYERS, OWNER_SECONDS, Row, Store, Unit
 from confide.ledger.usage import WARN_DISCLOSED, Account, AccountKey, Budget
 from confide.packages.manifest import Group
 
@@ -42,6 +42,8 @@ FORGOTTEN_SECONDS: Final = 86_400.0
 ENDED: Final = -1
 """In the place of such an owner's fencing number."""
 CLOCK_TOLERANCE: Final = 300.0
+WRITTEN_TOGETHER: Final = 256
+"""Accounts in one transaction: a database gives up on one that lasts for seconds."""
 
 _log = logging.getLogger(__name__)
 
@@ -73,9 +75,8 @@ class _Metered:
     """An account, and the lease that this server holds of it.
 
     leased: what every layer group may answer beyond what is recorded; None where that is not known. spent: what each
-    has answered of it. unbilled: tokens of that which no record has billed yet. put: those of them that the transaction
-    in progress has put into the database, so that within it they are counted there. pending: a lease that is being
-    written, beside which the present one still counts, with what was answered since it was made out, in the same way.
+    has answered of it. unbilled: tokens of that which no record has billed yet. pending: a lease that is being written,
+    beside which the present one still counts, with what was answered since it was made out, in the same way.
     """
 
     def __init__(self, account: Account) -> None:
@@ -83,7 +84,6 @@ class _Metered:
         self.leased: int | None = 0
         self.spent: Counter[int] = Counter()
         self.unbilled = 0
-        self.put = 0
         self.pending: int | None = None
         self.spare = LEAST_LEASE
         self.settled = 0
@@ -104,13 +104,13 @@ class _Metered:
     def begin(self, lease: int) -> None:
         """A lease is about to be written, with the record of all that was spent."""
         self.pending, self._since = lease, Counter()
-        self._billing = self.put = self.unbilled
+        self._billing = self.unbilled
 
     def recorded(self) -> None:
         """What was spent before `begin` is in the database."""
         self.spent = self._since.copy()
         self.unbilled -= self._billing
-        self._billing = self.put = 0
+        self._billing = 0
 
     def committed(self) -> None:
         """The write has ended as it should."""
@@ -119,7 +119,6 @@ class _Metered:
 
     def failed(self) -> None:
         """It may be in the database, or may not; whichever it is, nothing more is answered."""
-        self.put = 0
         if self.pending is not None:
             self.leased = self.pending = None
 
@@ -150,6 +149,7 @@ class Ledger:
         self._accounts: dict[AccountKey, _Metered] = {}
         self._budgets: dict[bytes, Budget] = {}
         self._unsure: Sequence[_Metered] = ()
+        self._due: set[AccountKey] = set()
         self._owner, self._fence = b"", 0
         self._fresh_at = self._heard_at = -math.inf
         self._in_touch_since = time.monotonic()
@@ -234,24 +234,32 @@ class Ledger:
                 return metered.account
             account = Account(budget, model, unit)
             with self._store.snapshot():
-                standing = self._standing(account)
+                standing = self._standings([account])[key]
             with self._mutex:
                 metered = self._accounts[key] = _Metered(account)
                 self._take(metered, standing)
                 metered.settled = sum(account.answered.values())
         return account
 
-    def _standing(self, account: Account) -> _Standing:
-        """Of one moment, within a transaction."""
-        licence, model, unit = account.key
-        leases = [lease for lease in self._store.rows("leases", licence=licence) if lease["owner"] != self._owner]
-        return _Standing(
-            self._store.total("usage", "tokens", licence=licence),
-            self.licences.disclosed(licence, model, unit),
-            self.licences.lost(licence, model, unit),
-            sum(lease["tokens"] for lease in leases),
-            sum(lease["tokens"] for lease in leases if (lease["model"], lease["unit"]) == (model, unit)),
-        )
+    def _standings(self, accounts: Sequence[Account]) -> dict[AccountKey, _Standing]:
+        """By accounts' keys, of one moment, within a transaction."""
+        licences, models, units = ([*set(one)] for one in zip(*(account.key for account in accounts), strict=True))
+        places = {"licence": licences, "model": models, "unit": units}
+        used = self._store.totals("usage", "tokens", "licence", licence=licences)
+        answered: defaultdict[AccountKey, dict[int, int]] = defaultdict(dict)
+        for row in self._store.rows("disclosed", **places):
+            answered[_account_of(row)][row["layer_group"]] = row["tokens"]
+        lost = {_account_of(row): row["tokens"] for row in self._store.rows("lost", **places)}
+        leased: Counter[bytes] = Counter()
+        leased_of_account: Counter[AccountKey] = Counter()
+        for lease in self._store.rows("leases", licence=licences):
+            if lease["owner"] != self._owner:
+                leased[lease["licence"]] += lease["tokens"]
+                leased_of_account[_account_of(lease)] += lease["tokens"]
+        return {
+            key: _Standing(used.get(key[0], 0), answered[key], lost.get(key, 0), leased[key[0]], leased_of_account[key])
+            for key in (account.key for account in accounts)
+        }
 
     def _take(self, metered: _Metered, standing: _Standing) -> None:
         """What the database says is so, and what was spent since comes on top."""
@@ -264,7 +272,7 @@ class Ledger:
         metered.unbilled = account.peak - max(standing.answered.values(), default=0)
         budget.leased_elsewhere = standing.leased
         of_licence = (one for (licence, *_), one in self._accounts.items() if licence == account.licence.id)
-        budget.used = standing.used + sum(one.unbilled - one.put for one in of_licence)
+        budget.used = standing.used + sum(one.unbilled for one in of_licence)
 
     def refresh(self) -> None:
         """Read what has become of the licences, where any was changed. LedgerUnavailable where that cannot be."""
@@ -359,8 +367,16 @@ class Ledger:
             )
 
     def renew(self, account: Account) -> None:
-        """Make the next lease before the present one is used up; for another thread than the one that answers."""
-        self._write([self._accounts[account.key]], lambda metered: self._lease_for(metered, 0, 0, None))
+        """Make the next lease before the present one is used up; for another thread than the one that answers.
+
+        Those that are to be made while another one is being written are written together by whichever thread is next.
+        """
+        with self._mutex:
+            self._due.add(account.key)
+        with self._writing:
+            with self._mutex:
+                due, self._due = [self._accounts[key] for key in self._due], set()
+            self._write_now(due, lambda metered: self._lease_for(metered, 0, 0, None))
 
     def checkpoint(self) -> None:
         """Record what was answered, and give back the leases of licences that were not used since the last time."""
@@ -373,18 +389,22 @@ class Ledger:
 
     def _write(self, accounts: Sequence[_Metered], lease: Callable[[_Metered], int]) -> None:
         """Record what was answered, durably, and lease so much anew."""
-        with self._writing:
-            while accounts and not self._closed:
-                with suppress(_Fenced):
-                    self._record_all(accounts, lease)
-                    return
+        for start in range(0, len(accounts), WRITTEN_TOGETHER):
+            with self._writing:
+                self._write_now(accounts[start : start + WRITTEN_TOGETHER], lease)
+
+    def _write_now(self, accounts: Sequence[_Metered], lease: Callable[[_Metered], int]) -> None:
+        """The same, in one transaction, while no other thread writes."""
+        while accounts and not self._closed:
+            with suppress(_Fenced):
+                self._record_all(accounts, lease)
+                return
 
     def _record_all(self, accounts: Sequence[_Metered], lease: Callable[[_Metered], int]) -> None:
         try:
             with self._store.transaction({metered.account.licence.id for metered in accounts}):
                 self._say_here(self._fence + 1)
-                for metered in accounts:
-                    self._record(metered, lease)
+                self._record(accounts, lease)
         except _Fenced as fenced:
             self._join_again(lost=fenced.lost)
             raise
@@ -431,27 +451,42 @@ class Ledger:
             for metered in self._accounts.values():
                 metered.forget(lost=lost)
 
-    def _record(self, metered: _Metered, lease: Callable[[_Metered], int]) -> None:
-        """Within a transaction: what was answered since the last record, and the lease from here on."""
-        account = metered.account
-        licence, model, unit = account.key
+    def _record(self, accounts: Sequence[_Metered], lease: Callable[[_Metered], int]) -> None:
+        """Within a transaction: what was answered since the last record, and the leases from here on."""
         day = int(self.now() // SECONDS_PER_DAY)
-        standing = self._standing(account)
-        today = self._store.row("usage", licence=licence, day=day, unit=unit)
-        with self._mutex:
-            self._take(metered, standing)
-            billed, leased = metered.unbilled, lease(metered)
-            answered = {one: account.answered[one] for one, tokens in metered.spent.items() if tokens}
-            metered.begin(leased)
-        place = {"licence": licence, "model": model, "unit": unit}
-        self._store.put_all("disclosed", [place | {"layer_group": one, "tokens": answered[one]} for one in answered])
-        if billed:
-            tokens = billed + (today["tokens"] if today else 0)
-            self._store.put("usage", licence=licence, day=day, unit=unit, tokens=tokens)
-        if leased:
-            self._store.put("leases", **place, owner=self._owner, day=day, tokens=leased)
-        else:
-            self._store.delete("leases", **place, owner=self._owner)
+        keys = [metered.account.key for metered in accounts]
+        standings = self._standings([metered.account for metered in accounts])
+        today = self._store.rows("usage", licence=[*{licence for licence, *_ in keys}], day=day)
+        used = {(row["licence"], row["unit"]): row["tokens"] for row in today}
+        billed = set()
+        disclosed, leases, without = [], [], defaultdict(list)
+        # The event loop waits for the lock, so it is had for one account at a time. What is read of all of a licence's
+        # accounts is taken before any of them begins.
+        for key, metered in zip(keys, accounts, strict=True):
+            with self._mutex:
+                self._take(metered, standings[key])
+        for (licence, model, unit), metered in zip(keys, accounts, strict=True):
+            with self._mutex:
+                tokens, leased = metered.unbilled, lease(metered)
+                answered = [(one, metered.account.answered[one]) for one, spent in metered.spent.items() if spent]
+                metered.begin(leased)
+            place = {"licence": licence, "model": model, "unit": unit}
+            disclosed += [place | {"layer_group": one, "tokens": total} for one, total in answered]
+            if tokens:
+                used[licence, unit] = used.get((licence, unit), 0) + tokens
+                billed.add((licence, unit))
+            if leased:
+                leases.append(place | {"owner": self._owner, "day": day, "tokens": leased})
+            else:
+                without[model, unit].append(licence)
+        self._store.put_all("disclosed", disclosed)
+        self._store.put_all(
+            "usage",
+            [{"licence": licence, "day": day, "unit": unit, "tokens": used[licence, unit]} for licence, unit in billed],
+        )
+        self._store.put_all("leases", leases)
+        for (model, unit), licences in without.items():
+            self._store.delete("leases", licence=licences, model=model, unit=unit, owner=self._owner)
 
     def _lease_for(self, metered: _Metered, index: int, count: int, group: Group | None) -> int:
         """Beyond a request as much as the licence has left; nothing where others have to give theirs back first."""
@@ -542,6 +577,11 @@ class Ledger:
             self._store.wake()
             self._watcher.join()
             self._store.close()
+
+
+def _account_of(row: Row) -> AccountKey:
+    """Whose row of a table with accounts it is."""
+    return row["licence"], row["model"], row["unit"]
 
 
 def _most(account: Account) -> int:

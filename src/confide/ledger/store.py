@@ -105,10 +105,10 @@ class Store(ABC):
     # -- rows --------------------------------------------------------------------------------------------------
 
     def rows(self, table: str, **where: Any) -> list[Row]:
-        """The rows whose columns have these values, each checked against its sum."""
+        """The rows whose columns have these values, or one of several in a list, each checked against its sum."""
+        condition, values = self._condition(where)
         # The names come from this package, never from outside, here as below.
-        query = f"SELECT * FROM {table}{self._condition(where)}"  # noqa: S608
-        found = self.query(query, tuple(where.values()))
+        found = self.query(f"SELECT * FROM {table}{condition}", values)  # noqa: S608
         for row in found:
             self._check(table, row)
         return found
@@ -128,13 +128,14 @@ class Store(ABC):
 
     def count(self, table: str, **where: Any) -> int:
         """How many rows have these values."""
-        query = f"SELECT count(*) AS number FROM {table}{self._condition(where)}"  # noqa: S608
-        return int(self.query(query, tuple(where.values()))[0]["number"])
+        condition, values = self._condition(where)
+        return int(self.query(f"SELECT count(*) AS number FROM {table}{condition}", values)[0]["number"])  # noqa: S608
 
-    def total(self, table: str, column: str, **where: Any) -> int:
-        """The sum of a column over the rows with these values; their checksums are not looked at."""
-        query = f"SELECT CAST(sum({column}) AS bigint) AS number FROM {table}{self._condition(where)}"  # noqa: S608
-        return int(self.query(query, tuple(where.values()))[0]["number"] or 0)
+    def totals(self, table: str, column: str, by: str, **where: Any) -> dict[Any, int]:
+        """The sums of a column over the rows with these values, by another column; no checksums are looked at."""
+        condition, values = self._condition(where)
+        sums = f"SELECT {by}, CAST(sum({column}) AS bigint) AS number FROM {table}{condition} GROUP BY {by}"  # noqa: S608
+        return {row[by]: int(row["number"]) for row in self.query(sums, values)}
 
     def put(self, table: str, **values: Any) -> None:
         """Insert a row, or replace the one with its key."""
@@ -151,7 +152,8 @@ class Store(ABC):
 
     def delete(self, table: str, **where: Any) -> None:
         """Delete the rows with these values; all rows without any."""
-        self.query(f"DELETE FROM {table}{self._condition(where)}", tuple(where.values()))  # noqa: S608
+        condition, values = self._condition(where)
+        self.query(f"DELETE FROM {table}{condition}", values)  # noqa: S608
 
     def verify(self) -> None:
         """Read everything. LedgerCorrupted where any of it is not what was written."""
@@ -192,8 +194,10 @@ class Store(ABC):
         self.query(f"DROP TABLE {table}", ())
         return found
 
-    def _condition(self, where: Row) -> str:
-        return " WHERE " + " AND ".join(f"{column} = {self.mark}" for column in where) if where else ""
+    def _condition(self, where: Row) -> tuple[str, list[Any]]:
+        lists = {column: value if isinstance(value, list) else [value] for column, value in where.items()}
+        terms = [f"{column} IN ({', '.join([self.mark] * len(values))})" for column, values in lists.items()]
+        return (f" WHERE {' AND '.join(terms)}" if terms else ""), [one for values in lists.values() for one in values]
 
     # -- what the databases do differently ---------------------------------------------------------------------
 

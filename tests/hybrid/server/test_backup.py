@@ -286,7 +286,7 @@ def test_a_database_of_the_schema_before_is_gone_on_with(
         outlast_the_dead(database)
     with closing(open_store(database)) as store:
         store.verify()
-        assert store.total("usage", "tokens", unit="layers") == 40 + 16
+        assert store.totals("usage", "tokens", "unit") == {"layers": 40 + 16}
 
 
 def of_schema(version: int, path: Path, lease: int) -> str:

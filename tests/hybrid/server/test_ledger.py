@@ -4,7 +4,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -448,6 +448,97 @@ def test_disclosure_is_each_models_own_and_the_budget_is_one(place: Place) -> No
     with closing(Ledger(place)) as ledger:
         one, other = ledger.authenticate(key, MODEL), ledger.authenticate(key, OTHER)
         assert (one.used, dict(one.answered), dict(other.answered)) == (9, {0: 6}, {0: 3})
+
+
+def test_all_accounts_of_a_licence_are_recorded_together(place: Place, ledger: Ledger) -> None:
+    """They share a row of usage for each unit; what one has put there is not another's once more."""
+    key = ledger.licences.create("Example Ltd", tokens=1000, disclosure=None)[1]
+    one, other = ledger.authenticate(key, MODEL), ledger.authenticate(key, OTHER)
+    made = ledger.account(one.budget, MODEL, OUTPUT)
+    for turn in range(1, 4):
+        for account, tokens in ((one, 6), (other, 3), (made, 2)):
+            charge(ledger, account, count=tokens)
+        ledger.checkpoint()
+        with licence_book(place) as book:
+            assert {usage.unit: usage.tokens for usage in book.usage()} == {"layers": 9 * turn, OUTPUT: 2 * turn}
+        assert one.used == 11 * turn
+    ledger.renew(one)  # which reads it all again
+    assert one.used == 33
+    charge(ledger, other)
+    ledger.checkpoint()  # the others were not used since
+    for account, lease in ((one, 0), (other, LEAST_LEASE), (made, 0)):
+        with closing(open_store(place)) as store:
+            where = {"licence": one.licence.id, "model": account.model, "unit": account.unit}
+            assert sum(row["tokens"] for row in store.rows("leases", **where)) == lease
+
+
+def test_many_accounts_are_recorded_some_at_a_time(
+    place: Place, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WRITTEN_TOGETHER", 2)
+    accounts = several(ledger, 5)
+    for tokens, account in enumerate(accounts, start=1):
+        charge(ledger, account, count=tokens)
+    begun = count_transactions(monkeypatch)
+    ledger.checkpoint()
+    assert len(begun) == 3
+    assert billed(place) == {account.licence.id: tokens for tokens, account in enumerate(accounts, start=1)}
+
+
+def test_leases_that_are_due_while_one_is_written_are_written_together(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accounts = several(ledger, 6)
+    for account in accounts:
+        charge(ledger, account)
+    inside, go_on = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        inside.set()
+        go_on.wait()
+
+    begun = count_transactions(monkeypatch, wait)
+    renewing = [threading.Thread(target=ledger.renew, args=(account,)) for account in accounts]
+    renewing[0].start()
+    inside.wait()
+    for thread in renewing[1:]:
+        thread.start()
+    due = vars(ledger)["_due"]
+    while len(due) < 5:  # the others wait for the first
+        time.sleep(0.01)
+    go_on.set()
+    for thread in renewing:
+        thread.join()
+    assert len(begun) == 2
+    for account in accounts:
+        assert ledger.ready(account, 0, 2 * LEAST_LEASE, None)
+
+
+def several(ledger: Ledger, count: int) -> list[Account]:
+    """Of different licences."""
+    keys = [ledger.licences.create(f"Example {number}", disclosure=None)[1] for number in range(count)]
+    return [ledger.authenticate(key, MODEL) for key in keys]
+
+
+def count_transactions(patch: pytest.MonkeyPatch, first: Callable[[], object] = lambda: None) -> list[object]:
+    """A list that grows by one for each transaction with licences that begins. first: done in the first of them."""
+    begun: list[object] = []
+
+    def counted(transaction: Callable[..., AbstractContextManager[None]]) -> Callable[..., object]:
+        @contextmanager
+        def counting(store: Store, licences: object = None) -> Iterator[None]:
+            if licences:
+                begun.append(licences)
+            with transaction(store, licences):
+                if licences and len(begun) == 1:
+                    first()
+                yield
+
+        return counting
+
+    for kind in store_classes():
+        patch.setattr(kind, "transaction", counted(kind.transaction))
+    return begun
 
 
 def test_a_licence_ends_at_a_model_and_not_at_another(ledger: Ledger) -> None:

@@ -497,7 +497,7 @@ def test_what_waited_for_credit_is_answered_once(tmp_path: Path, monkeypatch: py
     """Also where each answer is given at once, and gives back the credit that the next one waits for."""
     made = service(tmp_path)
     rows, columns = SHAPES[0]
-    monkeypatch.setattr("confide.hybrid.server.batch.INLINE_WORK", 2 * rows * (columns + 2048))
+    monkeypatch.setattr("confide.hybrid.server.batch.inline_work", lambda _: 2 * rows * (columns + 2048))
     with serving(made, Limits(bytes_in_flight=1)) as served, Client(served.url) as client:
         asked = [Tokens(33), *(Tokens(1) for _ in range(8))]
         frames = [wire.encode(tokens.request(0)) for tokens in asked]
@@ -577,7 +577,7 @@ def test_an_answer_for_a_client_that_has_gone_gives_its_credit_back_once(
         return answers(group, admitted)
 
     monkeypatch.setattr(made, "answers", slow)
-    monkeypatch.setattr("confide.hybrid.server.batch.INLINE_WORK", 0)
+    monkeypatch.setattr("confide.hybrid.server.batch.inline_work", lambda _: 0)
     with serving(made) as served, Client(served.url) as other:
         one = Client(served.url)
         one.send(Tokens(1).request(0))

@@ -102,11 +102,14 @@ def test_a_number_is_the_same_however_it_is_written(store: Store) -> None:
 def test_several_rows_are_put_at_once(store: Store) -> None:
     place = {"licence": b"i", "model": b"m", "unit": "layers"}
     store.put_all("disclosed", [place | {"layer_group": group, "tokens": group * 5} for group in range(100)])
-    assert store.total("disclosed", "tokens", licence=b"i") == 5 * sum(range(100))
-    assert store.total("disclosed", "tokens", licence=b"nobody") == 0
+    store.put("disclosed", licence=b"j", model=b"m", unit="layers", layer_group=0, tokens=7)
+    sums = {b"i": 5 * sum(range(100)), b"j": 7}
+    assert store.totals("disclosed", "tokens", "licence") == sums
+    assert store.totals("disclosed", "tokens", "licence", licence=[b"j", b"nobody"]) == {b"j": 7}
+    assert [row["tokens"] for row in store.rows("disclosed", layer_group=[3], licence=[b"i", b"j"])] == [15]
     assert store.row("disclosed", layer_group=1) == place | {"layer_group": 1, "tokens": 5}
     store.delete("disclosed", layer_group=1)
-    assert store.count("disclosed") == 99
+    assert store.count("disclosed") == 100
     store.put_all("disclosed", [])
 
 

@@ -7,6 +7,7 @@ here. Otherwise it waits for at most the window, which shrinks while waiting bri
 
 import asyncio
 import logging
+import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -25,11 +26,17 @@ ACTIVE_SECONDS: Final = 0.05
 """A client counts as active for this long after a request."""
 MAX_BATCH: Final = 64
 INLINE_WORK: Final = 64 << 20
-"""Products of more weights times tokens than this leave the event loop to others."""
+INLINE_WORK_ALONE: Final = 512 << 20
+"""With one core, where a worker would only take turns with the event loop: still a fiftieth of a second or so."""
 
 _log = logging.getLogger(__name__)
 
 OnAnswer = Callable[[wire.Answer | ServerFault], None]
+
+
+def inline_work(cores: int) -> int:
+    """Products of more weights times tokens than this leave the event loop to others, and are the worker's."""
+    return INLINE_WORK if cores > 1 else INLINE_WORK_ALONE
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,7 @@ class Batcher:
         self._worker = worker
         self._observe = observe
         self._loop = asyncio.get_running_loop()
+        self._inline_work = inline_work(len(os.sched_getaffinity(0)))
         self._queues: OrderedDict[int, list[_Waiting]] = OrderedDict()
         self._since: dict[int, float] = {}
         self._active: OrderedDict[object, float] = OrderedDict()
@@ -140,7 +148,7 @@ class Batcher:
     def _short(self, group: int, requests: list[Admitted]) -> bool:
         parameters = self._service.parameters(group)
         columns = sum(request.count * parameters.columns + request.unmade * RING_DEGREE for request in requests)
-        return columns * parameters.rows <= INLINE_WORK
+        return columns * parameters.rows <= self._inline_work
 
     def _answers(self, group: int, requests: list[Admitted]) -> Sequence[wire.Answer | ServerFault]:
         try:
