@@ -56,8 +56,9 @@ def test_a_server_that_ends_in_between_is_no_endless_wait(served: Served) -> Non
         while not (some[0][1].latencies or waiting.done()):
             await asyncio.sleep(0.001)
         served.stop()
-        with pytest.raises(ServerFault):
-            await waiting
+        async with asyncio.timeout(30):
+            with pytest.raises(ServerFault):
+                await waiting
 
     asyncio.run(main())
 
