@@ -11,8 +11,10 @@ from tests.evaluate.rates import CLIENT, SERVER
 from transformers import LlamaConfig
 
 from confide.cli import app, plan_fleet
-from confide.evaluate import calibrate, plan, skeleton
+from confide.enclave.engines.engine import Dtype
+from confide.evaluate import calibrate, enclave_fleet, plan, skeleton
 from confide.evaluate.cost_model import GroupRate, Rates, SkeletonTimes
+from confide.evaluate.enclave_fleet import PassTimes
 from confide.evaluate.trace import Arrival, write_trace
 from confide.rlwe.packed import chosen_kernel
 
@@ -152,9 +154,34 @@ def test_a_fleet_is_told_in_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: 
 
 
 @pytest.mark.usefixtures("known_machine")
+def test_servers_of_sealed_models_are_planned_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    passes = PassTimes(10**8, 10**7, [(1, 1e-10), (16, 2e-10)], [(1, 0.003), (8, 0.01)], 0.1, Dtype.BF16)
+    monkeypatch.setattr(enclave_fleet, "time_passes", lambda *_: passes)
+    near = fleet(monkeypatch, capsys, "--users", 5000, "--mode", "enclave")
+    far = fleet(monkeypatch, capsys, "--users", 5000, "--mode", "enclave", "--rtt", 500)
+    assert near["mode"] == "enclave"
+    assert near["fleet"]["machines"] > 1
+    assert near["fleet"]["memory"] > 2 * (10**8 + 10**7)
+    assert near["passes"]["dtype"] == "bf16"
+    assert far["alone"]["first"]["p50"] == pytest.approx(near["alone"]["first"]["p50"] + 0.5, abs=1e-6)
+    assert far["alone"]["token"] == near["alone"]["token"]
+    monkeypatch.setattr(app.output.console, "width", 80)
+    words = ("plan", "--model-shape", "gpt2-small", "--users", 50, "--machines", 2, "--mode", "enclave")
+    assert confide(monkeypatch, *words) == 0
+    printed = capsys.readouterr()
+    assert "16 answers at once" in " ".join(printed.err.split())
+    assert max(map(len, printed.out.splitlines())) <= 80
+
+
+@pytest.mark.usefixtures("known_machine")
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (("demo", "--mode", "enclave"), "--mode goes with --users"),
+        (("demo", "--users", 1, "--mode", "cloud"), "hybrid, enclave"),
+        (("demo", "--users", 1, "--mode", "enclave", "--protect", "mlp"), "leave --protect out"),
         ((), "name a MODEL"),
         (("demo", "--model-shape", "1b"), "name a MODEL"),
         (("--model-shape", "9t"), "there are gpt2-small"),
@@ -163,7 +190,7 @@ def test_a_fleet_is_told_in_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: 
         (("demo", "--users", 1, "--balancing", "fair"), "least-loaded"),
         (("demo", "--users", 1, "--p99", 0.001), "cannot be met"),
     ],
-    ids=range(7),
+    ids=range(10),
 )
 def test_a_fleet_that_cannot_be_is_refused(
     arguments: tuple[object, ...], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 from confide.evaluate.cost_model import P0_BYTES, Cut, GroupRate, GroupShape, Network, Rates, SkeletonTimes
 from confide.evaluate.fleet import Balancing
-from confide.evaluate.fleet_plan import CELL, Demand, FleetPlan, FleetTimes, Percentiles, fewest, share_of
+from confide.evaluate.fleet_plan import (
+    CELL,
+    Demand,
+    FleetPlan,
+    FleetTimes,
+    LayerMachines,
+    Percentiles,
+    fewest,
+    share_of,
+)
 from confide.evaluate.trace import Arrival, synthetic_trace
 from confide.hybrid.server import batch
 from confide.hybrid.server.limits import Limits
@@ -140,7 +149,7 @@ def test_a_share_by_chance_comes_without_the_bursts_of_the_whole() -> None:
 def plan(users: int, **options: object) -> FleetPlan:
     trace = [Arrival(float(at), 16, 4) for at in range(50)]
     return FleetPlan(
-        SMALL, times(stages=1, cores=1), Demand(users, users / 360, trace), seed=1,
+        LayerMachines(SMALL, times(stages=1, cores=1)), Demand(users, users / 360, trace), seed=1,
         **{"balancing": Balancing.RANDOM, "requests": 60} | options,
     )  # fmt: skip
 
@@ -197,7 +206,7 @@ def test_gathering_groups_into_stages_changes_little() -> None:
     found = []
     for stages in (24, 8):
         fleet = FleetPlan(
-            cut, times(cut, Network(0.002), stages, cores=1), Demand(1, 4.0, trace),
+            LayerMachines(cut, times(cut, Network(0.002), stages, cores=1)), Demand(1, 4.0, trace),
             balancing=Balancing.RANDOM, seed=1, requests=40,
         )  # fmt: skip
         found.append(fleet.outlook(1))

@@ -45,6 +45,10 @@ def command(
     users: Annotated[
         int | None, typer.Option(help="Plan the machines for so many users at once, by simulation.", min=1, max=10**9)
     ] = None,
+    mode: Annotated[
+        str | None,
+        typer.Option(help="With --users: hybrid, for layer servers, or enclave, for servers of sealed models; hybrid."),
+    ] = None,
     protect: Annotated[str | None, typer.Option(help="With --users: what to protect, as in `split`; all.")] = None,
     trace: Annotated[
         Path | None,
@@ -87,7 +91,7 @@ def command(
 
     shared_out, simulated = (machines, None) if users is None else (None, machines)
     fleet = FleetOptions(
-        users, protect, trace, answer, per_hour, simulated, p99, p99_first, balancing, price, seed, prompt
+        users, mode, protect, trace, answer, per_hour, simulated, p99, p99_first, balancing, price, seed, prompt
     )
     fleet.require_usable()
     if shared_out is not None:

@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict, astuple, dataclass, fields
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
     from confide.evaluate.cost_model import Network
-    from confide.evaluate.fleet_plan import FleetOutlook, FleetPlan, Percentiles
+    from confide.evaluate.fleet_plan import FleetOutlook, FleetPlan, Machines, Percentiles
     from confide.evaluate.trace import Arrival
     from confide.models.source import Source
 
@@ -31,11 +32,19 @@ TIMES_ALONE: Final = 2.0
 """What nobody waits longer than, by default, times what a lone user waits."""
 
 
+class Mode(StrEnum):
+    """What machines serve: layers of a split model, or a sealed one as a whole."""
+
+    HYBRID = "hybrid"
+    ENCLAVE = "enclave"
+
+
 @dataclass(frozen=True)
 class FleetOptions:
     """As the command's options; all but `prompt` belong to `users`."""
 
     users: int | None
+    mode: str | None
     protect: str | None
     trace: Path | None
     answer: int | None
@@ -60,6 +69,10 @@ class FleetOptions:
             raise typer.BadParameter("a trace says how long answers are; leave --answer out")
         if self.machines is not None and (self.p99 is not None or self.p99_first is not None):
             raise typer.BadParameter("give --machines, or what --p99 and --p99-first they have to meet")
+        if self.mode not in (None, *Mode):
+            raise typer.BadParameter(f"--mode is one of {', '.join(Mode)}")
+        if self.mode == Mode.ENCLAVE and self.protect is not None:
+            raise typer.BadParameter("an enclave server runs all layers; leave --protect out")
         if self.balancing not in (None, *Balancing):
             raise typer.BadParameter(f"--balancing is one of {', '.join(Balancing)}")
 
@@ -68,31 +81,19 @@ def plan_fleet(
     source: "Source", network: "Network", settings: dict[str, Any], options: FleetOptions, *, json: bool
 ) -> None:
     """Measure, simulate, and print one fleet."""
-    from confide.evaluate.calibrate import calibrate
-    from confide.evaluate.cost_model import disclosure
     from confide.evaluate.fleet import Balancing
-    from confide.evaluate.fleet_plan import Demand, FleetPlan, FleetTimes
-    from confide.evaluate.plan import cut_by
-    from confide.evaluate.skeleton import time_skeleton
-    from confide.ledger.licences import DEFAULT_DISCLOSURE
-    from confide.models.roles import find_layers
+    from confide.evaluate.fleet_plan import Demand, FleetPlan
 
     assert options.users is not None  # noqa: S101 - as the command has seen to
     seed, per_hour = options.seed or 0, options.per_hour or PER_HOUR
     arrivals, too_long = _arrivals(source.config, options, seed)
-    cut = cut_by(find_layers(source.config), options.protect or "all")
     demand = Demand(options.users, options.users * per_hour / 3600, arrivals)
     balancing = Balancing(options.balancing or Balancing.LEAST_LOADED)
+    mode = Mode(options.mode or Mode.HYBRID)
+    measure = _enclaves if mode is Mode.ENCLAVE else _layer_servers
     with output.messages.status("measuring this machine, about five seconds") as status:
-        rates, skeleton = calibrate(), time_skeleton(source.config, options.prompt)
-        plan = FleetPlan(
-            cut,
-            FleetTimes(cut, rates, skeleton, network, cores=_cores()),
-            demand,
-            balancing=balancing,
-            seed=seed,
-            requests=REQUESTS,
-        )
+        kind = measure(source, network, options)
+        plan = FleetPlan(kind.machines, demand, balancing=balancing, seed=seed, requests=REQUESTS)
         status.update("simulating a lone user")
         alone = plan.alone()
         if options.machines is not None:
@@ -100,25 +101,23 @@ def plan_fleet(
             found = plan.outlook(options.machines)
         else:
             found = _fewest(plan, alone, options, lambda machines: status.update(f"simulating {machines:,} machines"))
-    licence_tokens = disclosure(cut.protected, 1).licence_tokens
     cost = None if options.price is None else options.price * found.machines
     if json:
         output.result(
             settings
             | {
+                "mode": mode,
                 "users": options.users,
                 "requests_per_hour": per_hour,
                 "balancing": balancing,
                 "seed": seed,
-                "protect": options.protect or "all",
                 "requests_too_long": too_long,
                 "fleet": asdict(found),
                 "alone": {"first": asdict(alone[0]), "token": asdict(alone[1])},
                 "cost_per_hour": cost,
                 "cost_per_million_tokens": None if cost is None else cost / (found.tokens * 3600) * 1e6,
-                "licence_tokens": licence_tokens,
-                "rates": asdict(rates),
             }
+            | kind.result
         )
         return
     output.console.print(_table(found, alone, options.users, cost))
@@ -126,11 +125,51 @@ def plan_fleet(
     output.note(
         f"{options.users:,} users, each with {per_hour:g} requests an hour, {_lengths(arrivals)}; "
         f"{too_long} of the trace are too long for the model. Machines and users' machines are as fast as this one, "
-        f"with {_cores()} cores; every machine holds the whole model, and users' connections are never idle for long."
+        f"with {_cores()} cores; every machine holds the whole model. {kind.note}"
     )
-    output.note(
-        f"By default a licence lasts {licence_tokens:,} tokens, until {DEFAULT_DISCLOSURE:.0%} of what solves a layer "
-        "is disclosed: `confide plan` without --users says more."
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """One kind of machine, measured. note: what holds for it. result: what `--json` says of it alone."""
+
+    machines: "Machines"
+    note: str
+    result: dict[str, Any]
+
+
+def _layer_servers(source: "Source", network: "Network", options: FleetOptions) -> _Kind:
+    from confide.evaluate.calibrate import calibrate
+    from confide.evaluate.cost_model import disclosure
+    from confide.evaluate.fleet_plan import FleetTimes, LayerMachines
+    from confide.evaluate.plan import cut_by
+    from confide.evaluate.skeleton import time_skeleton
+    from confide.ledger.licences import DEFAULT_DISCLOSURE
+    from confide.models.roles import find_layers
+
+    protect = options.protect or "all"
+    cut = cut_by(find_layers(source.config), protect)
+    rates, skeleton = calibrate(), time_skeleton(source.config, options.prompt)
+    tokens = disclosure(cut.protected, 1).licence_tokens
+    return _Kind(
+        LayerMachines(cut, FleetTimes(cut, rates, skeleton, network, cores=_cores())),
+        "Users' connections are never idle for long. By default a licence lasts "
+        f"{tokens:,} tokens, until {DEFAULT_DISCLOSURE:.0%} of what solves a layer is disclosed: `confide plan` "
+        "without --users says more.",
+        {"protect": protect, "licence_tokens": tokens, "rates": asdict(rates)},
+    )
+
+
+def _enclaves(source: "Source", network: "Network", options: FleetOptions) -> _Kind:
+    from confide.enclave.engines.engine import PARALLEL
+    from confide.evaluate.enclave_fleet import EnclaveMachines, cache_bytes, time_passes
+
+    times = time_passes(source.config, options.prompt)
+    return _Kind(
+        EnclaveMachines(times, network, cache_bytes(source.config, times.dtype)),
+        f"They compute in {times.dtype}, up to {PARALLEL} answers at once, by the transformers engine. This machine "
+        "was measured as it is; where memory is encrypted all takes longer, which `confide bench tee` measures there.",
+        {"parallel": PARALLEL, "passes": asdict(times)},
     )
 
 

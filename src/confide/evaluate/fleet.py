@@ -141,13 +141,15 @@ def simulate(
         _Client(env, times, choose(), shared or _Thread(), arrival, result, trips, warm=warm).begin()
 
     for arrival, result in zip(arrivals, served, strict=True):
-        _after(env, arrival.at, lambda a=arrival, r=result: begin(a, r))  # type: ignore[misc]
+        after(env, arrival.at, lambda a=arrival, r=result: begin(a, r))  # type: ignore[misc]
     env.run()
     seconds = max(one.at + one.first + sum(one.gaps) for one in served)
     return Simulated(served, seconds, sum(server.busy for server in servers) / (seconds * machines), trips)
 
 
-def _after(env: simpy.Environment, delay: float, act: Callable[[], object]) -> None:
+def after(env: simpy.Environment, delay: float, act: Callable[[], object]) -> None:
+    """Do something so many seconds from now."""
+
     def run(_: simpy.Event) -> None:
         act()
 
@@ -217,7 +219,7 @@ class _Cores:
                 self._share_out()
                 first.done()
 
-        _after(self._env, max(0.0, first.left / first.rate), end)
+        after(self._env, max(0.0, first.left / first.rate), end)
 
 
 @dataclass(eq=False)
@@ -268,7 +270,7 @@ class _Client:
         if self._warm and self.block.announced - self._used - tokens < BLOCK_TOKENS // 2:
             self.block.announce(BLOCK_TOKENS)
         self._server.ahead.go_on()
-        _after(self._env, self._wait_for_pads(tokens), self._ask)
+        after(self._env, self._wait_for_pads(tokens), self._ask)
 
     def _wait_for_pads(self, tokens: int) -> float:
         each, now = self._times.pads(), self._env.now
@@ -289,7 +291,7 @@ class _Client:
             sent, trip = start + number * own, self._times.trip(self._stage, tokens)
             message = _Message(self, self._stage, first, tokens, sent)
             first += tokens
-            _after(self._env, sent - now + trip, lambda m=message: self._server.receive(m))  # type: ignore[misc]
+            after(self._env, sent - now + trip, lambda m=message: self._server.receive(m))  # type: ignore[misc]
 
     def answered(self, message: _Message) -> None:
         """One part has come back."""
@@ -353,7 +355,7 @@ class _Server:
         self.room = ahead.Room(machine.limits.all_ahead_bytes)
         self.limits = machine.limits
         self.stages, self.ahead_bytes = times.stages, times.ahead_bytes
-        self.ahead = _Ahead(times, self, self._cores, lambda delay, act: _after(env, delay, act))
+        self.ahead = _Ahead(env, times, self, self._cores)
 
     @property
     def waited_for(self) -> bool:
@@ -440,7 +442,7 @@ class _Server:
         if due == self._look_again:
             return
         self._look_again = due
-        _after(self._env, due - self._env.now, self._turn)
+        after(self._env, due - self._env.now, self._turn)
 
     def _note_active(self, client: _Client, now: float) -> None:
         self._active[client] = now
@@ -566,14 +568,8 @@ class _Ahead:
     It has niceness 10, and gets on where others leave a core free, or by its share of one.
     """
 
-    def __init__(
-        self,
-        times: Times,
-        server: _Server,
-        cores: _Cores,
-        after: Callable[[float, Callable[[], object]], None],
-    ) -> None:
-        self._times, self._server, self._cores, self._after = times, server, cores, after
+    def __init__(self, env: simpy.Environment, times: Times, server: _Server, cores: _Cores) -> None:
+        self._env, self._times, self._server, self._cores = env, times, server, cores
         self._blocks: OrderedDict[_Block, None] = OrderedDict()
         self._working = self._patient = False
 
@@ -591,7 +587,7 @@ class _Ahead:
         if not self._working and self._blocks and not self._patient:
             if self._server.waited_for:
                 self._patient = True
-                self._after(ahead.MOST_PATIENCE, self._lose_patience)
+                after(self._env, ahead.MOST_PATIENCE, self._lose_patience)
             else:
                 self._begin()
 

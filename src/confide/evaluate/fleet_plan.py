@@ -6,9 +6,9 @@ Users and machines are all like the machine that was measured. Every machine hol
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import pairwise
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 
@@ -182,63 +182,98 @@ def share_of(trace: Sequence[Arrival], rate: float, share: float, count: int, se
     return [Arrival(one.at - start, one.context, one.generated) for one in found]
 
 
+class Machines(Protocol):
+    """Machines of one kind that serve one model, each the whole of it."""
+
+    def prompt(self, tokens: int) -> int:
+        """Tokens that a prompt of so many takes."""
+
+    def simulate(self, arrivals: Sequence[Arrival], *, machines: int, balancing: Balancing, seed: int) -> Simulated:
+        """What becomes of requests to so many of them."""
+
+    def memory(self, users: int, longest: int) -> int:
+        """Bytes that a machine needs for so many users, of whose requests none has more than `longest` tokens."""
+
+    def request_bytes(self, asked: float, answered: float) -> float:
+        """Bytes both ways of a prompt of so many tokens and its answer."""
+
+    def least_seconds(self, asked: float, answered: float) -> float:
+        """Of a machine for such a request, where as many as can share all that can be shared."""
+
+
+@dataclass(frozen=True)
+class LayerMachines:
+    """Machines of layer servers."""
+
+    cut: Cut
+    times: FleetTimes
+
+    def prompt(self, tokens: int) -> int:
+        """Padded as by default."""
+        return Padding().prompt_tokens(tokens)
+
+    def simulate(self, arrivals: Sequence[Arrival], *, machines: int, balancing: Balancing, seed: int) -> Simulated:
+        """See `fleet.simulate`."""
+        machine = Machine(self.times.cores, self.times.batching)
+        return simulate(self.times, arrivals, machines=machines, machine=machine, balancing=balancing, seed=seed)
+
+    def memory(self, users: int, longest: int) -> int:
+        """For the model, and for connections that have all of their work ahead."""
+        limits = Limits()
+        ahead = min(limits.all_ahead_bytes, users * (limits.p0_bytes + limits.ahead_bytes))
+        return self.cut.server_bytes + ahead
+
+    def request_bytes(self, asked: float, answered: float) -> float:
+        """With p0, which is sent ahead."""
+        return (asked + answered - 1) * (self.cut.online_bytes(1) + P0_BYTES)
+
+    def least_seconds(self, asked: float, answered: float) -> float:
+        """Of the event loop or the worker, whichever takes longer."""
+        many = batch.MAX_BATCH
+        products = [self.times.product(stage, 1, many, 0) for stage in range(self.times.stages)]
+        return float((asked + answered - 1) * np.sum(products, axis=0).max() / many)
+
+
 class FleetPlan:
-    """Fleets for one demand on one kind of machine.
+    """Fleets for one demand on one kind of machine. requests: simulated for each fleet."""
 
-    requests: simulated for each fleet.
-    """
-
-    def __init__(
-        self,
-        cut: Cut,
-        times: FleetTimes,
-        demand: Demand,
-        *,
-        balancing: Balancing,
-        seed: int,
-        requests: int,
-    ) -> None:
-        self._cut, self._times, self._demand = cut, times, demand
-        self._machine = Machine(times.cores, times.batching)
+    def __init__(self, machines: Machines, demand: Demand, *, balancing: Balancing, seed: int, requests: int) -> None:
+        self._machines, self._demand = machines, demand
         self._balancing, self._seed, self._requests = balancing, seed, requests
-        padding = Padding()
-        self._trace = [Arrival(one.at, padding.prompt_tokens(one.context), one.generated) for one in demand.trace]
+        self._trace = [Arrival(one.at, machines.prompt(one.context), one.generated) for one in demand.trace]
 
     def alone(self) -> tuple[Percentiles, Percentiles]:
         """First and later tokens where each user has a machine: no fleet is faster."""
         arrivals = share_of(self._trace, self._demand.rate, 1.0, self._requests, self._seed)
         apart = [Arrival(0.0, one.context, one.generated) for one in arrivals]
-        found = simulate(self._times, apart, machines=len(apart), machine=self._machine, seed=self._seed)
-        return _percentiles(found)
+        return _percentiles(self._simulate(apart, len(apart), Balancing.LEAST_LOADED))
 
     def outlook(self, machines: int) -> FleetOutlook:
         """What so many machines are like."""
         cell, demand = min(machines, CELL), self._demand
         arrivals = share_of(self._trace, demand.rate, cell / machines, self._requests, self._seed)
-        found = simulate(
-            self._times,
-            arrivals,
-            machines=cell,
-            machine=self._machine,
-            balancing=self._balancing,
-            seed=self._seed,
-        )
+        found = self._simulate(arrivals, cell, self._balancing)
         first, token = _percentiles(found)
-        answered = sum(one.generated for one in self._trace) / len(self._trace)
-        asked = sum(one.context for one in self._trace) / len(self._trace)
-        size = self._cut.online_bytes(1) + P0_BYTES
-        each = demand.rate / machines
-        limits = Limits()
-        users = math.ceil(demand.users / machines)
+        asked, answered = self._means()
         return FleetOutlook(
             machines,
             first,
             token,
             found.busy,
-            self._cut.server_bytes + min(limits.all_ahead_bytes, users * (limits.p0_bytes + limits.ahead_bytes)),
-            each * (asked + answered - 1) * size,
+            self._machines.memory(
+                math.ceil(demand.users / machines), max(one.context + one.generated for one in self._trace)
+            ),
+            demand.rate / machines * self._machines.request_bytes(asked, answered),
             demand.rate * answered,
         )
+
+    def _simulate(self, arrivals: Sequence[Arrival], machines: int, balancing: Balancing) -> Simulated:
+        return self._machines.simulate(arrivals, machines=machines, balancing=balancing, seed=self._seed)
+
+    def _means(self) -> tuple[float, float]:
+        """Tokens of prompts and of answers."""
+        asked, answered = (sum(column) for column in list(zip(*map(astuple, self._trace), strict=True))[1:])
+        return asked / len(self._trace), answered / len(self._trace)
 
     def least(self, first: float, token: float, on_try: Callable[[int], None] = lambda _: None) -> FleetOutlook:
         """The fewest machines, to one part in a hundred, with p99 of at most these seconds. on_try: of each number."""
@@ -253,12 +288,7 @@ class FleetPlan:
 
     def _fewest_possible(self) -> int:
         """Below this the products alone take longer than there is time, however many tokens share one."""
-        tokens = sum(one.context + one.generated - 1 for one in self._trace) / len(self._trace)
-        many = batch.MAX_BATCH
-        looping, working = np.sum(
-            [self._times.product(stage, 1, many, 0) for stage in range(self._times.stages)], axis=0
-        )
-        return max(1, int(self._demand.rate * tokens * max(looping, working) / many))
+        return max(1, int(self._demand.rate * self._machines.least_seconds(*self._means())))
 
 
 def fewest(meets: Callable[[int], bool], start: int) -> int:

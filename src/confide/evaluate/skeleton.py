@@ -35,16 +35,22 @@ class _NoLinear(nn.Module):
 
 def time_skeleton(config: PreTrainedConfig, prompt: int) -> SkeletonTimes:
     """Median seconds of a skeleton's prompt of so many tokens, and of a step of decoding after it."""
+    model = without_linear(config)
+    with torch.inference_mode():
+        ids = torch.zeros(1, prompt, dtype=torch.long)
+        first = [timed(lambda: model(ids, use_cache=True, logits_to_keep=1)) for _ in range(PROMPTS)]
+        cache = first[-1][1].past_key_values
+        steps = [timed(lambda: model(ids[:, :1], past_key_values=cache, use_cache=True))[0] for _ in range(STEPS)]
+    return SkeletonTimes(statistics.median(steps), statistics.median(seconds for seconds, _ in first), prompt)
+
+
+def without_linear(config: PreTrainedConfig) -> PreTrainedModel:
+    """A model of this configuration whose linear layers give zeros, and that has no weights of anybody's."""
     model = empty_model(config)
     for name, layer in named_linear(model).items():
         model.set_submodule(name, _NoLinear(len(linear_weights(layer))))
     _materialise(model)
-    with torch.inference_mode():
-        ids = torch.zeros(1, prompt, dtype=torch.long)
-        first = [_timed(lambda: model(ids, use_cache=True, logits_to_keep=1)) for _ in range(PROMPTS)]
-        cache = first[-1][1].past_key_values
-        steps = [_timed(lambda: model(ids[:, :1], past_key_values=cache, use_cache=True))[0] for _ in range(STEPS)]
-    return SkeletonTimes(statistics.median(steps), statistics.median(seconds for seconds, _ in first), prompt)
+    return model
 
 
 def _materialise(model: PreTrainedModel) -> None:
@@ -59,7 +65,8 @@ def _materialise(model: PreTrainedModel) -> None:
             tensor.detach().fill_(1)
 
 
-def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
+def timed(call: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds that a call took, and what it returned."""
     started = time.perf_counter()
     result = call()
     return time.perf_counter() - started, result

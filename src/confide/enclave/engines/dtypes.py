@@ -75,24 +75,34 @@ def token_seconds(dtype: torch.dtype, columns: int, *, other_way: bool, most: fl
 
     other_way: whether matrices are (columns, rows), as GPT-2's are.
     """
+
+    def pass_seconds(tokens: int, weights: int, most: float) -> float:
+        return _STREAMED * product_seconds(
+            dtype, columns, tokens, weights, other_way=other_way, most=most * weights / _STREAMED
+        )
+
+    each = _PROMPT_SHARE / PREFILL
+    seconds = each * pass_seconds(PREFILL, _LAYER, most / each)
+    for tokens in (1, _TOGETHER):
+        if seconds < most:
+            seconds += pass_seconds(tokens, _STREAMED, most)
+    return seconds
+
+
+def product_seconds(
+    dtype: torch.dtype, columns: int, tokens: int, weights: int, *, other_way: bool, most: float = math.inf
+) -> float:
+    """Of so many tokens with a matrix of so many weights, for each of these.
+
+    other_way: whether matrices are (columns, rows), as GPT-2's are. most: seconds of the product above which nobody
+    wants to know exactly.
+    """
     columns = min(columns, _WIDEST)
-
-    def weights(count: int) -> Tensor:
-        rows = count // columns
-        return torch.ones(columns, rows, dtype=dtype) if other_way else torch.ones(rows, columns, dtype=dtype)
-
-    def product(tokens: int, matrix: Tensor) -> Callable[[], Tensor]:
-        x = torch.ones(tokens, columns, dtype=dtype)
-        return (lambda: x @ matrix) if other_way else (lambda: linear(x, matrix))
-
+    rows = weights // columns
+    x = torch.ones(tokens, columns, dtype=dtype)
     with torch.inference_mode():
-        layer = weights(_LAYER)
-        each = _PROMPT_SHARE / PREFILL * _STREAMED / layer.numel()
-        seconds = each * shortest(product(PREFILL, layer), most / each)
-        for tokens in (1, _TOGETHER):
-            if seconds < most:
-                seconds += shortest(product(tokens, weights(_STREAMED)), most)
-        return seconds
+        matrix = torch.ones(columns, rows, dtype=dtype) if other_way else torch.ones(rows, columns, dtype=dtype)
+        return shortest((lambda: x @ matrix) if other_way else (lambda: linear(x, matrix)), most) / matrix.numel()
 
 
 def shortest(
