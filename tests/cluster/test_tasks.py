@@ -1,12 +1,9 @@
 """Variants measured as Ray tasks: the same results as here, gone on with where a run was stopped. Slow, as Ray is."""
 
 import json
-import os
 import pickle
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,28 +30,6 @@ def test_what_is_sent_to_a_task_loads_the_same_model(calibrated: bool) -> None:
     ids = torch.tensor([[1, 2, 3, 4]])
     with torch.no_grad():
         assert torch.equal(sent.load()(ids).logits, swept[4].load()(ids).logits)
-
-
-@pytest.fixture
-def ray(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """A cluster of one machine, as an operator starts it, and an environment that reaches it."""
-    folder = Path("/tmp") / f"ray-tasks-{os.getpid()}"  # noqa: S108 - sockets lie in it
-    environment = os.environ | {
-        "RAY_TMPDIR": str(folder),
-        "CONFIDE_HOME": str(tmp_path / "home"),
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": "0" * 64,
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        "RAY_USAGE_STATS_ENABLED": "0",
-    }
-    folder.mkdir()
-    start = ["start", "--head", "--port", "0", "--include-dashboard", "false", "--num-cpus", "2"]
-    subprocess.run([str(RAY), *start], env=environment, check=True, capture_output=True, timeout=600)
-    try:
-        yield "auto", environment
-    finally:
-        subprocess.run([str(RAY), "stop", "--force"], env=environment, check=False, capture_output=True, timeout=600)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.mark.slow

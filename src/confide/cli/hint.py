@@ -7,7 +7,9 @@ import typer
 from rich.markup import escape
 
 from confide.cli import output
+from confide.cli.on_ray import OnRay, mapped_on
 from confide.cli.options import Ca, Endpoint, Json, OwnerFile, Shell, TrustedOwner
+from confide.mapped import on_cores
 from confide.packages.manifest import Manifest, PackageKind
 from confide.packages.signing import open_package
 from confide.packages.trusted_owners import accepted_owners
@@ -20,6 +22,7 @@ def make(
     client: Shell,
     server: Annotated[Path, typer.Argument(help="The server folder of the same split.", metavar="SERVER_FOLDER")],
     owner: OwnerFile = None,
+    ray: OnRay = None,
     json: Json = False,
 ) -> None:
     """Make the hint of a shell that was split with --no-hint, and sign both folders again with its digests."""
@@ -28,8 +31,8 @@ def make(
     from confide.packages.hint_writer import add_hint
 
     key = read_key(owner)
-    with output.progress_of("making the hint", quiet=json) as on_hint:
-        manifest = add_hint(client, server, key, on_hint)
+    with mapped_on(ray, on_cores) as mapped, output.progress_of("making the hint", quiet=json) as on_hint:
+        manifest = add_hint(client, server, key, on_hint, mapped)
     _report(client, hint_size(manifest), "Made", json=json)
 
 

@@ -8,7 +8,9 @@ from rich.markup import escape
 
 from confide.cli import output
 from confide.cli.calibration import calibration_texts
+from confide.cli.on_ray import OnRay, mapped_on
 from confide.cli.options import Calibrate, Json
+from confide.mapped import one_by_one
 from confide.models.gguf.types import GgufType
 
 
@@ -17,6 +19,7 @@ def command(
     out: Annotated[Path, typer.Option(help="The GGUF file to write.", dir_okay=False)],
     type: Annotated[GgufType, typer.Option(help="Bits of most weights; see docs/serving.md.")] = GgufType.Q8_0,
     calibrate: Calibrate = None,
+    ray: OnRay = None,
     json: Json = False,
 ) -> None:
     """Write a model as GGUF for llama.cpp, in fewer bits.
@@ -28,13 +31,14 @@ def command(
 
     output.quiet_transformers()
     source = open_model(model)
-    with output.messages.status("reading the model") as status:
+    with mapped_on(ray, one_by_one) as mapped, output.messages.status("reading the model") as status:
         summary = write_gguf(
             source,
             out,
             type,
             lambda done, total: status.update(f"wrote {done} of {total} tensors"),
             calibration_texts(source, calibrate),
+            mapped,
         )
     if json:
         output.result(

@@ -8,8 +8,10 @@ from rich.markup import escape
 from rich.text import Text
 
 from confide.cli import output
+from confide.cli.on_ray import OnRay, mapped_on
 from confide.cli.options import Json, OwnerFile, TrustedOwner, require_text
 from confide.extras import named_extras
+from confide.mapped import one_by_one
 from confide.printable import printable
 
 if TYPE_CHECKING:
@@ -64,6 +66,7 @@ def build(
         typer.Option(help="A cross-encoder, which has the last word on the best 20 chunks.", metavar="FOLDER"),
     ] = None,
     owner: OwnerFile = None,
+    ray: OnRay = None,
     json: Json = False,
 ) -> None:
     """Cut documents into chunks, encrypt them for a key, and sign them with a head number that only grows."""
@@ -77,6 +80,8 @@ def build(
 
     if after is not None and name is not None:
         raise typer.BadParameter("the next head keeps the name of the corpus; leave --name out")
+    if ray is not None and embedder is None:
+        raise typer.BadParameter("--ray goes with --embedder, whose vectors are what takes long")
     require_absent(out)
     if embedder or reranker:
         output.quiet_transformers()
@@ -85,7 +90,7 @@ def build(
     before = SealedCorpus.open(after, same) if after else None
     # Before anything that takes long: what is none is refused at once.
     reranking = _reranker_files(reranker) if reranker else None
-    embed = _embedding(embedder) if embedder else None
+    embed = _embedding(embedder, ray) if embedder else None
     with output.messages.status("reading") as status:
         gathered = gather(
             folder,
@@ -201,14 +206,23 @@ def search(
         output.note("No chunk has a word of the question.")
 
 
-def _embedding(folder: Path) -> "Callable[[list[str], Callable[[int], None]], Embeddings]":
-    """What embeds texts with the model of a folder, and tells how many are done."""
+def _embedding(folder: Path, ray: str | None) -> "Callable[[list[str], Callable[[int], None]], Embeddings]":
+    """What embeds texts with the model of a folder, here or by tasks of a cluster, and tells how many are done."""
     with named_extras():
         from confide.models.encoders import Embedder, embedder_files
     from confide.packages.sealed.corpus import Embeddings
 
     files, model = embedder_files(folder), Embedder.load(folder)
-    return lambda texts, on_text: Embeddings(files, model.of_documents(texts, on_text))
+
+    def embed(texts: list[str], on_text: "Callable[[int], None]") -> Embeddings:
+        if ray is None:
+            return Embeddings(files, model.of_documents(texts, on_text))
+        with mapped_on(ray, one_by_one):
+            from confide.cluster.mapping import EmbeddingBatches
+
+            return Embeddings(files, model.of_documents(texts, on_text, EmbeddingBatches(folder)))
+
+    return embed
 
 
 def _reranker_files(folder: Path) -> dict[str, Path]:

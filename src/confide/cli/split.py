@@ -10,8 +10,10 @@ from rich.markup import escape
 
 from confide.cli import output
 from confide.cli.calibration import calibration_texts
+from confide.cli.on_ray import OnRay, mapped_on
 from confide.cli.options import ActivationBits, Calibrate, Json, OwnerFile, Protect, WeightBits
 from confide.cli.output import megabytes
+from confide.mapped import on_cores
 from confide.rlwe.parameters import Profile
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ def command(
         Path | None, typer.Option(help="Folder of a LoRA adapter, as peft saves it, to merge into the model first.")
     ] = None,
     owner: OwnerFile = None,
+    ray: OnRay = None,
     json: Json = False,
 ) -> None:
     """Cut a model into a shell for the client and int8 matrices for an untrusted server."""
@@ -59,7 +62,7 @@ def command(
         source = replace(source, adapter=read_adapter(merge_adapter))
     key = read_or_make_key(owner)
     provenance = _provenance(release, supersedes, source.adapter.digest if source.adapter else "")
-    with output.messages.status("quantizing and splitting") as status:
+    with mapped_on(ray, on_cores) as mapped, output.messages.status("quantizing and splitting") as status:
         summary = split(
             source,
             out,
@@ -73,6 +76,7 @@ def command(
             provenance=provenance,
             progress=lambda _, done, total: status.update(f"quantized {done} of {total} layer groups"),
             on_hint=lambda done, total: status.update(f"making the hint: {done / total:.0%} of {megabytes(total)}"),
+            mapped=mapped,
         )
     if json:
         output.result(

@@ -4,7 +4,7 @@ They come as folders, on disk or in memory (`confide.packages.sealed.memory`): e
 them out, re-rankers as transformers saves a classifier of one class. Code that a model brings along is never run.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, TypeVar, cast
@@ -112,16 +112,29 @@ class Embedder:
         return cosines
 
     def of_documents(
-        self, texts: Sequence[str], on_text: Callable[[int], None] = lambda count: None
+        self,
+        texts: Sequence[str],
+        on_text: Callable[[int], None] = lambda count: None,
+        batches: Callable[[Iterable[list[str]]], Iterator[NDArray[np.float32]]] | None = None,
     ) -> NDArray[np.float32]:
-        """The vectors of texts, shape [texts, dimensions]. on_text: told how many are done. EngineFault."""
+        """The vectors of texts, shape [texts, dimensions]. on_text: told how many are done. EngineFault.
+
+        batches: what gives the vectors of each of several batches, in place of this one's `of_batch`.
+        """
         vectors = np.empty((len(texts), self.dimensions), np.float32)
         order = sorted(range(len(texts)), key=lambda place: len(texts[place]))  # alike in length, and little is padded
-        for start in range(0, len(order), _BATCH):
-            places = order[start : start + _BATCH]
-            vectors[places] = self._vectors([self._embedding.document + texts[place] for place in places])
-            on_text(start + len(places))
+        places = [order[start : start + _BATCH] for start in range(0, len(order), _BATCH)]
+        asked = ([texts[place] for place in batch] for batch in places)
+        done = 0
+        for batch, found in zip(places, batches(asked) if batches else map(self.of_batch, asked), strict=True):
+            vectors[batch] = found
+            done += len(batch)
+            on_text(done)
         return vectors
+
+    def of_batch(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """The vectors of a few texts alike in length, as `of_documents`."""
+        return self._vectors([self._embedding.document + text for text in texts])
 
     def _vectors(self, texts: Sequence[str]) -> NDArray[np.float32]:
         states, mask = self._reading.states(texts)

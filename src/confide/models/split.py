@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from confide.errors import ConfideError
+from confide.mapped import Mapped, on_cores
 from confide.models.conversation import warn_of_plain_template
 from confide.models.precision import Recipe
 from confide.models.quantized import OnProgress, QuantizedGroup, QuantizedModel
@@ -83,13 +84,15 @@ def split(
     provenance: Provenance = UNNAMED,
     progress: OnProgress | None = None,
     on_hint: OnHint | None = None,
+    mapped: Mapped = on_cores,
 ) -> SplitSummary:
-    """Quantize a model and write its two halves; see `QuantizedModel.load` and `write_split`."""
+    """Quantize a model and write its two halves; see `QuantizedModel.load`, `write_split` and `HintWriter`."""
     with _drafts(Path(out)) as draft:
         quantized = QuantizedModel.load(
             source, protect=protect, recipe=recipe, profile=profile, texts=texts, progress=progress
         )
-        return _write(quantized, source.load_tokenizer(), draft, Path(out), owner, epoch, provenance, hint, on_hint)
+        tokenizer = source.load_tokenizer()
+        return _write(quantized, tokenizer, draft, Path(out), owner, epoch, provenance, hint, on_hint, mapped)
 
 
 def write_split(
@@ -110,7 +113,7 @@ def write_split(
     manifest says of it. Raises ConfideError where either folder exists.
     """
     with _drafts(Path(out)) as draft:
-        return _write(quantized, tokenizer, draft, Path(out), owner, epoch, provenance, hint, on_hint)
+        return _write(quantized, tokenizer, draft, Path(out), owner, epoch, provenance, hint, on_hint, on_cores)
 
 
 @contextmanager
@@ -139,12 +142,13 @@ def _write(
     provenance: Provenance,
     hint: bool,
     on_hint: OnHint | None,
+    mapped: Mapped,
 ) -> SplitSummary:
     client, server = draft / "client", draft / "server"
     client.mkdir()
     server.mkdir()
     manifest = msgspec.structs.replace(_table(quantized, epoch), provenance=provenance)
-    writer = HintWriter(manifest, owner) if manifest.profile is Profile.PRIVATE_WEIGHTS else None
+    writer = HintWriter(manifest, owner, mapped) if manifest.profile is Profile.PRIVATE_WEIGHTS else None
     _write_matrices(quantized, server, writer)
     if writer is None:
         _write_matrices(quantized, client, None)

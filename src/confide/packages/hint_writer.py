@@ -5,11 +5,9 @@ other weights it has nothing in common. A making that is interrupted goes on aft
 """
 
 import hashlib
-import os
 import shutil
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -19,12 +17,13 @@ from torch import Tensor
 
 from confide.disk.files import hold_folder, name_file, replace_file
 from confide.errors import ConfideError, InvalidPackage
+from confide.mapped import Mapped, on_cores
 from confide.packages.hint import hint_bytes, hint_size
 from confide.packages.manifest import HINT_FOLDER, Group, Manifest, PackageKind, hint_name, read_package_file
 from confide.packages.owner import OwnerKey
 from confide.packages.server_package import ServerPackage
 from confide.packages.signing import file_digest, open_package, resign_package
-from confide.rlwe.hint import TILE_ROWS, HintMaker, HintTile
+from confide.rlwe.hint import TILE_ROWS, HintMaker
 from confide.rlwe.parameters import Profile, require_noise_fits
 from confide.rlwe.public import PublicSeed
 
@@ -37,11 +36,13 @@ OnHint = Callable[[int, int], object]
 class HintWriter:
     """Makes the hint, and U, of one model of an owner.
 
-    manifest: of either half; its `hint` and `files` do not matter.
+    manifest: of either half; its `hint` and `files` do not matter. mapped: what makes tiles; it gets a layer group's
+    weights, and keys that are good for its hint alone.
     """
 
-    def __init__(self, manifest: Manifest, owner: OwnerKey) -> None:
+    def __init__(self, manifest: Manifest, owner: OwnerKey, mapped: Mapped = on_cores) -> None:
         self._manifest = manifest
+        self._mapped = mapped
         self._owner = owner
         self._public = PublicSeed(bytes.fromhex(manifest.model_digest), manifest.epoch)
 
@@ -91,8 +92,8 @@ class HintWriter:
             return digest
         parameters = group.parameters(self._manifest.profile)
         hashed = hashlib.sha256()
-        with path.with_suffix(".part").open("wb") as file:
-            for tile in _tiles(self._maker(index, weights(index)), group.rows):
+        with path.with_suffix(".part").open("wb") as file, _one_thread():
+            for tile in self._mapped(self._maker(index, weights(index)).tile, range(0, group.rows, TILE_ROWS)):
                 require_noise_fits(parameters, tile.noise_std)
                 content = tile.hint.data.cast("B")
                 hashed.update(content)
@@ -103,23 +104,13 @@ class HintWriter:
         return hashed.hexdigest()
 
 
-def _tiles(maker: HintMaker, rows: int) -> Iterator[HintTile]:
-    """All tiles in order, made by all cores, a few ahead of those that were taken.
-
-    Each by one thread: what a tile takes is too small to be shared among several, which would wait for each other.
-    """
-    workers = len(os.sched_getaffinity(0))
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """For each tile: what it takes is too small to be shared among several, which would wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            ahead: deque[Future[HintTile]] = deque()
-            for start in range(0, rows, TILE_ROWS):
-                if len(ahead) > workers:
-                    yield ahead.popleft().result()
-                ahead.append(pool.submit(lambda first: next(maker.rows(first)), start))
-            while ahead:
-                yield ahead.popleft().result()
+        yield
     finally:
         torch.set_num_threads(threads)
 
@@ -164,7 +155,9 @@ def forget_drafts(folder: Path) -> None:
         shutil.rmtree(draft)
 
 
-def add_hint(client: Path, server: Path, owner: OwnerKey, on_hint: OnHint | None = None) -> Manifest:
+def add_hint(
+    client: Path, server: Path, owner: OwnerKey, on_hint: OnHint | None = None, mapped: Mapped = on_cores
+) -> Manifest:
     """Make the hint of a split that has none, and sign both folders again. Returns the shell's layer table.
 
     Raises InvalidPackage for folders of different splits, of open weights or with a hint already, and for damaged
@@ -177,7 +170,8 @@ def add_hint(client: Path, server: Path, owner: OwnerKey, on_hint: OnHint | None
         raise InvalidPackage(f"{client} has open weights, which need no hint.")
     if (client / HINT_FOLDER).exists():
         raise InvalidPackage(f"{client / HINT_FOLDER} exists already; remove it to make the hint again.")
-    draft, digests = HintWriter(shell, owner).make(lambda index: package.group(index).weights, client.parent, on_hint)
+    writer = HintWriter(shell, owner, mapped)
+    draft, digests = writer.make(lambda index: package.group(index).weights, client.parent, on_hint)
     for folder, manifest in ((server, package.manifest), (client, shell)):
         resign_package(folder, msgspec.structs.replace(manifest, hint=digests), owner)
     place_hint(draft, client)

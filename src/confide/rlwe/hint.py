@@ -67,13 +67,15 @@ class HintMaker:
     def rows(self, first: int = 0) -> Iterator[HintTile]:
         """Tiles of rows, in order, from a row that is a multiple of TILE_ROWS."""
         for start in range(first, len(self._weights), TILE_ROWS):
-            yield self._tile(start, self._weights[start : start + TILE_ROWS])
+            yield self.tile(start)
 
     def u(self) -> Int8Array:
         """All of U in row form: int8 (rows, N)."""
         return u_rows(self._u_key, 0, len(self._weights))
 
-    def _tile(self, first: int, weights: Tensor) -> HintTile:
+    def tile(self, first: int) -> HintTile:
+        """The one that begins with this row, a multiple of TILE_ROWS."""
+        weights = self._weights[first : first + TILE_ROWS]
         u = u_rows(self._u_key, first, len(weights))
         error = error_rows(self._error_key, first, len(weights))
         total = _products(torch.from_numpy(u), self._p1)

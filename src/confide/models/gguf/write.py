@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from confide.disk.files import name_file
 from confide.errors import ConfideError
+from confide.mapped import Mapped, one_by_one
 from confide.models.calibration import collect_squares, cut
 from confide.models.ends import end_tokens
 from confide.models.gguf.architectures import Architecture, find_architecture
@@ -52,12 +53,17 @@ _WEIGHED: Final = (GgufType.Q6_K, GgufType.Q5_K_M, GgufType.Q5_0, GgufType.Q4_K_
 
 
 def write_gguf(
-    source: Source, out: Path, type: GgufType, progress: OnProgress | None = None, texts: Sequence[Tensor] = ()
+    source: Source,
+    out: Path,
+    type: GgufType,
+    progress: OnProgress | None = None,
+    texts: Sequence[Tensor] = (),
+    mapped: Mapped = one_by_one,
 ) -> GgufSummary:
     """Write a model of a known architecture with its tokenizer for llama.cpp; `out` appears when all of it is there.
 
     See `Mixture` for which tensor gets which type. texts: token ids, int64 (..., tokens), on which the model is run to
-    learn how much an error in each column of its matrices costs.
+    learn how much an error in each column of its matrices costs. mapped: what makes tensors of the file of the model's.
     Raises ModelNotSupported for other models, ConfideError where `out` cannot be written and where texts are given for
     a type that makes no use of them, NotInstalled where the type needs xllamacpp.
     """
@@ -89,7 +95,7 @@ def write_gguf(
     storage = {name: mixture.stored(name, tensor) for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
         _announce(writer, name, tensor, storage[name])
-    contents = (_stored(tensor, storage[name], importance.get(name)) for name, tensor in tensors.items())
+    contents = mapped(_stored, ((tensor, storage[name], importance.get(name)) for name, tensor in tensors.items()))
     _write(writer, contents, len(tensors), out, progress or (lambda *_: None))
     return GgufSummary(
         path=out,
@@ -163,8 +169,10 @@ def _write(
 
 
 def _stored(
-    tensor: Tensor, kind: GGMLQuantizationType, importance: Floats | None
+    asked: tuple[Tensor, GGMLQuantizationType, Floats | None],
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
+    """A tensor in its type; and what errors in its columns cost, where that is known."""
+    tensor, kind, importance = asked
     values = tensor.float().contiguous().numpy()
     if kind in _NUMPY:
         return values.astype(_NUMPY[kind], copy=False)
