@@ -39,6 +39,7 @@ def command(
             lambda done, total: status.update(f"wrote {done} of {total} tensors"),
             calibration_texts(source, calibrate),
             mapped,
+            keep=ray is not None,
         )
     if json:
         output.result(

@@ -2,10 +2,11 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from shutil import copy
+from typing import Any
 
 import pytest
 import torch
@@ -298,6 +299,35 @@ def test_a_file_appears_whole_or_not_at_all(demo: Source, tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ConfideError, match="cannot be written"):
         write_gguf(demo, tmp_path / "missing" / "model.gguf", GgufType.Q8_0)
+
+
+def test_a_run_that_was_stopped_is_gone_on_with(demo: Source, tmp_path: Path) -> None:
+    out, kept = tmp_path / "model.gguf", tmp_path / ".model.gguf.tensors"
+    made: list[int] = []
+
+    def counted(work: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        for item in items:
+            made.append(1)
+            yield work(item)
+
+    def stop(done: int, total: int) -> None:
+        if done == total // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_gguf(demo, out, GgufType.Q8_0, stop, mapped=counted, keep=True)
+    assert not out.exists()
+    first = len(made)
+    parts = sorted(kept.iterdir())
+    content = bytearray(parts[0].read_bytes())
+    content[40] ^= 1
+    parts[0].write_bytes(content)  # which is made again, as what is short is
+    parts[1].write_bytes(parts[1].read_bytes()[:-1])
+    summary = write_gguf(demo, out, GgufType.Q8_0, mapped=counted, keep=True)
+    assert len(made) == summary.tensors + 2 + (first - len(parts))
+    assert not kept.exists()
+    plain = write_gguf(demo, tmp_path / "plain.gguf", GgufType.Q8_0)
+    assert out.read_bytes() == plain.path.read_bytes()
 
 
 @pytest.mark.parametrize(("type", "value", "stored"), [(GgufType.F16, 70_000.0, "f32"), (GgufType.Q8_0, 4e-6, "f16")])

@@ -1,17 +1,22 @@
 """A model as one GGUF file, one tensor at a time."""
 
-from collections.abc import Callable, Iterable, Sequence
+import hashlib
+import io
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Final
 
 import numpy as np
+import torch
 from gguf import GGML_QUANT_VERSION, MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFWriter, LlamaFileType
 from gguf.quants import quant_shape_to_byte_shape, quantize
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from confide.disk.files import name_file
+from confide.disk.files import name_file, replace_file
 from confide.errors import ConfideError
 from confide.mapped import Mapped, one_by_one
 from confide.models.calibration import collect_squares, cut
@@ -45,6 +50,10 @@ class GgufSummary:
     wider: dict[str, str]
 
 
+_Asked = tuple[Tensor, GGMLQuantizationType, Floats | None]
+"""A tensor of the model, its type in the file, and what errors in its columns cost, where that is known."""
+_Content = np.ndarray[tuple[int, ...], np.dtype[np.generic]]
+_SHA256_BYTES: Final = 32
 _NUMPY: Final = {GGMLQuantizationType.F32: np.float32, GGMLQuantizationType.F16: np.float16}
 _READ_ONLY: Final = (GGMLQuantizationType.Q6_K, GGMLQuantizationType.Q5_K, GGMLQuantizationType.Q4_K)
 """What the `gguf` library does not write."""
@@ -59,11 +68,13 @@ def write_gguf(
     progress: OnProgress | None = None,
     texts: Sequence[Tensor] = (),
     mapped: Mapped = one_by_one,
+    keep: bool = False,
 ) -> GgufSummary:
     """Write a model of a known architecture with its tokenizer for llama.cpp; `out` appears when all of it is there.
 
     See `Mixture` for which tensor gets which type. texts: token ids, int64 (..., tokens), on which the model is run to
     learn how much an error in each column of its matrices costs. mapped: what makes tensors of the file of the model's.
+    keep: what is made in a folder beside `out` until all of it is, so that a run that was stopped is gone on with.
     Raises ModelNotSupported for other models, ConfideError where `out` cannot be written and where texts are given for
     a type that makes no use of them, NotInstalled where the type needs xllamacpp.
     """
@@ -95,8 +106,11 @@ def write_gguf(
     storage = {name: mixture.stored(name, tensor) for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
         _announce(writer, name, tensor, storage[name])
-    contents = mapped(_stored, ((tensor, storage[name], importance.get(name)) for name, tensor in tensors.items()))
+    asked = [(tensor, storage[name], importance.get(name)) for name, tensor in tensors.items()]
+    made = out.with_name(f".{out.name}.tensors")
+    contents = _kept(asked, made, mapped) if keep else mapped(_stored, asked)
     _write(writer, contents, len(tensors), out, progress or (lambda *_: None))
+    shutil.rmtree(made, ignore_errors=True)
     return GgufSummary(
         path=out,
         type=type,
@@ -144,7 +158,7 @@ def _announce(writer: GGUFWriter, name: str, tensor: Tensor, kind: GGMLQuantizat
 
 def _write(
     writer: GGUFWriter,
-    contents: Iterable[np.ndarray[tuple[int, ...], np.dtype[np.generic]]],
+    contents: Iterable[_Content],
     count: int,
     out: Path,
     progress: OnProgress,
@@ -168,10 +182,40 @@ def _write(
         draft.unlink(missing_ok=True)
 
 
-def _stored(
-    asked: tuple[Tensor, GGMLQuantizationType, Floats | None],
-) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
-    """A tensor in its type; and what errors in its columns cost, where that is known."""
+def _kept(asked: Sequence[_Asked], folder: Path, mapped: Mapped) -> Iterator[_Content]:
+    """The tensors in their types, each found in the folder, or made and put there: by what it is made of."""
+    folder.mkdir(exist_ok=True)
+    paths = [folder / _digest(one) for one in asked]
+    missing = [not _whole(path) for path in paths]
+    made = mapped(_stored, compress(asked, missing))
+    for path, new in zip(paths, missing, strict=True):
+        if new:
+            content = io.BytesIO()
+            np.save(content, next(made), allow_pickle=False)
+            packed = content.getvalue()
+            replace_file(path, hashlib.sha256(packed).digest() + packed)
+        yield np.load(io.BytesIO(path.read_bytes()[_SHA256_BYTES:]), allow_pickle=False)
+
+
+def _digest(asked: _Asked) -> str:
+    tensor, kind, importance = asked
+    hashed = hashlib.sha256(f"{kind.name} {tensor.dtype} {tuple(tensor.shape)} {importance is None}\n".encode())
+    hashed.update(tensor.detach().contiguous().view(torch.uint8).numpy().data)
+    if importance is not None:
+        hashed.update(np.ascontiguousarray(importance).data)
+    return hashed.hexdigest()
+
+
+def _whole(path: Path) -> bool:
+    """Whether it is a file as it was written."""
+    if not path.is_file():
+        return False
+    content = path.read_bytes()
+    return hashlib.sha256(content[_SHA256_BYTES:]).digest() == content[:_SHA256_BYTES]
+
+
+def _stored(asked: _Asked) -> _Content:
+    """A tensor as the file has it."""
     tensor, kind, importance = asked
     values = tensor.float().contiguous().numpy()
     if kind in _NUMPY:
