@@ -133,9 +133,9 @@ class KeptStore(Store):
         raise self._gone()
 
     @property
-    def _over(self) -> bool:
-        """Whether there is no channel any more, free or not."""
-        return all(channel.closed for channel in self._channels[1:])
+    def over(self) -> bool:
+        """Whether there is no keeper any more, or no channel to it."""
+        return self._process.poll() is not None or all(channel.closed for channel in self._channels[1:])
 
     def _gone(self) -> LedgerUnavailable:
         return LedgerUnavailable(
@@ -148,9 +148,9 @@ class KeptStore(Store):
     def _borrowed(self) -> Iterator[Connection]:
         """A channel that no other thread uses meanwhile."""
         try:
-            channel = self._free.get(block=not self._over, timeout=_TURN_SECONDS)
+            channel = self._free.get(block=not self.over, timeout=_TURN_SECONDS)
         except queue.Empty:
-            if self._over:
+            if self.over:
                 raise self._gone() from None
             raise LedgerUnavailable(f"The ledger {self.place} is asked for too much at once; try again.") from None
         try:

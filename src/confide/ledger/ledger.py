@@ -300,6 +300,11 @@ class Ledger:
         return time.monotonic() - self._fresh_at <= TOUCH_SECONDS
 
     @property
+    def over(self) -> bool:
+        """Whether only another process can ever answer from it again."""
+        return self._store.over
+
+    @property
     def _fresh(self) -> bool:
         return time.monotonic() - self._fresh_at <= LICENCE_SECONDS
 

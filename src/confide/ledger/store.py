@@ -102,6 +102,11 @@ class Store(ABC):
         self.place = place
         self._woken = threading.Event()
 
+    @property
+    def over(self) -> bool:
+        """Whether it will never again be usable by this process."""
+        return False
+
     # -- rows --------------------------------------------------------------------------------------------------
 
     def rows(self, table: str, **where: Any) -> list[Row]:

@@ -21,6 +21,8 @@ from confide.enclave.api.public import public_app
 from confide.enclave.api.users import Users
 from confide.enclave.workload import Workload
 from confide.errors import EngineUnavailable, LedgerUnavailable
+from confide.ledger.address import DatabaseAddress
+from confide.ledger.keeper import KeptStore
 from confide.ledger.ledger import Ledger
 from confide.ledger.licences import licence_book
 from confide.ledger.store import Store
@@ -449,3 +451,18 @@ def test_a_request_says_that_it_may_wait(tmp_path: Path) -> None:
 
         asyncio.run(crowd())
         assert order == ["a first prompt of many words that takes a while", "user", "batch"]
+
+
+def test_a_service_whose_ledger_nobody_keeps_any_more_asks_to_be_restarted(database: DatabaseAddress) -> None:
+    store = KeptStore(database)
+    shown = Serving(FakeEngine(), users=Users(Ledger(store), MODEL))
+    with serving(public_app(Workload(None), shown, tls_ends_here=True)) as url:  # type: ignore[arg-type]
+
+        def answers() -> tuple[int, int]:
+            return httpx.get(f"{url}/health").status_code, httpx.get(f"{url}/health/live").status_code
+
+        assert answers() == (200, 200)
+        vars(store)["_process"].kill()
+        eventually(lambda: answers()[1] == 503)
+        assert httpx.get(f"{url}/health/live").json()["reason"] == "ledger-unavailable"
+        eventually(lambda: answers() == (503, 503))

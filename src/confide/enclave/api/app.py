@@ -21,7 +21,7 @@ from confide.enclave.api.responses import Responses
 from confide.enclave.api.service import Service
 from confide.enclave.api.simple import Simple
 from confide.enclave.api.sources import Search
-from confide.errors import ConfideError
+from confide.errors import ConfideError, LedgerUnavailable
 from confide.net.body import Bodies
 
 _DOCUMENTS: Final = 4
@@ -81,7 +81,7 @@ def _documents(serving: Serving, search: Search) -> list[Route]:
 
 def health_routes(service: Service) -> list[Route]:
     """/health, for whoever sends requests here, and /health/live, for whoever restarts what is dead."""
-    return [Route("/health", partial(health, service)), Route("/health/live", live)]
+    return [Route("/health", partial(health, service)), Route("/health/live", partial(live, service))]
 
 
 async def health(service: Service, _request: Request) -> Response:
@@ -94,6 +94,8 @@ async def health(service: Service, _request: Request) -> Response:
     return json_response({"status": "ok"})
 
 
-async def live(_request: Request) -> Response:
-    """That there is a server, whatever its engine does: while it answers, a restart is not called for."""
+async def live(service: Service, _request: Request) -> Response:
+    """That there is a server, whatever its engine does: with status 503 where nothing but a restart would help."""
+    if service.users is not None and service.users.over:
+        return json_response({"status": "failed", "reason": LedgerUnavailable.code}, 503)
     return json_response({"status": "ok"})

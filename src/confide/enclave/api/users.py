@@ -92,6 +92,11 @@ class Users:
         if not self._ledger.in_touch:
             raise _uncounted()
 
+    @property
+    def over(self) -> bool:
+        """Whether nobody can be counted any more before this process is started again."""
+        return self._ledger.over
+
     async def charge(self, account: Account, tokens: int, key_hash: bytes) -> None:
         """Count tokens, durably leased. LicenceRefused, BudgetExhausted, ServerBusy, and as `ask`."""
         ledger = self._ledger
