@@ -150,16 +150,16 @@ def test_an_interrupted_making_goes_on(
 ) -> None:
     """Whole groups are not made again; the rest comes out the same."""
     made: list[HintMaker] = []
-    rows = HintMaker.rows
+    tile = HintMaker.tile
 
-    def watched(maker: HintMaker, first: int = 0) -> Iterator[HintTile]:
+    def watched(maker: HintMaker, first: int) -> HintTile:
         if first == 0:
             made.append(maker)
             if len(made) == 4:
                 raise KeyboardInterrupt
-        return rows(maker, first)
+        return tile(maker, first)
 
-    monkeypatch.setattr(HintMaker, "rows", watched)
+    monkeypatch.setattr(HintMaker, "tile", watched)
     with pytest.raises(KeyboardInterrupt):
         split(tiny_llama, tmp_path / "out", owner=OWNER)
     left = [path.name for path in (tmp_path / "out").iterdir()]
