@@ -50,6 +50,8 @@ class FleetTimes:
         self.ahead_bytes: Sequence[int] = [AHEAD_BYTES * sum(group.rows for group in stage) for stage in self._stages]
         self._requests = [sum(rates.server.request.seconds(group) for group in stage) for stage in self._stages]
         self._wakeups = [sum(rates.server.wakeups.seconds(group) for group in stage) for stage in self._stages]
+        self._bytes = [sum(group.online_bytes for group in stage) for stage in self._stages]
+        self._own: dict[tuple[int, int], float] = {}
         self._pads = sum(rates.client.pads.seconds(group) for group in groups)
         self._known: dict[tuple[int, int, int, int], tuple[float, float]] = {}
 
@@ -91,9 +93,12 @@ class FleetTimes:
 
     def own(self, stage: int, tokens: int) -> float:
         """See `fleet.Times`. What no stage has is shared out over all of them."""
-        rate = self._rates.client.token if tokens == 1 else self._rates.client.prompt_token
-        masking = sum(group.prompt_tokens(tokens) * rate.seconds(group) for group in self._stages[stage])
-        return masking + self._beside(tokens) / self.stages
+        key = (stage, tokens)
+        if key not in self._own:
+            rate = self._rates.client.token if tokens == 1 else self._rates.client.prompt_token
+            masking = sum(group.prompt_tokens(tokens) * rate.seconds(group) for group in self._stages[stage])
+            self._own[key] = masking + self._beside(tokens) / self.stages
+        return self._own[key]
 
     def _beside(self, tokens: int) -> float:
         skeleton, rates = self._skeleton, self._rates
@@ -107,9 +112,7 @@ class FleetTimes:
 
     def trip(self, stage: int, tokens: int) -> float:
         """See `fleet.Times`."""
-        groups = self._stages[stage]
-        size = tokens * sum(group.online_bytes for group in groups)
-        return self._wakeups[stage] + self._network.seconds(len(groups), size)
+        return self._wakeups[stage] + self._network.seconds(len(self._stages[stage]), tokens * self._bytes[stage])
 
     def pads(self) -> float:
         """See `fleet.Times`."""
