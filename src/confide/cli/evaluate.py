@@ -1,8 +1,9 @@
 """`confide evaluate`: what quantization costs in quality, and that the protocol costs nothing on top."""
 
 import dataclasses
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -264,7 +265,7 @@ class _Evaluation:
         from confide.cluster.ray_cluster import connected
         from confide.cluster.tasks import measure_on_ray
 
-        with connected(self._request.ray):
+        with connected(self._request.ray), redirect_stdout(sys.stderr):  # see `on_ray`
             yield measure_on_ray
 
     @contextmanager
