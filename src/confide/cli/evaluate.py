@@ -1,9 +1,8 @@
 """`confide evaluate`: what quantization costs in quality, and that the protocol costs nothing on top."""
 
 import dataclasses
-import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +15,8 @@ from rich.table import Table
 from confide.cli import evaluate_attention, measuring, output
 from confide.cli.calibration import calibration_texts
 from confide.cli.measuring import Model, Out, TopK
+from confide.cli.on_ray import on_cluster
 from confide.cli.options import ActivationBits, Calibrate, Json, Protect, WeightBits
-from confide.cluster.ray_settings import set_before_ray
 from confide.errors import EvaluationError
 
 if TYPE_CHECKING:
@@ -261,11 +260,9 @@ class _Evaluation:
 
             yield measure_variants
             return
-        set_before_ray(self._request.ray)
-        from confide.cluster.ray_cluster import connected
-        from confide.cluster.tasks import measure_on_ray
+        with on_cluster(self._request.ray):
+            from confide.cluster.tasks import measure_on_ray
 
-        with connected(self._request.ray), redirect_stdout(sys.stderr):  # see `on_ray`
             yield measure_on_ray
 
     @contextmanager

@@ -22,16 +22,23 @@ OnRay = Annotated[
 
 
 @contextmanager
+def on_cluster(ray: str) -> Iterator[None]:
+    """This process in a Ray cluster. What Ray prints of its own workers is no result, and goes to standard error."""
+    set_before_ray(ray)
+    from confide.cluster.ray_cluster import connected
+
+    with connected(ray), redirect_stdout(sys.stderr):
+        yield
+
+
+@contextmanager
 def mapped_on(ray: str | None, otherwise: Mapped) -> Iterator[Mapped]:
     """Tasks of a cluster, if there is an address, else `otherwise`. ClusterUnavailable."""
     if ray is None:
         yield otherwise
         return
-    set_before_ray(ray)
-    from confide.cluster.mapping import on_ray, require_private
-    from confide.cluster.ray_cluster import connected
+    with on_cluster(ray):
+        from confide.cluster.mapping import on_ray, require_private
 
-    # Ray prints what it has to say of its own workers, which is no result.
-    with connected(ray), redirect_stdout(sys.stderr):
         require_private()
         yield on_ray

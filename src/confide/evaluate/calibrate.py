@@ -38,7 +38,7 @@ from confide.models.protected import protect_group
 from confide.packages.checks import CHECKS_NAME, checks_for, read_checks, write_checks
 from confide.packages.entropy import row_entropy
 from confide.packages.hint import Hint
-from confide.packages.hint_writer import HintWriter, place_hint
+from confide.packages.hint_writer import HintWriter, one_thread, place_hint
 from confide.packages.manifest import FORMAT, MASK_TENSOR, Group, Layer, Manifest, ModelDigest, PackageKind
 from confide.packages.owner import OwnerKey
 from confide.packages.server_package import ServerPackage, group_file, row_norms
@@ -84,7 +84,7 @@ def calibrate() -> Rates:
         client, server = _write_packages(Path(folder))
         package = ServerPackage.open(server)
         matrices = [GroupMatrix(stored.weights, stored.u) for stored in package.load()]
-        with _one_thread():
+        with one_thread():
             pads, contributions = _ahead_seconds(client, package, matrices)
             products = [(tokens, _product_seconds(matrices, tokens)) for tokens in BATCHES]
         threads = _threads_speedup(matrices[-1])
@@ -205,24 +205,13 @@ def _threads_speedup(matrix: GroupMatrix) -> float:
     """By how much torch's threads together are faster than one with the largest product, and at least 1."""
     planes, keys = _digits(PLANES, BATCHES[-1], LARGE), matrix.ahead(_digits(BATCHES[-1], PLANES, RING_DEGREE))
     together = statistics.median(_seconds(partial(matrix.answer, planes, keys)) for _ in range(PRODUCTS))
-    with _one_thread():
+    with one_thread():
         alone = statistics.median(_seconds(partial(matrix.answer, planes, keys)) for _ in range(PRODUCTS))
     return max(1.0, alone / together)
 
 
 def _digits(*shape: int) -> NDArray[np.int8]:
     return np.random.default_rng(0).integers(-128, 128, shape, dtype=np.int8)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """As the server's event loop has, and a client's pool."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _product(client: Path, url: str) -> RemoteProduct:
@@ -292,7 +281,7 @@ def _crowd_seconds(manifest: Manifest, url: str, loop_seconds: Callable[[], floa
 
 def _uncached_seconds() -> float:
     """How much longer a weight takes in the product of one token, in seconds, if many matrices take turns, not two."""
-    with _one_thread():
+    with one_thread():
         ones = torch.ones(UNCACHED_MATRICES, LARGE, LARGE, dtype=torch.int8)
         matrices = [PackedMatrix.where_faster(matrix) for matrix in ones]
         few, many = (_turns_seconds(matrices[:count], 2 * UNCACHED_MATRICES) for count in (2, UNCACHED_MATRICES))

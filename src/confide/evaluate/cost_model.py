@@ -98,6 +98,15 @@ class GroupRate:
         return linear + self.per_weight * group.weights
 
 
+def between(measured: Sequence[tuple[int, float]], number: int) -> float:
+    """On the straight lines through what was measured, ascending, and beyond it; below the first, that one."""
+    if number <= measured[0][0] or len(measured) == 1:
+        return measured[0][1]
+    later = next((index for index, (most, _) in enumerate(measured) if most >= number), len(measured) - 1)
+    (few, less), (many, more) = measured[later - 1 : later + 1]
+    return less + (more - less) * (number - few) / (many - few)
+
+
 @dataclass(frozen=True)
 class ServerRates:
     """How fast a layer server's event loop is.
@@ -114,12 +123,7 @@ class ServerRates:
 
     def product(self, group: GroupShape, tokens: int) -> float:
         """Seconds: between what was measured, and beyond it, along a straight line."""
-        if len(self.products) == 1 or tokens <= self.products[0][0]:
-            return self.products[0][1].seconds(group)
-        later = next((index for index, (most, _) in enumerate(self.products) if most >= tokens), len(self.products) - 1)
-        (few, less), (many, more) = self.products[later - 1 : later + 1]
-        share = (tokens - few) / (many - few)
-        return (1 - share) * less.seconds(group) + share * more.seconds(group)
+        return between([(measured, rate.seconds(group)) for measured, rate in self.products], tokens)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from confide.enclave.engines.engine import PARALLEL, Dtype
 from confide.enclave.engines.rows import Batching, Rows
 from confide.enclave.engines.transformers_engine import PREFILL
 from confide.enclave.engines.turns import FIRST_STEPS
-from confide.evaluate.cost_model import Network
+from confide.evaluate.cost_model import Network, between
 from confide.evaluate.fleet import Balancing, Served, Simulated, after
 from confide.evaluate.skeleton import timed, without_linear
 from confide.evaluate.trace import Arrival
@@ -63,7 +63,7 @@ class PassTimes:
         """Of so many tokens of prompts and one of each answer; begun: prompts that end in it."""
         if not prompt + answers:
             return 0.0
-        beside = self.part * prompt / PREFILL + (_between(self.rows, answers) if answers else 0.0)
+        beside = self.part * prompt / PREFILL + (between(self.rows, answers) if answers else 0.0)
         if self.together:
             return beside + self._products(prompt + answers, answers + begun)
         alone = self._products(prompt, begun) if prompt else 0.0
@@ -71,17 +71,8 @@ class PassTimes:
 
     def _products(self, tokens: int, asked: int) -> float:
         """asked: tokens whose logits are."""
-        head = self.head_weights * _between(self.products, asked) if asked else 0.0
-        return self.weights * _between(self.products, tokens) + head
-
-
-def _between(measured: Sequence[tuple[int, float]], number: int) -> float:
-    """On the straight lines through what was measured; below the first, that one."""
-    if number <= measured[0][0] or len(measured) == 1:
-        return measured[0][1]
-    later = next((index for index, (most, _) in enumerate(measured) if most >= number), len(measured) - 1)
-    (few, less), (many, more) = measured[later - 1 : later + 1]
-    return less + (more - less) * (number - few) / (many - few)
+        head = self.head_weights * between(self.products, asked) if asked else 0.0
+        return self.weights * between(self.products, tokens) + head
 
 
 def time_passes(config: PreTrainedConfig, context: int) -> PassTimes:

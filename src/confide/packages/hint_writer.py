@@ -92,7 +92,7 @@ class HintWriter:
             return digest
         parameters = group.parameters(self._manifest.profile)
         hashed = hashlib.sha256()
-        with path.with_suffix(".part").open("wb") as file, _one_thread():
+        with path.with_suffix(".part").open("wb") as file, one_thread():
             for tile in self._mapped(self._maker(index, weights(index)).tile, range(0, group.rows, TILE_ROWS)):
                 require_noise_fits(parameters, tile.noise_std)
                 content = tile.hint.data.cast("B")
@@ -105,8 +105,8 @@ class HintWriter:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """For each tile: what it takes is too small to be shared among several, which would wait for each other."""
+def one_thread() -> Iterator[None]:
+    """Of torch's, for each operation: those too small to be shared among several, which would wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
